@@ -1,0 +1,141 @@
+"""Every key of every program, with its unit and its default; an experiment file says only what differs.
+
+A section that selects an algorithm (`model`, `rope`, `search.objective`, `search.algorithm`, `optimizer.schedule`) holds the selector and exactly that
+algorithm's arguments, and is replaced as a block: `config.rope = dict(method="yarn", factor=8.0, ...)`.
+A path may be relative to the folder the program is started in.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """Returns the configuration that every experiment file starts from."""
+    config = ConfigDict()
+    config.seed = 0  # one seed for everything random
+    config.model = checkpoint_model(path="")  # what to start from
+    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else its own scaling; "file": path; or a method with its constants
+    config.target_len = 0  # tokens the model is to be extended to; 0 = the model's own
+    config.original_len = 0  # tokens the rope was trained on; 0 = as the checkpoint says
+    config.forward = forward()
+    config.data = data()
+    config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # devices on each axis; one of them may be -1 (the rest)
+    config.eval = evaluation()
+    config.train = training()
+    config.optimizer = optimizer()
+    config.checkpoint = checkpoint()
+    config.search = search()
+    config.sweep = ConfigDict()  # {"dotted.key" with dots written as "__": tuple of values}: search.py runs the product
+    return config
+
+
+def checkpoint_model(path: str) -> ConfigDict:
+    """Start from a checkpoint: a Hugging Face folder, a workdir, or one step of it."""
+    return ConfigDict(dict(source="checkpoint", path=path))
+
+
+def forward() -> ConfigDict:
+    """How the model is run (llama.ForwardSettings)."""
+    section = ConfigDict()
+    section.attention = "blockwise"  # reference | blockwise
+    section.attention_block = 512  # tokens in a block of keys or queries
+    section.compute_dtype = "float32"  # float32 | bfloat16: activations and matrix products
+    section.remat = "full"  # none | full: what the backward pass recomputes
+    return section
+
+
+def data() -> ConfigDict:
+    """Text and tokens."""
+    section = ConfigDict()
+    section.train_files = ()  # files or globs: .txt .jsonl .parquet .gz .zst, ...
+    section.eval_files = ()  # files or globs, held out
+    section.exclude = ()  # globs that neither list may match
+    section.text_field = "text"  # field of a JSONL or Parquet record
+    section.skip_bad_lines = 0  # JSONL lines that may be broken before it is an error
+    section.tokenizer = ""  # folder, tokenizer.json or "bytes"; "" = the checkpoint's
+    section.cache_dir = ""  # where tokens are kept; "" = the user's cache folder
+    section.mode = "chunk"  # chunk: one document's tokens a row | pack: whole documents packed
+    return section
+
+
+def evaluation() -> ConfigDict:
+    """What is measured, by evaluate.py and on the way by train.py."""
+    section = ConfigDict()
+    section.suites = ("perplexity", "passkey")  # which evaluators run
+    section.lengths = (512,)  # tokens
+    section.num_windows = 16  # windows of text at each length
+    section.windows_per_doc = 4  # at most, of one document
+    section.offset_tokens = 0  # tokens of each document that are passed over
+    section.batch_tokens = 8192  # tokens in one forward pass, at most (one window at least)
+    section.stride = 0  # tokens; 0 = one whole window, otherwise a sliding window of `window` tokens
+    section.window = 0  # tokens in the sliding window; 0 = the model's original length
+    section.aggregation = "token_mean"  # token_mean | window_mean | doc_mean
+    section.methods = ()  # further rows: names of rope methods ("none", "pi", "ntk", "yarn"), with their usual constants
+    section.rope_len = 0  # tokens for which the factors are chosen; 0 = each length's own
+    section.baseline = "yarn"  # the row that every other row is compared with, if it is there
+    section.passkey_trials = 12  # at each length
+    section.bootstrap_samples = 10_000  # of the paired comparison
+    return section
+
+
+def training() -> ConfigDict:
+    """The training loop."""
+    section = ConfigDict()
+    section.seq_len = 512  # tokens in a row
+    section.batch_size = 8  # rows in an optimizer step, over all devices
+    section.accumulation = 1  # equal parts a step's batch is cut into
+    section.steps = 100  # optimizer steps
+    section.log_every = 10  # steps
+    section.eval_every = 0  # steps; 0 = only at the end
+    section.max_bad_steps = 5  # steps in a row with a non-finite loss or gradient before it stops
+    section.param_dtype = "float32"  # master weights
+    section.chunk_tokens = 512  # tokens whose logits exist at one time
+    return section
+
+
+def optimizer() -> ConfigDict:
+    """AdamW, as LongRoPE's research template has it."""
+    section = ConfigDict()
+    section.learning_rate = 2e-5  # at the peak
+    section.schedule = dict(name="linear", warmup_steps=20, final_fraction=0.0)  # linear | constant | cosine
+    section.b1 = 0.9
+    section.b2 = 0.999
+    section.eps = 1e-8
+    section.weight_decay = 0.0
+    section.clip_norm = 1.0  # of the global gradient; 0 = no clipping
+    return section
+
+
+def checkpoint() -> ConfigDict:
+    """What is saved, and when."""
+    section = ConfigDict()
+    section.every = 50  # steps
+    section.keep_last = 2  # newest checkpoints kept
+    section.keep_every = 0  # steps whose multiples are kept for ever; 0 = none
+    section.asynchronous = True  # training goes on while it is written
+    return section
+
+
+def search() -> ConfigDict:
+    """The search for factors (LongRoPE, Algorithm 1, with the constants of section 4.1)."""
+    section = ConfigDict()
+    section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
+    section.algorithm = dict(
+        name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono
+        population=64,  # P
+        mutations=16,  # N1
+        crossovers=16,  # N2
+        parents=32,  # k
+        iterations=40,  # T: the generations, the first one counted
+        mutation_probability=0.3,  # p, of a gene
+        crossover_tries=20,  # before a child is made by mutation instead
+        step=0.01,  # grid of the factors
+        bound=1.25,  # the largest factor is bound * target_len / training_len
+        halve_above=524_288,  # tokens; a longer target halves P, N1, N2 and k; 0 = never
+    )
+    section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # n̂ is one of these
+    section.attention_factor = "su"  # su | yarn | a number: the same for every candidate of a search
+    section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document
+    section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
+    section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device
+    section.compare = True  # score every baseline with its own and with the search's attention factor
+    return section

@@ -1,0 +1,27 @@
+"""The one exception that means "your input", and help with a misspelt name."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class InputError(ValueError):
+    """The user's mistake. Its message is one line: where, the rule, the value got, the remedy; programs print it and exit with 2."""
+
+
+def nearest(name: object, known: Iterable[object]) -> str:
+    """Returns "Did you mean 'x'? Known: a, b, x." for a name that is not among `known`."""
+    names = sorted(str(item) for item in known)
+    close = difflib.get_close_matches(str(name), names, n=1)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."
+
+
+def choose(path: str, name: object, known: dict):
+    """Returns known[name].
+
+    Raises:
+      InputError: there is no such name; `path` says which setting is meant.
+    """
+    if name not in known:
+        raise InputError(f"Unknown {path} '{name}'. {nearest(name, known)}")
+    return known[name]
