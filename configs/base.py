@@ -24,7 +24,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer()
     config.checkpoint = checkpoint()
     config.search = search()
-    config.sweep = ConfigDict()  # {"dotted.key" with dots written as "__": tuple of values}: search.py runs the product
+    config.sweep = ()  # (("dotted.key", (value, value)), ...): search.py runs the product
     return config
 
 
