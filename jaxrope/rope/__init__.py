@@ -1,0 +1,30 @@
+"""Rotary position embeddings, rescaled: methods, exact phases, published factors, and the file format of a result."""
+
+from jaxrope.rope.file import load, provenance, save
+from jaxrope.rope.methods import METHODS, Bucket, Geometry, RopeFn, attention_factor, make, remarks
+from jaxrope.rope.presets import catalogue, preset
+from jaxrope.rope.rotary import Rope, base_inv_freq, build, cos_sin, inv_freq, rotate, stack, turn_words, with_factors
+
+__all__ = [
+    "METHODS",
+    "Bucket",
+    "Geometry",
+    "Rope",
+    "RopeFn",
+    "attention_factor",
+    "base_inv_freq",
+    "build",
+    "catalogue",
+    "cos_sin",
+    "inv_freq",
+    "load",
+    "make",
+    "preset",
+    "provenance",
+    "remarks",
+    "rotate",
+    "save",
+    "stack",
+    "turn_words",
+    "with_factors",
+]
