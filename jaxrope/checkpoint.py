@@ -1,0 +1,340 @@
+"""Checkpoints: the only module that knows orbax.
+
+A step is a folder `<workdir>/checkpoints/<step, 8 digits>/` with the items `params`, optionally
+`opt_state`, and `meta`, a JSON object. Orbax commits a step by one rename, but it offers any folder
+with a step's name, casts dtypes silently, and its data files carry no checksum: a flipped bit
+restores without complaint. So `meta` also holds every leaf's shape, dtype and digest: a step is
+whole only if its `meta` is (steps.py), a target that differs is refused before anything is read,
+and what was read is compared with its digest.
+"""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+
+from jaxrope.digest import digest
+from jaxrope.errors import InputError
+from jaxrope.steps import (
+    FORMAT,
+    find_step,
+    read_meta,
+    rejected,
+    seal,
+    step_folder,
+    steps_root,
+    whole_steps,
+)
+
+_TRASH = ".trash"  # orbax renames an old step into it, which a kill cannot interrupt; emptied by us
+_REJECTED = ".rejected"  # folders with a step's name that hold no whole step
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint could not be written (a full disk, a lost mount). Its message is one line."""
+
+
+def save_params(directory: Path, step: int, params, meta: dict) -> Path:
+    """Writes parameters alone as one step of a workdir, and returns the step's folder once durable."""
+    store = Checkpoints(directory, keep_last=None, asynchronous=False)
+    try:
+        store.save(step, params, None, meta)
+    finally:
+        store.close()
+    return step_folder(directory, step)
+
+
+def restore_params(path: Path, abstract_params=None, step: int | None = None):
+    """Reads the parameters of a step.
+
+    Args:
+      path: a workdir, its `checkpoints` folder, or the folder of one step.
+      abstract_params: tree of jax.ShapeDtypeStruct, as saved; a leaf without a sharding goes to the
+        first device. None = as nested dicts, as saved.
+      step: which step of a workdir; None = the newest whole one.
+
+    Returns:
+      (params, meta)
+
+    Raises:
+      InputError: there is no whole step; names, shapes or dtypes differ from `abstract_params`; the
+        data is damaged (step and leaf are named).
+    """
+    folder = find_step(path, step)
+    meta = read_meta(folder)
+    return _restore_item(folder, "params", abstract_params, meta), meta
+
+
+class Checkpoints:
+    """The checkpoints of one run, for the process that writes them.
+
+    Opening it removes what a kill left behind (orbax's temporary folders, the trash) and puts aside
+    whatever has a step's name without being a whole step: orbax would count it as one, both when it
+    looks for the newest and when it removes old ones. `rejected` says what was put aside.
+    """
+
+    def __init__(
+        self,
+        workdir: Path,
+        *,
+        keep_last: int | None = 2,
+        keep_every: int = 0,
+        asynchronous: bool = True,
+    ):
+        """Opens `<workdir>/checkpoints`, which is made if needed.
+
+        Args:
+          workdir: the run's folder.
+          keep_last: the newest steps that are kept; None = all.
+          keep_every: steps whose number is a multiple are kept for ever; 0 = none.
+          asynchronous: `save` returns once the arrays are copied, and the writing goes on behind.
+
+        Raises:
+          InputError: the folder cannot be made or written to.
+        """
+        self.root = steps_root(workdir)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"{self.root} cannot be written to: {error.strerror}. Give a --workdir that can be "
+                "made and written."
+            ) from None
+        self.rejected = self._put_aside()
+        self._empty_trash()
+        policies = ocp.checkpoint_managers
+        kept = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
+        if keep_every:
+            kept.append(policies.EveryNSteps(keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=policies.AnyPreservationPolicy(kept),
+            enable_async_checkpointing=asynchronous,
+            cleanup_tmp_directories=True,
+            todelete_subdir=_TRASH,
+            step_format_fixed_length=8,
+        )
+        self._manager = ocp.CheckpointManager(
+            self.root, item_names=("params", "opt_state", "meta"), options=options
+        )
+        self._requested = self.latest()
+        self._durable = self._requested
+
+    def latest(self) -> int | None:
+        """Returns the newest whole step, or None."""
+        steps = whole_steps(self.root)
+        return steps[-1] if steps else None
+
+    @property
+    def durable_step(self) -> int | None:
+        """The newest step known to be on disk; a step that is still being written does not count."""
+        if not self._manager.is_saving_in_progress():
+            self._durable = self._requested
+        return self._durable
+
+    def save(self, step: int, params, opt_state, meta: dict) -> None:
+        """Saves a step; the arrays may be donated as soon as this returns.
+
+        Raises:
+          CheckpointError: this save, or one before it that was still being written, failed.
+        """
+        self.check()
+        trees = {"params": params}
+        if opt_state is not None:
+            trees["opt_state"] = opt_state
+        leaves = {item: _leaves(tree) for item, tree in trees.items()}
+        full = {**meta, "step": step, "format": FORMAT, "leaves": leaves}
+        full["sha256"] = seal(full)
+        args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
+        # Without force orbax skips a step that is not above its newest one, and only returns False.
+        done = self._surfacing(
+            lambda: self._manager.save(
+                step, args=ocp.args.Composite(**args, meta=ocp.args.JsonSave(full)), force=True
+            )
+        )
+        if not done:
+            raise CheckpointError(f"step {step} was not saved to {self.root}: orbax declined it.")
+        self._durable = self.durable_step
+        self._requested = step
+        self._empty_trash()
+
+    def restore(self, step: int, abstract_params, abstract_opt_state):
+        """Reads a step whole, each leaf to the sharding it has in the abstract tree.
+
+        Returns:
+          (params, opt_state, meta)
+
+        Raises:
+          InputError: as restore_params.
+        """
+        folder = find_step(self.root, step)
+        meta = read_meta(folder)
+        params = _restore_item(folder, "params", abstract_params, meta)
+        return params, _restore_item(folder, "opt_state", abstract_opt_state, meta), meta
+
+    def check(self) -> None:
+        """Raises CheckpointError if a save that was going on behind has failed."""
+        self._surfacing(self._manager.check_for_errors)
+
+    def wait(self) -> None:
+        """Waits until everything asked for is durable.
+
+        Raises:
+          CheckpointError: it could not be written.
+        """
+        self._surfacing(self._manager.wait_until_finished)
+        self._durable = self._requested
+
+    def close(self) -> None:
+        """Waits, as `wait`, and lets go of orbax's threads."""
+        try:
+            self.wait()
+        finally:
+            self._surfacing(self._manager.close)
+            self._empty_trash()
+
+    def _surfacing(self, call: Callable):
+        try:
+            return call()
+        except (
+            Exception
+        ) as error:  # whatever orbax's storage raised: ValueError, XlaRuntimeError, ...
+            self._requested = self.latest()
+            last = "none" if self._requested is None else self._requested
+            raise CheckpointError(
+                f"a checkpoint could not be written to {self.root}: {_short(error)}. Newest "
+                f"durable step: {last}."
+            ) from error
+
+    def _put_aside(self) -> list[str]:
+        lines = []
+        for name, why in rejected(self.root).items():
+            place = self.root / _REJECTED / name
+            for number in range(1, 10_000):
+                if not place.exists():
+                    break
+                place = self.root / _REJECTED / f"{name}-{number}"
+            place.parent.mkdir(exist_ok=True)
+            (self.root / name).rename(place)
+            lines.append(f"{self.root / name} is not a whole checkpoint ({why}); moved to {place}")
+        return lines
+
+    def _empty_trash(self) -> None:
+        for old in (self.root / _TRASH).glob("*"):
+            shutil.rmtree(old, ignore_errors=True)
+
+
+def _restore_item(folder: Path, item: str, abstract, meta: dict):
+    leaves = meta["leaves"].get(item)
+    if leaves is None:
+        raise InputError(
+            f"{folder} has no item '{item}': it holds {', '.join(meta['leaves'])} only. It can be "
+            "loaded as a model, not continued as a run."
+        )
+    if abstract is None:
+        abstract = _nested(
+            {
+                name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
+                for name, leaf in leaves.items()
+            }
+        )
+    _compare(folder, item, leaves, abstract)
+    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    target = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device),
+        abstract,
+    )
+    try:
+        with ocp.StandardCheckpointer() as reader:
+            tree = reader.restore(folder / item, target)
+    except Exception as error:  # a damaged file raises anything from KeyError to JSONDecodeError
+        raise InputError(
+            f"{folder}, item {item}: cannot be read, so it is damaged ({_short(error)}). "
+            f"{_remedy(folder)}"
+        ) from error
+    for name, leaf in _named(tree).items():
+        if digest(leaf) != leaves[name]["digest"]:
+            raise InputError(
+                f"{folder}, leaf {item}/{name}: the data is damaged (its digest is {digest(leaf)}, "
+                f"saved was {leaves[name]['digest']}). {_remedy(folder)}"
+            )
+    return tree
+
+
+def _compare(folder: Path, item: str, saved: dict, abstract) -> None:
+    wanted = _named(abstract)
+    extra, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
+    if extra or missing:
+        raise InputError(
+            f"{folder}, item {item}: the checkpoint has {_list(extra)} that the config does not "
+            f"ask for, and lacks {_list(missing)}. Use the config it was saved with."
+        )
+    for what, of in (
+        ("shape", lambda leaf: list(leaf.shape)),
+        ("dtype", lambda leaf: jnp.dtype(leaf.dtype).name),
+    ):
+        wrong = [
+            f"{name} {saved[name][what]} in the checkpoint, {of(leaf)} in the config"
+            for name, leaf in wanted.items()
+            if saved[name][what] != of(leaf)
+        ]
+        if wrong:
+            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
+            remedy = (
+                "Nothing is cast silently: ask for the saved dtype."
+                if what == "dtype"
+                else "Use the config it was saved with."
+            )
+            raise InputError(
+                f"{folder}, item {item}: {what} differs: {'; '.join(wrong[:3])}{more}. {remedy}"
+            )
+
+
+def _list(names: list[str]) -> str:
+    return (
+        ", ".join(names[:5]) + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
+    ) or "nothing"
+
+
+def _remedy(folder: Path) -> str:
+    earlier = [step for step in whole_steps(folder.parent) if step < int(folder.name)]
+    if earlier:
+        return f"Remove that folder to go on from step {earlier[-1]}."
+    return "There is no earlier step to go on from."
+
+
+def _short(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 160 else f"{text[:160]}..."
+
+
+def _named(tree) -> dict:
+    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
+
+
+def _nested(leaves: dict) -> dict:
+    tree: dict = {}
+    for name, leaf in leaves.items():
+        *folders, last = name.split("/")
+        place = tree
+        for folder in folders:
+            place = place.setdefault(folder, {})
+        place[last] = leaf
+    return tree
+
+
+def _leaves(tree) -> dict[str, dict]:
+    return {
+        name: {
+            "shape": list(leaf.shape),
+            "dtype": jnp.dtype(leaf.dtype).name,
+            "digest": digest(leaf),
+        }
+        for name, leaf in _named(tree).items()
+    }
