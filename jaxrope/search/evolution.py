@@ -1,0 +1,239 @@
+"""Evolution of genomes (LongRoPE, Algorithm 1) as three pure functions: `init`, `ask`, `tell`.
+
+The state is one immutable pytree of numpy arrays and holds no random stream: every generation draws from a Philox stream of (seed, generation). A state is
+therefore a function of the settings, the seeds and the fitness told so far, and a killed search comes back bit for bit from its journal alone.
+
+Letters: P candidates of one generation, K parents, E candidates evaluated so far, S seeds, G genes.
+"""
+
+import dataclasses
+import math
+
+import jax
+import numpy as np
+
+from jaxrope.errors import InputError, choose
+from jaxrope.search import genome as genomes
+
+_MUTATION_TRIES = 100  # for a genome that was not evaluated before; a full paper search has at most 1,312 of 1e100 and more
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`search.algorithm`, checked. See configs/base.py for the units.
+
+    Raises:
+      InputError: a value breaks its rule.
+    """
+
+    name: str
+    population: int
+    mutations: int
+    crossovers: int
+    parents: int
+    iterations: int
+    mutation_probability: float
+    crossover_tries: int
+    step: float
+    bound: float
+    halve_above: int
+
+    def __post_init__(self):
+        choose("search.algorithm.name", self.name, genomes.ENCODINGS)
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise InputError(f"search.algorithm.{name} must be a whole number from {least} on, got {value}.")
+        for name in ("mutation_probability", "step", "bound"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+                raise InputError(f"search.algorithm.{name} must be a number above 0, got {value}.")
+        if self.mutation_probability > 1:
+            raise InputError(f"search.algorithm.mutation_probability must be at most 1, got {self.mutation_probability}.")
+        if self.parents > self.population:
+            raise InputError(
+                f"search.algorithm.parents must be at most the population, got {self.parents} of {self.population}. Lower parents or raise population."
+            )
+        if self.iterations > 1 and self.mutations + self.crossovers == 0:
+            raise InputError("search.algorithm.mutations and crossovers are both 0: no generation after the first would be new. Raise one of them.")
+
+    def num_evaluations(self) -> int:
+        """Candidates in a whole search: 64 + 39 * 32 = 1,312 with the paper's constants."""
+        return self.population + (self.iterations - 1) * (self.mutations + self.crossovers)
+
+
+_LEAST = dict(population=1, mutations=0, crossovers=0, parents=1, iterations=1, crossover_tries=0, halve_above=0)
+
+
+def settings_for(section: dict, target_len: int) -> Settings:
+    """Returns the settings of a search for `target_len` tokens: above `halve_above`, P, N1, N2 and k are halved (LongRoPE, section 4.1).
+
+    Raises:
+      InputError: a key is unknown or missing, or a value breaks its rule.
+    """
+    known = [field.name for field in dataclasses.fields(Settings)]
+    for name in section:
+        choose("search.algorithm key", name, dict.fromkeys(known))
+    missing = [name for name in known if name not in section]
+    if missing:
+        raise InputError(f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm gives all of its arguments.")
+    settings = Settings(**section)
+    if not 0 < settings.halve_above < target_len:
+        return settings
+    halves = {name: getattr(settings, name) // 2 for name in ("mutations", "crossovers")}
+    return dataclasses.replace(settings, population=max(settings.population // 2, 1), parents=max(settings.parents // 2, 1), **halves)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SearchState:
+    """Everything a search knows.
+
+    Attributes:
+      generation: how many generations were told.
+      population_PG: the candidates to evaluate next; none of them is in `seen_EG`, and no two are alike.
+      parents_KG: the best candidates so far, best first.
+      parent_fitness_K: theirs, float64.
+      seen_EG: every candidate evaluated, in the order asked.
+      seen_fitness_E: theirs, float64; lower is better, +inf has failed.
+    """
+
+    generation: int
+    population_PG: np.ndarray
+    parents_KG: np.ndarray
+    parent_fitness_K: np.ndarray
+    seen_EG: np.ndarray
+    seen_fitness_E: np.ndarray
+    seed: int = dataclasses.field(metadata={"static": True})
+    settings: Settings = dataclasses.field(metadata={"static": True})
+    space: genomes.Space = dataclasses.field(metadata={"static": True})
+
+
+def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: int) -> SearchState:
+    """Returns the state whose population is the seeds, then mutations of each of them in turn (Algorithm 1, line 1).
+
+    Raises:
+      InputError: the population cannot hold the seeds.
+    """
+    first = _distinct(space, seeds_SG)
+    if len(first) > settings.population:
+        raise InputError(
+            f"search.algorithm.population must hold the {len(first)} seeds, got {settings.population} (halved above halve_above). Raise it."
+        )
+    breed = _Breed(settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first})
+    children = [breed.mutation(first[i % len(first)]) for i in range(settings.population - len(first))]
+    empty_EG = np.zeros((0, seeds_SG.shape[1]), np.int32)
+    return SearchState(
+        generation=0,
+        population_PG=_rows([*first, *children], empty_EG),
+        parents_KG=empty_EG,
+        parent_fitness_K=np.zeros(0),
+        seen_EG=empty_EG,
+        seen_fitness_E=np.zeros(0),
+        seed=seed,
+        settings=settings,
+        space=space,
+    )
+
+
+def ask(state: SearchState) -> np.ndarray:
+    """Returns the candidates to evaluate next, int32 [P, G]."""
+    return state.population_PG
+
+
+def tell(state: SearchState, fitness_P: np.ndarray) -> SearchState:
+    """Returns the state after a generation: the k best of all so far are the parents of the next one (Algorithm 1, lines 4 to 8)."""
+    seen_EG = np.concatenate([state.seen_EG, state.population_PG])
+    seen_fitness_E = np.concatenate([state.seen_fitness_E, clean_fitness(fitness_P)])
+    best_K = np.argsort(seen_fitness_E, kind="stable")[: state.settings.parents]
+    told = dataclasses.replace(
+        state,
+        generation=state.generation + 1,
+        population_PG=seen_EG[:0],
+        parents_KG=seen_EG[best_K],
+        parent_fitness_K=seen_fitness_E[best_K],
+        seen_EG=seen_EG,
+        seen_fitness_E=seen_fitness_E,
+    )
+    if told.generation == state.settings.iterations or not np.isfinite(told.parent_fitness_K[0]):
+        return told
+    return dataclasses.replace(told, population_PG=_next_population(told))
+
+
+def clean_fitness(fitness_P: np.ndarray) -> np.ndarray:
+    """Returns `fitness_P` as float64 with +inf for whatever is not a number: such a candidate has failed and can be no parent of choice."""
+    fitness_P = np.asarray(fitness_P, np.float64)
+    return np.where(np.isfinite(fitness_P), fitness_P, np.inf)
+
+
+def stop_reason(state: SearchState) -> str | None:
+    """Returns why the search is over, or None while there is something to ask."""
+    if state.generation >= state.settings.iterations:
+        return f"all {state.settings.iterations} generations were evaluated"
+    if state.generation and not np.isfinite(state.parent_fitness_K[0]):
+        return f"all {len(state.seen_EG)} candidates failed"
+    if not len(state.population_PG):
+        return f"no new candidate was found in {_MUTATION_TRIES} mutations"
+    return None
+
+
+def best(state: SearchState) -> tuple[np.ndarray, float]:
+    """Returns the best genome so far and its fitness; of equals, the one evaluated first."""
+    return state.parents_KG[0], float(state.parent_fitness_K[0])
+
+
+class _Breed:
+    """Children of one generation: `taken` has the keys of all genomes that may not come again, and grows."""
+
+    def __init__(self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]):
+        self.settings, self.space, self.rng, self.taken = settings, space, rng, taken
+        self.encoding = genomes.ENCODINGS[settings.name]
+
+    def mutation(self, parent_G: np.ndarray) -> np.ndarray | None:
+        for _ in range(_MUTATION_TRIES):
+            child_G = self.encoding.mutate(self.space, self.rng, parent_G, self.settings.mutation_probability)
+            if self._is_new(child_G):
+                return child_G
+        return None
+
+    def crossover(self, first_G: np.ndarray, second_G: np.ndarray) -> np.ndarray | None:
+        for _ in range(self.settings.crossover_tries):
+            child_G = self.encoding.cross(self.space, self.rng, first_G, second_G)
+            if child_G is not None and self._is_new(child_G):
+                return child_G
+        return self.mutation(first_G)
+
+    def _is_new(self, child_G: np.ndarray) -> bool:
+        key = genomes.key(self.space, child_G)
+        is_new = key not in self.taken
+        self.taken.add(key)
+        return is_new
+
+
+def _next_population(state: SearchState) -> np.ndarray:
+    """N1 mutations of parents drawn at random, then N2 crossovers of two different ones (of one alone: its mutation)."""
+    settings, space = state.settings, state.space
+    rng = _stream(state.seed, state.generation)
+    breed = _Breed(settings, space, rng, {genomes.key(space, genome) for genome in state.seen_EG})
+    num_parents = int(np.sum(np.isfinite(state.parent_fitness_K)))  # a failed candidate has nothing to pass on
+    children = [breed.mutation(state.parents_KG[rng.integers(num_parents)]) for _ in range(settings.mutations)]
+    for _ in range(settings.crossovers):
+        pair = rng.choice(num_parents, size=2, replace=num_parents < 2)
+        children.append(breed.crossover(*state.parents_KG[pair]))
+    return _rows(children, state.seen_EG)
+
+
+def _distinct(space: genomes.Space, genomes_SG: np.ndarray) -> list[np.ndarray]:
+    first: dict[bytes, np.ndarray] = {}
+    for genome in genomes_SG:
+        first.setdefault(genomes.key(space, genome), genome)
+    return list(first.values())
+
+
+def _rows(children: list[np.ndarray | None], like_EG: np.ndarray) -> np.ndarray:
+    found = [child for child in children if child is not None]
+    return np.stack(found).astype(np.int32) if found else like_EG[:0]
+
+
+def _stream(seed: int, generation: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, generation])))
