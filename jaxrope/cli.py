@@ -1,0 +1,235 @@
+"""The command line of every program: its flags, and errors of one line.
+
+`train.py`, `search.py` and `python -m jaxrope.evaluate` are `main(run, doc=__doc__)`; a program
+with commands of its own, such as `python -m jaxrope.convert`, is `subcommands(...)`. Exit codes:
+0 done; 2 the user's mistake (one line, `error: ...`); 130 Ctrl-C. Any other exception is a bug and
+keeps its traceback.
+"""
+
+import argparse
+import errno
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from absl import flags
+
+from jaxrope import errors, experiment
+from jaxrope.errors import InputError
+
+_HELP = """
+Flags:
+  --config=FILE        experiment file, for example configs/base.py. It is Python and is executed:
+                       use only files that you trust.
+  --config.KEY=VALUE   overrides one key:   --config.train.steps=200
+                       a tuple:             --config.eval.lengths='(512,1024)'
+                                            --config.eval.suites=perplexity,passkey
+                       a section that selects an algorithm, as a whole:
+                                            --config.rope="{'method':'yarn','factor':8.0}"
+  --workdir=DIR        folder of the results; a run goes on with its own earlier work there
+  --dry_run            says what would be done and what it costs, and stops
+  --print_config       prints the resolved config as JSON, and stops
+  --help               this text
+"""
+_FLAGS = ("config", "workdir", "dry_run", "print_config", "help")
+_ENVIRONMENT_ERRORS = {
+    errno.EACCES,
+    errno.EPERM,
+    errno.EROFS,
+    errno.ENOSPC,
+    errno.EDQUOT,
+    errno.ENAMETOOLONG,
+}
+
+
+def main(run_fn: Callable, *, doc: str, argv: Sequence[str] | None = None) -> None:
+    """Runs one program.
+
+    Args:
+      run_fn: `run_fn(config, workdir, dry_run)`; may return an exit code.
+      doc: what the program is for, shown by --help.
+      argv: the arguments after the program's name; None = the process's.
+
+    Raises:
+      SystemExit: with the exit code, when it is not 0.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _run(lambda: _main(run_fn, doc, argv))
+
+
+def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) -> None:
+    """Runs a program that has commands, such as `import` and `export`.
+
+    Args:
+      commands: name -> (add_arguments_fn(parser), run_fn(args)); a command's help is the docstring
+        of its run_fn, which may return an exit code.
+      doc: what the program is for, shown by --help.
+      argv: the arguments after the program's name; None = the process's.
+
+    Raises:
+      SystemExit: with the exit code, when it is not 0.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _run(lambda: _subcommands(commands, doc, argv))
+
+
+def print_line(text: str) -> None:
+    """Writes a line of results to standard output, at once."""
+    print(text, flush=True)
+
+
+def _main(run_fn, doc, argv):
+    values, rest = _own_flags(argv)
+    if values["help"]:
+        print_line((doc or "").strip() + "\n" + _HELP.rstrip())
+        return 0
+    config = experiment.load(values["config"], _assignments(rest))
+    if values["print_config"]:
+        print_line(config.to_json(indent=1))
+        return 0
+    return run_fn(config, _workdir(values["workdir"], values["dry_run"]), values["dry_run"])
+
+
+def _own_flags(argv):
+    """Returns ({flag: value}, the arguments that are none of them)."""
+    known = flags.FlagValues()
+    known.set_gnu_getopt(True)
+    for name in ("config", "workdir"):
+        flags.DEFINE_string(name, None, "", flag_values=known)
+    for name in ("dry_run", "print_config", "help"):
+        flags.DEFINE_boolean(
+            name, False, "", short_name="h" if name == "help" else None, flag_values=known
+        )
+    try:
+        rest = known(["program", *argv], known_only=True)[1:]
+    except (flags.Error, ValueError) as error:
+        raise InputError(f"{error}. See --help.") from None
+    return {name: known[name].value for name in _FLAGS}, rest
+
+
+def _assignments(rest):
+    """Returns [(dotted key, text or None)] of the arguments that are none of `_FLAGS`."""
+    pairs, rest = [], list(rest)
+    while rest:
+        argument = rest.pop(0)
+        match = re.fullmatch(r"--?(no)?config\.([^=]+)(?:=(.*))?", argument, re.DOTALL)
+        if match:
+            negated, key, text = match.groups()
+            if negated:
+                text = "false"
+            elif text is None and rest and not rest[0].startswith("--"):
+                text = rest.pop(0)
+            pairs.append((key, text))
+        elif argument.startswith("-"):
+            raise InputError(_unknown_flag(argument, [*_FLAGS, "config.KEY"]))
+        else:
+            raise InputError(
+                f"Unexpected argument '{argument}': settings have the form --flag=value. See --help."
+            )
+    return pairs
+
+
+def _unknown_flag(argument, known):
+    name = argument.lstrip("-").partition("=")[0]
+    return (
+        f"Unknown flag '--{name}'. {errors.nearest('--' + name, [f'--{flag}' for flag in known])}"
+    )
+
+
+def _workdir(text, dry_run):
+    if not text:
+        raise InputError(
+            "--workdir=DIR is missing: the folder of the results, for example --workdir=runs/first."
+        )
+    if "://" in text:
+        raise InputError(
+            f"--workdir={text}: it must be a folder of the file system. Mount the bucket, and give "
+            "the folder."
+        )
+    path = Path(text).expanduser()
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--workdir={text} is a file. Give a folder, or a name that is free.")
+    if not dry_run:
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InputError(
+                f"--workdir={text} cannot be made: {error.strerror}. Give a folder that can be "
+                "written."
+            ) from error
+    return path
+
+
+class _Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line."""
+
+    def error(self, message):
+        raise InputError(f"{message}. See --help.")
+
+
+def _subcommands(commands, doc, argv):
+    if not argv or argv[0] in ("-h", "--help"):
+        lines = [f"  {name:12}{_summary(run_fn)}" for name, (_, run_fn) in commands.items()]
+        print_line("\n".join([(doc or "").strip(), "", "Commands (each has --help):", *lines]))
+        if argv:
+            return 0
+        raise InputError(f"A command is missing. Known: {', '.join(commands)}.")
+    add_arguments_fn, run_fn = errors.choose("command", argv[0], commands)
+    parser = _Parser(
+        prog=argv[0],
+        description=run_fn.__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    add_arguments_fn(parser)
+    args, unknown = parser.parse_known_args(argv[1:])
+    if unknown and unknown[0].startswith("-"):
+        known = re.findall(r"--([a-z_]+)", parser.format_usage())
+        raise InputError(_unknown_flag(unknown[0], [*known, "help"]))
+    if unknown:
+        raise InputError(f"Unexpected argument '{unknown[0]}'. See {argv[0]} --help.")
+    return run_fn(args)
+
+
+def _summary(run_fn):
+    return (run_fn.__doc__ or "").strip().partition("\n")[0]
+
+
+def _run(program):
+    """Runs a program; what a person can mend becomes one line and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 shows \\u2014
+    try:
+        code = program()
+    except InputError as error:
+        code = _refuse(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `| head` has read enough; 141 is what the shell gives a SIGPIPE
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141
+    except OSError as error:
+        if error.errno not in _ENVIRONMENT_ERRORS:
+            raise
+        code = _refuse(
+            f"{error.filename or 'the file system'}: {error.strerror}. Give a folder that can be "
+            "written and has room."
+        )
+    except RuntimeError as error:
+        if "Unable to initialize backend" not in str(error):
+            raise
+        code = _refuse(
+            f"{error}. JAX_PLATFORMS is '{os.environ.get('JAX_PLATFORMS', '')}': without it, or "
+            "with JAX_PLATFORMS=cpu, the program runs on what this machine has."
+        )
+    if code:
+        sys.exit(code)
+
+
+def _refuse(message):
+    print("error:", " ".join(str(message).split()), file=sys.stderr)
+    return 2

@@ -1,0 +1,233 @@
+"""Experiment files: loading one, and overriding its keys from text, with help for what is mistyped.
+
+An experiment file is Python: it defines `get_config()`, which returns a ConfigDict. It is executed.
+Values are parsed by `ml_collections.config_flags`, by the type that a key has in the file.
+"""
+
+import ast
+import difflib
+import importlib.machinery
+import importlib.util
+import math
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jaxrope import errors
+from jaxrope.errors import InputError
+
+_SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
+_NEEDED = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    tuple: "a tuple",
+    str: "text",
+}
+
+
+def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
+    """Returns the resolved, locked config of an experiment file.
+
+    Args:
+      path: the file; `FILE.py:text` calls `get_config("text")`.
+      assignments: (dotted key, text as on the command line; None = a switch without a value).
+
+    Raises:
+      InputError: no such file or key, a value of a wrong type, or whatever the file itself raised.
+    """
+    if not path:
+        raise InputError(
+            f"--config=FILE is missing: which experiment? {_near_files(Path('configs/base.py'))}"
+        )
+    config = _get_config(path)
+    config.lock()
+    override(config, assignments)
+    _refuse_non_finite(config)
+    return config.copy_and_resolve_references().lock()
+
+
+def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) -> None:
+    """Sets keys of a config from text. Sections that are replaced as a whole come first.
+
+    Args:
+      config: changed in place.
+      assignments: (dotted key, text as on the command line; None = a switch without a value).
+
+    Raises:
+      InputError: no such key, or a value that is not of the key's type.
+    """
+    texts = {}  # a tuple may be given one element at a time: --config.k=a --config.k=b
+    for key, text in assignments:
+        texts.setdefault(key, []).append(text)
+    found = dotted_keys(config)
+    sections = [key for key in texts if isinstance(found.get(key), ConfigDict)]
+    for key in sections + [key for key in texts if key not in sections]:
+        _set(config, key, texts[key])
+
+
+def dotted_keys(config: ConfigDict, prefix: str = "") -> dict[str, object]:
+    """Returns {dotted key: value} for every section and every leaf of a config."""
+    found = {}
+    for key in config:
+        found[prefix + key] = config[key]
+        if isinstance(config[key], ConfigDict):
+            found |= dotted_keys(config[key], f"{prefix}{key}.")
+    return found
+
+
+def _get_config(path):
+    name, colon, argument = (path, "", "") if Path(path).is_file() else path.partition(":")
+    file = Path(name).expanduser()
+    if not file.is_file():
+        raise InputError(f"--config={path}: no such file. {_near_files(file)}")
+    folders = [str(file.resolve().parent.parent), str(file.resolve().parent)]
+    sys.path += folders  # an experiment file begins with `from configs import base`
+    try:
+        loader = importlib.machinery.SourceFileLoader("experiment", str(file))
+        spec = importlib.util.spec_from_loader("experiment", loader)
+        module = importlib.util.module_from_spec(spec)
+        loader.exec_module(module)
+        get_config_fn = getattr(module, "get_config", None)
+        config = get_config_fn(*([argument] if colon else [])) if get_config_fn else None
+    except InputError:
+        raise
+    except (Exception, SystemExit) as error:  # the file is a program: it may raise anything
+        raise InputError(_where(error, file)) from error
+    finally:
+        for folder in folders:
+            sys.path.remove(folder)
+    if get_config_fn is None:
+        raise InputError(
+            f"{file} has no function get_config(). An experiment file defines it and returns "
+            "the config; configs/base.py shows how."
+        )
+    if not isinstance(config, ConfigDict):
+        raise InputError(
+            f"{file}: get_config() must return a ConfigDict, got {type(config).__name__}. "
+            "Is its `return config` missing?"
+        )
+    return config
+
+
+def _set(config, key, texts):
+    """Sets one key, whose texts are in the order of the command line."""
+    known = dotted_keys(config)
+    if key not in known:
+        raise InputError(f"Unknown --config.{key}. {_near_keys(key, known)}")
+    before = known[key]
+    if isinstance(before, ConfigDict):
+        _check_section(key, before, texts[-1])
+    elif texts[-1] is None and isinstance(before, bool):
+        texts = ["true"]
+    if None in texts:
+        raise InputError(f"--config.{key} has no value. Write --config.{key}=VALUE.")
+    python = [_tuple_text(key, text) for text in texts] if isinstance(before, tuple) else texts
+    argv = ["program", *(f"--config.{key}={text}" for text in python)]
+    values = flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
+        values(argv)
+    except (flags.Error, TypeError, ValueError):
+        raise _wrong_type(key, before, texts[-1]) from None
+    after = dotted_keys(config)[key]
+    kinds = {type(item) for item in before} if isinstance(before, tuple) else set()
+    if len(kinds) == 1 and not all(_fits(item, *kinds) for item in after):
+        raise _wrong_type(key, before, texts[-1])
+
+
+def _check_section(key, before, text):
+    if not any(selector in before for selector in _SELECTORS):
+        raise InputError(
+            f"--config.{key} is a section; set its keys one at a time: "
+            f"{', '.join(f'--config.{key}.{name}' for name in before)}."
+        )
+    try:
+        value = ast.literal_eval(text or "")
+    except (SyntaxError, ValueError):
+        value = None
+    if not isinstance(value, dict):
+        raise InputError(
+            f"--config.{key} must be a Python dict that replaces the whole section, got '{text}'. "
+            f'For example --config.{key}="{before.to_dict()}".'
+        )
+
+
+def _tuple_text(key, text):
+    """Returns text that reads as a Python tuple: `a,b` means ('a', 'b')."""
+    try:
+        ast.literal_eval(text)
+        return text
+    except (SyntaxError, ValueError):
+        if text.startswith(("(", "[")):
+            raise InputError(
+                f"--config.{key} must be a tuple, got '{text}', which is no Python."
+            ) from None
+        return repr(tuple(part.strip() for part in text.split(",")))
+
+
+def _fits(item, kind):
+    return type(item) is kind or (kind is float and type(item) is int)
+
+
+def _wrong_type(key, before, text):
+    needed = _NEEDED.get(type(before), f"of type {type(before).__name__}")
+    return InputError(
+        f"--config.{key} must be {needed}, got '{text}'. It is {before!r} without this flag."
+    )
+
+
+def _near_keys(key, known):
+    """Returns help with a dotted key: like ones, the same word elsewhere, what the section has."""
+    word = _last(key)
+    close = [name for name in known if _last(name) == word]
+    close += difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    close += [name for name in known if difflib.get_close_matches(word, [_last(name)], cutoff=0.8)]
+    hints = [f"--config.{name}" for name in list(dict.fromkeys(close))[:3]]
+    section = key.rpartition(".")[0]
+    while section and not isinstance(known.get(section), ConfigDict):
+        section = section.rpartition(".")[0]
+    inside = known[section] if section else [name for name in known if "." not in name]
+    text = f"Did you mean {' or '.join(hints)}? " if hints else ""
+    text += f"Known in config{'.' if section else ''}{section}: {', '.join(inside)}."
+    if section and any(selector in inside for selector in _SELECTORS):
+        text += f' Another algorithm replaces the section: --config.{section}="{{...}}".'
+    return text
+
+
+def _last(key):
+    return key.rpartition(".")[2]
+
+
+def _near_files(file):
+    """Returns help with the path of an experiment file: what its folder has."""
+    there = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
+    if not there:
+        return f"The folder {file.parent} has no experiment file."
+    return errors.nearest(file, there)
+
+
+def _where(error, file):
+    """Returns "FILE, line N: what" for an exception out of an experiment file."""
+    folder = file.resolve().parent
+    frames = [
+        frame
+        for frame in traceback.extract_tb(error.__traceback__)
+        if Path(frame.filename).resolve().is_relative_to(folder)
+    ]
+    name, line = (frames[-1].filename, frames[-1].lineno) if frames else (file, None)
+    if isinstance(error, SyntaxError) and error.filename:
+        name, line = error.filename, error.lineno
+    place = f"{name}, line {line}" if line else f"{name}"
+    return f"{place}: {type(error).__name__}: {error}"
+
+
+def _refuse_non_finite(config):
+    for key, value in dotted_keys(config).items():
+        for item in value if isinstance(value, tuple) else (value,):
+            if isinstance(item, float) and not math.isfinite(item):
+                raise InputError(f"config.{key} must be finite, got {item}.")
