@@ -6,6 +6,7 @@ A path may be relative to the folder the program is started in.
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import FieldReference
 
 
 def get_config() -> ConfigDict:
@@ -25,7 +26,7 @@ def get_config() -> ConfigDict:
     config.checkpoint = checkpoint()
     config.search = search()
     config.sweep = ()  # (("dotted.key", (value, value)), ...): search.py runs the product
-    return config
+    return config.lock()  # a misspelt key in an experiment file is an error
 
 
 def checkpoint_model(path: str) -> ConfigDict:
@@ -61,19 +62,24 @@ def evaluation() -> ConfigDict:
     """What is measured, by evaluate.py and on the way by train.py."""
     section = ConfigDict()
     section.suites = ("perplexity", "passkey")  # which evaluators run
-    section.lengths = (512,)  # tokens
+    section.lengths = (512,)  # tokens the model reads; each is a column
+    section.label = ""  # name of the configured model's row; "" = the rope's method
+    section.methods = ()  # further rows: none | pi | ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor
+    section.checkpoints = ()  # further rows from other checkpoints: (label, path, method), method as above or "model": the checkpoint's own rope
+    section.rope_len = 0  # tokens for which the factors of `methods` are chosen; 0 = each length's own
+    section.baseline = "yarn"  # the row that every other row is compared with, if it is there
     section.num_windows = 16  # windows of text at each length
     section.windows_per_doc = 4  # at most, of one document
     section.offset_tokens = 0  # tokens of each document that are passed over
     section.batch_tokens = 8192  # tokens in one forward pass, at most (one window at least)
-    section.stride = 0  # tokens; 0 = one whole window, otherwise a sliding window of `window` tokens
-    section.window = 0  # tokens in the sliding window; 0 = the model's original length
+    section.window = 0  # tokens in a window that slides over the text, in every row; 0 = each length in one window
+    section.stride = 128  # tokens by which a sliding window moves; the row "sliding" has a window of original_len tokens
+    section.bos_per_window = True  # every sliding window begins with bos; False: only the first
     section.aggregation = "token_mean"  # token_mean | window_mean | doc_mean
-    section.methods = ()  # further rows: names of rope methods ("none", "pi", "ntk", "yarn"), with their usual constants
-    section.rope_len = 0  # tokens for which the factors are chosen; 0 = each length's own
-    section.baseline = "yarn"  # the row that every other row is compared with, if it is there
     section.passkey_trials = 12  # at each length
-    section.bootstrap_samples = 10_000  # of the paired comparison
+    section.passkey_filler = "grass"  # grass: the sentences of the paper | text: data.eval_files
+    section.passkey_zero_padded = False  # keys from 00000, not from 10000
+    section.bootstrap_samples = 10_000  # of an interval
     return section
 
 
@@ -133,7 +139,7 @@ def search() -> ConfigDict:
         halve_above=524_288,  # tokens; a longer target halves P, N1, N2 and k; 0 = never
     )
     section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # n̂ is one of these
-    section.attention_factor = "su"  # su | yarn | a number: the same for every candidate of a search
+    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | a number: the same for every candidate of a search
     section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device

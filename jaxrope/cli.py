@@ -126,7 +126,7 @@ def _assignments(rest):
             raise InputError(_unknown_flag(argument, [*_FLAGS, "config.KEY"]))
         else:
             raise InputError(
-                f"Unexpected argument '{argument}': settings have the form --flag=value. See --help."
+                f"Unexpected argument '{argument}': every flag is --name=value. See --help."
             )
     return pairs
 
