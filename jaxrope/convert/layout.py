@@ -1,0 +1,124 @@
+"""Which tensor of a Hugging Face file holds which part of which parameter.
+
+A linear layer lies there as [out, in], here as [in..., out...] with the heads apart; Phi-3 joins q, k and v, and gate and up, along `out`. One rule serves every
+tensor: rows of the file's tensor, transposed, reshaped to the leaf's shape of one layer.
+
+Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, V vocabulary.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from jaxrope import llama
+from jaxrope.llama import LlamaConfig
+
+EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
+_JOINED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}
+_SEPARATE = {"self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "self_attn.v_proj": ("v",)}
+_SEPARATE |= {"mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",)}
+_LINEAR = {"self_attn.o_proj": ("o",), "mlp.down_proj": ("down",)}
+_NORMS = {"input_layernorm.weight": "attn_norm_LD", "post_attention_layernorm.weight": "mlp_norm_LD"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """A run of rows of a tensor: the whole of one layer of a parameter.
+
+    Attributes:
+      leaf: the parameter's path, ("embed_VD",) or ("layers", "q_LDNH").
+      layer: index into its first axis; None: it has no layers.
+      shape: of that layer, or of the parameter.
+      rows: of the tensor.
+    """
+
+    leaf: tuple[str, ...]
+    layer: int | None
+    shape: tuple[int, ...]
+    rows: slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """A tensor of a Hugging Face file, its shape and what it is made of."""
+
+    name: str
+    shape: tuple[int, ...]
+    parts: tuple[Part, ...]
+
+
+def tensors(config: LlamaConfig) -> list[Tensor]:
+    """Returns every tensor of the model's file, in the order in which transformers writes them."""
+    leaves = _leaf_shapes(config)
+    found = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
+    joined = _JOINED if config.family == "phi3" else _SEPARATE
+    for layer in range(config.num_layers):
+        prefix = f"model.layers.{layer}."
+        for name, stems in (joined | _LINEAR).items():
+            found.append(_tensor(f"{prefix}{name}.weight", _find(leaves, stems), layer, leaves))
+            biases = _find(leaves, [f"{stem}_bias" for stem in stems])
+            if biases:
+                found.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
+        found += [_tensor(prefix + name, [("layers", leaf)], layer, leaves) for name, leaf in _NORMS.items()]
+    found.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
+    if not config.tie_embeddings:
+        found.append(_tensor(HEAD, [("head_DV",)], None, leaves))
+    return found
+
+
+def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
+    """Returns a view of `tensor` in the layout of the parameter."""
+    rows = tensor[part.rows]
+    return (rows if part.leaf == ("embed_VD",) else rows.T).reshape(part.shape)
+
+
+def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
+    """Returns a tensor of the file, contiguous, from the parameters; safetensors writes the bytes of a transposed view in the wrong order without a word."""
+    rows = []
+    for part in tensor.parts:
+        leaf = params
+        for key in part.leaf:
+            leaf = leaf[key]
+        values = np.asarray(leaf if part.layer is None else leaf[part.layer])
+        num_rows = part.rows.stop - part.rows.start
+        if part.leaf != ("embed_VD",):
+            values = values.reshape(-1, num_rows).T.reshape(num_rows, *tensor.shape[1:])
+        rows.append(values)
+    return np.ascontiguousarray(rows[0] if len(rows) == 1 else np.concatenate(rows))
+
+
+def _leaf_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    shapes = llama.abstract_params(config)
+    layers = {("layers", name): leaf.shape for name, leaf in shapes["layers"].items()}
+    return {(name,): leaf.shape for name, leaf in shapes.items() if name != "layers"} | layers
+
+
+def _find(leaves: dict, stems) -> list[tuple[str, ...]]:
+    """Returns the paths of the layers' parameters with these names, less their letters."""
+    by_stem = {path[1].rsplit("_", 1)[0]: path for path in leaves if path[0] == "layers"}
+    return [by_stem[stem] for stem in stems if stem in by_stem]
+
+
+def _tensor(name: str, paths: list[tuple[str, ...]], layer: int | None, leaves: dict) -> Tensor:
+    parts, start = [], 0
+    for path in paths:
+        shape = leaves[path] if layer is None else leaves[path][1:]
+        num_in = _num_in(path, shape)
+        num_rows = shape[0] if path == ("embed_VD",) else math.prod(shape) // num_in
+        parts.append(Part(path, layer, shape, slice(start, start + num_rows)))
+        start += num_rows
+    is_matrix = path[-1].rsplit("_", 1)[0] not in _VECTORS
+    columns = (math.prod(shape) // num_rows,) if is_matrix else ()
+    return Tensor(name, (start, *columns), tuple(parts))
+
+
+_VECTORS = ("attn_norm", "mlp_norm", "final_norm") + tuple(f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down"))
+
+
+def _num_in(path: tuple[str, ...], shape: tuple[int, ...]) -> int:
+    """Returns how many inputs a projection has: the axes before `out`, which for `o` are the heads; 1 for a vector."""
+    stem = path[-1].rsplit("_", 1)[0]
+    if stem in _VECTORS:
+        return 1
+    return math.prod(shape[:-1]) if stem == "o" else shape[0]

@@ -1,0 +1,210 @@
+"""Reading and writing the safetensors files of a Hugging Face folder, which may come from anywhere.
+
+A file is opened by the library, which rejects whatever is not whole; its header is then read again here, because the library passes over a name given twice. Tensors
+are read one at a time, shard by shard, so that no more than one shard is mapped at any time.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from jaxrope.convert import strict_json
+from jaxrope.errors import InputError
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+SHARD_BYTES = 5_000_000_000  # transformers 4's "5GB"
+DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+_PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
+_SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
+_MAX_HEADER_BYTES = 100_000_000  # the library's own limit
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """A tensor on disk."""
+
+    file: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+
+
+def catalogue(folder: Path) -> dict[str, Entry]:
+    """Returns every tensor of a folder by name, without reading any.
+
+    Raises:
+      InputError: no safetensors, a file that is not whole or not what its name says, an index that names files outside the folder, or one that disagrees with them.
+    """
+    index, single = folder / INDEX, folder / SINGLE
+    if os.path.lexists(index):
+        return _sharded(folder, index)
+    if os.path.lexists(single):
+        _check_inside(folder, single, SINGLE)
+        return _header(single)
+    pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise InputError(
+            f"{folder} holds its weights as pickle only ({pickles[0]}), which can run code and is never read. "
+            "Save the model once with safe_serialization=True in transformers."
+        )
+    raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}. Name a folder in Hugging Face format.")
+
+
+def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, array) file by file; an array is a copy, and the file is closed before the next is opened."""
+    for file in sorted({entry.file for entry in entries.values()}):
+        with safe_open(file, framework="numpy") as opened:
+            for name in sorted(name for name, entry in entries.items() if entry.file == file):
+                yield name, opened.get_tensor(name)
+
+
+def read_one(entry: Entry, name: str) -> np.ndarray:
+    """Returns one tensor."""
+    with safe_open(entry.file, framework="numpy") as opened:
+        return opened.get_tensor(name)
+
+
+def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], sizes: dict[str, int], *, shard_bytes: int) -> dict[str, str]:
+    """Writes tensors as one file, or as shards with an index where they exceed `shard_bytes`, and returns each one's digest.
+
+    Args:
+      folder: exists, empty of safetensors.
+      tensors: (name, contiguous array), in the order of `sizes`; consumed a shard at a time.
+      sizes: bytes of each.
+      shard_bytes: most bytes in a file, unless one tensor has more.
+    """
+    shards = _divide(sizes, shard_bytes)
+    stream, digests, weight_map = iter(tensors), {}, {}
+    for number, names in enumerate(shards, start=1):
+        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        arrays = dict(next(stream) for _ in names)
+        for name, array in arrays.items():
+            if not array.flags.c_contiguous:
+                raise AssertionError(f"{name} is not contiguous")
+            digests[name] = _digest(array)
+            weight_map[name] = file
+        save_file(arrays, folder / file, metadata={"format": "pt"})
+    if len(shards) > 1:
+        content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    return digests
+
+
+def verify(folder: Path, digests: dict[str, str]) -> None:
+    """Reads everything again and compares.
+
+    Raises:
+      RuntimeError: the folder does not hold what was written.
+    """
+    entries = catalogue(folder)
+    if entries.keys() != digests.keys():
+        raise RuntimeError(f"{folder}: other tensors were written than meant")
+    for name, array in read_tensors(entries):
+        if _digest(array) != digests[name]:
+            raise RuntimeError(f"{folder}: {name} reads back with other values than were written. The disk may be failing.")
+
+
+def _digest(array: np.ndarray) -> str:
+    digest = hashlib.sha256(f"{array.dtype.name} {array.shape} ".encode())
+    digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8))
+    return digest.hexdigest()
+
+
+def _divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
+    shards, filled = [[]], 0
+    for name, size in sizes.items():
+        if shards[-1] and filled + size > shard_bytes:
+            shards.append([])
+            filled = 0
+        shards[-1].append(name)
+        filled += size
+    return shards
+
+
+def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
+    _check_inside(folder, index, INDEX)
+    weight_map = strict_json.read(index, max_bytes=strict_json.MAX_INDEX_BYTES).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map must be an object that gives a file for each tensor.")
+    for name, file in weight_map.items():
+        plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
+        if not plain or file.startswith("."):
+            raise InputError(f"{index}: weight_map['{name[:80]}'] must be the plain name of a .safetensors file in the folder, got {strict_json.kind(file)}.")
+    files = sorted(set(weight_map.values()))
+    on_disk = {path.name for path in folder.glob("*.safetensors")}
+    missing = [file for file in files if not os.path.lexists(folder / file)]
+    if missing:
+        raise InputError(f"{index}: {missing[0]} is missing from the folder, with {len(missing)} of {len(files)} shards. Download it again.")
+    extra = sorted(file for file in on_disk - set(files) if _SHARD_NAME.fullmatch(file) or file == SINGLE)
+    if extra:
+        raise InputError(f"{index}: {extra[0]} lies in the folder and is not in the index. Remove it, or the index that does not belong to it.")
+    found = {}
+    for file in files:
+        _check_inside(folder, folder / file, file)
+        for name, entry in _header(folder / file).items():
+            if name in found:
+                raise InputError(f"{folder}: tensor '{name[:80]}' is in two shards, {found[name].file.name} and {file}.")
+            if weight_map.get(name) != file:
+                told = weight_map.get(name)
+                raise InputError(f"{index}: tensor '{name[:80]}' is in {file}; the index says {told or 'nothing of it'}.")
+            found[name] = entry
+    absent = next((name for name in weight_map if name not in found), None)
+    if absent is not None:
+        raise InputError(f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be.")
+    return found
+
+
+def _check_inside(folder: Path, path: Path, name: str) -> None:
+    """Refuses a link that leaves the folder, but for Hugging Face's own cache: snapshots/REVISION/file -> ../../blobs/HASH."""
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    blobs = root.parent.parent / "blobs"
+    if real.is_relative_to(root) or (root.parent.name == "snapshots" and real.parent == blobs):
+        return
+    raise InputError(f"{folder}: {name} is a link that leaves the folder. Put the file itself there.")
+
+
+def _header(file: Path) -> dict[str, Entry]:
+    """Returns the tensors of one file, which is opened by the library first."""
+    if not file.is_file():
+        raise InputError(f"{file} is not a regular file, or a link to nothing.")
+    with open(file, "rb") as opened:
+        start = opened.read(64)
+    _sniff(file, start)
+    try:
+        with safe_open(file, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        reason = re.sub(r"\s+", " ", str(error))[:120]
+        raise InputError(f"{file} is not a whole safetensors file ({reason}). Download it again.") from None
+    with open(file, "rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        content = strict_json.parse(opened.read(min(length, _MAX_HEADER_BYTES)), where=f"{file}, header")
+    entries = {}
+    for name, row in content.items():
+        if name == "__metadata__":
+            continue
+        if row["dtype"] not in DTYPES:
+            raise InputError(
+                f"{file}: tensor '{name[:80]}' has dtype {row['dtype']}; known are {', '.join(DTYPES)}. A quantised model must be saved without quantisation."
+            )
+        entries[name] = Entry(file, DTYPES[row["dtype"]], tuple(row["shape"]))
+    return entries
+
+
+def _sniff(file: Path, start: bytes) -> None:
+    """Names the usual impostors."""
+    text = start.lstrip().lower()
+    if start.startswith(b"version https://git-lfs"):
+        raise InputError(f"{file} is a git-LFS pointer, not the weights. Run `git lfs pull` in that folder.")
+    if text.startswith((b"<!doctype", b"<html", b"<?xml")):
+        raise InputError(f"{file} is a web page, not the weights. The download went wrong; do it again.")
+    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[2:8] != bytes(6):
+        raise InputError(f"{file} is a pickle, which can run code and is never read, whatever its name.")

@@ -1,0 +1,128 @@
+"""A model from wherever it lies: a Hugging Face folder, a workdir, or one checkpoint of it."""
+
+import dataclasses
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrope import checkpoint, llama, rope
+from jaxrope.convert import config as hf_config
+from jaxrope.convert import importing, strict_json
+from jaxrope.errors import InputError, choose
+from jaxrope.llama import LlamaConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model and what belongs to it.
+
+    Attributes:
+      config: its shape.
+      params: nested dict of host arrays; whoever uses them puts them on devices.
+      tokenizer_dir: where tokenizer.json lies; None: nowhere.
+      rope_fn: rope.json's where there is one, else the model's own.
+      source: the folder, for messages.
+      notes: what was assumed in reading it.
+    """
+
+    config: LlamaConfig
+    params: dict
+    tokenizer_dir: Path | None
+    rope_fn: rope.RopeFn
+    source: str
+    notes: tuple[str, ...] = ()
+
+
+def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = None) -> Pretrained:
+    """Reads a model.
+
+    Args:
+      path: a Hugging Face folder, a workdir, or workdir/checkpoints/STEP.
+      dtype: of the parameters, "float32", "bfloat16" or "float16"; None: as they are stored.
+      step: which checkpoint of a workdir; None: the newest whole one.
+
+    Raises:
+      InputError: there is no such model, or it is not whole.
+    """
+    folder = importing.open_folder(path)
+    workdir = _workdir(folder)
+    if workdir is not None:
+        return _load_workdir(folder, workdir, dtype, step)
+    if step is not None:
+        raise InputError(f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the step out.")
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a workdir). Name the folder that has one.")
+    return _load_hf(folder, dtype)
+
+
+def read_config(path: Path | str) -> LlamaConfig:
+    """Returns the config of what `load` would read, without its weights.
+
+    Raises:
+      InputError: there is no such model.
+    """
+    folder = importing.open_folder(path)
+    workdir = _workdir(folder)
+    return _model_json(workdir) if workdir is not None else hf_config.read(folder)[0]
+
+
+def _workdir(folder: Path) -> Path | None:
+    """Returns the workdir that `folder` is or is a checkpoint of; None: it is a Hugging Face folder, which may lie inside a workdir."""
+    if (folder / "model.json").is_file():
+        return folder
+    if (folder / "config.json").is_file():
+        return None
+    return next((place for place in folder.resolve().parents[:2] if (place / "model.json").is_file()), None)
+
+
+def _load_hf(folder: Path, dtype: str | None) -> Pretrained:
+    config, notes = hf_config.read(folder)
+    config, params, more = importing.load_params(folder, config, dtype=dtype)
+    rope_fn = _rope_fn(folder, config)
+    return Pretrained(config, params, _tokenizer_dir(folder), rope_fn, os.fspath(folder), (*notes, *more))
+
+
+def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | None) -> Pretrained:
+    config = _model_json(workdir)
+    rope_fn = _rope_fn(workdir, config)
+    stored = checkpoint.describe(folder, step)["leaves"]["params"]
+    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
+    params, _ = checkpoint.restore_params(folder, _as_stored(config, stored), step)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
+    return Pretrained(config, params, _tokenizer_dir(workdir), rope_fn, os.fspath(folder))
+
+
+def _as_stored(config: LlamaConfig, stored: dict) -> dict:
+    """Returns the model's parameters by model.json, each in the dtype it is stored in: what differs otherwise is an error of `restore_params`."""
+
+    def leaf(path, shape):
+        name = "/".join(key.key for key in path)
+        return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32")))
+
+    return jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
+
+
+def _model_json(workdir: Path) -> LlamaConfig:
+    path = workdir / "model.json"
+    values = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+    known = {field.name for field in dataclasses.fields(LlamaConfig)}
+    if set(values) != known:
+        raise InputError(f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ known))}. It must be as train.py wrote it.")
+    try:
+        return LlamaConfig(**values)
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _rope_fn(folder: Path, config: LlamaConfig) -> rope.RopeFn:
+    path = folder / "rope.json"
+    if not path.is_file():
+        return llama.own_rope(config)
+    return rope.load(path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+
+
+def _tokenizer_dir(folder: Path) -> Path | None:
+    return folder if (folder / "tokenizer.json").is_file() else None
