@@ -20,6 +20,7 @@ from jaxrope.digest import digest
 from jaxrope.errors import InputError
 from jaxrope.steps import (
     FORMAT,
+    describe,
     find_step,
     read_meta,
     rejected,
@@ -28,6 +29,17 @@ from jaxrope.steps import (
     steps_root,
     whole_steps,
 )
+
+__all__ = [
+    "CheckpointError",
+    "Checkpoints",
+    "describe",
+    "find_step",
+    "restore_params",
+    "save_params",
+    "step_folder",
+    "whole_steps",
+]
 
 _TRASH = ".trash"  # orbax renames an old step into it, which a kill cannot interrupt; emptied by us
 _REJECTED = ".rejected"  # folders with a step's name that hold no whole step
