@@ -1,0 +1,291 @@
+"""Tokens on disk: made once, whole or not there, and checked whenever they are read.
+
+A folder holds
+
+    tokens.npy   uint16 (vocabulary up to 65,536) or uint32: all documents, one behind another
+    offsets.npy  int64 [number of documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
+    index.json   format, dtype, lengths, digest, names, and what was passed over
+
+It is written under another name and renamed, so that several processes may write it at one time. It
+is read through a memory map, after every id has been checked.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from jaxrope.data.documents import (
+    ReadCounts,
+)
+from jaxrope.data.tokenizer import Tokenizer
+from jaxrope.errors import InputError
+
+FORMAT = "jaxrope.tokens/1"
+BATCH_CHARS = 1 << 22  # characters tokenised together: about 100 bytes of memory for each
+BATCH_DOCUMENTS = 4096
+BLOCK_TOKENS = 1 << 22  # tokens checked at one time when a cache is read
+ABANDONED_SECONDS = 24 * 3600.0  # a half-made folder nobody wrote to for so long was left by a kill
+
+
+def default_cache_dir() -> Path:
+    """Returns the user's folder for tokens, or a temporary one if that cannot be written."""
+    base = os.environ.get("XDG_CACHE_HOME", "")
+    home = os.environ.get("HOME", "")
+    if not os.path.isabs(base):  # the XDG specification: a relative path is to be ignored
+        base = os.path.join(home, ".cache") if home else ""
+    if base:
+        wanted = Path(base) / "jaxrope" / "tokens"
+        if _writable(wanted):
+            return wanted
+    owner = os.getuid() if hasattr(os, "getuid") else 0
+    try:
+        folder = Path(tempfile.gettempdir()) / f"jaxrope-{owner}" / "tokens"
+        folder.parent.mkdir(mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise _unwritable("the folder for temporary files", error) from None
+    if hasattr(os, "getuid") and folder.parent.lstat().st_uid != owner:
+        raise InputError(
+            f"data.cache_dir: '{folder.parent}' belongs to another user. Set data.cache_dir."
+        )
+    return folder
+
+
+def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray, dict]:
+    """Returns (ids, offsets, index) of a cache folder, after checking all of it.
+
+    Raises:
+      InputError: the format is another one, a file is cut off or damaged, or an id is outside the
+        vocabulary (JAX would clamp it without a word).
+    """
+    index = _read_index(folder)
+    if index["dtype"] != _dtype(vocab_size).name:
+        raise _damaged(
+            folder, f"{index['dtype']} cannot be right for a vocabulary of {vocab_size:,} tokens"
+        )
+    ids = _read_array(folder, "tokens.npy", _dtype(vocab_size), index["num_tokens"])
+    offsets = _read_array(folder, "offsets.npy", np.dtype(np.int64), len(index["names"]) + 1)
+    offsets = np.array(offsets)
+    if offsets[0] != 0 or offsets[-1] != len(ids) or np.any(np.diff(offsets) < 1):
+        raise _damaged(folder, f"offsets.npy does not divide {len(ids):,} tokens into documents")
+    digest = hashlib.sha256()
+    for start in range(0, len(ids), BLOCK_TOKENS):
+        block = np.ascontiguousarray(ids[start : start + BLOCK_TOKENS])
+        if block.max() >= vocab_size:
+            place = start + int(np.argmax(block >= vocab_size))
+            raise _damaged(
+                folder,
+                f"token {place:,} is {ids[place]}, the tokenizer's ids end at {vocab_size - 1}",
+            )
+        digest.update(block)
+    if digest.hexdigest() != index["sha256"]:
+        raise _damaged(folder, "tokens.npy is not what was written (its SHA-256 differs)")
+    return ids, offsets, index
+
+
+def _read_index(folder: Path) -> dict:
+    try:
+        index = json.loads((folder / "index.json").read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise _damaged(folder, f"index.json cannot be read ({error})") from None
+    if not isinstance(index, dict) or index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise _damaged(folder, f"its format is {found!r}, this version reads {FORMAT!r}")
+    kinds = {
+        "dtype": str,
+        "num_tokens": int,
+        "names": list,
+        "sha256": str,
+        "num_empty": int,
+        "bad_lines": list,
+    }
+    for name, kind in kinds.items():
+        if not isinstance(index.get(name), kind):
+            raise _damaged(folder, f"index.json has no {kind.__name__} '{name}'")
+    return index
+
+
+def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.ndarray:
+    """Returns a memory map of a vector whose header and size on disk are as they must be."""
+    path = folder / name
+    try:
+        with open(path, "rb") as file:
+            if np.lib.format.read_magic(file) != (1, 0):
+                raise ValueError("not version 1.0 of the format")
+            shape, _, found = np.lib.format.read_array_header_1_0(file)
+            start = file.tell()
+    except (OSError, ValueError) as error:
+        raise _damaged(folder, f"{name} is no .npy file ({error})") from None
+    if found != dtype or shape != (length,):
+        raise _damaged(folder, f"{name} is {found} {shape}, index.json says {dtype} ({length},)")
+    size, expected = path.stat().st_size, start + length * dtype.itemsize
+    if size != expected:
+        raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected:,}")
+    return np.memmap(path, dtype, mode="r", offset=start, shape=(length,))
+
+
+def _damaged(folder: Path, what: str) -> InputError:
+    what = " ".join(what.split())
+    return InputError(
+        f"data.cache_dir: the tokens in '{folder}' are damaged: {what}. Remove that folder, it is "
+        "made again."
+    )
+
+
+def write_cache(
+    folder: Path,
+    texts: Iterable[tuple[str, str]],
+    tokenizer: Tokenizer,
+    counts: ReadCounts,
+    setting: str,
+) -> None:
+    """Tokenises the texts into `folder`. If another process was quicker, its folder stays."""
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        _remove_abandoned(folder.parent)
+        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from None
+    try:
+        _write_files(staging, texts, tokenizer, counts)
+        if not (staging / "index.json").exists():
+            raise InputError(
+                f"{setting}: none of {counts.empty} documents has any text. Name files with text."
+            )
+        os.chmod(staging, 0o755)  # mkdtemp makes 0700; a cache may be shared
+        try:
+            os.rename(staging, folder)
+        except OSError:
+            if not folder.exists():
+                raise
+        _sync(folder.parent)
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from None
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _write_files(
+    staging: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, counts: ReadCounts
+) -> None:
+    """Writes the three files; none but an empty tokens.npy if there are no tokens."""
+    dtype = _dtype(tokenizer.vocab_size)
+    names: list[str] = []
+    lengths: list[int] = []
+    digest = hashlib.sha256()
+    with open(staging / "tokens.npy", "wb") as file:
+        start = _write_header(file, dtype, 0)
+        for name, ids in _tokenised(texts, tokenizer):
+            if not len(ids):  # a normalizer can leave nothing of a text of odd characters
+                counts.empty += 1
+                continue
+            block = ids.astype(dtype)
+            file.write(block.data)
+            digest.update(block.data)
+            names.append(name)
+            lengths.append(len(ids))
+        file.seek(0)
+        # numpy pads the header so that a longer shape takes no more room
+        assert _write_header(file, dtype, sum(lengths)) == start
+        _sync(file)
+    if not names:
+        return
+    with open(staging / "offsets.npy", "wb") as file:
+        _write_header(file, np.dtype(np.int64), len(lengths) + 1)
+        file.write(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).data)
+        _sync(file)
+    index = {
+        "format": FORMAT,
+        "dtype": dtype.name,
+        "num_tokens": sum(lengths),
+        "sha256": digest.hexdigest(),
+        "num_empty": counts.empty,
+        "bad_lines": counts.bad_lines,
+        "names": names,
+    }
+    with open(staging / "index.json", "w", encoding="ascii") as file:
+        json.dump(index, file)  # ASCII: a file's name need not be valid UTF-8
+        _sync(file)
+
+
+def _write_header(file, dtype: np.dtype, length: int) -> int:
+    """Writes the .npy header of a vector; returns where the data starts."""
+    np.lib.format.write_array_header_1_0(
+        file, {"descr": dtype.str, "fortran_order": False, "shape": (length,)}
+    )
+    return file.tell()
+
+
+def _tokenised(
+    texts: Iterable[tuple[str, str]], tokenizer: Tokenizer
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields (name, ids), several documents tokenised together.
+
+    A document is never cut for it: whether a cut changes ids depends on the tokenizer, and pieces
+    of 20 lines are only 1.3 times as fast.
+    """
+    batch: list[tuple[str, str]] = []
+    chars = 0
+    for name, text in texts:
+        batch.append((name, text))
+        chars += len(text)
+        if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
+            yield from _encode(batch, tokenizer)
+            batch, chars = [], 0
+    yield from _encode(batch, tokenizer)
+
+
+def _encode(
+    batch: Sequence[tuple[str, str]], tokenizer: Tokenizer
+) -> Iterator[tuple[str, np.ndarray]]:
+    ids = tokenizer.encode_batch([text for _, text in batch]) if batch else []
+    return zip((name for name, _ in batch), ids, strict=True)
+
+
+def _remove_abandoned(parent: Path) -> None:
+    for folder in parent.glob(".????????????????????????????????.*"):
+        try:
+            written = max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
+            if time.time() - written > ABANDONED_SECONDS:
+                shutil.rmtree(folder, ignore_errors=True)
+        except OSError:  # another process has just renamed or removed it
+            continue
+
+
+def _writable(folder: Path) -> bool:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return True
+    except OSError:
+        return False
+
+
+def _unwritable(where: Path | str, error: OSError) -> InputError:
+    return InputError(
+        f"data.cache_dir: tokens cannot be written to '{where}' ({error.strerror or error}). Set "
+        "data.cache_dir to a folder with room."
+    )
+
+
+def _sync(target) -> None:
+    """Waits until a file, or the names in a folder, are on disk."""
+    if isinstance(target, Path):
+        handle = os.open(target, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+    else:
+        target.flush()
+        os.fsync(target.fileno())
+
+
+def _dtype(vocab_size: int) -> np.dtype:
+    return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)

@@ -1,0 +1,280 @@
+"""Tokenizers: Hugging Face `tokenizer.json`, and one of plain bytes that needs no file.
+
+Text is encoded as it is: no begin or end token is added (windows and loader add them), and a
+file's own truncation and padding are switched off. Markup that the tokenizer lists as a token,
+such as `<|im_start|>`, becomes that token, as in transformers.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from jaxrope.errors import InputError
+
+MAX_FILE_BYTES = 1 << 29  # 512 MiB; the largest published tokenizer.json is near 35 MB
+MAX_ID = (1 << 31) - 1  # ids are int32 everywhere behind this module
+
+# Looked up in this order when no file beside tokenizer.json says which tokens begin and end a text.
+USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>")
+USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>")
+
+
+class Tokenizer(Protocol):
+    """What the rest of the package asks of a tokenizer."""
+
+    vocab_size: int  # every id is below it
+    bos_id: int | None
+    eos_id: int | None
+    fingerprint: str  # hex; equal fingerprints give equal ids
+
+    def encode(self, text: str) -> np.ndarray: ...
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
+
+    def decode(self, ids: Iterable[int]) -> str: ...
+
+
+@dataclass(frozen=True)
+class BytesTokenizer:
+    """The 256 bytes of UTF-8, then `<s>` = 256 and `</s>` = 257."""
+
+    vocab_size: int = 258
+    bos_id: int | None = 256
+    eos_id: int | None = 257
+    fingerprint: str = hashlib.sha256(b"jaxrope.bytes/1").hexdigest()
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the bytes of `text` as int32 ids."""
+        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text; `<s>` and `</s>` are left out, broken UTF-8 becomes U+FFFD."""
+        return bytes(int(i) for i in ids if i < 256).decode("utf-8", errors="replace")
+
+
+@dataclass(frozen=True)
+class JsonTokenizer:
+    """A `tokenizer.json`, run by the `tokenizers` library."""
+
+    backend: Any  # tokenizers.Tokenizer
+    vocab_size: int
+    bos_id: int | None
+    eos_id: int | None
+    fingerprint: str
+
+    def encode(self, text: str) -> np.ndarray:
+        """Returns the int32 ids of `text`, none added."""
+        return self.encode_batch([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Returns the ids of each text; the library spreads the texts over the cores."""
+        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        return [np.array(one.ids, np.int32) for one in encoded]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Returns the text, special tokens left out."""
+        return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+
+def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokenizer:
+    """Returns the tokenizer at `path`.
+
+    Args:
+      path: "bytes", a `tokenizer.json`, or the folder that holds one.
+      vocab_size: rows of the model's embedding; None takes it from a `config.json` beside the file,
+        if there is one. A token beyond it is refused: JAX clamps such an id without a word.
+
+    Raises:
+      InputError: no such file, not a tokenizer, two tokens with one id, an id outside the
+        vocabulary, or the `tokenizers` package is missing.
+    """
+    if str(path) == "bytes":
+        _check_range({"</s>": 257}, vocab_size, "bytes")
+        return BytesTokenizer()
+    file = _find(path)
+    raw = file.read_bytes()
+    spec = _parse(raw, file)
+    backend = _backend(raw, file)
+    backend.no_truncation()
+    backend.no_padding()
+    if getattr(backend.model, "dropout", None):
+        backend.model.dropout = None  # BPE dropout draws other ids at every call
+    ids = _checked_ids(spec, backend, file)
+    settings = {name: _read_beside(file, name) for name in _BESIDE}
+    if vocab_size is None:
+        vocab_size = _integer(settings["config.json"].get("vocab_size"))
+    _check_range(ids, vocab_size, file)
+    return JsonTokenizer(
+        backend=backend,
+        vocab_size=max(ids.values()) + 1,
+        bos_id=_special_id("bos", settings, ids, file),
+        eos_id=_special_id("eos", settings, ids, file),
+        fingerprint=hashlib.sha256(raw).hexdigest(),
+    )
+
+
+_BESIDE = ("tokenizer_config.json", "config.json", "generation_config.json")
+
+
+def _find(path: Path | str) -> Path:
+    """Returns the tokenizer.json that `path` means."""
+    given = Path(path).expanduser()
+    file = given / "tokenizer.json" if given.is_dir() else given
+    if not file.exists():
+        if (file.parent / "tokenizer.model").exists():
+            raise InputError(
+                f"data.tokenizer: '{file.parent}' has a SentencePiece tokenizer.model, which is "
+                "not read. Save a tokenizer.json beside it with transformers' save_pretrained."
+            )
+        raise InputError(
+            f"data.tokenizer: '{file}' does not exist (nothing is downloaded). Give a folder with "
+            'tokenizer.json, such a file, or "bytes".'
+        )
+    if not file.is_file():
+        raise InputError(f"data.tokenizer: '{file}' is not a regular file. Give a tokenizer.json.")
+    if file.stat().st_size > MAX_FILE_BYTES:
+        raise InputError(
+            f"data.tokenizer: '{file}' has {file.stat().st_size:,} bytes, a tokenizer.json has at "
+            f"most {MAX_FILE_BYTES:,}. Give a tokenizer.json."
+        )
+    return file
+
+
+def _parse(raw: bytes, file: Path) -> dict:
+    """Returns the file's JSON object."""
+    try:
+        spec = json.loads(raw)
+    except (ValueError, RecursionError) as error:
+        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
+        raise InputError(
+            f"data.tokenizer: '{file}' is not JSON ({reason}). Give a whole tokenizer.json."
+        ) from None
+    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        raise InputError(
+            f"data.tokenizer: '{file}' is JSON but has no \"model\" section. Give a tokenizer.json "
+            "of the `tokenizers` library."
+        )
+    return spec
+
+
+def _backend(raw: bytes, file: Path) -> Any:
+    """Returns the library's tokenizer for the file's bytes."""
+    try:
+        import tokenizers
+    except ImportError:
+        raise InputError(
+            f"data.tokenizer: '{file}' needs the package `tokenizers`, which is not installed. "
+            'Install it with pip, or use data.tokenizer="bytes".'
+        ) from None
+    try:
+        return tokenizers.Tokenizer.from_buffer(raw)
+    except Exception as error:  # the library raises bare Exception for every kind of bad content
+        raise InputError(
+            f"data.tokenizer: '{file}' is refused by the `tokenizers` library "
+            f"({_one_line(error)}). Give a whole tokenizer.json."
+        ) from None
+
+
+def _checked_ids(spec: dict, backend: Any, file: Path) -> dict[str, int]:
+    """Returns token -> id for every token, each id once.
+
+    The library accepts two tokens with one id, an id of 2**32 - 1, and an added token whose id it
+    silently changes.
+    """
+    vocab = spec["model"].get("vocab", {})
+    written = dict(vocab) if isinstance(vocab, dict) else {}
+    if isinstance(vocab, list):  # Unigram: [piece, score] pairs, the place is the id
+        written = {piece: place for place, (piece, _) in enumerate(vocab)}
+        if len(written) < len(vocab):
+            raise InputError(
+                f"data.tokenizer: '{file}' lists a piece twice. Give a whole tokenizer.json."
+            )
+    for token in spec.get("added_tokens") or ():
+        if written.setdefault(token["content"], token["id"]) != token["id"]:
+            raise InputError(
+                f"data.tokenizer: '{file}' gives token {token['content']!r} two ids, "
+                f"{written[token['content']]} and {token['id']}. Give a whole tokenizer.json."
+            )
+    by_id: dict[int, str] = {}
+    for token, number in written.items():
+        if by_id.setdefault(number, token) != token:
+            raise InputError(
+                f"data.tokenizer: '{file}' gives id {number} to both {by_id[number]!r} and "
+                f"{token!r}; every id must be unique. Give a whole tokenizer.json."
+            )
+    used = backend.get_vocab(with_added_tokens=True)
+    for token, number in used.items():
+        if written.get(token, number) != number:
+            raise InputError(
+                f"data.tokenizer: '{file}' says {token!r} is {written[token]}, the `tokenizers` "
+                f"library makes it {number}. Ids must have no holes before added tokens."
+            )
+    if not used:
+        raise InputError(f"data.tokenizer: '{file}' has no tokens. Give a whole tokenizer.json.")
+    return used
+
+
+def _check_range(ids: dict[str, int], vocab_size: int | None, file: Path | str) -> None:
+    token, largest = max(ids.items(), key=lambda item: item[1])
+    limit = MAX_ID if vocab_size is None else vocab_size - 1
+    if largest > limit:
+        raise InputError(
+            f"data.tokenizer: '{file}' gives token {token!r} the id {largest}, the model's ids end "
+            f"at {limit}. Use the model's own tokenizer."
+        )
+
+
+def _read_beside(file: Path, name: str) -> dict:
+    """Returns the JSON object of a file beside the tokenizer, {} if there is none."""
+    beside = file.parent / name
+    if not beside.is_file():
+        return {}
+    try:
+        value = json.loads(beside.read_bytes())
+    except (ValueError, RecursionError, OSError) as error:
+        raise InputError(
+            f"data.tokenizer: '{beside}' is not JSON ({_one_line(error)}). Mend or remove it."
+        ) from None
+    return value if isinstance(value, dict) else {}
+
+
+def _special_id(kind: str, settings: dict, ids: dict[str, int], file: Path) -> int | None:
+    """Returns the id of the begin ("bos") or end ("eos") token, None if there is none."""
+    token = settings["tokenizer_config.json"].get(f"{kind}_token")
+    name = token.get("content") if isinstance(token, dict) else token
+    if isinstance(name, str):
+        if name not in ids:
+            raise InputError(
+                f"data.tokenizer: {kind}_token {name!r} of tokenizer_config.json is no token of "
+                f"'{file}'. Correct it there."
+            )
+        return ids[name]
+    for source in ("config.json", "generation_config.json"):
+        value = settings[source].get(f"{kind}_token_id")
+        number = _integer(value[0] if isinstance(value, list) and value else value)
+        if number is not None:
+            if number not in ids.values():
+                raise InputError(
+                    f"data.tokenizer: {kind}_token_id {number} of {source} is no token of "
+                    f"'{file}'. Correct it there."
+                )
+            return number
+    usual = USUAL_BOS if kind == "bos" else USUAL_EOS
+    return next((ids[name] for name in usual if name in ids), None)
+
+
+def _integer(value: object) -> int | None:
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:200]

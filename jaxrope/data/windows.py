@@ -1,0 +1,157 @@
+"""Windows of text to evaluate on: always the same ones, each within one document.
+
+Letters: W windows, T tokens that are predicted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from jaxrope.data.corpus import TokenDocuments
+from jaxrope.data.shuffle import permutation
+from jaxrope.errors import InputError
+
+
+@dataclass(frozen=True)
+class Windows:
+    """Windows of one length.
+
+    Attributes:
+      tokens_WT: int32 [W, T + 1]: the begin token, then T tokens of text.
+      doc_ids_W: int64, the document of each window.
+      starts_W: int64, where its text starts in that document, tokens.
+    """
+
+    tokens_WT: np.ndarray
+    doc_ids_W: np.ndarray
+    starts_W: np.ndarray
+
+    @property
+    def inputs_WT(self) -> np.ndarray:
+        """What the model sees: [W, T], the begin token first."""
+        return self.tokens_WT[:, :-1]
+
+    @property
+    def targets_WT(self) -> np.ndarray:
+        """What it has to predict: [W, T], all of it text."""
+        return self.tokens_WT[:, 1:]
+
+    def __len__(self) -> int:
+        return len(self.tokens_WT)
+
+
+def eval_windows(
+    documents: TokenDocuments,
+    *,
+    length: int,
+    num_windows: int,
+    offset_tokens: int = 0,
+    windows_per_doc: int = 1,
+    bos_id: int | None,
+) -> Windows:
+    """Returns the first `num_windows` windows, document by document in sorted order.
+
+    Windows of a document follow one another from its token `offset_tokens` on and do not overlap. A
+    document too short for one is passed over.
+
+    Args:
+      documents: the text.
+      length: tokens that are predicted in a window.
+      num_windows: windows wanted, at least 1.
+      offset_tokens: tokens passed over at the start of each document.
+      windows_per_doc: windows taken from a document, at most.
+      bos_id: the begin token. None puts the preceding token of text in its place (at a document's
+        start, the window starts one token later).
+
+    Raises:
+      InputError: there are fewer windows; the message says how many tokens are needed and what
+        there is.
+    """
+    _check_at_least(
+        ("eval.lengths", length, 1),
+        ("eval.num_windows", num_windows, 1),
+        ("eval.offset_tokens", offset_tokens, 0),
+        ("eval.windows_per_doc", windows_per_doc, 1),
+    )
+    first = _first_token(offset_tokens, bos_id)
+    counts = np.clip((documents.lengths - first) // length, 0, windows_per_doc)
+    doc_ids = np.repeat(np.arange(len(documents)), counts)
+    within = np.arange(len(doc_ids)) - np.repeat(np.cumsum(counts) - counts, counts)
+    if len(doc_ids) < num_windows:
+        wanted = f"{num_windows} windows (at most {windows_per_doc} of a document)"
+        raise _too_little_text(documents, wanted, length, first, len(doc_ids))
+    doc_ids, starts = doc_ids[:num_windows], first + within[:num_windows] * length
+    return _cut(documents, doc_ids, starts, length, bos_id)
+
+
+def search_windows(
+    documents: TokenDocuments,
+    *,
+    length: int,
+    num_windows: int,
+    offset_tokens: int = 0,
+    seed: int,
+    bos_id: int | None,
+) -> Windows:
+    """Returns windows as `eval_windows` does, each of another document, drawn by `seed`.
+
+    The window of a document is the one that starts at `offset_tokens`, whatever the seed.
+
+    Raises:
+      InputError: fewer documents than `num_windows` are long enough.
+    """
+    _check_at_least(
+        ("target_len", length, 1),
+        ("search.objective.num_samples", num_windows, 1),
+        ("search.objective.offset_tokens", offset_tokens, 0),
+    )
+    first = _first_token(offset_tokens, bos_id)
+    doc_ids = np.flatnonzero(documents.lengths >= first + length)
+    if len(doc_ids) < num_windows:
+        wanted = f"{num_windows} windows (each of another document)"
+        raise _too_little_text(documents, wanted, length, first, len(doc_ids))
+    chosen = doc_ids[permutation(len(doc_ids), seed=seed, epoch=0)[:num_windows]]
+    return _cut(documents, chosen, np.full(num_windows, first), length, bos_id)
+
+
+def _check_at_least(*settings: tuple[str, int, int]) -> None:
+    """Refuses a setting, (config path, value, minimum), that is below its minimum."""
+    for path, value, minimum in settings:
+        if value < minimum:
+            raise InputError(f"{path} must be at least {minimum}, got {value}.")
+
+
+def _first_token(offset_tokens: int, bos_id: int | None) -> int:
+    """Returns the first token of a document that can be predicted."""
+    return max(offset_tokens, 1) if bos_id is None else offset_tokens
+
+
+def _too_little_text(
+    documents: TokenDocuments, wanted: str, length: int, first: int, found: int
+) -> InputError:
+    lengths = documents.lengths
+    longest = int(np.argmax(lengths))
+    enough = int(np.count_nonzero(lengths >= first + length))
+    return InputError(
+        f"{documents.setting}: {wanted} of {length:,} tokens need documents of {first + length:,} "
+        f"tokens ({first:,} are passed over); {enough} of {len(documents)} are so long and give "
+        f"{found}, the longest has {lengths[longest]:,} ('{documents.names[longest]}'). Give "
+        "longer or more documents, or ask for shorter or fewer windows."
+    )
+
+
+def _cut(
+    documents: TokenDocuments,
+    doc_ids: np.ndarray,
+    starts: np.ndarray,
+    length: int,
+    bos_id: int | None,
+) -> Windows:
+    tokens_WT = np.empty((len(doc_ids), length + 1), np.int32)
+    for row, (doc, start) in enumerate(zip(doc_ids.tolist(), starts.tolist(), strict=True)):
+        if bos_id is None:
+            tokens_WT[row] = documents.tokens(doc, start - 1, start + length)
+        else:
+            tokens_WT[row, 0] = bos_id
+            tokens_WT[row, 1:] = documents.tokens(doc, start, start + length)
+    return Windows(tokens_WT, doc_ids.astype(np.int64), starts.astype(np.int64))
