@@ -1,0 +1,119 @@
+"""What a model can do at a length: evaluators behind one interface, for evaluate.py and train.py.
+
+An evaluator is a function (EvalModel, Bench) -> iterator of Result, one for each length; whoever
+runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`.
+"""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+from jaxrope.errors import InputError, choose
+from jaxrope.evaluation import passkey, perplexity
+from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
+
+__all__ = [
+    "EVALUATORS",
+    "Bench",
+    "EvalModel",
+    "Evaluator",
+    "Result",
+    "bench",
+    "cost",
+    "run",
+    "scalars",
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluator:
+    """An evaluator and its cost.
+
+    Attributes:
+      evaluate: yields a Result for each length.
+      forward_tokens: (model, bench, length) -> tokens the model will read.
+      needs_text: (bench) -> whether it uses bench.documents.
+    """
+
+    evaluate: Evaluate
+    forward_tokens: Callable[[EvalModel, Bench, int], int]
+    needs_text: Callable[[Bench], bool]
+
+
+EVALUATORS: dict[str, Evaluator] = {
+    "perplexity": Evaluator(perplexity.evaluate, perplexity.forward_tokens, lambda bench: True),
+    "passkey": Evaluator(
+        passkey.evaluate, passkey.forward_tokens, lambda bench: bench.passkey_filler == "text"
+    ),
+}
+
+
+def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None = None) -> Bench:
+    """Returns the Bench that `config.eval` describes, checked.
+
+    Args:
+      section: config.eval.
+      documents: held-out data.TokenDocuments, or None.
+      seed: config.seed.
+      tick: is told how many tokens a finished batch had.
+
+    Raises:
+      InputError: a number is out of range.
+    """
+    for key in ("num_windows", "windows_per_doc", "batch_tokens", "stride", "passkey_trials"):
+        if section[key] < 1:
+            raise InputError(f"eval.{key} is at least 1, got {section[key]}.")
+    for key in ("offset_tokens", "window", "rope_len"):
+        if section[key] < 0:
+            raise InputError(f"eval.{key} is 0 or more, got {section[key]}.")
+    if not section.lengths or min(section.lengths) < 1:
+        raise InputError(
+            "eval.lengths names one length at least, each of 1 token or more, got "
+            f"{tuple(section.lengths)}."
+        )
+    if section.bootstrap_samples < 100:
+        raise InputError(
+            "eval.bootstrap_samples is at least 100 (a 95% interval needs its tails), got "
+            f"{section.bootstrap_samples}."
+        )
+    found = Bench(
+        documents=documents,
+        lengths=tuple(section.lengths),
+        num_windows=section.num_windows,
+        windows_per_doc=section.windows_per_doc,
+        offset_tokens=section.offset_tokens,
+        batch_tokens=section.batch_tokens,
+        stride=section.stride,
+        bos_per_window=section.bos_per_window,
+        aggregation=section.aggregation,
+        passkey_trials=section.passkey_trials,
+        passkey_filler=section.passkey_filler,
+        passkey_zero_padded=section.passkey_zero_padded,
+        bootstrap_samples=section.bootstrap_samples,
+        seed=seed,
+    )
+    return dataclasses.replace(found, tick=tick) if tick else found
+
+
+def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
+    """Yields what every evaluator named in `suites` finds.
+
+    Raises:
+      InputError: an unknown name, or whatever an evaluator refuses.
+    """
+    for evaluator in [choose("eval.suites", suite, EVALUATORS) for suite in suites]:
+        yield from evaluator.evaluate(model, bench)
+
+
+def cost(model: EvalModel, bench: Bench, suites) -> int:
+    """Returns the forward tokens that `run` will take."""
+    chosen = [choose("eval.suites", suite, EVALUATORS) for suite in suites]
+    return sum(
+        evaluator.forward_tokens(model, bench, length)
+        for evaluator in chosen
+        for length in bench.lengths
+    )
+
+
+def scalars(results) -> dict[str, float]:
+    """Returns results as {"perplexity/512": 32.9, ...}: each one's score, for a line of metrics."""
+    return {f"{r.suite}/{r.length}": next(iter(r.metrics.values())) for r in results}

@@ -1,0 +1,207 @@
+"""Where evaluators meet the device: rows of tokens in, the cost of every token out.
+
+What an evaluator is given (`EvalModel`, `Bench`) and what it yields (`Result`) are defined here.
+One function is compiled per shape of a batch. The rope is an argument of it, so that all methods
+share the compilation, and logits exist for `chunk` positions at a time only.
+
+Legend: B rows of a batch, T tokens a row predicts, W windows or trials.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrope import llama, losses, sharding
+from jaxrope.rope import Rope
+
+CHUNK = 512  # positions whose logits exist at one time: 4096 words take 8 MiB a row
+
+
+def _ignore(tokens: int) -> None:
+    """Reports progress to nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalModel:
+    """A model and a rope, as an evaluator sees them.
+
+    Attributes:
+      config: a llama.LlamaConfig.
+      params: its parameters; on the way through training, the current ones.
+      rope_fn: gives the Rope for a length in tokens; a RopeFn, or any function like it.
+      tokenizer: the model's.
+      settings: a llama.ForwardSettings.
+      label: the row's name in tables.
+      window: tokens of the window that slides over a longer text; 0 = one whole window.
+      mesh: of sharding.make_mesh, over which the params lie and rows are spread; None = one device.
+    """
+
+    config: Any
+    params: Any
+    rope_fn: Callable[[int], Rope]
+    tokenizer: Any
+    settings: Any
+    label: str
+    window: int = 0
+    mesh: Mesh | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all evaluators of a run share: the text and how much of it, seeds, progress.
+
+    Attributes:
+      documents: held-out text as tokens, or None when no evaluator asked for needs any.
+      lengths: tokens a model reads at one time.
+      num_windows: windows of text at each length.
+      windows_per_doc: windows taken of one document, at most.
+      offset_tokens: tokens passed over at the beginning of each document.
+      batch_tokens: tokens in one forward pass, at most (but one row at least).
+      stride: tokens a sliding window moves.
+      bos_per_window: every sliding window begins with bos, else only the first.
+      aggregation: a name of statistics.AGGREGATIONS.
+      passkey_trials: trials at each length.
+      passkey_filler: "grass" (the paper's sentences) or "text" (the documents).
+      passkey_zero_padded: keys 00000 to 99999, else 10000 to 99999.
+      bootstrap_samples: resamples of an interval.
+      seed: of everything that is drawn.
+      tick: is told how many tokens a finished batch had.
+    """
+
+    documents: Any
+    lengths: tuple[int, ...]
+    num_windows: int
+    windows_per_doc: int
+    offset_tokens: int
+    batch_tokens: int
+    stride: int
+    bos_per_window: bool
+    aggregation: str
+    passkey_trials: int
+    passkey_filler: str
+    passkey_zero_padded: bool
+    bootstrap_samples: int
+    seed: int
+    tick: Callable[[int], None] = _ignore
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one evaluator found about one row at one length.
+
+    Attributes:
+      suite: the evaluator's name.
+      label: the row's.
+      length: tokens.
+      metrics: numbers by name; the first one is the score that tables show, and `low` and `high`
+        are the ends of its 95% interval.
+      items: per window or trial, lists of plain numbers, for the record.
+      nll_WT: every scored token's NLL in nats, float32, or None.
+      fingerprint: of the tokens scored: equal for two rows that answered the same items.
+      tokens: forward tokens it took.
+      seconds: wall time it took, the first use of a shape with its compilation.
+    """
+
+    suite: str
+    label: str
+    length: int
+    metrics: dict[str, float]
+    items: dict[str, list]
+    nll_WT: np.ndarray | None
+    fingerprint: str
+    tokens: int
+    seconds: float
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
+def score_batch(params, rope, tokens_BT, *, config, settings, chunk):
+    """Returns (nll_BT, hit_BT) of the tokens after the first of each row; T + 1 columns come in."""
+    x_BTD = llama.hidden(config, params, tokens_BT[:, :-1], rope, settings=settings)
+    return losses.nll_and_hits(x_BTD, llama.head_DV(config, params), tokens_BT[:, 1:], chunk=chunk)
+
+
+def score(
+    model: EvalModel, rows: np.ndarray, *, batch_tokens: int, tick: Callable[[int], None] = _ignore
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores rows of tokens.
+
+    Args:
+      model: what predicts.
+      rows: int32 [W, T + 1]; the first T columns are read, the last T predicted.
+      batch_tokens: tokens in one forward pass, at most (but one row at least).
+      tick: is told the tokens of each batch when it has been read back.
+
+    Returns:
+      (nll_WT float32 in nats, hit_WT bool: the token was the most probable one).
+
+    Raises:
+      InputError: T is longer than the rope's last bucket.
+    """
+    num_rows, length = rows.shape[0], rows.shape[1] - 1
+    rope = model.rope_fn(length)
+    ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"] if model.mesh else 1
+    size = math.ceil(batch_rows(num_rows, length, batch_tokens) / ways) * ways
+    nlls, hits, pending = [], [], None
+
+    def read(batch, count):
+        nlls.append(np.asarray(batch[0])[:count])
+        hits.append(np.asarray(batch[1])[:count])
+        tick(count * length)
+
+    for start in range(0, num_rows, size):
+        part = rows[start : start + size]
+        # the last batch is filled up with its last row: a second shape would compile again
+        full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        batch = score_batch(
+            model.params,
+            rope,
+            _put(model, full.astype(np.int32)),
+            config=model.config,
+            settings=model.settings,
+            chunk=min(CHUNK, length),
+        )
+        if pending is not None:
+            read(*pending)  # while the device works on the next one
+        pending = batch, len(part)
+    read(*pending)
+    return np.concatenate(nlls), np.concatenate(hits)
+
+
+def _put(model: EvalModel, rows: np.ndarray) -> jax.Array:
+    if model.mesh is None:
+        return jnp.asarray(rows)
+    return jax.device_put(rows, sharding.row_sharding(model.mesh))
+
+
+def batch_rows(num_rows: int, length: int, batch_tokens: int) -> int:
+    """Returns the rows of a batch: as many as `batch_tokens` allows, spread evenly."""
+    most = max(1, batch_tokens // length)
+    return math.ceil(num_rows / math.ceil(num_rows / most))
+
+
+def fingerprint(rows: np.ndarray | Sequence[int], *extra: object) -> str:
+    """Returns the SHA-256 of token rows (int32, little endian), their shape, and `extra`."""
+    rows = np.ascontiguousarray(rows, "<i4")
+    return hashlib.sha256(repr((rows.shape, *extra)).encode() + rows.tobytes()).hexdigest()
+
+
+class Stopwatch:
+    """Seconds since it was made."""
+
+    def __init__(self):
+        self._start = time.perf_counter()
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self._start
+
+
+Evaluate = Callable[[EvalModel, Bench], Iterator[Result]]
