@@ -5,7 +5,9 @@ from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The user's mistake. Its message is one line: where, the rule, the value got, the remedy; programs print it and exit with 2."""
+    """The user's mistake. Its message is one line: where, the rule, the value got, the remedy;
+    programs print it and exit with 2.
+    """
 
 
 def nearest(name: object, known: Iterable[object]) -> str:

@@ -1,4 +1,6 @@
-"""Files that are whole or not there: atomic writes, and a journal that survives a torn last line."""
+"""Files that are whole or not there: atomic writes, and a journal that survives a torn last
+line.
+"""
 
 import hashlib
 import json
@@ -26,7 +28,9 @@ def write_text_atomic(path: Path | str, text: str) -> None:
 
 
 def write_json_atomic(path: Path | str, value: object) -> None:
-    """Writes `value` as JSON, atomically. NaN and infinity are refused: other readers of JSON do not know them."""
+    """Writes `value` as JSON, atomically. NaN and infinity are refused: other readers of JSON do
+    not know them.
+    """
     write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
 
 
@@ -44,7 +48,8 @@ def append_jsonl(path: Path | str, rows: dict | list[dict], *, durable: bool = F
 def read_jsonl(path: Path | str, *, repair: bool = True) -> list[dict]:
     """Returns the records of a JSON-lines file; none if there is no such file.
 
-    A process that is killed can leave a torn last line. With `repair` that line is cut off the file as well, so that the next record starts on a line of its own.
+    A process that is killed can leave a torn last line. With `repair` that line is cut off the file
+    as well, so that the next record starts on a line of its own.
 
     Raises:
       ValueError: a line other than the last is broken.
@@ -61,7 +66,9 @@ def read_jsonl(path: Path | str, *, repair: bool = True) -> list[dict]:
             rows.append(json.loads(line))
         except ValueError:
             if good + len(line) < len(raw):
-                raise ValueError(f"{path}, line {number}: not JSON. Remove the line, or start afresh.") from None
+                raise ValueError(
+                    f"{path}, line {number}: not JSON. Remove the line, or start afresh."
+                ) from None
             break
         good += len(line)
     if repair and good < len(raw):

@@ -1,9 +1,12 @@
-"""The model: Llama, and the families that differ from it by a bias, a window or the layout of a file (Mistral, Qwen2, Phi-3).
+"""The model: Llama, and the families that differ from it by a bias, a window or the layout of a
+file (Mistral, Qwen2, Phi-3).
 
-Parameters are a plain nested dict of arrays; the NNX modules below say what is in it and compute with it. Layers are stacked on their first axis and scanned.
+Parameters are a plain nested dict of arrays; the NNX modules below say what is in it and compute
+with it. Layers are stacked on their first axis and scanned.
 The rope is an argument of the forward pass: a candidate is data.
 
-Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
+Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L
+layers.
 """
 
 import dataclasses
@@ -19,7 +22,12 @@ from jaxrope import attention, masks, rope
 from jaxrope.errors import InputError, choose
 
 FAMILIES = ("llama", "mistral", "qwen2", "phi3")
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16, "float64": jnp.float64}
+DTYPES = {
+    "float32": jnp.float32,
+    "bfloat16": jnp.bfloat16,
+    "float16": jnp.float16,
+    "float64": jnp.float64,
+}
 _INIT_STDDEV = 0.02  # GPT-2's, and the default of Llama's configs
 
 
@@ -60,25 +68,48 @@ class LlamaConfig:
 
     def __post_init__(self):
         if self.family not in FAMILIES:
-            raise InputError(f"model.family must be one of {', '.join(FAMILIES)}, got '{self.family}'.")
-        counts = ("vocab_size", "num_layers", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "original_len", "max_len", "rotary_dim")
+            raise InputError(
+                f"model.family must be one of {', '.join(FAMILIES)}, got '{self.family}'."
+            )
+        counts = (
+            "vocab_size",
+            "num_layers",
+            "embed_dim",
+            "num_heads",
+            "num_kv_heads",
+            "head_dim",
+            "mlp_dim",
+            "original_len",
+            "max_len",
+            "rotary_dim",
+        )
         for name in counts + (("sliding_window",) if self.sliding_window is not None else ()):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise InputError(f"model.{name} must be a positive whole number, got {value!r}.")
         if self.num_heads % self.num_kv_heads:
-            raise InputError(f"model.num_heads must be a multiple of model.num_kv_heads, got {self.num_heads} and {self.num_kv_heads}.")
+            raise InputError(
+                f"model.num_heads must be a multiple of model.num_kv_heads, got {self.num_heads} "
+                f"and {self.num_kv_heads}."
+            )
         if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            raise InputError(f"model.rotary_dim must be even and at most model.head_dim {self.head_dim}, got {self.rotary_dim}.")
+            raise InputError(
+                f"model.rotary_dim must be even and at most model.head_dim {self.head_dim}, got "
+                f"{self.rotary_dim}."
+            )
         if not 0 < self.norm_eps < 1:
             raise InputError(f"model.norm_eps must be between 0 and 1, got {self.norm_eps}.")
         for name in ("bos_id", "eos_id"):
             value = getattr(self, name)
             if value is not None and not 0 <= value < self.vocab_size:
-                raise InputError(f"model.{name} must be below model.vocab_size {self.vocab_size}, got {value}.")
+                raise InputError(
+                    f"model.{name} must be below model.vocab_size {self.vocab_size}, got {value}."
+                )
 
     def __hash__(self):
-        return hash((type(self), repr(self)))  # `rope` is a dict; a config is a static argument of jit
+        return hash(
+            (type(self), repr(self))
+        )  # `rope` is a dict; a config is a static argument of jit
 
     def to_json_dict(self) -> dict[str, Any]:
         """Returns what `LlamaConfig(**...)` takes."""
@@ -106,46 +137,75 @@ class ForwardSettings:
         choose("forward.compute_dtype", self.compute_dtype, DTYPES)
         choose("forward.remat", self.remat, _REMAT)
         if self.attention_block < 1:
-            raise InputError(f"forward.attention_block must be a positive number of tokens, got {self.attention_block}.")
+            raise InputError(
+                "forward.attention_block must be a positive number of tokens, got "
+                f"{self.attention_block}."
+            )
 
 
 _REMAT = {"none": lambda layer: layer, "full": jax.checkpoint}
 
 
 class Layers(nnx.Module):
-    """All layers: every parameter has the layers as its first axis. `nnx.split` and a scan give them out one at a time."""
+    """All layers: every parameter has the layers as its first axis. `nnx.split` and a scan give
+    them out one at a time.
+    """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype):
         layers, dim, mlp = config.num_layers, config.embed_dim, config.mlp_dim
         heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
         def normal(*shape, depth=1.0):
-            value = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32) * (_INIT_STDDEV * depth)
+            value = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32) * (
+                _INIT_STDDEV * depth
+            )
             return nnx.Param(value.astype(dtype))
 
         def constant(value, *shape):
             return nnx.Param(jnp.full((layers, *shape), value, dtype))
 
-        out_depth = (2 * layers) ** -0.5  # GPT-2: what is added to the residual stream shrinks with the number of additions
+        out_depth = (
+            (2 * layers) ** -0.5
+        )  # GPT-2: what is added to the residual stream shrinks with the number of additions
         self.attn_norm_LD = constant(1, dim)
-        self.q_LDNH, self.k_LDKH, self.v_LDKH = normal(dim, heads, head), normal(dim, kv_heads, head), normal(dim, kv_heads, head)
+        self.q_LDNH, self.k_LDKH, self.v_LDKH = (
+            normal(dim, heads, head),
+            normal(dim, kv_heads, head),
+            normal(dim, kv_heads, head),
+        )
         self.o_LNHD = normal(heads, head, dim, depth=out_depth)
         self.mlp_norm_LD = constant(1, dim)
-        self.gate_LDF, self.up_LDF, self.down_LFD = normal(dim, mlp), normal(dim, mlp), normal(mlp, dim, depth=out_depth)
+        self.gate_LDF, self.up_LDF, self.down_LFD = (
+            normal(dim, mlp),
+            normal(dim, mlp),
+            normal(mlp, dim, depth=out_depth),
+        )
         if config.qkv_bias:
-            self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = constant(0, heads, head), constant(0, kv_heads, head), constant(0, kv_heads, head)
+            self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = (
+                constant(0, heads, head),
+                constant(0, kv_heads, head),
+                constant(0, kv_heads, head),
+            )
         if config.out_bias:
             self.o_bias_LD = constant(0, dim)
         if config.mlp_bias:
-            self.gate_bias_LF, self.up_bias_LF, self.down_bias_LD = constant(0, mlp), constant(0, mlp), constant(0, dim)
+            self.gate_bias_LF, self.up_bias_LF, self.down_bias_LD = (
+                constant(0, mlp),
+                constant(0, mlp),
+                constant(0, dim),
+            )
 
 
 class Llama(nnx.Module):
-    """The whole model. A tied head is the embedding's transpose by method, not by a shared reference."""
+    """The whole model. A tied head is the embedding's transpose by method, not by a shared
+    reference.
+    """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         def normal(*shape):
-            return nnx.Param((jax.random.normal(rngs.params(), shape, jnp.float32) * _INIT_STDDEV).astype(dtype))
+            return nnx.Param(
+                (jax.random.normal(rngs.params(), shape, jnp.float32) * _INIT_STDDEV).astype(dtype)
+            )
 
         self.embed_VD = normal(config.vocab_size, config.embed_dim)
         self.layers = Layers(config, rngs=rngs, dtype=dtype)
@@ -155,7 +215,9 @@ class Llama(nnx.Module):
 
 
 def init_params(config: LlamaConfig, key: jax.Array, dtype="float32") -> dict:
-    """Returns random parameters: normal with deviation 0.02, projections into the residual stream divided by sqrt(2 L)."""
+    """Returns random parameters: normal with deviation 0.02, projections into the residual stream
+    divided by sqrt(2 L).
+    """
     model = Llama(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
     return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
@@ -171,8 +233,18 @@ def num_params(config: LlamaConfig) -> int:
 
 
 def logical_axes(config: LlamaConfig) -> dict:
-    """Returns the tree of the parameters with a tuple of axis names for each leaf, read from the letters of its name."""
-    names = {"L": "layers", "V": "vocab", "D": "embed", "N": "heads", "K": "kv_heads", "H": "head_dim", "F": "mlp"}
+    """Returns the tree of the parameters with a tuple of axis names for each leaf, read from the
+    letters of its name.
+    """
+    names = {
+        "L": "layers",
+        "V": "vocab",
+        "D": "embed",
+        "N": "heads",
+        "K": "kv_heads",
+        "H": "head_dim",
+        "F": "mlp",
+    }
 
     def axes(path, _):
         return tuple(names[letter] for letter in path[-1].key.rsplit("_", 1)[1])
@@ -212,7 +284,9 @@ def hidden(
       settings: how it is run.
     """
     if positions_BT is None:
-        positions_BT = jnp.broadcast_to(jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape)
+        positions_BT = jnp.broadcast_to(
+            jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
+        )
     mask = masks.self_mask(positions_BT, segment_ids_BT, window=config.sliding_window)
     dtype = DTYPES[settings.compute_dtype]
     x_BTD = params["embed_VD"][tokens_BT].astype(dtype)
@@ -234,10 +308,16 @@ def head_DV(config: LlamaConfig, params: dict) -> jax.Array:
     return params["embed_VD"].T if config.tie_embeddings else params["head_DV"]
 
 
-def logits(config: LlamaConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs) -> jax.Array:
-    """Returns logits_BTV, float32 or wider, of the whole sequence; see `hidden`. For long sequences take `losses.token_nll`."""
+def logits(
+    config: LlamaConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs
+) -> jax.Array:
+    """Returns logits_BTV, float32 or wider, of the whole sequence; see `hidden`. For long sequences
+    take `losses.token_nll`.
+    """
     x_BTD = hidden(config, params, tokens_BT, r, **kwargs)
-    return _dot("BTD,DV->BTV", x_BTD, head_DV(config, params)).astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    return _dot("BTD,DV->BTV", x_BTD, head_DV(config, params)).astype(
+        jnp.promote_types(x_BTD.dtype, jnp.float32)
+    )
 
 
 def _attention(config, settings, weights, x_BTD, turn, mask):
@@ -264,9 +344,15 @@ def _attention(config, settings, weights, x_BTD, turn, mask):
 
 def _mlp(config, weights, x_BTD):
     y_BTD = _rms_norm(x_BTD, weights["mlp_norm_LD"], config.norm_eps)
-    gate_BTF, up_BTF = _dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"]), _dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
+    gate_BTF, up_BTF = (
+        _dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"]),
+        _dot("BTD,DF->BTF", y_BTD, weights["up_LDF"]),
+    )
     if config.mlp_bias:
-        gate_BTF, up_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"]), _add_bias(up_BTF, weights["up_bias_LF"])
+        gate_BTF, up_BTF = (
+            _add_bias(gate_BTF, weights["gate_bias_LF"]),
+            _add_bias(up_BTF, weights["up_bias_LF"]),
+        )
     down_BTD = _dot("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, weights["down_LFD"])
     return _add_bias(down_BTD, weights["down_bias_LD"]) if config.mlp_bias else down_BTD
 

@@ -1,4 +1,5 @@
-"""Cross entropy without the [T, V] logits: cut along the sequence, in float32 or wider, recomputed in the backward pass.
+"""Cross entropy without the [T, V] logits: cut along the sequence, in float32 or wider, recomputed
+in the backward pass.
 
 Letters: B batch, T length, D model dim, V vocabulary, C chunk.
 """
@@ -7,9 +8,15 @@ import jax
 import jax.numpy as jnp
 
 
-def token_nll(x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, *, chunk: int) -> jax.Array:
-    """Returns nll_BT, float32: -log softmax(x head)[target], nats. At most `chunk` positions of each row have logits at one time."""
-    return _over_chunks(lambda logits, targets: _nll(logits, targets), x_BTD, head_DV, targets_BT, chunk)
+def token_nll(
+    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, *, chunk: int
+) -> jax.Array:
+    """Returns nll_BT, float32: -log softmax(x head)[target], nats. At most `chunk` positions of
+    each row have logits at one time.
+    """
+    return _over_chunks(
+        lambda logits, targets: _nll(logits, targets), x_BTD, head_DV, targets_BT, chunk
+    )
 
 
 def nll_and_hits(
@@ -32,7 +39,9 @@ def _over_chunks(fn, x_BTD, head_DV, targets_BT, chunk):
     batch, length, dim = x_BTD.shape
     chunk = min(chunk, length)
     pad = -length % chunk
-    x_nBCD = jnp.pad(x_BTD, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, chunk, dim).swapaxes(0, 1)
+    x_nBCD = (
+        jnp.pad(x_BTD, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, chunk, dim).swapaxes(0, 1)
+    )
     targets_nBC = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(batch, -1, chunk).swapaxes(0, 1)
     precision = jax.lax.Precision.HIGHEST if x_BTD.dtype == jnp.float32 else None
     dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
@@ -40,7 +49,11 @@ def _over_chunks(fn, x_BTD, head_DV, targets_BT, chunk):
     @jax.checkpoint
     def body(x_BCD, targets_BC):
         logits = jnp.einsum(
-            "BCD,DV->BCV", x_BCD, head_DV.astype(x_BCD.dtype), preferred_element_type=dtype, precision=precision
+            "BCD,DV->BCV",
+            x_BCD,
+            head_DV.astype(x_BCD.dtype),
+            preferred_element_type=dtype,
+            precision=precision,
         )
         return fn(logits, targets_BC)
 

@@ -1,6 +1,8 @@
-"""Which key a query may see, as data: positions and segment ids travel with the tokens, so that a permuted or sliced sequence needs no other rule.
+"""Which key a query may see, as data: positions and segment ids travel with the tokens, so that a
+permuted or sliced sequence needs no other rule.
 
-A query sees a key of its own segment (document) at no later position, and nearer than the sliding window. Positions count within a segment.
+A query sees a key of its own segment (document) at no later position, and nearer than the sliding
+window. Positions count within a segment.
 
 Letters: B batch, T query length, S key length.
 """
@@ -20,7 +22,8 @@ class Mask:
       q_positions_BT, kv_positions_BS: int32 tokens from the start of the segment.
       q_segment_ids_BT, kv_segment_ids_BS: int32, 0 or more; None: one segment.
       causal: keys at later positions are hidden.
-      window: keys `window` or more tokens back are hidden too (Mistral: window tokens are seen, the query's own included); None: no window.
+      window: keys `window` or more tokens back are hidden too (Mistral: window tokens are seen, the
+        query's own included); None: no window.
     """
 
     q_positions_BT: jax.Array
@@ -56,7 +59,9 @@ def allowed(mask: Mask) -> jax.Array:
 
 
 def any_allowed(mask: Mask) -> jax.Array:
-    """Returns a scalar: False only if no query of these may see any key of these. Cheap, from the extremes alone, so True may be too much."""
+    """Returns a scalar: False only if no query of these may see any key of these. Cheap, from the
+    extremes alone, so True may be too much.
+    """
     q, kv = mask.q_positions_BT, mask.kv_positions_BS
     possible = jnp.array(True)
     if mask.causal:
@@ -65,6 +70,8 @@ def any_allowed(mask: Mask) -> jax.Array:
         possible &= jnp.any(jnp.min(q, axis=1) - jnp.max(kv, axis=1) < mask.window)
     if mask.q_segment_ids_BT is not None:
         q, kv = mask.q_segment_ids_BT, mask.kv_segment_ids_BS
-        overlap = (jnp.max(q, axis=1) >= jnp.min(kv, axis=1)) & (jnp.max(kv, axis=1) >= jnp.min(q, axis=1))
+        overlap = (jnp.max(q, axis=1) >= jnp.min(kv, axis=1)) & (
+            jnp.max(kv, axis=1) >= jnp.min(q, axis=1)
+        )
         possible &= jnp.any(overlap)
     return possible

@@ -1,8 +1,11 @@
-"""Attention in blocks with a running softmax: memory linear in length, and a backward pass that recomputes the weights from the log-sum-exp.
+"""Attention in blocks with a running softmax: memory linear in length, and a backward pass that
+recomputes the weights from the log-sum-exp.
 
-Online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). A block of keys that no query of the block may see is passed over.
+Online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). A
+block of keys that no query of the block may see is passed over.
 
-Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K, H head dim, C block.
+Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K, H head dim, C
+block.
 """
 
 import functools
@@ -25,10 +28,14 @@ def blockwise(
     kv_len, num_kv_heads = k_BSKH.shape[1:3]
     q_block, kv_block = min(block, q_len), min(block, kv_len)
     mask = _pad_mask(_broadcast_mask(mask, batch), -q_len % q_block, -kv_len % kv_block)
-    q = _pad(q_BTNH, -q_len % q_block).reshape(batch, -1, q_block, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    q = _pad(q_BTNH, -q_len % q_block).reshape(
+        batch, -1, q_block, num_kv_heads, num_heads // num_kv_heads, head_dim
+    )
     q_nBKGCH = q.transpose(1, 0, 3, 4, 2, 5)
     k_nBKCH, v_nBKCH = (
-        _pad(x, -kv_len % kv_block).reshape(batch, -1, kv_block, num_kv_heads, head_dim).transpose(1, 0, 3, 2, 4)
+        _pad(x, -kv_len % kv_block)
+        .reshape(batch, -1, kv_block, num_kv_heads, head_dim)
+        .transpose(1, 0, 3, 2, 4)
         for x in (k_BSKH, v_BSKH)
     )
     out_nBKGCH = _attention(q_nBKGCH, k_nBKCH, v_nBKCH, _cut_mask(mask, q_block, kv_block), scale)
@@ -58,13 +65,19 @@ def _forward(q, k, v, mask, scale):
                 new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
                 weights = jnp.exp(logits - new_top[..., None])
                 shrink = jnp.exp(top - new_top)
-                out = out * shrink[..., None] + _dot("BKGCX,BKXH->BKGCH", weights.astype(v.dtype), v_block, dtype)
+                out = out * shrink[..., None] + _dot(
+                    "BKGCX,BKXH->BKGCH", weights.astype(v.dtype), v_block, dtype
+                )
                 return out, new_top, total * shrink + jnp.sum(weights, axis=-1)
 
             return jax.lax.cond(any_allowed(block_mask), visit, lambda carry: carry, carry), None
 
         rows = q_block.shape[:-1]
-        start = (jnp.zeros(q_block.shape, dtype), jnp.full(rows, _MASKED, dtype), jnp.zeros(rows, dtype))
+        start = (
+            jnp.zeros(q_block.shape, dtype),
+            jnp.full(rows, _MASKED, dtype),
+            jnp.zeros(rows, dtype),
+        )
         (out, top, total), _ = jax.lax.scan(over_keys, start, (k, v, _kv_part(mask)))
         empty = top < _EMPTY
         out = jnp.where(empty[..., None], 0, out / jnp.where(empty, 1, total)[..., None])
@@ -104,7 +117,9 @@ def _attention_bwd(scale, residuals, dout):
 
             return jax.lax.cond(any_allowed(block_mask), visit, skip, dq)
 
-        dq, (dk, dv) = jax.lax.scan(over_keys, jnp.zeros(q_block.shape, dtype), (k, v, _kv_part(mask)))
+        dq, (dk, dv) = jax.lax.scan(
+            over_keys, jnp.zeros(q_block.shape, dtype), (k, v, _kv_part(mask))
+        )
         return (carry[0] + dk, carry[1] + dv), dq
 
     start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
@@ -122,7 +137,9 @@ def _logits(q_block, k_block, block_mask, scale, dtype):
 
 def _dot(letters, x, y, dtype):
     # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
-    return jnp.einsum(letters, x, y, preferred_element_type=dtype, precision=jax.lax.Precision.HIGHEST)
+    return jnp.einsum(
+        letters, x, y, preferred_element_type=dtype, precision=jax.lax.Precision.HIGHEST
+    )
 
 
 def _pad(x_BTXX, tokens):
@@ -137,7 +154,10 @@ def _pad_mask(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:
     if not (q_tokens or kv_tokens):
         return mask
     if mask.q_segment_ids_BT is None:
-        q_segments, kv_segments = jnp.zeros_like(mask.q_positions_BT), jnp.zeros_like(mask.kv_positions_BS)
+        q_segments, kv_segments = (
+            jnp.zeros_like(mask.q_positions_BT),
+            jnp.zeros_like(mask.kv_positions_BS),
+        )
     else:
         q_segments, kv_segments = mask.q_segment_ids_BT, mask.kv_segment_ids_BS
 

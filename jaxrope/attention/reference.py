@@ -1,4 +1,6 @@
-"""Attention by its definition: the whole T x S matrix. Every other backend is held against this one."""
+"""Attention by its definition: the whole T x S matrix. Every other backend is held against this
+one.
+"""
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +18,11 @@ def reference(
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = q_BTNH.reshape(batch, q_len, num_kv_heads, num_heads // num_kv_heads, head_dim)
     logits_BKGTS = scale * jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=dtype, precision=jax.lax.Precision.HIGHEST
+        "BTKGH,BSKH->BKGTS",
+        q_BTKGH,
+        k_BSKH,
+        preferred_element_type=dtype,
+        precision=jax.lax.Precision.HIGHEST,
     )
     seen = allowed(mask)[:, None, None]
     logits_BKGTS = jnp.where(seen, logits_BKGTS, -jnp.inf)

@@ -1,9 +1,22 @@
-"""Rotary position embeddings, rescaled: methods, exact phases, published factors, and the file format of a result."""
+"""Rotary position embeddings, rescaled: methods, exact phases, published factors, and the file
+format of a result.
+"""
 
 from jaxrope.rope.file import load, provenance, save
-from jaxrope.rope.methods import METHODS, Bucket, Geometry, RopeFn, attention_factor, make, remarks
+from jaxrope.rope.methods import METHODS, make
 from jaxrope.rope.presets import catalogue, preset
-from jaxrope.rope.rotary import Rope, base_inv_freq, build, cos_sin, inv_freq, rotate, stack, turn_words, with_factors
+from jaxrope.rope.rotary import (
+    Rope,
+    base_inv_freq,
+    build,
+    cos_sin,
+    inv_freq,
+    rotate,
+    stack,
+    turn_words,
+    with_factors,
+)
+from jaxrope.rope.schedule import Bucket, Geometry, RopeFn, attention_factor, remarks
 
 __all__ = [
     "METHODS",

@@ -5,18 +5,21 @@ from importlib import resources
 
 from jaxrope.errors import choose
 from jaxrope.rope import methods
+from jaxrope.rope.schedule import RopeFn
 
 
 def catalogue() -> dict[str, dict]:
-    """Returns {name: {"model", "source", "head_dim", "rotary_dim", "theta", "original_len", "buckets": [{"max_len", "factors" (name of a vector), ...}]}}.
+    """Returns {name: {"model", "source", "head_dim", "rotary_dim", "theta", "original_len",
+    "buckets": [{"max_len", "factors" (name of a vector), ...}]}}.
 
-    Single vectors have one bucket, up to the length they were searched for. The four tables `...-2048k-ft...` are the authors' choice by length:
-    tokens rounded up into 4, 8, 16, 32, 128, 256, 512, 1024, 2048 k, the next longer vector where one is not published.
+    Single vectors have one bucket, up to the length they were searched for. The four tables
+    `...-2048k-ft...` are the authors' choice by length: tokens rounded up into 4, 8, 16, 32, 128,
+    256, 512, 1024, 2048 k, the next longer vector where one is not published.
     """
     return _read()["presets"]
 
 
-def preset(name: str) -> methods.RopeFn:
+def preset(name: str) -> RopeFn:
     """Returns the published factors called `name`.
 
     Raises:
@@ -38,4 +41,6 @@ def preset(name: str) -> methods.RopeFn:
 
 
 def _read() -> dict:
-    return json.loads(resources.files("jaxrope.rope").joinpath("presets.json").read_text(encoding="utf-8"))
+    return json.loads(
+        resources.files("jaxrope.rope").joinpath("presets.json").read_text(encoding="utf-8")
+    )

@@ -1,0 +1,248 @@
+"""A rope method as a schedule over length: what it answers with, its attention factor, and the
+rules that any factors must keep.
+
+All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2).
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxrope.errors import InputError, choose
+from jaxrope.rope import rotary
+
+
+@dataclasses.dataclass(frozen=True)
+class Bucket:
+    """The choice for sequences of up to `max_len` tokens (inclusive; None: any length)."""
+
+    max_len: int | None
+    factors: tuple[float, ...]
+    start_tokens: int
+    attention_factor: float
+
+
+Schedule = Callable[[int], Bucket]
+
+
+@dataclasses.dataclass(frozen=True)
+class Geometry:
+    """What a method needs to know of the model: rotary_dim <= head_dim, the base of the
+    frequencies, and the length they were trained on (tokens).
+    """
+
+    head_dim: int
+    rotary_dim: int
+    theta: float
+    original_len: int
+
+    def __post_init__(self):
+        even = 0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0
+        require(
+            even,
+            "rotary_dim",
+            "be even and from 2 to head_dim",
+            f"{self.rotary_dim} with head_dim {self.head_dim}",
+        )
+        require(
+            math.isfinite(self.theta) and self.theta > 1, "theta", "be a number above 1", self.theta
+        )
+        require(
+            self.original_len > 0,
+            "original_len",
+            "be a positive number of tokens",
+            self.original_len,
+        )
+
+    @property
+    def base_inv_freq(self) -> np.ndarray:
+        return rotary.base_inv_freq(self.theta, self.rotary_dim)
+
+    def bucket(self, inv_freq: np.ndarray, attention_factor: float = 1.0) -> Bucket:
+        """The bucket without a limit whose effective frequencies are `inv_freq`, float64 [R]."""
+        return Bucket(
+            None, tuple((self.base_inv_freq / inv_freq).tolist()), 0, float(attention_factor)
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class RopeFn:
+    """A method with its constants for one model: `rope_fn(seq_len) -> Rope`.
+
+    Attributes:
+      method, constants: as given to `make`.
+      geometry: the model's side.
+      buckets: what the schedule can answer, ascending; empty where it is a formula in the length.
+    """
+
+    method: str
+    constants: Mapping[str, Any]
+    geometry: Geometry
+    schedule: Schedule
+    buckets: tuple[Bucket, ...]
+
+    def bucket(self, seq_len: int) -> Bucket:
+        """Returns the factors for a sequence of `seq_len` tokens, on the host.
+
+        Raises:
+          InputError: the sequence is longer than the last bucket.
+        """
+        require(seq_len > 0, "seq_len", "be a positive number of tokens", seq_len)
+        return self.schedule(int(seq_len))
+
+    def __call__(self, seq_len: int) -> rotary.Rope:
+        bucket = self.bucket(seq_len)
+        return rotary.build(
+            bucket.factors,
+            theta=self.geometry.theta,
+            start_tokens=bucket.start_tokens,
+            attention_factor=bucket.attention_factor,
+        )
+
+    @property
+    def max_len(self) -> int | None:
+        """The longest sequence it serves, tokens; None: any."""
+        return self.buckets[-1].max_len if self.buckets else None
+
+    head_dim = property(lambda self: self.geometry.head_dim)
+    rotary_dim = property(lambda self: self.geometry.rotary_dim)
+    theta = property(lambda self: self.geometry.theta)
+    original_len = property(lambda self: self.geometry.original_len)
+
+
+def attention_factor(law: str | float, *, factor: float, original_len: int) -> float:
+    """Returns the number by which cos and sin are multiplied.
+
+    Args:
+      law: "su", sqrt(1 + ln factor / ln original_len) (LongRoPE's code, Hugging Face); "yarn", 0.1
+        ln factor + 1 (YaRN, Eq. 22); "none", 1; or the number itself.
+      factor: target length / original length; at most 1 gives 1.
+      original_len: tokens.
+    """
+    if not isinstance(law, str):
+        require(math.isfinite(law) and law > 0, "attention_factor", "be a positive number", law)
+        return float(law)
+    laws = {
+        "su": lambda: math.sqrt(1 + math.log(factor) / math.log(original_len)),
+        "yarn": lambda: yarn_mscale(factor, 1.0),
+        "none": lambda: 1.0,
+    }
+    chosen = choose("attention_factor", law, laws)
+    return chosen() if factor > 1 else 1.0
+
+
+def remarks(rope_fn: RopeFn) -> list[str]:
+    """Returns what is legal but worth saying: factors that fall, or exceed 1.25 times the
+    extension. Published vectors do both.
+    """
+    found = []
+    for bucket in rope_fn.buckets:
+        falls = int(np.sum(np.diff(bucket.factors) < 0))
+        name = f"bucket up to {bucket.max_len}" if bucket.max_len else "the only bucket"
+        if falls:
+            found.append(f"{name}: factors fall at {falls} of {len(bucket.factors) - 1} steps")
+        bound = 1.25 * max(1.0, (bucket.max_len or 0) / rope_fn.original_len)
+        if bucket.max_len and max(bucket.factors) > bound:
+            found.append(
+                f"{name}: the largest factor, {max(bucket.factors):g}, exceeds 1.25 * length / "
+                f"original_len = {bound:g}"
+            )
+    return found
+
+
+def table(buckets: tuple[Bucket, ...]) -> Schedule:
+    def schedule(seq_len: int) -> Bucket:
+        for bucket in buckets:
+            if bucket.max_len is None or seq_len <= bucket.max_len:
+                return bucket
+        raise InputError(
+            f"A sequence of {seq_len} tokens is longer than the last length bucket, "
+            f"{buckets[-1].max_len}. "
+            "Shorten it, or use factors for a longer target."
+        )
+
+    return schedule
+
+
+def ascending(buckets):
+    fields = {field.name for field in dataclasses.fields(Bucket)}
+    for i, bucket in enumerate(buckets):
+        if not isinstance(bucket, Mapping) or set(bucket) != fields:
+            got = sorted(bucket) if isinstance(bucket, Mapping) else type(bucket).__name__
+            raise InputError(f"rope.buckets[{i}] must have exactly {sorted(fields)}, got {got}.")
+        require(
+            _is_count(bucket["max_len"]),
+            f"rope.buckets[{i}].max_len",
+            "be a positive whole number of tokens",
+            bucket["max_len"],
+        )
+        if i and bucket["max_len"] <= buckets[i - 1]["max_len"]:
+            raise InputError(
+                f"rope.buckets must ascend in max_len, got {buckets[i - 1]['max_len']} before "
+                f"{bucket['max_len']}."
+            )
+    return buckets
+
+
+def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
+    factors, pairs = bucket["factors"], geometry.rotary_dim // 2
+    listed = isinstance(factors, Sequence | np.ndarray) and not isinstance(factors, str)
+    numbers = listed and all(is_number(value) for value in factors)
+    require(numbers, f"{path}.factors", "be a list of numbers", repr(factors)[:60])
+    require(
+        len(factors) == pairs,
+        f"{path}.factors",
+        f"hold {pairs} numbers (rotary_dim / 2)",
+        len(factors),
+    )
+    bad = [
+        (i, value) for i, value in enumerate(factors) if not (math.isfinite(value) and value >= 1)
+    ]
+    require(
+        not bad,
+        f"{path}.factors",
+        "all be finite and at least 1",
+        bad and f"{bad[0][1]} at index {bad[0][0]}",
+    )
+    start = bucket["start_tokens"]
+    require(
+        _is_whole(start) and start >= 0,
+        f"{path}.start_tokens",
+        "be a whole number of tokens, 0 or more",
+        start,
+    )
+    law, scale = bucket["attention_factor"], bucket["max_len"] / geometry.original_len
+    require(
+        isinstance(law, str) or is_number(law),
+        f"{path}.attention_factor",
+        "be a number, 'su', 'yarn' or 'none'",
+        law,
+    )
+    number = attention_factor(law, factor=scale, original_len=geometry.original_len)
+    return Bucket(
+        int(bucket["max_len"]), tuple(float(value) for value in factors), int(start), number
+    )
+
+
+def yarn_mscale(factor: float, scale: float) -> float:
+    return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+
+def is_number(value) -> bool:
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_whole(value) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _is_count(value) -> bool:
+    return _is_whole(value) and value > 0
+
+
+def require(holds, path: str, rule: str, got) -> None:
+    if not holds:
+        raise InputError(f"{path} must {rule}, got {got}.")
