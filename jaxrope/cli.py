@@ -122,9 +122,9 @@ def _assignments(rest):
             elif text is None and rest and not rest[0].startswith("--"):
                 text = rest.pop(0)
             pairs.append((key, text))
-        elif argument.startswith("-"):
+        elif argument != "--" and argument.startswith("-"):
             raise InputError(_unknown_flag(argument, [*_FLAGS, "config.KEY"]))
-        else:
+        elif argument != "--":
             raise InputError(
                 f"Unexpected argument '{argument}': every flag is --name=value. See --help."
             )

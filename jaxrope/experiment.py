@@ -93,7 +93,8 @@ def _get_config(path):
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         get_config_fn = getattr(module, "get_config", None)
-        config = get_config_fn(*([argument] if colon else [])) if get_config_fn else None
+        found = callable(get_config_fn)
+        config = get_config_fn(*([argument] if colon else [])) if found else None
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file is a program: it may raise anything
@@ -101,7 +102,7 @@ def _get_config(path):
     finally:
         for folder in folders:
             sys.path.remove(folder)
-    if get_config_fn is None:
+    if not found:
         raise InputError(
             f"{file} has no function get_config(). An experiment file defines it and returns "
             "the config; configs/base.py shows how."
@@ -122,8 +123,8 @@ def _set(config, key, texts):
     before = known[key]
     if isinstance(before, ConfigDict):
         _check_section(key, before, texts[-1])
-    elif texts[-1] is None and isinstance(before, bool):
-        texts = ["true"]
+    elif isinstance(before, bool):
+        texts = ["true" if text is None else text for text in texts]
     if None in texts:
         raise InputError(f"--config.{key} has no value. Write --config.{key}=VALUE.")
     python = [_tuple_text(key, text) for text in texts] if isinstance(before, tuple) else texts
@@ -176,6 +177,9 @@ def _fits(item, kind):
 
 def _wrong_type(key, before, text):
     needed = _NEEDED.get(type(before), f"of type {type(before).__name__}")
+    kinds = {type(item) for item in before} if isinstance(before, tuple) else set()
+    if len(kinds) == 1 and kinds <= _NEEDED.keys():
+        needed += f", each {_NEEDED[kinds.pop()]}"
     return InputError(
         f"--config.{key} must be {needed}, got '{text}'. It is {before!r} without this flag."
     )
@@ -185,7 +189,7 @@ def _near_keys(key, known):
     """Returns help with a dotted key: like ones, the same word elsewhere, what the section has."""
     word = _last(key)
     close = [name for name in known if _last(name) == word]
-    close += difflib.get_close_matches(key, known, n=2, cutoff=0.7)
+    close += difflib.get_close_matches(key, known, n=1, cutoff=0.7)
     close += [name for name in known if difflib.get_close_matches(word, [_last(name)], cutoff=0.8)]
     hints = [f"--config.{name}" for name in list(dict.fromkeys(close))[:3]]
     section = key.rpartition(".")[0]

@@ -1,0 +1,306 @@
+"""The command line as a person meets it: exit codes, one-line errors, odd environments."""
+
+import errno
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxrope import cli
+from jaxrope.errors import InputError
+
+ROOT = Path(__file__).resolve().parent.parent
+BASE = f"--config={ROOT / 'configs' / 'base.py'}"
+
+
+def record(calls):
+    """Returns a run_fn that appends what it was called with."""
+
+    def run(config, workdir, dry_run):
+        calls.append((config, workdir, dry_run))
+
+    return run
+
+
+def raising(error):
+    def run(*_):
+        raise error
+
+    return run
+
+
+def refused(capsys, run_fn, *argv, code=2):
+    """Runs a program that must exit with `code`; returns its line on standard error."""
+    with pytest.raises(SystemExit) as caught:
+        cli.main(run_fn, doc="", argv=argv)
+    assert caught.value.code == code
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.count("\n") == 1
+    return captured.err
+
+
+def test_the_program_gets_config_workdir_and_dry_run(tmp_path):
+    calls = []
+    workdir = tmp_path / "a" / "b c"
+    cli.main(
+        record(calls),
+        doc="",
+        argv=[BASE, "--config.train.steps=7", f"--workdir={workdir}", "--config.seed", "3"],
+    )
+    ((config, got, dry_run),) = calls
+    assert (config.train.steps, config.seed, got, dry_run) == (7, 3, workdir, False)
+    assert workdir.is_dir()
+
+
+def test_a_dry_run_makes_no_folder(tmp_path):
+    calls = []
+    cli.main(record(calls), doc="", argv=[BASE, "--workdir", str(tmp_path / "a"), "--dry_run"])
+    assert calls[0][1:] == (tmp_path / "a", True)
+    assert not (tmp_path / "a").exists()
+
+
+def test_a_switch_without_a_value_and_one_with_no(tmp_path):
+    calls = []
+    argv = [BASE, f"--workdir={tmp_path}", "--config.search.compare", "--noconfig.search.compare"]
+    cli.main(record(calls), doc="", argv=argv[:3])
+    cli.main(record(calls), doc="", argv=argv)
+    assert [call[0].search.compare for call in calls] == [True, False]
+
+
+def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):
+    calls = []
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    cli.main(record(calls), doc="", argv=[BASE, "--workdir=~/a"])
+    cli.main(record(calls), doc="", argv=[BASE, "--workdir=d\u00e9j\u00e0 vu/"])
+    assert calls[0][1] == tmp_path / "a"
+    assert (tmp_path / "d\u00e9j\u00e0 vu").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "--config=FILE is missing"),
+        ([BASE], "--workdir=DIR is missing"),
+        (["--config"], "Missing value for flag --config"),
+        (
+            [BASE, "--workdri=x"],
+            "Unknown flag '--workdri'. Did you mean '--workdir'? Known: --conf",
+        ),
+        ([BASE, "-x"], "Unknown flag '--x'. Known: --config, --config.KEY, --dry_run"),
+        ([BASE, "--workdir=x", "extra"], "Unexpected argument 'extra'"),
+        (["extra", BASE, "--workdir=x"], "Unexpected argument 'extra'"),
+        ([BASE, "--workdir=x", "--", "extra"], "Unexpected argument 'extra'"),
+        ([BASE, "--dry_run=perhaps"], "perhaps"),
+        ([BASE, "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: it must be a folder of the"),
+        ([BASE, f"--workdir={__file__}"], "cli_test.py is a file"),
+        ([BASE, f"--workdir={__file__}/a"], "cannot be made: Not a directory"),
+        ([BASE, "--workdir=" + "a" * 300], "File name too long"),
+        (["--config=" + "a" * 300, "--workdir=x"], "File name too long"),
+        ([BASE, "--config.train.stps=3", "--workdir=x"], "Did you mean --config.train.steps"),
+        ([BASE, "--config.train.steps", "--workdir=x"], "--config.train.steps has no value"),
+    ],
+)
+def test_a_mistake_is_one_line_and_exit_code_2(capsys, argv, message, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    calls = []
+    line = refused(capsys, record(calls), *argv)
+    assert line.startswith("error: ")
+    assert message in line
+    assert not calls
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_input_error_of_the_program_is_one_line(capsys, tmp_path):
+    argv = (BASE, f"--workdir={tmp_path}")
+    line = refused(capsys, raising(InputError("train.steps must be > 0,\n got -5.")), *argv)
+    assert line == "error: train.steps must be > 0, got -5.\n"
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES, errno.EROFS])
+def test_a_full_or_closed_file_system_is_one_line(capsys, tmp_path, number):
+    error = OSError(number, os.strerror(number), "/results/params")
+    line = refused(capsys, raising(error), BASE, f"--workdir={tmp_path}")
+    assert line.startswith(f"error: /results/params: {os.strerror(number)}. Give a folder")
+
+
+def test_a_backend_that_is_not_there_is_one_line(capsys, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_PLATFORMS", "tpu")
+    error = RuntimeError("Unable to initialize backend 'tpu': INTERNAL: no libtpu.so")
+    line = refused(capsys, raising(error), BASE, f"--workdir={tmp_path}")
+    assert "Unable to initialize backend 'tpu'" in line
+    assert "JAX_PLATFORMS is 'tpu': without it, or with JAX_PLATFORMS=cpu, the program runs" in line
+
+
+def test_ctrl_c(capsys, tmp_path):
+    argv = (BASE, f"--workdir={tmp_path}")
+    assert refused(capsys, raising(KeyboardInterrupt()), *argv, code=130) == "interrupted\n"
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), OSError(2, "a bug")])
+def test_a_bug_keeps_its_traceback(tmp_path, error):
+    with pytest.raises(type(error), match="a bug"):
+        cli.main(raising(error), doc="", argv=[BASE, f"--workdir={tmp_path}"])
+
+
+def test_the_exit_code_is_what_the_program_returns(tmp_path):
+    with pytest.raises(SystemExit) as caught:
+        cli.main(lambda *_: 3, doc="", argv=[BASE, f"--workdir={tmp_path}"])
+    assert caught.value.code == 3
+
+
+def test_print_config_is_json_and_needs_no_workdir(capsys):
+    calls = []
+    cli.main(record(calls), doc="", argv=[BASE, "--config.seed=5", "--print_config"])
+    assert json.loads(capsys.readouterr().out)["seed"] == 5
+    assert not calls
+
+
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_says_what_the_program_is_for_and_that_a_config_is_executed(capsys, flag):
+    cli.main(raising(AssertionError()), doc="Frobnicates.", argv=[flag])
+    text = capsys.readouterr().out
+    assert text.startswith("Frobnicates.\n")
+    assert "is executed" in text
+    assert {f"--{name}" for name in cli._FLAGS} <= set(re.findall(r"--\w+", text))
+
+
+# --- commands
+
+
+def commands(calls):
+    def add_arguments(parser):
+        parser.add_argument("folder")
+        parser.add_argument("--allow_lossy", action="store_true")
+        parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
+
+    def export(args):
+        """Writes a folder."""
+        calls.append(args)
+        return 4
+
+    return {"export": (add_arguments, export), "import": (add_arguments, calls.append)}
+
+
+def test_a_command_gets_its_arguments_and_gives_the_exit_code():
+    calls = []
+    with pytest.raises(SystemExit) as caught:
+        cli.subcommands(commands(calls), doc="", argv=["export", "a b", "--allow_lossy"])
+    assert caught.value.code == 4
+    assert vars(calls[0]) == {"folder": "a b", "allow_lossy": True, "dtype": "float32"}
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        ([], "A command is missing. Known: export, import."),
+        (["exprot"], "Unknown command 'exprot'. Did you mean 'export'? Known: export, import."),
+        (["export"], "the following arguments are required: folder. See --help."),
+        (
+            ["export", "a", "--alow_lossy"],
+            "Unknown flag '--alow_lossy'. Did you mean '--allow_lossy",
+        ),
+        (["export", "a", "--allow"], "Unknown flag '--allow'"),
+        (["export", "a", "b"], "Unexpected argument 'b'. See export --help."),
+        (["export", "a", "--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
+    ],
+)
+def test_a_mistaken_command_is_one_line(capsys, argv, message):
+    calls = []
+    with pytest.raises(SystemExit) as caught:
+        cli.subcommands(commands(calls), doc="", argv=argv)
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {message}")
+    assert error.count("\n") == 1
+    assert not calls
+
+
+def test_help_of_commands(capsys):
+    cli.subcommands(commands([]), doc="Converts.", argv=["--help"])
+    assert re.search(
+        r"^Converts\.\n[^$]*\n  export +Writes a folder\.$", capsys.readouterr().out, re.M
+    )
+    with pytest.raises(SystemExit) as caught:
+        cli.subcommands(commands([]), doc="Converts.", argv=["export", "--help"])
+    assert caught.value.code == 0
+    assert "Writes a folder." in capsys.readouterr().out
+
+
+# --- odd environments, each in a process of its own
+
+PROGRAM = """
+'''Frobnicates \u2014 n\u0302.'''
+from jaxrope import cli
+
+def run(config, workdir, dry_run):
+    cli.print_line(f'n\u0302 = {workdir.name}')
+    if config.seed == 1:
+        import jax
+        jax.devices()
+
+if __name__ == '__main__':
+    cli.main(run, doc=__doc__)
+"""
+
+
+def start(tmp_path, *argv, **environment):
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM, encoding="utf-8")
+    drop = ("HOME", "XLA_FLAGS", "LANG", "LC_ALL", "PYTHONUTF8", "PYTHONIOENCODING")
+    kept = {name: value for name, value in os.environ.items() if name not in drop}
+    return subprocess.run(
+        [sys.executable, path, BASE, *argv],
+        env=kept | {"PYTHONPATH": str(ROOT)} | environment,
+        capture_output=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    "environment",
+    [
+        {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+        {"PYTHONIOENCODING": "latin-1", "TERM": "dumb"},
+        {"PYTHONIOENCODING": "ascii:strict"},
+    ],
+)
+def test_no_home_no_terminal_and_no_utf_8(tmp_path, environment):
+    done = start(tmp_path, f"--workdir={tmp_path / 'a'}", **environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert done.stdout == b"n\\u0302 = a\n"
+    assert start(tmp_path, "--help", **environment).returncode == 0
+
+
+def test_no_tpu(tmp_path):
+    done = start(tmp_path, f"--workdir={tmp_path}", "--config.seed=1", JAX_PLATFORMS="tpu")
+    if done.returncode == 0:
+        pytest.skip("this machine has a TPU")
+    assert done.returncode == 2
+    last = done.stderr.decode().splitlines()[-1]
+    assert re.match(r"error: Unable to initialize backend 'tpu': .*JAX_PLATFORMS is 'tpu'", last)
+    assert b"Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_read_enough(tmp_path):
+    (tmp_path / "program.py").write_text(PROGRAM, encoding="utf-8")
+    command = (
+        f"'{sys.executable}' program.py '{BASE}' --print_config | true; echo ${{PIPESTATUS[0]}}"
+    )
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.stderr == b""
+    assert done.stdout.strip() in (b"141", b"0")  # 0: it had written all before the pipe was closed
