@@ -1,0 +1,334 @@
+"""The shape of the whole: floors, who may import what, which keys are read, how long things are."""
+
+import ast
+import re
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from jaxrope import experiment
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "jaxrope"
+
+# A module imports from lower floors, or from its own floor where that makes no circle.
+FLOORS = {
+    0: ("errors", "files", "progress", "lock", "steps", "digest", "rope", "masks", "losses"),
+    1: ("attention",),
+    2: ("llama",),
+    3: ("sharding", "optimizer", "checkpoint", "convert", "data", "pretrained", "setup")
+    + ("experiment", "cli"),
+    4: ("generation", "analysis"),
+    5: ("evaluation",),
+    6: ("training", "search"),
+    7: ("report", "evaluate", "demo"),
+}
+FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
+
+# Flags are parsed in these programs only, and through jaxrope/cli.py.
+PROGRAMS = (
+    "train.py",
+    "search.py",
+    "jaxrope/convert/__main__.py",
+    "jaxrope/demo.py",
+    "jaxrope/evaluate.py",
+)
+
+# Library -> the only files or folders of the package that may import it.
+ONLY_IN = {
+    "orbax": ("jaxrope/checkpoint.py",),
+    "matplotlib": ("jaxrope/report.py",),
+    "torch": (),
+    "transformers": (),
+    "absl": ("jaxrope/cli.py", "jaxrope/experiment.py"),
+    "argparse": ("jaxrope/cli.py",),
+    "safetensors": ("jaxrope/convert/",),
+    "tokenizers": ("jaxrope/data/",),
+    "tensorboardX": ("jaxrope/training/",),
+    "optax": ("jaxrope/optimizer.py", "jaxrope/training/"),
+}
+MATHEMATICS = ("rope/", "masks.py", "losses.py", "attention/")  # jax and numpy, nothing else
+
+# Spellings of Hugging Face; everywhere else the words are those of LlamaConfig.
+HUGGING_FACE_NAMES = {
+    "hidden_size",
+    "intermediate_size",
+    "max_position_embeddings",
+    "model_type",
+    "num_attention_heads",
+    "num_hidden_layers",
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_parameters",
+    "rope_scaling",
+    "tie_word_embeddings",
+}
+
+MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7, 60
+LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
+MORE_PARAMETERS_BECAUSE = {
+    "jaxrope/rope/methods.py:_yarn": "its keywords are the constants of YaRN",
+}
+
+SOURCES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for path in [*sorted(PACKAGE.rglob("*.py")), ROOT / "train.py", ROOT / "search.py"]
+    if path.exists()
+}
+MODULES = {name: tree for name, tree in SOURCES.items() if name.startswith("jaxrope/")}
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Yields the dotted names that a file imports; `from a import b` yields "a.b"."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "relative imports hide the floor"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def own_imports(tree: ast.AST) -> set[str]:
+    """Returns the top modules of jaxrope that a file imports."""
+    names = {name.split(".")[1] for name in imports(tree) if name.startswith("jaxrope.")}
+    return names - {"__version__"}
+
+
+def top_module(name: str) -> str:
+    """Returns "rope" for "jaxrope/rope/file.py" and for "jaxrope/rope.py"."""
+    return name.split("/")[1].removesuffix(".py")
+
+
+def functions(tree: ast.AST) -> Iterator[ast.FunctionDef]:
+    return (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.AsyncFunctionDef))
+
+
+def length(node: ast.AST) -> int:
+    return node.end_lineno - node.lineno + 1
+
+
+def test_every_module_has_a_floor():
+    tops = {top_module(name) for name in MODULES} - {"__init__"}
+    assert tops <= FLOOR_OF.keys(), "write the new module into FLOORS"
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_no_module_imports_from_above(name):
+    if name in PROGRAMS or top_module(name) == "__init__":
+        return
+    here = FLOOR_OF[top_module(name)]
+    above = {other for other in own_imports(MODULES[name]) if FLOOR_OF[other] > here}
+    assert not above, f"{name} is on floor {here}"
+
+
+def test_no_two_modules_import_each_other():
+    needs = {}
+    for name, tree in MODULES.items():
+        if name not in PROGRAMS:
+            needs.setdefault(top_module(name), set()).update(own_imports(tree) - {top_module(name)})
+    while free := [name for name in needs if not needs[name] & needs.keys()]:
+        for name in free:
+            del needs[name]
+    assert not needs, "these are in a circle, or need one that is"
+
+
+@pytest.mark.parametrize("library", ONLY_IN)
+def test_a_library_is_imported_only_where_it_belongs(library):
+    users = {n for n, t in SOURCES.items() if any(i.split(".")[0] == library for i in imports(t))}
+    strangers = {name for name in users if not name.startswith(ONLY_IN[library] or ("-",))}
+    assert not strangers
+
+
+@pytest.mark.parametrize("part", MATHEMATICS)
+def test_the_mathematics_needs_only_jax_and_numpy(part):
+    for name, tree in MODULES.items():
+        if name.startswith(f"jaxrope/{part}"):
+            strangers = {"flax", "optax", "ml_collections", "scipy"}
+            assert not strangers & {i.split(".")[0] for i in imports(tree)}, name
+
+
+def test_pictures_are_drawn_only_for_programs():
+    users = {name for name, tree in SOURCES.items() if "report" in own_imports(tree)}
+    assert users <= set(PROGRAMS)
+
+
+def test_configs_import_nothing_of_the_package():
+    for path in (ROOT / "configs").glob("*.py"):
+        found = {name.split(".")[0] for name in imports(ast.parse(path.read_text("utf-8")))}
+        assert found <= {"ml_collections", "configs"}, path.name
+
+
+def test_only_programs_can_be_run_or_see_the_command_line():
+    for name, tree in SOURCES.items():
+        if name not in (*PROGRAMS, "jaxrope/cli.py"):
+            assert not re.search(r"sys\.argv|__name__ == '__main__'", ast.unparse(tree)), name
+
+
+@pytest.mark.parametrize("name", ["train.py", "search.py"])
+def test_a_program_is_short(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    assert len(lines) <= MAX_PROGRAM
+
+
+def strings(tree: ast.AST) -> Iterator[str]:
+    """Yields the strings of a file that are no docstrings."""
+    for node in ast.walk(tree):
+        for child in ast.iter_child_nodes(node):
+            is_doc = isinstance(node, ast.Expr)
+            if isinstance(child, ast.Constant) and isinstance(child.value, str) and not is_doc:
+                yield child.value
+
+
+def test_hugging_face_names_are_only_in_convert():
+    for name, tree in SOURCES.items():
+        if not name.startswith("jaxrope/convert/"):
+            assert not HUGGING_FACE_NAMES & set(strings(tree)), name
+
+
+def words_read(tree: ast.AST) -> Iterator[str]:
+    """Yields the names by which a value of a config can be read."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
+            yield node.attr
+        elif isinstance(node, ast.arg):  # f(**config.section)
+            yield node.arg
+        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            yield node.target.id  # Settings(**config.section)
+        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
+            yield str(node.slice.value)
+
+
+def test_every_key_of_base_is_read_somewhere():
+    shell = ("jaxrope/cli.py", "jaxrope/experiment.py")
+    words = {w for name, tree in SOURCES.items() if name not in shell for w in words_read(tree)}
+    assert "a_key_that_nothing_reads" not in words
+    keys = experiment.dotted_keys(experiment.load(str(ROOT / "configs" / "base.py")))
+    unread = {key for key in keys if key.rpartition(".")[2] not in words}
+    assert not unread
+
+
+def test_no_key_has_a_second_default():
+    for name, tree in SOURCES.items():
+        if name.startswith("jaxrope/convert/"):
+            continue  # there `config` is the JSON of Hugging Face, whose keys are optional
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+                owner = ast.unparse(node.func.value)
+                is_get = node.func.attr == "get" and re.fullmatch(r"config(\.\w+)*", owner)
+                assert not is_get, f"{name}: {ast.unparse(node)}"
+
+
+def test_files_and_functions_are_short():
+    found = {}
+    for name, tree in SOURCES.items():
+        found[name] = (max((n.end_lineno or 0 for n in tree.body), default=0), MAX_FILE)
+        for node in functions(tree):
+            found[f"{name}:{node.name}"] = (length(node), MAX_FUNCTION)
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ClassDef):
+                found[f"{name}:{node.name}"] = (length(node), MAX_CLASS)
+    long = {place: lines for place, (lines, most) in found.items() if lines > most}
+    assert {p: n for p, n in long.items() if p not in LONGER_BECAUSE} == {}
+    assert LONGER_BECAUSE.keys() <= long.keys(), "no longer too long: take it out of the list"
+
+
+def test_functions_have_few_parameters():
+    for name, tree in SOURCES.items():
+        for node in functions(tree):
+            if f"{name}:{node.name}" in MORE_PARAMETERS_BECAUSE:
+                continue
+            a = node.args
+            count = len([x for x in a.posonlyargs + a.args + a.kwonlyargs if x.arg != "self"])
+            assert count <= MAX_PARAMETERS, f"{name}:{node.name} has {count}"
+
+
+def test_every_module_says_what_it_is_for():
+    for name, tree in SOURCES.items():
+        assert ast.get_docstring(tree), name
+
+
+def test_every_public_function_has_a_docstring():
+    for name, tree in MODULES.items():
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_"):
+                assert ast.get_docstring(node), f"{name}:{node.name}"
+
+
+def test_no_file_is_called_utils():
+    assert not [name for name in SOURCES if re.search(r"(utils|helpers|misc|common)\.py$", name)]
+
+
+def test_no_exception_is_swallowed_that_was_not_thought_of():
+    for name, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ExceptHandler) and not isinstance(node.body[-1], ast.Raise):
+                caught = ast.unparse(node.type) if node.type else "BaseException"
+                is_broad = re.search(r"\b(Base)?Exception\b", caught)
+                assert not is_broad, f"{name}, line {node.lineno}: {caught}"
+
+
+def test_text_is_read_and_written_as_utf_8():
+    for name, tree in SOURCES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                assert not _depends_on_the_locale(node), f"{name}, line {node.lineno}"
+
+
+def _depends_on_the_locale(call: ast.Call) -> bool:
+    called = ast.unparse(call.func)
+    if any(keyword.arg == "encoding" for keyword in call.keywords):
+        return False
+    if called.endswith(".write_text"):
+        return len(call.args) < 2
+    if called.endswith(".read_text"):
+        return not call.args
+    if called not in ("open", "os.fdopen"):
+        return False
+    modes = [*call.args[1:2], *(k.value for k in call.keywords if k.arg == "mode")]
+    return not any("b" in str(getattr(mode, "value", "b")) for mode in modes)
+
+
+def texts() -> Iterator[tuple[Path, str]]:
+    """Yields every text file of the project and what is in it."""
+    folders = [ROOT / "configs", PACKAGE, ROOT / "tests", ROOT / ".ci"]
+    paths = [path for folder in folders for path in folder.rglob("*")]
+    for path in [*paths, *ROOT.glob("*")]:
+        if path.is_file() and "__pycache__" not in path.parts:
+            try:
+                yield path, path.read_text(encoding="utf-8")
+            except UnicodeDecodeError:
+                continue  # weights
+
+
+def test_nothing_names_a_machine_or_where_packages_come_from():
+    folders = "|".join(["work", "tmp", "root", "home", "opt", "mnt"])
+    pattern = re.compile(rf"(?<![\w.}}~])/({folders})/\w|py" + r"pi\.|python" + r"hosted\.")
+    for path, text in texts():
+        found = pattern.search(text)
+        assert not found, f"{path.relative_to(ROOT)}: {found.group() if found else ''}"
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) < 200
+
+
+def test_every_file_of_the_package_is_installed():
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    patterns = set(re.findall(r'"\*\*/\*(\.\w+)"', pyproject)) | {".py"}
+    for path in PACKAGE.rglob("*"):
+        if path.is_file() and "__pycache__" not in path.parts:
+            assert path.suffix in patterns, f"add {path.suffix} to package-data in pyproject.toml"
+    for folder in {path.parent for path in PACKAGE.rglob("*.py")}:
+        assert (folder / "__init__.py").exists(), f"{folder} would not be installed"
+
+
+@pytest.mark.parametrize("module", ["jaxrope.rope.methods", "jaxrope", "configs.base", "cli_test"])
+def test_a_warning_in_our_own_code_is_an_error(module):
+    with pytest.raises(DeprecationWarning, match="old"):
+        warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module=module)
+
+
+def test_a_warning_in_a_library_is_none(recwarn):
+    warnings.warn_explicit("old", DeprecationWarning, "file.py", 1, module="library.jaxrope_like")
