@@ -198,6 +198,8 @@ def words_read(tree: ast.AST) -> Iterator[str]:
             yield node.target.id  # Settings(**config.section)
         elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
             yield str(node.slice.value)
+        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            yield str(node.args[0].value)  # number("b1", least=0)
 
 
 def test_every_key_of_base_is_read_somewhere():
