@@ -68,7 +68,9 @@ def test_grid_and_bounds():
     space = space_of(factor=8.0)
     assert (space.units, space.scale, space.highest) == (100, 800, 1000)
     assert space_of(factor=4.0, step=0.05).highest == 100  # 5.0 in steps of 0.05
-    factors, start = genome.decode(space, np.array([100, 101, 129, 640, 700, 800, 999, 1000, 11], np.int32))
+    factors, start = genome.decode(
+        space, np.array([100, 101, 129, 640, 700, 800, 999, 1000, 11], np.int32)
+    )
     assert factors.tolist() == [1.0, 1.01, 1.29, 6.4, 7.0, 8.0, 9.99, 10.0]  # as decimals read
     assert start == 64
 
@@ -113,7 +115,9 @@ def test_mutation_probability_is_per_gene():
     space = space_of(num_pairs=10, factor=100.0)
     parent = genome.encode_monotone(space, np.linspace(1, 100, 10), 0)
     rng = stream(1)
-    changed = np.mean([genome.mutate_monotone(space, rng, parent, 0.3) != parent for _ in range(4000)], axis=0)
+    changed = np.mean(
+        [genome.mutate_monotone(space, rng, parent, 0.3) != parent for _ in range(4000)], axis=0
+    )
     # a gene that is drawn keeps its value once in some thousand draws, n̂ once in 14
     assert np.all(np.abs(changed[:-1] - 0.3) < 0.03)
     assert abs(changed[-1] - 0.3 * 13 / 14) < 0.03
@@ -132,7 +136,11 @@ def test_children_stay_in_the_space(name):
         child = encoding.mutate(space, rng, pool[first] if child is None else child, 0.3)
         assert np.array_equal(before[0], pool[first]) and np.array_equal(before[1], pool[second])
         factors = child[: space.num_pairs]
-        assert factors[0] >= space.units and factors[-1] <= space.highest and np.all(np.diff(factors) >= 0)
+        assert (
+            factors[0] >= space.units
+            and factors[-1] <= space.highest
+            and np.all(np.diff(factors) >= 0)
+        )
         assert 0 <= child[-1] < len(START_TOKENS) and child.dtype == np.int32
         if name == "piecewise":
             alpha, beta = child[space.num_pairs : space.num_pairs + 2]
@@ -144,7 +152,10 @@ def test_children_stay_in_the_space(name):
 
 def test_crossover_takes_every_gene_from_either_parent_alike():
     space = space_of(num_pairs=4)
-    first, second = np.array([100, 200, 300, 400, 1], np.int32), np.array([101, 201, 301, 401, 2], np.int32)
+    first, second = (
+        np.array([100, 200, 300, 400, 1], np.int32),
+        np.array([101, 201, 301, 401, 2], np.int32),
+    )
     rng = stream(3)
     children = np.stack([genome.cross_monotone(space, rng, first, second) for _ in range(4000)])
     is_second = children == second
@@ -158,14 +169,24 @@ def test_crossover_refuses_factors_that_fall():
     first, second = np.array([100, 200, 0], np.int32), np.array([300, 400, 0], np.int32)
     rng = stream(4)
     results = [genome.cross_monotone(space, rng, first, second) for _ in range(400)]
-    assert {None if child is None else tuple(child[:2]) for child in results} == {None, (100, 200), (300, 400), (100, 400)}
+    assert {None if child is None else tuple(child[:2]) for child in results} == {
+        None,
+        (100, 200),
+        (300, 400),
+        (100, 400),
+    }
 
 
 def test_piecewise_borders_take_gaussian_steps_of_two_pairs():
     space, rng = space_of(num_pairs=64), stream(5)
-    parent = genome.encode_piecewise(space, np.concatenate([np.ones(20), np.linspace(1.1, 3.9, 24), np.full(20, 4.0)]), 0)
+    parent = genome.encode_piecewise(
+        space, np.concatenate([np.ones(20), np.linspace(1.1, 3.9, 24), np.full(20, 4.0)]), 0
+    )
     assert parent[64:66].tolist() == [19, 43]
-    steps = np.stack([genome.mutate_piecewise(space, rng, parent, 1.0)[64:66] for _ in range(4000)]) - parent[64:66]
+    steps = (
+        np.stack([genome.mutate_piecewise(space, rng, parent, 1.0)[64:66] for _ in range(4000)])
+        - parent[64:66]
+    )
     assert np.all(np.abs(steps.mean(axis=0)) < 0.12)
     assert np.all(np.abs(steps.std(axis=0) - np.sqrt(4 + 1 / 12)) < 0.1)  # rounding adds 1/12
 
@@ -192,7 +213,10 @@ def test_first_population_mutates_each_seed_in_turn():
     space = space_of(num_pairs=64, factor=100.0)
     state = evolution.init(settings_of(mutation_probability=0.02), space, seeds_of(space), seed=0)
     seeds = state.population_PG[:3]
-    nearest = [int(np.argmin([np.sum(child != seed) for seed in seeds])) for child in state.population_PG[3:]]
+    nearest = [
+        int(np.argmin([np.sum(child != seed) for seed in seeds]))
+        for child in state.population_PG[3:]
+    ]
     assert nearest == [i % 3 for i in range(61)]
 
 
@@ -200,7 +224,12 @@ def test_first_population_mutates_each_seed_in_turn():
 def test_parents_are_elitist_and_children_come_from_them(name):
     """With fitness = -sum, a parent's factors never leave the best so far."""
     space = space_of(num_pairs=6)
-    state = evolution.init(settings_of(name=name, population=12, parents=4, mutations=3, crossovers=3), space, seeds_of(space, name), 1)
+    state = evolution.init(
+        settings_of(name=name, population=12, parents=4, mutations=3, crossovers=3),
+        space,
+        seeds_of(space, name),
+        1,
+    )
     best = np.inf
     for _ in range(10):
         state = evolution.tell(state, -state.population_PG[:, :6].sum(axis=1))
@@ -258,9 +287,20 @@ def test_functions_are_pure():
 def test_failed_candidates_are_infinite_and_no_parents():
     space = space_of()
     state = evolution.init(settings_of(population=8, parents=8), space, seeds_of(space), 0)
-    state = evolution.tell(state, np.array([np.nan, 5.0, np.inf, -np.inf, 4.0, np.nan, np.nan, np.nan]))
+    state = evolution.tell(
+        state, np.array([np.nan, 5.0, np.inf, -np.inf, 4.0, np.nan, np.nan, np.nan])
+    )
     assert evolution.best(state)[1] == 4.0
-    assert state.seen_fitness_E.tolist() == [np.inf, 5.0, np.inf, np.inf, 4.0, np.inf, np.inf, np.inf]
+    assert state.seen_fitness_E.tolist() == [
+        np.inf,
+        5.0,
+        np.inf,
+        np.inf,
+        4.0,
+        np.inf,
+        np.inf,
+        np.inf,
+    ]
     assert len(state.population_PG) == 32 and evolution.stop_reason(state) is None
 
 
@@ -270,10 +310,15 @@ def test_stops_when_all_failed_when_done_and_when_exhausted():
     failed = evolution.tell(state, np.full(8, np.nan))
     assert evolution.stop_reason(failed) == "all 8 candidates failed"
     once = evolution.init(settings_of(iterations=1), space, seeds_of(space), 0)
-    assert evolution.stop_reason(evolution.tell(once, np.zeros(64))) == "all 1 generations were evaluated"
+    assert (
+        evolution.stop_reason(evolution.tell(once, np.zeros(64)))
+        == "all 1 generations were evaluated"
+    )
 
     small = genome.Space(num_pairs=2, units=2, scale=3, highest=3, start_tokens=(0,))
-    state = evolution.init(settings_of(population=2, parents=2), small, np.array([[2, 2, 0]], np.int32), 0)
+    state = evolution.init(
+        settings_of(population=2, parents=2), small, np.array([[2, 2, 0]], np.int32), 0
+    )
     state = run(state, lambda state: state.population_PG[:, 0].astype(float))
     assert len(state.seen_EG) == 3  # (1, 1), (1, 1.5), (1.5, 1.5): all there are
     assert "no new candidate" in evolution.stop_reason(state)
@@ -290,7 +335,12 @@ def test_duplicate_seeds_are_evaluated_once():
 def test_halved_above_512k():
     assert evolution.settings_for(PAPER, 524_288) == settings_of()
     halved = evolution.settings_for(PAPER, 524_289)
-    assert (halved.population, halved.mutations, halved.crossovers, halved.parents) == (32, 8, 8, 16)
+    assert (halved.population, halved.mutations, halved.crossovers, halved.parents) == (
+        32,
+        8,
+        8,
+        16,
+    )
     assert halved.iterations == 40
     assert evolution.settings_for(PAPER | dict(halve_above=0), 2**21) == settings_of(halve_above=0)
 
@@ -298,17 +348,44 @@ def test_halved_above_512k():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (dict(population=0), r"search\.algorithm\.population must be a whole number from 1 on, got 0"),
+        (
+            dict(population=0),
+            r"search\.algorithm\.population must be a whole number from 1 on, got 0",
+        ),
         (dict(population=64.0), r"search\.algorithm\.population must be a whole number"),
-        (dict(parents=65), r"search\.algorithm\.parents must be at most the population, got 65 of 64"),
-        (dict(mutation_probability=1.5), r"search\.algorithm\.mutation_probability must be at most 1, got 1\.5"),
-        (dict(mutation_probability=0.0), r"search\.algorithm\.mutation_probability must be a number above 0"),
-        (dict(mutation_probability=float("nan")), r"search\.algorithm\.mutation_probability must be a number"),
+        (
+            dict(parents=65),
+            r"search\.algorithm\.parents must be at most the population, got 65 of 64",
+        ),
+        (
+            dict(mutation_probability=1.5),
+            r"search\.algorithm\.mutation_probability must be at most 1, got 1\.5",
+        ),
+        (
+            dict(mutation_probability=0.0),
+            r"search\.algorithm\.mutation_probability must be a number above 0",
+        ),
+        (
+            dict(mutation_probability=float("nan")),
+            r"search\.algorithm\.mutation_probability must be a number",
+        ),
         (dict(iterations=0), r"search\.algorithm\.iterations must be a whole number from 1 on"),
-        (dict(crossover_tries=-1), r"search\.algorithm\.crossover_tries must be a whole number from 0 on"),
-        (dict(mutations=0, crossovers=0), r"search\.algorithm\.mutations and crossovers are both 0"),
-        (dict(name="monoton"), r"Unknown search\.algorithm\.name 'monoton'\. Did you mean 'monotone'"),
-        (dict(popluation=3), r"Unknown search\.algorithm key 'popluation'\. Did you mean 'population'"),
+        (
+            dict(crossover_tries=-1),
+            r"search\.algorithm\.crossover_tries must be a whole number from 0 on",
+        ),
+        (
+            dict(mutations=0, crossovers=0),
+            r"search\.algorithm\.mutations and crossovers are both 0",
+        ),
+        (
+            dict(name="monoton"),
+            r"Unknown search\.algorithm\.name 'monoton'\. Did you mean 'monotone'",
+        ),
+        (
+            dict(popluation=3),
+            r"Unknown search\.algorithm key 'popluation'\. Did you mean 'population'",
+        ),
     ],
 )
 def test_settings_messages(changes, message):

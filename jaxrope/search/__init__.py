@@ -1,0 +1,13 @@
+"""The search for rope factors (LongRoPE, Algorithm 1): genomes, evolution, objectives, journal.
+
+result = search(config, workdir)      one search, or its rest
+text = estimate(config)               what it would cost
+table = sweep(config, workdir, fn)    one search for every combination of listed values
+"""
+
+from jaxrope.search.estimate import estimate
+from jaxrope.search.run import Result, search
+from jaxrope.search.sweep import members
+from jaxrope.search.sweep import run as sweep
+
+__all__ = ["Result", "estimate", "members", "search", "sweep"]

@@ -43,26 +43,44 @@ class Settings:
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(f"search.algorithm.{name} must be a whole number from {least} on, got {value}.")
+                raise InputError(
+                    f"search.algorithm.{name} must be a whole number from {least} on, got {value}."
+                )
         for name in ("mutation_probability", "step", "bound"):
             value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool) or not 0 < value < math.inf:
+            if (
+                not isinstance(value, int | float)
+                or isinstance(value, bool)
+                or not 0 < value < math.inf
+            ):
                 raise InputError(f"search.algorithm.{name} must be a number above 0, got {value}.")
         if self.mutation_probability > 1:
-            raise InputError(f"search.algorithm.mutation_probability must be at most 1, got {self.mutation_probability}.")
+            raise InputError(
+                f"search.algorithm.mutation_probability must be at most 1, got {self.mutation_probability}."
+            )
         if self.parents > self.population:
             raise InputError(
                 f"search.algorithm.parents must be at most the population, got {self.parents} of {self.population}. Lower parents or raise population."
             )
         if self.iterations > 1 and self.mutations + self.crossovers == 0:
-            raise InputError("search.algorithm.mutations and crossovers are both 0: no generation after the first would be new. Raise one of them.")
+            raise InputError(
+                "search.algorithm.mutations and crossovers are both 0: no generation after the first would be new. Raise one of them."
+            )
 
     def num_evaluations(self) -> int:
         """Candidates in a whole search: 64 + 39 * 32 = 1,312 with the paper's constants."""
         return self.population + (self.iterations - 1) * (self.mutations + self.crossovers)
 
 
-_LEAST = dict(population=1, mutations=0, crossovers=0, parents=1, iterations=1, crossover_tries=0, halve_above=0)
+_LEAST = dict(
+    population=1,
+    mutations=0,
+    crossovers=0,
+    parents=1,
+    iterations=1,
+    crossover_tries=0,
+    halve_above=0,
+)
 
 
 def settings_for(section: dict, target_len: int) -> Settings:
@@ -76,12 +94,19 @@ def settings_for(section: dict, target_len: int) -> Settings:
         choose("search.algorithm key", name, dict.fromkeys(known))
     missing = [name for name in known if name not in section]
     if missing:
-        raise InputError(f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm gives all of its arguments.")
+        raise InputError(
+            f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm gives all of its arguments."
+        )
     settings = Settings(**section)
     if not 0 < settings.halve_above < target_len:
         return settings
     halves = {name: getattr(settings, name) // 2 for name in ("mutations", "crossovers")}
-    return dataclasses.replace(settings, population=max(settings.population // 2, 1), parents=max(settings.parents // 2, 1), **halves)
+    return dataclasses.replace(
+        settings,
+        population=max(settings.population // 2, 1),
+        parents=max(settings.parents // 2, 1),
+        **halves,
+    )
 
 
 @jax.tree_util.register_dataclass
@@ -120,8 +145,12 @@ def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: i
         raise InputError(
             f"search.algorithm.population must hold the {len(first)} seeds, got {settings.population} (halved above halve_above). Raise it."
         )
-    breed = _Breed(settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first})
-    children = [breed.mutation(first[i % len(first)]) for i in range(settings.population - len(first))]
+    breed = _Breed(
+        settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first}
+    )
+    children = [
+        breed.mutation(first[i % len(first)]) for i in range(settings.population - len(first))
+    ]
     empty_EG = np.zeros((0, seeds_SG.shape[1]), np.int32)
     return SearchState(
         generation=0,
@@ -182,16 +211,25 @@ def best(state: SearchState) -> tuple[np.ndarray, float]:
     return state.parents_KG[0], float(state.parent_fitness_K[0])
 
 
+def decode(state: SearchState, genome_G: np.ndarray) -> tuple[np.ndarray, int]:
+    """Returns (factors float64 [R], start tokens) of a genome."""
+    return genomes.decode(state.space, genome_G)
+
+
 class _Breed:
     """Children of one generation: `taken` has the keys of all genomes that may not come again, and grows."""
 
-    def __init__(self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]):
+    def __init__(
+        self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]
+    ):
         self.settings, self.space, self.rng, self.taken = settings, space, rng, taken
         self.encoding = genomes.ENCODINGS[settings.name]
 
     def mutation(self, parent_G: np.ndarray) -> np.ndarray | None:
         for _ in range(_MUTATION_TRIES):
-            child_G = self.encoding.mutate(self.space, self.rng, parent_G, self.settings.mutation_probability)
+            child_G = self.encoding.mutate(
+                self.space, self.rng, parent_G, self.settings.mutation_probability
+            )
             if self._is_new(child_G):
                 return child_G
         return None
@@ -215,8 +253,13 @@ def _next_population(state: SearchState) -> np.ndarray:
     settings, space = state.settings, state.space
     rng = _stream(state.seed, state.generation)
     breed = _Breed(settings, space, rng, {genomes.key(space, genome) for genome in state.seen_EG})
-    num_parents = int(np.sum(np.isfinite(state.parent_fitness_K)))  # a failed candidate has nothing to pass on
-    children = [breed.mutation(state.parents_KG[rng.integers(num_parents)]) for _ in range(settings.mutations)]
+    num_parents = int(
+        np.sum(np.isfinite(state.parent_fitness_K))
+    )  # a failed candidate has nothing to pass on
+    children = [
+        breed.mutation(state.parents_KG[rng.integers(num_parents)])
+        for _ in range(settings.mutations)
+    ]
     for _ in range(settings.crossovers):
         pair = rng.choice(num_parents, size=2, replace=num_parents < 2)
         children.append(breed.crossover(*state.parents_KG[pair]))

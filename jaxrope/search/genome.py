@@ -39,7 +39,9 @@ class Space:
     start_tokens: tuple[int, ...]
 
 
-def make_space(*, num_pairs: int, factor: float, step: float, bound: float, start_tokens: tuple[int, ...]) -> Space:
+def make_space(
+    *, num_pairs: int, factor: float, step: float, bound: float, start_tokens: tuple[int, ...]
+) -> Space:
     """Returns the space of factors from 1 to `bound` * `factor` in steps of `step`.
 
     Args:
@@ -54,16 +56,24 @@ def make_space(*, num_pairs: int, factor: float, step: float, bound: float, star
     """
     units = round(1 / step) if isinstance(step, int | float) and 0 < step <= 1 else 0
     if units < 1 or not math.isclose(units * step, 1.0, rel_tol=1e-9):
-        raise InputError(f"search.algorithm.step must divide 1 into whole steps, got {step}. Use 0.01, 0.05, 0.1, ...")
+        raise InputError(
+            f"search.algorithm.step must divide 1 into whole steps, got {step}. Use 0.01, 0.05, 0.1, ..."
+        )
     highest = math.floor(bound * factor * units + 1e-6) if math.isfinite(bound) else 0
     if highest <= units:
         raise InputError(
             f"search.algorithm.bound must leave factors above 1: {bound} * {factor:g} (target_len / training_len) does not. Use a larger bound."
         )
     tokens = tuple(start_tokens)
-    valid = tokens and all(isinstance(n, int) and n >= 0 for n in tokens) and list(tokens) == sorted(set(tokens))
+    valid = (
+        tokens
+        and all(isinstance(n, int) and n >= 0 for n in tokens)
+        and list(tokens) == sorted(set(tokens))
+    )
     if not valid:
-        raise InputError(f"search.start_tokens must list ascending numbers of tokens from 0 on, got {tokens}. Use (0,) to search none.")
+        raise InputError(
+            f"search.start_tokens must list ascending numbers of tokens from 0 on, got {tokens}. Use (0,) to search none."
+        )
     return Space(num_pairs, units, min(round(factor * units), highest), highest, tokens)
 
 
@@ -94,10 +104,14 @@ def key(space: Space, genome_G: np.ndarray) -> bytes:
 
 def encode_monotone(space: Space, factors_R: np.ndarray, start_tokens: int) -> np.ndarray:
     """Returns the genome of `factors_R`: rounded to the grid, clipped to [1, highest], each raised to the largest before it."""
-    return np.append(_round(space, factors_R, space.highest), _nearest_index(space, start_tokens)).astype(np.int32)
+    return np.append(
+        _round(space, factors_R, space.highest), _nearest_index(space, start_tokens)
+    ).astype(np.int32)
 
 
-def mutate_monotone(space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float) -> np.ndarray:
+def mutate_monotone(
+    space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
+) -> np.ndarray:
     """Mutation of LongRoPE, Algorithm 1: each gene with `probability`, uniform on the grid between its neighbours.
 
     Genes change from left to right, so the left neighbour is already mutated and the right one is the old one: the factors ascend by construction.
@@ -108,7 +122,9 @@ def mutate_monotone(space: Space, rng: np.random.Generator, genome_G: np.ndarray
     return child_G
 
 
-def cross_monotone(space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray) -> np.ndarray | None:
+def cross_monotone(
+    space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray
+) -> np.ndarray | None:
     """Uniform crossover: each gene from either parent."""
     child_G = np.where(rng.random(first_G.shape) < 0.5, first_G, second_G)
     return child_G if np.all(np.diff(child_G[: space.num_pairs]) >= 0) else None
@@ -119,10 +135,14 @@ def encode_piecewise(space: Space, factors_R: np.ndarray, start_tokens: int) -> 
     genes_R = _round(space, factors_R, space.scale)
     alpha = int(np.sum(genes_R == space.units)) - 1
     beta = max(alpha, int(np.sum(genes_R < space.scale)) - 1)
-    return np.concatenate([genes_R, [alpha, beta, _nearest_index(space, start_tokens)]]).astype(np.int32)
+    return np.concatenate([genes_R, [alpha, beta, _nearest_index(space, start_tokens)]]).astype(
+        np.int32
+    )
 
 
-def mutate_piecewise(space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float) -> np.ndarray:
+def mutate_piecewise(
+    space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
+) -> np.ndarray:
     """Mutation of microsoft/LongRoPE's dim_piece_mono: the borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
 
     The authors never change the last two entries of their array; here every gene can change.
@@ -131,7 +151,9 @@ def mutate_piecewise(space: Space, rng: np.random.Generator, genome_G: np.ndarra
     child_G = genome_G.copy()
     for border in (num_pairs, num_pairs + 1):
         if rng.random() < probability:
-            child_G[border] = np.clip(child_G[border] + round(rng.normal(0.0, _SIGMA_PAIRS)), -1, num_pairs - 1)
+            child_G[border] = np.clip(
+                child_G[border] + round(rng.normal(0.0, _SIGMA_PAIRS)), -1, num_pairs - 1
+            )
     alpha, beta = sorted(child_G[num_pairs : num_pairs + 2].tolist())
     child_G[num_pairs : num_pairs + 2] = alpha, beta
     _settle_piecewise(space, child_G)
@@ -140,7 +162,9 @@ def mutate_piecewise(space: Space, rng: np.random.Generator, genome_G: np.ndarra
     return child_G
 
 
-def cross_piecewise(space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray) -> np.ndarray | None:
+def cross_piecewise(
+    space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray
+) -> np.ndarray | None:
     """Uniform crossover of all genes, the borders among them; outside the child's ramp the factors are 1 and target / training length."""
     child_G = np.where(rng.random(first_G.shape) < 0.5, first_G, second_G)
     if child_G[space.num_pairs] > child_G[space.num_pairs + 1]:
@@ -164,7 +188,9 @@ def _nearest_index(space: Space, start_tokens: int) -> int:
     return int(np.argmin([abs(n - start_tokens) for n in space.start_tokens]))
 
 
-def _mutate_genes(rng, child_G, pairs: tuple[int, int], limits: tuple[int, int], probability: float) -> None:
+def _mutate_genes(
+    rng, child_G, pairs: tuple[int, int], limits: tuple[int, int], probability: float
+) -> None:
     """Mutates in place the genes of pairs[0] <= pair < pairs[1]; `limits` stand for the neighbours that the first and the last do not have."""
     begin, end = pairs
     is_chosen = rng.random(end - begin) < probability

@@ -1,0 +1,63 @@
+"""What a search would cost, told without writing anything."""
+
+import dataclasses
+import time
+
+import jax
+
+from jaxrope.progress import duration
+from jaxrope.search import baselines, evaluator, plan
+from jaxrope.search.problem import Problem, build_rope, prepare
+
+_GIB = 2**30
+# Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.
+_CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 2e12, 1e15
+
+
+def estimate(config) -> str:
+    """Returns tokens, memory and time of a search, as text.
+
+    Raises:
+      InputError: see `problem.prepare`.
+    """
+    problem = prepare(config)
+    judge, memory = problem.objective, problem.memory
+    evolved = problem.settings.num_evaluations()
+    compared = baselines.comparisons(problem.known, problem.attention_factor)
+    num_compared = len(compared) if config.search.compare else 0
+    total, batch = evolved + num_compared, problem.per_device * len(problem.devices)
+    operations = plan.forward_operations(problem.model, judge.sample_tokens)
+    rows = {
+        "candidates": f"{total:,} ({evolved:,} by evolution, {num_compared} baselines)",
+        "forward tokens": f"{total * judge.candidate_tokens:,} ({judge.num_samples} samples of "
+        f"{judge.sample_tokens:,} a candidate)",
+        "operations": f"{operations * judge.num_samples * total:.2e}",
+        "batch": f"{batch} candidates, {problem.per_device} on each of {len(problem.devices)} "
+        "devices",
+        "memory": f"about {memory.params / _GIB:.3f} GiB for the model and "
+        f"{memory.candidate / _GIB:.3f} GiB for each candidate of a batch, on each device; "
+        f"{memory.available / _GIB:.1f} GiB may be used",
+        "time": _time(problem, total, batch, operations),
+    }
+    return "\n".join(f"{name:<16}{text}" for name, text in rows.items())
+
+
+def _time(problem: Problem, total: int, batch: int, operations: float) -> str:
+    """Measures one sample of one batch, if that is quick."""
+    is_cpu = problem.devices[0].platform == "cpu"
+    limit = _CPU_OPERATIONS if is_cpu else _ACCELERATOR_OPERATIONS
+    if operations * problem.per_device > limit:
+        return "not known: one batch is too long to be measured here"
+    judge = problem.objective
+    one = dataclasses.replace(judge, samples=jax.tree.map(lambda leaf: leaf[:1], judge.samples))
+    made = evaluator.make(
+        one, problem.params, per_device=problem.per_device, devices=problem.devices
+    )
+    bucket = problem.known[0].bucket
+    candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)
+    evaluator.evaluate(made, [candidate])  # compiles
+    start = time.perf_counter()
+    evaluator.evaluate(made, [candidate])
+    rate = batch / (time.perf_counter() - start) / judge.num_samples
+    tokens = rate * judge.candidate_tokens
+    return f"{duration(total / rate)} ({rate:.3g} candidates/s, {tokens:,.0f} tokens/s, measured)"

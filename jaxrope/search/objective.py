@@ -1,0 +1,149 @@
+"""What a candidate is judged by: a function chosen in the config, one line each in OBJECTIVES.
+
+An objective is the loss of one rope on one sample, so that it can be vmapped over ropes and
+differentiated in them. Samples are cut on the host once and are the same for every candidate.
+
+Letters: P candidates, W samples, T length.
+"""
+
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrope import data, llama, losses, rope
+from jaxrope.errors import InputError, choose, nearest
+
+CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every objective is made from.
+
+    Attributes:
+      config: the model's shape.
+      settings: how the model is run.
+      documents: text to judge by, data.TokenDocuments.
+      tokenizer: of the documents.
+      target_len: tokens that the factors are searched for.
+      seed: of the samples drawn.
+    """
+
+    config: llama.LlamaConfig
+    settings: llama.ForwardSettings
+    documents: Any
+    tokenizer: Any
+    target_len: int
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A way to judge candidates.
+
+    Attributes:
+      loss_fn: (params, rope, sample) -> scalar float32; lower is better.
+      samples: pytree of numpy arrays, first axis W.
+      fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
+      unit: what the fitness is, for tables.
+      sample_tokens: forward tokens of one candidate on one sample.
+    """
+
+    loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
+    samples: Any
+    fitness_fn: Callable[[np.ndarray], np.ndarray]
+    unit: str
+    sample_tokens: int
+
+    @property
+    def num_samples(self) -> int:
+        return len(jax.tree.leaves(self.samples)[0])
+
+    @property
+    def candidate_tokens(self) -> int:
+        """Forward tokens of one candidate."""
+        return self.num_samples * self.sample_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the samples: only searches with the same one are comparable."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.samples):
+            digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + leaf.tobytes())
+        return digest.hexdigest()
+
+
+def make(section: dict, task: Task) -> Objective:
+    """Returns the objective of a config section: its name and exactly its arguments.
+
+    Raises:
+      InputError: an unknown name, an unknown, missing or illegal argument, or documents that are
+        too short.
+    """
+    arguments = dict(section)
+    objective_fn = choose("search.objective.name", arguments.pop("name", None), OBJECTIVES)
+    parameters = inspect.signature(objective_fn).parameters.values()
+    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    for name in arguments:
+        if name not in known:
+            raise InputError(f"Unknown key search.objective.{name}. {nearest(name, known)}")
+    for name in known:
+        if name not in arguments:
+            raise InputError(
+                f"search.objective.{name} is missing. Give all of: {', '.join(known)}."
+            )
+    return objective_fn(task, **arguments)
+
+
+def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective:
+    """Perplexity of whole windows of the target length, token mean (LongRoPE, section 4.1).
+
+    Args:
+      task: the model and the text.
+      num_samples: windows, each of another document.
+      offset_tokens: tokens of each document that are passed over.
+    """
+    for name, value, least in (
+        ("num_samples", num_samples, 1),
+        ("offset_tokens", offset_tokens, 0),
+    ):
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(
+                f"search.objective.{name} must be a whole number from {least} on, got {value}."
+            )
+    windows = data.search_windows(
+        task.documents,
+        length=task.target_len,
+        num_windows=num_samples,
+        offset_tokens=offset_tokens,
+        seed=task.seed,
+        bos_id=task.tokenizer.bos_id,
+    )
+    return Objective(
+        loss_fn=mean_nll(task.config, task.settings),
+        samples=np.asarray(windows.tokens_WT, np.int32),
+        fitness_fn=np.exp,
+        unit="perplexity",
+        sample_tokens=task.target_len,
+    )
+
+
+OBJECTIVES = {"perplexity": perplexity}
+
+
+def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
+    """Returns (params, rope, tokens [T + 1]) -> mean NLL of the last T tokens, nats."""
+
+    def loss_fn(params, r, tokens):
+        inputs, targets = tokens[None, :-1], tokens[None, 1:]
+        x_BTD = llama.hidden(config, params, inputs, r, settings=settings)
+        head_DV = llama.head_DV(config, params)
+        return jnp.mean(losses.token_nll(x_BTD, head_DV, targets, chunk=CHUNK))
+
+    return loss_fn

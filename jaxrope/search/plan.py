@@ -1,0 +1,133 @@
+"""How many candidates to evaluate together, and what a search will cost, told before it begins."""
+
+import dataclasses
+import math
+import os
+
+import jax
+import numpy as np
+
+from jaxrope import llama
+from jaxrope.errors import InputError
+from jaxrope.search.objective import CHUNK
+
+_GIB = 2**30
+_MARGIN = 1.25  # what XLA allots beyond the live arrays counted here
+# Tokens of a batch on one device beyond which it is no faster. On two cores, books-6m: 8,000
+# tokens/s at 1 x 512 and 8,800 at 8 x 512, 5,000 at 1 x 4,096 and 3,900 at 4 x 4,096.
+_CPU_TOKENS = 4096
+_ACCELERATOR_TOKENS = 65_536  # a guess: it fills the matrix units of one chip with any model
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """Bytes on one device.
+
+    Attributes:
+      params: of the model.
+      candidate: of each candidate of a batch, in one forward pass.
+      available: what the search may use.
+    """
+
+    params: int
+    candidate: int
+    available: int
+
+    @property
+    def candidates(self) -> int:
+        """How many fit."""
+        return max(0, (self.available - self.params) // self.candidate)
+
+
+def memory(
+    config: llama.LlamaConfig,
+    settings: llama.ForwardSettings,
+    *,
+    sample_tokens: int,
+    memory_gb: float,
+    devices: list[jax.Device],
+) -> Memory:
+    """Returns an estimate of what candidates need and what there is.
+
+    Args:
+      config: the model's shape.
+      settings: how it is run.
+      sample_tokens: tokens of one sample.
+      memory_gb: GiB of each device that may be used; 0 asks the device.
+      devices: of this process.
+
+    Raises:
+      InputError: memory_gb is negative, or too little for one candidate.
+    """
+    if memory_gb < 0:
+        raise InputError(f"search.memory_gb must be 0 (ask the device) or more, got {memory_gb}.")
+    size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
+    available = int(memory_gb * _GIB) or _device_memory(devices)
+    found = Memory(
+        params=llama.num_params(config) * size,
+        candidate=int(_MARGIN * _forward_bytes(config, settings, sample_tokens, size)),
+        available=available,
+    )
+    if memory_gb and not found.candidates:
+        needed = (found.params + found.candidate) / _GIB
+        raise InputError(
+            f"search.memory_gb must be at least {needed:.2f} for one candidate of {sample_tokens:,} "
+            f"tokens, got {memory_gb}. Raise it, or lower target_len."
+        )
+    return found
+
+
+def per_device(
+    batch_size: int, space: Memory, *, sample_tokens: int, most: int, devices: list[jax.Device]
+) -> int:
+    """Returns how many candidates each device evaluates together.
+
+    Args:
+      batch_size: `search.batch_size`, over all devices; 0 chooses.
+      space: see `memory`.
+      sample_tokens: tokens of one sample.
+      most: candidates of the largest generation.
+      devices: of this process.
+
+    Raises:
+      InputError: batch_size is negative.
+    """
+    if batch_size < 0:
+        raise InputError(f"search.batch_size must be 0 (choose) or more, got {batch_size}.")
+    if batch_size:
+        return math.ceil(batch_size / len(devices))
+    is_cpu = devices[0].platform == "cpu"
+    useful = max(1, (_CPU_TOKENS if is_cpu else _ACCELERATOR_TOKENS) // sample_tokens)
+    fits = max(1, space.candidates)  # the estimate errs upwards: one is worth trying
+    found = min(useful, fits, math.ceil(most / len(devices)))
+    return 2 ** int(math.log2(found))  # generations of 64 and 32 then leave no slot empty
+
+
+def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
+    """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
+    weights = llama.num_params(config) - (
+        0 if config.tie_embeddings else config.vocab_size * config.embed_dim
+    )
+    seen = min(tokens / 2, config.sliding_window or math.inf)
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * seen
+    return tokens * (2.0 * weights + attention)
+
+
+def _forward_bytes(config, settings, tokens: int, size: int) -> int:
+    """Live bytes of one candidate: residual stream and the widest layer step, one chunk's logits,
+    one block's attention weights (all of them with the reference backend)."""
+    heads = config.num_heads + 2 * config.num_kv_heads
+    widest = max(3 * config.mlp_dim, 2 * heads * config.head_dim)
+    stream = tokens * size * (3 * config.embed_dim + widest) + tokens * 4 * 2 * config.rotary_dim
+    logits = 2 * 4 * min(CHUNK, tokens) * config.vocab_size
+    blocked = settings.attention != "reference"
+    block = min(settings.attention_block, tokens) if blocked else tokens
+    return stream + logits + 3 * 4 * config.num_heads * block**2
+
+
+def _device_memory(devices: list[jax.Device]) -> int:
+    stats = devices[0].memory_stats() or {}
+    if "bytes_limit" in stats:
+        return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+    physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return physical // 2 // len(devices)  # of a CPU: the other half is the user's

@@ -1,0 +1,190 @@
+"""From a config to the problem that it states, with everything refused that can be refused."""
+
+import dataclasses
+import hashlib
+import importlib.metadata
+from typing import Any
+
+import jax
+import numpy as np
+
+import jaxrope
+from jaxrope import digest, llama, rope, setup
+from jaxrope.errors import InputError
+from jaxrope.search import baselines, evolution, genome, objective, plan
+from jaxrope.search.baselines import Baseline
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """What is searched for, and how.
+
+    Attributes:
+      config: of the program.
+      model: the shape of the model.
+      params: its weights, in the compute dtype.
+      source: where it came from.
+      forward: how it is run.
+      objective: what judges.
+      settings: of the evolution.
+      space: of the genomes.
+      known: the baselines; most of them are also seeds.
+      attention_factor: of every candidate.
+      devices: that share the work.
+      memory: what a candidate needs and what there is.
+      per_device: candidates evaluated together on each device.
+    """
+
+    config: Any
+    model: llama.LlamaConfig
+    params: Any
+    source: str
+    forward: llama.ForwardSettings
+    objective: objective.Objective
+    settings: evolution.Settings
+    space: genome.Space
+    known: list[Baseline]
+    attention_factor: float
+    devices: list[jax.Device]
+    memory: plan.Memory
+    per_device: int
+
+
+def prepare(config) -> Problem:
+    """Returns the problem of a config. Nothing is compiled.
+
+    Raises:
+      InputError: a setting breaks its rule, there is no such model, or the text is too short.
+    """
+    if config.seed < 0:
+        raise InputError(f"seed must be 0 or more, got {config.seed}.")
+    settings = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    forward = llama.ForwardSettings(**config.forward.to_dict())
+    shape = setup.model_config(config)
+    trained = baselines.training_len(config, shape)
+    attention_factor = baselines.attention_factor(config, shape)
+    space = genome.make_space(
+        num_pairs=shape.rotary_dim // 2,
+        factor=config.target_len / trained,
+        step=settings.step,
+        bound=settings.bound,
+        start_tokens=tuple(config.search.start_tokens),
+    )
+    loaded = setup.load_model(config)
+    judge = _objective(config, loaded, forward)
+    devices = jax.local_devices()
+    memory = plan.memory(
+        shape,
+        forward,
+        sample_tokens=judge.sample_tokens,
+        memory_gb=config.search.memory_gb,
+        devices=devices,
+    )
+    per_device = plan.per_device(
+        config.search.batch_size,
+        memory,
+        sample_tokens=judge.sample_tokens,
+        most=settings.population,
+        devices=devices,
+    )
+    return Problem(
+        config=config,
+        model=shape,
+        params=_cast(loaded.params, forward),
+        source=loaded.source,
+        forward=forward,
+        objective=judge,
+        settings=settings,
+        space=space,
+        known=baselines.make(config, shape, loaded.rope_fn, trained),
+        attention_factor=attention_factor,
+        devices=devices,
+        memory=memory,
+        per_device=per_device,
+    )
+
+
+def header(problem: Problem) -> dict[str, Any]:
+    """Returns all that the results of a search depend on, for the journal."""
+    config, names = problem.config, ("attention", "attention_block", "compute_dtype")
+    return {
+        "model": model_digest(problem.params),
+        "samples": problem.objective.fingerprint,
+        "target_len": config.target_len,
+        "original_len": problem.model.original_len,
+        "seed": config.seed,
+        "forward": {name: getattr(problem.forward, name) for name in names},
+        "search": {
+            "algorithm": dataclasses.asdict(problem.settings),
+            "start_tokens": list(problem.space.start_tokens),
+            "objective": config.search.objective.to_dict(),
+            "attention_factor": problem.attention_factor,
+            "compare": config.search.compare,
+        },
+        "seeds": {
+            known.name: row.tolist()
+            for known, row in zip(seeds(problem), seed_genomes(problem), strict=True)
+        },
+        "versions": versions(),
+    }
+
+
+def seeds(problem: Problem) -> list[Baseline]:
+    """Returns the baselines that the evolution starts from."""
+    return [known for known in problem.known if known.is_seed]
+
+
+def seed_genomes(problem: Problem) -> np.ndarray:
+    """Returns the genomes of the seeds, int32 [S, G]."""
+    encode = genome.ENCODINGS[problem.settings.name].encode
+    buckets = [known.bucket for known in seeds(problem)]
+    return np.stack([encode(problem.space, np.array(b.factors), b.start_tokens) for b in buckets])
+
+
+def build_rope(
+    problem: Problem, factors_R, start_tokens: int, attention_factor: float
+) -> rope.Rope:
+    """Returns factors as the device takes them."""
+    return rope.build(
+        factors_R,
+        theta=problem.model.theta,
+        start_tokens=start_tokens,
+        attention_factor=attention_factor,
+    )
+
+
+def model_digest(params: Any) -> str:
+    """Returns a digest, in hex, of every bit of the parameters and of their names."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
+    told = [
+        (jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape, digest.digest(leaf))
+        for path, leaf in leaves
+    ]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Returns the versions of what computes."""
+    return {
+        "jaxrope": jaxrope.__version__,
+        "jax": importlib.metadata.version("jax"),
+        "numpy": importlib.metadata.version("numpy"),
+    }
+
+
+def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Objective:
+    tokenizer, _ = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
+    task = objective.Task(
+        config=loaded.config,
+        settings=forward,
+        documents=setup.documents(config, "train_files", tokenizer),
+        tokenizer=tokenizer,
+        target_len=config.target_len,
+        seed=config.seed,
+    )
+    return objective.make(config.search.objective.to_dict(), task)
+
+
+def _cast(params: Any, forward: llama.ForwardSettings) -> Any:
+    """Parameters in the compute dtype: the forward pass would make them so at every use."""
+    return jax.tree.map(lambda leaf: np.asarray(leaf, llama.DTYPES[forward.compute_dtype]), params)

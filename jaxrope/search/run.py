@@ -1,0 +1,271 @@
+"""One search: baselines, evolution, and the files that it leaves.
+
+A workdir gets config.json, journal.jsonl, rope.json and result.json. Nothing in them depends on how
+often the search was killed on the way, but for the seconds in the journal and in result.json.
+"""
+
+import contextlib
+import dataclasses
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrope import files, rope
+from jaxrope.errors import InputError
+from jaxrope.lock import run_lock
+from jaxrope.progress import Progress
+from jaxrope.search import baselines, evaluator, evolution, journal, loop
+from jaxrope.search.evolution import SearchState
+from jaxrope.search.problem import (
+    Problem,
+    build_rope,
+    header,
+    model_digest,
+    prepare,
+    seed_genomes,
+    versions,
+)
+
+FORMAT = "jaxrope.search/1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What a search found.
+
+    Attributes:
+      content: of result.json.
+      generations: "generation", "best" (of all so far) and "mean" (of it) of each.
+      baselines: name -> {"fitness", "factors"}, with the attention factor of the search.
+      factors: the best candidate's.
+      table: every baseline beside the best found, as text.
+    """
+
+    content: dict[str, Any]
+    generations: list[dict]
+    baselines: dict[str, dict]
+    factors: list[float]
+    table: str
+
+
+def search(config, workdir: Path) -> Result:
+    """Runs the search that a config describes, or goes on with it.
+
+    Args:
+      config: see configs/base.py.
+      workdir: a folder of its own.
+
+    Raises:
+      InputError: see `prepare`; the workdir is of another search; every candidate failed.
+    """
+    if (workdir / "model.json").exists():
+        raise InputError(
+            f"--workdir={workdir} holds a model, whose files a search would overwrite. Give a "
+            "folder of its own."
+        )
+    problem = prepare(config)
+    path = workdir / "journal.jsonl"
+    with run_lock(workdir), _interruptible(path):
+        rows = journal.open_journal(path, header(problem))
+        files.write_json_atomic(workdir / "config.json", config.to_dict())
+        bench = _bench(problem, path, rows)
+        compared = _measure_baselines(problem, bench, rows)
+        state = evolution.init(problem.settings, problem.space, seed_genomes(problem), config.seed)
+        state, known = journal.replay(path, rows, state)
+        state = _evolve(problem, state, known, bench)
+        if not np.isfinite(evolution.best(state)[1]):
+            raise InputError(
+                f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
+                f"target_len {config.target_len:,}, or give the search more memory."
+            )
+        return _write(problem, workdir, state, compared)
+
+
+def _bench(problem: Problem, path: Path, rows: list[dict]) -> loop.Bench:
+    """Returns the bench, with the batch size that an interrupted search had come down to."""
+    per_device = problem.per_device
+    failed = [row["batch_size"] for row in rows if row.get("event") == "out_of_memory"]
+    if failed and not problem.config.search.batch_size:
+        per_device = max(1, min(per_device, failed[-1] // 2 // len(problem.devices)))
+    made = evaluator.make(
+        problem.objective, problem.params, per_device=per_device, devices=problem.devices
+    )
+    return loop.Bench(made, problem.objective, path)
+
+
+def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) -> list[dict]:
+    """Returns a row for every baseline with its own and with the search's attention factor."""
+    if not problem.config.search.compare:
+        return []
+    done = [row for row in rows if "baseline" in row]
+    wanted = baselines.comparisons(problem.known, problem.attention_factor)
+    ropes = [build_rope(problem, b.factors, b.start_tokens, b.attention_factor) for _, b in wanted]
+    for batch in bench.measure(ropes, known=set(range(len(done))), generation=0):
+        new = []
+        for i, index in enumerate(batch.indices):
+            if index >= len(done):
+                name, bucket = wanted[index]
+                row = {"baseline": name} | dataclasses.asdict(bucket)
+                row["losses"] = [journal.number(loss) for loss in batch.losses_PW[i]]
+                new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
+        journal.append(bench.path, new)
+        done += new
+    return done
+
+
+def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench) -> SearchState:
+    total, tokens = problem.settings.num_evaluations(), problem.objective.candidate_tokens
+    before = len(state.seen_EG) + len(known)
+    seen = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, known.values())]
+    clock = time.monotonic()
+
+    def report_fn(now: SearchState, rows: list[dict]) -> None:
+        seen.extend(map(journal.fitness_of, rows))
+        seconds = time.monotonic() - clock
+        progress.update(
+            len(seen),
+            generation=f"{now.generation + 1}/{now.settings.iterations}",
+            best=min(seen),
+            **{"tokens/s": (len(seen) - before) * tokens / max(seconds, 1e-9)},
+        )
+
+    with Progress(total, unit="candidates", start=before) as progress:
+        return loop.evolve(
+            state,
+            known,
+            bench,
+            rope_fn=lambda factors_R, start_tokens: build_rope(
+                problem, factors_R, start_tokens, problem.attention_factor
+            ),
+            report_fn=report_fn,
+        )
+
+
+def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> Result:
+    """Writes rope.json and result.json."""
+    unit = problem.objective.unit
+    genome_G, fitness = evolution.best(state)
+    factors_R, start_tokens = evolution.decode(state, genome_G)
+    bucket = rope.Bucket(
+        problem.config.target_len, tuple(factors_R.tolist()), start_tokens, problem.attention_factor
+    )
+    rows = files.read_jsonl(workdir / "journal.jsonl")
+    made = _provenance(problem, state, compared) | {unit: fitness}
+    rope.save(workdir / "rope.json", _rope_fn(problem, bucket), made)
+    generations = _generations(rows)
+    content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | made
+    content |= {"best": dataclasses.asdict(bucket), "generations": generations}
+    content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
+    content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
+    files.write_json_atomic(workdir / "result.json", content)
+    return Result(
+        content=content,
+        generations=generations,
+        baselines={row["baseline"]: row for row in compared if row["fitness"] is not None},
+        factors=list(bucket.factors),
+        table=_table(problem, compared, bucket, fitness),
+    )
+
+
+def _rope_fn(problem: Problem, bucket: rope.Bucket) -> rope.RopeFn:
+    model = problem.model
+    return rope.make(
+        "longrope",
+        head_dim=model.head_dim,
+        rotary_dim=model.rotary_dim,
+        theta=model.theta,
+        original_len=model.original_len,
+        buckets=[dataclasses.asdict(bucket)],
+    )
+
+
+def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> dict[str, Any]:
+    """Returns how the factors came about; nothing in it differs between two runs of one search."""
+    judge, section = problem.objective, problem.config.search
+    evaluations = len(state.seen_EG) + len(compared)
+    brief = ("baseline", "attention_factor", "fitness")
+    return {
+        "made_by": "jaxrope search",
+        "versions": versions(),
+        "model": {"source": problem.source, "digest": model_digest(problem.params)},
+        "seed": problem.config.seed,
+        "search": {
+            "algorithm": dataclasses.asdict(problem.settings),
+            "objective": section.objective.to_dict(),
+            "attention_factor": section.attention_factor,
+            "samples": judge.fingerprint,
+        },
+        "stop_reason": evolution.stop_reason(state),
+        "evaluations": evaluations,
+        "forward_tokens": evaluations * judge.candidate_tokens,
+        "baselines": [{name: row[name] for name in brief} for row in compared],
+    }
+
+
+def _generations(rows: list[dict]) -> list[dict]:
+    """Returns best so far and mean of each generation; candidates that failed are not counted."""
+    found, lowest = [], np.inf
+    candidates = journal.candidates(rows)
+    for generation in sorted({row["generation"] for row in candidates}):
+        members = [row for row in candidates if row["generation"] == generation]
+        fitness = [row["fitness"] for row in members if row["fitness"] is not None]
+        lowest = min([lowest, *fitness])
+        mean = float(np.mean(fitness)) if fitness else None
+        found.append({"generation": generation, "best": lowest, "mean": mean})
+    return found
+
+
+def _batch_seconds(rows: list[dict]) -> float:
+    """The seconds of all batches; the rows of one batch follow each other and tell the same."""
+    told = [(row["generation"], row["seconds"]) for row in journal.candidates(rows)]
+    return sum(seconds for i, (_, seconds) in enumerate(told) if i == 0 or told[i] != told[i - 1])
+
+
+def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: float) -> str:
+    """Returns the baselines by name, with both attention factors, and the best found."""
+    number = problem.attention_factor
+    unit = problem.objective.unit
+    lines = [f"{'method':<12}{'own factor':>12}{unit:>14}{f'with {number:.4f}':>16}"]
+    for known in problem.known if compared else ():
+        rows = [row for row in compared if row["baseline"] == known.name]
+        own, same = rows[0], rows[-1]
+        lines.append(
+            f"{known.name:<12}{own['attention_factor']:>12.4f}{_shown(own):>14}{_shown(same):>16}"
+        )
+    lines.append(f"{'searched':<12}{'':>12}{'':>14}{fitness:>16.4f}")
+    lines.append(
+        f"start tokens {best.start_tokens}, factors {best.factors[0]:g} to {best.factors[-1]:g}"
+    )
+    return "\n".join(lines)
+
+
+def _shown(row: dict) -> str:
+    return "failed" if row["fitness"] is None else f"{row['fitness']:.4f}"
+
+
+@contextlib.contextmanager
+def _interruptible(path: Path) -> Iterator[None]:
+    """Makes SIGTERM what Ctrl-C is, and says how to go on afterwards."""
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, stop) if is_main else None
+    try:
+        yield
+    except KeyboardInterrupt:
+        print(
+            f"\n{path} has every batch that was finished. The same command goes on from there.",
+            file=sys.stderr,
+        )
+        raise
+    finally:
+        if is_main:
+            signal.signal(signal.SIGTERM, before)

@@ -1,0 +1,46 @@
+"""Searches rope factors for a longer window, without training (LongRoPE, Algorithm 1).
+
+  python search.py --config=configs/base.py --workdir=runs/search --config.model.path=MODEL \\
+      --config.target_len=4096 --config.data.train_files='books/*.txt'
+
+Writes rope.json (the factors, for train.py and for `python -m jaxrope.convert`), journal.jsonl,
+result.json and search.png, and prints the factors found beside none, PI, NTK and YaRN. Started
+again with the same --workdir it goes on where it was stopped or killed. `config.sweep` runs the
+product of listed values, each in a folder of its own.
+"""
+
+from jaxrope import cli
+
+
+def run(config, workdir, dry_run):
+    """Searches; jax is imported only once the command line is known to be right."""
+    from jaxrope import search
+
+    if not config.sweep:
+        run_one(config, workdir, dry_run)
+    elif dry_run:
+        for name, member in search.members(config).items():
+            cli.print_line(name)
+            run_one(member, workdir, dry_run)
+    else:
+        cli.print_line(search.sweep(config, workdir, run_one))
+
+
+def run_one(config, workdir, dry_run=False):
+    """Runs one search, or says what it costs; returns its result."""
+    from jaxrope import report, search
+
+    if dry_run:
+        cli.print_line(search.estimate(config))
+        return None
+    result = search.search(config, workdir)
+    report.search_figure(
+        result.generations, result.baselines, workdir / "search.png", factors=result.factors
+    )
+    cli.print_line(result.table)
+    cli.print_line(f"wrote rope.json, journal.jsonl, result.json and search.png into {workdir}")
+    return result
+
+
+if __name__ == "__main__":
+    cli.main(run, doc=__doc__)
