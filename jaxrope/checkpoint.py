@@ -50,7 +50,7 @@ class CheckpointError(RuntimeError):
 
 
 def save_params(directory: Path, step: int, params, meta: dict) -> Path:
-    """Writes parameters alone as one step of a workdir, and returns the step's folder once durable."""
+    """Writes parameters alone as a step of a workdir; returns its folder once it is durable."""
     store = Checkpoints(directory, keep_last=None, asynchronous=False)
     try:
         store.save(step, params, None, meta)
@@ -143,10 +143,15 @@ class Checkpoints:
         return steps[-1] if steps else None
 
     @property
+    def requested_step(self) -> int | None:
+        """The newest step that `save` was called for, or that was there."""
+        return self._requested
+
+    @property
     def durable_step(self) -> int | None:
-        """The newest step known to be on disk; a step that is still being written does not count."""
-        if not self._manager.is_saving_in_progress():
-            self._durable = self._requested
+        """The newest step that is on disk; one that is still being written does not count."""
+        if self._requested is not None and step_folder(self.root, self._requested).is_dir():
+            self._durable = self._requested  # the folder has its name once it is committed
         return self._durable
 
     def save(self, step: int, params, opt_state, meta: dict) -> None:

@@ -1,0 +1,187 @@
+"""From the sections of a config to the model, the rope and the tokenizer that they mean."""
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import jax
+
+from jaxrope import data, llama, pretrained, rope
+from jaxrope.errors import InputError, choose, nearest
+from jaxrope.llama import LlamaConfig
+from jaxrope.pretrained import Pretrained
+
+
+def model_config(config) -> LlamaConfig:
+    """Returns the shape of the model of `config.model`, without its weights; see load_model."""
+    section = _model_section(config)
+    if config.model.source == "scratch":
+        return _with_original_len(config, _scratch_config(section))
+    return _with_original_len(config, pretrained.read_config(_path(section)))
+
+
+def load_model(config) -> Pretrained:
+    """Returns the model that `config.model` names, with `config.original_len` in force.
+
+    `config.model` is {"source": "checkpoint", "path"} or {"source": "scratch", the fields of
+    LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
+    `config.train.param_dtype`.
+
+    Raises:
+      InputError: there is no such model, or a field is unknown, missing or out of range.
+    """
+    section = _model_section(config)
+    dtype = config.train.param_dtype
+    choose("train.param_dtype", dtype, llama.DTYPES)
+    if config.model.source == "scratch":
+        shape = _with_original_len(config, _scratch_config(section))
+        init = jax.jit(functools.partial(llama.init_params, shape, dtype=dtype))
+        params = init(jax.random.key(config.seed))
+        return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
+    loaded = pretrained.load(_path(section), dtype=dtype)
+    shape = _with_original_len(config, loaded.config)
+    own = is_own_rope(loaded.rope_fn, loaded.config)
+    rope_fn = llama.own_rope(shape) if own else loaded.rope_fn
+    return dataclasses.replace(loaded, config=shape, rope_fn=rope_fn)
+
+
+def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
+    """Returns the rope that `config.rope` means.
+
+    `config.rope` is {"method": "model"}, which is `own`; {"method": "file", "path"}; or a method of
+    rope.make with its constants.
+
+    Args:
+      config: of the program.
+      model: the shape of the model.
+      own: the rope that came with the model.
+
+    Raises:
+      InputError: see rope.make and rope.load.
+    """
+    constants = dict(config.rope)
+    method = constants.pop("method", None)
+    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
+    if method == "model":
+        _exactly("rope", method, constants, ())
+        return own
+    if method == "file":
+        _exactly("rope", method, constants, ("path",))
+        return rope.load(Path(constants["path"]).expanduser(), **geometry)
+    choose("rope.method", method, dict.fromkeys(("model", "file", *rope.METHODS)))
+    return rope.make(method, **geometry, original_len=model.original_len, **constants)
+
+
+def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
+    """Returns whether a rope is the model's own scaling, so that no rope.json need tell it."""
+    own = llama.own_rope(model)
+    same = rope_fn.method == own.method and dict(rope_fn.constants) == dict(own.constants)
+    return same and rope_fn.buckets == own.buckets
+
+
+def own_or_file(workdir: Path, model: LlamaConfig) -> rope.RopeFn:
+    """Returns the rope of a workdir: rope.json's, else the model's own."""
+    path = workdir / "rope.json"
+    if not path.is_file():
+        return llama.own_rope(model)
+    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
+    return rope.load(path, **geometry)
+
+
+def tokenizer_dir(workdir: Path) -> Path | None:
+    """Returns where a workdir's tokenizer lies, if it has one."""
+    return workdir if (workdir / "tokenizer.json").is_file() else None
+
+
+def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
+    """Returns the tokens the model is to serve with this rope: `config.target_len` if given."""
+    if config.target_len < 0:
+        raise InputError(f"target_len must be 0 or a number of tokens, got {config.target_len}.")
+    if config.target_len and fn.max_len and config.target_len > fn.max_len:
+        raise InputError(
+            f"target_len is {config.target_len} tokens, but the rope ends at {fn.max_len}. Use a "
+            "rope "
+            "with a longer last bucket, or a smaller target_len."
+        )
+    return config.target_len or fn.max_len or model.max_len
+
+
+def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
+    """Returns (tokenizer, where it came from): config.data.tokenizer, else the checkpoint's.
+
+    Raises:
+      InputError: neither is there, or it has tokens that the model has not.
+    """
+    place = config.data.tokenizer or tokenizer_dir
+    if not place:
+        raise InputError(
+            "data.tokenizer is not set, and the model comes without one. Give a folder with a "
+            'tokenizer.json, or "bytes".'
+        )
+    place = place if place == "bytes" else Path(place).expanduser()
+    return data.load_tokenizer(place, vocab_size=vocab_size), place
+
+
+def documents(config, key: str, tokenizer) -> data.TokenDocuments:
+    """Returns the text of config.data.train_files or config.data.eval_files, as `key` says."""
+    return data.load_documents(
+        config.data[key],
+        tokenizer,
+        cache_dir=config.data.cache_dir,
+        text_field=config.data.text_field,
+        exclude=config.data.exclude,
+        skip_bad_lines=config.data.skip_bad_lines,
+        setting=f"data.{key}",
+    )
+
+
+def _model_section(config) -> dict:
+    section = dict(config.model)
+    choose("model.source", section.pop("source", None), dict.fromkeys(("checkpoint", "scratch")))
+    return section
+
+
+def _path(section: dict) -> Path:
+    _exactly("model", "checkpoint", section, ("path",))
+    if not section["path"]:
+        raise InputError("model.path is not set. Give a Hugging Face folder or a workdir.")
+    return Path(section["path"]).expanduser()
+
+
+def _scratch_config(section: dict) -> LlamaConfig:
+    fields = {field.name: field for field in dataclasses.fields(LlamaConfig)}
+    missing = dataclasses.MISSING
+    needed = [n for n, f in fields.items() if f.default is missing and f.default_factory is missing]
+    for key in section:
+        if key not in fields:
+            raise InputError(f"Unknown model.{key} of source 'scratch'. {nearest(key, fields)}")
+    for key in needed:
+        if key not in section:
+            raise InputError(
+                f"model.{key} is missing: a model from scratch needs {', '.join(needed)}."
+            )
+    plain = {
+        key: value.to_dict() if hasattr(value, "to_dict") else value
+        for key, value in section.items()
+    }
+    return LlamaConfig(**plain)
+
+
+def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
+    if config.original_len < 0:
+        raise InputError(
+            f"original_len must be 0 or a number of tokens, got {config.original_len}."
+        )
+    if not config.original_len:
+        return model
+    return dataclasses.replace(model, original_len=config.original_len)
+
+
+def _exactly(section: str, chosen: str, given: dict, needed: tuple[str, ...]) -> None:
+    for key in given:
+        if key not in needed:
+            takes = ", ".join(needed) or "nothing more"
+            raise InputError(f"Unknown {section}.{key}: '{chosen}' takes {takes}.")
+    for key in needed:
+        if key not in given:
+            raise InputError(f"{section}.{key} is missing: '{chosen}' needs {', '.join(needed)}.")

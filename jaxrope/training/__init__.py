@@ -1,0 +1,174 @@
+"""Fine-tuning, or training from scratch: `train(config, workdir)` is what train.py calls.
+
+A run is a folder. Started again there it goes on from its newest whole checkpoint, and ends with
+the same weights and the same metrics, bit for bit, as if it had never been interrupted: batches are
+a function of the step, and everything that a step changes is in the checkpoint.
+"""
+
+import math
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import jax
+
+from jaxrope import llama, sharding
+from jaxrope.checkpoint import CheckpointError, Checkpoints
+from jaxrope.lock import run_lock
+from jaxrope.progress import Progress
+from jaxrope.steps import describe, whole_steps
+from jaxrope.training import resume
+from jaxrope.training.loop import Clock, Diverged, Run, Stop, run_steps, stop_on_signals
+from jaxrope.training.metrics import MetricsLog
+from jaxrope.training.plan import (
+    Plan,
+    check_numbers,
+    compile_step,
+    first_state,
+    make_plan,
+    state_shardings,
+)
+from jaxrope.training.step import TrainState, flops_per_token, init_state, make_step
+
+__all__ = ["TrainState", "flops_per_token", "init_state", "make_step", "train"]
+
+
+def train(
+    config, workdir: Path, dry_run: bool = False, *, devices: Sequence[jax.Device] | None = None
+) -> int:
+    """Trains until `config.train.steps`, from where the run in `workdir` stands.
+
+    Args:
+      config: of configs/base.py.
+      workdir: the run's folder; made if needed.
+      dry_run: only say what would be trained and what it takes. Writes nothing but the cache of
+        tokens.
+      devices: which; None = all there are.
+
+    Returns:
+      The exit code: 0; 1 when a loss or gradient was not finite too often, or a checkpoint could
+      not
+      be written; 143 or 130 when SIGTERM or Ctrl-C stopped it, everything saved.
+
+    Raises:
+      InputError: the config does not fit itself, the machine, the data or the run in `workdir`.
+    """
+    workdir = Path(workdir).expanduser().resolve()
+    check_numbers(config)
+    mesh = sharding.make_mesh(config.mesh, devices)
+    resume.check_workdir(workdir)
+    screen = Progress(config.train.steps)
+    with jax.set_mesh(mesh):
+        if dry_run:
+            _describe(*_prepared(config, workdir, mesh), say=print)
+            return 0
+        with run_lock(workdir):
+            try:
+                return _train(config, workdir, mesh, screen.write)
+            except (Diverged, CheckpointError) as error:
+                print(f"error: {error}", file=sys.stderr)
+                return 1
+
+
+def _train(config, workdir: Path, mesh, say: Callable[[str], None]) -> int:
+    checkpoints = config.checkpoint
+    store = Checkpoints(
+        workdir,
+        keep_last=checkpoints.keep_last,
+        keep_every=checkpoints.keep_every,
+        asynchronous=checkpoints.asynchronous,
+    )
+    try:
+        for line in store.rejected:
+            say(line)
+        plan, begun_at = _prepared(config, workdir, mesh)
+        for line in plan.remarks:
+            say(line)
+        run = _begin(plan, begun_at, workdir, store, say)
+        with stop_on_signals(run.stop):
+            try:
+                run_steps(run)
+            finally:
+                run.log.close()
+        return (
+            0
+            if run.stop.signal is None or run.step == config.train.steps
+            else 128 + run.stop.signal
+        )
+    finally:
+        store.close()
+
+
+def _prepared(config, workdir: Path, mesh) -> tuple[Plan, int | None]:
+    """Returns (the plan, the step that the run in `workdir` has reached; None: there is no run)."""
+    steps = whole_steps(workdir)
+    if not steps:
+        return make_plan(config, mesh, None), None
+    meta = describe(workdir, steps[-1])
+    plan = make_plan(config, mesh, resume.continued(config, workdir, meta))
+    resume.check_text(
+        config, workdir, meta, data=plan.loader.fingerprint, tokenizer=plan.tokenizer.fingerprint
+    )
+    return plan, steps[-1]
+
+
+def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, say) -> Run:
+    """Returns the run with its state restored or made, its step compiled and its folder written."""
+    abstract, shardings = state_shardings(plan)
+    done = begun_at is not None and begun_at >= plan.config.train.steps
+    step_fn, rope = (None, None) if done else compile_step(plan, abstract, shardings)
+    if begun_at is None:
+        resume.begin(plan.config, workdir, plan.model, plan.rope_fn, plan.tokenizer_at)
+        state = first_state(plan, shardings)
+        say(f"a new run of {plan.config.train.steps:,} steps in {workdir}")
+    else:
+        state = _restored(store, begun_at, abstract)
+        resume.write_config(plan.config, workdir)
+        say(f"going on from step {begun_at:,} of {plan.config.train.steps:,} in {workdir}")
+    log = MetricsLog(workdir, resumed_step=begun_at or 0, say=say)
+    plan.params.clear()  # the state has them now
+    return Run(plan, step_fn, rope, store, log, Stop(say), say, begun_at or 0, state, Clock())
+
+
+def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState:
+    names = ("opt_state", "updates", "bad_in_row", "bad_total")
+    rest = {name: getattr(abstract, name) for name in names}
+    params, rest, _ = store.restore(step, abstract.params, rest)
+    return TrainState(params=params, **rest)
+
+
+def _describe(plan: Plan, begun_at: int | None, say: Callable[[str], None]) -> None:
+    """Prints what the run is and what it takes."""
+    train = plan.config.train
+    abstract, shardings = state_shardings(plan)
+    compiled, _ = compile_step(plan, abstract, shardings)
+    state = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(abstract))
+    flops = flops_per_token(plan.model, train.seq_len)
+    tokens = train.batch_size * train.seq_len
+    analysis = compiled.memory_analysis()
+    working = analysis.temp_size_in_bytes if analysis else 0
+    mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
+    epochs = train.steps * train.batch_size / plan.loader.num_rows
+    say(plan.config.to_json(indent=1))
+    say(f"parameters: {llama.num_params(plan.model):,} ({train.param_dtype})")
+    say(f"mesh: {mesh}")
+    say(
+        f"memory on each device: {_gib(state)} of parameters and optimizer state, {_gib(working)} "
+        "while a step runs (the compiler's figure)"
+    )
+    say(
+        f"data: {plan.loader.num_targets:,} tokens in {plan.loader.num_rows:,} rows of "
+        f"{train.seq_len:,}; {train.steps:,} steps of {tokens:,} tokens are {epochs:.2f} epochs"
+    )
+    say(f"arithmetic: {flops * tokens:.3g} FLOP a step, {flops * tokens * train.steps:.3g} in all")
+    say(f"the run stands at step {begun_at or 0:,}" if begun_at else "a new run")
+    for line in plan.remarks:
+        say(line)
+
+
+def _device_bytes(leaf) -> int:
+    return math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+
+
+def _gib(size: float) -> str:
+    return f"{size / 2**30:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

@@ -1,0 +1,158 @@
+"""One optimizer step as a pure function, and the state that it carries.
+
+Letters: A parts of a batch (accumulation), B rows of a part, T length.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from jaxrope import llama, losses
+from jaxrope.optimizer import Optimizer
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TrainState:
+    """All that a step changes.
+
+    Attributes:
+      params: master weights.
+      opt_state: of optax.
+      updates: int32, updates applied; the learning rate follows it, so a step that was not applied
+        does not move the schedule.
+      bad_in_row: int32, steps not applied since the last one that was.
+      bad_total: int32, steps not applied.
+    """
+
+    params: Any
+    opt_state: Any
+    updates: jax.Array
+    bad_in_row: jax.Array
+    bad_total: jax.Array
+
+
+def init_state(params, transform: optax.GradientTransformation) -> TrainState:
+    """Returns the state before the first step."""
+    zero = jnp.zeros((), jnp.int32)
+    return TrainState(params, transform.init(params), zero, zero, zero)
+
+
+def make_step(
+    config: llama.LlamaConfig,
+    settings: llama.ForwardSettings,
+    optimizer: Optimizer,
+    *,
+    chunk_tokens: int,
+) -> Callable:
+    """Returns step(state, batch, rope) -> (state, metrics).
+
+    `batch` holds tokens_ABT, targets_ABT, positions_ABT, segment_ids_ABT (int32) and
+    loss_weights_ABT (float32). The loss is the mean over the whole batch weighted by loss_weights,
+    whatever A is: parts are summed in float32 and divided once.
+
+    Where the loss or the gradient's norm is not finite, parameters and optimizer state stay as they
+    were, to the bit, and the step counts as bad.
+    """
+
+    def loss_sum(params, part, rope):
+        x_BTD = llama.hidden(
+            config,
+            params,
+            part["tokens_BT"],
+            rope,
+            positions_BT=part["positions_BT"],
+            segment_ids_BT=part["segment_ids_BT"],
+            settings=settings,
+        )
+        head_DV = llama.head_DV(config, params)
+        nll_BT = losses.token_nll(x_BTD, head_DV, part["targets_BT"], chunk=chunk_tokens)
+        return jnp.sum(nll_BT * part["loss_weights_BT"])
+
+    def step(state: TrainState, batch: dict, rope):
+        total = jnp.maximum(jnp.sum(batch["loss_weights_BT"]), 1.0)
+        loss, grads = _accumulate(jax.value_and_grad(loss_sum), state.params, batch, rope)
+        loss = loss / total
+        grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
+        norm = optax.global_norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        changes, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
+        params = optax.apply_updates(state.params, changes)
+        bad = 1 - good.astype(jnp.int32)
+        new = TrainState(
+            _choose(good, params, state.params),
+            _choose(good, opt_state, state.opt_state),
+            state.updates + 1 - bad,
+            (state.bad_in_row + 1) * bad,
+            state.bad_total + bad,
+        )
+        metrics = {"loss": loss, "grad_norm": norm, "lr": optimizer.schedule(state.updates)}
+        metrics |= {"tokens": total, "bad_in_row": new.bad_in_row, "bad_total": new.bad_total}
+        return new, metrics
+
+    return step
+
+
+def _accumulate(loss_and_grad, params, batch, rope):
+    """Returns (sum of losses, sum of gradients) over the parts, float32 or wider."""
+    if jax.tree.leaves(batch)[0].shape[0] == 1:
+        return loss_and_grad(params, jax.tree.map(lambda x_ABT: x_ABT[0], batch), rope)
+
+    def add(sums, part):
+        return jax.tree.map(jnp.add, sums, loss_and_grad(params, part, rope)), None
+
+    def zeros(leaf):
+        return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
+
+    start = jnp.zeros((), jnp.float32), jax.tree.map(zeros, params)
+    sums, _ = jax.lax.scan(add, start, batch)
+    return sums
+
+
+def _choose(good, new, old):
+    return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
+
+
+def flops_per_token(config: llama.LlamaConfig, seq_len: int) -> float:
+    """Returns the arithmetic of one trained token: forward and backward, nothing recomputed.
+
+    6 for each weight of a matrix product and 6 * num_layers * (num_heads * head_dim) * seq_len for
+    attention, whose causal half is counted once (Kaplan et al. 2020, section 2.1, with the causal
+    half; PaLM, appendix B, counts it twice).
+    """
+    weights = llama.num_params(config)
+    if not config.tie_embeddings:
+        weights -= config.vocab_size * config.embed_dim  # a look-up is no product
+    width = config.num_heads * config.head_dim
+    return 6.0 * weights + 6.0 * config.num_layers * width * seq_len
+
+
+# bfloat16 TFLOP/s of one jax device, from the vendors' data sheets, by the beginning of
+# jax.Device.device_kind; a "TPU7x" chip (2307) is two devices.
+_PEAKS = {
+    "TPU v4": 275,
+    "TPU v5 lite": 197,
+    "TPU v5e": 197,
+    "TPU v5p": 459,
+    "TPU v5": 459,
+    "TPU v6 lite": 918,
+    "TPU v6e": 918,
+    "TPU7x": 1153.5,
+    "NVIDIA A100": 312,
+    "NVIDIA H100 PCIe": 756,
+    "NVIDIA H100": 989,
+    "NVIDIA H200": 989,
+    "NVIDIA B200": 2250,
+}
+
+
+def peak_flops(device: jax.Device) -> float | None:
+    """Returns a device's bfloat16 FLOP/s, or None where it is not known (as for every CPU)."""
+    for kind, tera in _PEAKS.items():
+        if device.device_kind.startswith(kind):
+            return tera * 1e12
+    return None
