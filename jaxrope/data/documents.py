@@ -12,7 +12,6 @@ import io
 import json
 import lzma
 import os
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from jaxrope.data.sources import SourceFile, reason, regular_status
 from jaxrope.errors import InputError, nearest
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+_UNPACK_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 # First bytes of things that are often named .txt by mistake, and what to do about them.
 _NOT_TEXT = {
@@ -82,7 +82,7 @@ def read_documents(
                     yield name, text
                 else:
                     counts.empty += 1
-        except _unpack_errors() as error:
+        except _UNPACK_ERRORS as error:
             raise InputError(
                 f"{settings.setting}: '{file.path}' cannot be read ({reason(error)}). "
                 "Replace or exclude it."
@@ -109,7 +109,7 @@ def _open(file: SourceFile, setting: str) -> BinaryIO:
             import zstandard
         except ImportError:
             raise _missing_package(file, setting, "zstandard", "unpack it") from None
-        frames = _ZstdReader(open(file.path, "rb"), zstandard.ZstdDecompressor())
+        frames = _ZstdReader(open(file.path, "rb"), zstandard)
         return io.BufferedReader(frames, buffer_size=1 << 20)
     opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
     return opener(file.path, "rb")
@@ -119,8 +119,9 @@ class _ZstdReader(io.RawIOBase):
     """All frames of a Zstandard file. The library's own reader stops after the first frame, and
     takes a file that is cut off for a whole one."""
 
-    def __init__(self, packed: BinaryIO, decompressor):
-        self._packed, self._decompressor = packed, decompressor
+    def __init__(self, packed: BinaryIO, zstandard):
+        self._packed, self._error = packed, zstandard.ZstdError
+        self._decompressor = zstandard.ZstdDecompressor()
         self._frame = None  # the frame that is being unpacked
         self._plain = b""
 
@@ -137,7 +138,10 @@ class _ZstdReader(io.RawIOBase):
                 return 0
             if self._frame is None or self._frame.eof:
                 self._frame = self._decompressor.decompressobj()
-            self._plain = self._frame.decompress(block)
+            try:
+                self._plain = self._frame.decompress(block)
+            except self._error as error:
+                raise OSError(str(error)) from None
         count = min(len(buffer), len(self._plain))
         buffer[:count], self._plain = self._plain[:count], self._plain[count:]
         return count
@@ -280,11 +284,3 @@ def _missing_package(file: SourceFile, setting: str, package: str, purpose: str)
         f"{setting}: '{file.path}': the package `{package}` is needed to {purpose} and is not "
         "installed. Install it with pip, or convert the file."
     )
-
-
-def _unpack_errors() -> tuple[type[Exception], ...]:
-    """Returns what unpacking broken data raises."""
-    errors: tuple[type[Exception], ...] = (OSError, EOFError, zlib.error, lzma.LZMAError)
-    if "zstandard" in sys.modules:  # only then can its error have been raised
-        errors += (sys.modules["zstandard"].ZstdError,)
-    return errors
