@@ -30,19 +30,29 @@ class Evaluator:
 
     Attributes:
       evaluate: yields a Result for each length.
+      items: (model, bench, length) -> what it will ask; raises InputError if that cannot be.
       forward_tokens: (model, bench, length) -> tokens the model will read.
       needs_text: (bench) -> whether it uses bench.documents.
     """
 
     evaluate: Evaluate
+    items: Callable[[EvalModel, Bench, int], object]
     forward_tokens: Callable[[EvalModel, Bench, int], int]
     needs_text: Callable[[Bench], bool]
 
 
 EVALUATORS: dict[str, Evaluator] = {
-    "perplexity": Evaluator(perplexity.evaluate, perplexity.forward_tokens, lambda bench: True),
+    "perplexity": Evaluator(
+        evaluate=perplexity.evaluate,
+        items=perplexity.text_windows,
+        forward_tokens=perplexity.forward_tokens,
+        needs_text=lambda bench: True,
+    ),
     "passkey": Evaluator(
-        passkey.evaluate, passkey.forward_tokens, lambda bench: bench.passkey_filler == "text"
+        evaluate=passkey.evaluate,
+        items=passkey.make_trials,
+        forward_tokens=passkey.forward_tokens,
+        needs_text=lambda bench: bench.passkey_filler == "text",
     ),
 }
 
@@ -100,20 +110,43 @@ def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
     """
-    for evaluator in [choose("eval.suites", suite, EVALUATORS) for suite in suites]:
+    for evaluator in _chosen(suites):
         yield from evaluator.evaluate(model, bench)
+
+
+def check(model: EvalModel, bench: Bench, suites) -> None:
+    """Does what `run` will do, but for running the model.
+
+    Raises:
+      InputError: whatever `run` would refuse: too little text, a length beyond the rope's last.
+    """
+    for evaluator in _chosen(suites):
+        for length in bench.lengths:
+            model.rope_fn(min(model.window, length) or length)
+            evaluator.items(model, bench, length)
+            evaluator.forward_tokens(model, bench, length)
 
 
 def cost(model: EvalModel, bench: Bench, suites) -> int:
     """Returns the forward tokens that `run` will take."""
-    chosen = [choose("eval.suites", suite, EVALUATORS) for suite in suites]
     return sum(
         evaluator.forward_tokens(model, bench, length)
-        for evaluator in chosen
+        for evaluator in _chosen(suites)
         for length in bench.lengths
     )
+
+
+def needs_text(bench: Bench, suites) -> bool:
+    """Returns whether any of `suites` uses documents."""
+    return any(evaluator.needs_text(bench) for evaluator in _chosen(suites))
 
 
 def scalars(results) -> dict[str, float]:
     """Returns results as {"perplexity/512": 32.9, ...}: each one's score, for a line of metrics."""
     return {f"{r.suite}/{r.length}": next(iter(r.metrics.values())) for r in results}
+
+
+def _chosen(suites) -> list[Evaluator]:
+    if not suites:
+        raise InputError(f"eval.suites is empty. Known: {', '.join(EVALUATORS)}.")
+    return [choose("eval.suites", suite, EVALUATORS) for suite in suites]

@@ -46,8 +46,8 @@ class Trial:
     depth: float
 
 
-def make_trials(tokenizer, bench: Bench, length: int) -> list[Trial]:
-    """Returns the trials of one length: the same for every model with this tokenizer.
+def make_trials(model: EvalModel, bench: Bench, length: int) -> list[Trial]:
+    """Returns the trials of one length: the same for every model with the same tokenizer.
 
     Trial i of n has its key at depth (i + 0.5) / n of the filler. What is drawn depends on the
     seed, the length and i only.
@@ -58,6 +58,7 @@ def make_trials(tokenizer, bench: Bench, length: int) -> list[Trial]:
     num_trials = bench.passkey_trials
     if num_trials < 1:
         raise InputError(f"eval.passkey_trials is at least 1, got {num_trials}.")
+    tokenizer = model.tokenizer
     fill = _filler(tokenizer, bench, length)
     keys = [
         _draw_key(np.random.default_rng([bench.seed, length, i]), bench.passkey_zero_padded)
@@ -79,7 +80,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         return
     for length in bench.lengths:
         watch = scoring.Stopwatch()
-        trials = make_trials(model.tokenizer, bench, length)
+        trials = make_trials(model, bench, length)
         rows = np.stack([trial.tokens for trial in trials])
         # the model reads all `length` tokens; what follows the last one is not scored
         rows = np.concatenate([rows, rows[:, :1]], axis=1)

@@ -71,35 +71,6 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
     return Row(name, rope_fn, window)
 
 
-def configured_rope(section, config: LlamaConfig, own: RopeFn) -> RopeFn:
-    """Returns the rope that `config.rope` means.
-
-    Args:
-      section: config.rope: {"method": "model"}, {"method": "file", "path": ...}, or a method with
-        its constants.
-      config: of the model.
-      own: the rope that came with the checkpoint.
-
-    Raises:
-      InputError: see rope.make and rope.load.
-    """
-    constants = dict(section)
-    method = constants.pop("method", None)
-    geometry = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
-    if method == "model":
-        _no_more("model", constants)
-        return own
-    if method == "file":
-        path = constants.pop("path", None)
-        _no_more("file", constants)
-        if not path:
-            raise InputError("rope.method 'file' needs rope.path, which is not given.")
-        return rope.load(path, **geometry)
-    if method not in rope.METHODS:
-        choose("rope.method", method, dict.fromkeys(("model", "file", *rope.METHODS)))
-    return rope.make(method, **geometry, original_len=config.original_len, **constants)
-
-
 def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
     if method == OWN:
         return llama.own_rope(config)
@@ -133,8 +104,3 @@ def _law(name: str, text: str) -> str | float:
         except InputError as error:
             raise InputError(f"eval.methods: '{name}': {error} Or a number.") from None
         return text
-
-
-def _no_more(method: str, constants: dict) -> None:
-    if constants:
-        raise InputError(f"Unknown constant rope.{next(iter(constants))} of method '{method}'.")

@@ -1,0 +1,265 @@
+"""Measures a model over lengths and rope methods: perplexity on held-out text, pass key retrieval.
+
+  python -m jaxrope.evaluate --config=configs/base.py --workdir=runs/eval --config.model.path=MODEL
+
+Rows are the configured model and rope, `config.eval.methods` and `config.eval.checkpoints`; columns
+are `config.eval.lengths`. All rows of a column answer the same items. Writes eval.json, eval.md,
+eval_nll.npz (every scored token's NLL) and eval.png into the workdir, and prints the tables.
+"""
+
+import dataclasses
+import os
+import shlex
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from jaxrope import cli, data, evaluation, files, llama, pretrained, report, setup, sharding, tables
+from jaxrope.errors import InputError
+from jaxrope.evaluation import rows, summary
+from jaxrope.evaluation.scoring import Bench, EvalModel, Result
+from jaxrope.progress import Progress, duration
+
+CONFIGURED = "configured"  # the method of the first row: what config.rope says
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A row that is asked for: its name, the checkpoint, and a method (see rows.py) or "model"."""
+
+    label: str
+    path: str
+    method: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """All that is known before anything runs.
+
+    Attributes:
+      config: of the program.
+      specs: the rows, those of a checkpoint together.
+      base: config.model, its parameters on the devices.
+      tokenizer: of all rows.
+      bench: what evaluators share.
+      mesh: the devices.
+    """
+
+    config: ConfigDict
+    specs: list[Spec]
+    base: pretrained.Pretrained
+    tokenizer: data.Tokenizer
+    bench: Bench
+    mesh: Mesh
+
+
+def run(config, workdir: Path, dry_run: bool) -> None:
+    """Evaluates what `config` asks for and writes what was found into `workdir`."""
+    plan = make_plan(config)
+    total = forward_tokens(plan)
+    operations = 2 * llama.num_params(plan.base.config) * total
+    cli.print_line(
+        f"{len(plan.specs)} rows x {len(plan.bench.lengths)} lengths: {total:,} forward tokens, "
+        f"{operations:.1e} floating point operations and those of attention"
+    )
+    if dry_run:
+        return
+    results = []
+    with Progress(total, unit="tokens") as progress:
+        for result in measure(plan, progress):
+            results.append(result)
+            progress.write(_line(result))
+    write(plan, workdir, results)
+
+
+def make_plan(config) -> Plan:
+    """Returns the plan, with everything checked that can be before a model runs.
+
+    Raises:
+      InputError: a setting is wrong, a file is not there, or a length exceeds the rope's last one.
+    """
+    mesh = sharding.make_mesh(config.mesh)
+    base = load(config, _main_path(config), mesh)
+    specs = make_specs(config, base)
+    tokenizer, _ = setup.tokenizer(config, base.tokenizer_dir, base.config.vocab_size)
+    bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
+    if evaluation.needs_text(bench, config.eval.suites):
+        documents = setup.documents(config, "eval_files", tokenizer)
+        bench = dataclasses.replace(bench, documents=documents)
+    plan = Plan(config, specs, base, tokenizer, bench, mesh)
+    for spec in specs:
+        if spec.path == _main_path(config):
+            evaluation.check(_model(plan, spec, base), bench, config.eval.suites)
+    return plan
+
+
+def forward_tokens(plan: Plan) -> int:
+    """Returns the tokens that all rows read, as if every checkpoint had the base's window."""
+    total = 0
+    for spec in plan.specs:
+        like = dataclasses.replace(spec, method=rows.OWN) if spec.method == "model" else spec
+        model = _model(plan, like, plan.base)
+        total += evaluation.cost(model, plan.bench, plan.config.eval.suites)
+    return total
+
+
+def load(config, path: str, mesh: Mesh) -> pretrained.Pretrained:
+    """Returns the checkpoint `path` (config.model, or one beside it) on the devices."""
+    if path != _main_path(config):
+        config = config.copy_and_resolve_references()
+        with config.unlocked():
+            config.model = dict(source="checkpoint", path=path)
+    loaded = setup.load_model(config)
+    abstract = llama.abstract_params(loaded.config)
+    shardings = sharding.param_shardings(mesh, llama.logical_axes(loaded.config), abstract)
+    return dataclasses.replace(loaded, params=jax.device_put(loaded.params, shardings))
+
+
+def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
+    """Returns the rows, those of a checkpoint together.
+
+    Raises:
+      InputError: a row of eval.checkpoints is malformed, or two rows have one name.
+    """
+    own = setup.rope_fn(config, base.config, base.rope_fn)
+    is_plain = setup.is_own_rope(own, base.config)
+    main = _main_path(config)
+    specs = [Spec(config.eval.label or (rows.OWN if is_plain else own.method), main, CONFIGURED)]
+    methods = list(config.eval.methods)
+    if is_plain and rows.OWN in methods and not config.eval.label:
+        specs = []  # the configured rope is the row "none", which is asked for anyway
+    specs += [Spec(name, main, name) for name in methods]
+    for entry in config.eval.checkpoints:
+        if len(entry) != 3 or not all(isinstance(part, str) and part for part in entry):
+            raise InputError(
+                "eval.checkpoints holds (label, path, method), for example "
+                f"('base', 'models/base', 'sliding'), got {entry!r}."
+            )
+        if not Path(entry[1]).exists():
+            raise InputError(f"eval.checkpoints: '{entry[1]}' of row '{entry[0]}' does not exist.")
+        specs.append(Spec(*entry))
+    labels = [spec.label for spec in specs]
+    for label in labels:
+        if labels.count(label) > 1:
+            raise InputError(f"eval: two rows are named '{label}'. Set eval.label, or rename one.")
+    for spec in specs:
+        if spec.method not in (CONFIGURED, "model"):
+            rows.method_row(spec.method, base.config, rope_len=0)  # a wrong name is refused at once
+    paths = list(dict.fromkeys(spec.path for spec in specs))
+    return sorted(specs, key=lambda spec: paths.index(spec.path))
+
+
+def measure(plan: Plan, progress: Progress) -> Iterator[Result]:
+    """Yields all results. One checkpoint beside config.model is in memory at a time."""
+    config, bench = plan.config, _counted(plan.bench, progress)
+    loaded, path = plan.base, _main_path(config)
+    for spec in plan.specs:
+        if spec.path != path:
+            loaded = None  # the one before it goes first
+            loaded, path = load(config, spec.path, plan.mesh), spec.path
+            _check_tokenizer(plan, spec, loaded)
+        yield from evaluation.run(_model(plan, spec, loaded), bench, config.eval.suites)
+
+
+def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
+    """Writes eval.json, eval.md, eval_nll.npz and eval.png, and prints the tables."""
+    config, baseline = plan.config, plan.config.eval.baseline
+    found = summary.differences(
+        results, baseline=baseline, num_samples=config.eval.bootstrap_samples, seed=config.seed
+    )
+    content = {
+        "format": summary.FORMAT,
+        "command": f"python -m jaxrope.evaluate {shlex.join(sys.argv[1:])}",
+        "config": config.to_dict(),
+        "model": plan.base.config.to_json_dict() | {"source": plan.base.source},
+        "rows": summary.record(results, found, baseline=baseline),
+    }
+    files.write_json_atomic(workdir / "eval.json", content)
+    arrays = {f"{r.label}|{r.length}": r.nll_WT for r in results if r.nll_WT is not None}
+    write_arrays(workdir / "eval_nll.npz", arrays)
+    made = tables.evaluation_tables(content["rows"])
+    files.write_text_atomic(workdir / "eval.md", tables.as_markdown(made))
+    cli.print_line(tables.as_text(made))
+    try:
+        original_len = plan.base.config.original_len
+        report.evaluation_figure(content["rows"], workdir / "eval.png", original_len=original_len)
+    except InputError as error:  # no plotting library is no reason to fail after hours
+        cli.print_line(f"eval.png is left out: {error}")
+    cli.print_line(f"wrote eval.json, eval.md and eval_nll.npz into {workdir}")
+
+
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes arrays as .npz under a temporary name, and renames it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def _main_path(config) -> str:
+    """Returns what a row of config.model has as its path; a model from scratch has none."""
+    return config.model.path if config.model.source == "checkpoint" else ""
+
+
+def _model(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> EvalModel:
+    config, shape, window = plan.config, loaded.config, plan.config.eval.window
+    if spec.method == CONFIGURED:
+        rope_fn = setup.rope_fn(config, shape, loaded.rope_fn)
+        row = rows.Row(spec.label, rope_fn, window)
+    elif spec.method == "model":
+        row = rows.Row(spec.label, loaded.rope_fn, window)
+    else:
+        row = rows.method_row(spec.method, shape, rope_len=config.eval.rope_len, window=window)
+    return EvalModel(
+        config=shape,
+        params=loaded.params,
+        rope_fn=row.rope_fn,
+        tokenizer=plan.tokenizer,
+        settings=llama.ForwardSettings(**config.forward),
+        label=spec.label,
+        window=row.window,
+        mesh=plan.mesh,
+    )
+
+
+def _check_tokenizer(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> None:
+    if plan.config.data.tokenizer or not loaded.tokenizer_dir:
+        return
+    other = data.load_tokenizer(loaded.tokenizer_dir)
+    if other.fingerprint != plan.tokenizer.fingerprint:
+        raise InputError(
+            f"eval.checkpoints: row '{spec.label}' has another tokenizer than "
+            f"config.model: losses per token cannot be compared. Evaluate it by itself."
+        )
+
+
+def _counted(bench: Bench, progress: Progress) -> Bench:
+    done = 0
+
+    def tick(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress.update(done)
+
+    return dataclasses.replace(bench, tick=tick)
+
+
+def _line(result: Result) -> str:
+    name, score = next(iter(result.metrics.items()))
+    rate = result.tokens / result.seconds
+    return (
+        f"{result.suite} {result.label} {result.length:,}: {name} {score:.4g} "
+        f"[{result.metrics['low']:.4g}, {result.metrics['high']:.4g}]  "
+        f"{duration(result.seconds)}, {rate:,.0f} tokens/s"
+    )
+
+
+if __name__ == "__main__":
+    cli.main(run, doc=__doc__)

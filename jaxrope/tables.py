@@ -1,0 +1,91 @@
+"""Tables of what an evaluation found, for a terminal, for Markdown and for a page.
+
+They are made from the rows of eval.json: a table has a row for each label and a column for each
+length, and every cell is text.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+Row = Mapping[str, Any]
+Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is the header
+
+
+def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
+    """Returns a table for each suite, and one of the differences from the baseline."""
+    made = []
+    for suite in dict.fromkeys(row["suite"] for row in rows):
+        chosen = [row for row in rows if row["suite"] == suite]
+        name = next(iter(chosen[0]["metrics"]))
+        title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
+        made.append((f"{title} [95% interval]", _cells(chosen, _score)))
+    compared = [row for row in rows if row.get("difference")]
+    if compared:
+        title = (
+            f"Mean NLL minus that of {compared[0]['difference']['baseline']}, nats per token "
+            "[95% interval, paired over windows]; below 0 is better, * excludes 0"
+        )
+        made.append((title, _cells(compared, _gap)))
+    return made
+
+
+def as_text(tables: Sequence[Table]) -> str:
+    """Returns tables for a terminal, columns aligned."""
+    blocks = []
+    for title, cells in tables:
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        lines = [
+            "  ".join(
+                cell.rjust(width) if place else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            )
+            for row in cells
+        ]
+        blocks.append("\n".join([title, *lines]))
+    return "\n\n".join(blocks)
+
+
+def as_markdown(tables: Sequence[Table]) -> str:
+    """Returns tables for a Markdown file."""
+    blocks = []
+    for title, cells in tables:
+        rule = ["---"] + ["--:"] * (len(cells[0]) - 1)
+        # an asterisk or a bar in a cell would be markup
+        safe = [[cell.replace("*", "\\*").replace("|", "\\|") for cell in row] for row in cells]
+        lines = ["| " + " | ".join(row) + " |" for row in (safe[0], rule, *safe[1:])]
+        blocks.append("\n".join([f"## {title.replace('*', chr(92) + '*')}", "", *lines]))
+    return "\n\n".join(blocks) + "\n"
+
+
+def number(value: float | None) -> str:
+    """Returns a score as text; null, which stands for a number that is not finite, as "inf"."""
+    if value is None or not math.isfinite(value):
+        return "inf"
+    return f"{value:.2f}" if value < 10_000 else f"{value:.3g}"
+
+
+def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]]:
+    lengths = sorted({row["length"] for row in rows})
+    by_place = {(row["label"], row["length"]): cell_fn(row) for row in rows}
+    labels = dict.fromkeys(row["label"] for row in rows)
+    header = ["", *(f"{length:,}" for length in lengths)]
+    return [header] + [
+        [label, *(by_place.get((label, length), "") for length in lengths)] for label in labels
+    ]
+
+
+def _score(row: Row) -> str:
+    metrics = row["metrics"]
+    score = next(iter(metrics.values()))
+    return f"{number(score)} [{number(metrics['low'])}, {number(metrics['high'])}]"
+
+
+def _gap(row: Row) -> str:
+    found = row["difference"]
+    values = [found["mean"], found["low"], found["high"]]
+    if None in values:
+        return "inf"
+    mean, low, high = values
+    star = "*" if low > 0 or high < 0 else ""
+    return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{star}"
