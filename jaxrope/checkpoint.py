@@ -108,32 +108,10 @@ class Checkpoints:
           InputError: the folder cannot be made or written to.
         """
         self.root = steps_root(workdir)
-        try:
-            self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / ".writable"
-            probe.touch()
-            probe.unlink()
-        except OSError as error:
-            raise InputError(
-                f"{self.root} cannot be written to: {error.strerror}. Give a --workdir that can be "
-                "made and written."
-            ) from None
-        self.rejected = self._put_aside()
+        _check_writable(self.root)
+        self.rejected = _put_aside(self.root)
         self._empty_trash()
-        policies = ocp.checkpoint_managers
-        kept = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
-        if keep_every:
-            kept.append(policies.EveryNSteps(keep_every))
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=policies.AnyPreservationPolicy(kept),
-            enable_async_checkpointing=asynchronous,
-            cleanup_tmp_directories=True,
-            todelete_subdir=_TRASH,
-            step_format_fixed_length=8,
-        )
-        self._manager = ocp.CheckpointManager(
-            self.root, item_names=("params", "opt_state", "meta"), options=options
-        )
+        self._manager = _manager(self.root, keep_last, keep_every, asynchronous)
         self._requested = self.latest()
         self._durable = self._requested
 
@@ -228,22 +206,51 @@ class Checkpoints:
                 f"durable step: {last}."
             ) from error
 
-    def _put_aside(self) -> list[str]:
-        lines = []
-        for name, why in rejected(self.root).items():
-            place = self.root / _REJECTED / name
-            for number in range(1, 10_000):
-                if not place.exists():
-                    break
-                place = self.root / _REJECTED / f"{name}-{number}"
-            place.parent.mkdir(exist_ok=True)
-            (self.root / name).rename(place)
-            lines.append(f"{self.root / name} is not a whole checkpoint ({why}); moved to {place}")
-        return lines
-
     def _empty_trash(self) -> None:
         for old in (self.root / _TRASH).glob("*"):
             shutil.rmtree(old, ignore_errors=True)
+
+
+def _check_writable(root: Path) -> None:
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(
+            f"{root} cannot be written to: {error.strerror}. Give a --workdir that can be "
+            "made and written."
+        ) from None
+
+
+def _put_aside(root: Path) -> list[str]:
+    lines = []
+    for name, why in rejected(root).items():
+        place = root / _REJECTED / name
+        for number in range(1, 10_000):
+            if not place.exists():
+                break
+            place = root / _REJECTED / f"{name}-{number}"
+        place.parent.mkdir(exist_ok=True)
+        (root / name).rename(place)
+        lines.append(f"{root / name} is not a whole checkpoint ({why}); moved to {place}")
+    return lines
+
+
+def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: bool):
+    policies = ocp.checkpoint_managers
+    kept = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
+    if keep_every:
+        kept.append(policies.EveryNSteps(keep_every))
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policies.AnyPreservationPolicy(kept),
+        enable_async_checkpointing=asynchronous,
+        cleanup_tmp_directories=True,
+        todelete_subdir=_TRASH,
+        step_format_fixed_length=8,
+    )
+    return ocp.CheckpointManager(root, item_names=("params", "opt_state", "meta"), options=options)
 
 
 def _restore_item(folder: Path, item: str, abstract, meta: dict):

@@ -122,16 +122,16 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 
-def documents(config, key: str, tokenizer) -> data.TokenDocuments:
-    """Returns the text of config.data.train_files or config.data.eval_files, as `key` says."""
+def documents(config, patterns, tokenizer, *, setting: str) -> data.TokenDocuments:
+    """Returns the text of files or globs, read as config.data says; `setting` is their config key."""
     return data.load_documents(
-        config.data[key],
+        patterns,
         tokenizer,
         cache_dir=config.data.cache_dir,
         text_field=config.data.text_field,
         exclude=config.data.exclude,
         skip_bad_lines=config.data.skip_bad_lines,
-        setting=f"data.{key}",
+        setting=setting,
     )
 
 

@@ -112,7 +112,9 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None) -> Plan:
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
     if begun is None:
         model = _with_special_ids(model, tokenizer)
-    documents = setup.documents(config, "train_files", tokenizer)
+    documents = setup.documents(
+        config, config.data.train_files, tokenizer, setting="data.train_files"
+    )
     loader = data.TrainLoader(
         documents,
         seq_len=config.train.seq_len,
@@ -225,7 +227,7 @@ def _bench(config, tokenizer, train_documents):
     """Returns (what is evaluated on the way, or None; remarks)."""
     if not config.data.eval_files or not config.eval.suites:
         return None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
-    held_out = setup.documents(config, "eval_files", tokenizer)
+    held_out = setup.documents(config, config.data.eval_files, tokenizer, setting="data.eval_files")
     shared = data.overlap(train_documents, held_out)
     remarks = [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
     return evaluation.bench(config.eval, documents=held_out, seed=config.seed), remarks
