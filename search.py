@@ -16,14 +16,16 @@ def run(config, workdir, dry_run):
     """Searches; jax is imported only once the command line is known to be right."""
     from jaxrope import search
 
-    if not config.sweep:
-        run_one(config, workdir, dry_run)
-    elif dry_run:
-        for name, member in search.members(config).items():
-            cli.print_line(name)
-            run_one(member, workdir, dry_run)
-    else:
-        cli.print_line(search.sweep(config, workdir, run_one))
+    rest = f"{workdir} has every batch that was finished. The same command goes on from there."
+    with search.exit_at_once(rest):
+        if not config.sweep:
+            run_one(config, workdir, dry_run)
+        elif dry_run:
+            for name, member in search.members(config).items():
+                cli.print_line(name)
+                run_one(member, workdir, dry_run)
+        else:
+            cli.print_line(search.sweep(config, workdir, run_one))
 
 
 def run_one(config, workdir, dry_run=False):

@@ -6,8 +6,9 @@ table = sweep(config, workdir, fn)    one search for every combination of listed
 """
 
 from jaxrope.search.estimate import estimate
+from jaxrope.search.interrupt import exit_at_once
 from jaxrope.search.run import Result, search
 from jaxrope.search.sweep import members
 from jaxrope.search.sweep import run as sweep
 
-__all__ = ["Result", "estimate", "members", "search", "sweep"]
+__all__ = ["Result", "estimate", "exit_at_once", "members", "search", "sweep"]

@@ -177,7 +177,9 @@ def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Obje
     task = objective.Task(
         config=loaded.config,
         settings=forward,
-        documents=setup.documents(config, "train_files", tokenizer),
+        documents=setup.documents(
+            config, config.data.train_files, tokenizer, setting="data.train_files"
+        ),
         tokenizer=tokenizer,
         target_len=config.target_len,
         seed=config.seed,

@@ -4,13 +4,8 @@ A workdir gets config.json, journal.jsonl, rope.json and result.json. Nothing in
 often the search was killed on the way, but for the seconds in the journal and in result.json.
 """
 
-import contextlib
 import dataclasses
-import signal
-import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +66,7 @@ def search(config, workdir: Path) -> Result:
         )
     problem = prepare(config)
     path = workdir / "journal.jsonl"
-    with run_lock(workdir), _interruptible(path):
+    with run_lock(workdir):
         rows = journal.open_journal(path, header(problem))
         files.write_json_atomic(workdir / "config.json", config.to_dict())
         bench = _bench(problem, path, rows)
@@ -247,25 +242,3 @@ def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: f
 
 def _shown(row: dict) -> str:
     return "failed" if row["fitness"] is None else f"{row['fitness']:.4f}"
-
-
-@contextlib.contextmanager
-def _interruptible(path: Path) -> Iterator[None]:
-    """Makes SIGTERM what Ctrl-C is, and says how to go on afterwards."""
-
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    is_main = threading.current_thread() is threading.main_thread()
-    before = signal.signal(signal.SIGTERM, stop) if is_main else None
-    try:
-        yield
-    except KeyboardInterrupt:
-        print(
-            f"\n{path} has every batch that was finished. The same command goes on from there.",
-            file=sys.stderr,
-        )
-        raise
-    finally:
-        if is_main:
-            signal.signal(signal.SIGTERM, before)
