@@ -75,6 +75,24 @@ def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) 
     _run(lambda: _subcommands(commands, doc, argv))
 
 
+def arguments(
+    add_arguments_fn: Callable, run_fn: Callable, *, doc: str, argv: Sequence[str] | None = None
+) -> None:
+    """Runs a program with arguments of its own, such as `python -m jaxrope.report`.
+
+    Args:
+      add_arguments_fn: `add_arguments_fn(parser)`.
+      run_fn: `run_fn(args)`; may return an exit code.
+      doc: what the program is for, shown by --help.
+      argv: the arguments after the program's name; None = the process's.
+
+    Raises:
+      SystemExit: with the exit code, when it is not 0.
+    """
+    argv = sys.argv[1:] if argv is None else list(argv)
+    _run(lambda: run_fn(_parse(None, doc, add_arguments_fn, argv)))
+
+
 def print_line(text: str) -> None:
     """Writes a line of results to standard output, at once."""
     print(text, flush=True)
@@ -177,20 +195,26 @@ def _subcommands(commands, doc, argv):
             return 0
         raise InputError(f"A command is missing. Known: {', '.join(commands)}.")
     add_arguments_fn, run_fn = errors.choose("command", argv[0], commands)
+    return run_fn(_parse(argv[0], run_fn.__doc__, add_arguments_fn, argv[1:]))
+
+
+def _parse(prog, doc, add_arguments_fn, argv):
     parser = _Parser(
-        prog=argv[0],
-        description=run_fn.__doc__,
+        prog=prog,
+        description=doc,
         allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments_fn(parser)
-    args, unknown = parser.parse_known_args(argv[1:])
+    args, unknown = parser.parse_known_args(argv)
     if unknown and unknown[0].startswith("-"):
         known = re.findall(r"--([a-z_]+)", parser.format_usage())
         raise InputError(_unknown_flag(unknown[0], [*known, "help"]))
     if unknown:
-        raise InputError(f"Unexpected argument '{unknown[0]}'. See {argv[0]} --help.")
-    return run_fn(args)
+        raise InputError(
+            f"Unexpected argument '{unknown[0]}'. See {prog + ' ' if prog else ''}--help."
+        )
+    return args
 
 
 def _summary(run_fn):

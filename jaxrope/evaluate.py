@@ -19,11 +19,12 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrope import cli, data, evaluation, files, llama, pretrained, report, setup, sharding, tables
+from jaxrope import cli, data, evaluation, files, llama, pretrained, report, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.evaluation import rows, summary
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 from jaxrope.progress import Progress, duration
+from jaxrope.report import tables
 
 CONFIGURED = "configured"  # the method of the first row: what config.rope says
 

@@ -1,0 +1,25 @@
+"""Figures of what programs found, and a page that shows what they wrote into their workdirs.
+
+The only part of the package that knows matplotlib. It reads files and the rows in them; it knows
+no model.
+"""
+
+from jaxrope.report.figures import (
+    difference_figure,
+    evaluation_figure,
+    passkey_figure,
+    perplexity_figure,
+    position_figure,
+    search_figure,
+    training_figure,
+)
+
+__all__ = [
+    "difference_figure",
+    "evaluation_figure",
+    "passkey_figure",
+    "perplexity_figure",
+    "position_figure",
+    "search_figure",
+    "training_figure",
+]
