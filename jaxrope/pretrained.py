@@ -52,10 +52,23 @@ def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = 
     if workdir is not None:
         return _load_workdir(folder, workdir, dtype, step)
     if step is not None:
-        raise InputError(f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the step out.")
+        raise InputError(
+            f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the"
+            " step out."
+        )
     if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a workdir). Name the folder that has one.")
+        raise InputError(
+            f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a"
+            " workdir). Name the folder that has one."
+        )
     return _load_hf(folder, dtype)
+
+
+def rope_file(path: Path | str) -> Path | None:
+    """Returns the rope.json that `load` would take the rope from; None: the model's own rope."""
+    folder = importing.open_folder(path)
+    file = (_workdir(folder) or folder) / "rope.json"
+    return file if file.is_file() else None
 
 
 def read_config(path: Path | str) -> LlamaConfig:
@@ -70,19 +83,26 @@ def read_config(path: Path | str) -> LlamaConfig:
 
 
 def _workdir(folder: Path) -> Path | None:
-    """Returns the workdir that `folder` is or is a checkpoint of; None: it is a Hugging Face folder, which may lie inside a workdir."""
+    """Returns the workdir that `folder` is or is a checkpoint of; None.
+
+    It is a Hugging Face folder, which may lie inside a workdir.
+    """
     if (folder / "model.json").is_file():
         return folder
     if (folder / "config.json").is_file():
         return None
-    return next((place for place in folder.resolve().parents[:2] if (place / "model.json").is_file()), None)
+    return next(
+        (place for place in folder.resolve().parents[:2] if (place / "model.json").is_file()), None
+    )
 
 
 def _load_hf(folder: Path, dtype: str | None) -> Pretrained:
     config, notes = hf_config.read(folder)
     config, params, more = importing.load_params(folder, config, dtype=dtype)
     rope_fn = _rope_fn(folder, config)
-    return Pretrained(config, params, _tokenizer_dir(folder), rope_fn, os.fspath(folder), (*notes, *more))
+    return Pretrained(
+        config, params, _tokenizer_dir(folder), rope_fn, os.fspath(folder), (*notes, *more)
+    )
 
 
 def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | None) -> Pretrained:
@@ -96,11 +116,16 @@ def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | No
 
 
 def _as_stored(config: LlamaConfig, stored: dict) -> dict:
-    """Returns the model's parameters by model.json, each in the dtype it is stored in: what differs otherwise is an error of `restore_params`."""
+    """Returns the model's parameters by model.json, each in the dtype it is stored in.
+
+    What differs otherwise is an error of `restore_params`.
+    """
 
     def leaf(path, shape):
         name = "/".join(key.key for key in path)
-        return jax.ShapeDtypeStruct(shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32")))
+        return jax.ShapeDtypeStruct(
+            shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32"))
+        )
 
     return jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
 
@@ -110,7 +135,10 @@ def _model_json(workdir: Path) -> LlamaConfig:
     values = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
     known = {field.name for field in dataclasses.fields(LlamaConfig)}
     if set(values) != known:
-        raise InputError(f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ known))}. It must be as train.py wrote it.")
+        raise InputError(
+            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ known))}. It must be"
+            " as train.py wrote it."
+        )
     try:
         return LlamaConfig(**values)
     except (InputError, TypeError) as error:
@@ -121,7 +149,9 @@ def _rope_fn(folder: Path, config: LlamaConfig) -> rope.RopeFn:
     path = folder / "rope.json"
     if not path.is_file():
         return llama.own_rope(config)
-    return rope.load(path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+    return rope.load(
+        path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta
+    )
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:

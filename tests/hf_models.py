@@ -37,40 +37,50 @@ _PHI3 |= dict(hidden_size=64, original_max_position_embeddings=32)
 _QWEN2 = _BASE | dict(model_type="qwen2", architectures=["Qwen2ForCausalLM"])
 _ALL_SLIDING = dict(use_sliding_window=True, sliding_window=20, max_window_layers=0)
 
-# Every extended one has 32 tokens as its original length: 24 lies below, 100 beyond, and beyond the windows.
+# The extended ones have an original length of 32 tokens: 24 lies below, 100 beyond it and beyond
+# the windows.
 CASES = {
     "llama": _LLAMA,
-    "llama tied with biases": _LLAMA
-    | dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True),
-    "llama of v5, theta inside": {key: v for key, v in _LLAMA.items() if key != "rope_theta"}
-    | dict(rope_parameters=dict(rope_type="default", rope_theta=300.0)),
+    "llama tied with biases": (
+        _LLAMA | dict(tie_word_embeddings=True, attention_bias=True, mlp_bias=True)
+    ),
+    "llama of v5, theta inside": (
+        {key: v for key, v in _LLAMA.items() if key != "rope_theta"}
+        | dict(rope_parameters=dict(rope_type="default", rope_theta=300.0))
+    ),
     "llama linear": _LLAMA | dict(rope_scaling=dict(type="linear", factor=4.0)),
-    "llama dynamic": _LLAMA
-    | dict(rope_scaling=dict(type="dynamic", factor=3.0), max_position_embeddings=32),
+    "llama dynamic": (
+        _LLAMA | dict(rope_scaling=dict(type="dynamic", factor=3.0), max_position_embeddings=32)
+    ),
     "llama llama3": _LLAMA | dict(rope_scaling=_LLAMA3),
     "llama yarn": _LLAMA | dict(rope_scaling=_YARN),
     "llama yarn, fractional ramp": _LLAMA | dict(rope_scaling=_YARN | dict(truncate=False)),
-    "llama yarn, mscale": _LLAMA
-    | dict(rope_scaling=_YARN | dict(mscale=1.4, mscale_all_dim=0.6)),
+    "llama yarn, mscale": _LLAMA | dict(rope_scaling=_YARN | dict(mscale=1.4, mscale_all_dim=0.6)),
     "llama yarn, attention factor": _LLAMA | dict(rope_scaling=_YARN | dict(attention_factor=1.7)),
-    "llama longrope of v4": _LLAMA
-    | dict(
-        rope_scaling=dict(rope_type="longrope", factor=4.0, **_LONGROPE),
-        original_max_position_embeddings=32,
+    "llama longrope of v4": (
+        _LLAMA
+        | dict(
+            rope_scaling=dict(rope_type="longrope", factor=4.0, **_LONGROPE),
+            original_max_position_embeddings=32,
+        )
     ),
-    "llama longrope of v5": {key: v for key, v in _LLAMA.items() if key != "rope_theta"}
-    | dict(rope_parameters=_V5),
-    "mistral": _BASE
-    | dict(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=20),
+    "llama longrope of v5": (
+        {key: v for key, v in _LLAMA.items() if key != "rope_theta"} | dict(rope_parameters=_V5)
+    ),
+    "mistral": (
+        _BASE | dict(model_type="mistral", architectures=["MistralForCausalLM"], sliding_window=20)
+    ),
     "qwen2": _QWEN2,
     "qwen2, a window everywhere": _QWEN2 | _ALL_SLIDING,
     "phi3": _PHI3 | dict(rope_scaling=dict(type="longrope", **_LONGROPE)),
-    "phi3 partial": _PHI3
-    | dict(
-        rope_scaling=dict(type="longrope", short_factor=_SHORT[:6], long_factor=_LONG[:6]),
-        partial_rotary_factor=0.75,
-        tie_word_embeddings=True,
-        sliding_window=None,
+    "phi3 partial": (
+        _PHI3
+        | dict(
+            rope_scaling=dict(type="longrope", short_factor=_SHORT[:6], long_factor=_LONG[:6]),
+            partial_rotary_factor=0.75,
+            tie_word_embeddings=True,
+            sliding_window=None,
+        )
     ),
 }
 
@@ -88,7 +98,9 @@ def random_tensors(config: dict, seed: int = 0, dtype=np.float32) -> dict[str, n
     if family == "phi3":
         linear = {"self_attn.qkv_proj": (q + 2 * kv, dim), "mlp.gate_up_proj": (2 * mlp, dim)}
     else:
-        linear = {f"self_attn.{name}_proj": (n, dim) for name, n in zip("qkv", (q, kv, kv), strict=True)}
+        linear = {
+            f"self_attn.{name}_proj": (n, dim) for name, n in zip("qkv", (q, kv, kv), strict=True)
+        }
         linear |= {"mlp.gate_proj": (mlp, dim), "mlp.up_proj": (mlp, dim)}
     linear |= {"self_attn.o_proj": (dim, q), "mlp.down_proj": (dim, mlp)}
     for i in range(config["num_hidden_layers"]):
@@ -101,7 +113,9 @@ def random_tensors(config: dict, seed: int = 0, dtype=np.float32) -> dict[str, n
         for name in ("input_layernorm", "post_attention_layernorm"):
             shapes[f"model.layers.{i}.{name}.weight"] = (dim,)
     made = {name: rng.normal(size=shape) * 0.15 for name, shape in shapes.items()}
-    return {name: (value + name.endswith("norm.weight")).astype(dtype) for name, value in made.items()}
+    return {
+        name: (value + name.endswith("norm.weight")).astype(dtype) for name, value in made.items()
+    }
 
 
 def write(folder: Path, config: dict, *, seed: int = 0, dtype=np.float32) -> dict[str, np.ndarray]:

@@ -1,7 +1,10 @@
-"""An independent forward pass in numpy, float64, that reads Hugging Face's config and tensors as they are.
+"""An independent forward pass in numpy, float64.
 
-It shares no code with jaxrope: a slip in the conversion, the rope or the model shows as a difference. Written for clarity: quadratic, one sequence at a time.
-Letters: T length, N heads, H head dim, R rotary pairs.
+That reads Hugging Face's config and tensors as they are.
+
+It shares no code with jaxrope: a slip in the conversion, the rope or the model shows as a
+difference. Written for clarity: quadratic, one sequence at a time. Letters: T length, N heads, H
+head dim, R rotary pairs.
 """
 
 import math
@@ -19,7 +22,10 @@ def logits(config: dict, tensors: dict, tokens, *, cos_sin=None) -> np.ndarray:
       cos_sin: (cos, sin), each [T, R], instead of those of the config.
     """
     weights = {name: np.asarray(value, np.float64) for name, value in tensors.items()}
-    heads, kv_heads = config["num_attention_heads"], config.get("num_key_value_heads") or config["num_attention_heads"]
+    heads, kv_heads = (
+        config["num_attention_heads"],
+        config.get("num_key_value_heads") or config["num_attention_heads"],
+    )
     head_dim = config.get("head_dim") or config["hidden_size"] // heads
     cos, sin = cos_sin or rotary(config, head_dim, len(tokens))
     visible = causal(len(tokens), window(config))
@@ -27,7 +33,10 @@ def logits(config: dict, tensors: dict, tokens, *, cos_sin=None) -> np.ndarray:
     for i in range(config["num_hidden_layers"]):
         layer = {name.removeprefix(f"model.layers.{i}."): value for name, value in weights.items()}
         y = norm(x, layer["input_layernorm.weight"], config)
-        q, k, v = (part.reshape(len(tokens), -1, head_dim) for part in project_qkv(layer, y, heads * head_dim, kv_heads * head_dim))
+        q, k, v = (
+            part.reshape(len(tokens), -1, head_dim)
+            for part in project_qkv(layer, y, heads * head_dim, kv_heads * head_dim)
+        )
         q, k = turn(q, cos, sin), turn(k, cos, sin)
         k, v = (np.repeat(part, heads // kv_heads, axis=1) for part in (k, v))
         scores = np.einsum("tnh,snh->nts", q, k) / math.sqrt(head_dim)
@@ -49,7 +58,9 @@ def rotary(config: dict, head_dim: int, length: int) -> tuple[np.ndarray, np.nda
     dim = int(head_dim * part)
     freq = theta ** (-np.arange(0, dim, 2) / dim)
     longest = config["max_position_embeddings"]
-    original = section.get("original_max_position_embeddings", config.get("original_max_position_embeddings", longest))
+    original = section.get(
+        "original_max_position_embeddings", config.get("original_max_position_embeddings", longest)
+    )
     kind = section.get("rope_type", section.get("type", "default"))
     freq, scale = FORMULAS[kind](section, freq, theta, dim, original, longest, length)
     angles = np.arange(length)[:, None] * freq
@@ -119,7 +130,10 @@ def turn(x: np.ndarray, cos: np.ndarray, sin: np.ndarray) -> np.ndarray:
 
 
 def causal(length: int, window: int | None) -> np.ndarray:
-    """Returns which key [S] each query [T] sees: itself and what lies before, `window` tokens at most."""
+    """Returns which key [S] each query [T] sees.
+
+    Itself and what lies before, `window` tokens at most.
+    """
     distance = np.arange(length)[:, None] - np.arange(length)
     return (distance >= 0) & (distance < (window or length))
 

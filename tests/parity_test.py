@@ -1,6 +1,7 @@
 """The same logits as torch + transformers, and as an independent forward pass in numpy.
 
-transformers' own phases are float32 products: 2e-4 off at position 4,096. Beyond a few thousand tokens it is therefore given our cos and sin.
+transformers' own phases are float32 products: 2e-4 off at position 4,096. Beyond a few thousand
+tokens it is therefore given our cos and sin.
 """
 
 import functools
@@ -12,7 +13,7 @@ import oracle
 import pytest
 from hf_models import CASES, write
 
-from jaxrope import llama, pretrained, rope
+from jaxrope import llama, pretrained
 
 TOLERANCE = 2e-4
 
@@ -22,10 +23,15 @@ SETTINGS = llama.ForwardSettings(attention="blockwise", attention_block=32)
 forward = jax.jit(functools.partial(llama.logits, settings=SETTINGS), static_argnums=0)
 
 
-def our_logits(model, tokens, *, longest=max(LENGTHS)):
-    """Logits [T, vocabulary] with the rope of this length. Padded on the right, where causality hides it: a model is compiled once for all lengths."""
+def our_logits(model, tokens, *, longest=100):
+    """Logits [T, vocabulary] with the rope of this length.
+
+    Padded on the right, where causality hides it: a model is compiled once for all lengths.
+    """
     padded = np.pad(tokens, (0, longest - len(tokens)))
-    result = forward(model.config, model.params, jnp.asarray(padded)[None], model.rope_fn(len(tokens)))
+    result = forward(
+        model.config, model.params, jnp.asarray(padded)[None], model.rope_fn(len(tokens))
+    )
     return np.asarray(result)[0, : len(tokens)]
 
 
@@ -64,4 +70,6 @@ def test_torch(tmp_path, name):
     ours = pretrained.load(tmp_path)
     for length in LENGTHS:
         tokens = tokens_of(CASES[name], length)
-        np.testing.assert_allclose(our_logits(ours, tokens), torch_logits(torch, model, tokens), rtol=0, atol=TOLERANCE)
+        np.testing.assert_allclose(
+            our_logits(ours, tokens), torch_logits(torch, model, tokens), rtol=0, atol=TOLERANCE
+        )

@@ -13,7 +13,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-# What would change the numbers and is not in llama.py: key -> the values under which it changes nothing.
+# What would change the numbers and is not in llama.py: key -> values under which it does nothing.
 _FOREIGN = {
     "hidden_act": ("silu", "swish"),
     "clip_qkv": (None, 0),
@@ -45,13 +45,17 @@ _FOREIGN = {
 def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
     """Returns the config of a Hugging Face folder, and notes on what it leaves open.
 
-    `auto_map` and every other key that names code is passed over: nothing in the folder is executed.
+    `auto_map` and every other key that names code is passed over: nothing in the folder is
+    executed.
 
     Raises:
-      InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py is not.
+      InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py is
+        not.
     """
     path = folder / "config.json"
-    return from_hf(Fields(strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES), str(path)))
+    return from_hf(
+        Fields(strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES), str(path))
+    )
 
 
 def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
@@ -60,7 +64,9 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
     choose(f"{config.where}: model_type", family, ARCHITECTURES)
     for key, neutral in _FOREIGN.items():
         if key in config.values and not any(config.values[key] == value for value in neutral):
-            raise config.wrong(key, f"be {' or '.join(map(repr, neutral))}: anything else is not supported")
+            raise config.wrong(
+                key, f"be {' or '.join(map(repr, neutral))}: anything else is not supported"
+            )
     heads, embed_dim = config.count("num_attention_heads"), config.count("hidden_size")
     head_dim = _head_dim(config, embed_dim, heads)
     max_len = config.count("max_position_embeddings")
@@ -96,7 +102,10 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
 
 
 def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
-    """Returns config.json without its rope (`rope_export.express`): what both transformers 4 and 5 need, written out."""
+    """Returns config.json without its rope (`rope_export.express`).
+
+    What both transformers 4 and 5 need, written out.
+    """
     values = {
         "architectures": [ARCHITECTURES[config.family]],
         "model_type": config.family,
@@ -127,18 +136,22 @@ def _head_dim(config: Fields, embed_dim: int, heads: int) -> int:
         return config.count("head_dim")
     if embed_dim % heads:
         raise InputError(
-            f"{config.path('hidden_size')} must be a multiple of num_attention_heads where head_dim is not given, got {embed_dim} and {heads}."
+            f"{config.path('hidden_size')} must be a multiple of num_attention_heads where head_dim"
+            f" is not given, got {embed_dim} and {heads}."
         )
     return embed_dim // heads
 
 
 def _kv_heads(config: Fields, family: str, heads: int) -> int:
     if family in ("mistral", "qwen2") and "num_key_value_heads" not in config.values:
-        raise InputError(f"{config.path('num_key_value_heads')} is missing. A model cannot be run without it.")
+        raise InputError(
+            f"{config.path('num_key_value_heads')} is missing. A model cannot be run without it."
+        )
     kv_heads = config.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise InputError(
-            f"{config.path('num_attention_heads')} must be a multiple of num_key_value_heads, got {heads} and {kv_heads}."
+            f"{config.path('num_attention_heads')} must be a multiple of num_key_value_heads, got"
+            f" {heads} and {kv_heads}."
         )
     return kv_heads
 
@@ -149,7 +162,10 @@ def _no_window(config: Fields) -> None:
 
 def _required_window(config: Fields) -> int | None:
     if "sliding_window" not in config.values:
-        raise InputError(f"{config.path('sliding_window')} is missing. Give a number of tokens, or null for none.")
+        raise InputError(
+            f"{config.path('sliding_window')} is missing. Give a number of tokens, or null for"
+            " none."
+        )
     return config.count("sliding_window", None)
 
 
@@ -160,29 +176,45 @@ def _optional_window(config: Fields) -> int | None:
 def _qwen2_window(config: Fields) -> int | None:
     """All layers alike: a window in some layers only is not in llama.py."""
     layers = config.count("num_hidden_layers")
-    window = config.count("sliding_window", None) if config.flag("use_sliding_window", False) else None
+    window = (
+        config.count("sliding_window", None) if config.flag("use_sliding_window", False) else None
+    )
     kinds = config.get("layer_types")
     if kinds is None:
         first = config.count("max_window_layers", 28, low=0) if window else layers
         num_sliding = max(0, layers - first)
     else:
-        known = isinstance(kinds, list) and all(kind in ("full_attention", "sliding_attention") for kind in kinds)
+        known = isinstance(kinds, list) and all(
+            kind in ("full_attention", "sliding_attention") for kind in kinds
+        )
         if not known or len(kinds) != layers:
-            raise config.wrong("layer_types", f"name full_attention or sliding_attention for each of {layers} layers")
+            raise config.wrong(
+                "layer_types",
+                f"name full_attention or sliding_attention for each of {layers} layers",
+            )
         num_sliding = kinds.count("sliding_attention")
     if 0 < num_sliding < layers:
         raise InputError(
-            f"{config.path('layer_types')}: a sliding window in {num_sliding} of {layers} layers is not supported. All layers must be alike."
+            f"{config.path('layer_types')}: a sliding window in {num_sliding} of {layers} layers is"
+            " not supported. All layers must be alike."
         )
     return window if num_sliding else None
 
 
-_WINDOW = {"llama": _no_window, "mistral": _required_window, "qwen2": _qwen2_window, "phi3": _optional_window}
+_WINDOW = {
+    "llama": _no_window,
+    "mistral": _required_window,
+    "qwen2": _qwen2_window,
+    "phi3": _optional_window,
+}
 
 
 def _llama_keys(config: LlamaConfig) -> dict:
     if config.qkv_bias != config.out_bias:
-        raise InputError("A Llama of transformers has a bias on q, k, v and o, or on none of them. Export it as qwen2.")
+        raise InputError(
+            "A Llama of transformers has a bias on q, k, v and o, or on none of them. Export it as"
+            " qwen2."
+        )
     return {"attention_bias": config.qkv_bias, "mlp_bias": config.mlp_bias, "pretraining_tp": 1}
 
 
@@ -199,13 +231,13 @@ def _qwen2_keys(config: LlamaConfig) -> dict:
 def _phi3_keys(config: LlamaConfig) -> dict:
     return {
         "sliding_window": config.sliding_window,
-        "partial_rotary_factor": _fraction(config.rotary_dim, config.head_dim),
+        "partial_rotary_factor": fraction(config.rotary_dim, config.head_dim),
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
     }
 
 
-def _fraction(part: int, whole: int) -> float:
+def fraction(part: int, whole: int) -> float:
     """Returns a fraction f with int(whole * f) == part, which rounding down could miss by one."""
     fraction = part / whole
     return fraction if int(whole * fraction) == part else (part + 0.5) / whole

@@ -1,4 +1,7 @@
-"""Typed reading of a config from elsewhere: every wrong value is an InputError that names the key."""
+"""Typed reading of a config from elsewhere.
+
+Every wrong value is an InputError that names the key.
+"""
 
 import dataclasses
 import math
@@ -70,7 +73,8 @@ class Fields:
         """Returns a list of `length` finite positive numbers."""
         value = self.values.get(key)
         numeric = isinstance(value, list) and all(
-            isinstance(item, int | float) and not isinstance(item, bool) and 0 < item < 1e300 for item in value
+            isinstance(item, int | float) and not isinstance(item, bool) and 0 < item < 1e300
+            for item in value
         )
         if not numeric:
             raise self.wrong(key, "be a list of finite positive numbers")

@@ -1,6 +1,9 @@
-"""From a Hugging Face folder: parameters read tensor by tensor, and a workdir as train.py writes it.
+"""Import: a Hugging Face folder as parameters, or as a workdir like those of train.py.
 
-Each tensor goes at once into its place in the stacked parameters, so the host holds the model, one tensor, and the one shard that is mapped.
+Parameters read tensor by tensor, and a workdir as train.py writes it.
+
+Each tensor goes at once into its place in the stacked parameters, so the host holds the model, one
+tensor, and the one shard that is mapped.
 """
 
 import contextlib
@@ -51,25 +54,35 @@ def open_folder(path: Path | str) -> Path:
             return folder
         exists = folder.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL byte
-        raise InputError(f"{text[:80]!r} is not a path that can be opened: {getattr(error, 'strerror', None) or error}.") from None
+        raise InputError(
+            f"{text[:80]!r} is not a path that can be opened:"
+            f" {getattr(error, 'strerror', None) or error}."
+        ) from None
     if exists:
         raise InputError(f"{folder} is a file. Name the folder it lies in.")
-    raise InputError(f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that is here.")
+    raise InputError(
+        f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
+        " is here."
+    )
 
 
-def load_params(folder: Path, config: LlamaConfig, *, dtype: str | None) -> tuple[LlamaConfig, dict, list[str]]:
+def load_params(
+    folder: Path, config: LlamaConfig, *, dtype: str | None
+) -> tuple[LlamaConfig, dict, list[str]]:
     """Reads the weights.
 
     Args:
       folder: in Hugging Face format.
       config: as `config.read` gave it.
-      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it lies there.
+      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it
+        lies there.
 
     Returns:
       (the config, which may have become tied, the parameters as host arrays, notes)
 
     Raises:
-      InputError: see `safetensors_io.catalogue`; tensors are missing, unexpected, or of a shape unlike the config's.
+      InputError: see `safetensors_io.catalogue`; tensors are missing, unexpected, or of a shape
+        unlike the config's.
     """
     wanted = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
     entries = safetensors_io.catalogue(folder)
@@ -82,24 +95,32 @@ def load_params(folder: Path, config: LlamaConfig, *, dtype: str | None) -> tupl
     head = None
     for name, array in safetensors_io.read_tensors(entries):
         if name in tensors:
+            array = array if wanted is None else safetensors_io.cast(name, array, wanted)
             for part in tensors[name].parts:
-                _place(params, part, layout.read_part(part, array))
+                leaf = layout.find_leaf(part, params)
+                leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
         else:
             head = array
     if head is not None:
         if not np.array_equal(head, safetensors_io.read_one(entries[layout.EMBED], layout.EMBED)):
             raise InputError(
-                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but {layout.HEAD} holds other values. "
-                "Set tie_word_embeddings to false, or remove the tensor."
+                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but"
+                f" {layout.HEAD} holds other values. Set tie_word_embeddings to false, or remove"
+                " the tensor."
             )
-        notes.append(f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept")
+        notes.append(
+            f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
+        )
     if buffers:
-        notes.append(f"{len(buffers)} rotary buffers of an old checkpoint are passed over; the frequencies come from config.json")
+        notes.append(
+            f"{len(buffers)} rotary buffers of an old checkpoint are passed over; the frequencies"
+            " come from config.json"
+        )
     return config, params, notes
 
 
 def import_folder(source: Path | str, target: Path | str, *, dtype: str | None = None) -> list[str]:
-    """Writes a workdir from a Hugging Face folder: model.json, the tokenizer's files, and its weights as checkpoint 0.
+    """Writes a workdir: model.json, the tokenizer's files, and the weights as checkpoint 0.
 
     Args:
       source: the Hugging Face folder.
@@ -113,19 +134,29 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
       InputError: anything wrong with the source, or a target in use.
     """
     folder = open_folder(source)
+    if dtype is not None:
+        choose("dtype", dtype, safetensors_io.BY_NAME)
     config, notes = hf_config.read(folder)
     with staged(target) as staging:
         notes += check_tokenizer(folder, config)
         config, params, more = load_params(folder, config, dtype=dtype)
         copy_tokenizer(folder, staging)
         files.write_json_atomic(staging / "model.json", config.to_json_dict())
-        checkpoint.save_params(staging, 0, params, {"data_fingerprint": "", "source": folder.resolve().name})
+        checkpoint.save_params(
+            staging, 0, params, {"data_fingerprint": "", "source": folder.resolve().name}
+        )
     return notes + more
 
 
 @contextlib.contextmanager
-def staged(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
-    """Gives a folder beside `target` to write in, which is renamed to it at the end and removed on any error.
+def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
+    """Gives a folder beside `target` to write in.
+
+    It is renamed to `target` at the end, and removed on any error.
+
+    Args:
+      target: the final name.
+      overwrite: replace a Hugging Face folder of that name; None: the command does not offer it.
 
     Raises:
       InputError: the target exists and is not empty (without `overwrite`), or cannot be made.
@@ -136,15 +167,22 @@ def staged(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
         target = Path(target).expanduser().absolute()
         taken = os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir()))
         if taken and not overwrite:
-            raise InputError(f"{target} exists and is not an empty folder. Name another, or pass --overwrite where the command has it.")
+            way_out = "Name another." if overwrite is None else "Name another, or pass --overwrite."
+            raise InputError(f"{target} exists and is not an empty folder. {way_out}")
         if taken and not (target / "config.json").is_file():
-            raise InputError(f"{target} is not a Hugging Face folder and is not overwritten. Name another.")
+            raise InputError(
+                f"{target} is not a Hugging Face folder and is not overwritten. Name another."
+            )
         target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".tmp"))
+        staging = Path(
+            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".tmp")
+        )
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"{str(target)[:120]} cannot be written: {getattr(error, 'strerror', None) or error}.") from None
+        raise InputError(
+            f"{str(target)[:120]} cannot be written: {getattr(error, 'strerror', None) or error}."
+        ) from None
     try:
         staging.chmod(0o755)  # mkdtemp makes 0700: a result is for everybody to read
         yield staging
@@ -154,49 +192,85 @@ def staged(target: Path | str, *, overwrite: bool = False) -> Iterator[Path]:
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer's files, and generation_config.json, as they are; returns their names."""
+    """Copies the tokenizer's files, and generation_config.json, as they are.
+
+    Returns their names.
+    """
     copied = []
     for name in TOKENIZER_FILES:
         file = source / name
         if not file.is_file():
             continue
         if file.stat().st_size > _MAX_TOKENIZER_BYTES:
-            raise InputError(f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer. It is not what its name says.")
+            raise InputError(
+                f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer. It is not what"
+                " its name says."
+            )
         shutil.copyfile(file, target / name)
         copied.append(name)
     return copied
 
 
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
-    """Compares the tokenizer's ids with the vocabulary: JAX clamps an id that is too large without a word.
+    """Compares the tokenizer's ids with the vocabulary.
+
+    JAX clamps an id that is too large without a word.
 
     Raises:
       InputError: an id is not below vocab_size.
     """
     file = folder / "tokenizer.json"
     if not file.is_file():
-        return [f"{folder} holds no tokenizer.json; the tokenizer must be named in the config (data.tokenizer)"]
+        return [
+            f"{folder} holds no tokenizer.json; the tokenizer must be named in the config"
+            " (data.tokenizer)"
+        ]
     content = strict_json.read(file, max_bytes=_MAX_TOKENIZER_BYTES)
     model, added = content.get("model"), content.get("added_tokens") or []
     vocab = model.get("vocab") if isinstance(model, dict) else None
     if not isinstance(vocab, dict | list) or not isinstance(added, list):
-        raise InputError(f"{file}: model.vocab must be an object or a list. It is not a tokenizer of the tokenizers library.")
+        raise InputError(
+            f"{file}: model.vocab must be an object or a list. It is not a tokenizer of the"
+            " tokenizers library."
+        )
     ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
     ids += [row.get("id") if isinstance(row, dict) else None for row in added]
-    bad = next((i for i in ids if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < config.vocab_size), ids)
+    bad = next(
+        (
+            i
+            for i in ids
+            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < config.vocab_size
+        ),
+        ids,
+    )
     if bad is not ids:
-        raise InputError(f"{file}: every id must be a whole number below vocab_size, {config.vocab_size}, got {strict_json.kind(bad)}.")
+        raise InputError(
+            f"{file}: every id must be a whole number below vocab_size, {config.vocab_size}, got"
+            f" {strict_json.kind(bad)}."
+        )
     spare = config.vocab_size - 1 - max(ids, default=-1)
-    return [f"the vocabulary has {spare} rows more than the tokenizer has ids (padding)"] if spare else []
+    return (
+        [f"the vocabulary has {spare} rows more than the tokenizer has ids (padding)"]
+        if spare
+        else []
+    )
 
 
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
-    """A config that does not mention the tie, and a file without a head: tied. A config that denies it: an error, by `_check_names`."""
-    silent = "tie_word_embeddings" not in strict_json.read(folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES)
+    """A config that does not mention the tie, and a file without a head: tied.
+
+    A config that denies it: an error, by `_check_names`.
+    """
+    silent = "tie_word_embeddings" not in strict_json.read(
+        folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES
+    )
     if config.tie_embeddings or layout.HEAD in entries or not silent:
         return config, []
     fields = config.to_json_dict() | {"tie_embeddings": True}
-    return LlamaConfig(**fields), [f"there is no {layout.HEAD} and no tie_word_embeddings; the head is taken to be the embedding"]
+    return LlamaConfig(**fields), [
+        f"there is no {layout.HEAD} and no tie_word_embeddings; the head is taken to be the"
+        " embedding"
+    ]
 
 
 def _check_names(folder: Path, tensors: dict, entries: dict, config: LlamaConfig) -> None:
@@ -206,15 +280,28 @@ def _check_names(folder: Path, tensors: dict, entries: dict, config: LlamaConfig
     for what, names in (("are missing", missing), ("belong to no part of the model", unexpected)):
         if names:
             some = ", ".join(name[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
-            hint = " Set tie_word_embeddings to true if the head is the embedding." if names == [layout.HEAD] else ""
-            raise InputError(f"{folder}: {len(names)} tensors {what} that config.json describes (model_type {config.family}): {some}.{hint}")
+            hint = (
+                " Set tie_word_embeddings to true if the head is the embedding."
+                if names == [layout.HEAD]
+                else ""
+            )
+            raise InputError(
+                f"{folder}: {len(names)} tensors {what} that config.json describes (model_type"
+                f" {config.family}): {some}.{hint}"
+            )
     for name, tensor in tensors.items():
         if entries[name].shape != tensor.shape:
-            raise InputError(f"{folder}: {name} must have shape {list(tensor.shape)} by config.json, has {list(entries[name].shape)}.")
+            raise InputError(
+                f"{folder}: {name} must have shape {list(tensor.shape)} by config.json, has"
+                f" {list(entries[name].shape)}."
+            )
 
 
 def _allocate(tensors, entries: dict, wanted: np.dtype | None) -> dict:
-    """Returns the tree of parameters, unfilled; a stacked one takes a dtype that holds each of its layers exactly."""
+    """Returns the tree of parameters, unfilled.
+
+    A stacked one takes a dtype that holds each of its layers exactly.
+    """
     shapes, dtypes, layers = {}, {}, {}
     for tensor in tensors:
         for part in tensor.parts:
@@ -229,14 +316,12 @@ def _allocate(tensors, entries: dict, wanted: np.dtype | None) -> dict:
     return params
 
 
-def _place(params: dict, part: layout.Part, values: np.ndarray) -> None:
-    node = params["layers"] if part.leaf[0] == "layers" else params
-    target = node[part.leaf[-1]]
-    target[() if part.layer is None else part.layer] = values
-
-
 def _replace(staging: Path, target: Path, taken: bool) -> None:
-    """Renames; what is overwritten is moved aside first, so that there is a whole folder under one name or the other at any moment."""
+    """Renames the finished folder.
+
+    What is overwritten is moved aside first, so that there is a whole folder under one name or the
+    other at any moment.
+    """
     if taken:
         aside = staging.with_suffix(".old")
         os.rename(target, aside)

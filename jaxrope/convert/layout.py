@@ -1,7 +1,8 @@
 """Which tensor of a Hugging Face file holds which part of which parameter.
 
-A linear layer lies there as [out, in], here as [in..., out...] with the heads apart; Phi-3 joins q, k and v, and gate and up, along `out`. One rule serves every
-tensor: rows of the file's tensor, transposed, reshaped to the leaf's shape of one layer.
+A linear layer lies there as [out, in], here as [in..., out...] with the heads apart; Phi-3 joins q,
+k and v, and gate and up, along `out`. One rule serves every tensor: rows of the file's tensor,
+transposed, reshaped to the leaf's shape of one layer.
 
 Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, V vocabulary.
 """
@@ -19,7 +20,10 @@ _JOINED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "
 _SEPARATE = {"self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "self_attn.v_proj": ("v",)}
 _SEPARATE |= {"mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",)}
 _LINEAR = {"self_attn.o_proj": ("o",), "mlp.down_proj": ("down",)}
-_NORMS = {"input_layernorm.weight": "attn_norm_LD", "post_attention_layernorm.weight": "mlp_norm_LD"}
+_NORMS = {
+    "input_layernorm.weight": "attn_norm_LD",
+    "post_attention_layernorm.weight": "mlp_norm_LD",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,6 +51,10 @@ class Tensor:
     shape: tuple[int, ...]
     parts: tuple[Part, ...]
 
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape)
+
 
 def tensors(config: LlamaConfig) -> list[Tensor]:
     """Returns every tensor of the model's file, in the order in which transformers writes them."""
@@ -60,7 +68,10 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
             biases = _find(leaves, [f"{stem}_bias" for stem in stems])
             if biases:
                 found.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
-        found += [_tensor(prefix + name, [("layers", leaf)], layer, leaves) for name, leaf in _NORMS.items()]
+        found += [
+            _tensor(prefix + name, [("layers", leaf)], layer, leaves)
+            for name, leaf in _NORMS.items()
+        ]
     found.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
     if not config.tie_embeddings:
         found.append(_tensor(HEAD, [("head_DV",)], None, leaves))
@@ -74,18 +85,27 @@ def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
 
 
 def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
-    """Returns a tensor of the file, contiguous, from the parameters; safetensors writes the bytes of a transposed view in the wrong order without a word."""
+    """Returns a tensor of the file, contiguous, from the parameters.
+
+    safetensors writes the bytes of a transposed view in the wrong order without a word.
+    """
     rows = []
     for part in tensor.parts:
-        leaf = params
-        for key in part.leaf:
-            leaf = leaf[key]
+        leaf = find_leaf(part, params)
         values = np.asarray(leaf if part.layer is None else leaf[part.layer])
         num_rows = part.rows.stop - part.rows.start
         if part.leaf != ("embed_VD",):
             values = values.reshape(-1, num_rows).T.reshape(num_rows, *tensor.shape[1:])
         rows.append(values)
     return np.ascontiguousarray(rows[0] if len(rows) == 1 else np.concatenate(rows))
+
+
+def find_leaf(part: Part, params: dict) -> np.ndarray:
+    """Returns the whole parameter that `part` is a layer of."""
+    leaf = params
+    for key in part.leaf:
+        leaf = leaf[key]
+    return leaf
 
 
 def _leaf_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
@@ -113,11 +133,13 @@ def _tensor(name: str, paths: list[tuple[str, ...]], layer: int | None, leaves: 
     return Tensor(name, (start, *columns), tuple(parts))
 
 
-_VECTORS = ("attn_norm", "mlp_norm", "final_norm") + tuple(f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down"))
+_VECTORS = ("attn_norm", "mlp_norm", "final_norm") + tuple(
+    f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down")
+)
 
 
 def _num_in(path: tuple[str, ...], shape: tuple[int, ...]) -> int:
-    """Returns how many inputs a projection has: the axes before `out`, which for `o` are the heads; 1 for a vector."""
+    """Returns how many inputs a projection has (for `o`, all heads' dims); 1 for a vector."""
     stem = path[-1].rsplit("_", 1)[0]
     if stem in _VECTORS:
         return 1

@@ -1,7 +1,8 @@
 """The rope of a Hugging Face config, both spellings, as a method of jaxrope.rope.
 
-transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes `rope_parameters` with the theta inside. Both are read; where both are given they must agree
-(transformers 5 silently takes `rope_scaling`).
+transformers 4 writes `rope_theta` and `rope_scaling`, transformers 5 writes `rope_parameters` with
+the theta inside. Both are read; where both are given they must agree (transformers 5 silently takes
+`rope_scaling`).
 """
 
 import dataclasses
@@ -19,7 +20,10 @@ _COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORI
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """What a config says of the rope, in the words of LlamaConfig; `notes` are assumptions worth telling."""
+    """What a config says of the rope, in the words of LlamaConfig.
+
+    `notes` are assumptions worth telling.
+    """
 
     theta: float
     rotary_dim: int
@@ -34,7 +38,10 @@ class RopeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class _Context:
-    """What the constants of a method may depend on: lengths in tokens; `original_len` is None where the config does not say."""
+    """What the constants of a method may depend on: lengths in tokens.
+
+    `original_len` is None where the config does not say.
+    """
 
     original_len: int | None
     max_len: int
@@ -43,8 +50,8 @@ class _Context:
     def need_original(self, section: Fields) -> int:
         if self.original_len is None:
             raise InputError(
-                f"{section.path(_ORIGINAL)} is missing: the length before the extension is part of this rope type. "
-                "Add it there, or at the top level."
+                f"{section.path(_ORIGINAL)} is missing: the length before the extension is part of"
+                " this rope type. Add it there, or at the top level."
             )
         return self.original_len
 
@@ -61,15 +68,21 @@ def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> Rope
     Raises:
       InputError: two spellings disagree, an unknown type or key, a missing or illegal constant.
     """
-    names = [name for name in ("rope_parameters", "rope_scaling") if config.section(name) is not None]
-    sections = [config.section(name) for name in names] or [Fields({}, f"{config.where}: rope_parameters.")]
+    names = [
+        name for name in ("rope_parameters", "rope_scaling") if config.section(name) is not None
+    ]
+    sections = [config.section(name) for name in names] or [
+        Fields({}, f"{config.where}: rope_parameters.")
+    ]
     ropes = [_read(config, section, family, head_dim, max_len) for section in sections]
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
-        one, two = ({key: v for key, v in section.values.items() if v is not None} for section in sections)
+        one, two = (
+            {key: v for key, v in section.values.items() if v is not None} for section in sections
+        )
         key = next(key for key in [*one, *two, "rope_theta"] if one.get(key) != two.get(key))
         raise InputError(
-            f"{config.where}: rope_parameters and rope_scaling disagree on {key}, {_show(one.get(key))} and {_show(two.get(key))}. "
-            "Remove one of the two."
+            f"{config.where}: rope_parameters and rope_scaling disagree on {key},"
+            f" {_show(one.get(key))} and {_show(two.get(key))}. Remove one of the two."
         )
     return ropes[0]
 
@@ -79,20 +92,28 @@ def _read(config: Fields, section: Fields, family: str, head_dim: int, max_len: 
     theta = _shared(config, section, "rope_theta", "number")
     if theta is None:
         theta = _THETA
-        notes.append(f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does")
+        notes.append(
+            f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
+        )
     rotary_dim = _rotary_dim(config, section, family, head_dim)
     context = _Context(_shared(config, section, _ORIGINAL, "count"), max_len, rotary_dim)
     kind = _kind(section, family)
     read, known = choose(section.path("rope_type"), kind, _TYPES)
     unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *known)]
     if unknown:
-        raise InputError(f"Unknown key {section.path(unknown[0])} for rope_type '{kind}'. {nearest(unknown[0], [*_COMMON_KEYS, *known])}")
+        raise InputError(
+            f"Unknown key {section.path(unknown[0])} for rope_type '{kind}'."
+            f" {nearest(unknown[0], [*_COMMON_KEYS, *known])}"
+        )
     original_len, method = read(section, context)
     if kind == "yarn" and max_len not in (method["factor"] * original_len, original_len):
         notes.append(
-            f"yarn's factor, {method['factor']:g}, is not max_position_embeddings / {_ORIGINAL}, {max_len / original_len:g}; the factor counts"
+            f"yarn's factor, {method['factor']:g}, is not max_position_embeddings / {_ORIGINAL},"
+            f" {max_len / original_len:g}; the factor counts"
         )
-    geometry = dict(head_dim=head_dim, rotary_dim=rotary_dim, theta=theta, original_len=original_len)
+    geometry = dict(
+        head_dim=head_dim, rotary_dim=rotary_dim, theta=theta, original_len=original_len
+    )
     try:
         rope.make(**method, **geometry)
     except InputError as error:
@@ -104,16 +125,24 @@ def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> 
     part = _shared(config, section, "partial_rotary_factor", "number")
     rotary_dim = head_dim if part is None else int(head_dim * part)
     if family != "phi3" and rotary_dim != head_dim:
-        raise InputError(f"{config.path('partial_rotary_factor')} must be 1 for model_type '{family}', got {part:g}.")
+        raise InputError(
+            f"{config.path('partial_rotary_factor')} must be 1 for model_type '{family}', got"
+            f" {part:g}."
+        )
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise InputError(
-            f"{config.path('partial_rotary_factor')} must make an even number of dims turn, from 2 to head_dim ({head_dim}), got {rotary_dim}."
+            f"{config.path('partial_rotary_factor')} must make an even number of dims turn, from 2"
+            f" to head_dim ({head_dim}), got {rotary_dim}."
         )
     return rotary_dim
 
 
 def _equal(one: object, two: object) -> bool:
-    """Compares constants; numbers may differ in the last digits, where one spelling gives a value and the other its formula."""
+    """Says whether two methods are the same.
+
+    Numbers may differ in the last digits, where one spelling gives a value and the other its
+    formula.
+    """
     if isinstance(one, dict) and isinstance(two, dict):
         return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
     if isinstance(one, list | tuple) and isinstance(two, list | tuple):
@@ -129,17 +158,29 @@ def _show(value: object) -> str:
 
 
 def _type(section: Fields) -> str:
-    """Returns the rope_type, by either name; "default" for a section that holds nothing else to scale with."""
+    """Returns the rope_type, by either name.
+
+    "default" for a section that holds nothing else to scale with.
+    """
     new, old = section.text("rope_type", None), section.text("type", None)
     if new and old and new != old:
-        raise InputError(f"{section.path('rope_type')} and type disagree, '{new}' and '{old}'. Remove one of the two.")
+        raise InputError(
+            f"{section.path('rope_type')} and type disagree, '{new}' and '{old}'. Remove one of the"
+            " two."
+        )
     if new or old:
         return {"su": "longrope"}.get(new or old, new or old)
-    rest = [key for key, value in section.values.items() if key not in ("rope_theta", "partial_rotary_factor") and value is not None]
+    rest = [
+        key
+        for key, value in section.values.items()
+        if key not in ("rope_theta", "partial_rotary_factor") and value is not None
+    ]
     if rest and isinstance(section.values[rest[0]], dict):
         raise InputError(f"{section.path(rest[0])}: a rope for each layer type is not supported.")
     if rest:
-        raise InputError(f"{section.path('rope_type')} is missing, beside {rest[0]}. {nearest('', _TYPES)}")
+        raise InputError(
+            f"{section.path('rope_type')} is missing, beside {rest[0]}. {nearest('', _TYPES)}"
+        )
     return "default"
 
 
@@ -148,15 +189,24 @@ def _kind(section: Fields, family: str) -> str:
     if family == "phi3" and kind == "yarn":
         return "longrope"  # transformers' Phi3Config renames it: an early name of the same thing
     if family == "phi3" and kind not in ("default", "longrope"):
-        raise InputError(f"{section.path('rope_type')} must be default or longrope for model_type 'phi3', got '{kind}'.")
+        raise InputError(
+            f"{section.path('rope_type')} must be default or longrope for model_type 'phi3', got"
+            f" '{kind}'."
+        )
     return kind
 
 
 def _shared(config: Fields, section: Fields, key: str, kind: str):
-    """Returns a value that may stand in the section, at the top level, or in both, equal; None where it is absent."""
+    """Returns a value that may stand in the section, at the top level, or in both, equal.
+
+    None where it is absent.
+    """
     inside, outside = getattr(section, kind)(key, None), getattr(config, kind)(key, None)
     if inside is not None and outside is not None and inside != outside:
-        raise InputError(f"{section.path(key)} and the top level's disagree, {inside:g} and {outside:g}. Remove one of the two.")
+        raise InputError(
+            f"{section.path(key)} and the top level's disagree, {inside:g} and {outside:g}. Remove"
+            " one of the two."
+        )
     return outside if inside is None else inside
 
 
@@ -165,7 +215,10 @@ def _default(section: Fields, context: _Context):
 
 
 def _linear(section: Fields, context: _Context):
-    return context.original_len or context.max_len, {"method": "pi", "factor": section.number("factor", low=1.0)}
+    return context.original_len or context.max_len, {
+        "method": "pi",
+        "factor": section.number("factor", low=1.0),
+    }
 
 
 def _dynamic(section: Fields, context: _Context):
@@ -179,7 +232,9 @@ def _yarn(section: Fields, context: _Context):
     method = {
         "method": "yarn",
         "factor": context.max_len / original if factor is None else factor,
-        "beta_fast": section.number("beta_fast", None) or 32.0,  # transformers takes 0 for unset as well
+        "beta_fast": (
+            section.number("beta_fast", None) or 32.0
+        ),  # transformers takes 0 for unset as well
         "beta_slow": section.number("beta_slow", None) or 1.0,
         "attention_factor": section.number("attention_factor", None),
         "mscale": section.number("mscale", None),
@@ -191,14 +246,17 @@ def _yarn(section: Fields, context: _Context):
 
 def _llama3(section: Fields, context: _Context):
     keys = ("factor", "low_freq_factor", "high_freq_factor")
-    return context.need_original(section), {"method": "llama3"} | {key: section.number(key) for key in keys}
+    return context.need_original(section), {"method": "llama3"} | {
+        key: section.number(key) for key in keys
+    }
 
 
 def _longrope(section: Fields, context: _Context):
     original = context.need_original(section)
     if original >= context.max_len:
         raise InputError(
-            f"{section.path(_ORIGINAL)} must be less than max_position_embeddings, {context.max_len}, for longrope, got {original}."
+            f"{section.path(_ORIGINAL)} must be less than max_position_embeddings,"
+            f" {context.max_len}, for longrope, got {original}."
         )
     factor = section.number("factor", context.max_len / original, low=1.0)
     attention = section.number("attention_factor", None)
@@ -207,12 +265,18 @@ def _longrope(section: Fields, context: _Context):
     for key in ("short_mscale", "long_mscale"):
         if abs(section.number(key, attention) - attention) > 1e-6:
             raise InputError(
-                f"{section.path(key)} must equal the attention factor, {attention:.6g}, got {section.number(key):.6g}: vLLM reads this key, transformers does not. "
-                "Set attention_factor to the one that is meant."
+                f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
+                f" {section.number(key):.6g}: vLLM reads this key, transformers does not. Set"
+                " attention_factor to the one that is meant."
             )
     pairs = context.rotary_dim // 2
     rows = [
-        dict(max_len=length, factors=section.factors(key, pairs), start_tokens=0, attention_factor=attention)
+        dict(
+            max_len=length,
+            factors=section.factors(key, pairs),
+            start_tokens=0,
+            attention_factor=attention,
+        )
         for length, key in ((original, "short_factor"), (context.max_len, "long_factor"))
     ]
     return original, {"method": "longrope", "buckets": rows}
@@ -225,11 +289,27 @@ _TYPES: dict[str, tuple[_Reader, tuple[str, ...]]] = {
     "dynamic": (_dynamic, ("factor",)),
     "yarn": (
         _yarn,
-        ("factor", "beta_fast", "beta_slow", "attention_factor", "mscale", "mscale_all_dim", "truncate", "finetuned"),
+        (
+            "factor",
+            "beta_fast",
+            "beta_slow",
+            "attention_factor",
+            "mscale",
+            "mscale_all_dim",
+            "truncate",
+            "finetuned",
+        ),
     ),
     "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
     "longrope": (
         _longrope,
-        ("short_factor", "long_factor", "factor", "attention_factor", "short_mscale", "long_mscale"),
+        (
+            "short_factor",
+            "long_factor",
+            "factor",
+            "attention_factor",
+            "short_mscale",
+            "long_mscale",
+        ),
     ),
 }

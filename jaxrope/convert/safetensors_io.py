@@ -1,7 +1,8 @@
 """Reading and writing the safetensors files of a Hugging Face folder, which may come from anywhere.
 
-A file is opened by the library, which rejects whatever is not whole; its header is then read again here, because the library passes over a name given twice. Tensors
-are read one at a time, shard by shard, so that no more than one shard is mapped at any time.
+A file is opened by the library, which rejects whatever is not whole; its header is then read again
+here, because the library passes over a name given twice. Tensors are read one at a time, shard by
+shard, so that no more than one shard is mapped at any time.
 """
 
 import dataclasses
@@ -22,7 +23,12 @@ from jaxrope.errors import InputError
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 SHARD_BYTES = 5_000_000_000  # transformers 4's "5GB"
-DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16)}
+DTYPES = {
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+}
+BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}  # the names of --dtype
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -41,7 +47,8 @@ def catalogue(folder: Path) -> dict[str, Entry]:
     """Returns every tensor of a folder by name, without reading any.
 
     Raises:
-      InputError: no safetensors, a file that is not whole or not what its name says, an index that names files outside the folder, or one that disagrees with them.
+      InputError: no safetensors, a file that is not whole or not what its name says, an index that
+        names files outside the folder, or one that disagrees with them.
     """
     index, single = folder / INDEX, folder / SINGLE
     if os.path.lexists(index):
@@ -52,14 +59,19 @@ def catalogue(folder: Path) -> dict[str, Entry]:
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise InputError(
-            f"{folder} holds its weights as pickle only ({pickles[0]}), which can run code and is never read. "
-            "Save the model once with safe_serialization=True in transformers."
+            f"{folder} holds its weights as pickle only ({pickles[0]}), which can run code and is"
+            " never read. Save the model once with safe_serialization=True in transformers."
         )
-    raise InputError(f"{folder} holds neither {SINGLE} nor {INDEX}. Name a folder in Hugging Face format.")
+    raise InputError(
+        f"{folder} holds neither {SINGLE} nor {INDEX}. Name a folder in Hugging Face format."
+    )
 
 
 def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, array) file by file; an array is a copy, and the file is closed before the next is opened."""
+    """Yields (name, array) file by file.
+
+    An array is a copy, and the file is closed before the next is opened.
+    """
     for file in sorted({entry.file for entry in entries.values()}):
         with safe_open(file, framework="numpy") as opened:
             for name in sorted(name for name, entry in entries.items() if entry.file == file):
@@ -72,29 +84,66 @@ def read_one(entry: Entry, name: str) -> np.ndarray:
         return opened.get_tensor(name)
 
 
-def write(folder: Path, tensors: Iterable[tuple[str, np.ndarray]], sizes: dict[str, int], *, shard_bytes: int) -> dict[str, str]:
-    """Writes tensors as one file, or as shards with an index where they exceed `shard_bytes`, and returns each one's digest.
+def cast(name: str, values: np.ndarray, dtype: np.dtype) -> np.ndarray:
+    """Returns `values` in another dtype.
+
+    Raises:
+      InputError: a finite value becomes infinite (float16 ends at 65504).
+    """
+    if values.dtype == dtype:
+        return values
+    with np.errstate(over="ignore"):
+        converted = values.astype(dtype)
+    if dtype == np.float16 and np.any(np.isinf(converted) & np.isfinite(values)):
+        raise InputError(
+            f"{name} has values beyond the range of float16, 65504. Take bfloat16 or float32."
+        )
+    return converted
+
+
+def divide(sizes: dict[str, int], shard_bytes: int) -> list[dict[str, int]]:
+    """Returns `sizes` (name -> bytes) cut, in order, into shards of at most `shard_bytes`.
+
+    A larger tensor has a shard of its own.
+    """
+    shards: list[dict[str, int]] = [{}]
+    for name, size in sizes.items():
+        if shards[-1] and sum(shards[-1].values()) + size > shard_bytes:
+            shards.append({})
+        shards[-1][name] = size
+    return shards
+
+
+def write(
+    folder: Path, tensors: Iterable[tuple[str, np.ndarray]], shards: list[dict[str, int]]
+) -> dict[str, str]:
+    """Writes tensors as one file, or as shards with an index, and returns each one's digest.
 
     Args:
       folder: exists, empty of safetensors.
-      tensors: (name, contiguous array), in the order of `sizes`; consumed a shard at a time.
-      sizes: bytes of each.
-      shard_bytes: most bytes in a file, unless one tensor has more.
+      tensors: (name, contiguous array), in the order of `shards`; consumed a shard at a time.
+      shards: of `divide`.
     """
-    shards = _divide(sizes, shard_bytes)
     stream, digests, weight_map = iter(tensors), {}, {}
     for number, names in enumerate(shards, start=1):
-        file = SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        file = (
+            SINGLE if len(shards) == 1 else f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        )
         arrays = dict(next(stream) for _ in names)
         for name, array in arrays.items():
-            if not array.flags.c_contiguous:
-                raise AssertionError(f"{name} is not contiguous")
+            assert array.flags.c_contiguous and array.nbytes == names[name], name
             digests[name] = _digest(array)
             weight_map[name] = file
         save_file(arrays, folder / file, metadata={"format": "pt"})
+        (folder / file).chmod(0o644)  # the library makes 0600: a result is for everybody to read
     if len(shards) > 1:
-        content = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        content = {
+            "metadata": {"total_size": sum(sum(names.values()) for names in shards)},
+            "weight_map": weight_map,
+        }
+        (folder / INDEX).write_text(
+            json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
+        )
     return digests
 
 
@@ -109,7 +158,10 @@ def verify(folder: Path, digests: dict[str, str]) -> None:
         raise RuntimeError(f"{folder}: other tensors were written than meant")
     for name, array in read_tensors(entries):
         if _digest(array) != digests[name]:
-            raise RuntimeError(f"{folder}: {name} reads back with other values than were written. The disk may be failing.")
+            raise RuntimeError(
+                f"{folder}: {name} reads back with other values than were written. The disk may be"
+                " failing."
+            )
 
 
 def _digest(array: np.ndarray) -> str:
@@ -118,57 +170,72 @@ def _digest(array: np.ndarray) -> str:
     return digest.hexdigest()
 
 
-def _divide(sizes: dict[str, int], shard_bytes: int) -> list[list[str]]:
-    shards, filled = [[]], 0
-    for name, size in sizes.items():
-        if shards[-1] and filled + size > shard_bytes:
-            shards.append([])
-            filled = 0
-        shards[-1].append(name)
-        filled += size
-    return shards
-
-
 def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
     _check_inside(folder, index, INDEX)
     weight_map = strict_json.read(index, max_bytes=strict_json.MAX_INDEX_BYTES).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
-        raise InputError(f"{index}: weight_map must be an object that gives a file for each tensor.")
+        raise InputError(
+            f"{index}: weight_map must be an object that gives a file for each tensor."
+        )
     for name, file in weight_map.items():
         plain = isinstance(file, str) and re.fullmatch(r"[\w.-]+\.safetensors", file) is not None
         if not plain or file.startswith("."):
-            raise InputError(f"{index}: weight_map['{name[:80]}'] must be the plain name of a .safetensors file in the folder, got {strict_json.kind(file)}.")
+            raise InputError(
+                f"{index}: weight_map['{name[:80]}'] must be the plain name of a .safetensors file"
+                f" in the folder, got {strict_json.kind(file)}."
+            )
     files = sorted(set(weight_map.values()))
     on_disk = {path.name for path in folder.glob("*.safetensors")}
     missing = [file for file in files if not os.path.lexists(folder / file)]
     if missing:
-        raise InputError(f"{index}: {missing[0]} is missing from the folder, with {len(missing)} of {len(files)} shards. Download it again.")
-    extra = sorted(file for file in on_disk - set(files) if _SHARD_NAME.fullmatch(file) or file == SINGLE)
+        raise InputError(
+            f"{index}: {missing[0]} is missing from the folder, with {len(missing)} of {len(files)}"
+            " shards. Download it again."
+        )
+    extra = sorted(
+        file for file in on_disk - set(files) if _SHARD_NAME.fullmatch(file) or file == SINGLE
+    )
     if extra:
-        raise InputError(f"{index}: {extra[0]} lies in the folder and is not in the index. Remove it, or the index that does not belong to it.")
+        raise InputError(
+            f"{index}: {extra[0]} lies in the folder and is not in the index. Remove it, or the"
+            " index that does not belong to it."
+        )
     found = {}
     for file in files:
         _check_inside(folder, folder / file, file)
         for name, entry in _header(folder / file).items():
             if name in found:
-                raise InputError(f"{folder}: tensor '{name[:80]}' is in two shards, {found[name].file.name} and {file}.")
+                raise InputError(
+                    f"{folder}: tensor '{name[:80]}' is in two shards, {found[name].file.name} and"
+                    f" {file}."
+                )
             if weight_map.get(name) != file:
                 told = weight_map.get(name)
-                raise InputError(f"{index}: tensor '{name[:80]}' is in {file}; the index says {told or 'nothing of it'}.")
+                raise InputError(
+                    f"{index}: tensor '{name[:80]}' is in {file}; the index says"
+                    f" {told or 'nothing of it'}."
+                )
             found[name] = entry
     absent = next((name for name in weight_map if name not in found), None)
     if absent is not None:
-        raise InputError(f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be.")
+        raise InputError(
+            f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be."
+        )
     return found
 
 
 def _check_inside(folder: Path, path: Path, name: str) -> None:
-    """Refuses a link that leaves the folder, but for Hugging Face's own cache: snapshots/REVISION/file -> ../../blobs/HASH."""
+    """Refuses a link that leaves the folder, but for Hugging Face's own cache.
+
+    Snapshots/REVISION/file -> ../../blobs/HASH.
+    """
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     blobs = root.parent.parent / "blobs"
     if real.is_relative_to(root) or (root.parent.name == "snapshots" and real.parent == blobs):
         return
-    raise InputError(f"{folder}: {name} is a link that leaves the folder. Put the file itself there.")
+    raise InputError(
+        f"{folder}: {name} is a link that leaves the folder. Put the file itself there."
+    )
 
 
 def _header(file: Path) -> dict[str, Entry]:
@@ -183,17 +250,22 @@ def _header(file: Path) -> dict[str, Entry]:
             pass
     except (SafetensorError, OSError) as error:
         reason = re.sub(r"\s+", " ", str(error))[:120]
-        raise InputError(f"{file} is not a whole safetensors file ({reason}). Download it again.") from None
+        raise InputError(
+            f"{file} is not a whole safetensors file ({reason}). Download it again."
+        ) from None
     with open(file, "rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
-        content = strict_json.parse(opened.read(min(length, _MAX_HEADER_BYTES)), where=f"{file}, header")
+        content = strict_json.parse(
+            opened.read(min(length, _MAX_HEADER_BYTES)), where=f"{file}, header"
+        )
     entries = {}
     for name, row in content.items():
         if name == "__metadata__":
             continue
         if row["dtype"] not in DTYPES:
             raise InputError(
-                f"{file}: tensor '{name[:80]}' has dtype {row['dtype']}; known are {', '.join(DTYPES)}. A quantised model must be saved without quantisation."
+                f"{file}: tensor '{name[:80]}' has dtype {row['dtype']}; known are"
+                f" {', '.join(DTYPES)}. A quantised model must be saved without quantisation."
             )
         entries[name] = Entry(file, DTYPES[row["dtype"]], tuple(row["shape"]))
     return entries
@@ -203,8 +275,16 @@ def _sniff(file: Path, start: bytes) -> None:
     """Names the usual impostors."""
     text = start.lstrip().lower()
     if start.startswith(b"version https://git-lfs"):
-        raise InputError(f"{file} is a git-LFS pointer, not the weights. Run `git lfs pull` in that folder.")
+        raise InputError(
+            f"{file} is a git-LFS pointer, not the weights. Run `git lfs pull` in that folder."
+        )
     if text.startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise InputError(f"{file} is a web page, not the weights. The download went wrong; do it again.")
-    if start.startswith((b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")) and start[2:8] != bytes(6):
-        raise InputError(f"{file} is a pickle, which can run code and is never read, whatever its name.")
+        raise InputError(
+            f"{file} is a web page, not the weights. The download went wrong; do it again."
+        )
+    if start.startswith(
+        (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    ) and start[2:8] != bytes(6):
+        raise InputError(
+            f"{file} is a pickle, which can run code and is never read, whatever its name."
+        )

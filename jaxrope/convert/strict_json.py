@@ -7,21 +7,25 @@ from pathlib import Path
 from jaxrope.errors import InputError
 
 MAX_CONFIG_BYTES = 10_000_000
-MAX_INDEX_BYTES = 100_000_000  # an index names every tensor of a model; safetensors bounds its own header likewise
+MAX_INDEX_BYTES = 100_000_000  # names every tensor; safetensors bounds its header likewise
 
 
 def read(path: Path, *, max_bytes: int) -> dict:
     """Returns the JSON object in a file.
 
     Raises:
-      InputError: no regular file, larger than `max_bytes`, not UTF-8, not JSON, NaN or Infinity, nested too deeply, a name given twice, or not an object.
+      InputError: no regular file, larger than `max_bytes`, not UTF-8, not JSON, NaN or Infinity,
+        nested too deeply, a name given twice, or not an object.
     """
     try:
         if not path.is_file():
             raise InputError(f"{path}: there is no such file.")
         size = path.stat().st_size
         if size > max_bytes:
-            raise InputError(f"{path}: must be at most {max_bytes:,} bytes, is {size:,}. It is not what its name says.")
+            raise InputError(
+                f"{path}: must be at most {max_bytes:,} bytes, is {size:,}. It is not what its name"
+                " says."
+            )
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
@@ -31,17 +35,25 @@ def read(path: Path, *, max_bytes: int) -> dict:
 def parse(raw: bytes, *, where: str) -> dict:
     """Returns the JSON object in `raw`; `where` begins every message."""
     if raw.startswith(b"version https://git-lfs"):
-        raise InputError(f"{where}: is a git-LFS pointer, not the file itself. Run `git lfs pull` in that folder.")
+        raise InputError(
+            f"{where}: is a git-LFS pointer, not the file itself. Run `git lfs pull` in that"
+            " folder."
+        )
     try:
         value = json.loads(
-            raw.decode("utf-8"), object_pairs_hook=_object, parse_constant=_constant, parse_float=_float
+            raw.decode("utf-8"),
+            object_pairs_hook=_object,
+            parse_constant=_constant,
+            parse_float=_float,
         )
     except RecursionError:
         raise InputError(f"{where}: is nested too deeply.") from None
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8 (byte {error.start}).") from None
     except json.JSONDecodeError as error:
-        raise InputError(f"{where}: is not JSON: {error.msg}, line {error.lineno}, column {error.colno}.") from None
+        raise InputError(
+            f"{where}: is not JSON: {error.msg}, line {error.lineno}, column {error.colno}."
+        ) from None
     except ValueError as error:
         raise InputError(f"{where}: {error}.") from None
     if not isinstance(value, dict):

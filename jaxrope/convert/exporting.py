@@ -1,0 +1,190 @@
+"""To a Hugging Face folder that transformers 4.57 and 5 open without custom code.
+
+Also vLLM and llama.cpp, as far as the model card says.
+
+Everything is written in a folder beside the target, read again, compared, and only then renamed.
+"""
+
+import dataclasses
+import os
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+from safetensors import SafetensorError
+
+from jaxrope import files, llama, pretrained, rope
+from jaxrope.convert import card, importing, layout, rope_export, safetensors_io
+from jaxrope.convert import config as hf_config
+from jaxrope.convert.rope_export import HfRope
+from jaxrope.errors import InputError, choose
+from jaxrope.llama import LlamaConfig
+from jaxrope.pretrained import Pretrained
+
+_SAME = 1e-8  # relative: a law computed again differs by 1e-15, a wrong constant by far more
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to export.
+
+    Attributes:
+      dtype: of the weights, "float32", "bfloat16" or "float16"; None: as they are stored.
+      rope_file: factors in place of the model's own rope; None: the model's.
+      allow_lossy: export although Hugging Face cannot say all of the rope.
+      overwrite: replace a Hugging Face folder that is there.
+      shard_bytes: most bytes in one file.
+    """
+
+    dtype: str | None = None
+    rope_file: Path | str | None = None
+    allow_lossy: bool = False
+    overwrite: bool = False
+    shard_bytes: int = safetensors_io.SHARD_BYTES
+
+
+def export_folder(
+    source: Path | str, target: Path | str, settings: Settings | None = None
+) -> list[str]:
+    """Writes a Hugging Face folder.
+
+    Args:
+      source: a workdir, a checkpoint of it, or a Hugging Face folder.
+      target: must not exist, or be empty.
+      settings: see Settings.
+
+    Returns:
+      Notes for the user: what is lost, what was assumed.
+
+    Raises:
+      InputError: no such model, a target in use, weights that are not finite or do not fit the
+        dtype, a rope that Hugging Face cannot say.
+    """
+    settings = settings or Settings()
+    dtype = (
+        None if settings.dtype is None else choose("dtype", settings.dtype, safetensors_io.BY_NAME)
+    )
+    with importing.staged(target, overwrite=settings.overwrite) as staging:
+        model, provenance = _load(source, settings.rope_file)
+        said = rope_export.express(model.config, model.rope_fn)
+        _check_said(said, settings.allow_lossy)
+        try:
+            digests = _write_weights(staging, model, dtype, settings.shard_bytes)
+        except SafetensorError as error:  # a full disk reaches us as this
+            raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
+        _write_texts(staging, model, said, dtype or _main_dtype(model.params))
+        name = Path(os.path.abspath(os.path.expanduser(target))).name
+        (staging / "README.md").write_text(
+            card.text(name, model, said, provenance), encoding="utf-8"
+        )
+        safetensors_io.verify(staging, digests)
+        _verify_rope(staging, model, said)
+        _flush(staging)
+    lost = [f"lost: {loss}" for loss in said.losses]
+    return [*lost, *model.notes]
+
+
+def _load(source: Path | str, rope_file: Path | str | None) -> tuple[Pretrained, dict]:
+    """Returns the model, with the rope to be exported, and how that rope came about."""
+    model = pretrained.load(source, dtype=None)
+    if rope_file is None:
+        own = pretrained.rope_file(source)
+        return model, rope.provenance(own) if own else {}
+    path, config = Path(rope_file).expanduser(), model.config
+    rope_fn = rope.load(
+        path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta
+    )
+    return dataclasses.replace(model, rope_fn=rope_fn), rope.provenance(path)
+
+
+def _check_said(said: HfRope, allow_lossy: bool) -> None:
+    if said.section["rope_type"] == "longrope" and said.max_len <= said.original_len:
+        raise InputError(
+            f"rope: the longest length must exceed the original one, {said.original_len}, got"
+            f" {said.max_len}. There is nothing to extend."
+        )
+    if said.losses and not allow_lossy:
+        raise InputError(
+            f"Hugging Face cannot express this rope: {'; '.join(said.losses)}. Pass --allow_lossy"
+            " to export it so."
+        )
+
+
+def _write_weights(
+    staging: Path, model: Pretrained, dtype: np.dtype | None, shard_bytes: int
+) -> dict[str, str]:
+    tensors = layout.tensors(model.config)
+    shards = safetensors_io.divide(
+        {t.name: t.size * (dtype or _dtype_of(t, model.params)).itemsize for t in tensors},
+        shard_bytes,
+    )
+    return safetensors_io.write(staging, _converted(tensors, model.params, dtype), shards)
+
+
+def _converted(
+    tensors: list[layout.Tensor], params: dict, dtype: np.dtype | None
+) -> Iterator[tuple[str, np.ndarray]]:
+    for tensor in tensors:
+        values = layout.write_tensor(tensor, params)
+        if not np.isfinite(values).all():
+            raise InputError(f"{tensor.name} holds NaN or infinity. Export an earlier checkpoint.")
+        yield (
+            tensor.name,
+            values if dtype is None else safetensors_io.cast(tensor.name, values, dtype),
+        )
+
+
+def _dtype_of(tensor: layout.Tensor, params: dict) -> np.dtype:
+    return np.result_type(*[layout.find_leaf(part, params).dtype for part in tensor.parts])
+
+
+def _main_dtype(params: dict) -> np.dtype:
+    counts = Counter()
+    for leaf in jax.tree.leaves(params):
+        counts[leaf.dtype] += leaf.size
+    return counts.most_common(1)[0][0]
+
+
+def _write_texts(staging: Path, model: Pretrained, said: HfRope, dtype: np.dtype) -> None:
+    config = model.config
+    files.write_json_atomic(
+        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | said.keys(config)
+    )
+    if model.tokenizer_dir is not None:
+        importing.copy_tokenizer(model.tokenizer_dir, staging)
+    if not (staging / "generation_config.json").exists():
+        content = {
+            "_from_model_config": True,
+            "bos_token_id": config.bos_id,
+            "eos_token_id": config.eos_id,
+        }
+        files.write_json_atomic(staging / "generation_config.json", content)
+
+
+def _verify_rope(staging: Path, model: Pretrained, said: HfRope) -> None:
+    """Reads config.json as an import would, and compares what it means with what was meant."""
+    config, _ = hf_config.read(staging)
+    difference = rope_export.difference(llama.own_rope(config), model.rope_fn)
+    if not said.losses and difference > _SAME:
+        raise RuntimeError(
+            f"{staging}: config.json does not mean the rope it was written for (relative difference"
+            f" {difference:.2g})"
+        )
+    changed = {"theta", "original_len", "max_len", "rope"}  # what an extension is
+    kept = [field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed]
+    unlike = [name for name in kept if getattr(config, name) != getattr(model.config, name)]
+    if unlike:
+        raise RuntimeError(f"{staging}: config.json reads back with another {unlike[0]}")
+
+
+def _flush(folder: Path) -> None:
+    for path in (*folder.iterdir(), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(
+                handle
+            )  # before the rename: a power cut must not leave a whole-looking folder of empty files
+        finally:
+            os.close(handle)

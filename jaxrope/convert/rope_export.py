@@ -1,0 +1,245 @@
+"""A rope as Hugging Face can say it, and exactly what it cannot say.
+
+What is written suits transformers 4.57 and 5, vLLM and llama.cpp at once, because each reads other
+keys: `rope_scaling` and `rope_parameters` with the same content, theta and the original length both
+inside and at the top level, factor and attention factor spelled out, max_position_embeddings =
+factor * original length.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from jaxrope import rope
+from jaxrope.convert.config import fraction
+from jaxrope.llama import LlamaConfig
+
+_STATED = 1e-9  # relative; an attention factor this near to the "su" law needs no words
+
+
+@dataclasses.dataclass(frozen=True)
+class HfRope:
+    """A rope in the words of config.json.
+
+    Attributes:
+      section: of rope_parameters and rope_scaling, without theta; {"rope_type": "default"} for
+        plain frequencies.
+      theta: base of the frequencies.
+      max_len: max_position_embeddings, tokens.
+      original_len: original_max_position_embeddings; None: not written.
+      losses: what this does not say of the rope, a sentence each.
+    """
+
+    section: dict
+    theta: float
+    max_len: int
+    original_len: int | None
+    losses: tuple[str, ...] = ()
+
+    def keys(self, config: LlamaConfig) -> dict:
+        """Returns the keys of config.json."""
+        parameters = self.section | {"rope_theta": self.theta}
+        if config.family == "phi3":
+            parameters |= {"partial_rotary_factor": fraction(config.rotary_dim, config.head_dim)}
+        plain = self.section["rope_type"] == "default"
+        keys = {
+            "max_position_embeddings": self.max_len,
+            "rope_theta": self.theta,
+            "rope_parameters": parameters,
+            "rope_scaling": None if plain else self._old_section(config, parameters),
+        }
+        return keys | (
+            {"original_max_position_embeddings": self.original_len} if self.original_len else {}
+        )
+
+    def _old_section(self, config: LlamaConfig, parameters: dict) -> dict:
+        """Phi-3 of transformers 4 takes three keys and no others.
+
+        Which is enough if the attention factor follows the law; if not it had better refuse the
+        file.
+        """
+        law = (
+            rope.attention_factor(
+                "su", factor=self.max_len / self.original_len, original_len=self.original_len
+            )
+            if self.original_len
+            else 1.0
+        )
+        by_law = math.isclose(self.section.get("attention_factor", 1.0), law, rel_tol=_STATED)
+        if config.family == "phi3" and by_law:
+            return {"type": "longrope"} | {
+                key: self.section[key] for key in ("short_factor", "long_factor")
+            }
+        return parameters
+
+
+def express(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    """Returns `rope_fn` for a model of `config`, with what is lost.
+
+    Nothing is lost where `losses` is empty.
+    """
+    if config.family == "phi3" and rope_fn.method not in ("none", "ntk", "abf"):
+        return _as_longrope(config, rope_fn)  # the only scaling that transformers' Phi-3 knows
+    return _METHODS[rope_fn.method](config, rope_fn)
+
+
+def longest(config: LlamaConfig, rope_fn: rope.RopeFn) -> int:
+    """Returns the length the exported model claims, tokens.
+
+    The last bucket's, else the model's own, else factor * original length.
+    """
+    if rope_fn.max_len is not None:
+        return rope_fn.max_len
+    is_own = {"method": rope_fn.method, **rope_fn.constants} == dict(config.rope)
+    scaled = rope_fn.constants.get("factor", 1) * rope_fn.original_len
+    return config.max_len if is_own else max(config.max_len, math.ceil(scaled))
+
+
+def _none(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    return _plain(config, rope_fn, rope_fn.theta)
+
+
+def _ntk(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    dim = rope_fn.rotary_dim
+    return _plain(config, rope_fn, rope_fn.theta * rope_fn.constants["factor"] ** (dim / (dim - 2)))
+
+
+def _abf(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    return _plain(config, rope_fn, float(rope_fn.constants["new_theta"]))
+
+
+def _plain(config: LlamaConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
+    max_len = longest(config, rope_fn)
+    original = (
+        rope_fn.original_len if rope_fn.original_len != max_len or config.family == "phi3" else None
+    )
+    return HfRope({"rope_type": "default"}, theta, max_len, original)
+
+
+def _pi(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    section = {"rope_type": "linear", "factor": float(rope_fn.constants["factor"])}
+    return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
+
+
+def _dynamic_ntk(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    # transformers grows the base from max_position_embeddings on: it has to be the original length
+    section = {"rope_type": "dynamic", "factor": float(rope_fn.constants["factor"])}
+    return HfRope(section, rope_fn.theta, rope_fn.original_len, None)
+
+
+def _yarn(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    constants = rope_fn.constants
+    section = {"rope_type": "yarn", "original_max_position_embeddings": rope_fn.original_len}
+    section |= {key: float(constants[key]) for key in ("factor", "beta_fast", "beta_slow")}
+    section |= {
+        key: constants[key]
+        for key in ("mscale", "mscale_all_dim")
+        if constants.get(key) is not None
+    }
+    section["truncate"] = constants.get("truncate", True)
+    section["attention_factor"] = rope_fn.bucket(1).attention_factor
+    return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
+
+
+def _llama3(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    section = {"rope_type": "llama3", "original_max_position_embeddings": rope_fn.original_len}
+    section |= {
+        key: float(rope_fn.constants[key])
+        for key in ("factor", "low_freq_factor", "high_freq_factor")
+    }
+    return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
+
+
+def _as_longrope(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+    """Two sets of factors, chosen at the original length, with one attention factor.
+
+    The whole of Hugging Face's longrope.
+    """
+    original, max_len = rope_fn.original_len, longest(config, rope_fn)
+    short, long = rope_fn.bucket(min(original, max_len)), rope_fn.bucket(max_len)
+    factor = max(1.0, max_len / original)
+    section = {
+        "rope_type": "longrope",
+        "factor": factor,
+        "attention_factor": long.attention_factor,
+        "original_max_position_embeddings": original,
+        "short_factor": list(short.factors),
+        "long_factor": list(long.factors),
+    }
+    law = rope.attention_factor("su", factor=factor, original_len=original)
+    if not math.isclose(long.attention_factor, law, rel_tol=_STATED):
+        # vLLM computes the law unless these two are there; transformers passes over them
+        section |= {"short_mscale": long.attention_factor, "long_mscale": long.attention_factor}
+    return HfRope(section, rope_fn.theta, max_len, original, tuple(_losses(rope_fn, long, max_len)))
+
+
+def _losses(rope_fn: rope.RopeFn, long: rope.Bucket, max_len: int):
+    """Yields what longrope of Hugging Face cannot say of `rope_fn`."""
+    if not rope_fn.buckets:
+        yield (
+            f"method '{rope_fn.method}' computes factors from the length of each sequence; one"
+            f" fixed set, that of {max_len} tokens, would take its place"
+        )
+        return
+    buckets, original = rope_fn.buckets, rope_fn.original_len
+    starts = sorted({bucket.start_tokens for bucket in buckets} - {0})
+    if starts:
+        yield (
+            f"start_tokens {', '.join(map(str, starts))}: the first positions would be rescaled"
+            " like all others"
+        )
+    if len(buckets) > 2:
+        borders = ", ".join(str(bucket.max_len) for bucket in buckets)
+        yield (
+            f"{len(buckets)} length buckets (up to {borders}): only the one for {original} tokens"
+            " and the last one would be kept"
+        )
+    elif len(buckets) == 2 and buckets[0].max_len != original:
+        yield (
+            f"the border between the buckets, {buckets[0].max_len}, would become the original"
+            f" length, {original}"
+        )
+    attention = sorted({bucket.attention_factor for bucket in buckets})
+    if attention[-1] - attention[0] > _STATED * attention[-1]:
+        shown = ", ".join(f"{value:.6g}" for value in attention)
+        yield (
+            f"differing attention factors ({shown}): that of the last bucket,"
+            f" {long.attention_factor:.6g}, would hold at every length"
+        )
+
+
+def difference(one: rope.RopeFn, two: rope.RopeFn) -> float:
+    """Returns the largest relative difference of frequencies and attention factors.
+
+    It is taken at the lengths where either of them changes; one that only one serves is left out.
+    """
+    limits = [fn.max_len for fn in (one, two) if fn.max_len is not None]
+    probes = {1, one.original_len, one.original_len + 1, *limits}
+    worst = 0.0
+    for length in (probe for probe in probes if all(probe <= limit for limit in limits)):
+        (freq_one, scale_one), (freq_two, scale_two) = (
+            _frequencies(fn, length) for fn in (one, two)
+        )
+        worst = max(
+            worst, float(np.max(np.abs(freq_one / freq_two - 1))), abs(scale_one / scale_two - 1)
+        )
+    return worst
+
+
+def _frequencies(rope_fn: rope.RopeFn, length: int) -> tuple[np.ndarray, float]:
+    bucket = rope_fn.bucket(length)
+    return rope_fn.geometry.base_inv_freq / np.asarray(bucket.factors), bucket.attention_factor
+
+
+_METHODS: dict[str, Callable[[LlamaConfig, rope.RopeFn], HfRope]] = {
+    "none": _none,
+    "pi": _pi,
+    "ntk": _ntk,
+    "abf": _abf,
+    "dynamic_ntk": _dynamic_ntk,
+    "yarn": _yarn,
+    "llama3": _llama3,
+    "longrope": _as_longrope,
+}
