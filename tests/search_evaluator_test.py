@@ -1,0 +1,179 @@
+"""Candidates on devices: what is computed, that mates do not matter, one compilation, memory."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrope import llama, rope
+from jaxrope.errors import InputError
+from jaxrope.search import evaluator, objective, plan
+
+LENGTH = 96
+
+
+def judge_of(config, num_samples=3, length=LENGTH, settings=llama.ForwardSettings(attention_block=32)):
+    tokens = np.random.default_rng(0).integers(0, 256, (num_samples, length + 1)).astype(np.int32)
+    return objective.Objective(
+        loss_fn=objective.mean_nll(config, settings),
+        samples=tokens,
+        fitness_fn=np.exp,
+        unit="perplexity",
+        sample_tokens=length,
+    )
+
+
+def ropes_of(config, count, seed=1):
+    rng = np.random.default_rng(seed)
+    return [
+        rope.build(
+            np.sort(rng.uniform(1, 8, config.rotary_dim // 2)),
+            theta=config.theta,
+            start_tokens=int(rng.integers(0, 20)),
+            attention_factor=float(rng.uniform(1, 1.3)),
+        )
+        for _ in range(count)
+    ]
+
+
+def make(judge, params, per_device, num_devices=1):
+    return evaluator.make(
+        judge, params, per_device=per_device, devices=jax.devices()[:num_devices]
+    )
+
+
+def test_losses_are_those_of_the_plain_forward_pass(tiny_model):
+    config, params = tiny_model
+    judge, ropes = judge_of(config), ropes_of(config, 3)
+    found = evaluator.evaluate(make(judge, params, 4), ropes)
+    assert found.shape == (3, 3) and found.dtype == np.float64
+    for p, r in enumerate(ropes):
+        logits = np.asarray(llama.logits(config, params, judge.samples[:, :-1], r), np.float64)
+        logits -= logits.max(axis=-1, keepdims=True)
+        log_prob = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
+        picked = np.take_along_axis(log_prob, judge.samples[:, 1:, None], axis=-1)
+        np.testing.assert_allclose(found[p], -picked.mean(axis=(1, 2)), rtol=2e-6)
+
+
+@pytest.mark.parametrize("per_device", [1, 4])
+def test_fitness_does_not_depend_on_batch_mates(tiny_model, per_device):
+    """Bit-equal in any slot, beside any mates, and on any number of devices."""
+    config, params = tiny_model
+    judge, ropes, others = judge_of(config), ropes_of(config, 4), ropes_of(config, 8, seed=2)
+    made = make(judge, params, per_device, num_devices=4)
+    base = evaluator.evaluate(made, ropes)
+    assert np.array_equal(evaluator.evaluate(made, ropes[::-1])[::-1], base)
+    assert np.array_equal(evaluator.evaluate(made, ropes[2:3])[0], base[2])
+    if made.batch_size >= 7:
+        assert np.array_equal(evaluator.evaluate(made, others[:3] + ropes)[3:], base)
+    single = make(judge, params, per_device)
+    alone = [evaluator.evaluate(single, [r])[0] for r in ropes]
+    assert np.array_equal(alone, base)
+
+
+def test_one_trace_for_a_whole_search(tiny_model):
+    config, params = tiny_model
+    judge, count = judge_of(config), [0]
+
+    def counted(*args):
+        count[0] += 1
+        return judge.loss_fn(*args)
+
+    made = make(dataclasses.replace(judge, loss_fn=counted), params, 2, num_devices=2)
+    for size in (4, 1, 3, 4, 2):
+        evaluator.evaluate(made, ropes_of(config, size, seed=size))
+    assert count[0] == 1 and made.losses_fn._cache_size() == 1
+
+
+def test_half_a_batch_compiles_once_more(tiny_model):
+    config, params = tiny_model
+    made = make(judge_of(config), params, 4)
+    ropes = ropes_of(config, 2)
+    whole = evaluator.evaluate(made, ropes)
+    half = evaluator.halve(made)
+    assert half.per_device == 2 and half.batch_size == 2
+    np.testing.assert_allclose(evaluator.evaluate(half, ropes), whole, rtol=1e-6)
+    assert made.losses_fn._cache_size() == 2
+
+
+def test_only_resource_exhausted_is_out_of_memory(tiny_model):
+    config, params = tiny_model
+    made = make(judge_of(config), params, 1)
+
+    def failing(text):
+        def losses_fn(*_):
+            raise jax.errors.JaxRuntimeError(text)
+
+        return dataclasses.replace(made, losses_fn=losses_fn)
+
+    ropes = ropes_of(config, 1)
+    with pytest.raises(evaluator.OutOfMemory, match="RESOURCE_EXHAUSTED: 3 GiB"):
+        evaluator.evaluate(failing("RESOURCE_EXHAUSTED: 3 GiB\nmore"), ropes)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        evaluator.evaluate(failing("INTERNAL: broken"), ropes)
+
+
+def test_objective_is_differentiable_in_the_rope(tiny_model):
+    config, params = tiny_model
+    judge = judge_of(config, num_samples=1)
+    r = jax.tree.map(jnp.asarray, ropes_of(config, 1)[0])
+
+    def loss(factors_R):
+        return judge.loss_fn(params, dataclasses.replace(r, factors_R=factors_R), judge.samples[0])
+
+    slope = jax.grad(loss)(r.factors_R)
+    assert np.all(np.isfinite(slope)) and np.any(np.abs(slope) > 0)
+
+
+@pytest.mark.parametrize("attention", ["blockwise", "reference"])
+@pytest.mark.parametrize("length", [256, 1024])
+def test_memory_estimate_bounds_what_xla_allots(tiny_model, attention, length):
+    config, params = tiny_model
+    config = dataclasses.replace(config, embed_dim=64, mlp_dim=160, head_dim=16, rotary_dim=16)
+    params = llama.init_params(config, jax.random.key(0))
+    settings = llama.ForwardSettings(attention=attention, attention_block=128)
+    judge = judge_of(config, 2, length, settings)
+    made = make(judge, params, 2)
+    stacked = rope.stack(ropes_of(config, 2))
+    compiled = made.losses_fn.lower(made.params, stacked, made.samples).compile()
+    allotted = compiled.memory_analysis().temp_size_in_bytes / 2
+    needs = dict(sample_tokens=length, memory_gb=0.0, devices=jax.devices()[:1])
+    told = plan.memory(config, settings, **needs)
+    assert allotted <= told.candidate <= 4 * allotted, (allotted, told.candidate)
+    assert told.params == 4 * llama.num_params(config)
+
+
+def test_batch_size(tiny_config):
+    devices = jax.devices()[:2]
+    space = plan.Memory(params=100, candidate=10, available=150)
+    choose = dict(most=64, devices=devices)
+    assert space.candidates == 5
+    assert plan.per_device(7, space, sample_tokens=512, **choose) == 4  # 7 over 2 devices
+    assert plan.per_device(0, space, sample_tokens=512, **choose) == 4  # of the 5 that fit
+    assert plan.per_device(0, space, sample_tokens=4096, **choose) == 1  # no faster on a CPU
+    tight = dataclasses.replace(space, available=90)
+    assert plan.per_device(0, tight, sample_tokens=512, **choose) == 1
+    assert plan.per_device(0, space, sample_tokens=512, most=2, devices=devices) == 1
+    with pytest.raises(InputError, match=r"search\.batch_size must be 0 \(choose\) or more, got -1"):
+        plan.per_device(-1, space, sample_tokens=512, **choose)
+
+
+def test_memory_messages(tiny_config):
+    needs = dict(sample_tokens=4096, devices=jax.devices()[:1])
+    settings = llama.ForwardSettings()
+    with pytest.raises(InputError, match=r"search\.memory_gb must be 0 .* got -1"):
+        plan.memory(tiny_config, settings, memory_gb=-1.0, **needs)
+    with pytest.raises(InputError, match=r"search\.memory_gb must be at least .* got 1e-05"):
+        plan.memory(tiny_config, settings, memory_gb=1e-5, **needs)
+
+
+def test_forward_operations_count_the_matrix_products(tiny_config):
+    """2 operations a weight and token, and causal attention over half the tokens on average."""
+    config = dataclasses.replace(tiny_config, tie_embeddings=False)
+    dim, heads, kv_heads, head, mlp = 32, 4, 2, 8, 64
+    layer = dim * head * (2 * heads + 2 * kv_heads) + 3 * dim * mlp + 2 * dim  # and two norms
+    weights = 2 * layer + 264 * dim + dim
+    expected = 1000 * (2 * weights + 2 * 4 * heads * head * 500)
+    assert plan.forward_operations(config, 1000) == expected
