@@ -139,6 +139,8 @@ class Checkpoints:
           CheckpointError: this save, or one before it that was still being written, failed.
         """
         self.check()
+        if not self.root.is_dir():  # orbax would wait 5 minutes for a folder that cannot be made
+            raise CheckpointError(f"{self.root} is gone: step {step} was not saved.")
         trees = {"params": params}
         if opt_state is not None:
             trees["opt_state"] = opt_state
