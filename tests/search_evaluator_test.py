@@ -117,7 +117,7 @@ def test_only_resource_exhausted_is_out_of_memory(tiny_model):
 
 def test_objective_is_differentiable_in_the_rope(tiny_model):
     config, params = tiny_model
-    judge = judge_of(config, num_samples=1)
+    judge = judge_of(config, 1, 32, llama.ForwardSettings(attention="reference"))
     r = jax.tree.map(jnp.asarray, ropes_of(config, 1)[0])
 
     def loss(factors_R):

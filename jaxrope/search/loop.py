@@ -67,10 +67,7 @@ class Bench:
                     self._give_way(generation, seconds)
                     continue
                 losses_PW, failure = found
-                with np.errstate(over="ignore", invalid="ignore"):
-                    fitness_P = self.objective.fitness_fn(losses_PW.mean(axis=1))
-                fitness_P = evolution.clean_fitness(fitness_P)
-                yield Measured(indices, losses_PW, fitness_P, failure, seconds)
+                yield Measured(indices, losses_PW, self._fitness(losses_PW), failure, seconds)
             begin += len(indices)
 
     def _losses(self, ropes: list[rope.Rope]) -> tuple[np.ndarray, str] | None:
@@ -81,6 +78,13 @@ class Bench:
             if self.evaluator.per_device > 1:
                 return None
             return np.full((len(ropes), self.objective.num_samples), np.inf), "out of memory"
+
+    def _fitness(self, losses_PW: np.ndarray) -> np.ndarray:
+        mean_P = losses_PW.mean(axis=1)
+        # NaN, not the value: the exponential of a loss of -inf would be the best fitness of all
+        mean_P = np.where(np.isfinite(mean_P), mean_P, np.nan)
+        with np.errstate(over="ignore"):
+            return evolution.clean_fitness(self.objective.fitness_fn(mean_P))
 
     def _give_way(self, generation: int, seconds: float) -> None:
         row = {"event": "out_of_memory", "generation": generation}
