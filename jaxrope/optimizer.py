@@ -73,9 +73,11 @@ SCHEDULES = {"linear": linear, "constant": constant, "cosine": cosine}
 
 def _warmed(peak, warmup_steps, then):
     """Rises to the peak in `warmup_steps` updates; the first has peak / warmup_steps, not 0."""
-    if warmup_steps < 2:
+    if warmup_steps == 0:
         return then
-    rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
+    rise = optax.constant_schedule(peak)
+    if warmup_steps > 1:
+        rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     return optax.join_schedules([rise, then], [warmup_steps])
 
 

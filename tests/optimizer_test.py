@@ -1,0 +1,124 @@
+"""AdamW, its schedules and their numbers, against formulas written again here."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrope import optimizer
+from jaxrope.errors import InputError
+
+SECTION = dict(
+    learning_rate=1e-3,
+    schedule=dict(name="constant", warmup_steps=0),
+    b1=0.9,
+    b2=0.999,
+    eps=1e-8,
+    weight_decay=0.0,
+    clip_norm=0.0,
+)
+
+
+def make(num_steps=10, **changes):
+    return optimizer.make(SECTION | changes, num_steps=num_steps)
+
+
+@pytest.mark.parametrize("peak", (1e-3, 2e-5))
+@pytest.mark.parametrize("warmup", (0, 1, 4))
+@pytest.mark.parametrize("final", (0.0, 0.25))
+@pytest.mark.parametrize("name", ("linear", "cosine", "constant"))
+def test_schedules_equal_their_formulas(name, peak, warmup, final):
+    constants = {} if name == "constant" else {"final_fraction": final}
+    schedule = dict(name=name, warmup_steps=warmup, **constants)
+    made = make(20, learning_rate=peak, schedule=schedule).schedule
+    for updates in range(20):
+        share = (updates - warmup) / (20 - warmup)
+        wanted = {
+            "constant": 1.0,
+            "linear": 1 - (1 - final) * share,
+            "cosine": final + (1 - final) * (1 + math.cos(math.pi * share)) / 2,
+        }[name]
+        if updates < warmup:
+            wanted = (updates + 1) / warmup
+        np.testing.assert_allclose(made(jnp.int32(updates)), peak * wanted, rtol=2e-5)
+
+
+@pytest.mark.parametrize("b1, b2", [(0.9, 0.999), (0.5, 0.8)])
+@pytest.mark.parametrize("decay, clip, eps", [(0.0, 0.0, 1e-8), (0.1, 0.5, 1e-2), (0.3, 2.0, 1e-8)])
+def test_updates_equal_adamw_written_by_hand(b1, b2, decay, clip, eps):
+    made = make(b1=b1, b2=b2, weight_decay=decay, clip_norm=clip, eps=eps).transform
+    rng = np.random.default_rng(0)
+    params = {"q_LDNH": rng.normal(size=(2, 3)), "attn_norm_LD": rng.normal(size=4)}
+    params |= {"q_bias_LNH": rng.normal(size=2)}
+    ours = jax.tree.map(jnp.asarray, params)
+    state = made.init(ours)
+    first = {name: np.zeros_like(value) for name, value in params.items()}
+    second = {name: np.zeros_like(value) for name, value in params.items()}
+    for count in (1, 2, 3):
+        grads = {name: rng.normal(size=value.shape) for name, value in params.items()}
+        changes, state = made.update(jax.tree.map(jnp.asarray, grads), state, ours)
+        ours = jax.tree.map(jnp.add, ours, changes)
+        norm = math.sqrt(sum(float((g**2).sum()) for g in grads.values()))
+        for name, grad in grads.items():
+            grad = grad * min(1.0, clip / norm) if clip else grad
+            first[name] = b1 * first[name] + (1 - b1) * grad
+            second[name] = b2 * second[name] + (1 - b2) * grad**2
+            step = (first[name] / (1 - b1**count)) / (np.sqrt(second[name] / (1 - b2**count)) + eps)
+            step += decay * params[name] if name == "q_LDNH" else 0.0
+            params[name] = params[name] - 1e-3 * step
+    for name in params:
+        np.testing.assert_allclose(ours[name], params[name], rtol=2e-6, atol=2e-7)
+
+
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("learning_rate", math.nan),
+        ("learning_rate", -1e-4),
+        ("learning_rate", 0.0),
+        ("learning_rate", math.inf),
+        ("learning_rate", "fast"),
+        ("b1", 1.0),
+        ("b1", -0.1),
+        ("b2", 1.5),
+        ("b2", math.nan),
+        ("eps", 0.0),
+        ("weight_decay", -0.1),
+        ("weight_decay", 1.0),
+        ("clip_norm", -1.0),
+        ("clip_norm", True),
+    ],
+)
+def test_a_number_out_of_range_is_refused_by_its_path(key, value):
+    with pytest.raises(
+        InputError, match=rf"^optimizer\.{key} must be a number .*, got {value!r}\.$"
+    ):
+        make(**{key: value})
+
+
+LINEAR, CONSTANT = dict(name="linear", final_fraction=0.0), dict(name="constant")
+
+
+@pytest.mark.parametrize(
+    "schedule, message",
+    [
+        (LINEAR | dict(name="liner"), "schedule.name 'liner'. Did you mean 'linear'"),
+        (LINEAR, "schedule.warmup_steps is missing: 'linear' needs warmup_steps, final_fraction"),
+        (
+            CONSTANT | dict(warmup_step=1),
+            "Unknown optimizer.schedule.warmup_step of 'constant'. Did",
+        ),
+        (CONSTANT | dict(warmup_steps=11), "number from 0 to train.steps = 10, got 11"),
+        (CONSTANT | dict(warmup_steps=-1), "from 0 to train.steps = 10, got -1"),
+        (CONSTANT | dict(warmup_steps=1.5), r"from 0 to train.steps = 10, got 1\.5"),
+        (
+            dict(name="cosine", warmup_steps=1, final_fraction=1.5),
+            "at least 0 and at most 1, got 1.5",
+        ),
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(schedule, message):
+    with pytest.raises(InputError, match=message):
+        make(schedule=schedule)
