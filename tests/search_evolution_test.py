@@ -90,7 +90,7 @@ def test_piecewise_encode_finds_the_ramp():
 
 
 def test_mutation_is_uniform_between_mutated_left_and_old_right():
-    """With probability 1, gene i is uniform on new[i-1]..old[i+1]: every value of the joint law has the product of 1 / (width of each step)."""
+    """With probability 1, gene i is uniform on new[i-1]..old[i+1], given its left neighbour."""
     space = genome.Space(num_pairs=3, units=10, scale=14, highest=15, start_tokens=(0, 7))
     parent = np.array([10, 12, 14, 0], np.int32)
     rng, count = stream(), 40_000

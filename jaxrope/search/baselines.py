@@ -27,7 +27,8 @@ class Baseline:
 
 
 def training_len(config, model: llama.LlamaConfig) -> int:
-    """Returns the tokens the weights were trained on: search.training_len, else the original length.
+    """Returns the tokens the weights were trained on: search.training_len, else the original
+    length.
 
     Raises:
       InputError: a length is out of range.
@@ -89,7 +90,7 @@ def make(config, model: llama.LlamaConfig, own: rope.RopeFn, trained: int) -> li
 
 
 def comparisons(known: list[Baseline], number: float) -> list[tuple[str, rope.Bucket]]:
-    """Returns each baseline with its own attention factor, then with `number` where that differs."""
+    """Returns each baseline with its own attention factor, then with `number` if that differs."""
     found = []
     for baseline in known:
         found.append((baseline.name, baseline.bucket))

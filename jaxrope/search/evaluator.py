@@ -88,7 +88,7 @@ def make(
 
 
 def halve(evaluator: Evaluator) -> Evaluator:
-    """Returns an evaluator of half the batch; the caller sees that one candidate a device is left."""
+    """Returns an evaluator of half the batch; the caller sees that a candidate is left."""
     return dataclasses.replace(evaluator, per_device=evaluator.per_device // 2)
 
 

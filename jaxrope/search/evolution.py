@@ -1,7 +1,9 @@
 """Evolution of genomes (LongRoPE, Algorithm 1) as three pure functions: `init`, `ask`, `tell`.
 
-The state is one immutable pytree of numpy arrays and holds no random stream: every generation draws from a Philox stream of (seed, generation). A state is
-therefore a function of the settings, the seeds and the fitness told so far, and a killed search comes back bit for bit from its journal alone.
+The state is one immutable pytree of numpy arrays and holds no random stream: every generation draws
+  from a Philox stream of (seed, generation). A state is therefore a function of the settings, the
+  seeds and the fitness told so far, and a killed search comes back bit for bit from its journal
+  alone.
 
 Letters: P candidates of one generation, K parents, E candidates evaluated so far, S seeds, G genes.
 """
@@ -15,7 +17,7 @@ import numpy as np
 from jaxrope.errors import InputError, choose
 from jaxrope.search import genome as genomes
 
-_MUTATION_TRIES = 100  # for a genome that was not evaluated before; a full paper search has at most 1,312 of 1e100 and more
+_MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,15 +58,18 @@ class Settings:
                 raise InputError(f"search.algorithm.{name} must be a number above 0, got {value}.")
         if self.mutation_probability > 1:
             raise InputError(
-                f"search.algorithm.mutation_probability must be at most 1, got {self.mutation_probability}."
+                "search.algorithm.mutation_probability must be at most 1, got "
+                f"{self.mutation_probability}."
             )
         if self.parents > self.population:
             raise InputError(
-                f"search.algorithm.parents must be at most the population, got {self.parents} of {self.population}. Lower parents or raise population."
+                f"search.algorithm.parents must be at most the population, got {self.parents} of "
+                f"{self.population}. Lower parents or raise population."
             )
         if self.iterations > 1 and self.mutations + self.crossovers == 0:
             raise InputError(
-                "search.algorithm.mutations and crossovers are both 0: no generation after the first would be new. Raise one of them."
+                "search.algorithm.mutations and crossovers are both 0: no generation after the "
+                "first would be new. Raise one of them."
             )
 
     def num_evaluations(self) -> int:
@@ -84,7 +89,8 @@ _LEAST = dict(
 
 
 def settings_for(section: dict, target_len: int) -> Settings:
-    """Returns the settings of a search for `target_len` tokens: above `halve_above`, P, N1, N2 and k are halved (LongRoPE, section 4.1).
+    """Returns the settings of a search for `target_len` tokens: above `halve_above`, P, N1, N2 and
+    k are halved (LongRoPE, section 4.1).
 
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
@@ -95,7 +101,8 @@ def settings_for(section: dict, target_len: int) -> Settings:
     missing = [name for name in known if name not in section]
     if missing:
         raise InputError(
-            f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm gives all of its arguments."
+            f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm "
+            "gives all of its arguments."
         )
     settings = Settings(**section)
     if not 0 < settings.halve_above < target_len:
@@ -116,7 +123,8 @@ class SearchState:
 
     Attributes:
       generation: how many generations were told.
-      population_PG: the candidates to evaluate next; none of them is in `seen_EG`, and no two are alike.
+      population_PG: the candidates to evaluate next; none of them is in `seen_EG`, and no two are
+        alike.
       parents_KG: the best candidates so far, best first.
       parent_fitness_K: theirs, float64.
       seen_EG: every candidate evaluated, in the order asked.
@@ -135,7 +143,8 @@ class SearchState:
 
 
 def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: int) -> SearchState:
-    """Returns the state whose population is the seeds, then mutations of each of them in turn (Algorithm 1, line 1).
+    """Returns the state whose population is the seeds, then mutations of each of them in turn
+    (Algorithm 1, line 1).
 
     Raises:
       InputError: the population cannot hold the seeds.
@@ -143,7 +152,8 @@ def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: i
     first = _distinct(space, seeds_SG)
     if len(first) > settings.population:
         raise InputError(
-            f"search.algorithm.population must hold the {len(first)} seeds, got {settings.population} (halved above halve_above). Raise it."
+            f"search.algorithm.population must hold the {len(first)} seeds, got "
+            f"{settings.population} (halved above halve_above). Raise it."
         )
     breed = _Breed(
         settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first}
@@ -171,7 +181,10 @@ def ask(state: SearchState) -> np.ndarray:
 
 
 def tell(state: SearchState, fitness_P: np.ndarray) -> SearchState:
-    """Returns the state after a generation: the k best of all so far are the parents of the next one (Algorithm 1, lines 4 to 8)."""
+    """Returns the state after a generation (Algorithm 1, lines 4 to 8).
+
+    The k best of all so far are the parents of the next generation.
+    """
     seen_EG = np.concatenate([state.seen_EG, state.population_PG])
     seen_fitness_E = np.concatenate([state.seen_fitness_E, clean_fitness(fitness_P)])
     best_K = np.argsort(seen_fitness_E, kind="stable")[: state.settings.parents]
@@ -190,7 +203,7 @@ def tell(state: SearchState, fitness_P: np.ndarray) -> SearchState:
 
 
 def clean_fitness(fitness_P: np.ndarray) -> np.ndarray:
-    """Returns `fitness_P` as float64 with +inf for whatever is not a number: such a candidate has failed and can be no parent of choice."""
+    """Returns `fitness_P` as float64 with +inf, which means failed, for what is not a number."""
     fitness_P = np.asarray(fitness_P, np.float64)
     return np.where(np.isfinite(fitness_P), fitness_P, np.inf)
 
@@ -217,7 +230,7 @@ def decode(state: SearchState, genome_G: np.ndarray) -> tuple[np.ndarray, int]:
 
 
 class _Breed:
-    """Children of one generation: `taken` has the keys of all genomes that may not come again, and grows."""
+    """Children of one generation; `taken` has the keys that may not come again, and grows."""
 
     def __init__(
         self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]
@@ -249,7 +262,7 @@ class _Breed:
 
 
 def _next_population(state: SearchState) -> np.ndarray:
-    """N1 mutations of parents drawn at random, then N2 crossovers of two different ones (of one alone: its mutation)."""
+    """N1 mutations of random parents, then N2 crossovers of two different ones, if there are two."""
     settings, space = state.settings, state.space
     rng = _stream(state.seed, state.generation)
     breed = _Breed(settings, space, rng, {genomes.key(space, genome) for genome in state.seen_EG})

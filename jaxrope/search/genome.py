@@ -1,10 +1,12 @@
 """Genomes of the search: factors as whole steps of a grid, and which of the listed start tokens.
 
-A genome is int32 [G]. Its first R genes are the factors in grid steps (hundredths, with the paper's step of 0.01), its last gene is an index into
-`Space.start_tokens`. The piecewise encoding has two more between them: alpha and beta, rotary pairs. Genomes are always settled: the first R genes and the
-last one say everything that the model sees.
+A genome is int32 [G]. Its first R genes are the factors in grid steps (hundredths, with the paper's
+step of 0.01), its last gene is an index into `Space.start_tokens`. The piecewise encoding has two
+more between them: alpha and beta, rotary pairs. Genomes are always settled: the first R genes and
+the last one say everything that the model sees.
 
-numpy on the host throughout: a generation is some thousand integers, beside forward passes of 1e11 operations each.
+numpy on the host throughout: a generation is some thousand integers, beside forward passes of 1e11
+  operations each.
 
 Letters: R rotary pairs, G genes.
 """
@@ -57,12 +59,13 @@ def make_space(
     units = round(1 / step) if isinstance(step, int | float) and 0 < step <= 1 else 0
     if units < 1 or not math.isclose(units * step, 1.0, rel_tol=1e-9):
         raise InputError(
-            f"search.algorithm.step must divide 1 into whole steps, got {step}. Use 0.01, 0.05, 0.1, ..."
+            f"search.algorithm.step must divide 1 into whole steps, got {step}. Use 0.01 or 0.05."
         )
     highest = math.floor(bound * factor * units + 1e-6) if math.isfinite(bound) else 0
     if highest <= units:
         raise InputError(
-            f"search.algorithm.bound must leave factors above 1: {bound} * {factor:g} (target_len / training_len) does not. Use a larger bound."
+            f"search.algorithm.bound must leave factors above 1: {bound} * {factor:g} (target_len "
+            "/ training_len) does not. Use a larger bound."
         )
     tokens = tuple(start_tokens)
     valid = (
@@ -72,19 +75,22 @@ def make_space(
     )
     if not valid:
         raise InputError(
-            f"search.start_tokens must list ascending numbers of tokens from 0 on, got {tokens}. Use (0,) to search none."
+            f"search.start_tokens must list ascending numbers of tokens from 0 on, got {tokens}. "
+            "Use (0,) to search none."
         )
     return Space(num_pairs, units, min(round(factor * units), highest), highest, tokens)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How vectors of factors become genomes, and how genomes vary. Every function returns a settled genome and changes none.
+    """How vectors of factors become genomes, and how genomes vary. Every function returns a settled
+    genome and changes none.
 
     Attributes:
       encode: (space, factors_R, start_tokens) -> genome nearest to them.
       mutate: (space, rng, genome, probability) -> genome.
-      cross: (space, rng, first, second) -> genome, or None where the child's factors would not ascend.
+      cross: (space, rng, first, second) -> genome, or None where the child's factors would not
+        ascend.
     """
 
     encode: Callable[[Space, np.ndarray, int], np.ndarray]
@@ -103,7 +109,10 @@ def key(space: Space, genome_G: np.ndarray) -> bytes:
 
 
 def encode_monotone(space: Space, factors_R: np.ndarray, start_tokens: int) -> np.ndarray:
-    """Returns the genome of `factors_R`: rounded to the grid, clipped to [1, highest], each raised to the largest before it."""
+    """Returns the genome nearest to `factors_R`.
+
+    Rounded to the grid, clipped to [1, highest], each raised to the largest before it.
+    """
     return np.append(
         _round(space, factors_R, space.highest), _nearest_index(space, start_tokens)
     ).astype(np.int32)
@@ -112,9 +121,11 @@ def encode_monotone(space: Space, factors_R: np.ndarray, start_tokens: int) -> n
 def mutate_monotone(
     space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Mutation of LongRoPE, Algorithm 1: each gene with `probability`, uniform on the grid between its neighbours.
+    """Mutation of LongRoPE, Algorithm 1: each gene with `probability`, uniform on the grid between
+    its neighbours.
 
-    Genes change from left to right, so the left neighbour is already mutated and the right one is the old one: the factors ascend by construction.
+    Genes change from left to right, so the left neighbour is already mutated and the right one is
+      the old one: the factors ascend by construction.
     """
     child_G = genome_G.copy()
     _mutate_genes(rng, child_G, (0, space.num_pairs), (space.units, space.highest), probability)
@@ -131,7 +142,10 @@ def cross_monotone(
 
 
 def encode_piecewise(space: Space, factors_R: np.ndarray, start_tokens: int) -> np.ndarray:
-    """Returns the piecewise genome of `factors_R`: alpha is the last pair with factor 1, beta the last below target / training length."""
+    """Returns the piecewise genome of `factors_R`.
+
+    Alpha is the last pair with factor 1, beta the last one below target / training length.
+    """
     genes_R = _round(space, factors_R, space.scale)
     alpha = int(np.sum(genes_R == space.units)) - 1
     beta = max(alpha, int(np.sum(genes_R < space.scale)) - 1)
@@ -143,7 +157,8 @@ def encode_piecewise(space: Space, factors_R: np.ndarray, start_tokens: int) -> 
 def mutate_piecewise(
     space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Mutation of microsoft/LongRoPE's dim_piece_mono: the borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
+    """Mutation of microsoft/LongRoPE's dim_piece_mono: the borders of the ramp take a Gaussian
+    step, the genes of the ramp mutate as in Algorithm 1.
 
     The authors never change the last two entries of their array; here every gene can change.
     """
@@ -165,7 +180,10 @@ def mutate_piecewise(
 def cross_piecewise(
     space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray
 ) -> np.ndarray | None:
-    """Uniform crossover of all genes, the borders among them; outside the child's ramp the factors are 1 and target / training length."""
+    """Uniform crossover of all genes, the borders among them.
+
+    Outside the child's ramp the factors are 1 and target / training length.
+    """
     child_G = np.where(rng.random(first_G.shape) < 0.5, first_G, second_G)
     if child_G[space.num_pairs] > child_G[space.num_pairs + 1]:
         return None
@@ -191,7 +209,10 @@ def _nearest_index(space: Space, start_tokens: int) -> int:
 def _mutate_genes(
     rng, child_G, pairs: tuple[int, int], limits: tuple[int, int], probability: float
 ) -> None:
-    """Mutates in place the genes of pairs[0] <= pair < pairs[1]; `limits` stand for the neighbours that the first and the last do not have."""
+    """Mutates in place the genes of pairs[0] <= pair < pairs[1].
+
+    `limits` stand for the neighbours that the first and the last do not have.
+    """
     begin, end = pairs
     is_chosen = rng.random(end - begin) < probability
     for pair in begin + np.flatnonzero(is_chosen):

@@ -2,10 +2,10 @@
 
 The first line is the header: all that the results depend on. Then, in the order they came:
 
-    {"baseline", "attention_factor", "losses", "fitness"}               a known method, for the table
-    {"generation", "index", "genome", "factors", "start_tokens",
-     "losses", "fitness", "failure", "seconds"}                         a candidate
-    {"event": "out_of_memory", "generation", "batch_size", "seconds"}   a batch that did not fit
+    {"baseline", "attention_factor", "losses", "fitness"}               a known method, for the
+    table {"generation", "index", "genome", "factors", "start_tokens", "losses", "fitness",
+    "failure", "seconds"}                         a candidate {"event": "out_of_memory",
+    "generation", "batch_size", "seconds"}   a batch that did not fit
 
 Numbers are written so that they read back exactly; a fitness that is not a number is null. Only
 `seconds`, of the candidate's whole batch, differs between two runs of one search. The state of the
@@ -131,7 +131,8 @@ def replay(
 def _check_header(path: Path, found: dict, header: dict) -> None:
     if found.get("format") != FORMAT:
         raise InputError(
-            f"{path}: format must be '{FORMAT}', got {found.get('format')!r}. Use another --workdir."
+            f"{path}: format must be '{FORMAT}', got {found.get('format')!r}. Use another "
+            "--workdir."
         )
     before, now = _flat(found), _flat(header)
     names = [name for name in {**before, **now} if not name.startswith("versions.")]

@@ -71,8 +71,8 @@ def memory(
     if memory_gb and not found.candidates:
         needed = (found.params + found.candidate) / _GIB
         raise InputError(
-            f"search.memory_gb must be at least {needed:.2f} for one candidate of {sample_tokens:,} "
-            f"tokens, got {memory_gb}. Raise it, or lower target_len."
+            f"search.memory_gb must be at least {needed:.2f} for one candidate of "
+            f"{sample_tokens:,} tokens, got {memory_gb}. Raise it, or lower target_len."
         )
     return found
 
