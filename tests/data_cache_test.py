@@ -126,6 +126,10 @@ def cut(path, count):
     path.write_bytes(path.read_bytes()[:-count])
 
 
+def lengthen(path):
+    path.write_bytes(path.read_bytes() + b"x")
+
+
 def poke(path, value):
     """Changes the last two bytes of a file."""
     path.write_bytes(path.read_bytes()[:-2] + value.to_bytes(2, "little"))
@@ -135,6 +139,7 @@ def poke(path, value):
     ("damage", "match"),
     [
         (lambda f: cut(f / "tokens.npy", 1), "tokens.npy has 147 bytes instead of 148"),
+        (lambda f: lengthen(f / "tokens.npy"), "tokens.npy has 149 bytes instead of 148"),
         (lambda f: cut(f / "tokens.npy", 100), "tokens.npy is no .npy file"),
         (lambda f: (f / "tokens.npy").write_bytes(b""), "tokens.npy is no .npy file"),
         (lambda f: (f / "tokens.npy").unlink(), "tokens.npy is no .npy file"),

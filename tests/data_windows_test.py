@@ -116,5 +116,9 @@ def test_search_windows_are_of_different_documents_drawn_by_the_seed():
         draws[seed] = windows.doc_ids_W.tolist()
     assert search_windows(documents, seed=3, **settings).doc_ids_W.tolist() == draws[3]
     assert len({tuple(draw) for draw in draws.values()}) == 20
+    longest = settings | {"num_windows": 20, "length": 28}  # 2 + 28 tokens are all there is
+    assert len(search_windows(documents, seed=0, **longest)) == 20
+    with pytest.raises(InputError, match="0 of 40 are so long and give 0"):
+        search_windows(documents, seed=0, **(longest | {"length": 29}))
     everything = search_windows(documents, seed=0, **(settings | {"num_windows": 20}))
     assert sorted(everything.doc_ids_W.tolist()) == list(range(0, 40, 2))
