@@ -1,7 +1,6 @@
 """A model from wherever it lies: a Hugging Face folder, a workdir, or one checkpoint of it."""
 
 import dataclasses
-import os
 from pathlib import Path
 
 import jax
@@ -10,7 +9,7 @@ import numpy as np
 
 from jaxrope import checkpoint, llama, rope
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import importing, strict_json
+from jaxrope.convert import folders, importing, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 
@@ -25,6 +24,7 @@ class Pretrained:
       tokenizer_dir: where tokenizer.json lies; None: nowhere.
       rope_fn: rope.json's where there is one, else the model's own.
       source: the folder, for messages.
+      rope_provenance: how rope.json came about; empty for the model's own rope.
       notes: what was assumed in reading it.
     """
 
@@ -33,6 +33,7 @@ class Pretrained:
     tokenizer_dir: Path | None
     rope_fn: rope.RopeFn
     source: str
+    rope_provenance: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
 
@@ -47,7 +48,7 @@ def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = 
     Raises:
       InputError: there is no such model, or it is not whole.
     """
-    folder = importing.open_folder(path)
+    folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is not None:
         return _load_workdir(folder, workdir, dtype, step)
@@ -64,11 +65,14 @@ def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = 
     return _load_hf(folder, dtype)
 
 
-def rope_file(path: Path | str) -> Path | None:
-    """Returns the rope.json that `load` would take the rope from; None: the model's own rope."""
-    folder = importing.open_folder(path)
-    file = (_workdir(folder) or folder) / "rope.json"
-    return file if file.is_file() else None
+def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
+    """Returns the model with the factors of a rope.json in place of its rope.
+
+    Raises:
+      InputError: the file is broken, or for another model.
+    """
+    rope_fn, provenance = _read_rope(Path(path).expanduser(), model.config)
+    return dataclasses.replace(model, rope_fn=rope_fn, rope_provenance=provenance)
 
 
 def read_config(path: Path | str) -> LlamaConfig:
@@ -77,7 +81,7 @@ def read_config(path: Path | str) -> LlamaConfig:
     Raises:
       InputError: there is no such model.
     """
-    folder = importing.open_folder(path)
+    folder = folders.open_folder(path)
     workdir = _workdir(folder)
     return _model_json(workdir) if workdir is not None else hf_config.read(folder)[0]
 
@@ -99,20 +103,21 @@ def _workdir(folder: Path) -> Path | None:
 def _load_hf(folder: Path, dtype: str | None) -> Pretrained:
     config, notes = hf_config.read(folder)
     config, params, more = importing.load_params(folder, config, dtype=dtype)
-    rope_fn = _rope_fn(folder, config)
-    return Pretrained(
-        config, params, _tokenizer_dir(folder), rope_fn, os.fspath(folder), (*notes, *more)
-    )
+    rope_fn, provenance = _rope_of(folder, config)
+    notes = (*notes, *more)
+    tokenizer_dir = _tokenizer_dir(folder)
+    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, notes)
 
 
 def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | None) -> Pretrained:
     config = _model_json(workdir)
-    rope_fn = _rope_fn(workdir, config)
+    rope_fn, provenance = _rope_of(workdir, config)
     stored = checkpoint.describe(folder, step)["leaves"]["params"]
     wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
     params, _ = checkpoint.restore_params(folder, _as_stored(config, stored), step)
     params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
-    return Pretrained(config, params, _tokenizer_dir(workdir), rope_fn, os.fspath(folder))
+    tokenizer_dir = _tokenizer_dir(workdir)
+    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
 
 
 def _as_stored(config: LlamaConfig, stored: dict) -> dict:
@@ -145,13 +150,14 @@ def _model_json(workdir: Path) -> LlamaConfig:
         raise InputError(f"{path}: {error}") from None
 
 
-def _rope_fn(folder: Path, config: LlamaConfig) -> rope.RopeFn:
+def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
     path = folder / "rope.json"
-    if not path.is_file():
-        return llama.own_rope(config)
-    return rope.load(
-        path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta
-    )
+    return _read_rope(path, config) if path.is_file() else (llama.own_rope(config), {})
+
+
+def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
+    of_model = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+    return rope.load(path, **of_model), rope.provenance(path)
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:

@@ -6,8 +6,8 @@ python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR
 
 import sys
 
-from jaxrope import cli
-from jaxrope.convert import exporting, importing
+from jaxrope import cli, pretrained
+from jaxrope.convert import exporting, folders, importing
 
 
 def _import_arguments(parser) -> None:
@@ -52,13 +52,15 @@ def _export_arguments(parser) -> None:
 
 def _export(args) -> None:
     """Make a Hugging Face folder from a workdir or a checkpoint."""
+    folders.check_target(args.target, overwrite=args.overwrite)  # before minutes of reading
+    model = pretrained.load(args.source, dtype=None)
+    if args.rope is not None:
+        model = pretrained.with_rope(model, args.rope)
     settings = exporting.Settings(
-        dtype=args.dtype,
-        rope_file=args.rope,
-        allow_lossy=args.allow_lossy,
-        overwrite=args.overwrite,
+        dtype=args.dtype, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )
-    _report(exporting.export_folder(args.source, args.target, settings), args.target)
+    notes = exporting.export_folder(model, args.target, settings)
+    _report([*model.notes, *notes], args.target)
 
 
 def _report(notes: list[str], target: str) -> None:

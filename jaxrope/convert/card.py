@@ -4,31 +4,29 @@ import math
 
 from jaxrope import rope
 from jaxrope.convert.rope_export import HfRope
-from jaxrope.pretrained import Pretrained
 
 _MAX_PROVENANCE_ROWS = 30
 
 
-def text(name: str, model: Pretrained, said: HfRope, provenance: dict) -> str:
+def text(name: str, model, said: HfRope) -> str:
     """Returns README.md.
 
     Args:
       name: of the exported folder.
-      model: as exported.
+      model: an `exporting.Model`; of its `rope_provenance`, numbers and short words are shown.
       said: its rope in Hugging Face's words.
-      provenance: of rope.json; what is not a number or a short string is left out.
     """
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n",
         _facts(model, said),
         _losses(said),
         _consumers(model, said),
-        _provenance(provenance),
+        _provenance(model.rope_provenance),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _facts(model: Pretrained, said: HfRope) -> str:
+def _facts(model, said: HfRope) -> str:
     config, rope_fn = model.config, model.rope_fn
     attention = (
         f"{said.section['attention_factor']:.6g}" if "attention_factor" in said.section else "none"
@@ -56,7 +54,7 @@ def _losses(said: HfRope) -> str:
     )
 
 
-def _consumers(model: Pretrained, said: HfRope) -> str:
+def _consumers(model, said: HfRope) -> str:
     kind = said.section["rope_type"]
     lines = {"longrope": _longrope_lines, "yarn": _yarn_lines, "dynamic": _dynamic_lines}
     rows = (
@@ -67,7 +65,7 @@ def _consumers(model: Pretrained, said: HfRope) -> str:
     return "## What programs do with it\n\n" + "".join(f"- {row}\n" for row in rows)
 
 
-def _longrope_lines(model: Pretrained, said: HfRope) -> list[str]:
+def _longrope_lines(model, said: HfRope) -> list[str]:
     section, original = said.section, said.original_len
     law = rope.attention_factor("su", factor=section["factor"], original_len=original)
     by_law = math.isclose(section["attention_factor"], law, rel_tol=1e-9)
@@ -118,7 +116,7 @@ def _longrope_lines(model: Pretrained, said: HfRope) -> list[str]:
     return choice
 
 
-def _yarn_lines(model: Pretrained, said: HfRope) -> list[str]:
+def _yarn_lines(model, said: HfRope) -> list[str]:
     section = said.section
     lines = ["transformers uses the same frequencies and attention factor at every length."]
     if section["factor"] * said.original_len != said.max_len:
@@ -136,7 +134,7 @@ def _yarn_lines(model: Pretrained, said: HfRope) -> list[str]:
     return lines
 
 
-def _dynamic_lines(model: Pretrained, said: HfRope) -> list[str]:
+def _dynamic_lines(model, said: HfRope) -> list[str]:
     return [
         f"transformers grows the base once a sequence exceeds {said.max_len} tokens, which is"
         f" therefore max_position_embeddings; vLLM fixes it for factor * {said.max_len}. Keys"

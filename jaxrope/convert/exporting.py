@@ -10,18 +10,18 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Protocol
 
 import jax
 import numpy as np
 from safetensors import SafetensorError
 
-from jaxrope import files, llama, pretrained, rope
-from jaxrope.convert import card, importing, layout, rope_export, safetensors_io
+from jaxrope import files, llama, rope
+from jaxrope.convert import card, folders, importing, layout, rope_export, safetensors_io
 from jaxrope.convert import config as hf_config
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
-from jaxrope.pretrained import Pretrained
 
 _SAME = 1e-8  # relative: a law computed again differs by 1e-15, a wrong constant by far more
 
@@ -32,71 +32,60 @@ class Settings:
 
     Attributes:
       dtype: of the weights, "float32", "bfloat16" or "float16"; None: as they are stored.
-      rope_file: factors in place of the model's own rope; None: the model's.
       allow_lossy: export although Hugging Face cannot say all of the rope.
       overwrite: replace a Hugging Face folder that is there.
       shard_bytes: most bytes in one file.
     """
 
     dtype: str | None = None
-    rope_file: Path | str | None = None
     allow_lossy: bool = False
     overwrite: bool = False
     shard_bytes: int = safetensors_io.SHARD_BYTES
 
 
-def export_folder(
-    source: Path | str, target: Path | str, settings: Settings | None = None
-) -> list[str]:
+class Model(Protocol):
+    """What is exported: a `pretrained.Pretrained`, which stands above this package."""
+
+    config: LlamaConfig
+    params: dict
+    tokenizer_dir: Path | None
+    rope_fn: rope.RopeFn
+    rope_provenance: dict
+    source: str
+
+
+def export_folder(model: Model, target: Path | str, settings: Settings | None = None) -> list[str]:
     """Writes a Hugging Face folder.
 
     Args:
-      source: a workdir, a checkpoint of it, or a Hugging Face folder.
+      model: of `pretrained.load(path, dtype=None)`.
       target: must not exist, or be empty.
       settings: see Settings.
 
     Returns:
-      Notes for the user: what is lost, what was assumed.
+      What is lost, a line each.
 
     Raises:
-      InputError: no such model, a target in use, weights that are not finite or do not fit the
-        dtype, a rope that Hugging Face cannot say.
+      InputError: a target in use, weights that are not finite or do not fit the dtype, a rope that
+        Hugging Face cannot say.
     """
     settings = settings or Settings()
-    dtype = (
-        None if settings.dtype is None else choose("dtype", settings.dtype, safetensors_io.BY_NAME)
-    )
-    with importing.staged(target, overwrite=settings.overwrite) as staging:
-        model, provenance = _load(source, settings.rope_file)
-        said = rope_export.express(model.config, model.rope_fn)
-        _check_said(said, settings.allow_lossy)
+    dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
+    said = rope_export.express(model.config, model.rope_fn)
+    _check_said(said, settings.allow_lossy)
+    with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
         except SafetensorError as error:  # a full disk reaches us as this
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
         _write_texts(staging, model, said, dtype or _main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
-        (staging / "README.md").write_text(
-            card.text(name, model, said, provenance), encoding="utf-8"
-        )
+        text = card.text(name, model, said)
+        (staging / "README.md").write_text(text, encoding="utf-8")
         safetensors_io.verify(staging, digests)
         _verify_rope(staging, model, said)
         _flush(staging)
-    lost = [f"lost: {loss}" for loss in said.losses]
-    return [*lost, *model.notes]
-
-
-def _load(source: Path | str, rope_file: Path | str | None) -> tuple[Pretrained, dict]:
-    """Returns the model, with the rope to be exported, and how that rope came about."""
-    model = pretrained.load(source, dtype=None)
-    if rope_file is None:
-        own = pretrained.rope_file(source)
-        return model, rope.provenance(own) if own else {}
-    path, config = Path(rope_file).expanduser(), model.config
-    rope_fn = rope.load(
-        path, head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta
-    )
-    return dataclasses.replace(model, rope_fn=rope_fn), rope.provenance(path)
+    return [f"lost: {loss}" for loss in said.losses]
 
 
 def _check_said(said: HfRope, allow_lossy: bool) -> None:
@@ -113,7 +102,7 @@ def _check_said(said: HfRope, allow_lossy: bool) -> None:
 
 
 def _write_weights(
-    staging: Path, model: Pretrained, dtype: np.dtype | None, shard_bytes: int
+    staging: Path, model: Model, dtype: np.dtype | None, shard_bytes: int
 ) -> dict[str, str]:
     tensors = layout.tensors(model.config)
     shards = safetensors_io.divide(
@@ -147,7 +136,7 @@ def _main_dtype(params: dict) -> np.dtype:
     return counts.most_common(1)[0][0]
 
 
-def _write_texts(staging: Path, model: Pretrained, said: HfRope, dtype: np.dtype) -> None:
+def _write_texts(staging: Path, model: Model, said: HfRope, dtype: np.dtype) -> None:
     config = model.config
     files.write_json_atomic(
         staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | said.keys(config)
@@ -163,7 +152,7 @@ def _write_texts(staging: Path, model: Pretrained, said: HfRope, dtype: np.dtype
         files.write_json_atomic(staging / "generation_config.json", content)
 
 
-def _verify_rope(staging: Path, model: Pretrained, said: HfRope) -> None:
+def _verify_rope(staging: Path, model: Model, said: HfRope) -> None:
     """Reads config.json as an import would, and compares what it means with what was meant."""
     config, _ = hf_config.read(staging)
     difference = rope_export.difference(llama.own_rope(config), model.rope_fn)

@@ -6,12 +6,8 @@ Each tensor goes at once into its place in the stacked parameters, so the host h
 tensor, and the one shard that is mapped.
 """
 
-import contextlib
-import os
 import re
 import shutil
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import jax.numpy as jnp
@@ -19,7 +15,7 @@ import numpy as np
 
 from jaxrope import checkpoint, files
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import layout, safetensors_io, strict_json
+from jaxrope.convert import folders, layout, safetensors_io, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 
@@ -37,33 +33,6 @@ TOKENIZER_FILES = (
 )
 _OLD_BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _MAX_TOKENIZER_BYTES = 200_000_000
-
-
-def open_folder(path: Path | str) -> Path:
-    """Returns the folder that `path` names, `~` and relative paths resolved.
-
-    Raises:
-      InputError: an address instead of a path, or no such folder.
-    """
-    text = os.fspath(path)
-    if re.match(r"[a-z][a-z0-9+.-]*://", text):
-        raise InputError(f"{text}: only folders of this machine are read. Copy it here first.")
-    folder = Path(text).expanduser()
-    try:
-        if folder.is_dir():
-            return folder
-        exists = folder.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL byte
-        raise InputError(
-            f"{text[:80]!r} is not a path that can be opened:"
-            f" {getattr(error, 'strerror', None) or error}."
-        ) from None
-    if exists:
-        raise InputError(f"{folder} is a file. Name the folder it lies in.")
-    raise InputError(
-        f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
-        " is here."
-    )
 
 
 def load_params(
@@ -133,11 +102,11 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     Raises:
       InputError: anything wrong with the source, or a target in use.
     """
-    folder = open_folder(source)
+    folder = folders.open_folder(source)
     if dtype is not None:
         choose("dtype", dtype, safetensors_io.BY_NAME)
     config, notes = hf_config.read(folder)
-    with staged(target) as staging:
+    with folders.staged(target) as staging:
         notes += check_tokenizer(folder, config)
         config, params, more = load_params(folder, config, dtype=dtype)
         copy_tokenizer(folder, staging)
@@ -146,49 +115,6 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
             staging, 0, params, {"data_fingerprint": "", "source": folder.resolve().name}
         )
     return notes + more
-
-
-@contextlib.contextmanager
-def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
-    """Gives a folder beside `target` to write in.
-
-    It is renamed to `target` at the end, and removed on any error.
-
-    Args:
-      target: the final name.
-      overwrite: replace a Hugging Face folder of that name; None: the command does not offer it.
-
-    Raises:
-      InputError: the target exists and is not empty (without `overwrite`), or cannot be made.
-    """
-    if re.match(r"[a-z][a-z0-9+.-]*://", os.fspath(target)):
-        raise InputError(f"{os.fspath(target)}: only folders of this machine are written.")
-    try:
-        target = Path(target).expanduser().absolute()
-        taken = os.path.lexists(target) and not (target.is_dir() and not any(target.iterdir()))
-        if taken and not overwrite:
-            way_out = "Name another." if overwrite is None else "Name another, or pass --overwrite."
-            raise InputError(f"{target} exists and is not an empty folder. {way_out}")
-        if taken and not (target / "config.json").is_file():
-            raise InputError(
-                f"{target} is not a Hugging Face folder and is not overwritten. Name another."
-            )
-        target.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(
-            tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name[:80]}.", suffix=".tmp")
-        )
-    except (OSError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(
-            f"{str(target)[:120]} cannot be written: {getattr(error, 'strerror', None) or error}."
-        ) from None
-    try:
-        staging.chmod(0o755)  # mkdtemp makes 0700: a result is for everybody to read
-        yield staging
-        _replace(staging, target, taken)
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
@@ -314,18 +240,3 @@ def _allocate(tensors, entries: dict, wanted: np.dtype | None) -> dict:
         node = params["layers"] if path[0] == "layers" else params
         node[path[-1]] = np.empty(stacked, wanted or dtypes[path])
     return params
-
-
-def _replace(staging: Path, target: Path, taken: bool) -> None:
-    """Renames the finished folder.
-
-    What is overwritten is moved aside first, so that there is a whole folder under one name or the
-    other at any moment.
-    """
-    if taken:
-        aside = staging.with_suffix(".old")
-        os.rename(target, aside)
-        os.rename(staging, target)
-        shutil.rmtree(aside)
-    else:
-        os.rename(staging, target)

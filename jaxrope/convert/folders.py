@@ -1,0 +1,116 @@
+"""Folders that a user names: opened with clear errors, written beside and renamed when whole."""
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from jaxrope.errors import InputError
+
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def open_folder(path: Path | str) -> Path:
+    """Returns the folder that `path` names, `~` and relative paths resolved.
+
+    Raises:
+      InputError: an address instead of a path, or no such folder.
+    """
+    text = os.fspath(path)
+    if _ADDRESS.match(text):
+        raise InputError(f"{text}: only folders of this machine are read. Copy it here first.")
+    folder = Path(text).expanduser()
+    try:
+        if folder.is_dir():
+            return folder
+        exists = folder.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL byte
+        raise InputError(
+            f"{text[:80]!r} is not a path that can be opened:"
+            f" {getattr(error, 'strerror', None) or error}."
+        ) from None
+    if exists:
+        raise InputError(f"{folder} is a file. Name the folder it lies in.")
+    raise InputError(
+        f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
+        " is here."
+    )
+
+
+def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:
+    """Returns the absolute path of a folder that may be written.
+
+    Args:
+      target: the folder.
+      overwrite: replace a Hugging Face folder of that name; None: the command does not offer it.
+
+    Raises:
+      InputError: it exists and is not empty (without `overwrite`), or is no Hugging Face folder.
+    """
+    if _ADDRESS.match(os.fspath(target)):
+        raise InputError(f"{os.fspath(target)}: only folders of this machine are written.")
+    try:
+        path = Path(target).expanduser().absolute()
+        if not _is_taken(path):
+            return path
+    except (OSError, ValueError) as error:
+        raise _cannot_write(target, error) from None
+    if not overwrite:
+        way_out = "Name another." if overwrite is None else "Name another, or pass --overwrite."
+        raise InputError(f"{path} exists and is not an empty folder. {way_out}")
+    is_workdir = (path / "model.json").exists() or (path / "checkpoints").exists()
+    if is_workdir or not (path / "config.json").is_file():
+        raise InputError(
+            f"{path} is not a Hugging Face folder and is not overwritten. Name another."
+        )
+    return path
+
+
+@contextlib.contextmanager
+def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
+    """Gives a folder beside `target` to write in.
+
+    It is renamed to `target` at the end, and removed on any error. The arguments and errors are
+    those of `check_target`.
+    """
+    path = check_target(target, overwrite=overwrite)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        name = path.name[:80]
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{name}.", suffix=".tmp"))
+    except (OSError, ValueError) as error:
+        raise _cannot_write(target, error) from None
+    try:
+        staging.chmod(0o755)  # mkdtemp makes 0700: a result is for everybody to read
+        yield staging
+        check_target(target, overwrite=overwrite)  # minutes have passed
+        _replace(staging, path, _is_taken(path))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _is_taken(path: Path) -> bool:
+    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+
+
+def _cannot_write(target: Path | str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or error
+    return InputError(f"{os.fspath(target)[:120]!r} cannot be written: {reason}.")
+
+
+def _replace(staging: Path, target: Path, taken: bool) -> None:
+    """Renames the finished folder.
+
+    What is overwritten is moved aside first, so that there is a whole folder under one name or the
+    other at any moment.
+    """
+    if taken:
+        aside = staging.with_suffix(".old")
+        os.rename(target, aside)
+        os.rename(staging, target)
+        shutil.rmtree(aside)
+    else:
+        os.rename(staging, target)
