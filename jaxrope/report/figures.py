@@ -11,7 +11,7 @@ from jaxrope.errors import InputError
 from jaxrope.report import panels
 from jaxrope.report.panels import FOREGROUND, Row
 
-PANEL = (5.6, 3.7)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
+PANEL = (5.0, 3.4)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {
     "axes.edgecolor": FOREGROUND,
     "axes.labelcolor": FOREGROUND,
@@ -25,7 +25,7 @@ _RC = {
     "text.color": FOREGROUND,
     "xtick.color": FOREGROUND,
     "ytick.color": FOREGROUND,
-    "font.size": 9,
+    "font.size": 9.5,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "svg.fonttype": "none",

@@ -21,7 +21,8 @@ h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
+th:first-child, td:first-child, .words th, .words td { text-align: left; }
+.words td { white-space: normal; vertical-align: top; min-width: 5rem; }
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
   gap: 1.5rem; margin: 1rem 0; }
 figure { margin: 0; min-width: 0; }
@@ -81,7 +82,7 @@ def render(title: str, summary: list[list[str]], folders: Mapping[str, Sequence[
       summary: cells of the table at the top.
       folders: folder -> its sections.
     """
-    body = [f"<h1>{_text(title)}</h1>", _table(summary)]
+    body = [f"<h1>{_text(title)}</h1>", _table(summary, "words")]
     for place, (folder, sections) in enumerate(folders.items()):
         body.append(f'<h2 id="folder{place}">{_text(folder)}</h2>')
         body += [_section(section, f"f{place}s{i}") for i, section in enumerate(sections)]
@@ -109,13 +110,13 @@ def _section(section: Section, prefix: str) -> str:
     return "\n".join(parts)
 
 
-def _table(cells: list[list[str]]) -> str:
+def _table(cells: list[list[str]], kind: str = "numbers") -> str:
     head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in cells[0])
     rows = "".join(
         "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in cells[1:]
     )
     return (
-        f'<div class="wide" tabindex="0"><table><thead><tr>{head}</tr></thead>'
+        f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
 

@@ -26,7 +26,7 @@ SPARE = (
     ("#d55e00", "h", "--"),
 )
 FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which follows the theme
-SMOOTHING = 40  # the training loss is a mean over a fortieth of the run to either side
+SMOOTHING = 30  # the training loss is a mean over a thirtieth of the run to either side
 
 Row = Mapping[str, Any]
 
@@ -46,6 +46,7 @@ def _of_suite(rows, suite):
 
 
 def draw_perplexity(ax, rows, original_len):
+    """Perplexity against length, logarithmic where it spans more than a factor of 3."""
     by_label = _of_suite(rows, "perplexity")
     curves = {
         label: _curve(some, lambda row: [row["metrics"][k] for k in ("perplexity", "low", "high")])
@@ -60,6 +61,7 @@ def draw_perplexity(ax, rows, original_len):
 
 
 def draw_difference(ax, rows, original_len):
+    """Paired difference of mean NLL from the baseline against length."""
     by_label = _of_suite([row for row in rows if row.get("difference")], "perplexity")
     curves = {
         label: _curve(some, lambda row: [row["difference"][k] for k in ("mean", "low", "high")])
@@ -74,6 +76,7 @@ def draw_difference(ax, rows, original_len):
 
 
 def draw_passkey(ax, rows, original_len):
+    """Share of pass keys found against length."""
     curves = {
         label: _curve(some, lambda row: [row["metrics"][k] for k in ("accuracy", "low", "high")])
         for label, some in _of_suite(rows, "passkey").items()
@@ -109,6 +112,7 @@ def _draw_by_length(ax, curves, original_len):
 
 
 def draw_position(ax, rows, original_len):
+    """Loss against position at the longest length, smoothed."""
     by_label = _of_suite(rows, "perplexity")
     longest = max(row["length"] for some in by_label.values() for row in some)
     styles, ends = _styles(by_label), {}
@@ -140,6 +144,7 @@ def _smooth(values, weights, reach=4):
 
 
 def draw_loss(ax, rows):
+    """Training loss of each step, and its running mean."""
     found = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     steps, losses = np.array(found, np.float64).reshape(-1, 2).T
     smooth = _smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
@@ -150,6 +155,7 @@ def draw_loss(ax, rows):
 
 
 def draw_rate(ax, rows):
+    """Learning rate by step."""
     found = [(r["step"], r["lr"]) for r in rows if r.get("lr") is not None]
     steps, rates = np.array(found, np.float64).reshape(-1, 2).T
     ax.plot(steps, rates, color=STYLES["longrope"][0])
@@ -158,6 +164,7 @@ def draw_rate(ax, rows):
 
 
 def draw_fitness(ax, rows, baselines):
+    """Best and mean fitness by generation; baselines are level lines."""
     generations = [row["generation"] for row in rows]
     best, mean = ([row[key] for row in rows] for key in ("best", "mean"))
     colour, ends, styles = STYLES["longrope"][0], {}, _styles(baselines)
@@ -182,6 +189,7 @@ def draw_fitness(ax, rows, baselines):
 
 
 def draw_factors(ax, factors, baselines):
+    """Factors by rotary pair, the baselines' beside them."""
     styles, ends = _styles(baselines), {}
     curves = {name: row["factors"] for name, row in baselines.items()} | {"best": factors}
     for name, curve in curves.items():
@@ -237,10 +245,10 @@ def _name_ends(ax, ends):
         )
 
 
-def _spread(wanted: dict[str, float], gap: float = 0.066) -> dict[str, float]:
+def _spread(wanted: dict[str, float], gap: float = 0.075) -> dict[str, float]:
     """Returns heights near the wanted ones, `gap` apart and within 0 to 1 where they fit.
 
-    `gap` is a share of the panel's height: 9 points of text need 0.06 of 3 inches.
+    `gap` is a share of the panel's height: 9.5 points of text need 0.07 of 2.7 inches.
     """
     order = sorted(wanted, key=wanted.get)
     places = np.array([wanted[name] for name in order])

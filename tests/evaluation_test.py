@@ -1,0 +1,332 @@
+"""Scoring, intervals, rows, and the interface that evaluators share."""
+
+import dataclasses
+import hashlib
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from jaxrope import evaluation, llama, losses, rope, sharding
+from jaxrope.data import BytesTokenizer
+from jaxrope.errors import InputError
+from jaxrope.evaluation import rows, scoring, statistics, summary
+from jaxrope.evaluation.scoring import EvalModel, Result
+
+
+@pytest.fixture
+def model(tiny_model):
+    config, params = tiny_model
+    return EvalModel(
+        config=config,
+        params=params,
+        rope_fn=llama.own_rope(config),
+        tokenizer=BytesTokenizer(),
+        settings=llama.ForwardSettings(attention_block=16),
+        label="none",
+    )
+
+
+def random_rows(count, length, seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, length + 1)).astype(np.int32)
+
+
+def dense_nll(model, tokens_BT, r):
+    """-log softmax in float64 of the whole sequence's logits."""
+    logits = llama.logits(model.config, model.params, tokens_BT[:, :-1], r)
+    logits = np.asarray(logits, np.float64)
+    highest = logits.max(-1, keepdims=True)
+    log_sum = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
+    picked = np.take_along_axis(logits, tokens_BT[:, 1:, None], -1)[..., 0]
+    return log_sum - picked, logits.argmax(-1) == tokens_BT[:, 1:]
+
+
+def test_score_equals_a_dense_computation(model):
+    tokens = random_rows(5, 40)
+    nll_WT, hit_WT = scoring.score(model, tokens, batch_tokens=80)
+    wanted_nll, wanted_hit = dense_nll(model, tokens, model.rope_fn(40))
+    np.testing.assert_allclose(nll_WT, wanted_nll, atol=2e-5)
+    np.testing.assert_array_equal(hit_WT, wanted_hit)
+
+
+def test_logits_exist_for_a_chunk_at_a_time(model, monkeypatch):
+    monkeypatch.setattr(scoring, "CHUNK", 8)
+    seen = []
+    real = losses._nll
+    monkeypatch.setattr(losses, "_nll", lambda x, t: (seen.append(x.shape[1]), real(x, t))[1])
+    scoring.score(model, random_rows(1, 27), batch_tokens=27)
+    assert seen and set(seen) == {8}
+
+
+def test_methods_of_one_length_share_a_compilation(model):
+    tokens = random_rows(3, 33)
+    scoring.score(model, tokens, batch_tokens=99)
+    before = scoring.score_batch._cache_size()
+    for name in ("pi", "ntk", "yarn@su"):
+        row = rows.method_row(name, model.config, rope_len=256)
+        other = dataclasses.replace(model, rope_fn=row.rope_fn)
+        scoring.score(other, tokens, batch_tokens=99)
+    assert scoring.score_batch._cache_size() == before
+
+
+def test_rows_over_eight_devices_score_as_on_one(model):
+    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "context": 1, "tensor": 1})
+    shardings = sharding.param_shardings(
+        mesh, llama.logical_axes(model.config), llama.abstract_params(model.config)
+    )
+    spread = dataclasses.replace(model, mesh=mesh, params=jax.device_put(model.params, shardings))
+    tokens = random_rows(3, 24)
+    one, _ = scoring.score(model, tokens, batch_tokens=24)
+    many, _ = scoring.score(spread, tokens, batch_tokens=24)
+    np.testing.assert_allclose(many, one, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "rows_, length, tokens, wanted", [(12, 512, 4096, 6), (4, 512, 4096, 4), (7, 100, 50, 1)]
+)
+def test_batches_are_as_large_as_allowed_and_even(rows_, length, tokens, wanted):
+    assert scoring.batch_rows(rows_, length, tokens) == wanted
+
+
+def test_progress_counts_every_token_once(model):
+    told = []
+    scoring.score(model, random_rows(5, 16), batch_tokens=32, tick=told.append)
+    assert sum(told) == 5 * 16 and len(told) == 3
+
+
+def test_a_sequence_beyond_the_last_bucket_is_refused(model):
+    factors = (1.0,) * (model.config.rotary_dim // 2)
+    short = rope.make(
+        "longrope",
+        head_dim=model.config.head_dim,
+        theta=model.config.theta,
+        original_len=64,
+        factors=factors,
+        attention_factor=1.0,
+        max_len=128,
+    )
+    with pytest.raises(InputError, match="129 tokens is longer than the last length bucket, 128"):
+        scoring.score(
+            dataclasses.replace(model, rope_fn=short), random_rows(1, 129), batch_tokens=1
+        )
+
+
+def test_a_fingerprint_tells_tokens_order_and_extras_apart():
+    tokens = random_rows(2, 5)
+    prints = {
+        scoring.fingerprint(tokens),
+        scoring.fingerprint(tokens[::-1]),
+        scoring.fingerprint(tokens.reshape(3, 4)),
+        scoring.fingerprint(tokens, "answer"),
+    }
+    assert len(prints) == 4
+    assert scoring.fingerprint(tokens) == scoring.fingerprint(tokens.astype(np.int64))
+    by_hand = b"((2, 2),)" + bytes([1, 0, 0, 0, 2, 0, 0, 0, 3, 0, 0, 0, 4, 0, 0, 0])
+    assert scoring.fingerprint([[1, 2], [3, 4]]) == hashlib.sha256(by_hand).hexdigest()
+
+
+# Newcombe 1998 (Statistics in Medicine 17:857), Table I, method 3
+@pytest.mark.parametrize(
+    "successes, trials, low, high",
+    [
+        (81, 263, 0.2553, 0.3662),
+        (15, 148, 0.0624, 0.1605),
+        (0, 20, 0, 0.1611),
+        (1, 29, 0.0061, 0.1718),
+    ],
+)
+def test_wilson_equals_published_values(successes, trials, low, high):
+    assert statistics.wilson_interval(successes, trials) == pytest.approx((low, high), abs=5e-5)
+    mirrored = statistics.wilson_interval(trials - successes, trials)
+    assert mirrored == pytest.approx((1 - high, 1 - low), abs=5e-5)
+
+
+def test_wilson_refuses_more_successes_than_trials():
+    with pytest.raises(ValueError, match="got 3 of 2"):
+        statistics.wilson_interval(3, 2)
+
+
+def test_the_bootstrap_interval_is_that_of_the_mean():
+    values = np.random.default_rng(1).normal(3.0, 2.0, 400)
+    low, high = statistics.bootstrap_interval(values, num_samples=4000, seed=0)
+    error = 1.96 * values.std() / np.sqrt(400)  # the central limit theorem
+    assert (low, high) == pytest.approx((values.mean() - error, values.mean() + error), abs=0.02)
+    assert (low, high) == statistics.bootstrap_interval(values, num_samples=4000, seed=0)
+    assert (low, high) != statistics.bootstrap_interval(values, num_samples=4000, seed=1)
+
+
+def test_the_bootstrap_of_two_values_has_three_means():
+    # means 0, 0.5, 1 with shares 1/4, 1/2, 1/4: the 95% interval is from 0 to 1, the 40% one 0.5
+    low_high = statistics.bootstrap_interval([0.0, 1.0], num_samples=2000, seed=3)
+    assert low_high == (0.0, 1.0)
+    assert statistics.bootstrap_interval([0.0, 1.0], num_samples=2000, seed=3, level=0.4) == (
+        0.5,
+        0.5,
+    )
+
+
+def test_resamples_may_be_more_than_fit_at_one_time(monkeypatch):
+    monkeypatch.setattr(statistics, "_DRAWS_AT_A_TIME", 64)
+    low, high = statistics.bootstrap_interval(np.arange(10.0), num_samples=1001, seed=0)
+    assert low == pytest.approx(2.7, abs=0.3) and high == pytest.approx(6.3, abs=0.3)
+
+
+def test_a_paired_comparison_removes_what_windows_have_in_common():
+    rng = np.random.default_rng(0)
+    hard_W1 = rng.normal(3.0, 1.0, (16, 1))
+    b_WT = hard_W1 + rng.normal(0, 0.01, (16, 50))
+    found = statistics.compare(b_WT - 0.02, b_WT, num_samples=500, seed=0)
+    assert found.mean == pytest.approx(-0.02) and found.decided and found.num_windows == 16
+    assert found.low == pytest.approx(-0.02) and found.high == pytest.approx(-0.02)
+    same = statistics.compare(b_WT, b_WT, num_samples=500, seed=0)
+    assert not same.decided
+
+
+def test_a_comparison_of_other_tokens_is_refused():
+    with pytest.raises(ValueError, match=r"same scored tokens, got shapes \(2, 3\) and \(2, 4\)"):
+        statistics.compare(np.zeros((2, 3)), np.zeros((2, 4)), num_samples=1, seed=0)
+
+
+def test_position_curve_covers_every_position_once():
+    nll_WT = np.arange(300.0)[None].repeat(2, 0)
+    edges, means = statistics.position_curve(nll_WT, num_bins=20)
+    assert edges[0] == 0 and edges[-1] == 300 and (np.diff(edges) > 0).all()
+    assert np.sum(means * np.diff(edges)) == pytest.approx(nll_WT[0].sum())
+    assert means[0] == 0.0  # the first bin is the first token alone
+    short_edges, short = statistics.position_curve(nll_WT[:, :5], num_bins=96)
+    assert short_edges.tolist() == [0, 1, 2, 3, 4, 5] and short.tolist() == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("name", ["none", "pi", "ntk", "yarn"])
+def test_a_row_has_the_factors_of_its_length_or_of_a_fixed_one(name, tiny_config):
+    constants = {"none": {}, "yarn": dict(factor=4.0, beta_fast=32, beta_slow=1)}
+    wanted = rope.make(
+        name,
+        head_dim=tiny_config.head_dim,
+        theta=tiny_config.theta,
+        original_len=64,
+        **constants.get(name, dict(factor=4.0)),
+    )(256)
+    own = rows.method_row(name, tiny_config, rope_len=0).rope_fn(256)
+    fixed = rows.method_row(name, tiny_config, rope_len=256).rope_fn(64)
+    for found in (own, fixed):
+        np.testing.assert_array_equal(found.factors_R, wanted.factors_R)
+        assert found.attention_factor == wanted.attention_factor
+    below = rows.method_row(name, tiny_config, rope_len=0).rope_fn(32)
+    np.testing.assert_array_equal(below.factors_R, np.ones(4, np.float32))
+
+
+def test_a_stated_attention_factor_changes_nothing_else(tiny_config):
+    plain = rows.method_row("yarn", tiny_config, rope_len=0).rope_fn(256)
+    for law, wanted in (
+        ("su", np.sqrt(1 + np.log(4) / np.log(64))),
+        ("yarn", 0.1 * np.log(4) + 1),
+        ("none", 1.0),
+        ("1.25", 1.25),
+    ):
+        found = rows.method_row(f"yarn@{law}", tiny_config, rope_len=0).rope_fn(256)
+        assert float(found.attention_factor) == pytest.approx(wanted, rel=1e-6)
+        np.testing.assert_array_equal(found.turns_R2, plain.turns_R2)
+
+
+def test_the_sliding_row_is_the_base_in_its_own_window(tiny_config):
+    row = rows.method_row("sliding", tiny_config, rope_len=256)
+    assert row.window == 64
+    np.testing.assert_array_equal(row.rope_fn(64).factors_R, np.ones(4, np.float32))
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("yarm", "Unknown eval.methods 'yarm'. Did you mean 'yarn'"),
+        ("yarn@sou", "eval.methods: 'yarn@sou': Unknown attention_factor 'sou'.*Or a number"),
+        ("yarn@-1", "attention_factor must be a positive number, got -1"),
+        ("sliding@su", "'sliding@su' takes no attention factor"),
+    ],
+)
+def test_a_wrong_method_is_refused_at_once(name, message, tiny_config):
+    with pytest.raises(InputError, match=message):
+        rows.method_row(name, tiny_config, rope_len=0).rope_fn(256)
+
+
+def eval_section(**changes):
+    section = base.get_config().eval
+    with section.unlocked():
+        section.update(changes)
+    return section
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"num_windows": 0}, "eval.num_windows is at least 1, got 0"),
+        ({"batch_tokens": 0}, "eval.batch_tokens is at least 1, got 0"),
+        ({"stride": 0}, "eval.stride is at least 1, got 0"),
+        ({"window": -1}, "eval.window is 0 or more, got -1"),
+        ({"lengths": ()}, "eval.lengths names one length at least"),
+        ({"lengths": (512, 0)}, r"eval.lengths .* got \(512, 0\)"),
+        ({"bootstrap_samples": 10}, "eval.bootstrap_samples is at least 100"),
+    ],
+)
+def test_a_wrong_number_is_refused(changes, message):
+    with pytest.raises(InputError, match=message):
+        evaluation.bench(eval_section(**changes), documents=None, seed=0)
+
+
+def test_an_unknown_suite_is_refused(model):
+    bench = evaluation.bench(eval_section(), documents=None, seed=0)
+    with pytest.raises(InputError, match="Unknown eval.suites 'ruller'.*passkey, perplexity"):
+        list(evaluation.run(model, bench, ("ruller",)))
+    with pytest.raises(InputError, match="eval.suites is empty"):
+        list(evaluation.run(model, bench, ()))
+
+
+def result(label, nll, *, length=8, print_="a", **metrics):
+    return Result(
+        suite="perplexity",
+        label=label,
+        length=length,
+        metrics={"perplexity": float(np.exp(np.mean(nll))), "low": 1.0, "high": np.inf} | metrics,
+        items={"window_nll": [float(x) for x in np.mean(nll, axis=1)]},
+        nll_WT=np.asarray(nll, np.float32),
+        fingerprint=print_,
+        tokens=10,
+        seconds=2.0,
+    )
+
+
+def test_differences_are_from_the_baseline_on_the_same_items():
+    one, two = np.full((4, 8), 3.0), np.full((4, 8), 3.5)
+    results = [
+        result("yarn", one),
+        result("pi", two),
+        result("other", two, print_="b"),
+        result("pi", two, length=16),
+    ]
+    found = summary.differences(results, baseline="yarn", num_samples=200, seed=0)
+    assert set(found) == {("pi", 8)}
+    assert found["pi", 8].mean == pytest.approx(0.5)
+    assert summary.differences(results, baseline="absent", num_samples=200, seed=0) == {}
+
+
+def test_the_record_is_json_without_infinities():
+    results = [result("yarn", np.full((2, 8), 3.0)), result("pi", np.full((2, 8), 4.0))]
+    found = summary.differences(results, baseline="yarn", num_samples=200, seed=0)
+    rows_ = summary.record(results, found, baseline="yarn")
+    assert rows_[0]["metrics"]["high"] is None and "difference" not in rows_[0]
+    assert rows_[1]["difference"] == {
+        "baseline": "yarn",
+        "mean": 1.0,
+        "low": 1.0,
+        "high": 1.0,
+        "num_windows": 2,
+    }
+    assert rows_[1]["tokens_per_second"] == 5.0
+
+
+def test_scalars_are_the_score_of_each_suite_and_length():
+    found = evaluation.scalars(
+        [result("x", np.zeros((1, 8))), result("x", np.zeros((1, 9)), length=9)]
+    )
+    assert found == {"perplexity/8": 1.0, "perplexity/9": 1.0}
