@@ -197,11 +197,13 @@ class Layers(nnx.Module):
 
 
 class Llama(nnx.Module):
-    """The whole model. A tied head is the embedding's transpose by method, not by a shared
-    reference.
+    """The whole model. A tree: a tied head is the embedding's transpose by method, no reference is
+    shared, so that `nnx.split`, `jax.jit` and `jax.grad` take it as it is.
     """
 
     def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+
         def normal(*shape):
             return nnx.Param(
                 (jax.random.normal(rngs.params(), shape, jnp.float32) * _INIT_STDDEV).astype(dtype)
@@ -213,13 +215,30 @@ class Llama(nnx.Module):
         if not config.tie_embeddings:
             self.head_DV = normal(config.embed_dim, config.vocab_size)
 
+    def __call__(self, tokens_BT: jax.Array, r: rope.Rope, **kwargs) -> jax.Array:
+        """Returns logits_BTV; see `logits`."""
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return logits(self.config, params, tokens_BT, r, **kwargs)
+
+
+def merge(config: LlamaConfig, params: dict) -> Llama:
+    """Returns the NNX module that holds `params`; `nnx.to_pure_dict(nnx.state(m))` undoes it."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
 
 def init_params(config: LlamaConfig, key: jax.Array, dtype="float32") -> dict:
     """Returns random parameters: normal with deviation 0.02, projections into the residual stream
     divided by sqrt(2 L).
     """
-    model = Llama(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
-    return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    @jax.jit
+    def draw(key):
+        model = Llama(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return draw(key)
 
 
 def abstract_params(config: LlamaConfig, dtype="float32") -> dict:

@@ -1,0 +1,210 @@
+"""One conformance suite over every backend, values and gradients, against loops in numpy."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrope import attention, masks
+from jaxrope.errors import InputError
+
+BATCH, HEAD_DIM = 2, 8
+
+
+def by_loops(q, k, v, seen, scale):
+    """softmax(scale q k^T) v over the keys that are seen, one query at a time, float64."""
+    out = np.zeros(q.shape)
+    group = q.shape[2] // k.shape[2]
+    for b, t, n in np.ndindex(q.shape[:3]):
+        keys = np.flatnonzero(seen[b, t])
+        if keys.size:
+            logits = scale * k[b, keys, n // group] @ q[b, t, n]
+            weights = np.exp(logits - logits.max())
+            out[b, t, n] = weights / weights.sum() @ v[b, keys, n // group]
+    return out
+
+
+def inputs(q_len, kv_len, heads, kv_heads, dtype=np.float32):
+    rng = np.random.default_rng(0)
+    shapes = [(q_len, heads), (kv_len, kv_heads), (kv_len, kv_heads), (q_len, heads)]
+    return [rng.normal(size=(BATCH, *shape, HEAD_DIM)).astype(dtype) for shape in shapes]
+
+
+def packed(length, *lengths):
+    """Positions and segment ids of documents packed into a row; the batch's rows differ."""
+    rows = [lengths, lengths[::-1]]
+    positions = [np.concatenate([np.arange(n) for n in row]) for row in rows]
+    segments = [np.repeat(np.arange(len(row)), row) for row in rows]
+    assert all(len(p) == length for p in positions)
+    return jnp.int32(np.stack(positions)), jnp.int32(np.stack(segments))
+
+
+def seen_by(mask):
+    """The rule, one pair at a time."""
+    q, kv = np.asarray(mask.q_positions_BT), np.asarray(mask.kv_positions_BS)
+    seen = np.zeros((BATCH, q.shape[1], kv.shape[1]), bool)
+    for b, t, s in np.ndindex(seen.shape):
+        back = q[b % len(q), t] - kv[b % len(kv), s]
+        ok = (not mask.causal or back >= 0) and (mask.window is None or back < mask.window)
+        if mask.q_segment_ids_BT is not None:
+            ok &= bool(mask.q_segment_ids_BT[b, t] == mask.kv_segment_ids_BS[b, s])
+        seen[b, t, s] = ok
+    return seen
+
+
+def positions(*numbers):
+    return jnp.broadcast_to(jnp.int32(np.concatenate(numbers)), (BATCH, sum(map(len, numbers))))
+
+
+CASES = {
+    "causal": lambda: masks.self_mask(positions(np.arange(37))),
+    "one block": lambda: masks.self_mask(positions(np.arange(16))),
+    "window": lambda: masks.self_mask(positions(np.arange(37)), window=5),
+    "full": lambda: masks.self_mask(positions(np.arange(21)), causal=False),
+    "packed": lambda: masks.self_mask(*packed(40, 17, 1, 22)),
+    "packed window": lambda: masks.self_mask(*packed(40, 3, 30, 7), window=9),
+    "decode": lambda: masks.Mask(positions(np.arange(30, 33)), positions(np.arange(33))),
+    "permuted": lambda: masks.self_mask(positions(np.random.default_rng(3).permutation(32))),
+    "no key": lambda: masks.Mask(positions(np.arange(20)), positions(np.arange(10, 30))),
+    "cross": lambda: masks.Mask(
+        positions(np.zeros(5, int)), positions(np.zeros(23, int)), causal=False
+    ),
+}
+
+
+HEADS = [(4, 2, case) for case in CASES] + [
+    (heads, kv_heads, case) for heads, kv_heads in ((3, 3), (4, 1)) for case in ("causal", "packed")
+]
+
+
+@pytest.mark.parametrize("heads, kv_heads, case", HEADS)
+@pytest.mark.parametrize("backend", attention.BACKENDS)
+def test_values(backend, case, heads, kv_heads):
+    mask = CASES[case]()
+    q_len, kv_len = mask.q_positions_BT.shape[1], mask.kv_positions_BS.shape[1]
+    q, k, v, _ = inputs(q_len, kv_len, heads, kv_heads)
+    expected = by_loops(q, k, v, seen_by(mask), HEAD_DIM**-0.5)
+    out = jax.jit(functools.partial(attention.attend, backend, mask=mask, block=8))(q, k, v)
+    assert out.dtype == q.dtype
+    assert np.abs(out - expected).max() < 2e-6
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("backend", [b for b in attention.BACKENDS if b != "reference"])
+def test_gradients(backend, case):
+    mask = CASES[case]()
+    q, k, v, weights = inputs(mask.q_positions_BT.shape[1], mask.kv_positions_BS.shape[1], 4, 2)
+
+    def gradient(backend):
+        def loss(q, k, v):
+            out = attention.attend(backend, q, k, v, mask=mask, scale=0.4, block=8)
+            return jnp.sum(weights * out)
+
+        return jax.jit(jax.grad(loss, argnums=(0, 1, 2)))(q, k, v)
+
+    for ours, theirs in zip(gradient(backend), gradient("reference"), strict=True):
+        assert np.abs(ours - theirs).max() < 2e-5
+
+
+def test_reference_gradient_by_differences():
+    """The definition's own gradient, so that the suite above does not compare two mistakes."""
+    mask = CASES["packed"]()
+    q, k, v, weights = inputs(40, 40, 4, 2)
+    seen = seen_by(mask)
+
+    def loss(q, k, v):
+        return jnp.sum(weights * attention.attend("reference", q, k, v, mask=mask, scale=0.7))
+
+    grads = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
+    rng = np.random.default_rng(5)
+    for which in range(3):
+        step = rng.normal(size=(q, k, v)[which].shape)
+        values = []
+        for sign in (1, -1):
+            moved = [x.astype(np.float64) for x in (q, k, v)]
+            moved[which] = moved[which] + sign * 1e-6 * step
+            values.append(np.sum(weights * by_loops(*moved, seen, 0.7)))
+        slope = (values[0] - values[1]) / 2e-6
+        assert np.sum(grads[which] * step) == pytest.approx(slope, rel=1e-4)
+
+
+@pytest.mark.parametrize("block", [1, 5, 16, 64])
+def test_block_size_does_not_matter(block):
+    mask = CASES["packed"]()
+    q, k, v, _ = inputs(40, 40, 4, 2)
+    whole = attention.attend("reference", q, k, v, mask=mask)
+    assert (
+        np.abs(attention.attend("blockwise", q, k, v, mask=mask, block=block) - whole).max() < 2e-6
+    )
+
+
+def test_large_logits_stay_finite():
+    q, k, v, _ = inputs(24, 24, 2, 2)
+    mask = masks.self_mask(positions(np.arange(24)))
+    out, pull = jax.vjp(
+        lambda q: attention.attend("blockwise", 300 * q, 300 * k, v, mask=mask, block=8), q
+    )
+    assert np.isfinite(out).all() and np.isfinite(pull(out)[0]).all()
+    expected = by_loops(300 * q, 300 * k, v, seen_by(mask), HEAD_DIM**-0.5)
+    assert np.abs(out - expected).max() < 1e-3
+
+
+def test_bfloat16_accumulates_in_float32():
+    q, k, v, _ = (jnp.asarray(x, jnp.bfloat16) for x in inputs(200, 200, 2, 1))
+    mask = masks.self_mask(positions(np.arange(200)))
+    out = attention.attend("blockwise", q, k, v, mask=mask, block=16)
+    exact = by_loops(*(np.float64(x) for x in (q, k, v)), seen_by(mask), HEAD_DIM**-0.5)
+    assert out.dtype == jnp.bfloat16
+    assert np.abs(np.float64(out) - exact).max() < 0.02  # 2^-8 of values up to 3
+
+
+def test_memory_is_linear_in_length():
+    """Forward and backward at 16,384 tokens: the T x T matrix of one head alone would be 1 GiB."""
+    shape = jax.ShapeDtypeStruct((1, 16_384, 2, HEAD_DIM), jnp.float32)
+
+    def loss(q, k, v):
+        where = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+        return jnp.sum(attention.attend("blockwise", q, k, v, mask=masks.self_mask(where)))
+
+    compiled = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(shape, shape, shape).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 100 * 2**20
+
+
+def test_candidates_under_vmap():
+    q, k, v, _ = inputs(20, 20, 4, 2)
+    mask = masks.self_mask(positions(np.arange(20)))
+    scales = jnp.array([0.5, 1.0, 2.0])
+    batched = jax.vmap(lambda s: attention.attend("blockwise", s * q, k, v, mask=mask, block=8))(
+        scales
+    )
+    for out, s in zip(batched, scales, strict=True):
+        one = attention.attend("blockwise", s * q, k, v, mask=mask, block=8)
+        assert np.allclose(out, one, atol=1e-6)
+
+
+def test_any_allowed_never_misses():
+    """False only where the rule allows no pair at all; checked on random blocks."""
+    rng = np.random.default_rng(0)
+    skipped = 0
+    for _ in range(100):
+        q, kv = rng.integers(0, 6, (2, BATCH, 3)) + rng.integers(0, 12, (2, 1, 1))
+        segments = rng.integers(0, 3, (2, BATCH, 3)) if rng.random() < 0.5 else (None, None)
+        window = int(rng.integers(1, 6)) if rng.random() < 0.5 else None
+        segments = [None if s is None else jnp.int32(s) for s in segments]
+        mask = masks.Mask(jnp.int32(q), jnp.int32(kv), *segments, rng.random() < 0.7, window)
+        possible = bool(masks.any_allowed(mask))
+        assert np.array_equal(masks.allowed(mask), seen_by(mask))
+        assert possible or not seen_by(mask).any()
+        skipped += not possible
+    assert skipped > 10
+
+
+def test_messages():
+    q, k, v, _ = inputs(8, 8, 4, 3)
+    mask = masks.self_mask(positions(np.arange(8)))
+    with pytest.raises(InputError, match="Unknown attention 'blokwise'. Did you mean 'blockwise'"):
+        attention.attend("blokwise", q, k, v, mask=mask)
+    with pytest.raises(ValueError, match="N must be a multiple of K"):
+        attention.attend("reference", q, k, v, mask=mask)

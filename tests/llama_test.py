@@ -1,0 +1,194 @@
+"""The model's invariants; its numbers are held against other people's code in parity_test.py."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrope import llama, losses, rope
+from jaxrope.errors import InputError
+from jaxrope.llama import ForwardSettings, LlamaConfig
+
+logits = jax.jit(llama.logits, static_argnums=0, static_argnames="settings")
+PI4 = dict(head_dim=8, theta=10_000.0, original_len=64, factor=4.0)
+
+
+def tokens(config, length=24, batch=2):
+    return jax.random.randint(jax.random.key(1), (batch, length), 0, config.vocab_size)
+
+
+def test_causal_by_gradient(tiny_model):
+    """The output at position t depends on the tokens up to t, and on each of them."""
+    config, params = tiny_model
+    ids, r = tokens(config, 12, 1), llama.own_rope(config)(12)
+
+    @jax.jit
+    @jax.grad
+    def slope_of(embedded, t):
+        table = jnp.concatenate([params["embed_VD"], embedded])
+        wide = dataclasses.replace(config, vocab_size=config.vocab_size + 12)
+        own = jnp.arange(config.vocab_size, config.vocab_size + 12)[None]
+        return llama.hidden(wide, params | {"embed_VD": table}, own, r)[0, t].sum()
+
+    for t in (0, 5, 11):
+        slope = slope_of(params["embed_VD"][ids[0]], t)
+        assert np.array_equal(np.abs(slope).max(-1) > 0, np.arange(12) <= t)
+
+
+def test_packed_equals_apart(tiny_model):
+    config, params = tiny_model
+    ids, lengths = tokens(config, 21, 1), [7, 1, 13]
+    r = rope.make("pi", **PI4)(21)
+    positions = np.concatenate([np.arange(n) for n in lengths])[None]
+    segments = np.repeat(np.arange(3), lengths)[None]
+    whole = llama.logits(
+        config,
+        params,
+        ids,
+        r,
+        positions_BT=jnp.int32(positions),
+        segment_ids_BT=jnp.int32(segments),
+    )
+    start = 0
+    for n in lengths:
+        apart = logits(config, params, ids[:, start : start + n], r)
+        assert np.allclose(whole[:, start : start + n], apart, atol=1e-5)
+        start += n
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+@pytest.mark.parametrize("backend", ["reference", "blockwise"])
+def test_settings_do_not_change_the_gradient(tiny_model, backend, remat):
+    config, params = tiny_model
+    ids, r = tokens(config), rope.make("pi", **PI4)(24)
+
+    def loss(params, settings):
+        x = llama.hidden(config, params, ids, r, settings=settings)
+        head = llama.head_DV(config, params)
+        return losses.token_nll(x[:, :-1], head, ids[:, 1:], chunk=8).mean()
+
+    gradient = jax.jit(jax.grad(loss), static_argnums=1)
+    expected = gradient(params, ForwardSettings(attention="reference", remat="none"))
+    ours = gradient(params, ForwardSettings(backend, 8, "float32", remat))
+    for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
+        assert np.allclose(a, b, atol=1e-6)
+
+
+def test_a_candidate_is_data(tiny_model):
+    """One compilation serves every factor vector, start-token count and attention factor."""
+    config, params = tiny_model
+    ids, traces = tokens(config), []
+
+    @jax.jit
+    def run(r):
+        traces.append(1)
+        return llama.logits(config, params, ids, r)
+
+    ropes = [
+        rope.build(np.full(4, f), theta=10_000.0, start_tokens=s, attention_factor=a)
+        for f, s, a in ((1, 0, 1), (4, 0, 1), (4, 6, 1), (4, 6, 1.2))
+    ]
+    apart = [run(r) for r in ropes]
+    assert len(traces) == 1
+    assert all(np.abs(a - b).max() > 1e-5 for a, b in zip(apart, apart[1:], strict=False))
+    together = jax.vmap(lambda r: logits(config, params, ids, r))(rope.stack(ropes))
+    assert np.allclose(together, np.stack(apart), atol=1e-5)
+    one = rope.build(np.ones(4), theta=10_000.0)
+    assert np.array_equal(apart[0], run(one))
+
+
+def test_rope_per_layer_and_per_sequence(tiny_model):
+    config, params = tiny_model
+    ids = tokens(config)
+    ropes = [rope.make("pi", **PI4 | dict(factor=f))(24) for f in (1.0, 3.0)]
+    same = logits(config, params, ids, rope.stack([ropes[1]] * 2, per_layer=True))
+    assert np.allclose(same, logits(config, params, ids, ropes[1]), atol=1e-6)
+    layers = logits(config, params, ids, rope.stack(ropes, per_layer=True))
+    assert all(np.abs(layers - logits(config, params, ids, r)).max() > 1e-5 for r in ropes)
+    rows = logits(config, params, ids, rope.stack(ropes))
+    for row, r in enumerate(ropes):
+        alone = logits(config, params, ids[row : row + 1], r)
+        assert np.allclose(rows[row : row + 1], alone, atol=1e-5)
+
+
+def test_module_and_function_agree(tiny_model):
+    config, params = tiny_model
+    model = llama.merge(config, params)
+    r = llama.own_rope(config)(24)
+    assert np.array_equal(
+        jax.jit(lambda m, t: m(t, r))(model, tokens(config)),
+        jax.jit(lambda p, t: llama.logits(config, p, t, r))(params, tokens(config)),
+    )
+
+
+def test_bfloat16_is_near(tiny_model):
+    config, params = tiny_model
+    ids, r = tokens(config), llama.own_rope(config)(24)
+    exact = logits(config, params, ids, r)
+    near = logits(config, params, ids, r, settings=ForwardSettings(compute_dtype="bfloat16"))
+    assert near.dtype == jnp.float32
+    assert 0 < np.abs(near - exact).max() < 0.02 * np.abs(exact).max() + 0.01
+
+
+def test_seven_billion_at_two_million_tokens():
+    """Shapes of Llama-2-7B at 2,097,152 tokens, without the memory."""
+    config = LlamaConfig(
+        vocab_size=32_000,
+        num_layers=32,
+        embed_dim=4096,
+        num_heads=32,
+        num_kv_heads=32,
+        head_dim=128,
+        mlp_dim=11_008,
+        norm_eps=1e-5,
+        theta=10_000.0,
+        original_len=4096,
+        max_len=4096,
+        rotary_dim=128,
+        tie_embeddings=False,
+    )
+    assert llama.num_params(config) == 6_738_415_616  # the model card's 6.74 B
+    params = llama.abstract_params(config, "bfloat16")
+    ids = jax.ShapeDtypeStruct((1, 2_097_152), jnp.int32)
+    r = rope.preset("llama2-7b-2048k-ft256k")(2_097_152)
+    settings = ForwardSettings(compute_dtype="bfloat16", attention_block=2048)
+    x = jax.eval_shape(lambda p, t: llama.hidden(config, p, t, r, settings=settings), params, ids)
+    assert x.shape == (1, 2_097_152, 4096) and x.dtype == jnp.bfloat16
+    axes = llama.logical_axes(config)
+    assert axes["layers"]["o_LNHD"] == ("layers", "heads", "head_dim", "embed")
+    assert jax.tree.structure(params) == jax.tree.structure(
+        axes, is_leaf=lambda a: isinstance(a, tuple)
+    )
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(num_kv_heads=3), "model.num_heads must be a multiple of model.num_kv_heads"),
+        (dict(family="gpt"), "model.family must be one of llama, mistral, qwen2, phi3, got 'gpt'"),
+        (dict(rotary_dim=7), "model.rotary_dim must be even"),
+        (dict(norm_eps=0.0), "model.norm_eps must be between 0 and 1"),
+        (dict(vocab_size=2.5), "model.vocab_size must be a positive whole number"),
+        (dict(sliding_window=0), "model.sliding_window must be a positive whole number"),
+        (dict(bos_id=264), "model.bos_id must be below model.vocab_size 264"),
+    ],
+)
+def test_config_messages(tiny_config, change, message):
+    with pytest.raises(InputError, match=message):
+        dataclasses.replace(tiny_config, **change)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(attention="flash"), "Unknown forward.attention 'flash'"),
+        (dict(compute_dtype="bf16"), "Unknown forward.compute_dtype 'bf16'"),
+        (dict(remat="fulll"), "Unknown forward.remat 'fulll'. Did you mean 'full'"),
+        (dict(attention_block=0), "forward.attention_block must be a positive number"),
+    ],
+)
+def test_settings_messages(change, message):
+    with pytest.raises(InputError, match=message):
+        ForwardSettings(**change)

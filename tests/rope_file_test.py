@@ -1,0 +1,133 @@
+"""rope.json: a round trip, and one line for every way it can be wrong."""
+
+import json
+
+import pytest
+
+from jaxrope import rope
+from jaxrope.errors import InputError
+
+GEOMETRY = dict(head_dim=16, rotary_dim=8, theta=10_000.0, original_len=64)
+
+
+def a_result():
+    rows = [
+        dict(max_len=128, factors=[1, 1.5, 2, 2], start_tokens=0, attention_factor=1.0),
+        dict(max_len=512, factors=[1.01, 2.5, 8, 8.25], start_tokens=4, attention_factor="su"),
+    ]
+    return rope.make("longrope", **GEOMETRY, buckets=rows)
+
+
+def test_round_trip(tmp_path):
+    path = tmp_path / "rope.json"
+    rope.save(path, a_result(), {"seed": 3})
+    read = rope.load(path, head_dim=16, rotary_dim=8, theta=10_000.0)
+    assert read.buckets == a_result().buckets and read.geometry == a_result().geometry
+    assert rope.provenance(path) == {"seed": 3}
+    content = json.loads(path.read_text())
+    assert content["format"] == "jaxrope.rope/1" and content["buckets"][1]["start_tokens"] == 4
+    assert [p.name for p in tmp_path.iterdir()] == ["rope.json"]  # nothing temporary is left
+
+
+def test_round_trip_of_a_formula(tmp_path):
+    path = tmp_path / "rope.json"
+    made = rope.make("yarn", **GEOMETRY, factor=8.0, beta_fast=32, beta_slow=1)
+    rope.save(path, made, {})
+    read = rope.load(path)
+    assert read.method == "yarn" and read.max_len == 512
+    assert read.bucket(512).factors == made.bucket(512).factors
+    with pytest.raises(InputError, match="513 tokens is longer than the last length bucket, 512"):
+        read.bucket(513)
+
+
+def test_what_has_no_table_is_refused(tmp_path):
+    with pytest.raises(InputError, match="'dynamic_ntk' has no length buckets to write"):
+        rope.save(tmp_path / "r", rope.make("dynamic_ntk", **GEOMETRY, factor=2.0), {})
+    with pytest.raises(InputError, match="'abf' has no longest length"):
+        rope.save(tmp_path / "r", rope.make("abf", **GEOMETRY, new_theta=1e6), {})
+    rope.save(tmp_path / "r", rope.make("abf", **GEOMETRY, new_theta=1e6), {}, max_len=640)
+    assert rope.load(tmp_path / "r").max_len == 640
+
+
+def set_in(*path_and_value):
+    *path, value = path_and_value
+
+    def change(content):
+        at = content
+        for key in path[:-1]:
+            at = at[key]
+        at[path[-1]] = value
+
+    return change
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            set_in("format", "jaxrope.rope/2"),
+            "format must be 'jaxrope.rope/1', got 'jaxrope.rope/2'",
+        ),
+        (lambda c: c.pop("theta"), "missing or unknown: theta"),
+        (set_in("extra", 1), "missing or unknown: extra"),
+        (set_in("theta", "big"), "theta has the wrong type"),
+        (set_in("buckets", []), "buckets must hold at least one bucket"),
+        (set_in("buckets", 0, "factors", [1.0] * 3), r"hold 4 numbers \(rotary_dim / 2\), got 3"),
+        (set_in("buckets", 0, "factors", 2, 0.99), "at least 1, got 0.99 at index 2"),
+        (set_in("buckets", 0, "factors", 2, "x"), "must be a list of numbers"),
+        (set_in("buckets", 0, "max_len", 512), "must ascend in max_len, got 512 before 512"),
+        (set_in("buckets", 0, "start_tokens", 1.5), "start_tokens must be a whole number"),
+        (
+            set_in("buckets", 0, "attention_factor", -1),
+            "attention_factor must be a positive number",
+        ),
+        (set_in("method", "yarn"), "'yarn' needs rope.factor"),
+        (set_in("rotary_dim", 6), "hold 3 numbers"),
+        (set_in("original_len", 0), "original_len must be a positive number of tokens"),
+    ],
+)
+def test_broken_files(tmp_path, change, message):
+    path = tmp_path / "rope.json"
+    rope.save(path, a_result(), {})
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match=message) as caught:
+        rope.load(path)
+    assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "given, message",
+    [
+        (dict(head_dim=32), "head_dim must equal the model's, 32, got 16"),
+        (dict(rotary_dim=16), "rotary_dim must equal the model's, 16, got 8"),
+        (dict(theta=5e5), "theta must equal the model's, 500000.0, got 10000.0"),
+    ],
+)
+def test_of_another_model(tmp_path, given, message):
+    rope.save(tmp_path / "rope.json", a_result(), {})
+    with pytest.raises(InputError, match=message):
+        rope.load(tmp_path / "rope.json", **given)
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [("{", "must be JSON"), ("[]", "got 'list'"), ('{"format": NaN}', "NaN is not a number")],
+)
+def test_not_json(tmp_path, text, message):
+    (tmp_path / "rope.json").write_text(text)
+    with pytest.raises(InputError, match=message):
+        rope.load(tmp_path / "rope.json")
+    with pytest.raises(InputError, match="cannot be read: No such file"):
+        rope.load(tmp_path / "none.json")
+
+
+def test_formula_and_factors_must_agree(tmp_path):
+    path = tmp_path / "rope.json"
+    rope.save(path, rope.make("pi", **GEOMETRY, factor=8.0), {})
+    content = json.loads(path.read_text())
+    content["constants"]["factor"] = 4.0
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="must be those of method 'pi' with its constants"):
+        rope.load(path)
