@@ -1,0 +1,314 @@
+"""Figures, tables and the page: what is drawn comes from the rows, and nothing is lost or broken."""
+
+import json
+import re
+import xml.etree.ElementTree as ElementTree
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+
+from jaxrope import report
+from jaxrope.errors import InputError
+from jaxrope.report import __main__ as program
+from jaxrope.report import collect, figures, page, panels, tables
+
+
+def row(suite, label, length, score, low, high, **more):
+    name = "accuracy" if suite == "passkey" else suite
+    return {
+        "suite": suite,
+        "label": label,
+        "length": length,
+        "metrics": {name: score, "low": low, "high": high},
+        "items": {"position_edges": [0, 1, 2, 4, 8], "position_nll": [4.0, 3.5, 3.0, 2.5]},
+        "tokens": 1000,
+        "seconds": 2.0,
+    } | more
+
+
+def gap(mean, low, high):
+    return {"difference": {"baseline": "yarn", "mean": mean, "low": low, "high": high}}
+
+
+ROWS = [
+    row("perplexity", "none", 512, 32.9, 30.0, 36.0, **gap(0.0, 0.0, 0.0)),
+    row("perplexity", "none", 4096, 107.1, 90.0, 126.0, **gap(0.98, 0.9, 1.06)),
+    row("perplexity", "yarn", 512, 32.9, 30.0, 36.0),
+    row("perplexity", "yarn", 4096, 40.3, 34.0, 48.0),
+    row("perplexity", "mine & <co>", 4096, None, None, None, **gap(-0.02, -0.03, -0.01)),
+    row("passkey", "none", 512, 1.0, 0.76, 1.0),
+    row("passkey", "yarn", 512, 1.0, 0.76, 1.0),
+]
+GENERATIONS = [{"generation": i, "best": 60.0 - i, "mean": 80.0 - i} for i in range(5)]
+BASELINES = {
+    "pi": {"fitness": 97.0, "factors": [8.0] * 4},
+    "yarn": {"fitness": 60.0, "factors": [1.0, 2.0, 8.0, 8.0]},
+}
+STEPS = [{"step": i, "loss": 4 - i / 100, "lr": 1e-5, "tokens": 64} for i in range(1, 41)]
+
+
+def lines_of(figure):
+    return [line for ax in figure.axes for line in ax.get_lines()]
+
+
+def names_of(figure):
+    return {text.get_text().strip() for ax in figure.axes for text in ax.texts}
+
+
+def test_perplexity_is_drawn_where_it_was_measured():
+    figure = report.perplexity_figure(ROWS, original_len=512)
+    drawn = {tuple(np.round(line.get_ydata(), 1)) for line in lines_of(figure)}
+    assert {(32.9, 107.1), (32.9, 40.3)} <= drawn
+    assert names_of(figure) == {"none", "yarn", "trained"}  # what is not finite has no line
+    (ax,) = figure.axes
+    assert ax.get_yscale() == "log"  # 32.9 to 107.1 is more than a factor of 3
+    assert [tick.get_text() for tick in ax.get_xticklabels()] == ["512", "4,096"]
+
+
+def test_the_difference_figure_names_its_baseline():
+    figure = report.difference_figure(ROWS)
+    assert "yarn" in figure.axes[0].get_title(loc="left")
+    assert names_of(figure) == {"none", "mine & <co>"}
+
+
+def test_position_is_drawn_for_the_longest_length():
+    figure = report.position_figure(ROWS)
+    assert "4,096" in figure.axes[0].get_title(loc="left")
+    assert len(lines_of(figure)) == 3
+
+
+def test_an_evaluation_has_a_panel_for_what_it_measured():
+    assert len(report.evaluation_figure(ROWS).axes) == 4
+    only = [r for r in ROWS if r["suite"] == "passkey"]
+    assert len(report.evaluation_figure(only).axes) == 1
+
+
+def test_the_search_is_drawn_against_its_baselines():
+    figure = report.search_figure(GENERATIONS, BASELINES, factors=[1.0, 1.5, 7.0, 9.5])
+    assert names_of(figure) == {"best", "mean", "pi", "yarn"}
+    curves = {tuple(line.get_ydata()) for line in lines_of(figure)}
+    assert {(1.0, 1.5, 7.0, 9.5), (60.0, 59.0, 58.0, 57.0, 56.0)} <= curves
+    assert figure.axes[1].get_yscale() == "log"
+
+
+def test_a_baseline_or_generation_that_failed_is_left_out():
+    generations = [{"generation": 0, "best": 60.0, "mean": None}]
+    failed = BASELINES | {"ntk": {"fitness": None, "factors": [1.0] * 4}}
+    figure = report.search_figure(generations, failed, factors=[1.0] * 4)
+    assert names_of(figure) >= {"best", "pi", "yarn"}
+
+
+def test_training_is_drawn_step_by_step():
+    figure = report.training_figure([*STEPS, {"step": 40, "eval": {"perplexity/512": 3.0}}])
+    pale, smooth = lines_of(figure)[:2]
+    assert len(pale.get_ydata()) == 40 and pale.get_alpha() < 1
+    assert np.ptp(smooth.get_ydata()) <= np.ptp(pale.get_ydata())
+
+
+def test_smoothing_keeps_a_constant_and_its_ends():
+    values = np.full(20, 3.0)
+    np.testing.assert_allclose(panels._smooth(values, np.arange(1.0, 21.0)), values)
+    line = np.arange(9.0)
+    assert panels._smooth(line, np.ones(9), reach=1).tolist() == [0.5, *range(1, 8), 7.5]
+
+
+def test_names_at_the_ends_do_not_overlap():
+    wanted = {"a": 0.5, "b": 0.5, "c": 0.51, "d": 0.99, "e": 1.0}
+    places = panels._spread(wanted, gap=0.07)
+    order = sorted(places.values())
+    assert np.diff(order).min() > 0.069 and 0 <= order[0] and order[-1] <= 1.001
+    assert places["a"] < 0.5 < places["c"]
+    assert panels._spread({"x": 0.3}) == {"x": 0.3}
+
+
+def test_each_label_has_a_look_of_its_own():
+    labels = ["none", "pi", "ntk", "yarn", "longrope", "sliding", *"abcde"]
+    assert len(set(panels._styles(labels).values())) == len(labels)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".svg"])
+def test_a_figure_is_written(tmp_path, suffix):
+    path = tmp_path / f"x{suffix}"
+    report.evaluation_figure(ROWS, path, original_len=512)
+    assert path.stat().st_size > 10_000
+
+
+def test_an_svg_follows_the_theme_and_its_column():
+    svg = figures.as_svg(report.passkey_figure(ROWS))
+    root = ElementTree.fromstring(svg)
+    assert "width" not in root.attrib and "height" not in root.attrib and "viewBox" in root.attrib
+    assert "currentColor" in svg and panels.FOREGROUND not in svg
+    assert "#ffffff" not in svg  # no white ground on a dark page
+    assert svg == figures.as_svg(report.passkey_figure(ROWS))
+
+
+def test_figures_say_what_is_missing(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
+    with pytest.raises(InputError, match="need matplotlib.*pip install matplotlib"):
+        report.passkey_figure(ROWS)
+
+
+def test_tables_by_hand():
+    perplexity, passkey, difference = tables.evaluation_tables(ROWS)
+    assert perplexity == (
+        "Perplexity [95% interval]",
+        [
+            ["", "512", "4,096"],
+            ["none", "32.90 [30.00, 36.00]", "107.10 [90.00, 126.00]"],
+            ["yarn", "32.90 [30.00, 36.00]", "40.30 [34.00, 48.00]"],
+            ["mine & <co>", "", "inf [inf, inf]"],
+        ],
+    )
+    assert passkey[0] == "Passkey: accuracy [95% interval]"
+    assert difference[1][1:] == [
+        ["none", "+0.0000 [+0.0000, +0.0000]", "+0.9800 [+0.9000, +1.0600]*"],
+        ["mine & <co>", "", "-0.0200 [-0.0300, -0.0100]*"],
+    ]
+    assert tables.as_text([("title", [["", "8"], ["long name", "1"]])]) == (
+        "title\n           8\nlong name  1"
+    )
+    assert tables.as_markdown([("a*", [["", "8"], ["x|y", "1*"]])]) == (
+        "## a\\*\n\n|  | 8 |\n| --- | --: |\n| x\\|y | 1\\* |\n"
+    )
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+    """A search and a training in one folder, an evaluation in another."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    best = {"max_len": 4096, "factors": [1.0, 2.0], "start_tokens": 4, "attention_factor": 1.15}
+    baselines = [
+        {"baseline": "yarn", "attention_factor": a, "fitness": f, "factors": [1.0, 8.0]}
+        for a, f in ((1.2, 61.0), (1.15, 60.0))
+    ]
+    result = {
+        "config": {"seed": 0},
+        "unit": "perplexity",
+        "best": best,
+        "generations": GENERATIONS,
+        "baselines": baselines,
+        "forward_tokens": 123_456,
+        "seconds": 90.0,
+    }
+    (first / "result.json").write_text(json.dumps(result))
+    scores = {"step": 40, "eval": {"perplexity/512": 33.3}}
+    lines = [json.dumps(line) + "\n" for line in [*STEPS, scores]]
+    (first / "metrics.jsonl").write_text("".join(lines))
+    (first / "config.json").write_text(json.dumps({"train": {"seq_len": 512}}))
+    content = {
+        "command": "python -m jaxrope.evaluate --config.a='<b>'",
+        "config": {"seed": 1},
+        "model": {"original_len": 512, "source": "models/base"},
+        "rows": ROWS,
+    }
+    (second / "eval.json").write_text(json.dumps(content))
+    return [first, second]
+
+
+class Checker(HTMLParser):
+    """Collects what a page has, and sees to it that every element is closed."""
+
+    VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+    def __init__(self):
+        super().__init__()
+        self.open, self.ids, self.tags, self.loads, self.texts = [], [], [], [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        values = dict(attrs)
+        self.ids += [values["id"]] if "id" in values else []
+        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.open.pop()
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.texts.append(data)
+
+
+def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
+    out = tmp_path / "report.html"
+    program.write(workdirs, out)
+    html = out.read_text(encoding="utf-8")
+    checker = Checker()
+    checker.feed(html)
+    assert checker.open == []
+    assert len(checker.ids) == len(set(checker.ids)), "two figures would share shapes"
+    assert all(load.startswith("#") for load in checker.loads), "nothing is fetched"
+    used = set(re.findall(r"url\(#([^)]+)\)", html)) | {load[1:] for load in checker.loads}
+    assert used <= set(checker.ids)
+    assert checker.tags.count("figure") == 2 + 2 + 4 == html.count('role="img" aria-label="')
+    assert "<b>" not in html and "&lt;b&gt;" in html and "mine &amp; &lt;co&gt;" in html
+    assert "prefers-color-scheme: dark" in html and "@media print" in html
+    assert 'name="viewport"' in html
+
+
+def test_the_summary_comes_first_and_says_what_was_found(workdirs):
+    lines = [line for folder in workdirs for line in collect.collect(folder)[0]]
+    assert [line[1] for line in lines] == ["search", "training", "evaluation"]
+    search, training, evaluation = lines
+    assert search[2:] == [
+        "to 4,096",
+        "perplexity 56.00, yarn 60.00",
+        "123,456 forward tokens, 1m30s",
+    ]
+    assert training[2:] == ["rows of 512", "loss 3.9900 to 3.6000", "40 steps, 2,560 tokens"]
+    assert evaluation[2] == "512 to 4,096"
+    assert evaluation[3] == "perplexity at 4,096: none 107.10, yarn 40.30, mine & <co> inf"
+    assert evaluation[4] == "7,000 forward tokens, 14s"
+
+
+def test_every_figure_says_in_words_what_it_shows(workdirs):
+    sections = [section for folder in workdirs for section in collect.collect(folder)[1]]
+    alts = [figure.alt for section in sections for figure in section.figures]
+    assert any("the best ends at 56.00" in alt for alt in alts)
+    assert any("At 4,096 tokens: none 107.10, yarn 40.30" in alt for alt in alts)
+    assert any("from 3.990 to 3.600 in 40 steps" in alt for alt in alts)
+    assert all(len(alt) > 30 for alt in alts)
+
+
+def test_two_figures_on_a_page_keep_their_own_shapes():
+    figure = page.Figure(
+        '<svg><path id="m"/><use href="#m"/><g clip-path="url(#m)"/></svg>', "", ""
+    )
+    section = page.Section("t", [], [figure, figure], "", {})
+    html = page.render("t", [["a"]], {"x": [section]})
+    assert 'id="f0s0g0-m"' in html and 'href="#f0s0g1-m"' in html and "url(#f0s0g1-m)" in html
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path, workdirs):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        collect.collect(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has none of result.json, metrics.jsonl and eval.json"):
+        collect.collect(tmp_path / "empty")
+    for text in ("{}", "[]", "{", '{"rows": []}'):
+        (workdirs[1] / "eval.json").write_text(text)
+        with pytest.raises(InputError, match="eval.json is not what its program writes"):
+            collect.collect(workdirs[1])
+
+
+def test_the_program_writes_the_page(workdirs, tmp_path, capsys):
+    from jaxrope import cli
+
+    out = tmp_path / "made" / "page.html"
+    argv = [*map(str, workdirs), f"--out={out}"]
+    cli.arguments(program.add_arguments, program.run, doc=program.__doc__, argv=argv)
+    assert out.is_file() and str(out) in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        cli.arguments(
+            program.add_arguments, program.run, doc=program.__doc__, argv=["--ouf=x", "a"]
+        )
+    assert stopped.value.code == 2
+    assert "Unknown flag '--ouf'. Did you mean '--out'" in capsys.readouterr().err
