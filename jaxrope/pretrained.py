@@ -145,8 +145,10 @@ def _model_json(workdir: Path) -> LlamaConfig:
             " as train.py wrote it."
         )
     try:
-        return LlamaConfig(**values)
-    except (InputError, TypeError) as error:
+        config = LlamaConfig(**values)
+        llama.own_rope(config)
+        return config
+    except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
 
 
