@@ -90,7 +90,9 @@ def make_plan(config) -> Plan:
     tokenizer, _ = setup.tokenizer(config, base.tokenizer_dir, base.config.vocab_size)
     bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
     if evaluation.needs_text(bench, config.eval.suites):
-        documents = setup.documents(config, "eval_files", tokenizer)
+        documents = setup.documents(
+            config, config.data.eval_files, tokenizer, setting="data.eval_files"
+        )
         bench = dataclasses.replace(bench, documents=documents)
     plan = Plan(config, specs, base, tokenizer, bench, mesh)
     for spec in specs:
