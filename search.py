@@ -25,7 +25,7 @@ def run(config, workdir, dry_run):
                 cli.print_line(name)
                 run_one(member, workdir, dry_run)
         else:
-            cli.print_line(search.sweep(config, workdir, run_one))
+            cli.print_line(search.run_sweep(config, workdir, run_one))
 
 
 def run_one(config, workdir, dry_run=False):

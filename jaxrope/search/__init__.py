@@ -5,10 +5,10 @@ text = estimate(config)               what it would cost
 table = sweep(config, workdir, fn)    one search for every combination of listed values
 """
 
-from jaxrope.search.estimate import estimate
+from jaxrope.search.cost import estimate
 from jaxrope.search.interrupt import exit_at_once
 from jaxrope.search.run import Result, search
 from jaxrope.search.sweep import members
-from jaxrope.search.sweep import run as sweep
+from jaxrope.search.sweep import run as run_sweep
 
-__all__ = ["Result", "estimate", "exit_at_once", "members", "search", "sweep"]
+__all__ = ["Result", "estimate", "exit_at_once", "members", "run_sweep", "search"]

@@ -1,9 +1,9 @@
 """Evolution of genomes (LongRoPE, Algorithm 1) as three pure functions: `init`, `ask`, `tell`.
 
 The state is one immutable pytree of numpy arrays and holds no random stream: every generation draws
-  from a Philox stream of (seed, generation). A state is therefore a function of the settings, the
-  seeds and the fitness told so far, and a killed search comes back bit for bit from its journal
-  alone.
+from a Philox stream of (seed, generation). A state is therefore a function of the settings, the
+seeds and the fitness told so far, and a killed search comes back bit for bit from its journal
+alone.
 
 Letters: P candidates of one generation, K parents, E candidates evaluated so far, S seeds, G genes.
 """
@@ -89,8 +89,9 @@ _LEAST = dict(
 
 
 def settings_for(section: dict, target_len: int) -> Settings:
-    """Returns the settings of a search for `target_len` tokens: above `halve_above`, P, N1, N2 and
-    k are halved (LongRoPE, section 4.1).
+    """Returns the settings of a search for `target_len` tokens.
+
+    Above `halve_above` tokens P, N1, N2 and k are halved (LongRoPE, section 4.1).
 
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
@@ -143,8 +144,9 @@ class SearchState:
 
 
 def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: int) -> SearchState:
-    """Returns the state whose population is the seeds, then mutations of each of them in turn
-    (Algorithm 1, line 1).
+    """Returns the state before the first generation (Algorithm 1, line 1).
+
+    Its population is the seeds, then mutations of each of them in turn.
 
     Raises:
       InputError: the population cannot hold the seeds.
@@ -262,7 +264,7 @@ class _Breed:
 
 
 def _next_population(state: SearchState) -> np.ndarray:
-    """N1 mutations of random parents, then N2 crossovers of two different ones, if there are two."""
+    """N1 mutations of random parents, then N2 crossovers of two different ones if there are."""
     settings, space = state.settings, state.space
     rng = _stream(state.seed, state.generation)
     breed = _Breed(settings, space, rng, {genomes.key(space, genome) for genome in state.seen_EG})

@@ -6,7 +6,7 @@ more between them: alpha and beta, rotary pairs. Genomes are always settled: the
 the last one say everything that the model sees.
 
 numpy on the host throughout: a generation is some thousand integers, beside forward passes of 1e11
-  operations each.
+operations each.
 
 Letters: R rotary pairs, G genes.
 """
@@ -83,8 +83,9 @@ def make_space(
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How vectors of factors become genomes, and how genomes vary. Every function returns a settled
-    genome and changes none.
+    """How vectors of factors become genomes, and how genomes vary.
+
+    Every function returns a settled genome and changes none.
 
     Attributes:
       encode: (space, factors_R, start_tokens) -> genome nearest to them.
@@ -121,11 +122,11 @@ def encode_monotone(space: Space, factors_R: np.ndarray, start_tokens: int) -> n
 def mutate_monotone(
     space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Mutation of LongRoPE, Algorithm 1: each gene with `probability`, uniform on the grid between
-    its neighbours.
+    """Mutation of LongRoPE, Algorithm 1.
 
-    Genes change from left to right, so the left neighbour is already mutated and the right one is
-      the old one: the factors ascend by construction.
+    Each gene with `probability`, uniform on the grid between its neighbours. Genes change from left
+    to right, so the left neighbour is already mutated and the right one is the old one: the factors
+    ascend by construction.
     """
     child_G = genome_G.copy()
     _mutate_genes(rng, child_G, (0, space.num_pairs), (space.units, space.highest), probability)
@@ -157,9 +158,9 @@ def encode_piecewise(space: Space, factors_R: np.ndarray, start_tokens: int) -> 
 def mutate_piecewise(
     space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
 ) -> np.ndarray:
-    """Mutation of microsoft/LongRoPE's dim_piece_mono: the borders of the ramp take a Gaussian
-    step, the genes of the ramp mutate as in Algorithm 1.
+    """Mutation of microsoft/LongRoPE's dim_piece_mono.
 
+    The borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
     The authors never change the last two entries of their array; here every gene can change.
     """
     num_pairs = space.num_pairs

@@ -2,10 +2,12 @@
 
 The first line is the header: all that the results depend on. Then, in the order they came:
 
-    {"baseline", "attention_factor", "losses", "fitness"}               a known method, for the
-    table {"generation", "index", "genome", "factors", "start_tokens", "losses", "fitness",
-    "failure", "seconds"}                         a candidate {"event": "out_of_memory",
-    "generation", "batch_size", "seconds"}   a batch that did not fit
+    a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
+                      "fitness", ...}
+    a candidate      {"generation", "index", "genome", "factors", "start_tokens", "losses",
+                      "fitness", "failure", "seconds"}
+    a batch that     {"event": "out_of_memory", "generation", "batch_size", "seconds"}
+    did not fit
 
 Numbers are written so that they read back exactly; a fitness that is not a number is null. Only
 `seconds`, of the candidate's whole batch, differs between two runs of one search. The state of the

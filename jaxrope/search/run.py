@@ -106,7 +106,7 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
         for i, index in enumerate(batch.indices):
             if index >= len(done):
                 name, bucket = wanted[index]
-                row = {"baseline": name} | dataclasses.asdict(bucket)
+                row = {"baseline": name} | _plain(bucket)
                 row["losses"] = [journal.number(loss) for loss in batch.losses_PW[i]]
                 new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
         journal.append(bench.path, new)
@@ -155,7 +155,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
     rope.save(workdir / "rope.json", _rope_fn(problem, bucket), made)
     generations = _generations(rows)
     content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | made
-    content |= {"best": dataclasses.asdict(bucket), "generations": generations}
+    content |= {"best": _plain(bucket), "generations": generations}
     content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
     content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
     files.write_json_atomic(workdir / "result.json", content)
@@ -176,8 +176,13 @@ def _rope_fn(problem: Problem, bucket: rope.Bucket) -> rope.RopeFn:
         rotary_dim=model.rotary_dim,
         theta=model.theta,
         original_len=model.original_len,
-        buckets=[dataclasses.asdict(bucket)],
+        buckets=[_plain(bucket)],
     )
+
+
+def _plain(bucket: rope.Bucket) -> dict[str, Any]:
+    """Returns a bucket as JSON reads it back."""
+    return dataclasses.asdict(bucket) | {"factors": list(bucket.factors)}
 
 
 def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> dict[str, Any]:

@@ -1,0 +1,348 @@
+"""A whole search by a tiny random model: files, resuming, messages, estimate, sweeps."""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from jaxrope import files, rope, search
+from jaxrope.errors import InputError
+from jaxrope.search import baselines, evaluator, evolution, journal, problem, sweep
+from tests.search_config import MODEL, tiny
+
+EVALUATIONS = 6 + 2 * 4
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory):
+    """(config, workdir, result) of an undisturbed search."""
+    folder = tmp_path_factory.mktemp("search")
+    config = tiny(folder)
+    return config, folder / "run", search.search(config, folder / "run")
+
+
+def deterministic(workdir):
+    """What must not depend on how often a search was killed."""
+    rows = files.read_jsonl(workdir / "journal.jsonl", repair=False)
+    timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
+    result = json.loads((workdir / "result.json").read_text())
+    del result["seconds"]
+    return (workdir / "rope.json").read_bytes(), timeless, result
+
+
+def test_rope_json_is_the_best_candidate(found):
+    config, workdir, result = found
+    loaded = rope.load(workdir / "rope.json", head_dim=8, rotary_dim=8, theta=10_000.0)
+    (bucket,) = loaded.buckets
+    rows = journal.candidates(files.read_jsonl(workdir / "journal.jsonl"))
+    best = min(rows, key=lambda row: row["fitness"])
+    assert bucket.max_len == 64 and loaded.original_len == 16
+    assert list(bucket.factors) == best["factors"] == result.factors
+    assert bucket.start_tokens == best["start_tokens"]
+    assert bucket.attention_factor == math.sqrt(1 + math.log(4) / math.log(16))  # su
+    told = rope.provenance(workdir / "rope.json")
+    assert told["perplexity"] == best["fitness"]
+    assert told["evaluations"] == EVALUATIONS + 8  # four baselines with two attention factors
+    assert told["forward_tokens"] == told["evaluations"] * 2 * 64
+    assert len(told["model"]["digest"]) == 64 and told["seed"] == 0
+    assert "seconds" not in json.dumps(told)
+
+
+def test_baselines_have_both_attention_factors(found):
+    config, workdir, result = found
+    rows = [r for r in files.read_jsonl(workdir / "journal.jsonl") if "baseline" in r]
+    su, yarn = math.sqrt(1.5), 0.1 * math.log(4) + 1
+    assert [(r["baseline"], round(r["attention_factor"], 9)) for r in rows] == [
+        (name, round(factor, 9))
+        for name, own in (("none", 1), ("pi", 1), ("ntk", 1), ("yarn", yarn))
+        for factor in (own, su)
+    ]
+    assert list(result.baselines) == ["none", "pi", "ntk", "yarn"]
+    assert result.baselines["yarn"]["fitness"] == rows[-1]["fitness"]
+    lines = result.table.splitlines()
+    assert lines[0].split() == ["method", "own", "factor", "perplexity", "with", "1.2247"]
+    assert f"{rows[-2]['fitness']:.4f}" in lines[4] and f"{rows[-1]['fitness']:.4f}" in lines[4]
+    assert lines[5].startswith("searched")
+
+
+def test_seeds_come_first_and_are_the_baselines_on_the_grid(found):
+    config, workdir, _ = found
+    rows = files.read_jsonl(workdir / "journal.jsonl")
+    compared = {r["baseline"]: r for r in rows if "baseline" in r}
+    for row, name in zip(journal.candidates(rows), ("pi", "ntk", "yarn"), strict=False):
+        exact = np.array(compared[name]["factors"])
+        assert np.max(np.abs(row["factors"] - exact)) <= 0.005 + 1e-9
+        assert row["start_tokens"] == 0
+
+
+def test_generations_of_the_figure(found):
+    _, workdir, result = found
+    rows = journal.candidates(files.read_jsonl(workdir / "journal.jsonl"))
+    best = np.inf
+    for told in result.generations:
+        fitness = [r["fitness"] for r in rows if r["generation"] == told["generation"]]
+        best = min(best, *fitness)
+        assert told["best"] == best and told["mean"] == pytest.approx(np.mean(fitness))
+    assert [told["generation"] for told in result.generations] == [0, 1, 2]
+
+
+def test_finished_search_is_read_not_run(found, monkeypatch):
+    config, workdir, result = found
+    before = deterministic(workdir)
+    monkeypatch.setattr(evaluator, "evaluate", lambda *_: pytest.fail("evaluated again"))
+    assert search.search(config, workdir).content == result.content
+    assert deterministic(workdir) == before
+
+
+@pytest.mark.parametrize("cut", [5, 17])
+def test_resumes_to_the_same_files(found, tmp_path, cut):
+    """The real program, from a journal that ends in the baselines, or within a generation."""
+    config, workdir, _ = found
+    lines = (workdir / "journal.jsonl").read_text().splitlines(keepends=True)
+    (tmp_path / "journal.jsonl").write_text("".join(lines[:cut]) + lines[cut][:9])
+    search.search(config, tmp_path)
+    assert deterministic(tmp_path) == deterministic(workdir)
+
+
+def test_batch_size_that_memory_forced_is_kept(found, tmp_path):
+    """A resumed search does not try again what did not fit; a batch size that is set is obeyed."""
+    config, workdir, _ = found
+    made = problem.prepare(config)
+    event = {"event": "out_of_memory", "generation": 0, "batch_size": 32, "seconds": 0.1}
+    from jaxrope.search import run
+
+    eight = dataclasses.replace(made, per_device=8, devices=jax.devices()[:4])
+    assert run._bench(eight, tmp_path, [event]).evaluator.per_device == 4
+    assert run._bench(eight, tmp_path, []).evaluator.per_device == 8
+    asked = dataclasses.replace(eight, config=changed(config, search__batch_size=32))
+    assert run._bench(asked, tmp_path, [event]).evaluator.per_device == 8
+
+
+def changed(config, **changes):
+    other = config.copy_and_resolve_references().unlock()
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition("__")
+        target = other[section] if section else other
+        with target.ignore_type():
+            target[leaf] = value
+    return other
+
+
+def test_another_search_in_the_workdir_is_refused(found):
+    config, workdir, _ = found
+    with pytest.raises(InputError, match=r"another search: .*seed \(0, now 1\)"):
+        search.search(changed(config, seed=1), workdir)
+    with pytest.raises(InputError, match=r"search\.attention_factor \(1\.22.*, now 1\.13"):
+        search.search(changed(config, search__attention_factor="yarn"), workdir)
+    # random weights come from the seed: another model has another digest
+    assert deterministic(workdir)
+
+
+def test_workdir_of_a_model_is_refused(found, tmp_path):
+    (tmp_path / "model.json").write_text("{}")
+    with pytest.raises(InputError, match="holds a model, whose files a search would overwrite"):
+        search.search(found[0], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(target_len=0), r"target_len must be the tokens to search for, got 0"),
+        (dict(target_len=16), r"target_len must exceed original_len 16, got 16"),
+        (dict(target_len=4096), r"data\.train_files: 2 windows .* of 4,096 tokens need documents"),
+        (dict(seed=-1), r"seed must be 0 or more, got -1"),
+        (dict(search__training_len=64), r"search\.training_len must be 0 .* got 64"),
+        (dict(search__attention_factor="sue"), r"Unknown search\.attention_factor 'sue'\. Did you"),
+        (dict(search__attention_factor=0.0), r"search\.attention_factor must be .* got 0\.0"),
+        (dict(search__start_tokens=()), r"search\.start_tokens must list ascending"),
+        (
+            dict(search__objective=dict(name="ppl")),
+            r"Unknown search\.objective\.name 'ppl'\. Known",
+        ),
+        (
+            dict(search__objective=dict(name="perplexity", num_samples=2)),
+            r"search\.objective\.offset_tokens is missing",
+        ),
+        (
+            dict(search__objective=dict(name="perplexity", num_sample=2, offset_tokens=0)),
+            r"Unknown key search\.objective\.num_sample\. Did you mean 'num_samples'",
+        ),
+        (
+            dict(search__objective=dict(name="perplexity", num_samples=0, offset_tokens=0)),
+            r"search\.objective\.num_samples must be a whole number from 1 on, got 0",
+        ),
+        (
+            dict(search__objective=dict(name="perplexity", num_samples=9, offset_tokens=0)),
+            r"data\.train_files: 9 windows \(each of another document\)",
+        ),
+        (dict(search__batch_size=-2), r"search\.batch_size must be 0"),
+        (dict(search__memory_gb=1e-9), r"search\.memory_gb must be at least"),
+    ],
+)
+def test_messages_before_anything_is_compiled(tmp_path, changes, message):
+    config = changed(tiny(tmp_path), **changes)
+    with pytest.raises(InputError, match=message):
+        search.search(config, tmp_path / "run")
+    assert not (tmp_path / "run" / "journal.jsonl").exists()
+
+
+def test_search_whose_candidates_all_fail_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(evaluator, "evaluate", lambda made, ropes: np.full((len(ropes), 2), np.nan))
+    with pytest.raises(InputError, match=r"all 6 candidates failed; .*journal\.jsonl says why"):
+        search.search(tiny(tmp_path), tmp_path / "run")
+    assert not (tmp_path / "run" / "rope.json").exists()
+
+
+def test_without_comparison_only_the_evolution_runs(tmp_path):
+    config = changed(tiny(tmp_path), search__compare=False)
+    result = search.search(config, tmp_path / "run")
+    assert result.content["evaluations"] == EVALUATIONS and not result.baselines
+    assert result.table.splitlines()[1].startswith("searched")
+
+
+def test_own_scaling_and_configured_rope_are_seeds(tmp_path):
+    config = tiny(tmp_path)
+    own = dict(method="llama3", factor=2.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    config.model = MODEL | dict(rope=own)
+    config.rope = dict(method="yarn", factor=3.0, beta_fast=8.0, beta_slow=1.0)
+    made = problem.prepare(config)
+    assert [b.name for b in problem.seeds(made)] == ["none", "pi", "ntk", "yarn", "configured"]
+    assert max(made.known[0].bucket.factors) == 2.0 and max(made.known[4].bucket.factors) == 3.0
+    plain = problem.prepare(tiny(tmp_path))
+    assert [b.name for b in problem.seeds(plain)] == ["pi", "ntk", "yarn"]
+
+
+def test_training_len_bounds_the_factors_but_not_the_attention_factor(tmp_path):
+    config = changed(tiny(tmp_path), search__training_len=8)
+    made = problem.prepare(config)
+    assert made.space.highest == 1000 and made.space.scale == 800  # 1.25 * 64 / 8
+    assert made.attention_factor == math.sqrt(1.5)
+    pi = next(b for b in made.known if b.name == "pi")
+    assert set(pi.bucket.factors) == {8.0}
+
+
+@pytest.mark.parametrize(
+    ("law", "number"),
+    [("su", math.sqrt(1.5)), ("yarn", 0.1 * math.log(4) + 1), (1.1, 1.1), ("none", 1)],
+)
+def test_attention_factor_is_one_number(tmp_path, law, number):
+    made = problem.prepare(changed(tiny(tmp_path), search__attention_factor=law))
+    assert made.attention_factor == pytest.approx(number, rel=1e-12)
+    factors = [b.attention_factor for _, b in baselines.comparisons(made.known, number)]
+    assert factors.count(number) >= 4
+
+
+def test_piecewise_search_runs(tmp_path):
+    config = tiny(tmp_path)
+    config.search.algorithm.name = "piecewise"
+    result = search.search(config, tmp_path / "run")
+    assert max(result.factors) <= 4.0 and result.content["evaluations"] == EVALUATIONS + 8
+
+
+def test_halved_search_is_written_down(tmp_path):
+    config = tiny(tmp_path)
+    config.search.algorithm.update(population=12, mutations=4, crossovers=4, halve_above=63)
+    content = search.search(config, tmp_path / "run").content
+    assert content["search"]["algorithm"]["population"] == 6
+    assert content["evaluations"] == EVALUATIONS + 8
+
+
+def test_estimate_tells_tokens_memory_and_time(tmp_path):
+    text = search.estimate(tiny(tmp_path))
+    assert "22 (14 by evolution, 8 baselines)" in text
+    assert f"{22 * 2 * 64:,} (2 samples of 64 a candidate)" in text
+    assert "GiB for each candidate" in text and "tokens/s, measured" in text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["cache", "texts"]
+
+
+def test_estimate_measures_nothing_long(tmp_path, monkeypatch):
+    from jaxrope.search import cost
+
+    monkeypatch.setattr(cost, "_CPU_OPERATIONS", 1.0)
+    assert "not known: one batch is too long" in search.estimate(tiny(tmp_path))
+
+
+def test_sweep_runs_the_product_once(tmp_path):
+    config = tiny(tmp_path)
+    config.sweep = (("target_len", (64,)), ("search.attention_factor", ("su", 1.0)))
+    folders = []
+
+    def search_fn(member, folder):
+        folders.append(folder.name)
+        return search.search(member, folder)
+
+    table = search.run_sweep(config, tmp_path / "sweep", search_fn)
+    names = [f"target_len=64,attention_factor={law}" for law in ("su", 1.0)]
+    assert folders == names and [line.split()[0] for line in table.splitlines()[1:]] == names
+    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
+    assert [row["values"] for row in content["rows"]] == [
+        {"target_len": 64, "search.attention_factor": law} for law in ("su", 1.0)
+    ]
+    for row in content["rows"]:
+        result = json.loads((tmp_path / "sweep" / row["folder"] / "result.json").read_text())
+        assert row["fitness"] == result["perplexity"]
+        assert row["best_baseline"] == min(r["fitness"] for r in result["baselines"])
+    folders.clear()
+    (tmp_path / "sweep" / names[1] / "result.json").unlink()
+    assert search.run_sweep(config, tmp_path / "sweep", search_fn) == table
+    assert folders == [names[1]]
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ((("target_length", (1, 2)),), r"Unknown key 'target_length' in sweep\. Did you mean"),
+        ((("sweep", (1, 2)),), r"Unknown key 'sweep' in sweep"),
+        (("target_len", (1, 2)), r"sweep must hold pairs like .* got 'target_len'"),
+        ((("target_len", ()),), r"sweep must hold pairs"),
+        ((("target_len", ("a",)),), r"sweep: target_len must be int, got 'a'"),
+        ((("seed", (1,)), ("seed", (2,))), r"sweep lists a key twice: seed, seed"),
+    ],
+)
+def test_sweep_messages(tmp_path, entries, message):
+    config = tiny(tmp_path)
+    config.sweep = entries
+    with pytest.raises(InputError, match=message):
+        sweep.members(config)
+
+
+def test_sweep_over_sections_and_odd_values_has_readable_folders(tmp_path):
+    config = tiny(tmp_path)
+    sections = tuple(
+        dict(name="perplexity", num_samples=count, offset_tokens=0) for count in (1, 2)
+    )
+    config.sweep = (("search.objective", sections), ("data.tokenizer", ("bytes", "a b/c")))
+    members = sweep.members(config)
+    assert list(members) == [
+        "objective=perplexity,tokenizer=bytes",
+        "objective=perplexity,tokenizer=a_b_c",
+        "objective=perplexity,tokenizer=bytes,2",
+        "objective=perplexity,tokenizer=a_b_c,3",
+    ]
+    last = list(members.values())[-1]
+    assert last.search.objective.num_samples == 2 and last.data.tokenizer == "a b/c"
+    assert last.sweep == () and config.search.objective.num_samples == 2
+
+
+def test_failing_member_is_named(tmp_path):
+    config = tiny(tmp_path)
+    config.sweep = (("target_len", (8,)),)
+    with pytest.raises(InputError, match=r"sweep member target_len=8: target_len must exceed"):
+        search.run_sweep(config, tmp_path / "sweep", search.search)
+
+
+def test_state_is_a_function_of_the_journal(found):
+    """The same candidates come from `init` and `tell` alone: no random stream is kept anywhere."""
+    config, workdir, _ = found
+    made = problem.prepare(config)
+    rows = journal.candidates(files.read_jsonl(Path(workdir) / "journal.jsonl"))
+    state = evolution.init(made.settings, made.space, problem.seed_genomes(made), config.seed)
+    while evolution.stop_reason(state) is None:
+        generation = [r for r in rows if r["generation"] == state.generation]
+        assert [r["genome"] for r in generation] == evolution.ask(state).tolist()
+        state = evolution.tell(state, np.array([r["fitness"] for r in generation]))
+    assert len(state.seen_EG) == EVALUATIONS
