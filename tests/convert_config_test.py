@@ -41,13 +41,17 @@ def test_every_spelling_means_the_same(tmp_path):
 
 def test_su_is_longrope_with_two_buckets_and_the_law(tmp_path):
     section = without(LONGROPE["rope_parameters"], "factor", "attention_factor", "rope_type")
-    config, _ = read(tmp_path, LLAMA | {"rope_scaling": section | {"type": "su", "rope_theta": 1e4}})
+    config, _ = read(
+        tmp_path, LLAMA | {"rope_scaling": section | {"type": "su", "rope_theta": 1e4}}
+    )
     short, long = config.rope["buckets"]
     assert (short["max_len"], long["max_len"]) == (32, 128)
     assert short["factors"] == section["short_factor"]
     assert long["factors"] == section["long_factor"]
     # sqrt(1 + ln 4 / ln 32) = sqrt(1.4)
-    assert short["attention_factor"] == long["attention_factor"] == pytest.approx(1.4**0.5, rel=1e-12)
+    assert (
+        short["attention_factor"] == long["attention_factor"] == pytest.approx(1.4**0.5, rel=1e-12)
+    )
 
 
 def test_factor_and_attention_factor_are_read(tmp_path):

@@ -5,6 +5,7 @@ python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR
 """
 
 import sys
+from collections.abc import Sequence
 
 from jaxrope import cli, pretrained
 from jaxrope.convert import exporting, folders, importing
@@ -69,8 +70,14 @@ def _report(notes: list[str], target: str) -> None:
     print(f"wrote {target}")
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; see `cli.subcommands`."""
     cli.subcommands(
         {"import": (_import_arguments, _import), "export": (_export_arguments, _export)},
         doc=__doc__,
+        argv=argv,
     )
+
+
+if __name__ == "__main__":
+    main()

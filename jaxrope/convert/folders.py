@@ -93,7 +93,11 @@ def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Pat
 
 
 def _is_taken(path: Path) -> bool:
-    return os.path.lexists(path) and not (path.is_dir() and not any(path.iterdir()))
+    try:
+        path.lstat()  # os.path.lexists is False for a name that is too long
+    except FileNotFoundError:
+        return False
+    return not path.is_dir() or any(path.iterdir())
 
 
 def _cannot_write(target: Path | str, error: Exception) -> InputError:

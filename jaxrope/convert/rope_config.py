@@ -78,7 +78,9 @@ def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> Rope
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
         one, two = (section.values for section in sections)
         keys = [key for key in [*one, *two] if one.get(key) != two.get(key)]
-        key = min(keys or ["rope_theta"], key=lambda key: key in _COMMON_KEYS)  # own constants first
+        key = min(
+            keys or ["rope_theta"], key=lambda key: key in _COMMON_KEYS
+        )  # own constants first
         raise InputError(
             f"{config.where}: rope_parameters and rope_scaling disagree on {key},"
             f" {_show(one.get(key))} and {_show(two.get(key))}. Remove one of the two."
