@@ -22,7 +22,13 @@ table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabul
 th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; }
 th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; vertical-align: top; min-width: 5rem; }
+.words td { white-space: normal; vertical-align: top; }
+@media (max-width: 40rem) {
+  .words thead { display: none; }
+  .words tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0; }
+  .words td { display: block; border: 0; padding: 0; }
+  .words td:first-child { font-weight: 600; overflow-wrap: anywhere; }
+}
 .figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
   gap: 1.5rem; margin: 1rem 0; }
 figure { margin: 0; min-width: 0; }

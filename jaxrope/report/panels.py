@@ -220,8 +220,15 @@ def _mark_length(ax, original_len):
     if not original_len:
         return
     ax.axvline(original_len, color=FOREGROUND, linestyle=":", linewidth=1)
-    place = ax.get_xaxis_transform()
-    ax.text(original_len, 1.0, " trained", transform=place, va="top", fontsize=8)
+    ax.annotate(
+        "trained",
+        xy=(original_len, 1.0),
+        xycoords=ax.get_xaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+    )
 
 
 def _name_ends(ax, ends):
