@@ -158,10 +158,11 @@ def _next_batch(run: Run, metrics: dict):
 def _read(run: Run, step: int, metrics: dict) -> None:
     """Takes a step's numbers off the device, logs them, and stops a run that diverges."""
     values = {key: value.item() for key, value in jax.device_get(metrics).items()}
-    run.clock.tokens += int(values["tokens"])
+    tokens = int(values["tokens"]) if math.isfinite(values["tokens"]) else 0
+    run.clock.tokens += tokens
     run.clock.steps += 1
     row = {"step": step, "loss": values["loss"], "perplexity": _exp(values["loss"])}
-    row |= {"lr": values["lr"], "grad_norm": values["grad_norm"], "tokens": int(values["tokens"])}
+    row |= {"lr": values["lr"], "grad_norm": values["grad_norm"], "tokens": tokens}
     row |= {"bad_steps": values["bad_total"]}
     if values["bad_in_row"]:
         run.say(

@@ -78,7 +78,7 @@ def make_step(
         loss, grads = _accumulate(jax.value_and_grad(loss_sum), state.params, batch, rope)
         loss = loss / total
         grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         changes, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, changes)

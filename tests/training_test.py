@@ -1,0 +1,550 @@
+"""Training: resumed bit for bit, refused before it compiles, and hard to kill."""
+
+import errno
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrope import files, llama, pretrained, rope, steps, training
+from jaxrope.data import TrainLoader
+from jaxrope.errors import InputError
+from jaxrope.lock import run_lock
+from jaxrope.optimizer import Optimizer
+from jaxrope.training import loop
+from jaxrope.training import step as step_lib
+from tests import tiny_run
+
+ROOT = Path(__file__).resolve().parent.parent
+ONE = jax.devices()[:1]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compile_once(tmp_path_factory):
+    """Runs here differ in what they do, not in what they compile."""
+    before = jax.config.jax_compilation_cache_dir
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", before)
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    tiny_run.write_texts(folder)
+    return folder
+
+
+@pytest.fixture
+def config(texts):
+    return tiny_run.make_config(texts)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(texts, tmp_path_factory):
+    """A run from beginning to end; tests read it and leave it as it is."""
+    workdir = tmp_path_factory.mktemp("undisturbed")
+    assert training.train(tiny_run.make_config(texts), workdir, devices=ONE) == 0
+    return workdir
+
+
+def call_at(monkeypatch, step, action):
+    """Calls `action(batch)` when the batch of `step` is made."""
+    original = TrainLoader.batch
+
+    def batch(self, number, **kwargs):
+        made = original(self, number, **kwargs)
+        if number == step:
+            action(made)
+        return made
+
+    monkeypatch.setattr(TrainLoader, "batch", batch)
+
+
+def send(number):
+    return lambda _batch: os.kill(os.getpid(), number)
+
+
+def test_a_run_writes_what_it_is_and_what_it_did(undisturbed, texts):
+    assert steps.whole_steps(undisturbed) == [9, 12]
+    found = tiny_run.rows(undisturbed)
+    assert [row["step"] for row in found if "loss" in row] == list(range(1, 13))
+    assert [row["step"] for row in found if "eval" in row] == [6, 12]
+    assert list(found[6]["eval"]) == ["perplexity/32"]
+    assert found[11]["loss"] < found[0]["loss"] - 0.5
+    assert found[0]["perplexity"] == pytest.approx(math.exp(found[0]["loss"]))
+    np.testing.assert_allclose([row["lr"] for row in found[:3]], [1e-3, 2e-3, 3e-3], rtol=1e-6)
+    loaded = pretrained.load(undisturbed)
+    assert loaded.config.bos_id == 256 and loaded.config.original_len == 32
+    assert not (undisturbed / "rope.json").exists()
+    assert (undisturbed / "config.json").exists()
+
+
+@pytest.mark.parametrize("step", (1, 4, 8, 11))
+def test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one(
+    config, tmp_path, undisturbed, monkeypatch, step
+):
+    call_at(monkeypatch, step, send(signal.SIGTERM))
+    assert training.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
+    assert steps.whole_steps(tmp_path)[-1] == step
+    monkeypatch.undo()
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert tiny_run.final_arrays(tmp_path).keys() == tiny_run.final_arrays(undisturbed).keys()
+    found = tiny_run.differences(tmp_path, undisturbed)
+    assert not found or found == ["other steps are kept"]  # the step of the signal is one more
+
+
+def test_ctrl_c_saves_and_stops_and_handlers_are_given_back(config, tmp_path, monkeypatch, capfd):
+    before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
+    call_at(monkeypatch, 5, send(signal.SIGINT))
+    assert training.train(config, tmp_path, devices=ONE) == 130
+    assert steps.whole_steps(tmp_path)[-1] == 5
+    assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
+    assert "SIGINT: saving and stopping" in capfd.readouterr().err
+
+
+def test_an_evaluation_that_a_kill_took_is_made_up_for(config, tmp_path, undisturbed, monkeypatch):
+    real = loop.evaluation.run
+
+    def stopped(model, bench, suites):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return real(model, bench, suites)
+
+    monkeypatch.setattr(loop.evaluation, "run", stopped)
+    assert training.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
+    assert steps.whole_steps(tmp_path)[-1] == 6
+    assert not [row for row in tiny_run.rows(tmp_path) if "eval" in row]
+    monkeypatch.undo()
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert not tiny_run.differences(tmp_path, undisturbed)
+
+
+def test_metrics_beyond_the_checkpoint_and_torn_lines_are_cut_off(
+    config, tmp_path, undisturbed, monkeypatch
+):
+    call_at(monkeypatch, 3, send(signal.SIGTERM))
+    training.train(config, tmp_path, devices=ONE)
+    monkeypatch.undo()
+    with open(tmp_path / "metrics.jsonl", "a") as file:
+        file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert tiny_run.rows(tmp_path) == tiny_run.rows(undisturbed)
+
+
+def test_a_run_that_is_done_is_left_as_it_is(config, tmp_path, capfd):
+    config.train.steps = config.checkpoint.every = 3
+    config.data.eval_files = ()
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert "going on from step 3 of 3" in capfd.readouterr().err
+    assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*")}
+
+
+def test_more_steps_lengthen_a_run(config, tmp_path):
+    config.data.eval_files = ()
+    config.train.steps = 3
+    training.train(config, tmp_path, devices=ONE)
+    config.train.steps = 5
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert [row["step"] for row in tiny_run.rows(tmp_path)] == [1, 2, 3, 4, 5]
+
+
+def test_a_run_goes_on_with_other_devices_and_eight_equal_one(
+    config, tmp_path, undisturbed, monkeypatch
+):
+    config.data.eval_files = ()
+    call_at(monkeypatch, 4, send(signal.SIGTERM))
+    training.train(config, tmp_path, devices=ONE)
+    monkeypatch.undo()
+    before = tiny_run.final_arrays(tmp_path)
+    config.mesh.update(data=2, fsdp=4)
+    assert training.train(config, tmp_path) == 0
+    assert before.keys() == tiny_run.final_arrays(tmp_path).keys()
+    ours = tiny_run.rows(tmp_path)
+    one = [row for row in tiny_run.rows(undisturbed) if "loss" in row]
+    assert ours[:4] == one[:4]
+    for key in ("loss", "grad_norm"):
+        np.testing.assert_allclose([r[key] for r in ours], [r[key] for r in one], rtol=2e-5)
+
+
+def spoil(batch):
+    batch["loss_weights_BT"][0, 0] = np.nan
+
+
+def test_a_step_that_is_not_finite_is_passed_over_and_counted(config, tmp_path, monkeypatch, capfd):
+    call_at(monkeypatch, 4, spoil)
+    config.data.eval_files = ()
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    found = tiny_run.rows(tmp_path)
+    assert [row["bad_steps"] for row in found] == [0, 0, 0, 0] + [1] * 8
+    assert found[4]["loss"] == "nan" and math.isfinite(found[5]["loss"])
+    assert found[5]["lr"] == found[4]["lr"]  # the schedule did not move
+    assert "not applied (1 in a row; batch 4)" in capfd.readouterr().err
+
+
+def test_too_many_bad_steps_in_a_row_end_the_run_with_the_last_checkpoint_kept(
+    config, tmp_path, monkeypatch, capfd
+):
+    original = TrainLoader.batch
+
+    def batch(self, number, **kwargs):
+        made = original(self, number, **kwargs)
+        if number >= 4:
+            spoil(made)
+        return made
+
+    monkeypatch.setattr(TrainLoader, "batch", batch)
+    config.train.max_bad_steps = 3
+    config.checkpoint.every = 4
+    assert training.train(config, tmp_path, devices=ONE) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "stopped at step 7" in lines[0] and "batches 4 to 6" in lines[0]
+    assert steps.whole_steps(tmp_path) == [4]
+
+
+def test_metrics_that_cannot_be_written_do_not_end_the_training(
+    config, tmp_path, undisturbed, monkeypatch, capfd
+):
+    real, calls = files.append_jsonl, []
+
+    def full(path, rows, **kwargs):
+        calls.append(len(rows))
+        if len(calls) < 4:
+            with open(path, "a") as file:
+                file.write('{"step": 1, "lo')  # what a full disk leaves behind
+            raise OSError(errno.ENOSPC, "No space left on device", str(path))
+        real(path, rows, **kwargs)
+
+    monkeypatch.setattr(files, "append_jsonl", full)
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert tiny_run.rows(tmp_path) == tiny_run.rows(undisturbed)
+    assert capfd.readouterr().err.count("metrics cannot be written (No space left") == 1
+
+
+def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
+    config, tmp_path, monkeypatch, capfd
+):
+    config.checkpoint.every = 6
+    call_at(monkeypatch, 5, lambda _batch: (tmp_path / "checkpoints").rename(tmp_path / "lost"))
+    assert training.train(config, tmp_path, devices=ONE) == 1
+    lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert len(lines) == 1 and "checkpoints is gone: step 6 was not saved" in lines[0]
+
+
+def test_a_rope_of_the_config_is_written_and_comes_back(config, tmp_path):
+    config.rope = dict(method="yarn", factor=2.0, beta_fast=32.0, beta_slow=1.0)
+    config.target_len = config.train.seq_len = 64
+    config.eval.lengths = (64,)
+    config.train.steps = config.train.eval_every = 3
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    loaded = pretrained.load(tmp_path)
+    made = rope.make(
+        **config.rope.to_dict(), head_dim=8, theta=10_000.0, original_len=32, rotary_dim=8
+    )
+    assert loaded.rope_fn.bucket(64).factors == made.bucket(64).factors
+    assert loaded.rope_fn.max_len == loaded.config.max_len == 64
+    config.train.steps = 4
+    assert training.train(config, tmp_path, devices=ONE) == 0
+    config.rope.factor = 3.0
+    with pytest.raises(InputError, match=r"^rope.factor: the run in .* began with 2.0, the config"):
+        training.train(config, tmp_path, devices=ONE)
+
+
+def test_a_run_may_start_from_a_run_and_a_rope_file(config, tmp_path, undisturbed):
+    own = llama.own_rope(pretrained.read_config(undisturbed))
+    wider = rope.make(
+        "longrope",
+        head_dim=8,
+        theta=10_000.0,
+        original_len=32,
+        rotary_dim=8,
+        buckets=[
+            dict(max_len=64, factors=[1.0, 1.2, 1.7, 2.0], start_tokens=0, attention_factor=1.1)
+        ],
+    )
+    assert own.max_len is None
+    rope.save(tmp_path / "found.json", wider, {})
+    config.model = dict(source="checkpoint", path=str(undisturbed))
+    config.rope = dict(method="file", path=str(tmp_path / "found.json"))
+    config.train.seq_len, config.train.steps = 64, 2
+    config.optimizer.schedule = dict(name="constant", warmup_steps=0)
+    config.optimizer.learning_rate = 1e-12
+    config.data.eval_files = ()
+    assert training.train(config, tmp_path / "run", devices=ONE) == 0
+    for name, value in tiny_run.final_arrays(undisturbed).items():
+        np.testing.assert_allclose(tiny_run.final_arrays(tmp_path / "run")[name], value, atol=1e-9)
+    config.train.seq_len = 65
+    with pytest.raises(InputError, match="train.seq_len is 65 tokens, but the rope ends at 64"):
+        training.train(config, tmp_path / "longer", True, devices=ONE)
+
+
+def test_a_second_process_is_refused(config, tmp_path):
+    with run_lock(tmp_path):
+        with pytest.raises(InputError, match="in use by another process"):
+            training.train(config, tmp_path, devices=ONE)
+
+
+def test_a_folder_that_cannot_be_written_is_refused_before_anything(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InputError, match="cannot be written to: Not a directory"):
+        training.train(config, tmp_path / "file" / "run", devices=ONE)
+
+
+def test_a_search_is_not_trained_over(config, tmp_path):
+    (tmp_path / "journal.jsonl").write_text("")
+    with pytest.raises(InputError, match="holds a search"):
+        training.train(config, tmp_path, True, devices=ONE)
+
+
+def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, capsys):
+    assert training.train(config, tmp_path / "run", True, devices=ONE) == 0
+    said = capsys.readouterr().out
+    for words in (
+        "parameters: 35,488 (float32)",
+        "memory on each device: 0.4 MiB",
+        "epochs",
+        "a new run",
+    ):
+        assert words in said
+    assert '"seq_len": 32' in said
+    assert not (tmp_path / "run").exists()
+
+
+REFUSED = {
+    "train.seq_len": (0, "train.seq_len must be a whole number, 1 or more, got 0"),
+    "train.batch_size": (0, "train.batch_size must be a whole number, 1 or more"),
+    "train.accumulation": (3, r"multiple of train.accumulation .* got 8\. Nearest: 6 or 9"),
+    "train.steps": (-1, "train.steps must be a whole number, 1 or more, got -1"),
+    "train.log_every": (0, "train.log_every must be a whole number, 1 or more"),
+    "train.eval_every": (-1, "train.eval_every must be a whole number, 0 or more"),
+    "train.param_dtype": ("float8", "Unknown train.param_dtype 'float8'"),
+    "train.chunk_tokens": (0, "train.chunk_tokens must be a whole number, 1 or more"),
+    "checkpoint.every": (0, "checkpoint.every must be a whole number, 1 or more"),
+    "checkpoint.keep_last": (0, "checkpoint.keep_last must be a whole number, 1 or more"),
+    "optimizer.learning_rate": (math.nan, "optimizer.learning_rate must be a number above 0"),
+    "optimizer.b1": (2.0, "optimizer.b1 must be a number"),
+    "forward.attention": ("fast", "Unknown forward.attention 'fast'"),
+    "data.tokenizer": ("", "data.tokenizer is not set"),
+    "data.train_files": ((), "data.train_files"),
+    "data.mode": ("pieces", "Unknown data.mode 'pieces'"),
+    "mesh.data": (2, r"mesh .* needs 2 devices, there are 1"),
+    "mesh.tensor": (2, "mesh.tensor=2: attention over this axis is not supported yet"),
+    "target_len": (-1, "target_len must be 0 or a number of tokens"),
+    "original_len": (-1, "original_len must be 0 or a number of tokens"),
+    "seed": (-1, "seed must be a whole number, 0 or more"),
+    "rope": (dict(method="yaarn"), "Unknown rope.method 'yaarn'. Did you mean 'yarn'"),
+    "model": (dict(source="none"), "Unknown model.source 'none'"),
+    "eval.lengths": ((4096,), "4096|4,096|4097|4,097"),
+    "eval.suites": (("perplexty",), "Unknown eval.suites 'perplexty'. Did you mean 'perplexity'"),
+}
+
+
+@pytest.mark.parametrize("key", REFUSED)
+def test_a_config_that_fits_nothing_is_refused_before_it_compiles(
+    config, tmp_path, key, monkeypatch
+):
+    def compiled(*_):
+        raise AssertionError("it came as far as compiling")
+
+    monkeypatch.setattr(training, "compile_step", compiled)
+    value, message = REFUSED[key]
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = value
+    with pytest.raises(InputError, match=message) as caught:
+        training.train(config, tmp_path / "run", True, devices=ONE)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_row_longer_than_the_model_needs_a_target(config, tmp_path):
+    config.train.seq_len = 64
+    with pytest.raises(
+        InputError, match="train.seq_len is 64 tokens, but the model serves 32. Set"
+    ):
+        training.train(config, tmp_path, True, devices=ONE)
+
+
+CHANGED = {
+    "seed": 1,
+    "original_len": 16,
+    "optimizer.learning_rate": 1e-3,
+    "optimizer.b2": 0.95,
+    "optimizer.weight_decay": 0.1,
+    "train.batch_size": 16,
+    "train.seq_len": 16,
+    "train.accumulation": 2,
+    "data.mode": "pack",
+    "forward.compute_dtype": "bfloat16",
+    "model.num_layers": 3,
+}
+
+
+@pytest.mark.parametrize("key", CHANGED)
+def test_a_run_does_not_go_on_with_another_setting(config, undisturbed, key):
+    section, _, name = key.rpartition(".")
+    (config[section] if section else config)[name] = CHANGED[key]
+    with pytest.raises(InputError, match=rf"^{key}: the run in .* began with .*another --workdir"):
+        training.train(config, undisturbed, True, devices=ONE)
+
+
+def test_a_run_does_not_go_on_with_other_text(config, undisturbed, texts, tmp_path):
+    tiny_run.write_texts(tmp_path)
+    config.data.train_files = (f"{tmp_path}/train-*.txt",)
+    assert training.train(config, undisturbed, True, devices=ONE) == 0  # moved, not changed
+    (tmp_path / "train-1.txt").write_text("other words " * 300)
+    with pytest.raises(InputError, match=r"^data\.train_files"):
+        training.train(config, undisturbed, True, devices=ONE)
+    config.data.train_files = (f"{texts}/train-[01].txt",)
+    with pytest.raises(InputError, match=r"^data\.train_files: the run in .* began with"):
+        training.train(config, undisturbed, True, devices=ONE)
+
+
+def make_batch(parts, rows=8, length=16):
+    rng = np.random.default_rng(3)
+    batch = {
+        "tokens_BT": rng.integers(0, 258, (rows, length)),
+        "targets_BT": rng.integers(0, 258, (rows, length)),
+        "positions_BT": np.tile(np.arange(length), (rows, 1)),
+        "segment_ids_BT": np.ones((rows, length)),
+    }
+    batch = {key: value.astype(np.int32) for key, value in batch.items()}
+    batch["loss_weights_BT"] = (rng.random((rows, length)) < 0.7).astype(np.float32)
+    return {key: jnp.asarray(x.reshape(parts, -1, length)) for key, x in batch.items()}
+
+
+def make_step_of(config, transform=None):
+    transform = transform or optax.sgd(1.0)
+    made = Optimizer(transform, optax.constant_schedule(1.0))
+    step = step_lib.make_step(config, llama.ForwardSettings(), made, chunk_tokens=8)
+    return jax.jit(step), transform
+
+
+def test_parts_give_the_step_of_the_whole_batch(tiny_model):
+    config, params = tiny_model
+    step, transform = make_step_of(config)
+    r = llama.own_rope(config)(16)
+    whole, metrics = step(step_lib.init_state(params, transform), make_batch(1), r)
+    for parts in (4,):
+        cut, ours = step(step_lib.init_state(params, transform), make_batch(parts), r)
+        np.testing.assert_allclose(ours["loss"], metrics["loss"], rtol=1e-6)
+        np.testing.assert_allclose(ours["grad_norm"], metrics["grad_norm"], rtol=1e-5)
+        for a, b in zip(jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True):
+            np.testing.assert_allclose(a, b, atol=3e-7)
+
+
+def test_the_loss_is_the_mean_over_the_tokens_that_count(tiny_model):
+    config, params = tiny_model
+    step, transform = make_step_of(config)
+    batch, r = make_batch(1), llama.own_rope(config)(16)
+    _, metrics = step(step_lib.init_state(params, transform), batch, r)
+    logits = llama.logits(config, params, batch["tokens_BT"][0], r)
+    logp = jax.nn.log_softmax(logits)
+    nll = -jnp.take_along_axis(logp, batch["targets_BT"][0][..., None], axis=-1)[..., 0]
+    weights = batch["loss_weights_BT"][0]
+    np.testing.assert_allclose(metrics["loss"], (nll * weights).sum() / weights.sum(), rtol=1e-5)
+    assert metrics["tokens"] == weights.sum()
+
+
+@pytest.mark.parametrize("poison", ("weight", "parameter"))
+def test_a_bad_step_changes_nothing_but_the_counters(tiny_model, poison):
+    config, params = tiny_model
+    step, transform = make_step_of(config, optax.adamw(1e-2))
+    r, batch = llama.own_rope(config)(16), make_batch(2)
+    state, _ = step(step_lib.init_state(params, transform), batch, r)
+    if poison == "weight":
+        batch["loss_weights_BT"] = batch["loss_weights_BT"].at[1, 0, 0].set(jnp.inf)
+    else:
+        norm = state.params["final_norm_D"].at[3].set(jnp.nan)
+        state = step_lib.dataclasses.replace(state, params=state.params | {"final_norm_D": norm})
+    for count in (1, 2):
+        after, metrics = step(state, batch, r)
+        assert metrics["bad_in_row"] == metrics["bad_total"] == count
+        for part in ("params", "opt_state", "updates"):
+            old, new = (jax.tree.leaves(getattr(s, part)) for s in (state, after))
+            assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(old, new, strict=True))
+        state = after
+    if poison == "weight":
+        after, metrics = step(state, make_batch(2), r)
+        assert metrics["bad_in_row"] == 0 and metrics["bad_total"] == 2 and after.updates == 2
+
+
+@pytest.mark.parametrize(
+    "heads, mlp, vocab, seq_len, wanted",
+    [(32, 11_008, 32_000, 131_072, 1.87e16), (8, 14_336, 128_256, 262_144, 6.58e16)],
+)
+def test_arithmetic_of_a_sequence_is_that_of_the_cost_model(heads, mlp, vocab, seq_len, wanted):
+    config = llama.LlamaConfig(
+        vocab_size=vocab,
+        num_layers=32,
+        embed_dim=4096,
+        num_heads=32,
+        num_kv_heads=heads,
+        head_dim=128,
+        mlp_dim=mlp,
+        norm_eps=1e-5,
+        theta=10_000.0,
+        original_len=4096,
+        max_len=4096,
+        rotary_dim=128,
+        tie_embeddings=False,
+    )
+    assert step_lib.flops_per_token(config, seq_len) * seq_len == pytest.approx(wanted, rel=0.004)
+
+
+def test_the_step_line_has_the_share_of_the_peak_where_it_is_known(monkeypatch, config, tmp_path):
+    class Chip:
+        device_kind = "TPU v5 lite"
+
+    assert step_lib.peak_flops(Chip()) == 197e12
+    assert step_lib.peak_flops(jax.devices()[0]) is None
+    row = dict(step=7, loss=2.0, perplexity=7.4, lr=1e-3, grad_norm=0.5)
+    timing = dict(tokens_per_s=1e4, data_wait_s=0.002, eta_s=65, durable_step=5, mfu=0.4)
+    line = loop._line(row | {"timing": timing}, 10)
+    for words in ("step 7/10", "MFU 40.0%", "data wait 2 ms", "durable step 5", "ETA 1m05s"):
+        assert words in line
+
+
+def test_sigterm_to_the_program_saves_and_exits_with_143(texts, tmp_path):
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "from pathlib import Path\nfrom tests import tiny_run\n\n\ndef get_config():\n"
+        f"    config = tiny_run.make_config(Path({str(texts)!r}))\n"
+        "    config.train.steps = 100_000\n    config.train.eval_every = 0\n    return config\n"
+    )
+    (tmp_path / "out").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "HOME": str(tmp_path)}
+    command = [
+        sys.executable,
+        str(ROOT / "train.py"),
+        f"--config={experiment}",
+        "--workdir=~/out/run",
+    ]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.time() + 120
+    while time.time() < deadline and not steps.whole_steps(tmp_path / "out" / "run"):
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 143, said
+    newest = steps.whole_steps(tmp_path / "out" / "run")[-1]
+    assert tiny_run.rows(tmp_path / "out" / "run")[-1]["step"] == newest
+    assert "SIGTERM: saving and stopping" in said
+
+
+@pytest.mark.slow
+def test_killed_at_random_moments_it_ends_as_an_undisturbed_run():
+    command = [sys.executable, str(ROOT / "tests" / "kill_train.py"), "--kills", "4", "--seed", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stdout + done.stderr
