@@ -23,7 +23,7 @@ help:
 	@echo "make slow: tests of more than half a minute   make kill: SIGKILL proofs   make lint   make clean"
 
 demo: $(VENV)/.run
-	$(BIN)/python -m jaxrope.demo
+	$(BIN)/python -m jaxrope.demo run
 
 test: $(VENV)/.test parity
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --durations=15
@@ -43,7 +43,8 @@ clean:
 	rm -rf $(VENV)
 
 $(VENV)/.run: requirements.txt
-	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
 	$(PIP) -r requirements.txt
 	touch $@
 
