@@ -1,42 +1,52 @@
 """A config whose whole search takes a second once compiled: a random model, bytes, random words."""
 
+import json
+from pathlib import Path
+
 import numpy as np
+from safetensors.numpy import save_file
 
 from configs import base
 
-MODEL = dict(
-    source="scratch",
+HF_CONFIG = dict(
+    model_type="llama",
     vocab_size=264,
-    num_layers=1,
-    embed_dim=16,
-    num_heads=2,
-    num_kv_heads=1,
+    num_hidden_layers=1,
+    hidden_size=16,
+    num_attention_heads=2,
+    num_key_value_heads=1,
     head_dim=8,
-    mlp_dim=24,
-    norm_eps=1e-5,
-    theta=10_000.0,
-    original_len=16,
-    max_len=16,
-    rotary_dim=8,
-    tie_embeddings=True,
+    intermediate_size=24,
+    rms_norm_eps=1e-5,
+    rope_theta=10_000.0,
+    max_position_embeddings=16,
+    tie_word_embeddings=True,
+    bos_token_id=256,
+    eos_token_id=257,
 )
+_SHAPES = {
+    "self_attn.q_proj": (16, 16),
+    "self_attn.k_proj": (8, 16),
+    "self_attn.v_proj": (8, 16),
+    "self_attn.o_proj": (16, 16),
+    "mlp.gate_proj": (24, 16),
+    "mlp.up_proj": (24, 16),
+    "mlp.down_proj": (16, 24),
+}
 
 
 def tiny(folder):
-    """Returns an unlocked config; its texts and cached tokens are in `folder`."""
-    texts = folder / "texts"
-    if not texts.exists():
-        texts.mkdir(parents=True)
-        rng = np.random.default_rng(0)
-        for i in range(3):
-            words = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(40))
-            (texts / f"{i}.txt").write_text(" ".join(words))
+    """Returns an unlocked config; the model, its texts and cached tokens are in `folder`."""
+    model = folder / "model"
+    if not model.exists():
+        write_model(model)
+        write_texts(folder / "texts")
     config = base.get_config()
     config.unlock()
-    config.model = MODEL
+    config.model.path = str(model)
     config.target_len = 64
     config.forward.attention_block = 32
-    config.data.train_files = (str(texts / "*.txt"),)
+    config.data.train_files = (str(folder / "texts" / "*.txt"),)
     config.data.tokenizer = "bytes"
     config.data.cache_dir = str(folder / "cache")
     config.search.start_tokens = (0, 2, 8)
@@ -45,8 +55,30 @@ def tiny(folder):
     return config
 
 
-def get_config(folder):
-    """For search.py: --config=FILE:FOLDER."""
-    from pathlib import Path
+def write_model(folder, **changes):
+    """Writes a random Llama in Hugging Face format; `changes` are of its config.json."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    tensors = {
+        f"model.layers.0.{name}.weight": rng.normal(0, 0.3, s) for name, s in _SHAPES.items()
+    }
+    tensors["model.embed_tokens.weight"] = rng.normal(0, 1, (264, 16))
+    for name in ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm"):
+        tensors[f"model.{name}.weight"] = np.ones(16)
+    tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
+    save_file(tensors, folder / "model.safetensors")
+    (folder / "config.json").write_text(json.dumps(HF_CONFIG | changes))
 
+
+def write_texts(folder):
+    """Writes three documents of 200 characters."""
+    folder.mkdir(parents=True)
+    rng = np.random.default_rng(0)
+    for i in range(3):
+        words = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(40))
+        (folder / f"{i}.txt").write_text(" ".join(words))
+
+
+def get_config(folder):
+    """For search.py: --config=tests/search_config.py:FOLDER."""
     return tiny(Path(folder))

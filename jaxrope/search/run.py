@@ -67,6 +67,7 @@ def search(config, workdir: Path) -> Result:
     problem = prepare(config)
     path = workdir / "journal.jsonl"
     with run_lock(workdir):
+        _remove_leftovers(workdir)
         rows = journal.open_journal(path, header(problem))
         files.write_json_atomic(workdir / "config.json", config.to_dict())
         bench = _bench(problem, path, rows)
@@ -80,6 +81,12 @@ def search(config, workdir: Path) -> Result:
                 f"target_len {config.target_len:,}, or give the search more memory."
             )
         return _write(problem, workdir, state, compared)
+
+
+def _remove_leftovers(workdir: Path) -> None:
+    """Removes what a killed process was writing: `files` names it .NAME.XXXX.tmp."""
+    for path in workdir.glob(".*.tmp"):
+        path.unlink()
 
 
 def _bench(problem: Problem, path: Path, rows: list[dict]) -> loop.Bench:
