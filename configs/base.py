@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # one seed for everything random
     config.model = checkpoint_model(path="")  # what to start from
-    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else its own scaling; "file": path; or a method with its constants
+    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else its own scaling; "file": path; "preset": name; or a method with its constants
     config.target_len = 0  # tokens the model is to be extended to; 0 = the model's own
     config.original_len = 0  # tokens the rope was trained on; 0 = as the checkpoint says
     config.forward = forward()
@@ -49,7 +49,7 @@ def data() -> ConfigDict:
     section = ConfigDict()
     section.train_files = ()  # files or globs: .txt .jsonl .parquet .gz .zst, ...
     section.eval_files = ()  # files or globs, held out
-    section.exclude = ()  # globs that neither list may match
+    section.exclude = ()  # globs of files that train_files leave out, those of eval_files for one
     section.text_field = "text"  # field of a JSONL or Parquet record
     section.skip_bad_lines = 0  # JSONL lines that may be broken before it is an error
     section.tokenizer = ""  # folder, tokenizer.json or "bytes"; "" = the checkpoint's

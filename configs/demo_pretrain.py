@@ -43,12 +43,8 @@ def texts(section):
     """Sets the files of a data section: the held-out ones to evaluate on, the rest to learn from."""
     section.train_files = (f"{STDLIB}/**/*.py",)
     section.eval_files = tuple(f"{STDLIB}/{name}" for name in HELD_OUT)
-
-
-def left_out():
-    """Returns the globs of files that are not learnt from."""
     folders = tuple(f"**/{name}/**" for name in LEFT_OUT)
-    return folders + ("**/_sysconfigdata*", "**/config-*/**") + tuple(f"{STDLIB}/{name}" for name in HELD_OUT)
+    section.exclude = section.eval_files + folders + ("**/_sysconfigdata*", "**/config-*/**")
 
 
 def get_config():
@@ -73,8 +69,8 @@ def get_config():
         eos_id=1,
     )
     texts(config.data)
-    config.data.eval_files = ()  # measured afterwards: exclude would drop them from both lists
-    config.data.exclude = left_out()
+    config.eval.suites = ("perplexity",)
+    config.eval.lengths = (ORIGINAL_LEN,)
     config.forward.remat = "none"
     config.train.seq_len = ORIGINAL_LEN
     config.train.batch_size = 32

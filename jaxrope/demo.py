@@ -59,9 +59,7 @@ def pretrain(args) -> int:
     made = folder / MODEL.name
     train = ["train.py", "--config=configs/demo_pretrain.py", f"--workdir={folder / 'train'}"]
     export = [*_module("convert"), "export", str(folder / "train"), str(made), "--dtype=bfloat16"]
-    code = _run_all(
-        [[*train, f"--config.data.tokenizer={tokenizer}"], [*export, "--overwrite"]]
-    )
+    code = _run_all([[*train, f"--config.data.tokenizer={tokenizer}"], [*export, "--overwrite"]])
     if code == 0:
         cli.print_line(f"wrote {made}; it ships as {MODEL}")
     return code

@@ -48,8 +48,8 @@ def load_model(config) -> Pretrained:
 def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
     """Returns the rope that `config.rope` means.
 
-    `config.rope` is {"method": "model"}, which is `own`; {"method": "file", "path"}; or a method of
-    rope.make with its constants.
+    `config.rope` is {"method": "model"}, which is `own`; {"method": "file", "path"};
+    {"method": "preset", "name"}; or a method of rope.make with its constants.
 
     Args:
       config: of the program.
@@ -57,7 +57,7 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
       own: the rope that came with the model.
 
     Raises:
-      InputError: see rope.make and rope.load.
+      InputError: see rope.make, rope.load and rope.preset; or a preset is for another model.
     """
     constants = dict(config.rope)
     method = constants.pop("method", None)
@@ -68,8 +68,23 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
     if method == "file":
         _exactly("rope", method, constants, ("path",))
         return rope.load(Path(constants["path"]).expanduser(), **geometry)
-    choose("rope.method", method, dict.fromkeys(("model", "file", *rope.METHODS)))
+    if method == "preset":
+        _exactly("rope", method, constants, ("name",))
+        return _preset(constants["name"], geometry)
+    choose("rope.method", method, dict.fromkeys(("model", "file", "preset", *rope.METHODS)))
     return rope.make(method, **geometry, original_len=model.original_len, **constants)
+
+
+def _preset(name: str, geometry: dict) -> rope.RopeFn:
+    found = rope.preset(name)
+    for key, wanted in geometry.items():
+        got = getattr(found, key)
+        if got != wanted:
+            raise InputError(
+                f"rope.name '{name}': {key} must equal the model's, {wanted}, got {got}. The preset"
+                " is for another model."
+            )
+    return found
 
 
 def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
@@ -122,14 +137,16 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 
-def documents(config, patterns, tokenizer, *, setting: str) -> data.TokenDocuments:
-    """Returns the text of files or globs, read as config.data says; `setting` is their config key."""
+def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.TokenDocuments:
+    """Returns the text of files or globs but for those that match a glob of `exclude`, read as
+    config.data says; `setting` is their config key.
+    """
     return data.load_documents(
         patterns,
         tokenizer,
         cache_dir=config.data.cache_dir,
         text_field=config.data.text_field,
-        exclude=config.data.exclude,
+        exclude=exclude,
         skip_bad_lines=config.data.skip_bad_lines,
         setting=setting,
     )

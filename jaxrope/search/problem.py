@@ -178,7 +178,11 @@ def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Obje
         config=loaded.config,
         settings=forward,
         documents=setup.documents(
-            config, config.data.train_files, tokenizer, setting="data.train_files"
+            config,
+            config.data.train_files,
+            tokenizer,
+            setting="data.train_files",
+            exclude=config.data.exclude,
         ),
         tokenizer=tokenizer,
         target_len=config.target_len,

@@ -113,7 +113,11 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None) -> Plan:
     if begun is None:
         model = _with_special_ids(model, tokenizer)
     documents = setup.documents(
-        config, config.data.train_files, tokenizer, setting="data.train_files"
+        config,
+        config.data.train_files,
+        tokenizer,
+        setting="data.train_files",
+        exclude=config.data.exclude,
     )
     loader = data.TrainLoader(
         documents,

@@ -1,0 +1,83 @@
+"""From a config to the rope, the model's shape and the text that it means."""
+
+import dataclasses
+
+import pytest
+
+from configs import base
+from jaxrope import data, llama, rope, setup
+from jaxrope.errors import InputError
+
+
+def rope_of(section, config):
+    given = base.get_config()
+    with given.unlocked():
+        given.rope = section
+    return setup.rope_fn(given, config, llama.own_rope(config))
+
+
+@pytest.fixture
+def phi_like(tiny_config):
+    return dataclasses.replace(tiny_config, head_dim=96, rotary_dim=96)
+
+
+def test_rope_of_the_model_of_a_method_of_a_preset_and_of_a_file(phi_like, tmp_path):
+    assert rope_of(dict(method="model"), phi_like).method == "none"
+    pi = rope_of(dict(method="pi", factor=2.0), phi_like)
+    assert set(pi.bucket(64).factors) == {2.0}
+    preset = rope_of(dict(method="preset", name="phi3.5_mini"), phi_like)
+    assert preset.bucket(5000).factors == rope.preset("phi3.5_mini").bucket(5000).factors
+    rope.save(tmp_path / "rope.json", preset, {})
+    read = rope_of(dict(method="file", path=str(tmp_path / "rope.json")), phi_like)
+    assert read.buckets == preset.buckets
+
+
+@pytest.mark.parametrize(
+    "section, message",
+    [
+        (dict(method="presets", name="x"), "Unknown rope.method 'presets'. Did you mean 'preset'"),
+        (dict(method="preset"), "rope.name is missing: 'preset' needs name"),
+        (dict(method="preset", name="phi5"), "Unknown rope preset 'phi5'"),
+        (dict(method="preset", name="ft_la2_128k"), "head_dim must equal the model's, 96, got 128"),
+        (dict(method="preset", name="phi4_mini"), "head_dim must equal the model's, 96, got 128"),
+        (dict(method="model", factor=2), "Unknown rope.factor: 'model' takes nothing more"),
+        (dict(method="file", path="none.json"), "none.json: cannot be read"),
+    ],
+)
+def test_rope_messages(phi_like, section, message):
+    with pytest.raises(InputError, match=message):
+        rope_of(section, phi_like)
+
+
+def test_exclude_is_of_the_training_text_alone(tmp_path):
+    for name in ("one.txt", "two.txt", "held.txt"):
+        (tmp_path / name).write_text(f"text of {name}")
+    config = base.get_config()
+    config.data.cache_dir = str(tmp_path / "cache")
+    config.data.train_files = (str(tmp_path / "*.txt"),)
+    tokenizer = data.load_tokenizer("bytes")
+
+    def names(**kwargs):
+        files = config.data.train_files
+        found = setup.documents(config, files, tokenizer, setting="data.train_files", **kwargs)
+        return list(found.names)
+
+    assert names(exclude=("held.txt",)) == ["one.txt", "two.txt"]
+    assert names() == ["held.txt", "one.txt", "two.txt"]
+
+
+@pytest.mark.parametrize(
+    "model, message",
+    [
+        (dict(source="hub"), "Unknown model.source 'hub'"),
+        (dict(source="checkpoint", path=""), "model.path is not set"),
+        (dict(source="scratch", vocab=3), "Unknown model.vocab of source 'scratch'"),
+        (dict(source="scratch", vocab_size=3), "model.num_layers is missing"),
+    ],
+)
+def test_model_messages(model, message):
+    config = base.get_config()
+    with config.unlocked():
+        config.model = model
+    with pytest.raises(InputError, match=message):
+        setup.model_config(config)
