@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import checkpoint, llama, rope
-from jaxrope.convert import config as hf_config
 from jaxrope.convert import folders, importing, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
@@ -83,7 +82,7 @@ def read_config(path: Path | str) -> LlamaConfig:
     """
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
-    return _model_json(workdir) if workdir is not None else hf_config.read(folder)[0]
+    return _model_json(workdir) if workdir is not None else importing.open_model(folder).config
 
 
 def _workdir(folder: Path) -> Path | None:
@@ -101,12 +100,12 @@ def _workdir(folder: Path) -> Path | None:
 
 
 def _load_hf(folder: Path, dtype: str | None) -> Pretrained:
-    config, notes = hf_config.read(folder)
-    config, params, more = importing.load_params(folder, config, dtype=dtype)
+    opened = importing.open_model(folder)
+    config = opened.config
+    params = importing.load_params(opened, dtype=dtype)
     rope_fn, provenance = _rope_of(folder, config)
-    notes = (*notes, *more)
     tokenizer_dir = _tokenizer_dir(folder)
-    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, notes)
+    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, opened.notes)
 
 
 def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | None) -> Pretrained:

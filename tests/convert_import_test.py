@@ -271,7 +271,8 @@ def test_an_absent_head(tmp_path):
     silent = {key: value for key, value in LLAMA.items() if key != "tie_word_embeddings"}
     (tmp_path / "config.json").write_text(json.dumps(silent))
     loaded = pretrained.load(tmp_path)
-    assert loaded.config.tie_embeddings and "taken to be the embedding" in loaded.notes[0]
+    assert loaded.config.tie_embeddings and "the head is the embedding" in loaded.notes[0]
+    assert pretrained.read_config(tmp_path) == loaded.config
 
 
 def test_old_rotary_buffers_are_passed_over(tmp_path):

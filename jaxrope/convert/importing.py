@@ -6,6 +6,7 @@ Each tensor goes at once into its place in the stacked parameters, so the host h
 tensor, and the one shard that is mapped.
 """
 
+import dataclasses
 import re
 import shutil
 from pathlib import Path
@@ -35,57 +36,54 @@ _OLD_BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_
 _MAX_TOKENIZER_BYTES = 200_000_000
 
 
-def load_params(
-    folder: Path, config: LlamaConfig, *, dtype: str | None
-) -> tuple[LlamaConfig, dict, list[str]]:
-    """Reads the weights.
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A Hugging Face folder whose config and tensors fit each other; no weights are read yet."""
 
-    Args:
-      folder: in Hugging Face format.
-      config: as `config.read` gave it.
-      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it
-        lies there.
+    config: LlamaConfig
+    entries: dict[str, safetensors_io.Entry]
+    notes: tuple[str, ...]
 
-    Returns:
-      (the config, which may have become tied, the parameters as host arrays, notes)
+
+def open_model(folder: Path) -> Source:
+    """Reads the config and the headers of the weights, and compares them.
 
     Raises:
-      InputError: see `safetensors_io.catalogue`; tensors are missing, unexpected, or of a shape
-        unlike the config's.
+      InputError: see `config.read` and `safetensors_io.catalogue`; tensors are missing, unexpected,
+        or of a shape unlike the config's.
     """
-    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
+    config, notes = hf_config.read(folder)
     entries = safetensors_io.catalogue(folder)
     buffers = [name for name in entries if _OLD_BUFFER.fullmatch(name)]
     entries = {name: entry for name, entry in entries.items() if name not in buffers}
-    config, notes = _settle_head(folder, config, entries)
-    tensors = {tensor.name: tensor for tensor in layout.tensors(config)}
-    _check_names(folder, tensors, entries, config)
-    params = _allocate(tensors.values(), entries, wanted)
-    head = None
-    for name, array in safetensors_io.read_tensors(entries):
-        if name in tensors:
-            array = array if wanted is None else safetensors_io.cast(name, array, wanted)
-            for part in tensors[name].parts:
-                leaf = layout.find_leaf(part, params)
-                leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
-        else:
-            head = array
-    if head is not None:
-        if not np.array_equal(head, safetensors_io.read_one(entries[layout.EMBED], layout.EMBED)):
-            raise InputError(
-                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but"
-                f" {layout.HEAD} holds other values. Set tie_word_embeddings to false, or remove"
-                " the tensor."
-            )
-        notes.append(
-            f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
-        )
     if buffers:
         notes.append(
             f"{len(buffers)} rotary buffers of an old checkpoint are passed over; the frequencies"
             " come from config.json"
         )
-    return config, params, notes
+    config, more = _settle_head(folder, config, entries)
+    _check_names(folder, entries, config)
+    return Source(config, entries, (*notes, *more))
+
+
+def load_params(source: Source, *, dtype: str | None) -> dict:
+    """Returns the parameters as host arrays.
+
+    Args:
+      source: of `open_model`.
+      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it
+        lies there.
+    """
+    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
+    tensors = {tensor.name: tensor for tensor in layout.tensors(source.config)}
+    entries = {name: source.entries[name] for name in tensors}
+    params = _allocate(tensors.values(), entries, wanted)
+    for name, array in safetensors_io.read_tensors(entries):
+        array = array if wanted is None else safetensors_io.cast(name, array, wanted)
+        for part in tensors[name].parts:
+            leaf = layout.find_leaf(part, params)
+            leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
+    return params
 
 
 def import_folder(source: Path | str, target: Path | str, *, dtype: str | None = None) -> list[str]:
@@ -105,16 +103,16 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     folder = folders.open_folder(source)
     if dtype is not None:
         choose("dtype", dtype, safetensors_io.BY_NAME)
-    config, notes = hf_config.read(folder)
+    folders.check_target(target)
+    opened = open_model(folder)
+    notes = [*opened.notes, *check_tokenizer(folder, opened.config)]
     with folders.staged(target) as staging:
-        notes += check_tokenizer(folder, config)
-        config, params, more = load_params(folder, config, dtype=dtype)
+        params = load_params(opened, dtype=dtype)
         copy_tokenizer(folder, staging)
-        files.write_json_atomic(staging / "model.json", config.to_json_dict())
-        checkpoint.save_params(
-            staging, 0, params, {"data_fingerprint": "", "source": folder.resolve().name}
-        )
-    return notes + more
+        files.write_json_atomic(staging / "model.json", opened.config.to_json_dict())
+        meta = {"data_fingerprint": "", "source": folder.resolve().name}
+        checkpoint.save_params(staging, 0, params, meta)
+    return notes
 
 
 def copy_tokenizer(source: Path, target: Path) -> list[str]:
@@ -183,23 +181,32 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
 
 
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
-    """A config that does not mention the tie, and a file without a head: tied.
+    """Compares the tie of head and embedding that the config tells with the tensors.
 
-    A config that denies it: an error, by `_check_names`.
+    A file without a head and a config that does not mention the tie: tied. A config that denies
+    it: an error, by `_check_names`.
     """
-    silent = "tie_word_embeddings" not in strict_json.read(
-        folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES
-    )
-    if config.tie_embeddings or layout.HEAD in entries or not silent:
+    if config.tie_embeddings and layout.HEAD in entries and layout.EMBED in entries:
+        head, embed = (
+            safetensors_io.read_one(entries[name], name) for name in (layout.HEAD, layout.EMBED)
+        )
+        if not np.array_equal(head, embed):
+            raise InputError(
+                f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but"
+                f" {layout.HEAD} holds other values. Set tie_word_embeddings to false, or remove"
+                " the tensor."
+            )
+        told = f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
+        return config, [told]
+    text = strict_json.read(folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES)
+    if config.tie_embeddings or layout.HEAD in entries or "tie_word_embeddings" in text:
         return config, []
-    fields = config.to_json_dict() | {"tie_embeddings": True}
-    return LlamaConfig(**fields), [
-        f"there is no {layout.HEAD} and no tie_word_embeddings; the head is taken to be the"
-        " embedding"
-    ]
+    told = f"there is no {layout.HEAD} and no tie_word_embeddings; the head is the embedding"
+    return dataclasses.replace(config, tie_embeddings=True), [told]
 
 
-def _check_names(folder: Path, tensors: dict, entries: dict, config: LlamaConfig) -> None:
+def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
+    tensors = {tensor.name: tensor for tensor in layout.tensors(config)}
     tolerated = {layout.HEAD} if config.tie_embeddings else set()
     missing = [name for name in tensors if name not in entries]
     unexpected = sorted(entries.keys() - tensors.keys() - tolerated)
