@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import jax
@@ -15,27 +16,18 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import files, llama, pretrained, rope, steps, training
+from jaxrope import checkpoint, files, llama, optimizer, pretrained, rope, sharding, steps, training
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.optimizer import Optimizer
 from jaxrope.training import loop
+from jaxrope.training import plan as plan_lib
 from jaxrope.training import step as step_lib
 from tests import tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = jax.devices()[:1]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compile_once(tmp_path_factory):
-    """Runs here differ in what they do, not in what they compile."""
-    before = jax.config.jax_compilation_cache_dir
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("xla")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", before)
 
 
 @pytest.fixture(scope="module")
@@ -307,6 +299,30 @@ def test_a_search_is_not_trained_over(config, tmp_path):
         training.train(config, tmp_path, True, devices=ONE)
 
 
+def test_a_model_is_not_trained_over(config, tmp_path):
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    with pytest.raises(InputError, match="has a config.json that train.py did not write"):
+        training.train(config, tmp_path, True, devices=ONE)
+
+
+def test_an_import_is_not_a_run(config, tmp_path, tiny_params):
+    checkpoint.save_params(tmp_path, 0, tiny_params, {})
+    with pytest.raises(InputError, match="holds a model without an optimizer's state"):
+        training.train(config, tmp_path, devices=ONE)
+
+
+def test_moments_lie_where_their_parameters_do(tiny_config, config):
+    mesh = sharding.make_mesh(dict(data=1, fsdp=8, context=1, tensor=1))
+    made = optimizer.make(config.optimizer, num_steps=12)
+    seen = types.SimpleNamespace(config=config, mesh=mesh, model=tiny_config, optimizer=made)
+    abstract, shardings = plan_lib.state_shardings(seen)
+    assert all(
+        math.prod(where.shard_shape(leaf.shape)) * (8 if leaf.ndim else 1) == leaf.size
+        for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(shardings), strict=True)
+    )
+    assert len(jax.tree.leaves(abstract)) > 3 * len(jax.tree.leaves(abstract.params))
+
+
 def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, capsys):
     assert training.train(config, tmp_path / "run", True, devices=ONE) == 0
     said = capsys.readouterr().out
@@ -343,7 +359,9 @@ REFUSED = {
     "target_len": (-1, "target_len must be 0 or a number of tokens"),
     "original_len": (-1, "original_len must be 0 or a number of tokens"),
     "seed": (-1, "seed must be a whole number, 0 or more"),
-    "rope": (dict(method="yaarn"), "Unknown rope.method 'yaarn'. Did you mean 'yarn'"),
+    "rope.method": ("yaarn", "Unknown rope.method 'yaarn'"),
+    "rope": (dict(method="dynamic_ntk", factor=2.0), "'dynamic_ntk' chooses its factors anew"),
+    "rope.factor": (2.0, "Unknown rope.factor: 'model' takes nothing more"),
     "model": (dict(source="none"), "Unknown model.source 'none'"),
     "eval.lengths": ((4096,), "4096|4,096|4097|4,097"),
     "eval.suites": (("perplexty",), "Unknown eval.suites 'perplexty'. Did you mean 'perplexity'"),

@@ -116,9 +116,10 @@ def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, 
     """Returns the run with its state restored or made, its step compiled and its folder written."""
     abstract, shardings = state_shardings(plan)
     done = begun_at is not None and begun_at >= plan.config.train.steps
-    step_fn, rope = (None, None) if done else compile_step(plan, abstract, shardings)
     if begun_at is None:
         resume.begin(plan.config, workdir, plan.model, plan.rope_fn, plan.tokenizer_at)
+    step_fn, rope = (None, None) if done else compile_step(plan, abstract, shardings)
+    if begun_at is None:
         state = first_state(plan, shardings)
         say(f"a new run of {plan.config.train.steps:,} steps in {workdir}")
     else:

@@ -126,13 +126,11 @@ def run_steps(run: Run) -> None:
         if unread is not None:
             _read(run, *unread)
         unread = run.step, metrics
-        logs = run.step % config.train.log_every == 0 or run.step == last
         saves = run.step % config.checkpoint.every == 0 or run.step == last
-        if logs or saves or _evaluation_due(run):
+        if saves or _evaluation_due(run):
             _read(run, *unread)
             unread = None
-            run.log.flush()
-            run.store.check()
+            run.log.flush()  # before the checkpoint: rows of its steps never come again
         if _evaluation_due(run):
             _evaluate(run)
         if saves:
@@ -175,13 +173,16 @@ def _read(run: Run, step: int, metrics: dict) -> None:
         run.say(_line(row, config.steps))
         run.clock.restart()
     run.log.add(row)
+    if "timing" in row:
+        run.log.flush()
+        run.store.check()
     if values["bad_in_row"] >= config.max_bad_steps:
         raise Diverged(
             f"stopped at step {step}: the loss or the gradient was not finite in "
             f"{values['bad_in_row']} steps in a row (train.max_bad_steps), batches "
             f"{step - values['bad_in_row']} to {step - 1}. Lower optimizer.learning_rate, or look "
             "at "
-            "these batches."
+            "these."
         )
 
 

@@ -108,7 +108,7 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None) -> Plan:
     if begun is None:
         rope_fn = setup.rope_fn(config, model, rope_fn)
     model = dataclasses.replace(model, max_len=setup.longest(config, model, rope_fn))
-    _check_length(config, model, rope_fn)
+    _check_rope(config, model, rope_fn)
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
     if begun is None:
         model = _with_special_ids(model, tokenizer)
@@ -205,8 +205,14 @@ def _like_params(opt_state, abstract_params, shardings, everywhere):
     return jax.tree.map(place, opt_state, is_leaf=is_params)
 
 
-def _check_length(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
+def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
     seq_len = config.train.seq_len
+    if not rope_fn.buckets and not setup.is_own_rope(rope_fn, model):
+        raise InputError(
+            f"rope.method '{rope_fn.method}' chooses its factors anew for each length, so a "
+            "training "
+            "has no factors to keep. Choose a method with factors for one length."
+        )
     if rope_fn.max_len and seq_len > rope_fn.max_len:
         raise InputError(
             f"train.seq_len is {seq_len} tokens, but the rope ends at {rope_fn.max_len}. Use a "

@@ -58,8 +58,14 @@ def check_workdir(workdir: Path) -> None:
     """Refuses a folder that belongs to something else.
 
     Raises:
-      InputError: a search lives there.
+      InputError: a search lives there, or a model of Hugging Face.
     """
+    if (workdir / "config.json").exists() and "train" not in _read_config(workdir):
+        raise InputError(
+            f"--workdir={workdir} has a config.json that train.py did not write. Give the training "
+            "a "
+            "folder of its own."
+        )
     if (workdir / "journal.jsonl").exists():
         raise InputError(
             f"--workdir={workdir} holds a search (journal.jsonl). Give the training a folder of "
@@ -80,15 +86,14 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
       InputError: a setting that makes the run what it is has changed; it is named, with both
         values.
     """
-    before = _read_config(workdir)
-    after = plain(config)
-    for key in FIXED:
-        _compare(key, _at(before, key), _at(after, key), workdir)
     if "opt_state" not in meta["leaves"]:
         raise InputError(
             f"--workdir={workdir} holds a model without an optimizer's state (an import), which "
             "cannot be continued. Name it as config.model.path and give another --workdir."
         )
+    before, after = _read_config(workdir), plain(config)
+    for key in FIXED:
+        _compare(key, _at(before, key), _at(after, key), workdir)
     model = pretrained.read_config(workdir)
     own = setup.own_or_file(workdir, model)
     wanted = own if config.rope.method == "model" else setup.rope_fn(config, model, own)
