@@ -9,7 +9,6 @@ makes that small model from scratch (about half an hour on 2 cores). Both start 
 folder.
 """
 
-import json
 import shlex
 import shutil
 import subprocess
@@ -20,6 +19,7 @@ from pathlib import Path
 from jaxrope import cli
 from jaxrope.errors import InputError
 from jaxrope.experiment import load
+from jaxrope.files import write_json_atomic
 from jaxrope.progress import duration
 
 MODEL = Path("jaxrope/models/stdlib-2m")
@@ -96,7 +96,7 @@ def make_tokenizer(config, folder: Path) -> None:
         "eos_token": "</s>",
         "model_max_length": config.model.max_len,
     }
-    (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    write_json_atomic(folder / "tokenizer_config.json", settings)
     tokenizer.save(str(folder / "tokenizer.json"))
 
 

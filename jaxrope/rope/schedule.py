@@ -154,6 +154,8 @@ def remarks(rope_fn: RopeFn) -> list[str]:
 
 
 def table(buckets: tuple[Bucket, ...]) -> Schedule:
+    """Returns the schedule that takes the first bucket a sequence fits into."""
+
     def schedule(seq_len: int) -> Bucket:
         for bucket in buckets:
             if bucket.max_len is None or seq_len <= bucket.max_len:
@@ -168,6 +170,7 @@ def table(buckets: tuple[Bucket, ...]) -> Schedule:
 
 
 def ascending(buckets):
+    """Returns the dicts of buckets, their keys and the order of their lengths checked."""
     fields = {field.name for field in dataclasses.fields(Bucket)}
     for i, bucket in enumerate(buckets):
         if not isinstance(bucket, Mapping) or set(bucket) != fields:
@@ -188,6 +191,7 @@ def ascending(buckets):
 
 
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
+    """Returns the bucket that a dict means, every value checked; `path` begins its messages."""
     factors, pairs = bucket["factors"], geometry.rotary_dim // 2
     listed = isinstance(factors, Sequence | np.ndarray) and not isinstance(factors, str)
     numbers = listed and all(is_number(value) for value in factors)
@@ -228,10 +232,12 @@ def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bu
 
 
 def yarn_mscale(factor: float, scale: float) -> float:
+    """Returns 0.1 scale ln(factor) + 1 (YaRN, Eq. 22; the scale is Hugging Face's)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
 
 
 def is_number(value) -> bool:
+    """Returns whether a value is a real number; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
 
 
@@ -244,5 +250,6 @@ def _is_count(value) -> bool:
 
 
 def require(holds, path: str, rule: str, got) -> None:
+    """Raises the InputError "path must rule, got got." unless `holds`."""
     if not holds:
         raise InputError(f"{path} must {rule}, got {got}.")
