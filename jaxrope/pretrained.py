@@ -36,13 +36,20 @@ class Pretrained:
     notes: tuple[str, ...] = ()
 
 
-def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = None) -> Pretrained:
+def load(
+    path: Path | str,
+    *,
+    dtype: str | None = "float32",
+    step: int | None = None,
+    weights: bool = True,
+) -> Pretrained:
     """Reads a model.
 
     Args:
       path: a Hugging Face folder, a workdir, or workdir/checkpoints/STEP.
       dtype: of the parameters, "float32", "bfloat16" or "float16"; None: as they are stored.
       step: which checkpoint of a workdir; None: the newest whole one.
+      weights: False leaves `params` empty: everything but the arrays is read and checked.
 
     Raises:
       InputError: there is no such model, or it is not whole.
@@ -50,7 +57,7 @@ def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = 
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is not None:
-        return _load_workdir(folder, workdir, dtype, step)
+        return _load_workdir(folder, workdir, dtype, step, weights)
     if step is not None:
         raise InputError(
             f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the"
@@ -61,7 +68,7 @@ def load(path: Path | str, *, dtype: str | None = "float32", step: int | None = 
             f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a"
             " workdir). Name the folder that has one."
         )
-    return _load_hf(folder, dtype)
+    return _load_hf(folder, dtype, weights)
 
 
 def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
@@ -99,22 +106,26 @@ def _workdir(folder: Path) -> Path | None:
     )
 
 
-def _load_hf(folder: Path, dtype: str | None) -> Pretrained:
+def _load_hf(folder: Path, dtype: str | None, weights: bool) -> Pretrained:
     opened = importing.open_model(folder)
     config = opened.config
-    params = importing.load_params(opened, dtype=dtype)
+    params = importing.load_params(opened, dtype=dtype) if weights else {}
     rope_fn, provenance = _rope_of(folder, config)
     tokenizer_dir = _tokenizer_dir(folder)
     return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, opened.notes)
 
 
-def _load_workdir(folder: Path, workdir: Path, dtype: str | None, step: int | None) -> Pretrained:
+def _load_workdir(
+    folder: Path, workdir: Path, dtype: str | None, step: int | None, weights: bool
+) -> Pretrained:
     config = _model_json(workdir)
     rope_fn, provenance = _rope_of(workdir, config)
     stored = checkpoint.describe(folder, step)["leaves"]["params"]
     wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
-    params, _ = checkpoint.restore_params(folder, _as_stored(config, stored), step)
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
+    params = {}
+    if weights:
+        params, _ = checkpoint.restore_params(folder, _as_stored(config, stored), step)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
     tokenizer_dir = _tokenizer_dir(workdir)
     return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
 

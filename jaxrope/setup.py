@@ -20,12 +20,12 @@ def model_config(config) -> LlamaConfig:
     return _with_original_len(config, pretrained.read_config(_path(section)))
 
 
-def load_model(config) -> Pretrained:
+def load_model(config, *, weights: bool = True) -> Pretrained:
     """Returns the model that `config.model` names, with `config.original_len` in force.
 
     `config.model` is {"source": "checkpoint", "path"} or {"source": "scratch", the fields of
     LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
-    `config.train.param_dtype`.
+    `config.train.param_dtype`; without `weights` there are none.
 
     Raises:
       InputError: there is no such model, or a field is unknown, missing or out of range.
@@ -36,9 +36,9 @@ def load_model(config) -> Pretrained:
     if config.model.source == "scratch":
         shape = _with_original_len(config, _scratch_config(section))
         init = jax.jit(functools.partial(llama.init_params, shape, dtype=dtype))
-        params = init(jax.random.key(config.seed))
+        params = init(jax.random.key(config.seed)) if weights else {}
         return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
-    loaded = pretrained.load(_path(section), dtype=dtype)
+    loaded = pretrained.load(_path(section), dtype=dtype, weights=weights)
     shape = _with_original_len(config, loaded.config)
     own = is_own_rope(loaded.rope_fn, loaded.config)
     rope_fn = llama.own_rope(shape) if own else loaded.rope_fn
@@ -92,20 +92,6 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
     own = llama.own_rope(model)
     same = rope_fn.method == own.method and dict(rope_fn.constants) == dict(own.constants)
     return same and rope_fn.buckets == own.buckets
-
-
-def own_or_file(workdir: Path, model: LlamaConfig) -> rope.RopeFn:
-    """Returns the rope of a workdir: rope.json's, else the model's own."""
-    path = workdir / "rope.json"
-    if not path.is_file():
-        return llama.own_rope(model)
-    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    return rope.load(path, **geometry)
-
-
-def tokenizer_dir(workdir: Path) -> Path | None:
-    """Returns where a workdir's tokenizer lies, if it has one."""
-    return workdir if (workdir / "tokenizer.json").is_file() else None
 
 
 def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:

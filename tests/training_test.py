@@ -337,6 +337,16 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, capsys)
     assert not (tmp_path / "run").exists()
 
 
+def test_dry_run_reads_no_weights(config, tmp_path, undisturbed, monkeypatch, capsys):
+    def read(*_, **__):
+        raise AssertionError("it reads the weights")
+
+    monkeypatch.setattr(checkpoint, "restore_params", read)
+    config.model = dict(source="checkpoint", path=str(undisturbed))
+    assert training.train(config, tmp_path / "run", True, devices=ONE) == 0
+    assert "parameters: 35,488" in capsys.readouterr().out
+
+
 REFUSED = {
     "train.seq_len": (0, "train.seq_len must be a whole number, 1 or more, got 0"),
     "train.batch_size": (0, "train.batch_size must be a whole number, 1 or more"),

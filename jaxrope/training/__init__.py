@@ -60,7 +60,7 @@ def train(
     screen = Progress(config.train.steps)
     with jax.set_mesh(mesh):
         if dry_run:
-            _describe(*_prepared(config, workdir, mesh), say=print)
+            _describe(*_prepared(config, workdir, mesh, weights=False), say=print)
             return 0
         with run_lock(workdir):
             try:
@@ -99,11 +99,11 @@ def _train(config, workdir: Path, mesh, say: Callable[[str], None]) -> int:
         store.close()
 
 
-def _prepared(config, workdir: Path, mesh) -> tuple[Plan, int | None]:
+def _prepared(config, workdir: Path, mesh, *, weights: bool = True) -> tuple[Plan, int | None]:
     """Returns (the plan, the step that the run in `workdir` has reached; None: there is no run)."""
     steps = whole_steps(workdir)
     if not steps:
-        return make_plan(config, mesh, None), None
+        return make_plan(config, mesh, None, weights=weights), None
     meta = describe(workdir, steps[-1])
     plan = make_plan(config, mesh, resume.continued(config, workdir, meta))
     resume.check_text(

@@ -89,13 +89,14 @@ def check_numbers(config) -> None:
             raise InputError(f"{key} must be a whole number, {low} or more, got {value!r}.")
 
 
-def make_plan(config, mesh: Mesh, begun: Pretrained | None) -> Plan:
+def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = True) -> Plan:
     """Returns the run that `config` asks for.
 
     Args:
       config: of the program; check_numbers has passed it.
       mesh: of sharding.make_mesh.
       begun: the model of a run that goes on, without its weights; None = a new run.
+      weights: False leaves the plan of a new run without parameters.
 
     Raises:
       InputError: anything does not fit anything else.
@@ -103,7 +104,7 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None) -> Plan:
     sharding.check_batch(mesh, config.train.batch_size, config.train.accumulation)
     updates = optimizer.make(config.optimizer, num_steps=config.train.steps)
     settings = llama.ForwardSettings(**config.forward)
-    loaded = setup.load_model(config) if begun is None else begun
+    loaded = setup.load_model(config, weights=weights) if begun is None else begun
     model, rope_fn = loaded.config, loaded.rope_fn
     if begun is None:
         rope_fn = setup.rope_fn(config, model, rope_fn)

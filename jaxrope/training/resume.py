@@ -36,6 +36,8 @@ def begin(config, workdir: Path, model: LlamaConfig, rope_fn: rope.RopeFn, token
     """Writes config.json, model.json, rope.json (if the rope is not the model's own), tokenizer."""
     if not setup.is_own_rope(rope_fn, model):
         origin = {"made_by": "train.py", "rope": plain(config)["rope"], "model": model_name(config)}
+        if config.rope.method == "file":
+            origin["file"] = rope.provenance(Path(config.rope.path).expanduser())
         rope.save(workdir / "rope.json", rope_fn, origin, max_len=model.max_len)
     else:
         (workdir / "rope.json").unlink(missing_ok=True)
@@ -94,15 +96,15 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
     before, after = _read_config(workdir), plain(config)
     for key in FIXED:
         _compare(key, _at(before, key), _at(after, key), workdir)
-    model = pretrained.read_config(workdir)
-    own = setup.own_or_file(workdir, model)
-    wanted = own if config.rope.method == "model" else setup.rope_fn(config, model, own)
+    model = pretrained.load(workdir, dtype=None, weights=False)
+    own = model.rope_fn
+    wanted = own if config.rope.method == "model" else setup.rope_fn(config, model.config, own)
     if [b.factors for b in wanted.buckets] != [b.factors for b in own.buckets]:
         raise InputError(
             f"rope: its factors are not those of {workdir}/rope.json, with which the run began. "
             "Restore the file they come from, or give another --workdir."
         )
-    return Pretrained(model, {}, setup.tokenizer_dir(workdir), own, str(workdir))
+    return model
 
 
 def check_text(config, workdir: Path, meta: dict, *, data: str, tokenizer: str) -> None:
