@@ -2,7 +2,7 @@
 
   python train.py --config=configs/books_finetune.py --workdir=runs/books_finetune
 
-80 steps of 16,384 tokens, 1.3 M tokens in all. The control, the base trained on at its own 512 tokens
+60 steps of 16,384 tokens, 1.0 M tokens in all. The control, the base trained on at its own 512 tokens
 with as many tokens, at the same rate:
   python train.py --config=configs/books_finetune.py:control --workdir=runs/books_control
 """
@@ -17,7 +17,7 @@ def get_config(variant="extended"):
     config.data.train_files = ("../shared/books/train/*.txt",)
     config.eval.suites = ()  # books_eval.py measures the result
     config.forward.remat = "none"
-    config.train.steps = 80
+    config.train.steps = 60
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = dict(name="linear", warmup_steps=5, final_fraction=0.0)
     config.optimizer.b2 = 0.95

@@ -4,8 +4,8 @@ recomputes the weights from the log-sum-exp.
 Online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). A
 block of keys that no query of the block may see is passed over.
 
-Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K, H head dim, C
-block.
+Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K, H head dim, n
+blocks, C block of queries, X block of keys, M = G C.
 """
 
 import functools
@@ -92,38 +92,50 @@ def _attention_fwd(q, k, v, mask, scale):
 
 
 def _attention_bwd(scale, residuals, dout):
+    """Gradients of q, k and v (FlashAttention-2, Algorithm 2), block by block.
+
+    Weights are computed transposed, keys by queries (M = G C of them), and dq as its transpose, so
+    that each of the five products of a block is a plain one of rows by columns: XLA's CPU backend
+    takes three times as long for a transposed operand.
+    """
     q, k, v, mask, out, lse = residuals
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    row_dot = jnp.sum(dout.astype(dtype) * out.astype(dtype), axis=-1)
+    rows_nBKM = jnp.sum(dout.astype(dtype) * out.astype(dtype), axis=-1)
+    flat = (*q.shape[:3], -1)
+    q_nBKMH, dout_nBKMH = (x.reshape(*flat, q.shape[-1]) for x in (q, dout))
+    queries = (q_nBKMH, dout_nBKMH, lse.reshape(flat), rows_nBKM.reshape(flat), _q_part(mask))
+    k_nBKHC = k.swapaxes(-1, -2)
 
     def over_queries(carry, query):
-        q_block, dout_block, lse_block, row_block, q_mask = query
+        q_BKMH, dout_BKMH, lse_BKM, rows_BKM, q_mask = query
 
-        def over_keys(dq, keys):
-            k_block, v_block, kv_mask = keys
+        def over_keys(dq_BKHM, keys):
+            k_BKXH, k_BKHX, v_BKXH, kv_mask = keys
             block_mask = _join(mask, q_mask, kv_mask)
 
-            def visit(dq):
-                logits = _logits(q_block, k_block, block_mask, scale, dtype)
-                weights = jnp.where(logits < _EMPTY, 0, jnp.exp(logits - lse_block[..., None]))
-                dweights = _dot("BKGCH,BKXH->BKGCX", dout_block, v_block, dtype)
-                dlogits = (weights * (dweights - row_block[..., None]) * scale).astype(q.dtype)
-                dv = _dot("BKGCX,BKGCH->BKXH", weights.astype(q.dtype), dout_block, dtype)
-                dk = _dot("BKGCX,BKGCH->BKXH", dlogits, q_block, dtype)
-                return dq + _dot("BKGCX,BKXH->BKGCH", dlogits, k_block, dtype), (dk, dv)
+            def visit(dq_BKHM):
+                logits = scale * _dot("BKXH,BKMH->BKXM", k_BKXH, q_BKMH, dtype)
+                seen = _seen_transposed(block_mask, logits.shape)
+                weights = jnp.where(seen, jnp.exp(logits - lse_BKM[:, :, None]), 0)
+                dweights = _dot("BKXH,BKMH->BKXM", v_BKXH, dout_BKMH, dtype)
+                dlogits = (weights * (dweights - rows_BKM[:, :, None]) * scale).astype(q.dtype)
+                dv_BKXH = _dot("BKXM,BKMH->BKXH", weights.astype(q.dtype), dout_BKMH, dtype)
+                dk_BKXH = _dot("BKXM,BKMH->BKXH", dlogits, q_BKMH, dtype)
+                dq_BKHM = dq_BKHM + _dot("BKHX,BKXM->BKHM", k_BKHX, dlogits, dtype)
+                return dq_BKHM, (dk_BKXH, dv_BKXH)
 
-            def skip(dq):
-                return dq, (jnp.zeros(k_block.shape, dtype), jnp.zeros(v_block.shape, dtype))
+            def skip(dq_BKHM):
+                return dq_BKHM, (jnp.zeros(k_BKXH.shape, dtype), jnp.zeros(v_BKXH.shape, dtype))
 
-            return jax.lax.cond(any_allowed(block_mask), visit, skip, dq)
+            return jax.lax.cond(any_allowed(block_mask), visit, skip, dq_BKHM)
 
-        dq, (dk, dv) = jax.lax.scan(
-            over_keys, jnp.zeros(q_block.shape, dtype), (k, v, _kv_part(mask))
-        )
-        return (carry[0] + dk, carry[1] + dv), dq
+        start = jnp.zeros(q_BKMH.swapaxes(-1, -2).shape, dtype)
+        dq_BKHM, (dk, dv) = jax.lax.scan(over_keys, start, (k, k_nBKHC, v, _kv_part(mask)))
+        return (carry[0] + dk, carry[1] + dv), dq_BKHM
 
     start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
-    (dk, dv), dq = jax.lax.scan(over_queries, start, (q, dout, lse, row_dot, _q_part(mask)))
+    (dk, dv), dq_nBKHM = jax.lax.scan(over_queries, start, queries)
+    dq = dq_nBKHM.swapaxes(-1, -2).reshape(q.shape)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -133,6 +145,15 @@ _attention.defvjp(_attention_fwd, _attention_bwd)
 def _logits(q_block, k_block, block_mask, scale, dtype):
     logits = scale * _dot("BKGCH,BKXH->BKGCX", q_block, k_block, dtype)
     return jnp.where(allowed(block_mask)[:, None, None], logits, _MASKED)
+
+
+def _seen_transposed(block_mask, shape_BKXM):
+    """The mask of a block as keys by queries, [B, 1, X, M]; M repeats the queries for each of G."""
+    seen_BXC = allowed(block_mask).swapaxes(1, 2)
+    batch, num_keys, num_queries = seen_BXC.shape
+    group = shape_BKXM[-1] // num_queries
+    seen = jnp.broadcast_to(seen_BXC[:, :, None], (batch, num_keys, group, num_queries))
+    return seen.reshape(batch, 1, num_keys, -1)
 
 
 def _dot(letters, x, y, dtype):
