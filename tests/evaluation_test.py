@@ -330,3 +330,11 @@ def test_scalars_are_the_score_of_each_suite_and_length():
         [result("x", np.zeros((1, 8))), result("x", np.zeros((1, 9)), length=9)]
     )
     assert found == {"perplexity/8": 1.0, "perplexity/9": 1.0}
+
+
+def test_yarn_has_the_betas_of_its_paper(tiny_config):
+    # L0 512, 32 pairs, base 10,000: 32 turns at pair 3.2, 1 turn at pair 15.3; the ramp is 3 to 16
+    config = dataclasses.replace(tiny_config, head_dim=64, rotary_dim=64, original_len=512)
+    found = rows.method_row("yarn", config, rope_len=4096).rope_fn(4096).factors_R
+    ramp = np.clip((np.arange(32) - 3) / 13, 0, 1)
+    np.testing.assert_allclose(found, 1 / (1 - ramp + ramp / 8), rtol=1e-6)
