@@ -2,7 +2,7 @@
 
   python -m jaxrope.evaluate --config=configs/books_eval.py --workdir=runs/books_eval
 
-needs runs/books_search, runs/books_finetune and runs/books_control. Three windows of each of 16 novels;
+needs runs/books_search, runs/books_finetune and runs/books_control. One window of each of 16 novels;
 factors fixed for 4,096 tokens at every length. "sliding": the model without extension, a window of 512
 moved by 128 over the same tokens.
 """
@@ -26,7 +26,7 @@ def get_config():
     )
     config.eval.rope_len = 4096
     config.eval.baseline = "yarn@su"
-    config.eval.num_windows = 48
-    config.eval.windows_per_doc = 3
+    config.eval.num_windows = 16
+    config.eval.windows_per_doc = 1
     config.eval.offset_tokens = 20_000
     return config

@@ -17,6 +17,7 @@ def get_config():
     config.model = base.checkpoint_model(MODEL)
     config.target_len = TARGET_LEN
     demo_pretrain.texts(config.data)
+    config.search.start_tokens = (0,)  # transformers cannot express others
     config.search.algorithm.population = 32
     config.search.algorithm.parents = 16
     config.search.algorithm.iterations = 5

@@ -120,7 +120,7 @@ def test_empty_documents_are_counted(tmp_path):
         (b"abc\xc3", "is not UTF-8: byte 0xc3 at offset 3"),
         ("text".encode("utf-16"), "is UTF-16 text. Convert it with `iconv -f UTF-16"),
         ("text".encode("utf-16-be"), "NUL byte at offset 0"),
-        (gzip.compress(b"text"), "is gzip data. Name it .gz, or exclude it"),
+        (gzip.compress(b"text", mtime=0), "is gzip data. Name it .gz, or exclude it"),
         (bz2.compress(b"text"), "is bzip2 data. Name it .bz2"),
         (lzma.compress(b"text"), "is xz data. Name it .xz"),
         (b"PK\x03\x04\x00\x00", "is a zip archive. Unpack it"),
@@ -284,7 +284,7 @@ def test_bad_lines_are_counted_over_all_files(tmp_path):
 
 
 def test_jsonl_that_is_something_else(tmp_path):
-    path = put(tmp_path, "a.jsonl", gzip.compress(b"{}"))
+    path = put(tmp_path, "a.jsonl", gzip.compress(b"{}", mtime=0))
     refused("a.jsonl' is gzip data", path, skip_bad_lines=100)
     path = put(tmp_path, "a.jsonl", '{"text": "x"}'.encode("utf-16"))
     refused("a.jsonl' is UTF-16 text", path, skip_bad_lines=100)
