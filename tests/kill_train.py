@@ -51,31 +51,63 @@ def start(folder: Path, name: str) -> subprocess.Popen:
         return subprocess.Popen(command, env=environment, stderr=log, stdout=log)
 
 
-def finish(folder: Path, name: str) -> None:
-    """Runs it to its end."""
-    code = start(folder, name).wait(timeout=600)
+def finish(folder: Path, name: str, process: subprocess.Popen | None = None) -> None:
+    """Runs it, or the process given, to its end."""
+    code = (process or start(folder, name)).wait()
     if code:
         raise SystemExit(f"exit code {code}:\n{(folder / f'{name}.log').read_text()[-3000:]}")
 
 
-def kill_some(folder: Path, name: str, kills: int, seconds: float, rng: random.Random) -> int:
-    """Starts and kills `kills` times, each at a random moment of what a run takes."""
-    landed = 0
-    for number in range(kills):
-        process = start(folder, name)
-        time.sleep(rng.uniform(0.2, 1.0) * seconds)
-        if process.poll() is None:
-            process.kill()
-            landed += 1
-        code = process.wait()
-        step = newest(folder / name)
-        print(f"kill {number + 1}/{kills}: exit code {code}, newest whole step {step}", flush=True)
+def begun(folder: Path, name: str, since: int) -> bool:
+    """Returns whether a process said, after `since` bytes of its log, that it trains now."""
+    said = (folder / f"{name}.log").read_bytes()[since:]
+    return b"a new run of" in said or b"going on from step" in said
+
+
+def measure(folder: Path) -> tuple[float, float]:
+    """Runs undisturbed; returns the seconds until training began, and those of the training."""
+    started = time.perf_counter()
+    process = start(folder, "undisturbed")
+    while process.poll() is None and not begun(folder, "undisturbed", 0):
+        time.sleep(0.02)
+    training = time.perf_counter()
+    finish(folder, "undisturbed", process)
+    return training - started, time.perf_counter() - training
+
+
+def kill_once(folder: Path, name: str, seconds: tuple[float, float], rng: random.Random) -> int:
+    """Starts a run and kills it: one time in four while it starts, else while it trains."""
+    log = folder / f"{name}.log"
+    since = log.stat().st_size if log.exists() else 0
+    process = start(folder, name)
+    if rng.random() < 0.25:
+        time.sleep(rng.uniform(0.1, 1.0) * seconds[0])
+    else:
+        while process.poll() is None and not begun(folder, name, since):
+            time.sleep(0.01)
+        time.sleep(rng.uniform(0.0, 0.25) * seconds[1])
+    process.kill()
+    return process.wait()
+
+
+def kill_some(folder: Path, kills: int, seconds: tuple[float, float], rng: random.Random) -> None:
+    """Kills until `kills` kills have hit a process that was running; checks each run that ends."""
+    landed, runs = 0, 0
+    while landed < kills:
+        name = f"killed-{runs}"
+        code = kill_once(folder, name, seconds, rng)
+        landed += code == -9
+        print(
+            f"kill {landed}: exit code {code}, newest whole step {newest(folder / name)}",
+            flush=True,
+        )
         if code not in (0, -9):
             raise SystemExit((folder / f"{name}.log").read_text()[-3000:])
-        if code == 0:  # done already: the rest of the kills begins a new run
+        if code == 0:
             compare(folder, name)
-            (folder / name).rename(folder / f"{name}-done-{number}")
-    return landed
+            runs += 1
+    finish(folder, name)
+    compare(folder, name)
 
 
 def newest(workdir: Path) -> int | None:
@@ -95,7 +127,7 @@ def compare(folder: Path, name: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--steps", type=int, default=100)
+    parser.add_argument("--steps", type=int, default=240)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
@@ -104,14 +136,10 @@ def main() -> None:
         text = EXPERIMENT.format(texts=str(folder / "texts"), steps=args.steps)
         (folder / "experiment.py").write_text(text)
         finish(folder, "warm-up")  # compiles
-        began = time.perf_counter()
-        finish(folder, "undisturbed")
-        seconds = time.perf_counter() - began
-        print(f"an undisturbed run takes {seconds:.1f} s", flush=True)
-        landed = kill_some(folder, "killed", args.kills, seconds, random.Random(args.seed))
-        finish(folder, "killed")
-        compare(folder, "killed")
-        print(f"{landed} of {args.kills} kills hit a running process; every result is bit-equal")
+        seconds = measure(folder)
+        print(f"undisturbed: {seconds[0]:.1f} s to start, {seconds[1]:.1f} s to train", flush=True)
+        kill_some(folder, args.kills, seconds, random.Random(args.seed))
+        print(f"{args.kills} kills hit a running process; every result is bit-equal")
 
 
 if __name__ == "__main__":
