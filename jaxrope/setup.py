@@ -175,8 +175,14 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
         raise InputError(
             f"original_len must be 0 or a number of tokens, got {config.original_len}."
         )
-    if not config.original_len:
+    if config.original_len in (0, model.original_len):
         return model
+    if model.rope["method"] != "none":
+        raise InputError(
+            f"original_len must be 0 or {model.original_len} for a model whose own rope is "
+            f"'{model.rope['method']}', which is defined by it, got {config.original_len}. For the "
+            "bound of a search set search.training_len."
+        )
     return dataclasses.replace(model, original_len=config.original_len)
 
 

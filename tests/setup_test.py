@@ -81,3 +81,19 @@ def test_model_messages(model, message):
         config.model = model
     with pytest.raises(InputError, match=message):
         setup.model_config(config)
+
+
+def test_original_len_of_a_model_that_scales_already():
+    """Its own scaling is a formula in that length: changing it would make another model of it."""
+    llama3 = dict(method="llama3", factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+    shape = dict(vocab_size=9, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, head_dim=8)
+    shape |= dict(mlp_dim=8, norm_eps=1e-5, theta=1e4, original_len=64, max_len=512, rotary_dim=8)
+    config = base.get_config()
+    with config.unlocked():
+        config.model = dict(source="scratch", tie_embeddings=True, rope=llama3, **shape)
+    assert setup.model_config(config).original_len == 64
+    config.original_len = 32
+    with pytest.raises(InputError, match="must be 0 or 64 for a model whose own rope is 'llama3'"):
+        setup.model_config(config)
+    config.model.rope = dict(method="none")
+    assert setup.model_config(config).original_len == 32
