@@ -56,7 +56,7 @@ def kill(folder: Path, workdir: Path, seconds: float, rng: random.Random) -> boo
     """Starts a search and kills it; False if it had already finished."""
     path = workdir / "journal.jsonl"
     have = num_lines(path)
-    wanted = rng.randint(have, LINES) if rng.random() < 0.5 else None
+    wanted = rng.randint(have + 1, LINES) if have < LINES and rng.random() < 0.5 else None
     deadline = time.monotonic() + rng.uniform(0, seconds)
     process = start(folder, workdir)
     while process.poll() is None:
@@ -115,7 +115,7 @@ def main(num_kills: int, seed: int) -> int:
                 if not kill(folder, workdir, seconds, rng):
                     break  # it was faster than the killer
                 moments.append(num_lines(workdir / "journal.jsonl"))
-            finish(folder, workdir)
+            seconds = min(seconds, finish(folder, workdir))  # the machine may be less busy now
             found = outcome(folder, workdir)
             different = [key for key, value in expected.items() if found[key] != value]
             print(f"killed at line {moments} of {LINES}: {different or 'equal'}", flush=True)

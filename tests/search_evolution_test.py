@@ -273,6 +273,20 @@ def test_same_seed_same_search_other_seed_another():
     assert not np.array_equal(first.seen_EG[3:], other.seen_EG[3:])
 
 
+def test_every_generation_has_a_stream_of_its_own(monkeypatch):
+    """One stream for all would draw the children of the first generation again and again."""
+    calls, stream_fn = [], evolution._stream
+    monkeypatch.setattr(evolution, "_stream", lambda *a: calls.append(a) or stream_fn(*a))
+    space = space_of()
+    run(
+        evolution.init(settings_of(iterations=4), space, seeds_of(space), 7),
+        lambda state: state.population_PG.sum(axis=1),
+    )
+    assert calls == [(7, 0), (7, 1), (7, 2), (7, 3)]
+    draws = {float(stream_fn(*call).random()) for call in [*calls, (8, 0), (0, 7)]}
+    assert len(draws) == 6
+
+
 def test_functions_are_pure():
     space = space_of()
     state = evolution.init(settings_of(), space, seeds_of(space), 0)
