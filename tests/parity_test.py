@@ -8,6 +8,7 @@ import dataclasses
 import functools
 import json
 
+import export_perplexity
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,6 +21,7 @@ from jaxrope import data, llama, pretrained, rope
 from jaxrope.convert import exporting, importing
 
 TOLERANCE = 2e-4
+GEOMETRY = dict(head_dim=64, theta=10_000.0, original_len=512)  # of books-6m
 
 
 LENGTHS = (24, 32, 33, 100)  # below the original length of 32, at it, one beyond, and far beyond
@@ -168,3 +170,21 @@ def test_tokenizer_ids_after_an_export(tmp_path, shared, books_6m):
         data.load_tokenizer(tmp_path / "out").encode(text).tolist(),
     )
     assert before == after and after[-1000:] == ours[-1000:]
+
+
+def test_perplexity_of_an_export(tmp_path, shared, books_6m):
+    """Four digits of perplexity, inside the original window and four times beyond it."""
+    pytest.importorskip("torch", reason="torch is not installed")
+    pytest.importorskip("transformers", reason="transformers is not installed")
+    base = pretrained.load(books_6m)
+    yarn = rope.make("yarn", **GEOMETRY, factor=4.0, beta_fast=32, beta_slow=1).bucket(2048)
+    bucket = dict(max_len=2048, factors=yarn.factors, start_tokens=0, attention_factor="su")
+    longer = rope.make("longrope", **GEOMETRY, buckets=[bucket])
+    extended = tmp_path / "rope.json"
+    rope.save(extended, longer, {})
+    exporting.export_folder(pretrained.with_rope(base, extended), tmp_path / "hf")
+    text = sorted((shared / "books" / "val").glob("*.txt"))[0]
+    found = list(export_perplexity.compare(tmp_path / "hf", tmp_path / "hf", text, (512, 2048)))
+    for length, ours, theirs in found:
+        assert export_perplexity.agree(ours, theirs), (length, ours, theirs)
+    assert found[1][1] < 60  # extended it reads on; the base alone is above 80 there
