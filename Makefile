@@ -8,7 +8,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 PARITY ?= 1
-# Two workers halve the time on 2 cores; a file stays on one worker, which compiles its models once.
+# A file stays on one worker, which compiles its models once.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 
 BIN := $(VENV)/bin

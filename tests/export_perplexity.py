@@ -1,8 +1,8 @@
 """The same perplexity here and in transformers, on one text, of a model and of its export.
 
-  python tests/export_perplexity.py MODEL HF_DIR TEXT [LENGTH ...]
+  .venv/bin/python tests/export_perplexity.py MODEL HF_DIR TEXT [LENGTH ...]
 
-MODEL is whatever `pretrained.load` takes. Prints a line for each length: our perplexity, theirs,
+in the environment that `make test` makes. MODEL is whatever `pretrained.load` takes. Prints a line for each length: our perplexity, theirs,
 and whether they agree to four digits. Exit code 1 if they do not.
 """
 
