@@ -2,8 +2,8 @@
 
   .venv/bin/python tests/export_perplexity.py MODEL HF_DIR TEXT [LENGTH ...]
 
-in the environment that `make test` makes. MODEL is whatever `pretrained.load` takes. Prints a line for each length: our perplexity, theirs,
-and whether they agree to four digits. Exit code 1 if they do not.
+in the environment that `make test` makes. MODEL is whatever `pretrained.load` takes. Prints a line
+for each length, our perplexity and theirs; exit code 1 if they do not agree to four digits.
 """
 
 import math
