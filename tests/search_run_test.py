@@ -9,7 +9,8 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import files, rope, search
+from configs import base
+from jaxrope import files, llama, rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import baselines, evaluator, evolution, journal, problem, sweep
 from tests.search_config import tiny, write_model
@@ -223,6 +224,21 @@ def test_training_len_bounds_the_factors_but_not_the_attention_factor(tmp_path):
     assert made.attention_factor == math.sqrt(1.5)
     pi = next(b for b in made.known if b.name == "pi")
     assert set(pi.bucket.factors) == {8.0}
+
+
+def test_methods_stretch_the_training_length():
+    """Phi-3: 4,096 tokens by its config, 2,048 in training, factors for 131,072."""
+    config = base.get_config()
+    config.target_len = 131_072
+    shape = dict(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, mlp_dim=8)
+    shape |= dict(head_dim=96, rotary_dim=96, theta=1e4, original_len=4096, max_len=4096)
+    model = llama.LlamaConfig(norm_eps=1e-5, tie_embeddings=True, **shape)
+    made = {b.name: b.bucket for b in baselines.make(config, model, llama.own_rope(model), 2048)}
+    constants = dict(factor=64.0, beta_fast=32.0, beta_slow=1.0)
+    for original_len, equal in ((2048, True), (4096, False)):
+        yarn = rope.make("yarn", head_dim=96, theta=1e4, original_len=original_len, **constants)
+        assert (made["yarn"] == yarn.bucket(131_072)) is equal
+    assert set(made["pi"].factors) == {64.0} and set(made["none"].factors) == {1.0}
 
 
 @pytest.mark.parametrize(
