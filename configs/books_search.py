@@ -15,7 +15,6 @@ def get_config():
     config.model = base.checkpoint_model("../shared/models/books-6m")
     config.target_len = 4096
     config.data.train_files = ("../shared/books/train/*.txt",)
-    config.search.start_tokens = (0,)  # transformers cannot express others
     config.search.algorithm.iterations = 8
     config.search.objective.num_samples = 4
     config.search.objective.offset_tokens = 20_000
