@@ -11,16 +11,13 @@ import types
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from jaxrope import checkpoint, files, llama, optimizer, pretrained, rope, sharding, steps, training
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
-from jaxrope.optimizer import Optimizer
 from jaxrope.training import loop
 from jaxrope.training import plan as plan_lib
 from jaxrope.training import step as step_lib
@@ -435,98 +432,6 @@ def test_a_run_does_not_go_on_with_other_text(config, undisturbed, texts, tmp_pa
     config.data.train_files = (f"{texts}/train-[01].txt",)
     with pytest.raises(InputError, match=r"^data\.train_files: the run in .* began with"):
         training.train(config, undisturbed, True, devices=ONE)
-
-
-def make_batch(parts, rows=8, length=16):
-    rng = np.random.default_rng(3)
-    batch = {
-        "tokens_BT": rng.integers(0, 258, (rows, length)),
-        "targets_BT": rng.integers(0, 258, (rows, length)),
-        "positions_BT": np.tile(np.arange(length), (rows, 1)),
-        "segment_ids_BT": np.ones((rows, length)),
-    }
-    batch = {key: value.astype(np.int32) for key, value in batch.items()}
-    batch["loss_weights_BT"] = (rng.random((rows, length)) < 0.7).astype(np.float32)
-    return {key: jnp.asarray(x.reshape(parts, -1, length)) for key, x in batch.items()}
-
-
-def make_step_of(config, transform=None):
-    transform = transform or optax.sgd(1.0)
-    made = Optimizer(transform, optax.constant_schedule(1.0))
-    step = step_lib.make_step(config, llama.ForwardSettings(), made, chunk_tokens=8)
-    return jax.jit(step), transform
-
-
-def test_parts_give_the_step_of_the_whole_batch(tiny_model):
-    config, params = tiny_model
-    step, transform = make_step_of(config)
-    r = llama.own_rope(config)(16)
-    whole, metrics = step(step_lib.init_state(params, transform), make_batch(1), r)
-    for parts in (4,):
-        cut, ours = step(step_lib.init_state(params, transform), make_batch(parts), r)
-        np.testing.assert_allclose(ours["loss"], metrics["loss"], rtol=1e-6)
-        np.testing.assert_allclose(ours["grad_norm"], metrics["grad_norm"], rtol=1e-5)
-        for a, b in zip(jax.tree.leaves(cut.params), jax.tree.leaves(whole.params), strict=True):
-            np.testing.assert_allclose(a, b, atol=3e-7)
-
-
-def test_the_loss_is_the_mean_over_the_tokens_that_count(tiny_model):
-    config, params = tiny_model
-    step, transform = make_step_of(config)
-    batch, r = make_batch(1), llama.own_rope(config)(16)
-    _, metrics = step(step_lib.init_state(params, transform), batch, r)
-    logits = llama.logits(config, params, batch["tokens_BT"][0], r)
-    logp = jax.nn.log_softmax(logits)
-    nll = -jnp.take_along_axis(logp, batch["targets_BT"][0][..., None], axis=-1)[..., 0]
-    weights = batch["loss_weights_BT"][0]
-    np.testing.assert_allclose(metrics["loss"], (nll * weights).sum() / weights.sum(), rtol=1e-5)
-    assert metrics["tokens"] == weights.sum()
-
-
-@pytest.mark.parametrize("poison", ("weight", "parameter"))
-def test_a_bad_step_changes_nothing_but_the_counters(tiny_model, poison):
-    config, params = tiny_model
-    step, transform = make_step_of(config, optax.adamw(1e-2))
-    r, batch = llama.own_rope(config)(16), make_batch(2)
-    state, _ = step(step_lib.init_state(params, transform), batch, r)
-    if poison == "weight":
-        batch["loss_weights_BT"] = batch["loss_weights_BT"].at[1, 0, 0].set(jnp.inf)
-    else:
-        norm = state.params["final_norm_D"].at[3].set(jnp.nan)
-        state = step_lib.dataclasses.replace(state, params=state.params | {"final_norm_D": norm})
-    for count in (1, 2):
-        after, metrics = step(state, batch, r)
-        assert metrics["bad_in_row"] == metrics["bad_total"] == count
-        for part in ("params", "opt_state", "updates"):
-            old, new = (jax.tree.leaves(getattr(s, part)) for s in (state, after))
-            assert all(np.array_equal(a, b, equal_nan=True) for a, b in zip(old, new, strict=True))
-        state = after
-    if poison == "weight":
-        after, metrics = step(state, make_batch(2), r)
-        assert metrics["bad_in_row"] == 0 and metrics["bad_total"] == 2 and after.updates == 2
-
-
-@pytest.mark.parametrize(
-    "heads, mlp, vocab, seq_len, wanted",
-    [(32, 11_008, 32_000, 131_072, 1.87e16), (8, 14_336, 128_256, 262_144, 6.58e16)],
-)
-def test_arithmetic_of_a_sequence_is_that_of_the_cost_model(heads, mlp, vocab, seq_len, wanted):
-    config = llama.LlamaConfig(
-        vocab_size=vocab,
-        num_layers=32,
-        embed_dim=4096,
-        num_heads=32,
-        num_kv_heads=heads,
-        head_dim=128,
-        mlp_dim=mlp,
-        norm_eps=1e-5,
-        theta=10_000.0,
-        original_len=4096,
-        max_len=4096,
-        rotary_dim=128,
-        tie_embeddings=False,
-    )
-    assert step_lib.flops_per_token(config, seq_len) * seq_len == pytest.approx(wanted, rel=0.004)
 
 
 def test_the_step_line_has_the_share_of_the_peak_where_it_is_known(monkeypatch, config, tmp_path):
