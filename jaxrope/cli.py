@@ -30,10 +30,15 @@ Flags:
                                             --config.rope="{'method':'yarn','factor':8.0}"
   --workdir=DIR        folder of the results; a run goes on with its own earlier work there
   --dry_run            says what would be done and what it costs, and stops
+  --compile_only       compiles the step and prints what it takes, and stops; no data, no weights
+  --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5p:4x4x4 or v5e:16x16,
+                       on any machine with libtpu; without it, for the devices of this machine
   --print_config       prints the resolved config as JSON, and stops
   --help               this text
 """
-_FLAGS = ("config", "workdir", "dry_run", "print_config", "help")
+_TEXTS = ("config", "workdir", "topology")
+_SWITCHES = ("dry_run", "compile_only", "print_config", "help")
+_FLAGS = _TEXTS + _SWITCHES
 _ENVIRONMENT_ERRORS = {
     errno.EACCES,
     errno.EPERM,
@@ -44,19 +49,27 @@ _ENVIRONMENT_ERRORS = {
 }
 
 
-def main(run_fn: Callable, *, doc: str, argv: Sequence[str] | None = None) -> None:
+def main(
+    run_fn: Callable,
+    *,
+    doc: str,
+    compile_fn: Callable | None = None,
+    argv: Sequence[str] | None = None,
+) -> None:
     """Runs one program.
 
     Args:
       run_fn: `run_fn(config, workdir, dry_run)`; may return an exit code.
       doc: what the program is for, shown by --help.
+      compile_fn: `compile_fn(config, topology, workdir)` is --compile_only; topology is "" for this
+        machine's devices, workdir may be None. None: the program has no such flag.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: _main(run_fn, doc, argv))
+    _run(lambda: _main(run_fn, compile_fn, doc, argv))
 
 
 def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) -> None:
@@ -98,7 +111,7 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
-def _main(run_fn, doc, argv):
+def _main(run_fn, compile_fn, doc, argv):
     values, rest = _own_flags(argv)
     if values["help"]:
         print_line((doc or "").strip() + "\n" + _HELP.rstrip())
@@ -107,16 +120,30 @@ def _main(run_fn, doc, argv):
     if values["print_config"]:
         print_line(config.to_json(indent=1))
         return 0
+    if values["topology"] and not values["compile_only"]:
+        raise InputError(
+            f"--topology={values['topology']} is for compiling alone, nothing can run there. Add "
+            "--compile_only, or leave --topology out."
+        )
+    if values["compile_only"]:
+        return _compile(compile_fn, config, values)
     return run_fn(config, _workdir(values["workdir"], values["dry_run"]), values["dry_run"])
+
+
+def _compile(compile_fn, config, values):
+    if compile_fn is None:
+        raise InputError("--compile_only is for train.py and search.py.")
+    workdir = _workdir(values["workdir"], dry_run=False) if values["workdir"] else None
+    return compile_fn(config, values["topology"] or "", workdir)
 
 
 def _own_flags(argv):
     """Returns ({flag: value}, the arguments that are none of them)."""
     known = flags.FlagValues()
     known.set_gnu_getopt(True)
-    for name in ("config", "workdir"):
+    for name in _TEXTS:
         flags.DEFINE_string(name, None, "", flag_values=known)
-    for name in ("dry_run", "print_config", "help"):
+    for name in _SWITCHES:
         flags.DEFINE_boolean(
             name, False, "", short_name="h" if name == "help" else None, flag_values=known
         )

@@ -64,6 +64,19 @@ def test_a_dry_run_makes_no_folder(tmp_path):
     assert not (tmp_path / "a").exists()
 
 
+def test_compiling_alone_needs_no_workdir(tmp_path):
+    runs, calls = [], []
+    argv = [BASE, "--compile_only", "--topology=v5e:2x2", f"--workdir={tmp_path / 'a'}"]
+
+    def compile_fn(*args):
+        calls.append(args[1:])
+
+    for some in (argv[:2], argv[:3], argv):
+        cli.main(record(runs), doc="", compile_fn=compile_fn, argv=some)
+    assert calls == [("", None), ("v5e:2x2", None), ("v5e:2x2", tmp_path / "a")]
+    assert not runs
+
+
 def test_a_switch_without_a_value_and_one_with_no(tmp_path):
     calls = []
     argv = [BASE, f"--workdir={tmp_path}", "--config.search.compare", "--noconfig.search.compare"]
@@ -90,9 +103,14 @@ def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):
         (["--config"], "Missing value for flag --config"),
         (
             [BASE, "--workdri=x"],
-            "Unknown flag '--workdri'. Did you mean '--workdir'? Known: --conf",
+            "Unknown flag '--workdri'. Did you mean '--workdir'? Known: --comp",
         ),
-        ([BASE, "-x"], "Unknown flag '--x'. Known: --config, --config.KEY, --dry_run"),
+        (
+            [BASE, "-x"],
+            "Unknown flag '--x'. Known: --compile_only, --config, --config.KEY, --dry_run",
+        ),
+        ([BASE, "--topology=v5p:4x4x4"], "--topology=v5p:4x4x4 is for compiling alone"),
+        ([BASE, "--compile_only"], "--compile_only is for train.py and search.py"),
         ([BASE, "--workdir=x", "extra"], "Unexpected argument 'extra'"),
         (["extra", BASE, "--workdir=x"], "Unexpected argument 'extra'"),
         ([BASE, "--workdir=x", "--", "extra"], "Unexpected argument 'extra'"),
