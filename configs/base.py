@@ -25,6 +25,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer()
     config.checkpoint = checkpoint()
     config.search = search()
+    config.hosts = hosts()
     config.sweep = ()  # (("dotted.key", (value, value)), ...): search.py runs the product
     return config.lock()  # a misspelt key in an experiment file is an error
 
@@ -92,6 +93,7 @@ def training() -> ConfigDict:
     section.steps = 100  # optimizer steps
     section.log_every = 10  # steps
     section.eval_every = 0  # steps; 0 = only at the end
+    section.check_every = 100  # steps; devices that hold the same part of a parameter must hold the same bits; 0 = never
     section.max_bad_steps = 5  # steps in a row with a non-finite loss or gradient before it stops
     section.param_dtype = "float32"  # master weights
     section.chunk_tokens = 512  # tokens whose logits exist at one time
@@ -144,4 +146,13 @@ def search() -> ConfigDict:
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device
     section.compare = True  # score every baseline with its own and with the search's attention factor
+    return section
+
+
+def hosts() -> ConfigDict:
+    """Several processes: how long they wait for each other (jaxrope/hosts.py)."""
+    section = ConfigDict()
+    section.timeout_seconds = 300  # the longest wait for another process, at the start and at every meeting point
+    section.heartbeat_seconds = 100  # a process that is silent for so long is dead; then the others end
+    section.tokens_seconds = 7200  # the longest wait for process 0 to make the cache of tokens on a shared file system
     return section

@@ -11,13 +11,15 @@ import errno
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from absl import flags
+from ml_collections import ConfigDict
 
 from jaxrope import errors, experiment
-from jaxrope.errors import InputError
+from jaxrope.errors import HostsError, InputError
 
 _HELP = """
 Flags:
@@ -127,7 +129,26 @@ def _main(run_fn, compile_fn, doc, argv):
         )
     if values["compile_only"]:
         return _compile(compile_fn, config, values)
-    return run_fn(config, _workdir(values["workdir"], values["dry_run"]), values["dry_run"])
+    workdir = _workdir(values["workdir"], values["dry_run"])
+    _join_hosts(config, values)
+    return run_fn(config, workdir, values["dry_run"])
+
+
+def _join_hosts(config, values):
+    """Joins the other processes of the job, which must have this config and this code."""
+    from jaxrope import hosts  # it imports jax: only once the command line is known to be right
+
+    hosts.initialize(
+        timeout_seconds=config.hosts.timeout_seconds,
+        heartbeat_seconds=config.hosts.heartbeat_seconds,
+    )
+    asked = {f"--{name}": value for name, value in values.items() if name != "config"}
+    for key, value in experiment.dotted_keys(config).items():
+        if not isinstance(value, ConfigDict):
+            asked[key] = str(value)
+    hosts.agree("start", asked | hosts.code())
+    if not hosts.is_main():
+        sys.stdout = open(os.devnull, "w")  # process 0 speaks for all; errors go to stderr
 
 
 def _compile(compile_fn, config, values):
@@ -253,32 +274,54 @@ def _run(program):
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 shows \\u2014
+    code, told = 1, "a bug; its log has the traceback"
+    try:
+        code, told = _outcome(program)
+    finally:
+        if told:
+            _leave_hosts(code, told)
+    if code:
+        sys.exit(code)
+
+
+def _outcome(program):
+    """Returns (exit code, why this process fails, or "")."""
     try:
         code = program()
+        return code, "its log says why" if code == 1 else ""
     except InputError as error:
-        code = _refuse(error)
+        return _refuse(error), str(error)
+    except HostsError as error:
+        _refuse(error)
+        return 1, str(error)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
-        code = 130
+        return 130, "interrupted"
     except BrokenPipeError:  # `| head` has read enough; 141 is what the shell gives a SIGPIPE
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141
+        return 141, "its standard output was closed"
     except OSError as error:
         if error.errno not in _ENVIRONMENT_ERRORS:
             raise
-        code = _refuse(
-            f"{error.filename or 'the file system'}: {error.strerror}. Give a folder that can be "
-            "written and has room."
-        )
+        where = f"{error.filename or 'the file system'}: {error.strerror}"
+        return _refuse(f"{where}. Give a folder that can be written and has room."), where
     except RuntimeError as error:
         if "Unable to initialize backend" not in str(error):
             raise
-        code = _refuse(
+        _refuse(
             f"{error}. JAX_PLATFORMS is '{os.environ.get('JAX_PLATFORMS', '')}': without it, or "
             "with JAX_PLATFORMS=cpu, the program runs on what this machine has."
         )
-    if code:
-        sys.exit(code)
+        return 2, str(error)
+
+
+def _leave_hosts(code, told):
+    """Ends this process at once if there are others: a normal exit would wait for them."""
+    hosts = sys.modules.get("jaxrope.hosts")
+    if hosts is not None and hosts.count() > 1:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        hosts.leave(code, told)
 
 
 def _refuse(message):

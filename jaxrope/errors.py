@@ -1,4 +1,6 @@
-"""The one exception that means "your input", and help with a misspelt name."""
+"""The exception that means "your input", the one that means "another process", and help with a
+misspelt name.
+"""
 
 import difflib
 from collections.abc import Iterable
@@ -7,6 +9,12 @@ from collections.abc import Iterable
 class InputError(ValueError):
     """The user's mistake. Its message is one line: where, the rule, the value got, the remedy;
     programs print it and exit with 2.
+    """
+
+
+class HostsError(RuntimeError):
+    """Another process of the job was late, or is gone. Its message is one line; programs exit
+    with 1.
     """
 
 

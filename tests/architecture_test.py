@@ -16,7 +16,8 @@ PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
-    0: ("errors", "files", "progress", "lock", "steps", "digest", "rope", "masks", "losses"),
+    0: ("errors", "files", "hosts", "rollcall", "replicas", "progress", "lock", "steps", "digest")
+    + ("rope", "masks", "losses"),
     1: ("attention",),
     2: ("llama",),
     3: ("sharding", "optimizer", "checkpoint", "convert", "data", "pretrained", "setup")
