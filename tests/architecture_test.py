@@ -17,15 +17,15 @@ PACKAGE = ROOT / "jaxrope"
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
     0: ("errors", "files", "hosts", "rollcall", "replicas", "progress", "lock", "steps", "digest")
-    + ("rope", "masks", "losses"),
-    1: ("attention",),
+    + ("rope", "masks"),
+    1: ("attention", "sharding", "collectives", "chunked", "losses"),
     2: ("llama",),
-    3: ("sharding", "optimizer", "checkpoint", "convert", "data", "pretrained", "setup")
+    3: ("optimizer", "checkpoint", "convert", "data", "pretrained", "setup")
     + ("experiment", "cli"),
     4: ("generation", "analysis"),
     5: ("evaluation",),
     6: ("training", "search"),
-    7: ("report", "evaluate", "demo"),
+    7: ("report", "evaluate", "demo", "topology"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 

@@ -1,0 +1,20 @@
+"""The TPU compiler as a test bench: what a step takes on a slice that is not here.
+
+devices = topology.devices("v5p:4x4x4")      to compile for; nothing runs on them
+schedule = topology.read_schedule(text)      what a compiled program sends, and what hides it
+"""
+
+from jaxrope.topology.devices import CHIPS, Chip, chip_of, devices, libtpu_version
+from jaxrope.topology.schedule import Collective, Schedule
+from jaxrope.topology.schedule import read as read_schedule
+
+__all__ = [
+    "CHIPS",
+    "Chip",
+    "Collective",
+    "Schedule",
+    "chip_of",
+    "devices",
+    "libtpu_version",
+    "read_schedule",
+]

@@ -1,0 +1,292 @@
+"""Reads the text of a compiled program (`compiled.as_text()`): what is computed, in the order in
+which it runs, and how often each loop turns.
+
+Only what `schedule` asks for is read: names, opcodes, operands, shapes and called computations.
+"""
+
+import dataclasses
+import functools
+import math
+import re
+
+# Bits of an element; a type that is not here is a token or a tuple, which takes no bytes.
+_BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16}
+_BITS |= {"bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
+_BITS |= {"c64": 64, "c128": 128, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8}
+_CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+)")
+# Operations that hand their operand on; a TPU keeps scalars in several memories and copies them.
+_PASS = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
+
+_MIRRORED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """One line of a program.
+
+    Attributes:
+      name, opcode: of the instruction.
+      shape: its type, such as "bf16[8,128]{1,0}" or a tuple of them.
+      arguments: what stands between its parentheses.
+      attributes: what stands behind them.
+    """
+
+    name: str
+    opcode: str
+    shape: str
+    arguments: str
+    attributes: str
+
+    @functools.cached_property
+    def operands(self) -> tuple[str, ...]:
+        """Names of the instructions whose results it takes."""
+        return tuple(_NAME.findall(self.arguments))
+
+    @functools.cached_property
+    def calls(self) -> dict[str, tuple[str, ...]]:
+        """The computations it calls, by attribute ("body", "calls", ...)."""
+        pairs = _CALLS.findall(self.attributes)
+        return {key: tuple(re.findall(r"[\w.\-]+", names)) for key, names in pairs}
+
+    @functools.cached_property
+    def op_name(self) -> str:
+        """Where in the source program it came from."""
+        found = re.search(r'op_name="([^"]*)"', self.attributes)
+        return found.group(1) if found else ""
+
+    @property
+    def index(self) -> int:
+        """Of a get-tuple-element."""
+        return int(re.search(r"\bindex=(\d+)", self.attributes).group(1))
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """A named list of instructions, in the order in which they run; the last one's, or the root's,
+    result is its own."""
+
+    name: str
+    instructions: tuple[Instruction, ...]
+    root: str
+
+    @functools.cached_property
+    def by_name(self) -> dict[str, Instruction]:
+        """The instructions by their names."""
+        return {instruction.name: instruction for instruction in self.instructions}
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """A whole program."""
+
+    computations: dict[str, Computation]
+    entry: str
+    is_scheduled: bool
+
+
+def parse(text: str) -> Module:
+    """Returns the program that `compiled.as_text()` shows."""
+    computations, entry, name, lines = {}, "", "", []
+    for line in text.splitlines():
+        header = re.match(r"(ENTRY )?%?([\w.\-]+) \(.*\{$", line)
+        if header:
+            name, lines = header.group(2), []
+            entry = name if header.group(1) else entry
+        elif line == "}" and name:
+            computations[name] = _computation(name, lines)
+            name = ""
+        elif name and re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
+            lines.append(line.strip())
+        elif name and lines:
+            lines[-1] += line  # the attributes of a kernel are printed with line breaks
+    return Module(computations, entry, "is_scheduled=true" in text.partition("\n")[0])
+
+
+def _computation(name: str, lines: list[str]) -> Computation:
+    instructions = [_instruction(line.removeprefix("ROOT ")) for line in lines]
+    roots = [i for i, line in enumerate(lines) if line.startswith("ROOT ")]
+    root = instructions[roots[0] if roots else -1].name if instructions else ""
+    return Computation(name, tuple(instructions), root)
+
+
+def _instruction(line: str) -> Instruction:
+    name, _, rest = line.partition(" = ")
+    end = _close(rest, " ")
+    shape, rest = rest[:end], rest[end + 1 :]
+    opcode, _, rest = rest.partition("(")
+    end = _close(rest, ")")
+    return Instruction(name.lstrip("%"), opcode, shape, rest[:end], rest[end + 1 :])
+
+
+def _close(text: str, end: str) -> int:
+    """Returns where `end` first stands outside of brackets."""
+    depth = 0
+    for place, letter in enumerate(text):
+        if letter == end and depth == 0:
+            return place
+        depth += (letter in "([{") - (letter in ")]}")
+    return len(text)
+
+
+def num_bytes(shape: str) -> int:
+    """Returns the bytes of a type, without the padding of its layout."""
+    total = 0
+    for kind, sizes in re.findall(r"\b([a-z]\w*)\[([\d,<=]*)\]", shape):
+        count = math.prod(int(size.strip("<=")) for size in sizes.split(",") if size)
+        total += count * _BITS.get(kind, 0)
+    return total // 8
+
+
+def operand_bytes(computation: Computation, instruction: Instruction) -> int:
+    """Returns the bytes that an instruction takes in."""
+    known = computation.by_name
+    return sum(num_bytes(known[name].shape) for name in instruction.operands if name in known)
+
+
+def executions(module: Module) -> tuple[dict[str, int], tuple[str, ...]]:
+    """Returns (how often each computation runs in one run of the program, the loops whose number of
+    turns is not written in it, counted once).
+
+    Both branches of a conditional count: an upper bound.
+    """
+    times, unknown = {}, []
+
+    def visit(name: str, count: int, callers: tuple) -> None:
+        times[name] = times.get(name, 0) + count
+        computation = module.computations[name]
+        for instruction in computation.instructions:
+            turns = 1
+            if instruction.opcode == "while":
+                turns = trip_count(module, computation, instruction, callers)
+                if turns is None:
+                    unknown.append(instruction.name)
+                    turns = 1
+            if instruction.opcode in ("async-done", "async-update"):
+                continue  # the computation is the one that async-start began
+            for key, called in instruction.calls.items():
+                for other in called if key != "condition" else ():
+                    inner = (*callers, (computation, instruction)) if key == "body" else callers
+                    visit(other, count * turns, inner)
+
+    visit(module.entry, 1, ())
+    return times, tuple(unknown)
+
+
+def trip_count(
+    module: Module, computation: Computation, loop: Instruction, callers: tuple = ()
+) -> int | None:
+    """Returns how often a while loop turns, or None where the text does not say.
+
+    Either the compiler wrote it down, or the loop counts: its condition compares an element of the
+    state with a constant, its body adds a constant to that element.
+
+    Args:
+      module: the program.
+      computation: where the loop is.
+      loop: the instruction.
+      callers: (computation, loop) of the loops around it, outermost first.
+    """
+    written = re.search(r"known_trip_count\W+n\W+(\d+)", loop.attributes)
+    if written:
+        return int(written.group(1))
+    condition = module.computations[loop.calls["condition"][0]]
+    bound = _bound(module, condition)
+    if bound is None:
+        return None
+    (index, shift), direction, last = bound
+    body = module.computations[loop.calls["body"][0]]
+    around = (*callers, (computation, loop))
+    first, limit = _entering(module, around, index, shift), _entering(module, around, *last)
+    step = _linear(module, body, _element(body, body.root, index))
+    if limit is None or first is None or step is None or step[0] != index or not step[1]:
+        return None
+    distance = (limit - first) * (1 if step[1] > 0 else -1) + (direction in ("LE", "GE"))
+    return max(0, -(-distance // abs(step[1])))
+
+
+def _bound(module: Module, condition: Computation):
+    """Returns ((element, what is added to it), direction, limit), the comparison that keeps the
+    loop going; None: the condition is none."""
+    root, scope, bound = condition.by_name[condition.root], condition, ()
+    if root.opcode == "fusion":
+        bound = tuple(_linear(module, condition, name) for name in root.operands)
+        scope = module.computations[root.calls["calls"][0]]
+        root = scope.by_name[scope.root]
+    if root.opcode != "compare":
+        return None
+    direction = re.search(r"direction=(\w+)", root.attributes).group(1)
+    left, right = (_linear(module, scope, name, bound) for name in root.operands)
+    if left is None or right is None or direction not in _MIRRORED:
+        return None
+    if left[0] is None:
+        left, right, direction = right, left, _MIRRORED[direction]
+    return (left, direction, right) if left[0] is not None else None
+
+
+def _entering(module: Module, around: tuple, index: int | None, shift: int) -> int | None:
+    """Returns the number that an element of the innermost loop's state enters it with, plus
+    `shift`."""
+    if index is None:
+        return shift
+    *callers, (computation, loop) = around
+    value = _linear(module, computation, _element(computation, loop.operands[0], index))
+    if value is None or value[0] is None:
+        return None if value is None else value[1] + shift
+    if not callers:
+        return None
+    outer, outer_loop = callers[-1]
+    body = module.computations[outer_loop.calls["body"][0]]
+    kept = body is computation and _linear(module, body, _element(body, body.root, value[0]))
+    if kept != (value[0], 0):  # the loop around it changes the element
+        return None
+    return _entering(module, tuple(callers), value[0], value[1] + shift)
+
+
+def _element(computation: Computation, name: str, index: int) -> str:
+    """Returns the instruction that is element `index` of a tuple, "" if there is no telling."""
+    instruction = computation.by_name[name]
+    while instruction.opcode in _PASS:
+        instruction = computation.by_name[instruction.operands[0]]
+    return instruction.operands[index] if instruction.opcode == "tuple" else ""
+
+
+def _linear(module: Module, computation: Computation, name: str, bound: tuple = ()):
+    """Returns (element of the loop's state or None, number): the value is their sum. None: it is
+    something else.
+
+    Args:
+      module, computation: where it is.
+      name: the instruction.
+      bound: what the parameters of a fusion stand for.
+    """
+    if name not in computation.by_name:
+        return None
+    instruction = computation.by_name[name]
+    follow = functools.partial(_linear, module, computation, bound=bound)
+    match instruction.opcode:
+        case "constant":
+            is_whole = re.fullmatch(r"-?\d+", instruction.arguments)
+            return (None, int(instruction.arguments)) if is_whole else None
+        case "parameter":
+            number = int(instruction.arguments)
+            return bound[number] if number < len(bound) else None
+        case "get-tuple-element":
+            owner = computation.by_name[instruction.operands[0]]
+            return (instruction.index, 0) if owner.opcode == "parameter" else None
+        case "add" | "subtract":
+            left, right = (follow(operand) for operand in instruction.operands)
+            if left is None or right is None:
+                return None
+            if instruction.opcode == "subtract":
+                return None if right[0] is not None else (left[0], left[1] - right[1])
+            if left[0] is not None and right[0] is not None:
+                return None
+            return (right[0] if left[0] is None else left[0], left[1] + right[1])
+        case "fusion":
+            values = tuple(follow(operand) for operand in instruction.operands)
+            inner = module.computations[instruction.calls["calls"][0]]
+            return _linear(module, inner, inner.root, values)
+        case opcode if opcode in _PASS:
+            return follow(instruction.operands[0])
+    return None

@@ -1,0 +1,220 @@
+"""What a compiled program sends over the wire, and what it computes while that is under way; read
+from its scheduled HLO.
+
+Bytes are those that one device sends in one run of the program, by the ring algorithm: where each
+of n devices has x bytes, an all-gather sends (n - 1) x, a reduce-scatter or an all-to-all
+(n - 1) / n x, an all-reduce twice that, a collective-permute x. Padding of layouts is not counted.
+"""
+
+import collections
+import dataclasses
+import re
+
+from jaxrope.topology import hlo
+from jaxrope.topology.hlo import Computation, Instruction, Module
+
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+_KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton", "__cudnn")
+_MATRIX = ("dot", "convolution")
+_HOPS_THAT_MAKE_A_LOOP = 3  # a ring of so few devices has no loop over its hops left
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+    """One instruction that moves data between devices.
+
+    Attributes:
+      kind: of KINDS.
+      name, computation: where it is in the program.
+      op_name: where it came from in the source.
+      devices: that take part together.
+      wire_bytes: that each of them sends, in one run of the instruction.
+      times: how often it runs in one run of the program.
+      overlapped: matrix products or kernels run between its start and its end.
+      brings_home: it is not overlapped and need not be: it takes the sums that a ring has gathered
+        for its keys and values back to where these live, after the last hop.
+    """
+
+    kind: str
+    name: str
+    computation: str
+    op_name: str
+    devices: int
+    wire_bytes: float
+    times: int
+    overlapped: bool
+    brings_home: bool = False
+
+    @property
+    def total_bytes(self) -> float:
+        """Sent by a device in one run of the program."""
+        return self.wire_bytes * self.times
+
+
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """See the module.
+
+    Attributes:
+      collectives: all of them.
+      unknown_loops: loops whose number of turns the program does not say; counted once.
+    """
+
+    collectives: tuple[Collective, ...]
+    unknown_loops: tuple[str, ...]
+
+    def wire_bytes(self, kind: str, *, overlapped: bool | None = None) -> float:
+        """Returns what a device sends by collectives of a kind; only those overlapped, or not."""
+        chosen = [c for c in self.collectives if c.kind == kind]
+        if overlapped is not None:
+            chosen = [c for c in chosen if c.overlapped == overlapped]
+        return sum(c.total_bytes for c in chosen)
+
+    def permutes(self) -> tuple[Collective, ...]:
+        """Returns the hops of the rings."""
+        return tuple(c for c in self.collectives if c.kind == "collective-permute")
+
+    def exposed(self) -> tuple[Collective, ...]:
+        """Returns the hops during which nothing is computed, though something could be."""
+        return tuple(c for c in self.permutes() if not c.overlapped and not c.brings_home)
+
+    def coming_home(self) -> tuple[Collective, ...]:
+        """Returns the last hops, of the gradients of keys and values."""
+        return tuple(c for c in self.permutes() if c.brings_home)
+
+
+def read(text: str) -> Schedule:
+    """Returns what the text of a compiled program says.
+
+    Raises:
+      ValueError: the text is not that of a scheduled program.
+    """
+    module = hlo.parse(text)
+    if not module.is_scheduled:
+        raise ValueError("the program is not scheduled: give the text of a compiled one")
+    times, unknown = hlo.executions(module)
+    computing = _computing(module)
+    found = []
+    for name, count in times.items():
+        computation = module.computations[name]
+        for place, instruction in enumerate(computation.instructions):
+            kind = instruction.opcode.removesuffix("-start")
+            if kind in KINDS and count and not _is_continuation(computation, instruction):
+                over = _overlapped(computation, place, computing)
+                made = _collective(module, computation, instruction, kind)
+                home = kind == "collective-permute" and not over
+                home = home and _brings_home(module, computation, instruction, computing)
+                found.append(
+                    dataclasses.replace(made, times=count, overlapped=over, brings_home=home)
+                )
+    return Schedule(tuple(found), unknown)
+
+
+def _collective(
+    module: Module, computation: Computation, instruction: Instruction, kind: str
+) -> Collective:
+    taken = hlo.operand_bytes(computation, instruction)
+    devices = _group_size(instruction)
+    share = {
+        "all-gather": devices - 1,
+        "reduce-scatter": (devices - 1) / devices,
+        "all-reduce": 2 * (devices - 1) / devices,
+        "all-to-all": (devices - 1) / devices,
+        "collective-permute": 1,
+    }[kind]
+    where = (kind, instruction.name, computation.name, instruction.op_name)
+    return Collective(*where, devices, taken * share, 0, False)
+
+
+def _group_size(instruction: Instruction) -> int:
+    """Returns how many devices take part: of the first group, or around the ring of a permute."""
+    pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
+    if pairs:
+        hops = re.findall(r"\{(\d+),(\d+)", pairs.group(0))
+        to, (start, at), length = dict(hops), hops[0], 1
+        while at != start and at in to and length <= len(hops):
+            at, length = to[at], length + 1
+        return length if at == start else length + 1
+    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
+    if listed:
+        return listed.group(1).count(",") + 1
+    counted = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes)
+    return int(counted.group(1)) if counted else 1
+
+
+def _is_continuation(computation: Computation, instruction: Instruction) -> bool:
+    """Whether it only goes on with a collective that another fusion began. A TPU cuts an all-gather
+    into steps, each fused into a computation, and repeats the instruction in each."""
+    if "async_collective_fusion_config" not in instruction.attributes:
+        return False
+    return not _begins_fused(computation)
+
+
+def _begins_fused(computation: Computation) -> bool:
+    return any('"AsyncCollectiveStart"' in i.attributes for i in computation.instructions)
+
+
+def _computing(module: Module) -> set[str]:
+    """Returns the computations that hold a matrix product or a kernel, or call one that does."""
+    known: dict[str, bool] = {}
+
+    def holds(name: str) -> bool:
+        if name not in known:
+            known[name] = any(computes(i) for i in module.computations[name].instructions)
+        return known[name]
+
+    def computes(instruction: Instruction) -> bool:
+        if instruction.opcode in _MATRIX:
+            return True
+        if instruction.opcode == "custom-call":
+            return any(f'custom_call_target="{k}' in instruction.attributes for k in _KERNELS)
+        called = [holds(name) for names in instruction.calls.values() for name in names]
+        return all(called) and bool(called) if instruction.opcode == "conditional" else any(called)
+
+    return {name for name in module.computations if holds(name)} | {
+        f"{computation.name}/{instruction.name}"
+        for computation in module.computations.values()
+        for instruction in computation.instructions
+        if computes(instruction)
+    }
+
+
+def _overlapped(computation: Computation, place: int, computing: set[str]) -> bool:
+    """Whether something is computed between the start of a collective and its end."""
+    start = computation.instructions[place]
+    if not start.opcode.endswith("-start"):
+        return _begins_fused(computation)  # fused into computations, all of it
+    done = start.opcode.removesuffix("-start") + "-done"
+    between = []
+    for instruction in computation.instructions[place + 1 :]:
+        if instruction.opcode == done and start.name in instruction.operands:
+            return any(f"{computation.name}/{name}" in computing for name in between)
+        between.append(instruction.name)
+    return False  # it ends elsewhere: nothing is known to hide it
+
+
+def _brings_home(
+    module: Module, computation: Computation, permute: Instruction, computing: set[str]
+) -> bool:
+    """Whether a permute of a backward pass sends what the loop over the hops of a ring has made."""
+    if "transpose(" not in permute.op_name:
+        return False
+    queue, seen = collections.deque(permute.operands), set()
+    while queue:
+        name = queue.popleft()
+        if name in seen or name not in computation.by_name:
+            continue
+        seen.add(name)
+        instruction = computation.by_name[name]
+        if instruction.opcode == "while" and _hops(module, instruction):
+            return True
+        computes = f"{computation.name}/{name}" in computing
+        if computes and _group_size(permute) <= _HOPS_THAT_MAKE_A_LOOP:
+            return True
+        queue.extend(() if computes else instruction.operands)
+    return False
+
+
+def _hops(module: Module, loop: Instruction) -> bool:
+    body = module.computations[loop.calls["body"][0]]
+    return any(i.opcode.startswith("collective-permute") for i in body.instructions)
