@@ -1,0 +1,242 @@
+"""From shapes to seconds: the arithmetic and the traffic of a step, and how long a chip takes for
+them. Everything is counted from the shapes and from the remat policy, nothing is measured.
+
+Arithmetic counts multiplications and additions, the causal half of attention once. A unit of
+attention is one product over all pairs that see each other, such as q k^T: num_heads * head_dim *
+seq_len^2 operations a layer and row. Forward takes 2 units; the kernels' backward pass 5, since it
+computes q k^T again. The "model" arithmetic has 6 in all, as PaLM's MFU has.
+
+Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
+"""
+
+import dataclasses
+import math
+from collections.abc import Mapping
+
+from jaxrope import llama
+from jaxrope.topology.devices import Chip
+from jaxrope.topology.schedule import Schedule
+
+# Shares of the peak that a kernel reaches: assumptions, of published runs. Dense: Llama-2-70B at
+# 4,096 tokens, where matrix products are nearly all, trains at 65% MFU on v5p (MaxText), with the
+# time for everything else in it. Attention: products of head_dim 128 with an exponential for each
+# pair between them; the step of Llama-3-8B over 256k tokens at 24% MFU (MaxText, 64 v5p) bounds it
+# from below, the matrix unit half idle while weights are computed is what its kernels plan with.
+DENSE_EFFICIENCY = 0.7
+ATTENTION_EFFICIENCY = 0.5
+
+# Links of a device that carry a collective at one time. A hop goes one way to one neighbour; a ring
+# for a gather or a sum runs both ways round one axis of the torus.
+PERMUTE_LINKS = 1
+RING_LINKS = 2
+
+_FORWARD_UNITS, _BACKWARD_UNITS = 2, 5
+# What the backward pass computes again, by remat policy: (the projections of attention, the MLP's
+# first two products, attention). The MLP's last product is never needed again.
+_RECOMPUTED = {
+    "none": (False, False, False),
+    "full": (True, True, True),
+    "minimal": (False, False, True),
+    "save_attention": (True, True, False),
+    "offload": (True, True, True),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """What all devices do together in one run of a program.
+
+    Attributes:
+      tokens: that go through the model.
+      model_flops: what the model needs, nothing recomputed; the numerator of MFU.
+      dense_flops, attention_flops: what is computed, with what is recomputed.
+      dense_bytes, attention_bytes: that pass a device's memory meanwhile, on each device.
+      update_bytes: the same for the optimizer.
+    """
+
+    tokens: int
+    model_flops: float
+    dense_flops: float
+    attention_flops: float
+    dense_bytes: float
+    attention_bytes: float
+    update_bytes: float = 0.0
+
+    @property
+    def flops(self) -> float:
+        """All that is computed."""
+        return self.dense_flops + self.attention_flops
+
+
+def train_work(
+    model: llama.LlamaConfig,
+    settings: llama.ForwardSettings,
+    sizes: Mapping[str, int],
+    *,
+    rows: int,
+    seq_len: int,
+    parts: int = 1,
+) -> Work:
+    """Returns the work of one optimizer step.
+
+    Args:
+      model: the shape.
+      settings: how it is run.
+      sizes: devices on each axis of the mesh.
+      rows: of the batch, over all devices.
+      seq_len: tokens of a row.
+      parts: train.accumulation.
+    """
+    projections, mlp, attention = _RECOMPUTED[settings.remat]
+    weights = _weights(model)
+    again = weights["head"] + model.num_layers * (
+        projections * weights["projections"]
+        + (mlp or bool(settings.mlp_chunk)) * weights["gate_up"]
+    )
+    units = _FORWARD_UNITS * (1 + attention) + _BACKWARD_UNITS
+    tokens, num_devices = rows * seq_len, math.prod(sizes.values())
+    unit = rows * _attention_unit(model, seq_len)
+    passes = 3 + (projections or mlp)
+    return Work(
+        tokens=tokens,
+        model_flops=6.0 * _all_weights(model) * tokens + 6 * unit,
+        dense_flops=(6.0 * _all_weights(model) + 2.0 * again) * tokens,
+        attention_flops=units * unit,
+        dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=True),
+        attention_bytes=_attention_bytes(model, sizes, tokens, (1 + attention, 1)),
+        update_bytes=28.0 * llama.num_params(model) / num_devices,  # 4 arrays in, 3 out, float32
+    )
+
+
+def forward_work(
+    model: llama.LlamaConfig, sizes: Mapping[str, int], *, rows: int, seq_len: int, parts: int = 1
+) -> Work:
+    """Returns the work of `rows` forward passes with a loss, in `parts` runs one after another."""
+    tokens, unit = rows * seq_len, rows * _attention_unit(model, seq_len)
+    dense, attention = 2.0 * _all_weights(model) * tokens, float(_FORWARD_UNITS * unit)
+    return Work(
+        tokens=tokens,
+        model_flops=dense + attention,
+        dense_flops=dense,
+        attention_flops=attention,
+        dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=1, trains=False),
+        attention_bytes=_attention_bytes(model, sizes, tokens, (1, 0)),
+    )
+
+
+def _weights(model: llama.LlamaConfig) -> dict[str, int]:
+    """Returns the weights of the matrix products, of one layer but for the head."""
+    dim, head = model.embed_dim, model.head_dim
+    return {
+        "projections": 2 * dim * head * (model.num_heads + model.num_kv_heads),
+        "gate_up": 2 * dim * model.mlp_dim,
+        "down": dim * model.mlp_dim,
+        "head": dim * model.vocab_size,
+    }
+
+
+def _all_weights(model: llama.LlamaConfig) -> int:
+    weights = _weights(model)
+    layer = sum(size for name, size in weights.items() if name != "head")
+    return model.num_layers * layer + weights["head"]
+
+
+def _attention_unit(model: llama.LlamaConfig, seq_len: int) -> float:
+    """Returns the operations of one product over the pairs of a row, all layers."""
+    seen = min(seq_len / 2, model.sliding_window or math.inf)  # keys of a query, on average
+    return 2.0 * model.num_layers * model.num_heads * model.head_dim * seq_len * seen
+
+
+def _dense_bytes(model, sizes, tokens: int, *, parts: int, passes: int, trains: bool) -> float:
+    """Returns the bytes that pass a device's memory for weights, activations and logits.
+
+    Each pass writes and reads the gathered weights in 2 bytes, and every activation; the backward
+    pass counts two, and writes and reads the gradients of the weights in 4 bytes.
+    """
+    tensor = sizes["tensor"]
+    here = tokens / math.prod(sizes.values())
+    weights = _all_weights(model) / tensor * parts
+    heads = model.num_heads + model.num_kv_heads
+    layer = 6 * model.embed_dim + (2 * heads * model.head_dim + 3 * model.mlp_dim) / tensor
+    activations = 4.0 * here * model.num_layers * layer
+    logits = 8.0 * here * model.vocab_size
+    return passes * (4.0 * weights + activations + logits) + trains * 8.0 * weights
+
+
+def _attention_bytes(model, sizes, tokens: int, passes: tuple[int, int]) -> float:
+    """Returns the bytes of the float32 sums that a kernel reads and writes at each hop: the output
+    going forward; dq, dk and dv going back."""
+    forward, backward = passes
+    here = tokens / math.prod(sizes.values())
+    width, kv_width = (heads * model.head_dim for heads in (model.num_heads, model.num_kv_heads))
+    hop = 8.0 * here * (forward * width + backward * (width + 2 * kv_width))
+    return hop * model.num_layers * sizes["context"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """Seconds of one run of a program on a slice, and what follows from them.
+
+    Attributes:
+      dense, attention: of computing, at the assumed efficiency or the memory's speed.
+      hops, gathers: on the wire while something is computed; what is longer counts.
+      exposed: on the wire while nothing is computed.
+      update: of the optimizer.
+      mfu: of model_flops, in 0..1.
+      tokens_per_day: at this speed, without a pause.
+    """
+
+    dense: float
+    attention: float
+    hops: float
+    gathers: float
+    exposed: float
+    update: float
+    mfu: float
+    tokens_per_day: float
+
+    @property
+    def step(self) -> float:
+        """All of it."""
+        computing = max(self.attention, self.hops) + max(self.dense, self.gathers)
+        return computing + self.exposed + self.update
+
+
+def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Prediction:
+    """Returns how long a program takes.
+
+    Args:
+      work: see there.
+      schedule: of the compiled program.
+      chip: of each device.
+      num_devices: of the mesh.
+    """
+    rate = chip.peak_flops * num_devices
+
+    def computing(flops, efficiency, num_bytes):
+        return max(flops / (rate * efficiency), num_bytes / chip.memory_bandwidth)
+
+    def wire(kinds, overlapped):
+        links = {"collective-permute": PERMUTE_LINKS}
+        return sum(
+            schedule.wire_bytes(kind, overlapped=overlapped)
+            / (links.get(kind, RING_LINKS) * chip.link_bandwidth)
+            for kind in kinds
+        )
+
+    others = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
+    found = Prediction(
+        dense=computing(work.dense_flops, DENSE_EFFICIENCY, work.dense_bytes),
+        attention=computing(work.attention_flops, ATTENTION_EFFICIENCY, work.attention_bytes),
+        hops=wire(("collective-permute",), True),
+        gathers=wire(others, True),
+        exposed=wire((*others, "collective-permute"), False),
+        update=work.update_bytes / chip.memory_bandwidth,
+        mfu=0.0,
+        tokens_per_day=0.0,
+    )
+    return dataclasses.replace(
+        found,
+        mfu=work.model_flops / (rate * found.step),
+        tokens_per_day=work.tokens * 86_400 / found.step,
+    )
