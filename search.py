@@ -30,12 +30,14 @@ def run(config, workdir, dry_run):
 
 def run_one(config, workdir, dry_run=False):
     """Runs one search, or says what it costs; returns its result."""
-    from jaxrope import report, search
+    from jaxrope import hosts, report, search
 
     if dry_run:
         cli.print_line(search.estimate(config))
         return None
     result = search.search(config, workdir)
+    if not hosts.is_main():
+        return result
     report.search_figure(
         result.generations, result.baselines, workdir / "search.png", factors=result.factors
     )

@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
+from jaxrope import hosts
 from jaxrope.digest import digest
 from jaxrope.errors import InputError
 from jaxrope.steps import (
@@ -87,6 +88,10 @@ class Checkpoints:
     Opening it removes what a kill left behind (orbax's temporary folders, the trash) and puts aside
     whatever has a step's name without being a whole step: orbax would count it as one, both when it
     looks for the newest and when it removes old ones. `rejected` says what was put aside.
+
+    With several processes each makes one and calls it at the same points: every process writes and
+    reads its own parts of the arrays, process 0 does all else, and its view of the folder is
+    everybody's.
     """
 
     def __init__(
@@ -109,15 +114,13 @@ class Checkpoints:
           InputError: the folder cannot be made or written to.
         """
         self.root = steps_root(workdir)
-        _check_writable(self.root)
-        self.rejected = _put_aside(self.root)
-        self._empty_trash()
+        self.rejected = hosts.from_main("open the checkpoints", lambda: _tidy(self.root))
         self._manager = _manager(self.root, keep_last, keep_every, asynchronous)
-        self._requested = self.latest()
+        self._requested = hosts.from_main("newest checkpoint", self.latest)
         self._durable = self._requested
 
     def latest(self) -> int | None:
-        """Returns the newest whole step, or None."""
+        """Returns the newest whole step that this process sees, or None."""
         steps = whole_steps(self.root)
         return steps[-1] if steps else None
 
@@ -170,8 +173,8 @@ class Checkpoints:
         Raises:
           InputError: as restore_params.
         """
-        folder = find_step(self.root, step)
-        meta = read_meta(folder)
+        meta = hosts.from_main("checkpoint", lambda: read_meta(find_step(self.root, step)))
+        folder = step_folder(self.root, step)
         params = _restore_item(folder, "params", abstract_params, meta)
         return params, _restore_item(folder, "opt_state", abstract_opt_state, meta), meta
 
@@ -210,8 +213,21 @@ class Checkpoints:
             ) from error
 
     def _empty_trash(self) -> None:
-        for old in (self.root / _TRASH).glob("*"):
-            shutil.rmtree(old, ignore_errors=True)
+        if hosts.is_main():
+            _empty_trash(self.root)
+
+
+def _tidy(root: Path) -> list[str]:
+    """Makes the folder, or cleans it up; returns what was put aside."""
+    _check_writable(root)
+    lines = _put_aside(root)
+    _empty_trash(root)
+    return lines
+
+
+def _empty_trash(root: Path) -> None:
+    for old in (root / _TRASH).glob("*"):
+        shutil.rmtree(old, ignore_errors=True)
 
 
 def _check_writable(root: Path) -> None:
@@ -254,8 +270,19 @@ def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: b
         cleanup_tmp_directories=True,
         todelete_subdir=_TRASH,
         step_format_fixed_length=8,
+        create=False,  # _tidy has made it
+        multiprocessing_options=_multiprocessing(),
     )
     return ocp.CheckpointManager(root, item_names=("params", "opt_state", "meta"), options=options)
+
+
+def _multiprocessing():
+    """Names the processes: orbax then waits for them by name and at most 5 minutes (saves: 20).
+
+    Without it orbax waits in a collective of the devices, for ever.
+    """
+    everybody = set(range(hosts.count())) if hosts.count() > 1 else None
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes=everybody)
 
 
 def _restore_item(folder: Path, item: str, abstract, meta: dict):
@@ -279,7 +306,7 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
         abstract,
     )
     try:
-        with ocp.StandardCheckpointer() as reader:
+        with ocp.StandardCheckpointer(multiprocessing_options=_multiprocessing()) as reader:
             tree = reader.restore(folder / item, target)
     except Exception as error:  # a damaged file raises anything from KeyError to JSONDecodeError
         raise InputError(

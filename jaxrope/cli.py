@@ -141,6 +141,7 @@ def _join_hosts(config, values):
     hosts.initialize(
         timeout_seconds=config.hosts.timeout_seconds,
         heartbeat_seconds=config.hosts.heartbeat_seconds,
+        work_seconds=config.hosts.work_seconds,
     )
     asked = {f"--{name}": value for name, value in values.items() if name != "config"}
     for key, value in experiment.dotted_keys(config).items():

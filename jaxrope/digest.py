@@ -1,10 +1,12 @@
 """A digest of an array, worked out where the array lies."""
 
+import functools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 
 
 def digest(leaf) -> str:
@@ -12,16 +14,27 @@ def digest(leaf) -> str:
 
     They do not depend on the sharding: a sum of integers is the same in any order, and an array
     spread over many hosts needs no gathering. A change of one word always changes the digest, since
-    the mixing is one to one; any other change is missed with probability 2^-64.
+    the mixing is one to one; any other change is missed with probability 2^-64. Of an array that
+    several processes hold together, all of them must ask.
     """
     if isinstance(leaf, np.ndarray) and leaf.dtype.itemsize == 8:
         leaf = np.atleast_1d(leaf).view(np.uint32)  # jax would make 32 bits of it
-    low, high = np.asarray(_mixed_sums(jnp.asarray(leaf)))
+    x = jnp.asarray(leaf)
+    everywhere = None
+    if isinstance(x.sharding, NamedSharding) and not x.is_fully_addressable:
+        everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())
+    low, high = np.asarray(_mixed_sums(x, everywhere))
     return f"{int(high):08x}{int(low):08x}"
 
 
-@jax.jit
-def _mixed_sums(x):
+@functools.partial(jax.jit, static_argnames="everywhere")
+def _mixed_sums(x, everywhere):
+    sums = mixed_sums(x)
+    return sums if everywhere is None else jax.lax.with_sharding_constraint(sums, everywhere)
+
+
+def mixed_sums(x: jax.Array) -> jax.Array:
+    """Returns the two words of `digest`, uint32 [2], low and high."""
     if x.dtype == jnp.bool_:
         x = x.astype(jnp.uint8)
     words = jax.lax.bitcast_convert_type(

@@ -22,6 +22,7 @@ import json
 import os
 import platform
 import re
+import secrets
 import sys
 import threading
 import time
@@ -45,7 +46,7 @@ _CHUNK = 1 << 20  # bytes of one value that the coordination service carries
 class _Together:
     """What this process has done with the others; they all do the same things in one order."""
 
-    timeout = 300.0
+    timeout, work = 300.0, 7200.0  # seconds
     uses: dict[str, int] = {}
 
     @classmethod
@@ -55,20 +56,22 @@ class _Together:
         return f"jaxrope/{name}/{cls.uses[name]}"
 
 
-def initialize(*, timeout_seconds: float, heartbeat_seconds: float) -> None:
+def initialize(*, timeout_seconds: float, heartbeat_seconds: float, work_seconds: float) -> None:
     """Joins the other processes, if there are any; touches no device.
 
     Args:
       timeout_seconds: the longest that any process waits for another one.
       heartbeat_seconds: after so long a silence a process counts as dead, and the others end.
+      work_seconds: the longest wait for a piece of work that one process does for others.
 
     Raises:
       InputError: the environment variables do not fit each other, or not everybody came.
     """
-    for name, value in (("timeout", timeout_seconds), ("heartbeat", heartbeat_seconds)):
+    given = {"timeout": timeout_seconds, "heartbeat": heartbeat_seconds, "work": work_seconds}
+    for name, value in given.items():
         if not value >= 1:
             raise InputError(f"hosts.{name}_seconds must be at least 1, got {value}.")
-    _Together.timeout = float(timeout_seconds)
+    _Together.timeout, _Together.work = float(timeout_seconds), float(work_seconds)
     asked = _from_environment()
     if distributed.global_state.client is not None:
         return
@@ -148,6 +151,36 @@ def from_main(name: str, fn: Callable[[], Any], *, timeout: float | None = None)
     if "error" in said:
         raise InputError(said["error"])
     return said["value"]
+
+
+def build(name: str, folder: Path, fn: Callable[[], None]) -> None:
+    """Calls `fn`, which makes something in `folder`, once for each file system.
+
+    Process 0 calls it; of the others those that do not see its files, because their `folder` is on
+    a disk of their own. The ones that do wait until it is done.
+
+    Args:
+      name: for the messages.
+      folder: is there already, and can be written.
+      fn: does nothing where the work has been done before.
+
+    Raises:
+      HostsError: someone took longer than hosts.work_seconds, and who.
+    """
+    if count() == 1:
+        fn()
+        return
+    mark = folder / from_main(name, lambda: f".{secrets.token_hex(8)}.mark")
+    if is_main():
+        mark.touch()
+    barrier(f"{name} begins")
+    own = is_main() or not mark.exists()
+    barrier(f"{name} is looked for")
+    if is_main():
+        mark.unlink()
+    if own:
+        fn()
+    barrier(f"{name} is ready", timeout=_Together.work)
 
 
 def agree(name: str, values: Mapping[str, Any]) -> None:
@@ -334,8 +367,8 @@ def _late(name: str, error: str, timeout: float) -> str:
     if "DEADLINE_EXCEEDED" in error and found:
         who = ", ".join(re.findall(r"\d+", found.group(1)))
         return (
-            f"hosts: '{name}' was not reached within {timeout:g} s (hosts.timeout_seconds) by "
-            f"process {who} of {count()}. Look at its log."
+            f"hosts: '{name}' was not reached within {timeout:g} s by process {who} of {count()} "
+            "(hosts.timeout_seconds, hosts.work_seconds). Look at its log."
         )
     return f"hosts: '{name}' failed: {_first_line(error)}"
 

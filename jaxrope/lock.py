@@ -1,4 +1,4 @@
-"""One process at a time in a run's folder."""
+"""One job at a time in a run's folder."""
 
 import contextlib
 import fcntl
@@ -7,18 +7,30 @@ import socket
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxrope import hosts
 from jaxrope.errors import InputError
 
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this process. The system lets go of it when the process ends, however it
-    ends.
+    """Holds `folder` for this job: process 0 does, for all of them. The system lets go of it when
+    that process ends, however it ends.
 
     Raises:
-      InputError: the folder cannot be written to, or another process holds it (its host and number
+      InputError: the folder cannot be written to, or another job holds it (its host and process
         are named).
     """
+    with contextlib.ExitStack() as held:
+
+        def take() -> None:
+            held.enter_context(_file_lock(folder))
+
+        hosts.from_main("lock of the workdir", take)
+        yield
+
+
+@contextlib.contextmanager
+def _file_lock(folder: Path) -> Iterator[None]:
     path = Path(folder) / ".lock"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

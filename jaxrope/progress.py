@@ -10,6 +10,8 @@ import shutil
 import sys
 import time
 
+from jaxrope import hosts
+
 _REDRAW_SECONDS = 0.1  # a faster redraw is not seen and costs time on a slow link
 _WINDOW_SECONDS = (
     60.0  # the rate is that of the last minute: the first step's compilation drops out
@@ -31,12 +33,12 @@ class Progress:
           total: how much there is to do, in `unit`; 0 = not known, then there is no ETA.
           unit: what is counted, in the plural.
           start: how much had been done before this process began (a resumed run).
-          stream: where to write; None = standard error.
+          stream: where to write; None = standard error, of several processes that of process 0.
           interval: seconds between lines where there is no terminal.
           clock: seconds, monotonic.
         """
         self._total, self._unit, self._interval = total, unit, interval
-        self._stream = sys.stderr if stream is None else stream
+        self._stream = (sys.stderr if hosts.is_main() else None) if stream is None else stream
         self._clock = clock
         self._live = _is_terminal(self._stream)
         self._seen = collections.deque([(clock(), start)])

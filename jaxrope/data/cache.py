@@ -57,6 +57,19 @@ def default_cache_dir() -> Path:
     return folder
 
 
+def cache_folder(folder: Path) -> Path:
+    """Returns `folder`, made if needed.
+
+    Raises:
+      InputError: it cannot be.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unwritable(folder, error) from None
+    return folder
+
+
 def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray, dict]:
     """Returns (ids, offsets, index) of a cache folder, after checking all of it.
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope.data.cache import FORMAT, default_cache_dir, read_cache, write_cache
+from jaxrope import hosts
+from jaxrope.data.cache import FORMAT, cache_folder, default_cache_dir, read_cache, write_cache
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import SourceFile, find_files
 from jaxrope.data.tokenizer import Tokenizer
@@ -93,10 +94,14 @@ def load_documents(
     key = _digest([fingerprint, _library_version()])[:32]
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     folder = parent / key
-    if not folder.exists():
-        counts = ReadCounts()
-        texts = read_documents(files, settings, counts)
-        write_cache(folder, texts, tokenizer, counts, setting)
+
+    def make() -> None:
+        if not folder.exists():
+            counts = ReadCounts()
+            texts = read_documents(files, settings, counts)
+            write_cache(folder, texts, tokenizer, counts, setting)
+
+    hosts.build(f"tokens of {setting}", cache_folder(parent), make)
     ids, offsets, index = read_cache(folder, vocab_size=tokenizer.vocab_size)
     check_bad_lines(index["bad_lines"], settings)
     return TokenDocuments(

@@ -12,6 +12,8 @@ import sys
 import threading
 from collections.abc import Iterator
 
+from jaxrope import hosts
+
 
 @contextlib.contextmanager
 def exit_at_once(message: str) -> Iterator[None]:
@@ -29,6 +31,7 @@ def exit_at_once(message: str) -> Iterator[None]:
         heard = os.read(hear, 1)
         if heard:
             print(f"\n{message}", file=sys.stderr, flush=True)
+            hosts.announce(128 + heard[0], signal.Signals(heard[0]).name)
             os._exit(128 + heard[0])
 
     threading.Thread(target=watch, daemon=True).start()

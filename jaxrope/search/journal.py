@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files
+from jaxrope import files, hosts
 from jaxrope.errors import InputError
 from jaxrope.search import evolution
 
@@ -53,8 +53,9 @@ def open_journal(path: Path, header: dict[str, Any]) -> list[dict]:
 
 
 def append(path: Path, rows: list[dict]) -> None:
-    """Appends rows and returns when they are on disk."""
-    files.append_jsonl(path, rows, durable=True)
+    """Appends rows and returns when they are on disk; of several processes, process 0 does it."""
+    if hosts.is_main():
+        files.append_jsonl(path, rows, durable=True)
 
 
 def candidate_row(

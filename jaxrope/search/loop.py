@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrope import rope
+from jaxrope import hosts, rope
+from jaxrope.errors import InputError
 from jaxrope.search import evaluator as evaluators
 from jaxrope.search import evolution, journal
 from jaxrope.search.evaluator import Evaluator
@@ -75,6 +76,13 @@ class Bench:
         try:
             return evaluators.evaluate(self.evaluator, ropes), ""
         except evaluators.OutOfMemory:
+            if hosts.count() > 1:  # perhaps not on the others, who would wait for this one for ever
+                fits = self.evaluator.batch_size // 2
+                raise InputError(
+                    f"search.batch_size: {self.evaluator.batch_size} candidates at one time do not "
+                    f"fit into the memory of process {hosts.index()}. Set it to {fits} or less, or "
+                    "spread the sequence over more devices (mesh.context)."
+                ) from None
             if self.evaluator.per_device > 1:
                 return None
             return np.full((len(ropes), self.objective.num_samples), np.inf), "out of memory"

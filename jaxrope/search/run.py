@@ -2,6 +2,9 @@
 
 A workdir gets config.json, journal.jsonl, rope.json and result.json. Nothing in them depends on how
 often the search was killed on the way, but for the seconds in the journal and in result.json.
+
+Several processes evaluate each batch together and all know its losses, so that they hold the same
+state. Process 0 alone writes; when a search goes on, it tells the others the rows of the journal.
 """
 
 import dataclasses
@@ -11,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files, rope
+from jaxrope import files, hosts, rope
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
@@ -59,17 +62,12 @@ def search(config, workdir: Path) -> Result:
     Raises:
       InputError: see `prepare`; the workdir is of another search; every candidate failed.
     """
-    if (workdir / "model.json").exists():
-        raise InputError(
-            f"--workdir={workdir} holds a model, whose files a search would overwrite. Give a "
-            "folder of its own."
-        )
+    hosts.from_main("workdir", lambda: _check_workdir(workdir))
     problem = prepare(config)
-    path = workdir / "journal.jsonl"
+    told, path = header(problem), workdir / "journal.jsonl"
+    hosts.agree("search", told)
     with run_lock(workdir):
-        _remove_leftovers(workdir)
-        rows = journal.open_journal(path, header(problem))
-        files.write_json_atomic(workdir / "config.json", config.to_dict())
+        rows = hosts.from_main("journal", lambda: _open(config, workdir, told))
         bench = _bench(problem, path, rows)
         compared = _measure_baselines(problem, bench, rows)
         state = evolution.init(problem.settings, problem.space, seed_genomes(problem), config.seed)
@@ -80,7 +78,24 @@ def search(config, workdir: Path) -> Result:
                 f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
                 f"target_len {config.target_len:,}, or give the search more memory."
             )
-        return _write(problem, workdir, state, compared)
+        found = hosts.from_main("result", lambda: _write(problem, workdir, state, compared))
+        return Result(**found)
+
+
+def _check_workdir(workdir: Path) -> None:
+    if (workdir / "model.json").exists():
+        raise InputError(
+            f"--workdir={workdir} holds a model, whose files a search would overwrite. Give a "
+            "folder of its own."
+        )
+
+
+def _open(config, workdir: Path, told: dict) -> list[dict]:
+    """Returns the rows of the journal; writes what a search begins with."""
+    _remove_leftovers(workdir)
+    rows = journal.open_journal(workdir / "journal.jsonl", told)
+    files.write_json_atomic(workdir / "config.json", config.to_dict())
+    return rows
 
 
 def _remove_leftovers(workdir: Path) -> None:
@@ -149,8 +164,8 @@ def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench
         )
 
 
-def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> Result:
-    """Writes rope.json and result.json."""
+def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> dict:
+    """Writes rope.json and result.json; returns the fields of Result."""
     unit = problem.objective.unit
     genome_G, fitness = evolution.best(state)
     factors_R, start_tokens = evolution.decode(state, genome_G)
@@ -166,7 +181,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
     content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
     content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
     files.write_json_atomic(workdir / "result.json", content)
-    return Result(
+    return dict(
         content=content,
         generations=generations,
         baselines={row["baseline"]: row for row in compared if row["fitness"] is not None},

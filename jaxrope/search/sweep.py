@@ -1,5 +1,6 @@
 """The product of listed values, one search after another, each in a folder of its own."""
 
+import functools
 import itertools
 import json
 import re
@@ -9,7 +10,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrope import experiment, files
+from jaxrope import experiment, files, hosts
 from jaxrope.errors import InputError, nearest
 from jaxrope.search.run import Result
 
@@ -52,14 +53,17 @@ def run(config, workdir: Path, search_fn: Callable[[Any, Path], Result]) -> str:
     rows = []
     for name, member in members(config).items():
         folder = workdir / name
-        content = _finished(folder / "result.json", member)
+        content = hosts.from_main(
+            name, functools.partial(_finished, folder / "result.json", member)
+        )
         if content is None:
             try:
                 content = search_fn(member, folder).content
             except InputError as error:
                 raise InputError(f"sweep member {name}: {error}") from None
         rows.append(_row(name, member, content, config.sweep))
-        files.write_json_atomic(workdir / "sweep.json", {"format": FORMAT, "rows": rows})
+        if hosts.is_main():
+            files.write_json_atomic(workdir / "sweep.json", {"format": FORMAT, "rows": rows})
     return _table(rows)
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxrope import evaluation
+from jaxrope import evaluation, hosts, replicas
 from jaxrope.checkpoint import Checkpoints
 from jaxrope.progress import duration
 from jaxrope.training import step as step_lib
@@ -24,12 +24,27 @@ class Diverged(RuntimeError):
     """Too many steps in a row had a loss or gradient that is not finite."""
 
 
+class Corrupted(RuntimeError):
+    """Devices that hold the same part of a parameter hold different bits."""
+
+
 class Stop:
-    """Whether the run was asked to stop, and by which signal."""
+    """Whether the run was asked to stop, and by which signal.
+
+    One process hears the signals itself. Of several, any may be told: jax listens to SIGTERM since
+    hosts.initialize, and lets all of them stop at the same step, one of the next few.
+    """
 
     def __init__(self, say: Callable[[str], None]):
         self.signal: int | None = None
         self._say = say
+
+    def asked(self, step: int) -> bool:
+        """Returns whether to stop before the next step; every process asks at every step."""
+        if self.signal is None and hosts.preempted(step):
+            self.signal = signal.SIGTERM
+            self._say(f"SIGTERM: saving and stopping after step {step:,}, on all processes")
+        return self.signal is not None
 
     def __call__(self, number, _frame) -> None:
         """The first signal asks; both signals then mean what they mean by default: stop now."""
@@ -46,12 +61,22 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    listen = {signal.SIGTERM: stop, signal.SIGINT: stop}
+    if hosts.count() > 1:
+        # A handler of ours for SIGTERM would take it from jax, and nobody would stop.
+        listen = {signal.SIGINT: _as_sigterm}
+    before = {number: signal.signal(number, handler) for number, handler in listen.items()}
     try:
         yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _as_sigterm(_number, _frame) -> None:
+    """Ctrl-C on one of several processes asks all of them to stop; a second one ends this one."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.kill(os.getpid(), signal.SIGTERM)
 
 
 @dataclasses.dataclass
@@ -61,6 +86,7 @@ class Run:
     Attributes:
       plan: what it does.
       step_fn: compiled: (state, batch, rope) -> (state, metrics).
+      digests_fn: of replicas.make_check for the parameters, or None.
       rope: its argument.
       store: checkpoints.
       log: metrics.
@@ -73,6 +99,7 @@ class Run:
 
     plan: Plan
     step_fn: Callable
+    digests_fn: Callable | None
     rope: Any
     store: Checkpoints
     log: MetricsLog
@@ -110,6 +137,7 @@ def run_steps(run: Run) -> None:
 
     Raises:
       Diverged: config.train.max_bad_steps steps in a row were not applied.
+      Corrupted: copies of a parameter differ.
       checkpoint.CheckpointError: a checkpoint could not be written.
     """
     config = run.plan.config
@@ -119,9 +147,11 @@ def run_steps(run: Run) -> None:
     if _evaluation_due(run):  # the run was killed between a checkpoint and its evaluation
         _evaluate(run)
     run.clock.restart()
-    while run.step < last and run.stop.signal is None:
+    while run.step < last and not run.stop.asked(run.step):
         run.state, metrics = run.step_fn(run.state, batch, run.rope)
         run.step += 1
+        if run.digests_fn and run.step % config.train.check_every == 0:
+            metrics["digests"] = run.digests_fn(run.state.params)
         batch = _next_batch(run, metrics) if run.step < last else None
         if unread is not None:
             _read(run, *unread)
@@ -155,7 +185,10 @@ def _next_batch(run: Run, metrics: dict):
 
 def _read(run: Run, step: int, metrics: dict) -> None:
     """Takes a step's numbers off the device, logs them, and stops a run that diverges."""
-    values = {key: value.item() for key, value in jax.device_get(metrics).items()}
+    metrics = jax.device_get(metrics)
+    if "digests" in metrics:
+        _compare_copies(run, step, metrics.pop("digests"))
+    values = {key: value.item() for key, value in metrics.items()}
     tokens = int(values["tokens"]) if math.isfinite(values["tokens"]) else 0
     run.clock.tokens += tokens
     run.clock.steps += 1
@@ -183,6 +216,18 @@ def _read(run: Run, step: int, metrics: dict) -> None:
             f"{step - values['bad_in_row']} to {step - 1}. Lower optimizer.learning_rate, or look "
             "at "
             "these."
+        )
+
+
+def _compare_copies(run: Run, step: int, digests_DL2) -> None:
+    lines = replicas.differences(run.plan.mesh, run.state.params, digests_DL2)
+    if lines:
+        more = f" (and {len(lines) - 3} more)" if len(lines) > 3 else ""
+        every = run.plan.config.train.check_every
+        raise Corrupted(
+            f"stopped at step {step}: copies of a parameter are not equal: {'; '.join(lines[:3])}"
+            f"{more}. A device computes wrongly. Leave it out, and go on from a checkpoint of step "
+            f"{max(step - every, 0)} or before, where all were equal (train.check_every)."
         )
 
 

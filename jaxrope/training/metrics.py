@@ -10,12 +10,15 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxrope import files
+from jaxrope import files, hosts
 from jaxrope.errors import InputError
 
 
 class MetricsLog:
-    """Rows on their way to the disk. A disk that is full costs rows or time, never the training."""
+    """Rows on their way to the disk. A disk that is full costs rows or time, never the training.
+
+    With several processes, that of process 0 writes; the others only know what was evaluated.
+    """
 
     def __init__(self, workdir: Path, *, resumed_step: int, say: Callable[[str], None]):
         """Opens the log and cuts off the rows of steps after `resumed_step`, which will come again.
@@ -32,13 +35,17 @@ class MetricsLog:
         self._say = say
         self._rows: list[dict] = []
         self._complained = False
-        self._board = _tensorboard(workdir / "tensorboard", resumed_step, say)
-        self._evaluated = {row["step"] for row in self._cut(resumed_step) if "eval" in row}
+        self._board = None
+        if hosts.is_main():
+            self._board = _tensorboard(workdir / "tensorboard", resumed_step, say)
+        self._evaluated = set(hosts.from_main("metrics", lambda: self._evaluations(resumed_step)))
 
     def add(self, row: dict) -> None:
         """Takes a row; `flush` writes it."""
         if "eval" in row:
             self._evaluated.add(row["step"])
+        if not hosts.is_main():
+            return
         self._rows.append({key: _plain(value) for key, value in row.items()})
         if self._board is not None:
             self._try(lambda: _to_board(self._board, row))
@@ -57,6 +64,9 @@ class MetricsLog:
         self.flush()
         if self._board is not None:
             self._try(self._board.close)
+
+    def _evaluations(self, step: int) -> list[int]:
+        return [row["step"] for row in self._cut(step) if "eval" in row]
 
     def _cut(self, step: int) -> list[dict]:
         try:
