@@ -30,18 +30,24 @@ def get_config() -> ConfigDict:
     return config.lock()  # a misspelt key in an experiment file is an error
 
 
-def checkpoint_model(path: str) -> ConfigDict:
-    """Start from a checkpoint: a Hugging Face folder, a workdir, or one step of it."""
-    return ConfigDict(dict(source="checkpoint", path=path))
+def checkpoint_model(path: str, shape: str = "") -> ConfigDict:
+    """Start from a checkpoint: a Hugging Face folder, a workdir, or one step of it.
+
+    It must have the shape llama2_7b, llama3_8b or mistral_7b, if one is given; --compile_only then needs no checkpoint.
+    """
+    return ConfigDict(dict(source="checkpoint", path=path, shape=shape))
 
 
 def forward() -> ConfigDict:
     """How the model is run (llama.ForwardSettings)."""
     section = ConfigDict()
-    section.attention = "blockwise"  # reference | blockwise
+    section.attention = "auto"  # auto (by platform and mesh) | reference | blockwise | flash | ring | all_gather | ulysses | usp
+    section.attention_kernel = "auto"  # auto | blockwise | flash: one device's part in the last four
     section.attention_block = 512  # tokens in a block of keys or queries
+    section.ulysses = 1  # devices of mesh.context that exchange heads in usp; the rest are its ring
     section.compute_dtype = "float32"  # float32 | bfloat16: activations and matrix products
-    section.remat = "full"  # none | full: what the backward pass recomputes
+    section.remat = "full"  # what a layer keeps for its backward pass: none (all is kept) | full (its input) | minimal (and products with weights) | save_attention (and what attention gave) | offload (its input, in the host's memory)
+    section.mlp_chunk = 0  # tokens of a device whose MLP activations exist at one time; 0 = all
     return section
 
 
@@ -110,6 +116,7 @@ def optimizer() -> ConfigDict:
     section.eps = 1e-8
     section.weight_decay = 0.0
     section.clip_norm = 1.0  # of the global gradient; 0 = no clipping
+    section.offload = False  # moments are kept in the memory of the hosts, and moved for an update
     return section
 
 
@@ -154,5 +161,5 @@ def hosts() -> ConfigDict:
     section = ConfigDict()
     section.timeout_seconds = 300  # the longest wait for another process, at the start and at every meeting point
     section.heartbeat_seconds = 100  # a process that is silent for so long is dead; then the others end
-    section.tokens_seconds = 7200  # the longest wait for process 0 to make the cache of tokens on a shared file system
+    section.work_seconds = 7200  # the longest wait for what one process does for the others, such as making the cache of tokens
     return section

@@ -1,5 +1,5 @@
 """Cross entropy without the [T, V] logits: cut along the sequence, in float32 or wider, recomputed
-in the backward pass.
+in the backward pass. The words may lie over axis `tensor` of a mesh.
 
 Letters: B batch, T length, D model dim, V vocabulary, C chunk.
 """
@@ -7,55 +7,90 @@ Letters: B batch, T length, D model dim, V vocabulary, C chunk.
 import jax
 import jax.numpy as jnp
 
+from jaxrope import chunked, collectives
+
 
 def token_nll(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, *, chunk: int
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    chunk: int,
+    mesh=None,
+    vocab_size: int = 0,
 ) -> jax.Array:
-    """Returns nll_BT, float32: -log softmax(x head)[target], nats. At most `chunk` positions of
-    each row have logits at one time.
+    """Returns nll_BT, float32 or wider: -log softmax(x head)[target], nats. At most `chunk`
+    positions of each row have logits at one time.
+
+    Args:
+      x_BTD, targets_BT: of this device.
+      head_DV: of this device; gathered over the devices that share the model dim.
+      chunk: positions.
+      mesh: where this runs, inside a shard_map; None: one device.
+      vocab_size: of the whole head; 0: head_DV has all words.
     """
-    return _over_chunks(
-        lambda logits, targets: _nll(logits, targets), x_BTD, head_DV, targets_BT, chunk
-    )
+
+    def fn(x_BCD, targets_BC, weights):
+        logits_BCV = _logits(x_BCD, weights["head_DV"])
+        return _nll(logits_BCV, targets_BC, mesh, vocab_size)
+
+    weights = {"head_DV": head_DV}
+    return chunked.over_chunks(fn, x_BTD, targets_BT, weights, chunk=chunk, mesh=mesh)
 
 
 def nll_and_hits(
-    x_BTD: jax.Array, head_DV: jax.Array, targets_BT: jax.Array, *, chunk: int
+    x_BTD: jax.Array,
+    head_DV: jax.Array,
+    targets_BT: jax.Array,
+    *,
+    chunk: int,
+    mesh=None,
+    vocab_size: int = 0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (nll_BT float32 nats, hits_BT bool: the target is the argmax)."""
+    """Returns (nll_BT float32 nats, hits_BT bool: the target is the argmax); see token_nll."""
+    whole_DV = collectives.gather({"head_DV": head_DV}, x_BTD.dtype, mesh)["head_DV"]
 
-    def both(logits, targets):
-        return _nll(logits, targets), jnp.argmax(logits, axis=-1) == targets
+    def both(part):
+        x_BCD, targets_BC = part
+        logits_BCV = _logits(x_BCD, whole_DV)
+        best_BC = _argmax(logits_BCV, mesh, vocab_size)
+        return _nll(logits_BCV, targets_BC, mesh, vocab_size), best_BC == targets_BC
 
-    return _over_chunks(both, x_BTD, head_DV, targets_BT, chunk)
-
-
-def _nll(logits_BCV, targets_BC):
-    picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-    return jax.nn.logsumexp(logits_BCV, axis=-1) - picked
+    return chunked.map_chunks(both, (x_BTD, targets_BT), chunk=chunk)
 
 
-def _over_chunks(fn, x_BTD, head_DV, targets_BT, chunk):
-    batch, length, dim = x_BTD.shape
-    chunk = min(chunk, length)
-    pad = -length % chunk
-    x_nBCD = (
-        jnp.pad(x_BTD, ((0, 0), (0, pad), (0, 0))).reshape(batch, -1, chunk, dim).swapaxes(0, 1)
+def _logits(x_BCD, head_DV):
+    return jnp.einsum(
+        "BCD,DV->BCV",
+        x_BCD,
+        head_DV,
+        preferred_element_type=jnp.promote_types(x_BCD.dtype, jnp.float32),
+        precision=jax.lax.Precision.HIGHEST if x_BCD.dtype == jnp.float32 else None,
     )
-    targets_nBC = jnp.pad(targets_BT, ((0, 0), (0, pad))).reshape(batch, -1, chunk).swapaxes(0, 1)
-    precision = jax.lax.Precision.HIGHEST if x_BTD.dtype == jnp.float32 else None
-    dtype = jnp.promote_types(x_BTD.dtype, jnp.float32)
 
-    @jax.checkpoint
-    def body(x_BCD, targets_BC):
-        logits = jnp.einsum(
-            "BCD,DV->BCV",
-            x_BCD,
-            head_DV.astype(x_BCD.dtype),
-            preferred_element_type=dtype,
-            precision=precision,
-        )
-        return fn(logits, targets_BC)
 
-    _, values = jax.lax.scan(lambda _, part: (None, body(*part)), None, (x_nBCD, targets_nBC))
-    return jax.tree.map(lambda v: v.swapaxes(0, 1).reshape(batch, -1)[:, :length], values)
+def _nll(logits_BCV, targets_BC, mesh, vocab_size):
+    words = logits_BCV.shape[-1]
+    first = collectives.shard_of_vocab(words, vocab_size or words)
+    if first is None:
+        picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - picked
+    top_BC = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits_BCV, axis=-1)), collectives.TENSOR)
+    total_BC = jnp.sum(jnp.exp(logits_BCV - top_BC[..., None]), axis=-1)
+    here = (targets_BC >= first) & (targets_BC < first + words)
+    at = jnp.where(here, targets_BC - first, 0)[..., None]
+    picked_BC = jnp.where(here, jnp.take_along_axis(logits_BCV, at, axis=-1)[..., 0], 0)
+    total_BC, picked_BC = (collectives.sum_over_tensor(x, mesh) for x in (total_BC, picked_BC))
+    return top_BC + jnp.log(total_BC) - picked_BC
+
+
+def _argmax(logits_BCV, mesh, vocab_size):
+    """Returns the first word with the largest logit."""
+    words = logits_BCV.shape[-1]
+    best_BC = jnp.argmax(logits_BCV, axis=-1)
+    first = collectives.shard_of_vocab(words, vocab_size or words)
+    if first is None:
+        return best_BC
+    highest_BC = jnp.max(logits_BCV, axis=-1)
+    is_best = highest_BC == jax.lax.pmax(highest_BC, collectives.TENSOR)
+    return jax.lax.pmin(jnp.where(is_best, first + best_BC, vocab_size), collectives.TENSOR)

@@ -19,10 +19,12 @@ class Optimizer:
     Attributes:
       transform: of optax: clipping, then AdamW.
       schedule: updates applied so far -> learning rate of the next one.
+      offload: its state is kept in the memory of the hosts, and moved to the devices for an update.
     """
 
     transform: optax.GradientTransformation
     schedule: Callable[[Any], Any]
+    offload: bool = False
 
 
 def make(section: Mapping[str, Any], *, num_steps: int) -> Optimizer:
@@ -32,7 +34,7 @@ def make(section: Mapping[str, Any], *, num_steps: int) -> Optimizer:
 
     Args:
       section: learning_rate (at the peak), schedule, b1, b2, eps, weight_decay, clip_norm (0 =
-        none).
+        none), offload.
       num_steps: optimizer steps of the whole run, where the schedule ends.
 
     Raises:
@@ -46,7 +48,9 @@ def make(section: Mapping[str, Any], *, num_steps: int) -> Optimizer:
     schedule = _schedule(dict(section["schedule"]), peak, num_steps)
     adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=_decayed)
     clipping = [optax.clip_by_global_norm(clip)] if clip else []
-    return Optimizer(optax.chain(*clipping, adamw), schedule)
+    if not isinstance(section["offload"], bool):
+        raise InputError(f"optimizer.offload must be True or False, got {section['offload']!r}.")
+    return Optimizer(optax.chain(*clipping, adamw), schedule, section["offload"])
 
 
 def linear(peak: float, num_steps: int, warmup_steps: int, final_fraction: float):

@@ -5,8 +5,9 @@ import functools
 from pathlib import Path
 
 import jax
+from jax.sharding import Mesh
 
-from jaxrope import data, llama, pretrained, rope
+from jaxrope import attention, data, llama, pretrained, rope
 from jaxrope.errors import InputError, choose, nearest
 from jaxrope.llama import LlamaConfig
 from jaxrope.pretrained import Pretrained
@@ -17,14 +18,62 @@ def model_config(config) -> LlamaConfig:
     section = _model_section(config)
     if config.model.source == "scratch":
         return _with_original_len(config, _scratch_config(section))
-    return _with_original_len(config, pretrained.read_config(_path(section)))
+    return _shaped(config, section, pretrained.read_config(_path(section)))
+
+
+def model_shape(config) -> LlamaConfig:
+    """Returns the shape of the model of `config.model`, from `config.model.shape` where that is
+    set: no checkpoint need be there.
+
+    Raises:
+      InputError: no such shape, or no such model.
+    """
+    section = _model_section(config)
+    if config.model.source == "scratch" or not section.get("shape"):
+        return model_config(config)
+    return _with_original_len(config, choose("model.shape", section["shape"], llama.SHAPES))
+
+
+def forward_settings(
+    config, mesh: Mesh, model: LlamaConfig, *, seq_len: int
+) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
+    """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` has become).
+
+    Args:
+      config: of the program.
+      mesh: of sharding.make_mesh.
+      model: its shape.
+      seq_len: tokens in a row.
+
+    Raises:
+      InputError: a setting is unknown or out of range, or heads or tokens do not divide.
+    """
+    section = dict(config.forward)
+    asked = section["attention"], section["attention_kernel"]
+    platform = mesh.devices.flat[0].platform
+    found = attention.resolve(*asked, mesh, platform=platform, window=model.sliding_window)
+    section |= dict(zip(("attention", "attention_kernel"), found, strict=True))
+    settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
+    attention.check(
+        *found,
+        mesh=mesh,
+        platform=platform,
+        ulysses=settings.ulysses,
+        num_heads=model.num_heads,
+        num_kv_heads=model.num_kv_heads,
+        window=model.sliding_window,
+        seq_len=seq_len,
+    )
+    names = ("forward.attention", "forward.attention_kernel")
+    chosen = [f"{n}: auto is {f}" for n, a, f in zip(names, asked, found, strict=True) if a != f]
+    return settings, tuple(chosen)
 
 
 def load_model(config, *, weights: bool = True) -> Pretrained:
     """Returns the model that `config.model` names, with `config.original_len` in force.
 
-    `config.model` is {"source": "checkpoint", "path"} or {"source": "scratch", the fields of
-    LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
+    `config.model` is {"source": "checkpoint", "path", "shape"} or {"source": "scratch", the fields
+    of LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
     `config.train.param_dtype`; without `weights` there are none.
 
     Raises:
@@ -39,7 +88,7 @@ def load_model(config, *, weights: bool = True) -> Pretrained:
         params = init(jax.random.key(config.seed)) if weights else {}
         return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
     loaded = pretrained.load(_path(section), dtype=dtype, weights=weights)
-    shape = _with_original_len(config, loaded.config)
+    shape = _shaped(config, section, loaded.config)
     own = is_own_rope(loaded.rope_fn, loaded.config)
     rope_fn = llama.own_rope(shape) if own else loaded.rope_fn
     return dataclasses.replace(loaded, config=shape, rope_fn=rope_fn)
@@ -145,10 +194,30 @@ def _model_section(config) -> dict:
 
 
 def _path(section: dict) -> Path:
-    _exactly("model", "checkpoint", section, ("path",))
+    _exactly("model", "checkpoint", section | {"shape": ""}, ("path", "shape"))
     if not section["path"]:
         raise InputError("model.path is not set. Give a Hugging Face folder or a workdir.")
     return Path(section["path"]).expanduser()
+
+
+_NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id")  # training may change these
+
+
+def _shaped(config, section: dict, found: LlamaConfig) -> LlamaConfig:
+    """Returns the shape of a checkpoint, if it is the one that model.shape names."""
+    found = _with_original_len(config, found)
+    name = section.get("shape")
+    if not name:
+        return found
+    wanted = _with_original_len(config, choose("model.shape", name, llama.SHAPES))
+    for field in dataclasses.fields(LlamaConfig):
+        got, want = getattr(found, field.name), getattr(wanted, field.name)
+        if field.name not in _NOT_OF_THE_SHAPE and got != want:
+            raise InputError(
+                f"model.shape '{name}' has {field.name} {want}, the checkpoint {section['path']} "
+                f'has {got}. Name the checkpoint\'s own shape ("" = any), or another model.path.'
+            )
+    return found
 
 
 def _scratch_config(section: dict) -> LlamaConfig:

@@ -1,14 +1,20 @@
 """The mesh, and where each array lies on it.
 
 `RULES` is the one table from the axes that a model names (llama.logical_axes) to the axes of the
-mesh. The mesh is in Auto mode: arguments carry their sharding, the compiler does the rest.
+mesh. Rows of a batch lie over `data` and `fsdp`, their tokens over `context`, heads, the MLP and
+(where they divide) words over `tensor`, the model dim of every parameter over `fsdp` and `context`.
+The mesh is in Auto mode; the model runs in a shard_map of which all axes are manual.
 
 Letters: A parts of a batch (accumulation), B batch, T length.
 """
 
+import itertools
+import math
 from collections.abc import Mapping, Sequence
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jaxrope.errors import InputError
@@ -31,9 +37,12 @@ MAY_REPLICATE = ("vocab",)  # 257 or 32,003 words divide by nothing; every other
 def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Returns the mesh of config.mesh, its axes in the order of `AXES`.
 
+    On a TPU slice neighbours on an axis are neighbours on its torus where that can be; an axis may
+    take parts of several axes of the torus.
+
     Args:
       sizes: devices on each axis; one of them may be -1, which takes the rest.
-      devices: which; None = all there are.
+      devices: which, of one slice; None = all there are.
 
     Raises:
       InputError: a size is not legal, or the product is not the number of devices.
@@ -47,34 +56,26 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
             raise InputError(
                 f"mesh.{axis} must be a positive number of devices or -1, got {size!r}."
             )
-    for axis in ("context", "tensor"):
-        if sizes[axis] not in (1, -1):
-            raise InputError(
-                f"mesh.{axis}={sizes[axis]}: attention over this axis is not supported yet. Use "
-                f"mesh.{axis}=1, and mesh.data or mesh.fsdp instead."
-            )
     shape = [_filled(sizes, len(devices))[axis] for axis in AXES]
-    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+    slices = {getattr(device, "slice_index", 0) for device in devices}
+    if devices[0].platform == "tpu" and len(slices) > 1:
+        raise InputError(
+            f"mesh: the {len(devices)} devices are of {len(slices)} TPU slices, and a mesh is of "
+            "one. Use one slice."
+        )
+    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
 def _filled(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
     rest = [axis for axis in AXES if sizes[axis] == -1]
     if len(rest) > 1:
         raise InputError(f"mesh: only one axis may be -1, got {' and '.join(rest)}.")
-    product = 1
-    for axis in AXES:
-        product *= sizes[axis] if axis not in rest else 1
-    text = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+    product = math.prod(sizes[axis] for axis in AXES if axis not in rest)
     if rest and num_devices % product == 0:
-        filled = dict(sizes) | {rest[0]: num_devices // product}
-        if rest[0] in ("context", "tensor") and filled[rest[0]] > 1:
-            raise InputError(
-                f"mesh.{rest[0]}=-1 would take {filled[rest[0]]} devices, and attention over this "
-                "axis "
-                "is not supported yet. Give the -1 to mesh.data or mesh.fsdp."
-            )
-        return filled
+        return dict(sizes) | {rest[0]: num_devices // product}
     if rest or product != num_devices:
+        text = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise InputError(
             f"mesh ({text}) needs {'a multiple of ' if rest else ''}{product} devices, there are "
             f"{num_devices}. Nearest that fits: {_nearest_mesh(sizes, num_devices)}."
@@ -83,11 +84,17 @@ def _filled(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
 
 
 def _nearest_mesh(sizes: Mapping[str, int], num_devices: int) -> str:
-    """Keeps fsdp as near to what was asked as the number of devices allows."""
-    wanted = max(sizes["fsdp"], 1)
+    """Changes fsdp, context and tensor as little as the number of devices allows; data follows."""
     legal = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
-    fsdp = min(legal, key=lambda size: abs(size - wanted))
-    return f"data={num_devices // fsdp}, fsdp={fsdp}, context=1, tensor=1"
+    wanted = [max(sizes[axis], 1) for axis in AXES[1:]]
+
+    def distance(found: tuple[int, ...]) -> int:
+        return sum(abs(size - want) for size, want in zip(found, wanted, strict=True))
+
+    fits = (f for f in itertools.product(legal, repeat=3) if num_devices % math.prod(f) == 0)
+    fsdp, context, tensor = min(fits, key=distance)
+    data = num_devices // (fsdp * context * tensor)
+    return f"data={data}, fsdp={fsdp}, context={context}, tensor={tensor}"
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
@@ -107,19 +114,54 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
         )
 
 
+def ways(mesh: Mesh | None, *axes: str) -> int:
+    """Returns how many parts the devices of these axes make; without a mesh 1."""
+    return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
+
+
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where a batch cut into parts, [A, B, T], lies: its rows over data and fsdp."""
-    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, None))
+    """Returns where a batch cut into parts, [A, B, T], lies: rows over data and fsdp, tokens over
+    context.
+    """
+    return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, "context"))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
     """Returns where rows [B, T] lie."""
-    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, None))
+    return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
     """Returns the sharding of an array that every device has whole."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def put(tree, shardings):
+    """Returns arrays of the host on the mesh; each process hands over what its devices hold, and
+    no device ever has more than its part.
+
+    Args:
+      tree: numpy arrays, the same in every process.
+      shardings: the same tree, or one sharding for all.
+    """
+    if isinstance(shardings, NamedSharding):
+        shardings = jax.tree.map(lambda _: shardings, tree)
+
+    def place(leaf, where):
+        host = np.asarray(leaf)
+        return jax.make_array_from_callback(host.shape, where, lambda index: host[index])
+
+    return jax.tree.map(place, tree, shardings)
+
+
+def unnamed_axes(where: NamedSharding) -> tuple[str, ...]:
+    """Returns the axes of more than one device over which an array is not cut."""
+    named = {axis for axes in where.spec for axis in _as_tuple(axes)}
+    return tuple(a for a in AXES if where.mesh.shape[a] > 1 and a not in named)
+
+
+def _as_tuple(axes) -> tuple[str, ...]:
+    return (axes,) if isinstance(axes, str) else tuple(axes or ())
 
 
 def param_shardings(mesh: Mesh, logical_axes, abstract):
@@ -145,20 +187,18 @@ def param_shardings(mesh: Mesh, logical_axes, abstract):
 
 def _mesh_axes(mesh: Mesh, path, axis: str, size: int) -> tuple[str, ...] | None:
     axes = RULES[axis]
-    ways = 1
-    for name in axes:
-        ways *= mesh.shape[name]
-    if ways == 1:
+    parts = ways(mesh, *axes)
+    if parts == 1:
         return None
-    if size % ways == 0:
+    if size % parts == 0:
         return axes
     if axis in MAY_REPLICATE:
         return None
     leaf = jax.tree_util.keystr(path, simple=True, separator="/")
     product = " * ".join(f"mesh.{name}" for name in axes)
-    legal = [way for way in range(1, min(size, 4 * ways) + 1) if size % way == 0]
-    near = sorted(sorted(legal, key=lambda way: abs(way - ways))[:3])
+    legal = [way for way in range(1, min(size, 4 * parts) + 1) if size % way == 0]
+    near = sorted(sorted(legal, key=lambda way: abs(way - parts))[:3])
     raise InputError(
-        f"{product} = {ways} must divide the axis '{axis}' of {leaf}, which is {size}. "
+        f"{product} = {parts} must divide the axis '{axis}' of {leaf}, which is {size}. "
         f"Nearest that do: {', '.join(map(str, near))}."
     )

@@ -18,6 +18,7 @@ SECTION = dict(
     eps=1e-8,
     weight_decay=0.0,
     clip_norm=0.0,
+    offload=False,
 )
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -17,6 +18,7 @@ def mesh_of(**sizes):
 def test_minus_one_takes_the_rest():
     assert mesh_of(data=-1).shape == dict(data=8, fsdp=1, context=1, tensor=1)
     assert mesh_of(data=2, fsdp=-1).shape == dict(data=2, fsdp=4, context=1, tensor=1)
+    assert mesh_of(context=-1, tensor=2).shape == dict(data=1, fsdp=1, context=4, tensor=2)
     assert mesh_of(data=2, fsdp=4).axis_names == sharding.AXES
 
 
@@ -29,9 +31,9 @@ def test_minus_one_takes_the_rest():
         (dict(data=-1, fsdp=-1), "only one axis may be -1, got data and fsdp"),
         (dict(data=0), "mesh.data must be a positive number of devices or -1, got 0"),
         (dict(data=2.0), r"mesh.data must be a positive number of devices or -1, got 2\.0"),
-        (dict(context=8), "mesh.context=8: attention over this axis is not supported yet"),
-        (dict(tensor=8), "mesh.tensor=8: attention over this axis is not supported yet"),
-        (dict(context=-1), "mesh.context=-1 would take 8 devices"),
+        (dict(context=3), "needs 3 devices.*: data=4, fsdp=1, context=2, tensor=1"),
+        (dict(context=4, tensor=3), "needs 12 devices.*: data=1, fsdp=1, context=4, tensor=2"),
+        (dict(data=3, context=-1), "needs a multiple of 3 devices.*: data=8, fsdp=1, context=1"),
         (dict(model=1), "mesh must name exactly data, fsdp, context, tensor, got .*model"),
     ],
 )
@@ -107,14 +109,46 @@ def test_an_axis_that_does_not_divide_is_refused_with_its_leaf(tiny_config):
 
 
 def test_words_that_do_not_divide_are_replicated(tiny_config):
-    mesh = jax.make_mesh((1, 1, 1, 8), sharding.AXES)  # an axis make_mesh does not give out yet
+    mesh = mesh_of(tensor=8)
     odd = dataclasses.replace(tiny_config, vocab_size=259, num_heads=8, num_kv_heads=8)
     found = sharding.param_shardings(mesh, llama.logical_axes(odd), llama.abstract_params(odd))
     assert found["embed_VD"].spec == PartitionSpec(None, None)
     assert found["layers"]["q_LDNH"].spec == PartitionSpec(None, None, ("tensor",), None)
 
 
-def test_rows_go_over_data_and_fsdp():
-    mesh = mesh_of(data=2, fsdp=4)
-    assert sharding.batch_sharding(mesh).shard_shape((3, 16, 5)) == (3, 2, 5)
-    assert sharding.row_sharding(mesh).shard_shape((16, 5)) == (2, 5)
+def test_rows_go_over_data_and_fsdp_and_tokens_over_context():
+    mesh = mesh_of(data=2, fsdp=2, context=2)
+    assert sharding.batch_sharding(mesh).shard_shape((3, 16, 6)) == (3, 4, 3)
+    assert sharding.row_sharding(mesh).shard_shape((16, 6)) == (4, 3)
+    assert sharding.ways(mesh, "data", "context") == 4 and sharding.ways(None, "data") == 1
+
+
+def test_the_model_dim_goes_over_fsdp_and_context_and_heads_over_tensor(tiny_config):
+    mesh = mesh_of(fsdp=2, context=2, tensor=2)
+    abstract, axes = llama.abstract_params(tiny_config), llama.logical_axes(tiny_config)
+    found = sharding.param_shardings(mesh, axes, abstract)
+    layer, both = found["layers"], ("fsdp", "context")
+    assert layer["k_LDKH"].spec == PartitionSpec(None, both, ("tensor",), None)
+    assert layer["down_LFD"].spec == PartitionSpec(None, ("tensor",), both)
+    assert found["embed_VD"].spec == PartitionSpec(("tensor",), both)
+    assert sharding.unnamed_axes(layer["attn_norm_LD"]) == ("tensor",)
+    assert sharding.unnamed_axes(layer["k_LDKH"]) == ()
+
+
+def test_heads_that_do_not_divide_are_refused(tiny_config):
+    with pytest.raises(
+        InputError, match=r"mesh.tensor = 4 must divide the axis 'kv_heads' of .*, which is 2\. "
+    ):
+        sharding.param_shardings(
+            mesh_of(data=2, tensor=4),
+            llama.logical_axes(tiny_config),
+            llama.abstract_params(tiny_config),
+        )
+
+
+def test_put_hands_each_device_its_part():
+    mesh, host = mesh_of(data=2, context=4), np.arange(32.0).reshape(4, 8)
+    found = sharding.put({"a": host}, {"a": sharding.row_sharding(mesh)})["a"]
+    assert np.array_equal(found, host)
+    assert {shard.data.shape for shard in found.addressable_shards} == {(2, 2)}
+    assert sharding.put([host], sharding.replicated(mesh))[0].is_fully_replicated

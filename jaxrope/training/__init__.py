@@ -12,13 +12,13 @@ from pathlib import Path
 
 import jax
 
-from jaxrope import llama, sharding
+from jaxrope import hosts, llama, replicas, sharding
 from jaxrope.checkpoint import CheckpointError, Checkpoints
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
 from jaxrope.steps import describe, whole_steps
 from jaxrope.training import resume
-from jaxrope.training.loop import Clock, Diverged, Run, Stop, run_steps, stop_on_signals
+from jaxrope.training.loop import Clock, Corrupted, Diverged, Run, Stop, run_steps, stop_on_signals
 from jaxrope.training.metrics import MetricsLog
 from jaxrope.training.plan import (
     Plan,
@@ -26,8 +26,8 @@ from jaxrope.training.plan import (
     compile_step,
     first_state,
     make_plan,
-    state_shardings,
 )
+from jaxrope.training.program import abstract_state
 from jaxrope.training.step import TrainState, flops_per_token, init_state, make_step
 
 __all__ = ["TrainState", "flops_per_token", "init_state", "make_step", "train"]
@@ -46,9 +46,9 @@ def train(
       devices: which; None = all there are.
 
     Returns:
-      The exit code: 0; 1 when a loss or gradient was not finite too often, or a checkpoint could
-      not
-      be written; 143 or 130 when SIGTERM or Ctrl-C stopped it, everything saved.
+      The exit code: 0; 1 when a loss or gradient was not finite too often, copies of a parameter
+      differ, or a checkpoint could not be written; 143 or 130 when SIGTERM or Ctrl-C stopped it,
+      everything saved (of several processes each ends with 143, whichever was told).
 
     Raises:
       InputError: the config does not fit itself, the machine, the data or the run in `workdir`.
@@ -56,16 +56,16 @@ def train(
     workdir = Path(workdir).expanduser().resolve()
     check_numbers(config)
     mesh = sharding.make_mesh(config.mesh, devices)
-    resume.check_workdir(workdir)
-    screen = Progress(config.train.steps)
+    hosts.from_main("workdir", lambda: resume.check_workdir(workdir))
+    say = Progress(config.train.steps).write if hosts.is_main() else _say_nothing
     with jax.set_mesh(mesh):
         if dry_run:
             _describe(*_prepared(config, workdir, mesh, weights=False), say=print)
             return 0
         with run_lock(workdir):
             try:
-                return _train(config, workdir, mesh, screen.write)
-            except (Diverged, CheckpointError) as error:
+                return _train(config, workdir, mesh, say)
+            except (Corrupted, Diverged, CheckpointError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
 
@@ -101,22 +101,33 @@ def _train(config, workdir: Path, mesh, say: Callable[[str], None]) -> int:
 
 def _prepared(config, workdir: Path, mesh, *, weights: bool = True) -> tuple[Plan, int | None]:
     """Returns (the plan, the step that the run in `workdir` has reached; None: there is no run)."""
-    steps = whole_steps(workdir)
-    if not steps:
+    found = hosts.from_main("where the run stands", lambda: _newest(workdir))
+    if found is None:
         return make_plan(config, mesh, None, weights=weights), None
-    meta = describe(workdir, steps[-1])
+    step, meta = found
     plan = make_plan(config, mesh, resume.continued(config, workdir, meta))
     resume.check_text(
         config, workdir, meta, data=plan.loader.fingerprint, tokenizer=plan.tokenizer.fingerprint
     )
-    return plan, steps[-1]
+    return plan, step
+
+
+def _newest(workdir: Path) -> tuple[int, dict] | None:
+    """Returns the newest whole step and its meta. Hosts may see a file system differently: all go
+    by what process 0 sees."""
+    steps = whole_steps(workdir)
+    return (steps[-1], describe(workdir, steps[-1])) if steps else None
+
+
+def _say_nothing(_text: str) -> None:
+    """Process 0 speaks for all."""
 
 
 def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, say) -> Run:
     """Returns the run with its state restored or made, its step compiled and its folder written."""
-    abstract, shardings = state_shardings(plan)
+    abstract, shardings = abstract_state(plan.program)
     done = begun_at is not None and begun_at >= plan.config.train.steps
-    if begun_at is None:
+    if begun_at is None and hosts.is_main():
         resume.begin(plan.config, workdir, plan.model, plan.rope_fn, plan.tokenizer_at)
     step_fn, rope = (None, None) if done else compile_step(plan, abstract, shardings)
     if begun_at is None:
@@ -124,11 +135,30 @@ def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, 
         say(f"a new run of {plan.config.train.steps:,} steps in {workdir}")
     else:
         state = _restored(store, begun_at, abstract)
-        resume.write_config(plan.config, workdir)
+        if hosts.is_main():
+            resume.write_config(plan.config, workdir)
         say(f"going on from step {begun_at:,} of {plan.config.train.steps:,} in {workdir}")
     log = MetricsLog(workdir, resumed_step=begun_at or 0, say=say)
     plan.params.clear()  # the state has them now
-    return Run(plan, step_fn, rope, store, log, Stop(say), say, begun_at or 0, state, Clock())
+    return Run(
+        plan=plan,
+        step_fn=step_fn,
+        digests_fn=_digests_fn(plan, state),
+        rope=rope,
+        store=store,
+        log=log,
+        stop=Stop(say),
+        say=say,
+        step=begun_at or 0,
+        state=state,
+        clock=Clock(),
+    )
+
+
+def _digests_fn(plan: Plan, state: TrainState) -> Callable | None:
+    """Returns what compares copies of parameters; None where there are none or nobody asked."""
+    asked = plan.config.train.check_every and replicas.any_copies(state.params)
+    return replicas.make_check(plan.mesh, state.params) if asked else None
 
 
 def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState:
@@ -141,7 +171,7 @@ def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState
 def _describe(plan: Plan, begun_at: int | None, say: Callable[[str], None]) -> None:
     """Prints what the run is and what it takes."""
     train = plan.config.train
-    abstract, shardings = state_shardings(plan)
+    abstract, shardings = abstract_state(plan.program)
     compiled, _ = compile_step(plan, abstract, shardings)
     state = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(abstract))
     flops = flops_per_token(plan.model, train.seq_len)

@@ -1,19 +1,20 @@
 """Everything a run needs, made and checked before anything is compiled or written."""
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import data, evaluation, llama, optimizer, rope, setup, sharding
+from jaxrope import attention, data, evaluation, llama, rope, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.evaluation import EvalModel, passkey, perplexity
 from jaxrope.pretrained import Pretrained
 from jaxrope.training import step as step_lib
+from jaxrope.training.program import Program, lower_step, make_program
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,12 +23,10 @@ class Plan:
 
     Attributes:
       config: of the program.
-      mesh: where it runs.
-      model: the shape of the model, as model.json will have it.
-      params: what it starts from; {} when a checkpoint of the run gives them.
+      program: the step; its model is the one that model.json will have.
+      params: what it starts from, on the host; {} when a checkpoint of the run gives them, or when
+        they are drawn.
       rope_fn: the rope by length.
-      settings: how the model is run.
-      optimizer: transform and schedule.
       tokenizer, tokenizer_at: the tokenizer, and "bytes" or where it came from.
       loader: batches by step.
       bench: what is evaluated on the way, or None.
@@ -35,17 +34,24 @@ class Plan:
     """
 
     config: Any
-    mesh: Mesh
-    model: llama.LlamaConfig
+    program: Program
     params: dict
     rope_fn: rope.RopeFn
-    settings: llama.ForwardSettings
-    optimizer: optimizer.Optimizer
     tokenizer: Any
     tokenizer_at: Path | str
     loader: data.TrainLoader
     bench: Any
     remarks: tuple[str, ...]
+
+    @property
+    def mesh(self) -> Mesh:
+        """Where it runs."""
+        return self.program.mesh
+
+    @property
+    def model(self) -> llama.LlamaConfig:
+        """The shape of the model."""
+        return self.program.model
 
     def eval_model(self, params) -> EvalModel:
         """Returns the model that evaluators see, with the current parameters."""
@@ -55,21 +61,59 @@ class Plan:
             params=params,
             rope_fn=self.rope_fn,
             tokenizer=self.tokenizer,
-            settings=self.settings,
+            settings=self.program.settings,
             label=label,
             window=self.config.eval.window,
             mesh=self.mesh,
         )
 
     def put_batch(self, step: int) -> dict[str, jax.Array]:
-        """Returns the batch of a step on the devices, [A, B, T]."""
-        parts = self.config.train.accumulation
-        where = sharding.batch_sharding(self.mesh)
+        """Returns the batch of a step on the devices, [A, B, T]; tokens in the order that attention
+        wants them in. A process reads only the rows of its devices.
+        """
+        shape, where = self.program.batch_shape, sharding.batch_sharding(self.mesh)
+        spans = where.addressable_devices_indices_map(shape).values()
+        wanted = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
+        arrays = _read(self.loader, step, wanted)
+        settings = self.program.settings
+        order = attention.order(
+            settings.attention,
+            shape[2],
+            sharding.ways(self.mesh, "context"),
+            settings.ulysses,
+        )
+        at = {row: i for i, row in enumerate(wanted)}
 
-        def put(rows: np.ndarray):
-            return jax.device_put(rows.reshape(parts, -1, rows.shape[-1]), where)
+        def put(rows_BT: np.ndarray):
+            rows_BT = rows_BT if order is None else rows_BT[:, order]
 
-        return {key: put(rows) for key, rows in self.loader.batch(step).items()}
+            def read(index):
+                part, rows, tokens = index
+                picked = [at[row] for row in _rows(shape, part, rows)]
+                found = rows_BT[picked, tokens]
+                return found.reshape(-1, len(range(shape[1])[rows]), found.shape[-1])
+
+            return jax.make_array_from_callback(shape, where, read)
+
+        return {key: put(rows) for key, rows in arrays.items()}
+
+
+def _rows(shape, part: slice, rows: slice) -> list[int]:
+    """Returns the rows of the batch that a device has of each of its parts."""
+    parts, per_part, _ = shape
+    return [a * per_part + b for a in range(parts)[part] for b in range(per_part)[rows]]
+
+
+def _read(loader: data.TrainLoader, step: int, wanted: list[int]) -> dict[str, np.ndarray]:
+    """Returns the ascending rows `wanted` of a batch."""
+    runs: list[list[int]] = []
+    for row in wanted:
+        if runs and row == runs[-1][1]:
+            runs[-1][1] = row + 1
+        else:
+            runs.append([row, row + 1])
+    read = [loader.batch(step, rows=slice(*run)) for run in runs]
+    return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
 
 
 def check_numbers(config) -> None:
@@ -101,10 +145,10 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = T
     Raises:
       InputError: anything does not fit anything else.
     """
-    sharding.check_batch(mesh, config.train.batch_size, config.train.accumulation)
-    updates = optimizer.make(config.optimizer, num_steps=config.train.steps)
-    settings = llama.ForwardSettings(**config.forward)
-    loaded = setup.load_model(config, weights=weights) if begun is None else begun
+    loaded = begun
+    if begun is None:  # random weights are drawn on the mesh; see first_state
+        weights = weights and config.model.source != "scratch"
+        loaded = setup.load_model(config, weights=weights)
     model, rope_fn = loaded.config, loaded.rope_fn
     if begun is None:
         rope_fn = setup.rope_fn(config, model, rope_fn)
@@ -113,6 +157,7 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = T
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
     if begun is None:
         model = _with_special_ids(model, tokenizer)
+    program = make_program(config, mesh, model)
     documents = setup.documents(
         config,
         config.data.train_files,
@@ -132,40 +177,29 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = T
     bench, remarks = _bench(config, tokenizer, documents)
     plan = Plan(
         config=config,
-        mesh=mesh,
-        model=model,
+        program=program,
         params=loaded.params,
         rope_fn=rope_fn,
-        settings=settings,
-        optimizer=updates,
         tokenizer=tokenizer,
         tokenizer_at=place,
         loader=loader,
         bench=bench,
-        remarks=(*loaded.notes, *remarks),
+        remarks=(*loaded.notes, *program.remarks, *remarks),
     )
     _check_evaluation(plan)
     return plan
 
 
-def state_shardings(plan: Plan):
-    """Returns (abstract TrainState, its shardings); moments lie where their parameters do."""
-    abstract_params = llama.abstract_params(plan.model, plan.config.train.param_dtype)
-    axes = llama.logical_axes(plan.model)
-    params = sharding.param_shardings(plan.mesh, axes, abstract_params)
-    everywhere = sharding.replicated(plan.mesh)
-    transform = plan.optimizer.transform
-    abstract = jax.eval_shape(lambda p: step_lib.init_state(p, transform), abstract_params)
-    opt_state = _like_params(abstract.opt_state, abstract_params, params, everywhere)
-    shardings = step_lib.TrainState(params, opt_state, everywhere, everywhere, everywhere)
-    return jax.tree.map(_placed, abstract, shardings), shardings
-
-
 def first_state(plan: Plan, shardings) -> step_lib.TrainState:
-    """Returns the state before the first step, on the mesh."""
-    params = jax.device_put(plan.params, shardings.params)
+    """Returns the state before the first step, on the mesh; no device ever has all of it."""
+    program = plan.program
+    if plan.params:
+        params = sharding.put(plan.params, shardings.params)
+    else:
+        draw = functools.partial(llama.init_params, program.model, dtype=program.param_dtype)
+        params = jax.jit(draw, out_shardings=shardings.params)(jax.random.key(plan.config.seed))
     init = jax.jit(
-        lambda p: step_lib.init_state(p, plan.optimizer.transform),
+        lambda p: step_lib.init_state(p, program.optimizer.transform),
         out_shardings=shardings,
         donate_argnums=0,
     )
@@ -174,36 +208,10 @@ def first_state(plan: Plan, shardings) -> step_lib.TrainState:
 
 def compile_step(plan: Plan, abstract_state, shardings):
     """Returns (the compiled step, the rope it takes)."""
-    step = step_lib.make_step(
-        plan.model, plan.settings, plan.optimizer, chunk_tokens=plan.config.train.chunk_tokens
-    )
-    everywhere = sharding.replicated(plan.mesh)
-    rope_of_len = jax.device_put(plan.rope_fn(plan.config.train.seq_len), everywhere)
-    parts = plan.config.train.accumulation
-    shape = (parts, plan.config.train.batch_size // parts, plan.config.train.seq_len)
-    where = sharding.batch_sharding(plan.mesh)
-    names = ("tokens_BT", "targets_BT", "positions_BT", "segment_ids_BT")
-    batch = {name: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=where) for name in names}
-    batch["loss_weights_BT"] = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=where)
-    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
-    return jitted.lower(abstract_state, batch, rope_of_len).compile(), rope_of_len
-
-
-def _placed(leaf, where):
-    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-
-
-def _like_params(opt_state, abstract_params, shardings, everywhere):
-    """Subtrees of an optimizer's state that look like the parameters lie like them."""
-    structure = jax.tree.structure(abstract_params)
-
-    def is_params(node) -> bool:
-        return jax.tree.structure(node) == structure
-
-    def place(node):
-        return shardings if is_params(node) else everywhere
-
-    return jax.tree.map(place, opt_state, is_leaf=is_params)
+    program = plan.program
+    rope_of_len = plan.rope_fn(program.seq_len)
+    lowered = lower_step(program, abstract_state, shardings, rope_of_len)
+    return lowered.compile(), sharding.put(rope_of_len, sharding.replicated(program.mesh))
 
 
 def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:

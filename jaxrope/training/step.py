@@ -1,5 +1,8 @@
 """One optimizer step as a pure function, and the state that it carries.
 
+Loss and gradients are computed inside one shard_map over the whole mesh, each device on its tokens
+and its part of the parameters; the update happens outside, on the sharded arrays.
+
 Letters: A parts of a batch (accumulation), B rows of a part, T length.
 """
 
@@ -10,8 +13,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrope import llama, losses
+from jaxrope import collectives, llama, losses, sharding
 from jaxrope.optimizer import Optimizer
 
 
@@ -53,11 +57,43 @@ def make_step(
 
     `batch` holds tokens_ABT, targets_ABT, positions_ABT, segment_ids_ABT (int32) and
     loss_weights_ABT (float32). The loss is the mean over the whole batch weighted by loss_weights,
-    whatever A is: parts are summed in float32 and divided once.
+    whatever A and the mesh (of the settings) are: parts are summed in float32 or wider and divided
+    once.
 
     Where the loss or the gradient's norm is not finite, parameters and optimizer state stay as they
     were, to the bit, and the step counts as bad.
     """
+    sums = _on_mesh(config, settings, _sums(config, settings, chunk_tokens))
+    keep, work = _moves(optimizer)
+
+    def step(state: TrainState, batch: dict, rope):
+        total = jnp.maximum(jnp.sum(batch["loss_weights_BT"]), 1.0)
+        loss, grads = sums(state.params, batch, rope)
+        loss = loss / total
+        grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
+        norm = optax.tree.norm(grads)
+        good = jnp.isfinite(loss) & jnp.isfinite(norm)
+        old = work(state.opt_state)
+        changes, opt_state = optimizer.transform.update(grads, old, state.params)
+        params = optax.apply_updates(state.params, changes)
+        bad = 1 - good.astype(jnp.int32)
+        new = TrainState(
+            _choose(good, params, state.params),
+            keep(_choose(good, opt_state, old)),
+            state.updates + 1 - bad,
+            (state.bad_in_row + 1) * bad,
+            state.bad_total + bad,
+        )
+        metrics = {"loss": loss, "grad_norm": norm, "lr": optimizer.schedule(state.updates)}
+        metrics |= {"tokens": total, "bad_in_row": new.bad_in_row, "bad_total": new.bad_total}
+        return new, metrics
+
+    return step
+
+
+def _sums(config, settings, chunk_tokens) -> Callable:
+    """Returns (params, batch, rope) -> (sum of the losses, its gradients), of what it is given."""
+    copies = sharding.ways(settings.mesh, *collectives.TENSOR)  # that have the same tokens
 
     def loss_sum(params, part, rope):
         x_BTD = llama.hidden(
@@ -69,32 +105,66 @@ def make_step(
             segment_ids_BT=part["segment_ids_BT"],
             settings=settings,
         )
-        head_DV = llama.head_DV(config, params)
-        nll_BT = losses.token_nll(x_BTD, head_DV, part["targets_BT"], chunk=chunk_tokens)
-        return jnp.sum(nll_BT * part["loss_weights_BT"])
-
-    def step(state: TrainState, batch: dict, rope):
-        total = jnp.maximum(jnp.sum(batch["loss_weights_BT"]), 1.0)
-        loss, grads = _accumulate(jax.value_and_grad(loss_sum), state.params, batch, rope)
-        loss = loss / total
-        grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
-        norm = optax.tree.norm(grads)
-        good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        changes, opt_state = optimizer.transform.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, changes)
-        bad = 1 - good.astype(jnp.int32)
-        new = TrainState(
-            _choose(good, params, state.params),
-            _choose(good, opt_state, state.opt_state),
-            state.updates + 1 - bad,
-            (state.bad_in_row + 1) * bad,
-            state.bad_total + bad,
+        nll_BT = losses.token_nll(
+            x_BTD,
+            llama.head_DV(config, params),
+            part["targets_BT"],
+            chunk=chunk_tokens,
+            mesh=settings.mesh,
+            vocab_size=config.vocab_size,
         )
-        metrics = {"loss": loss, "grad_norm": norm, "lr": optimizer.schedule(state.updates)}
-        metrics |= {"tokens": total, "bad_in_row": new.bad_in_row, "bad_total": new.bad_total}
-        return new, metrics
+        return jnp.sum(nll_BT * part["loss_weights_BT"]) / copies
 
-    return step
+    return lambda params, batch, rope: _accumulate(
+        jax.value_and_grad(loss_sum), params, batch, rope
+    )
+
+
+def _on_mesh(config, settings, sums: Callable) -> Callable:
+    """Returns `sums` of whole arrays, computed by every device of the mesh on its part."""
+    mesh = settings.mesh
+    if mesh is None:
+        return sums
+    shardings = sharding.param_shardings(
+        mesh, llama.logical_axes(config), llama.abstract_params(config)
+    )
+
+    def local(params, batch, rope):
+        loss, grads = sums(params, batch, rope)
+        added = jax.tree.map(_sum_over_unnamed, grads, shardings)
+        return jax.lax.psum(loss, mesh.axis_names), added
+
+    specs = jax.tree.map(lambda where: where.spec, shardings)
+    rows = sharding.batch_sharding(mesh).spec
+    everywhere = PartitionSpec()
+    return jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, rows, everywhere),
+        out_specs=(everywhere, specs),
+        check_vma=False,  # scans inside start from constants, which vary nowhere
+    )
+
+
+def _sum_over_unnamed(gradient: jax.Array, where: NamedSharding) -> jax.Array:
+    """Adds up, in float32 or wider, what devices with the same part of a parameter found."""
+    axes = sharding.unnamed_axes(where)
+    wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    return jax.lax.psum(wide, axes) if axes else gradient
+
+
+def _moves(optimizer: Optimizer) -> tuple[Callable, Callable]:
+    """Returns (moments -> where they are kept, moments -> where they are used)."""
+    if not optimizer.offload:
+        return (lambda state: state), (lambda state: state)
+
+    def to(space):
+        def move(leaf):
+            return leaf if leaf.ndim == 0 else jax.device_put(leaf, space)
+
+        return lambda state: jax.tree.map(move, state)
+
+    return to(jax.memory.Space.Host), to(jax.memory.Space.Device)
 
 
 def _accumulate(loss_and_grad, params, batch, rope):
@@ -108,7 +178,8 @@ def _accumulate(loss_and_grad, params, batch, rope):
     def zeros(leaf):
         return jnp.zeros(leaf.shape, jnp.promote_types(leaf.dtype, jnp.float32))
 
-    start = jnp.zeros((), jnp.float32), jax.tree.map(zeros, params)
+    part = jax.tree.map(lambda x_ABT: x_ABT[0], batch)
+    start = jax.tree.map(zeros, jax.eval_shape(loss_and_grad, params, part, rope))
     sums, _ = jax.lax.scan(add, start, batch)
     return sums
 

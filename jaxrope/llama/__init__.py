@@ -1,0 +1,38 @@
+"""The model: Llama, and the families that differ from it by a bias, a window or the layout of a
+file (Mistral, Qwen2, Phi-3).
+
+Parameters are a plain nested dict of arrays; the NNX modules of `params` say what is in it. Layers
+are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
+candidate is data.
+"""
+
+from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
+from jaxrope.llama.forward import head_DV, hidden, logits
+from jaxrope.llama.params import (
+    Llama,
+    abstract_params,
+    init_params,
+    logical_axes,
+    merge,
+    num_params,
+)
+from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
+
+__all__ = [
+    "DTYPES",
+    "FAMILIES",
+    "REMAT",
+    "SHAPES",
+    "ForwardSettings",
+    "Llama",
+    "LlamaConfig",
+    "abstract_params",
+    "head_DV",
+    "hidden",
+    "init_params",
+    "logical_axes",
+    "logits",
+    "merge",
+    "num_params",
+    "own_rope",
+]

@@ -1,0 +1,169 @@
+"""The forward pass, of whole arrays or, inside a shard_map, of one device's.
+
+On a mesh each layer gathers its weights over the devices that share the model dim, in the compute
+dtype and inside what the remat policy recomputes; heads and the MLP may be cut over `tensor`, and
+attention (jaxrope.attention) sees to the rest of the sequence.
+
+Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L
+layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
+
+from jaxrope import attention, chunked, collectives, masks, rope, sharding
+from jaxrope.llama.config import LlamaConfig
+from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
+
+
+def hidden(
+    config: LlamaConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    r: rope.Rope,
+    *,
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
+) -> jax.Array:
+    """Returns x_BTD after the final norm, in the compute dtype.
+
+    Args:
+      config, params: the model.
+      tokens_BT: ids below vocab_size; JAX clamps others silently, so loaders check them.
+      r: the rope; leaves with a leading batch axis choose per sequence, `per_layer` ones per layer.
+      positions_BT: int32, restarting with each document; None: 0, 1, 2, ...
+      segment_ids_BT: int32, the documents of a packed row; None: one document.
+      settings: how it is run. On a mesh all arrays are this device's.
+    """
+    if positions_BT is None:
+        if sharding.ways(settings.mesh, "context") > 1:
+            raise ValueError("llama.hidden: on a mesh with context > 1 positions_BT is needed.")
+        positions_BT = jnp.broadcast_to(
+            jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
+        )
+    mask = masks.self_mask(positions_BT, segment_ids_BT, window=config.sliding_window)
+    dtype = DTYPES[settings.compute_dtype]
+    x_BTD = collectives.look_up(
+        params["embed_VD"], tokens_BT, dtype, settings.mesh, vocab_size=config.vocab_size
+    )
+    shared = None if r.per_layer else rope.cos_sin(r, positions_BT)
+
+    def layer(x_BTD, weights_and_rope):
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
+        weights, own = weights_and_rope
+        turn = shared if own is None else rope.cos_sin(own, positions_BT)
+        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, mask)
+        return x_BTD + _mlp(config, settings, weights, x_BTD), None
+
+    scanned = (params["layers"], r if r.per_layer else None)
+    x_BTD, _ = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
+    norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
+    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps)
+
+
+def head_DV(config: LlamaConfig, params: dict) -> jax.Array:
+    """Returns the matrix that makes logits of the hidden states; on a mesh this device's part."""
+    return params["embed_VD"].T if config.tie_embeddings else params["head_DV"]
+
+
+def logits(
+    config: LlamaConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs
+) -> jax.Array:
+    """Returns logits_BTV, float32 or wider, of the whole sequence, on one device; see `hidden`. For
+    long sequences take `losses.token_nll`.
+    """
+    x_BTD = hidden(config, params, tokens_BT, r, **kwargs)
+    return _dot("BTD,DV->BTV", x_BTD, head_DV(config, params)).astype(
+        jnp.promote_types(x_BTD.dtype, jnp.float32)
+    )
+
+
+def _attention(config, settings, weights, x_BTD, turn, mask):
+    names = [name for name in weights if name in _ATTENTION]
+    weights = _whole(weights, names, x_BTD.dtype, settings.mesh)
+    y_BTD = _rms_norm(x_BTD, weights["attn_norm_LD"], config.norm_eps)
+    q_BTNH = _dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
+    k_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
+    v_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
+    if config.qkv_bias:
+        q_BTNH, k_BTKH, v_BTKH = (
+            _add_bias(x, weights[name])
+            for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
+        )
+    out_BTNH = attention.attend(
+        settings.attention,
+        rope.rotate(q_BTNH, *turn),
+        rope.rotate(k_BTKH, *turn),
+        v_BTKH,
+        mask=mask,
+        block=settings.attention_block,
+        kernel=settings.attention_kernel,
+        mesh=settings.mesh,
+        ulysses=settings.ulysses,
+    )
+    out_BTD = _dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
+    out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
+    return _add_bias(out_BTD, weights["o_bias_LD"]) if config.out_bias else out_BTD
+
+
+def _mlp(config, settings, weights, x_BTD):
+    """The MLP; on a mesh with tensor > 1 each device has a part of F, and the sums are added up."""
+    mlp = {name: weights[name] for name in weights if name in _MLP}
+    fn = functools.partial(_gated, config.norm_eps)
+    chunk = settings.mlp_chunk // x_BTD.shape[0]
+    if settings.mlp_chunk and chunk < x_BTD.shape[1]:
+        down_BTD = chunked.over_chunks(
+            fn, x_BTD, None, mlp, chunk=max(chunk, 1), mesh=settings.mesh
+        )
+    else:
+        down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
+    down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
+    if not config.mlp_bias:
+        return down_BTD
+    bias = _whole(weights, ("down_bias_LD",), x_BTD.dtype, settings.mesh)
+    return _add_bias(down_BTD, bias["down_bias_LD"])
+
+
+def _gated(norm_eps, x_BTD, _, weights):
+    """SwiGLU (arXiv 2002.05202) of the normed x, without the last bias."""
+    y_BTD = _rms_norm(x_BTD, weights["mlp_norm_LD"], norm_eps)
+    gate_BTF = _dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
+    up_BTF = _dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
+    if "gate_bias_LF" in weights:
+        gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
+        up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
+    return _dot("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, weights["down_LFD"])
+
+
+_ATTENTION = ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD") + (
+    "q_bias_LNH",
+    "k_bias_LKH",
+    "v_bias_LKH",
+    "o_bias_LD",
+)
+_MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
+
+
+def _whole(weights, names, dtype, mesh):
+    return collectives.gather({name: weights[name] for name in names}, dtype, mesh)
+
+
+def _rms_norm(x_BTD, scale_D, eps):
+    """RMSNorm (arXiv 1910.07467), in float32 or wider."""
+    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
+    return wide.astype(x_BTD.dtype) * scale_D.astype(x_BTD.dtype)[None, None]
+
+
+def _dot(letters, x, weight):
+    # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(letters, x, weight.astype(x.dtype), precision=precision)
+
+
+def _add_bias(x, bias):
+    return x + jnp.expand_dims(bias, (0, 1)).astype(x.dtype)

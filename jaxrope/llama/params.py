@@ -1,0 +1,143 @@
+"""The parameters: a plain nested dict of arrays, described by NNX modules. Layers are stacked on
+their first axis.
+
+Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from jaxrope import rope
+from jaxrope.llama.config import LlamaConfig
+from jaxrope.llama.forward import logits
+from jaxrope.llama.settings import DTYPES
+
+_INIT_STDDEV = 0.02  # GPT-2's, and the default of Llama's configs
+
+
+class Layers(nnx.Module):
+    """All layers: every parameter has the layers as its first axis. `nnx.split` and a scan give
+    them out one at a time.
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype):
+        layers, dim, mlp = config.num_layers, config.embed_dim, config.mlp_dim
+        heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+
+        def normal(*shape, depth=1.0):
+            value = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32) * (
+                _INIT_STDDEV * depth
+            )
+            return nnx.Param(value.astype(dtype))
+
+        def constant(value, *shape):
+            return nnx.Param(jnp.full((layers, *shape), value, dtype))
+
+        out_depth = (
+            (2 * layers) ** -0.5
+        )  # GPT-2: what is added to the residual stream shrinks with the number of additions
+        self.attn_norm_LD = constant(1, dim)
+        self.q_LDNH, self.k_LDKH, self.v_LDKH = (
+            normal(dim, heads, head),
+            normal(dim, kv_heads, head),
+            normal(dim, kv_heads, head),
+        )
+        self.o_LNHD = normal(heads, head, dim, depth=out_depth)
+        self.mlp_norm_LD = constant(1, dim)
+        self.gate_LDF, self.up_LDF, self.down_LFD = (
+            normal(dim, mlp),
+            normal(dim, mlp),
+            normal(mlp, dim, depth=out_depth),
+        )
+        if config.qkv_bias:
+            self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = (
+                constant(0, heads, head),
+                constant(0, kv_heads, head),
+                constant(0, kv_heads, head),
+            )
+        if config.out_bias:
+            self.o_bias_LD = constant(0, dim)
+        if config.mlp_bias:
+            self.gate_bias_LF, self.up_bias_LF, self.down_bias_LD = (
+                constant(0, mlp),
+                constant(0, mlp),
+                constant(0, dim),
+            )
+
+
+class Llama(nnx.Module):
+    """The whole model. A tree: a tied head is the embedding's transpose by method, no reference is
+    shared, so that `nnx.split`, `jax.jit` and `jax.grad` take it as it is.
+    """
+
+    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+        self.config = config
+
+        def normal(*shape):
+            return nnx.Param(
+                (jax.random.normal(rngs.params(), shape, jnp.float32) * _INIT_STDDEV).astype(dtype)
+            )
+
+        self.embed_VD = normal(config.vocab_size, config.embed_dim)
+        self.layers = Layers(config, rngs=rngs, dtype=dtype)
+        self.final_norm_D = nnx.Param(jnp.ones((config.embed_dim,), dtype))
+        if not config.tie_embeddings:
+            self.head_DV = normal(config.embed_dim, config.vocab_size)
+
+    def __call__(self, tokens_BT: jax.Array, r: rope.Rope, **kwargs) -> jax.Array:
+        """Returns logits_BTV; see `logits`."""
+        params = nnx.to_pure_dict(nnx.state(self, nnx.Param))
+        return logits(self.config, params, tokens_BT, r, **kwargs)
+
+
+def merge(config: LlamaConfig, params: dict) -> Llama:
+    """Returns the NNX module that holds `params`; `nnx.to_pure_dict(nnx.state(m))` undoes it."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    nnx.replace_by_pure_dict(state, params)
+    return nnx.merge(graph, state)
+
+
+def init_params(config: LlamaConfig, key: jax.Array, dtype="float32") -> dict:
+    """Returns random parameters: normal with deviation 0.02, projections into the residual stream
+    divided by sqrt(2 L).
+    """
+
+    @jax.jit
+    def draw(key):
+        model = Llama(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
+        return nnx.to_pure_dict(nnx.state(model, nnx.Param))
+
+    return draw(key)
+
+
+def abstract_params(config: LlamaConfig, dtype="float32") -> dict:
+    """Returns the shapes and dtypes of the parameters; costs nothing at any size."""
+    return jax.eval_shape(functools.partial(init_params, config, dtype=dtype), jax.random.key(0))
+
+
+def num_params(config: LlamaConfig) -> int:
+    """Returns the number of parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def logical_axes(config: LlamaConfig) -> dict:
+    """Returns the tree of the parameters with a tuple of axis names for each leaf, read from the
+    letters of its name.
+    """
+    names = {
+        "L": "layers",
+        "V": "vocab",
+        "D": "embed",
+        "N": "heads",
+        "K": "kv_heads",
+        "H": "head_dim",
+        "F": "mlp",
+    }
+
+    def axes(path, _):
+        return tuple(names[letter] for letter in path[-1].key.rsplit("_", 1)[1])
+
+    return jax.tree_util.tree_map_with_path(axes, abstract_params(config))

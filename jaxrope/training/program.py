@@ -1,0 +1,141 @@
+"""What compiling a training step needs, and nothing of data: it works on a mesh of devices that are
+only described, too.
+
+Letters: A parts of a batch (accumulation), B rows of a part, T length.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrope import llama, optimizer, setup, sharding
+from jaxrope.training import step as step_lib
+
+_INTEGERS = ("tokens_BT", "targets_BT", "positions_BT", "segment_ids_BT")
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A training step.
+
+    Attributes:
+      model: the shape of the model.
+      mesh: where it runs.
+      settings: how the model is run; `auto` has become a name.
+      optimizer: transform and schedule.
+      seq_len: tokens in a row.
+      batch_size: rows in an optimizer step, over all devices.
+      accumulation: equal parts a step's batch is cut into.
+      chunk_tokens: tokens of each row and device whose logits exist at one time.
+      param_dtype: of the master weights.
+      remarks: lines for the user: what `auto` has become.
+    """
+
+    model: llama.LlamaConfig
+    mesh: Mesh
+    settings: llama.ForwardSettings
+    optimizer: optimizer.Optimizer
+    seq_len: int
+    batch_size: int
+    accumulation: int
+    chunk_tokens: int
+    param_dtype: str
+    remarks: tuple[str, ...] = ()
+
+    @property
+    def batch_shape(self) -> tuple[int, int, int]:
+        """[A, B, T] of a step's batch."""
+        return self.accumulation, self.batch_size // self.accumulation, self.seq_len
+
+
+def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
+    """Returns the step that `config` asks for.
+
+    Args:
+      config: of the program.
+      mesh: of sharding.make_mesh; its devices may be described only.
+      model: the shape of the model.
+
+    Raises:
+      InputError: batch, length, heads or a number do not fit the mesh or each other.
+    """
+    train = config.train
+    sharding.check_batch(mesh, train.batch_size, train.accumulation)
+    axes, abstract = llama.logical_axes(model), llama.abstract_params(model)
+    sharding.param_shardings(mesh, axes, abstract)
+    settings, remarks = setup.forward_settings(config, mesh, model, seq_len=train.seq_len)
+    return Program(
+        model=model,
+        mesh=mesh,
+        settings=settings,
+        optimizer=optimizer.make(config.optimizer, num_steps=train.steps),
+        seq_len=train.seq_len,
+        batch_size=train.batch_size,
+        accumulation=train.accumulation,
+        chunk_tokens=train.chunk_tokens,
+        param_dtype=train.param_dtype,
+        remarks=remarks,
+    )
+
+
+def abstract_state(program: Program):
+    """Returns (abstract TrainState with shardings, the shardings); moments lie where their
+    parameters do, with optimizer.offload in the memory of the hosts.
+    """
+    abstract_params = llama.abstract_params(program.model, program.param_dtype)
+    axes = llama.logical_axes(program.model)
+    params = sharding.param_shardings(program.mesh, axes, abstract_params)
+    everywhere = sharding.replicated(program.mesh)
+    transform = program.optimizer.transform
+    abstract = jax.eval_shape(lambda p: step_lib.init_state(p, transform), abstract_params)
+    moments = params
+    if program.optimizer.offload:
+        moments = jax.tree.map(lambda where: where.with_memory_kind("pinned_host"), params)
+    opt_state = _like_params(abstract.opt_state, abstract_params, moments, everywhere)
+    shardings = step_lib.TrainState(params, opt_state, everywhere, everywhere, everywhere)
+    return jax.tree.map(_placed, abstract, shardings), shardings
+
+
+def lower_step(program: Program, abstract_state, shardings, rope) -> jax.stages.Lowered:
+    """Returns the step (state, batch, rope) -> (state, metrics), lowered.
+
+    Args:
+      program: see there.
+      abstract_state, shardings: of `abstract_state`.
+      rope: the Rope of the length; of arrays of any kind, only their shapes matter.
+    """
+    step = step_lib.make_step(
+        program.model, program.settings, program.optimizer, chunk_tokens=program.chunk_tokens
+    )
+    everywhere = sharding.replicated(program.mesh)
+    where = sharding.batch_sharding(program.mesh)
+    dtypes = dict.fromkeys(_INTEGERS, jnp.int32) | {"loss_weights_BT": jnp.float32}
+    batch = {
+        name: jax.ShapeDtypeStruct(program.batch_shape, dtype, sharding=where)
+        for name, dtype in dtypes.items()
+    }
+    abstract_rope = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=everywhere), rope
+    )
+    jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
+    return jitted.lower(abstract_state, batch, abstract_rope)
+
+
+def _placed(leaf, where):
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+
+def _like_params(opt_state, abstract_params, shardings, everywhere):
+    """Subtrees of an optimizer's state that look like the parameters lie like them."""
+    structure = jax.tree.structure(abstract_params)
+
+    def is_params(node) -> bool:
+        return jax.tree.structure(node) == structure
+
+    def place(node):
+        return shardings if is_params(node) else everywhere
+
+    return jax.tree.map(place, opt_state, is_leaf=is_params)
