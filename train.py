@@ -19,5 +19,12 @@ def run(config, workdir, dry_run):
     return training.train(config, workdir, dry_run)
 
 
+def compile_only(config, topology, workdir):
+    """Compiles the step for a TPU slice that need not be here, and says what it takes."""
+    from jaxrope.topology import compile_train
+
+    compile_train(config, topology, workdir)
+
+
 if __name__ == "__main__":
-    cli.main(run, doc=__doc__)
+    cli.main(run, doc=__doc__, compile_fn=compile_only)

@@ -1,0 +1,186 @@
+"""Compiles the step of a config for devices that need not be here, and reports what it takes."""
+
+import dataclasses
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from jaxrope import llama, setup, sharding
+from jaxrope.errors import InputError
+from jaxrope.topology import memory as memory_lib
+from jaxrope.topology import roofline, schedule, slices
+from jaxrope.topology.report import Memory, Report
+from jaxrope.training import program as program_lib
+from jaxrope.training.plan import check_numbers
+
+FILE = "compile.jsonl"
+_GIB = 2**30
+_UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to compile.
+
+    Attributes:
+      what: of a person's words, such as "training step".
+      lower: lowers it.
+      work: what one run of it computes.
+      footprint: what its memory depends on; None: not estimated.
+      remarks: lines for the user.
+    """
+
+    what: str
+    lower: Callable[[], jax.stages.Lowered]
+    work: roofline.Work
+    footprint: memory_lib.Footprint | None
+    remarks: tuple[str, ...]
+
+
+def train_job(config, mesh: Mesh) -> Job:
+    """Returns the training step of a config. No data, tokenizer or weights are needed.
+
+    Raises:
+      InputError: the config does not fit itself or the mesh.
+    """
+    check_numbers(config)
+    program = program_lib.make_program(config, mesh, setup.model_shape(config))
+    parts, rows, seq_len = program.batch_shape
+    sizes, settings = dict(mesh.shape), program.settings
+
+    def lower():
+        state, shardings = program_lib.abstract_state(program)
+        plain = llama.own_rope(program.model)(seq_len)  # its numbers do not matter, only its shape
+        return program_lib.lower_step(program, state, shardings, plain)
+
+    footprint = memory_lib.Footprint(
+        model=program.model,
+        sizes=sizes,
+        rows=rows,
+        seq_len=seq_len,
+        accumulates=parts > 1,
+        remat=settings.remat,
+        mlp_chunk=settings.mlp_chunk,
+        chunk_tokens=program.chunk_tokens,
+        offload=program.optimizer.offload,
+    )
+    work = roofline.train_work(
+        program.model, settings, sizes, rows=parts * rows, seq_len=seq_len, parts=parts
+    )
+    model = (
+        f"model         {llama.num_params(program.model):,} parameters; {parts * rows} rows of "
+        f"{seq_len:,} tokens in {parts} parts, {footprint.tokens:,} tokens of a part on each device"
+    )
+    return Job("training step", lower, work, footprint, (model, *program.remarks))
+
+
+def compile_train(config, topology: str, workdir: Path | None) -> None:
+    """Prints what `train.py` would take; see `compile_job`."""
+    compile_config(train_job, config, topology, workdir)
+
+
+def compile_config(
+    job_fn: Callable[..., Job], config, topology: str, workdir: Path | None
+) -> Report:
+    """Compiles the step of a config, prints what it takes, and adds that to a file of the workdir.
+
+    Args:
+      job_fn: `job_fn(config, mesh)`.
+      config: of the program; its mesh must have as many devices as the slice.
+      topology: such as "v5p:4x4x4"; "" = the devices of this machine.
+      workdir: for compile.jsonl; None: no file.
+
+    Raises:
+      InputError: the config does not fit itself or the slice, or the step does not fit its memory.
+    """
+    found = slices.devices(topology) if topology else jax.devices()
+    mesh = sharding.make_mesh(config.mesh, found)
+    # no jax.set_mesh: a constant that is made while tracing would be made on devices not there
+    report = compile_job(job_fn(config, mesh), mesh, topology or "the devices of this machine")
+    print(report.text(), flush=True)
+    if workdir is not None:
+        report.append_to(workdir / FILE)
+        print(f"wrote {workdir / FILE}", flush=True)
+    return report
+
+
+def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
+    """Returns what compiling has shown.
+
+    Raises:
+      InputError: it does not fit the memory of a device.
+    """
+    device = mesh.devices.flat[0]
+    chip = slices.chip_of(device)
+    usable = chip.usable_bytes if chip else None
+    start = time.perf_counter()
+    try:
+        compiled = job.lower().compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise InputError(_too_large(job, str(error), where, usable)) from None
+    seconds = time.perf_counter() - start
+    memory = _memory(compiled, usable)
+    if usable and memory.peak > usable:
+        raise InputError(
+            _too_large(
+                job, f"needs {memory.peak / _GIB:.2f}G of {usable / _GIB:.2f}G", where, usable
+            )
+        )
+    versions = {"jax": jax.__version__}
+    if device.platform == "tpu":
+        versions = {"libtpu": slices.libtpu_version()} | versions
+    found = schedule.read(compiled.as_text())
+    prediction = roofline.predict(job.work, found, chip, mesh.size) if chip else None
+    return Report(
+        what=job.what,
+        where=where,
+        versions=versions,
+        mesh=dict(mesh.shape),
+        device_kind=device.device_kind,
+        remarks=job.remarks,
+        seconds=seconds,
+        memory=memory,
+        work=job.work,
+        schedule=found,
+        prediction=prediction,
+    )
+
+
+def _memory(compiled: jax.stages.Compiled, usable: int | None) -> Memory:
+    found = compiled.memory_analysis()
+    host = (
+        found.host_argument_size_in_bytes
+        + found.host_output_size_in_bytes
+        - found.host_alias_size_in_bytes
+        + found.host_temp_size_in_bytes
+    )
+    return Memory(
+        arguments=found.argument_size_in_bytes,
+        outputs=found.output_size_in_bytes,
+        temporaries=found.temp_size_in_bytes,
+        peak=found.peak_memory_in_bytes,
+        host=host,
+        usable=usable,
+    )
+
+
+def _too_large(job: Job, message: str, where: str, usable: int | None) -> str:
+    """Returns one line: what is missing, what takes it, and the settings that would mend it."""
+    sizes = [float(n) * _UNITS[unit] for n, unit in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
+    needed = max(sizes) if sizes else 0.0
+    said = f"needs {needed / _GIB:.1f} GiB" if needed else "needs more than there is"
+    text = f"The {job.what} {said} on each device of {where}"
+    text += f", where a program may use {usable / _GIB:.1f} GiB." if usable else "."
+    if job.footprint is None:
+        return text + " Use a larger slice, or fewer candidates at a time (search.batch_size)."
+    parts = sorted(job.footprint.parts().items(), key=lambda item: -item[1])
+    listed = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
+    text += f" By estimate, in GiB: {listed}. Settings that make it less, and by how many GiB: "
+    options = memory_lib.knobs(job.footprint)
+    return text + "; ".join(f"{name} (-{saved / _GIB:.1f})" for name, saved in options) + "."
