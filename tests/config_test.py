@@ -10,7 +10,8 @@ from jaxrope import experiment
 from jaxrope.errors import InputError
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted((ROOT / "configs").glob("*.py"))
+SHARED = "recipes.py"  # what the configs for pods have in common; no experiment
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != SHARED)
 EXPERIMENTS = [path for path in FILES if path.name != "base.py"]
 SELECTORS = ("method", "name", "source")
 

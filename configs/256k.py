@@ -1,0 +1,23 @@
+"""Fine-tunes Llama-2-7B on from 128k to 262,144 tokens: the second stage of LongRoPE (arXiv 2402.13753, section 4.1).
+
+  python train.py --config=configs/256k.py --workdir=runs/256k
+
+on a v5p-128 (64 chips), after configs/128k.py, from whose workdir runs/128k it starts. Other models, slices and folders:
+--config=configs/256k.py:mistral_7b,v5e_256,gs://BUCKET/FOLDER (recipes.py says which; --workdir=runs/256k_mistral_7b then).
+docs/pods.md goes through a whole run.
+
+600 steps of 32 rows, 5.0 G tokens, with the published factors for 256k.
+"""
+
+from configs import recipes
+
+MESHES = {"v5p_64": (8, 8), "v5e_256": (16, 16), "v6e_256": (16, 16)}
+
+
+def get_config(text=""):
+    """Returns the configuration; `text` is what recipes.py says."""
+    model, mesh, folder, _ = recipes.parse(text, "256k", MESHES)
+    config = recipes.finetune(262_144, model, mesh, folder=folder, source="128k", steps=600)
+    recipes.factors(config, "256k", model, folder)
+    config.forward.remat = "save_attention"
+    return config

@@ -1,0 +1,27 @@
+"""Fine-tunes Llama-2-7B on from 512k to 2,097,152 tokens. Beyond the paper, whose 2M is search and evaluation without training
+(search_2m.py, eval_2m.py).
+
+  python train.py --config=configs/2m.py --workdir=runs/2m
+
+on a v5p-512 (256 chips), after configs/512k.py, from whose workdir runs/512k it starts. Other models and folders:
+--config=configs/2m.py:llama3_8b,gs://BUCKET/FOLDER (recipes.py says which).
+
+The recipe of 256k with 4 rows, as many tokens a step, and 100 steps: 0.8 G tokens; our choice, nobody's result.
+The factors are those that the paper searched on the fine-tuned 256k model.
+"""
+
+from configs import recipes
+
+MESHES = {"v5p_256": (4, 64)}
+
+
+def get_config(text=""):
+    """Returns the configuration; `text` is what recipes.py says."""
+    model, mesh, folder, _ = recipes.parse(text, "2m", MESHES)
+    config = recipes.finetune(2_097_152, model, mesh, folder=folder, source="512k", steps=100)
+    if model != "mistral_7b":  # its rows are of 16k here too
+        config.train.batch_size = 4
+        config.train.accumulation = 4 // config.mesh.fsdp
+    recipes.factors(config, "2m", model, folder)
+    config.forward.remat = "save_attention"
+    return config

@@ -1,0 +1,20 @@
+"""Searches factors that take Llama-2-7B to 262,144 tokens, 64 times its own, without training (LongRoPE, section 4.1).
+
+  python search.py --config=configs/search_256k.py --workdir=runs/search_256k
+
+on a v5p-128 (64 chips). Other models, slices and folders: --config=configs/search_256k.py:llama3_8b,v5e_256,gs://BUCKET/FOLDER
+(recipes.py says which; --workdir=runs/search_256k_llama3_8b then). The word `quick` there halves the population and takes
+12 iterations and 3 samples: a seventh of the work.
+
+Algorithm 1 with the paper's numbers: 64 candidates, then 32 new ones in each of 39 generations, on 5 texts of PG19's validation part.
+"""
+
+from configs import recipes
+
+MESHES = {"v5p_64": (32, 2), "v5e_256": (32, 8), "v6e_256": (32, 8)}  # a generation has 32 new candidates
+
+
+def get_config(text=""):
+    """Returns the configuration; `text` is what recipes.py says, and the word quick."""
+    model, mesh, folder, word = recipes.parse(text, "search_256k", MESHES, ("quick",))
+    return recipes.search(262_144, model, mesh, folder=folder, source=None, quick=word == "quick")

@@ -1,0 +1,19 @@
+"""Searches factors that take the fine-tuned 256k model to 2,097,152 tokens, without training (LongRoPE, sections 3.3, 4.1).
+
+  python search.py --config=configs/search_2m.py --workdir=runs/search_2m
+
+on a v5p-512 (256 chips), after configs/256k.py, whose workdir runs/256k is the model. Other models, slices and folders:
+--config=configs/search_2m.py:mistral_7b,v5e_256,gs://BUCKET/FOLDER (recipes.py says which).
+
+Half the population and 3 texts, as the paper has beyond 512k, in 12 generations: 32 candidates, then 16 new ones in each of 11.
+"""
+
+from configs import recipes
+
+MESHES = {"v5p_256": (16, 16), "v5e_256": (16, 16), "v6e_256": (16, 16)}  # a generation has 16 new candidates
+
+
+def get_config(text=""):
+    """Returns the configuration; `text` is what recipes.py says."""
+    model, mesh, folder, _ = recipes.parse(text, "search_2m", MESHES)
+    return recipes.search(2_097_152, model, mesh, folder=folder, source="256k", quick=True)
