@@ -1,0 +1,81 @@
+"""A job of several processes on this machine: each is a program with CPU devices of its own."""
+
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        return server.getsockname()[1]
+
+
+class Job:
+    """Processes that were started together; use it as a context manager, which ends them all."""
+
+    def __init__(self, folder: Path, *command, processes: int, devices: int, only=None, extra=None):
+        """Starts them.
+
+        Args:
+          folder: their output goes to 0.log, 1.log, ... here.
+          command: of each, after python.
+          processes: how many; 1 is started without the variables of a job.
+          devices: of each.
+          only: the numbers of those that are started; None = all.
+          extra: {number: further arguments}.
+        """
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        address = f"127.0.0.1:{free_port()}"
+        self.processes = {}
+        for number in range(processes) if only is None else only:
+            environment = os.environ | {
+                "PYTHONPATH": str(ROOT),
+                "JAX_PLATFORMS": "cpu",
+                "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+                "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            }
+            if processes > 1:
+                environment["JAX_COORDINATOR_ADDRESS"] = address
+                environment["JAX_NUM_PROCESSES"] = str(processes)
+                environment["JAX_PROCESS_ID"] = str(number)
+            with open(self._path(number), "w") as log:
+                self.processes[number] = subprocess.Popen(
+                    [sys.executable, *map(str, command), *(extra or {}).get(number, ())],
+                    env=environment,
+                    cwd=ROOT,
+                    stdout=log,
+                    stderr=log,
+                )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        for process in self.processes.values():
+            process.kill()
+            process.wait()
+
+    def wait(self, seconds: float = 300.0) -> list[int]:
+        """Returns the exit codes; a process that is still there after `seconds` is an error."""
+        until = time.monotonic() + seconds
+        return [p.wait(max(until - time.monotonic(), 0.1)) for p in self.processes.values()]
+
+    def until(self, text: str, *, number: int = 0, seconds: float = 300.0) -> None:
+        """Waits until a process has written `text`."""
+        until = time.monotonic() + seconds
+        while text not in self.log(number):
+            assert self.processes[number].poll() is None, self.log(number)
+            assert time.monotonic() < until, self.log(number)
+            time.sleep(0.02)
+
+    def log(self, number: int) -> str:
+        return self._path(number).read_text(errors="replace")
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number}.log"
