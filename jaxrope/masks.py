@@ -12,6 +12,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+_PAD_SEGMENTS = (-2, -3)  # of queries and of keys: alike to no segment and not to each other
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +35,10 @@ class Mask:
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
 
+    def of_batch(self, batch: int) -> "Mask":
+        """Returns the mask with one row of ids for each of `batch` rows."""
+        return jax.tree.map(lambda ids: jnp.broadcast_to(ids, (batch, ids.shape[1])), self)
+
 
 def self_mask(
     positions_BT: jax.Array,
@@ -43,6 +49,28 @@ def self_mask(
 ) -> Mask:
     """Returns the mask of a sequence that attends to itself."""
     return Mask(positions_BT, positions_BT, segment_ids_BT, segment_ids_BT, causal, window)
+
+
+def pad(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:
+    """Returns the mask with tokens added at the end, which see nothing and are not seen."""
+    if not (q_tokens or kv_tokens):
+        return mask
+    q_segments, kv_segments = mask.q_segment_ids_BT, mask.kv_segment_ids_BS
+    if q_segments is None:
+        q_segments = jnp.zeros_like(mask.q_positions_BT)
+        kv_segments = jnp.zeros_like(mask.kv_positions_BS)
+
+    def add(x, tokens, **how):
+        return jnp.pad(x, ((0, 0), (0, tokens)), **how)
+
+    return Mask(
+        add(mask.q_positions_BT, q_tokens, mode="edge"),
+        add(mask.kv_positions_BS, kv_tokens, mode="edge"),
+        add(q_segments, q_tokens, constant_values=_PAD_SEGMENTS[0]),
+        add(kv_segments, kv_tokens, constant_values=_PAD_SEGMENTS[1]),
+        mask.causal,
+        mask.window,
+    )
 
 
 def allowed(mask: Mask) -> jax.Array:

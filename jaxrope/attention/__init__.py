@@ -5,15 +5,30 @@ heads, G = N // K, H head dim.
 """
 
 import jax
+from jax.sharding import Mesh
 
-from jaxrope.attention.blockwise import blockwise
-from jaxrope.attention.reference import reference
+from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
+from jaxrope.attention.choice import check, length_unit, resolve
+from jaxrope.attention.local import KERNELS, LSE, OUT
+from jaxrope.attention.whole import attend_whole
+from jaxrope.attention.zigzag import inverse, order
 from jaxrope.errors import choose
 from jaxrope.masks import Mask
 
-BACKENDS = {"blockwise": blockwise, "reference": reference}
-
-__all__ = ["BACKENDS", "attend", "blockwise", "reference"]
+__all__ = [
+    "BACKENDS",
+    "KERNELS",
+    "LSE",
+    "OUT",
+    "SPREAD",
+    "attend",
+    "attend_whole",
+    "check",
+    "inverse",
+    "length_unit",
+    "order",
+    "resolve",
+]
 
 
 def attend(
@@ -25,22 +40,31 @@ def attend(
     mask: Mask,
     scale: float | None = None,
     block: int = 512,
+    kernel: str = "blockwise",
+    mesh: Mesh | None = None,
+    ulysses: int = 1,
 ) -> jax.Array:
     """Returns softmax(scale q k^T + mask) v, out_BTNH in the dtype of q; accumulated in float32 or
     wider. A query that sees no key gives zeros.
 
     Args:
       backend: a name in BACKENDS.
-      q_BTNH, k_BSKH, v_BSKH: already rotated; N is a multiple of K.
-      mask: which key a query may see.
+      q_BTNH, k_BSKH, v_BSKH: already rotated; N is a multiple of K. With a mesh, this device's
+        part of them: its rows, its heads, its tokens in the order of `order`.
+      mask: which key a query may see; of this device's tokens.
       scale: of the logits; None: H^-0.5.
       block: tokens in a block, for backends that cut the sequence.
+      kernel: what computes the part of a device, a name in KERNELS.
+      mesh: the caller is inside a shard_map over it, all axes manual; None: one device.
+      ulysses: devices of the axis `context` that exchange heads, for "usp".
 
     Raises:
-      InputError: an unknown backend.
+      InputError: an unknown name.
+      NotImplementedError: this backend cannot do this; the message names those that can.
       ValueError: shapes that do not fit each other.
     """
     attention_fn = choose("attention", backend, BACKENDS)
+    choose("attention_kernel", kernel, KERNELS)
     (batch, _, num_heads, head_dim), kv_shape = q_BTNH.shape, k_BSKH.shape
     if (
         kv_shape != v_BSKH.shape
@@ -52,6 +76,6 @@ def attend(
             f"attention: q_BTNH {q_BTNH.shape}, k_BSKH {kv_shape} and v_BSKH {v_BSKH.shape} must "
             "agree in B and H, and N must be a multiple of K."
         )
-    return attention_fn(
-        q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale or head_dim**-0.5, block=block
-    )
+    mask = mask.of_batch(batch)
+    settings = Settings(kernel, scale or head_dim**-0.5, block, mesh, ulysses)
+    return attention_fn(q_BTNH, k_BSKH, v_BSKH, mask, settings)

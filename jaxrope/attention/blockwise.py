@@ -8,48 +8,120 @@ Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K,
 blocks, C block of queries, X block of keys, M = G C.
 """
 
-import functools
+import dataclasses
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jaxrope.masks import Mask, allowed, any_allowed
+from jaxrope.masks import Mask, allowed, any_allowed, pad
 
-_MASKED = -1e30  # not -inf: the difference of two infinities is not a number
-_EMPTY = -1e29  # a row whose maximum lies below has seen no key
-_PAD_SEGMENTS = (-2, -3)  # of queries and of keys: alike to no segment and not to each other
-
-
-def blockwise(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, *, mask: Mask, scale: float, block: int
-) -> jax.Array:
-    """See `attention.attend`. `block` is the most tokens of queries, and of keys, in one block."""
-    batch, q_len, num_heads, head_dim = q_BTNH.shape
-    kv_len, num_kv_heads = k_BSKH.shape[1:3]
-    q_block, kv_block = min(block, q_len), min(block, kv_len)
-    mask = _pad_mask(_broadcast_mask(mask, batch), -q_len % q_block, -kv_len % kv_block)
-    q = _pad(q_BTNH, -q_len % q_block).reshape(
-        batch, -1, q_block, num_kv_heads, num_heads // num_kv_heads, head_dim
-    )
-    q_nBKGCH = q.transpose(1, 0, 3, 4, 2, 5)
-    k_nBKCH, v_nBKCH = (
-        _pad(x, -kv_len % kv_block)
-        .reshape(batch, -1, kv_block, num_kv_heads, head_dim)
-        .transpose(1, 0, 3, 2, 4)
-        for x in (k_BSKH, v_BSKH)
-    )
-    out_nBKGCH = _attention(q_nBKGCH, k_nBKCH, v_nBKCH, _cut_mask(mask, q_block, kv_block), scale)
-    out = out_nBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, num_heads, head_dim)
-    return out[:, :q_len]
+MASKED = -1e30  # not -inf: the difference of two infinities is not a number
+EMPTY = -1e29  # a row whose maximum lies below has seen no key
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attention(q, k, v, mask, scale):
-    return _forward(q, k, v, mask, scale)[0]
+def forward(
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, scale: float, block: int
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (out_BTNH, log-sum-exp BTN), both float32 or wider; a row that sees no key has zeros
+    and a log-sum-exp of -1e30.
+    """
+    cut = _Cut.of(q_BTNH, k_BSKH, block)
+    blocks = cut.mask(mask)
+    out, lse = _forward(cut.queries(q_BTNH), cut.keys(k_BSKH), cut.keys(v_BSKH), blocks, scale)
+    return cut.rows(out), cut.rows(lse[..., None])[..., 0]
+
+
+def backward(
+    q_BTNH: jax.Array,
+    kv: tuple[jax.Array, jax.Array],
+    mask: Mask,
+    results: tuple[jax.Array, jax.Array, jax.Array],
+    *,
+    scale: float,
+    block: int,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Returns (dq_BTNH, dk_BSKH, dv_BSKH), float32 or wider (FlashAttention-2, Algorithm 2).
+
+    Args:
+      q_BTNH: queries.
+      kv: (k_BSKH, v_BSKH); they may be a part of all keys.
+      mask: of these queries and keys.
+      results: (lse_BTN over ALL keys, inner_BTN: sum over H of out * dout, dout_BTNH).
+      scale: of the logits.
+      block: tokens in a block.
+    """
+    k_BSKH, v_BSKH = kv
+    lse_BTN, inner_BTN, dout_BTNH = results
+    cut = _Cut.of(q_BTNH, k_BSKH, block)
+    q, dout = cut.queries(q_BTNH), cut.queries(dout_BTNH.astype(q_BTNH.dtype))
+    lse, inner = (cut.queries(x[..., None])[..., 0] for x in (lse_BTN, inner_BTN))
+    rows = _Rows(q, dout, lse, inner)
+    dq, dk, dv = _backward(rows, cut.keys(k_BSKH), cut.keys(v_BSKH), cut.mask(mask), scale)
+    return cut.rows(dq), cut.unkeys(dk), cut.unkeys(dv)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Cut:
+    """How sequences are cut into blocks; the last block is filled up with tokens that see nothing.
+
+    Attributes:
+      q_len, kv_len: T and S.
+      q_block, kv_block: tokens of a block.
+      kv_heads: K.
+    """
+
+    q_len: int
+    kv_len: int
+    q_block: int
+    kv_block: int
+    kv_heads: int
+
+    @classmethod
+    def of(cls, q_BTNH, k_BSKH, block: int):
+        q_len, (kv_len, kv_heads) = q_BTNH.shape[1], k_BSKH.shape[1:3]
+        return cls(q_len, kv_len, min(block, q_len), min(block, kv_len), kv_heads)
+
+    def queries(self, x_BTNH):
+        """Returns x_nBKGCH."""
+        batch, _, num_heads, dim = x_BTNH.shape
+        x = _pad(x_BTNH, -self.q_len % self.q_block)
+        split = (batch, -1, self.q_block, self.kv_heads, num_heads // self.kv_heads, dim)
+        return x.reshape(split).transpose(1, 0, 3, 4, 2, 5)
+
+    def rows(self, x_nBKGCH):
+        """Returns x_BTNH; undoes `queries`."""
+        _, batch, kv_heads, group, _, dim = x_nBKGCH.shape
+        x = x_nBKGCH.transpose(1, 0, 4, 2, 3, 5).reshape(batch, -1, kv_heads * group, dim)
+        return x[:, : self.q_len]
+
+    def keys(self, x_BSKH):
+        """Returns x_nBKCH."""
+        batch, _, kv_heads, dim = x_BSKH.shape
+        x = _pad(x_BSKH, -self.kv_len % self.kv_block)
+        return x.reshape(batch, -1, self.kv_block, kv_heads, dim).transpose(1, 0, 3, 2, 4)
+
+    def unkeys(self, x_nBKCH):
+        """Returns x_BSKH; undoes `keys`."""
+        _, batch, kv_heads, _, dim = x_nBKCH.shape
+        x = x_nBKCH.transpose(1, 0, 3, 2, 4).reshape(batch, -1, kv_heads, dim)
+        return x[:, : self.kv_len]
+
+    def mask(self, mask: Mask) -> Mask:
+        """Returns the mask with leaves [n, B, block]."""
+        padded = pad(mask, -self.q_len % self.q_block, -self.kv_len % self.kv_block)
+        return _cut_mask(padded, self.q_block, self.kv_block)
+
+
+class _Rows(NamedTuple):
+    q: jax.Array
+    dout: jax.Array
+    lse: jax.Array
+    inner: jax.Array
 
 
 def _forward(q, k, v, mask, scale):
-    """Returns (out_nBKGCH in the dtype of q, log-sum-exp nBKGC in float32 or wider)."""
+    """Returns (out_nBKGCH, log-sum-exp nBKGC), float32 or wider."""
     dtype = jnp.promote_types(q.dtype, jnp.float32)
 
     def over_queries(_, query):
@@ -75,39 +147,35 @@ def _forward(q, k, v, mask, scale):
         rows = q_block.shape[:-1]
         start = (
             jnp.zeros(q_block.shape, dtype),
-            jnp.full(rows, _MASKED, dtype),
+            jnp.full(rows, MASKED, dtype),
             jnp.zeros(rows, dtype),
         )
         (out, top, total), _ = jax.lax.scan(over_keys, start, (k, v, _kv_part(mask)))
-        empty = top < _EMPTY
+        empty = top < EMPTY
         out = jnp.where(empty[..., None], 0, out / jnp.where(empty, 1, total)[..., None])
-        return None, (out.astype(q.dtype), jnp.where(empty, _MASKED, top + jnp.log(total)))
+        lse = jnp.where(empty, MASKED, top + jnp.log(jnp.where(empty, 1, total)))
+        return None, (out, lse)
 
     return jax.lax.scan(over_queries, None, (q, _q_part(mask)))[1]
 
 
-def _attention_fwd(q, k, v, mask, scale):
-    out, lse = _forward(q, k, v, mask, scale)
-    return out, (q, k, v, mask, out, lse)
-
-
-def _attention_bwd(scale, residuals, dout):
-    """Gradients of q, k and v (FlashAttention-2, Algorithm 2), block by block.
+def _backward(rows: _Rows, k, v, mask, scale):
+    """Returns gradients of q, k and v, block by block.
 
     Weights are computed transposed, keys by queries (M = G C of them), and dq as its transpose, so
     that each of the five products of a block is a plain one of rows by columns: XLA's CPU backend
     takes three times as long for a transposed operand.
     """
-    q, k, v, mask, out, lse = residuals
+    q = rows.q
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    rows_nBKM = jnp.sum(dout.astype(dtype) * out.astype(dtype), axis=-1)
     flat = (*q.shape[:3], -1)
-    q_nBKMH, dout_nBKMH = (x.reshape(*flat, q.shape[-1]) for x in (q, dout))
-    queries = (q_nBKMH, dout_nBKMH, lse.reshape(flat), rows_nBKM.reshape(flat), _q_part(mask))
+    q_nBKMH, dout_nBKMH = (x.reshape(*flat, q.shape[-1]) for x in (q, rows.dout))
+    lse_nBKM, inner_nBKM = rows.lse.reshape(flat), rows.inner.reshape(flat)
+    queries = (q_nBKMH, dout_nBKMH, lse_nBKM, inner_nBKM, _q_part(mask))
     k_nBKHC = k.swapaxes(-1, -2)
 
     def over_queries(carry, query):
-        q_BKMH, dout_BKMH, lse_BKM, rows_BKM, q_mask = query
+        q_BKMH, dout_BKMH, lse_BKM, inner_BKM, q_mask = query
 
         def over_keys(dq_BKHM, keys):
             k_BKXH, k_BKHX, v_BKXH, kv_mask = keys
@@ -118,7 +186,7 @@ def _attention_bwd(scale, residuals, dout):
                 seen = _seen_transposed(block_mask, logits.shape)
                 weights = jnp.where(seen, jnp.exp(logits - lse_BKM[:, :, None]), 0)
                 dweights = _dot("BKXH,BKMH->BKXM", v_BKXH, dout_BKMH, dtype)
-                dlogits = (weights * (dweights - rows_BKM[:, :, None]) * scale).astype(q.dtype)
+                dlogits = (weights * (dweights - inner_BKM[:, :, None]) * scale).astype(q.dtype)
                 dv_BKXH = _dot("BKXM,BKMH->BKXH", weights.astype(q.dtype), dout_BKMH, dtype)
                 dk_BKXH = _dot("BKXM,BKMH->BKXH", dlogits, q_BKMH, dtype)
                 dq_BKHM = dq_BKHM + _dot("BKHX,BKXM->BKHM", k_BKHX, dlogits, dtype)
@@ -135,16 +203,12 @@ def _attention_bwd(scale, residuals, dout):
 
     start = (jnp.zeros(k.shape, dtype), jnp.zeros(v.shape, dtype))
     (dk, dv), dq_nBKHM = jax.lax.scan(over_queries, start, queries)
-    dq = dq_nBKHM.swapaxes(-1, -2).reshape(q.shape)
-    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
-
-
-_attention.defvjp(_attention_fwd, _attention_bwd)
+    return dq_nBKHM.swapaxes(-1, -2).reshape(q.shape), dk, dv
 
 
 def _logits(q_block, k_block, block_mask, scale, dtype):
     logits = scale * _dot("BKGCH,BKXH->BKGCX", q_block, k_block, dtype)
-    return jnp.where(allowed(block_mask)[:, None, None], logits, _MASKED)
+    return jnp.where(allowed(block_mask)[:, None, None], logits, MASKED)
 
 
 def _seen_transposed(block_mask, shape_BKXM):
@@ -165,34 +229,6 @@ def _dot(letters, x, y, dtype):
 
 def _pad(x_BTXX, tokens):
     return jnp.pad(x_BTXX, ((0, 0), (0, tokens), (0, 0), (0, 0))) if tokens else x_BTXX
-
-
-def _broadcast_mask(mask: Mask, batch: int) -> Mask:
-    return jax.tree.map(lambda x: jnp.broadcast_to(x, (batch, x.shape[1])), mask)
-
-
-def _pad_mask(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:
-    if not (q_tokens or kv_tokens):
-        return mask
-    if mask.q_segment_ids_BT is None:
-        q_segments, kv_segments = (
-            jnp.zeros_like(mask.q_positions_BT),
-            jnp.zeros_like(mask.kv_positions_BS),
-        )
-    else:
-        q_segments, kv_segments = mask.q_segment_ids_BT, mask.kv_segment_ids_BS
-
-    def pad(x, tokens, **kwargs):
-        return jnp.pad(x, ((0, 0), (0, tokens)), **kwargs)
-
-    return Mask(
-        pad(mask.q_positions_BT, q_tokens, mode="edge"),
-        pad(mask.kv_positions_BS, kv_tokens, mode="edge"),
-        pad(q_segments, q_tokens, constant_values=_PAD_SEGMENTS[0]),
-        pad(kv_segments, kv_tokens, constant_values=_PAD_SEGMENTS[1]),
-        mask.causal,
-        mask.window,
-    )
 
 
 def _cut_mask(mask: Mask, q_block: int, kv_block: int) -> Mask:

@@ -1,0 +1,112 @@
+"""Attention over a spread sequence by moving it: all keys to every device (all-gather), or heads in
+exchange for tokens (Ulysses, arXiv 2309.14509), alone or round a ring of groups (USP, 2405.07719).
+
+Letters: B batch, T and S local tokens, N heads, K kv heads, H head dim, U devices of a group.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrope.attention import local, zigzag
+from jaxrope.attention.hops import Sizes
+from jaxrope.masks import Mask
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def all_gather(sizes: Sizes, q_BTNH, k_BSKH, v_BSKH, mask: Mask):
+    """Returns out_BTNH of this device's queries and all keys.
+
+    Gradients of keys are summed over the devices in float32 or wider.
+    """
+    return _all_gather_fwd(sizes, q_BTNH, k_BSKH, v_BSKH, mask)[0]
+
+
+def _all_gather_fwd(sizes: Sizes, q, k, v, mask: Mask):
+    forward = local.KERNELS[sizes.kernel].forward
+    whole = _whole_mask(mask)
+    out, lse = forward(q, _gather(k), _gather(v), whole, scale=sizes.scale, block=sizes.block)
+    out, lse = local.named(out.astype(q.dtype), lse)
+    return out, (q, k, v, mask, out, lse)
+
+
+def _all_gather_bwd(sizes: Sizes, residuals, dout):
+    q, k, v, mask, out, lse = residuals
+    backward = local.KERNELS[sizes.kernel].backward
+    dq, dk, dv = backward(
+        q,
+        (_gather(k), _gather(v)),
+        _whole_mask(mask),
+        (lse, local.inner(out, dout), dout),
+        scale=sizes.scale,
+        block=sizes.block,
+    )
+    dk, dv = (
+        jax.lax.psum_scatter(x, zigzag.AXIS, scatter_dimension=1, tiled=True) for x in (dk, dv)
+    )
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
+
+
+all_gather.defvjp(_all_gather_fwd, _all_gather_bwd)
+
+
+def _gather(x_BS):
+    return jax.lax.all_gather(x_BS, zigzag.AXIS, axis=1, tiled=True)
+
+
+def _whole_mask(mask: Mask) -> Mask:
+    segments = mask.kv_segment_ids_BS
+    return Mask(
+        mask.q_positions_BT,
+        _gather(mask.kv_positions_BS),
+        mask.q_segment_ids_BT,
+        None if segments is None else _gather(segments),
+        mask.causal,
+        mask.window,
+    )
+
+
+def heads_for_tokens(attention_fn, group: int, q_BTNH, k_BSKH, v_BSKH, mask: Mask):
+    """Returns out_BTNH of `attention_fn(q, k, v, mask)` called with all tokens of a group's devices
+    and a part of the heads.
+
+    Args:
+      attention_fn: on [B, U T, N / U, H].
+      group: U; neighbours on the axis. N is a multiple of it; K too, or U is one of K: then a kv
+        head goes to several devices.
+      q_BTNH, k_BSKH, v_BSKH, mask: of this device.
+    """
+    repeats = max(1, group // k_BSKH.shape[2])
+    if repeats > 1:
+        k_BSKH, v_BSKH = (jnp.repeat(x, repeats, axis=2) for x in (k_BSKH, v_BSKH))
+    to_heads = functools.partial(_exchange, group=group, split=2, joined=1)
+    q, k, v = (to_heads(x) for x in (q_BTNH, k_BSKH, v_BSKH))
+    ids = (
+        mask.q_positions_BT,
+        mask.kv_positions_BS,
+        mask.q_segment_ids_BT,
+        mask.kv_segment_ids_BS,
+    )
+    whole = (None if x is None else _gather_group(x, group) for x in ids)
+    out = attention_fn(q, k, v, Mask(*whole, mask.causal, mask.window))
+    return _exchange(out, group=group, split=1, joined=2)
+
+
+def _exchange(x, *, group: int, split: int, joined: int):
+    return jax.lax.all_to_all(
+        x, zigzag.AXIS, split, joined, axis_index_groups=_groups(group), tiled=True
+    )
+
+
+def _gather_group(ids_BT, group: int):
+    return jax.lax.all_gather(
+        ids_BT, zigzag.AXIS, axis=1, tiled=True, axis_index_groups=_groups(group)
+    )
+
+
+def _groups(group: int) -> list[list[int]] | None:
+    num = jax.lax.axis_size(zigzag.AXIS)
+    if group == num:
+        return None
+    return [list(range(first, first + group)) for first in range(0, num, group)]
