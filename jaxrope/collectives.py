@@ -65,10 +65,15 @@ def scatter_sum(gradients: dict, weights: dict, mesh: Mesh | None) -> dict:
     return {name: one(name, gradient) for name, gradient in gradients.items()}
 
 
+def sum_over(x, mesh: Mesh | None, *names: str):
+    """Returns the sum of what the devices of these axes have, of each array of a pytree."""
+    axes = axes_of(mesh, names)
+    return lax.psum(x, axes) if axes else x
+
+
 def sum_over_tensor(x: jax.Array, mesh: Mesh | None) -> jax.Array:
     """Returns the sum of the parts that the devices of axis `tensor` have."""
-    axes = axes_of(mesh, TENSOR)
-    return lax.psum(x, axes) if axes else x
+    return sum_over(x, mesh, *TENSOR)
 
 
 def shard_of_vocab(rows: int, vocab_size: int) -> jax.Array | None:

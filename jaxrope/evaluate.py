@@ -8,13 +8,12 @@ eval_nll.npz (every scored token's NLL) and eval.png into the workdir, and print
 """
 
 import dataclasses
-import os
+import io
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -118,9 +117,8 @@ def load(config, path: str, mesh: Mesh) -> pretrained.Pretrained:
         with config.unlocked():
             config.model = dict(source="checkpoint", path=path)
     loaded = setup.load_model(config)
-    abstract = llama.abstract_params(loaded.config)
-    shardings = sharding.param_shardings(mesh, llama.logical_axes(loaded.config), abstract)
-    return dataclasses.replace(loaded, params=jax.device_put(loaded.params, shardings))
+    shardings = llama.param_shardings(loaded.config, mesh)
+    return dataclasses.replace(loaded, params=sharding.put(loaded.params, shardings))
 
 
 def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
@@ -197,13 +195,10 @@ def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
 
 
 def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    """Writes arrays as .npz under a temporary name, and renames it."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    """Writes arrays as .npz, atomically."""
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    files.write_bytes_atomic(path, buffer.getvalue())
 
 
 def _main_path(config) -> str:
@@ -220,15 +215,15 @@ def _model(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> EvalModel:
         row = rows.Row(spec.label, loaded.rope_fn, window)
     else:
         row = rows.method_row(spec.method, shape, rope_len=config.eval.rope_len, window=window)
+    settings, _ = setup.forward_settings(config, plan.mesh, shape)
     return EvalModel(
         config=shape,
         params=loaded.params,
         rope_fn=row.rope_fn,
         tokenizer=plan.tokenizer,
-        settings=llama.ForwardSettings(**config.forward),
+        settings=settings,
         label=spec.label,
         window=row.window,
-        mesh=plan.mesh,
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import attention, data, llama, pretrained, rope
+from jaxrope import attention, data, files, llama, pretrained, rope
 from jaxrope.errors import InputError, choose, nearest
 from jaxrope.llama import LlamaConfig
 from jaxrope.pretrained import Pretrained
@@ -35,7 +35,7 @@ def model_shape(config) -> LlamaConfig:
 
 
 def forward_settings(
-    config, mesh: Mesh, model: LlamaConfig, *, seq_len: int
+    config, mesh: Mesh, model: LlamaConfig, *, seq_len: int = 0
 ) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
     """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` has become).
 
@@ -43,7 +43,7 @@ def forward_settings(
       config: of the program.
       mesh: of sharding.make_mesh.
       model: its shape.
-      seq_len: tokens in a row.
+      seq_len: tokens in a row; 0: rows of any length, which are filled up (llama.lay_out).
 
     Raises:
       InputError: a setting is unknown or out of range, or heads or tokens do not divide.
@@ -116,7 +116,7 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
         return own
     if method == "file":
         _exactly("rope", method, constants, ("path",))
-        return rope.load(Path(constants["path"]).expanduser(), **geometry)
+        return rope.load(files.as_path(constants["path"]), **geometry)
     if method == "preset":
         _exactly("rope", method, constants, ("name",))
         return _preset(constants["name"], geometry)
@@ -168,7 +168,7 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
             "data.tokenizer is not set, and the model comes without one. Give a folder with a "
             'tokenizer.json, or "bytes".'
         )
-    place = place if place == "bytes" else Path(place).expanduser()
+    place = place if place == "bytes" else files.as_path(place)
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 
@@ -197,7 +197,7 @@ def _path(section: dict) -> Path:
     _exactly("model", "checkpoint", section | {"shape": ""}, ("path", "shape"))
     if not section["path"]:
         raise InputError("model.path is not set. Give a Hugging Face folder or a workdir.")
-    return Path(section["path"]).expanduser()
+    return files.as_path(section["path"])
 
 
 _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id")  # training may change these

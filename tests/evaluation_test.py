@@ -3,7 +3,6 @@
 import dataclasses
 import hashlib
 
-import jax
 import numpy as np
 import pytest
 
@@ -54,7 +53,9 @@ def test_logits_exist_for_a_chunk_at_a_time(model, monkeypatch):
     monkeypatch.setattr(scoring, "CHUNK", 8)
     seen = []
     real = losses._nll
-    monkeypatch.setattr(losses, "_nll", lambda x, t: (seen.append(x.shape[1]), real(x, t))[1])
+    monkeypatch.setattr(
+        losses, "_nll", lambda x, *rest: (seen.append(x.shape[1]), real(x, *rest))[1]
+    )
     scoring.score(model, random_rows(1, 27), batch_tokens=27)
     assert seen and set(seen) == {8}
 
@@ -70,16 +71,29 @@ def test_methods_of_one_length_share_a_compilation(model):
     assert scoring.score_batch._cache_size() == before
 
 
-def test_rows_over_eight_devices_score_as_on_one(model):
-    mesh = sharding.make_mesh({"data": 4, "fsdp": 2, "context": 1, "tensor": 1})
-    shardings = sharding.param_shardings(
-        mesh, llama.logical_axes(model.config), llama.abstract_params(model.config)
+@pytest.mark.parametrize(
+    "sizes, backend",
+    [
+        (dict(data=4, fsdp=2), "blockwise"),
+        (dict(data=2, context=4), "ring"),
+        (dict(fsdp=2, context=2, tensor=2), "all_gather"),
+        (dict(context=4, tensor=2), "usp"),
+    ],
+    ids=str,
+)
+def test_rows_over_eight_devices_score_as_on_one(model, sizes, backend):
+    """27 tokens are no multiple of any mesh with context > 1: rows are filled up."""
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1) | sizes)
+    settings = dataclasses.replace(
+        model.settings, mesh=mesh, attention=backend, ulysses=2 if backend == "usp" else 1
     )
-    spread = dataclasses.replace(model, mesh=mesh, params=jax.device_put(model.params, shardings))
-    tokens = random_rows(3, 24)
-    one, _ = scoring.score(model, tokens, batch_tokens=24)
-    many, _ = scoring.score(spread, tokens, batch_tokens=24)
+    params = sharding.put(model.params, llama.param_shardings(model.config, mesh))
+    spread = dataclasses.replace(model, settings=settings, params=params)
+    tokens = random_rows(3, 27)
+    one, hits = scoring.score(model, tokens, batch_tokens=27)
+    many, their_hits = scoring.score(spread, tokens, batch_tokens=27)
     np.testing.assert_allclose(many, one, atol=1e-5)
+    np.testing.assert_array_equal(hits, their_hits)
 
 
 @pytest.mark.parametrize(

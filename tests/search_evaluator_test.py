@@ -1,13 +1,14 @@
 """Candidates on devices: what is computed, that mates do not matter, one compilation, memory."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import llama, rope, sharding
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, objective, plan
 
@@ -22,6 +23,7 @@ def judge_of(config, num_samples=3, length=LENGTH, settings=SETTINGS):
     return objective.Objective(
         loss_fn=objective.mean_nll(config, settings),
         samples=tokens,
+        lay_out=functools.partial(llama.lay_out, settings),
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=length,
@@ -41,14 +43,19 @@ def ropes_of(config, count, seed=1):
     ]
 
 
-def make(judge, params, per_device, num_devices=1):
-    return evaluator.make(judge, params, per_device=per_device, devices=jax.devices()[:num_devices])
+def mesh_of(num_devices=8, **sizes):
+    sizes = dict(data=-1, fsdp=1, context=1, tensor=1) | sizes
+    return sharding.make_mesh(sizes, jax.devices()[:num_devices])
+
+
+def make(judge, model, per_device, num_devices=1):
+    return evaluator.make(judge, *model, per_device=per_device, mesh=mesh_of(num_devices))
 
 
 def test_losses_are_those_of_the_plain_forward_pass(tiny_model):
     config, params = tiny_model
     judge, ropes = judge_of(config), ropes_of(config, 3)
-    found = evaluator.evaluate(make(judge, params, 4), ropes)
+    found = evaluator.evaluate(make(judge, tiny_model, 4), ropes)
     assert found.shape == (3, 3) and found.dtype == np.float64
     for p, r in enumerate(ropes):
         logits = np.asarray(llama.logits(config, params, judge.samples[:, :-1], r), np.float64)
@@ -63,15 +70,52 @@ def test_fitness_does_not_depend_on_batch_mates(tiny_model, per_device):
     """Bit-equal in any slot, beside any mates, and on any number of devices."""
     config, params = tiny_model
     judge, ropes, others = judge_of(config), ropes_of(config, 4), ropes_of(config, 8, seed=2)
-    made = make(judge, params, per_device, num_devices=4)
+    made = make(judge, tiny_model, per_device, num_devices=4)
     base = evaluator.evaluate(made, ropes)
     assert np.array_equal(evaluator.evaluate(made, ropes[::-1])[::-1], base)
     assert np.array_equal(evaluator.evaluate(made, ropes[2:3])[0], base[2])
     if made.batch_size >= 7:
         assert np.array_equal(evaluator.evaluate(made, others[:3] + ropes)[3:], base)
-    single = make(judge, params, per_device)
+    single = make(judge, tiny_model, per_device)
     alone = [evaluator.evaluate(single, [r])[0] for r in ropes]
     assert np.array_equal(alone, base)
+
+
+@pytest.mark.parametrize(
+    "sizes, backend",
+    [
+        (dict(fsdp=2), "blockwise"),
+        (dict(context=4), "ring"),
+        (dict(context=2, fsdp=2), "all_gather"),
+        (dict(context=2, tensor=2), "ulysses"),
+    ],
+    ids=str,
+)
+def test_losses_are_the_same_on_every_mesh(tiny_model, sizes, backend):
+    """101 tokens are no multiple of any mesh with context > 1: samples are filled up."""
+    config, params = tiny_model
+    ropes = ropes_of(config, 5)
+    kernel = dataclasses.replace(SETTINGS, attention="blockwise")
+    one = evaluator.evaluate(make(judge_of(config, 2, 101, kernel), tiny_model, 5), ropes)
+    mesh = mesh_of(8, **sizes)
+    settings = dataclasses.replace(SETTINGS, mesh=mesh, attention=backend)
+    judge = judge_of(config, 2, 101, settings)
+    made = evaluator.make(judge, config, params, per_device=2, mesh=mesh)
+    batches = [ropes[i : i + made.batch_size] for i in range(0, len(ropes), made.batch_size)]
+    found = np.concatenate([evaluator.evaluate(made, batch) for batch in batches])
+    np.testing.assert_allclose(found, one, rtol=3e-6)
+    gate_LDF = made.params["layers"]["gate_LDF"]
+    parts = sharding.ways(mesh, "fsdp", "context", "tensor")
+    assert made.batch_size == 2 * sharding.ways(mesh, "data", "fsdp")
+    assert gate_LDF.addressable_shards[0].data.size * parts == gate_LDF.size
+
+
+def test_lowering_needs_no_samples(tiny_config):
+    mesh = mesh_of(8, context=2)
+    settings = dataclasses.replace(SETTINGS, mesh=mesh, attention="ring")
+    lowered = evaluator.lower(tiny_config, settings, mesh, sample_shape=(3, 62), per_device=2)
+    inputs = jax.tree.leaves(lowered.in_avals)
+    assert {leaf.shape for leaf in inputs} >= {(3, 64), (8, 4), (8, 4, 2)}
 
 
 def test_one_trace_for_a_whole_search(tiny_model):
@@ -82,7 +126,7 @@ def test_one_trace_for_a_whole_search(tiny_model):
         count[0] += 1
         return judge.loss_fn(*args)
 
-    made = make(dataclasses.replace(judge, loss_fn=counted), params, 2, num_devices=2)
+    made = make(dataclasses.replace(judge, loss_fn=counted), tiny_model, 2, num_devices=2)
     for size in (4, 1, 3, 4, 2):
         evaluator.evaluate(made, ropes_of(config, size, seed=size))
     assert count[0] == 1 and made.losses_fn._cache_size() == 1
@@ -90,7 +134,7 @@ def test_one_trace_for_a_whole_search(tiny_model):
 
 def test_half_a_batch_compiles_once_more(tiny_model):
     config, params = tiny_model
-    made = make(judge_of(config), params, 4)
+    made = make(judge_of(config), tiny_model, 4)
     ropes = ropes_of(config, 2)
     whole = evaluator.evaluate(made, ropes)
     half = evaluator.halve(made)
@@ -101,7 +145,7 @@ def test_half_a_batch_compiles_once_more(tiny_model):
 
 def test_only_resource_exhausted_is_out_of_memory(tiny_model):
     config, params = tiny_model
-    made = make(judge_of(config), params, 1)
+    made = make(judge_of(config), tiny_model, 1)
 
     def failing(text):
         def losses_fn(*_):
@@ -120,9 +164,10 @@ def test_objective_is_differentiable_in_the_rope(tiny_model):
     config, params = tiny_model
     judge = judge_of(config, 1, 32, llama.ForwardSettings(attention="reference"))
     r = jax.tree.map(jnp.asarray, ropes_of(config, 1)[0])
+    sample = jax.tree.map(lambda rows: rows[0], judge.lay_out(judge.samples))
 
     def loss(factors_R):
-        return judge.loss_fn(params, dataclasses.replace(r, factors_R=factors_R), judge.samples[0])
+        return judge.loss_fn(params, dataclasses.replace(r, factors_R=factors_R), sample)
 
     slope = jax.grad(loss)(r.factors_R)
     assert np.all(np.isfinite(slope)) and np.any(np.abs(slope) > 0)
@@ -136,33 +181,33 @@ def test_memory_estimate_bounds_what_xla_allots(tiny_model, attention, length):
     params = llama.init_params(config, jax.random.key(0))
     settings = llama.ForwardSettings(attention=attention, attention_block=128)
     judge = judge_of(config, 2, length, settings)
-    made = make(judge, params, 2)
+    made = make(judge, (config, params), 2)
     stacked = rope.stack(ropes_of(config, 2))
     compiled = made.losses_fn.lower(made.params, stacked, made.samples).compile()
     allotted = compiled.memory_analysis().temp_size_in_bytes / 2
-    needs = dict(sample_tokens=length, memory_gb=0.0, devices=jax.devices()[:1])
+    needs = dict(sample_tokens=length, memory_gb=0.0, mesh=mesh_of(1))
     told = plan.memory(config, settings, **needs)
     assert allotted <= told.candidate <= 4 * allotted, (allotted, told.candidate)
     assert told.params == 4 * llama.num_params(config)
 
 
 def test_batch_size(tiny_config):
-    devices = jax.devices()[:2]
+    mesh = mesh_of(2)
     space = plan.Memory(params=100, candidate=10, available=150)
-    choose = dict(most=64, devices=devices)
+    choose = dict(most=64, mesh=mesh)
     assert space.candidates == 5
     assert plan.per_device(7, space, sample_tokens=512, **choose) == 4  # 7 over 2 devices
     assert plan.per_device(0, space, sample_tokens=512, **choose) == 4  # of the 5 that fit
     assert plan.per_device(0, space, sample_tokens=4096, **choose) == 1  # no faster on a CPU
     tight = dataclasses.replace(space, available=90)
     assert plan.per_device(0, tight, sample_tokens=512, **choose) == 1
-    assert plan.per_device(0, space, sample_tokens=512, most=2, devices=devices) == 1
+    assert plan.per_device(0, space, sample_tokens=512, most=2, mesh=mesh) == 1
     with pytest.raises(InputError, match=r"search\.batch_size must be 0 .* or more, got -1"):
         plan.per_device(-1, space, sample_tokens=512, **choose)
 
 
 def test_memory_messages(tiny_config):
-    needs = dict(sample_tokens=4096, devices=jax.devices()[:1])
+    needs = dict(sample_tokens=4096, mesh=mesh_of(1))
     settings = llama.ForwardSettings()
     with pytest.raises(InputError, match=r"search\.memory_gb must be 0 .* got -1"):
         plan.memory(tiny_config, settings, memory_gb=-1.0, **needs)

@@ -46,6 +46,7 @@ def toy_evaluator(per_device=2, losses_fn=losses):
 JUDGE = objective.Objective(
     loss_fn=None,
     samples=np.zeros((2, 1), np.float32),
+    lay_out=None,
     fitness_fn=np.exp,
     unit="perplexity",
     sample_tokens=64,

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import files, llama, rope, search
+from jaxrope import files, llama, rope, search, sharding
 from jaxrope.errors import InputError
 from jaxrope.search import baselines, evaluator, evolution, journal, problem, sweep
 from tests.search_config import tiny, write_model
@@ -116,7 +116,9 @@ def test_batch_size_that_memory_forced_is_kept(found, tmp_path):
     event = {"event": "out_of_memory", "generation": 0, "batch_size": 32, "seconds": 0.1}
     from jaxrope.search import run
 
-    eight = dataclasses.replace(made, per_device=8, devices=jax.devices()[:4])
+    sizes = dict(data=4, fsdp=1, context=1, tensor=1)
+    four = sharding.make_mesh(sizes, jax.devices()[:4])
+    eight = dataclasses.replace(made, per_device=8, mesh=four)
     assert run._bench(eight, tmp_path, [event]).evaluator.per_device == 4
     assert run._bench(eight, tmp_path, []).evaluator.per_device == 8
     asked = dataclasses.replace(eight, config=changed(config, search__batch_size=32))

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import PartitionSpec
 
 from jaxrope import llama, losses, sharding
 from jaxrope.rope import Rope
@@ -39,10 +39,9 @@ class EvalModel:
       params: its parameters; on the way through training, the current ones.
       rope_fn: gives the Rope for a length in tokens; a RopeFn, or any function like it.
       tokenizer: the model's.
-      settings: a llama.ForwardSettings.
+      settings: a llama.ForwardSettings; over its mesh the params lie and rows are spread.
       label: the row's name in tables.
       window: tokens of the window that slides over a longer text; 0 = one whole window.
-      mesh: of sharding.make_mesh, over which the params lie and rows are spread; None = one device.
     """
 
     config: Any
@@ -52,7 +51,6 @@ class EvalModel:
     settings: Any
     label: str
     window: int = 0
-    mesh: Mesh | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,10 +121,36 @@ class Result:
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
-def score_batch(params, rope, tokens_BT, *, config, settings, chunk):
-    """Returns (nll_BT, hit_BT) of the tokens after the first of each row; T + 1 columns come in."""
-    x_BTD = llama.hidden(config, params, tokens_BT[:, :-1], rope, settings=settings)
-    return losses.nll_and_hits(x_BTD, llama.head_DV(config, params), tokens_BT[:, 1:], chunk=chunk)
+def score_batch(params, rope, rows, *, config, settings, chunk):
+    """Returns (nll_BT, hit_BT) of the targets of `rows` (llama.lay_out), in their order."""
+
+    def local(params, rope, rows):
+        x_BTD = llama.hidden(
+            config,
+            params,
+            rows["tokens_BT"],
+            rope,
+            positions_BT=rows["positions_BT"],
+            settings=settings,
+        )
+        head_DV, size = llama.head_DV(config, params), config.vocab_size
+        arrays = x_BTD, head_DV, rows["targets_BT"]
+        return losses.nll_and_hits(*arrays, chunk=chunk, mesh=settings.mesh, vocab_size=size)
+
+    mesh = settings.mesh
+    if mesh is None:
+        return local(params, rope, rows)
+    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
+    spread = sharding.row_sharding(mesh).spec
+    found = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, PartitionSpec(), spread),
+        out_specs=spread,
+        check_vma=False,  # scans inside start from constants, which vary nowhere
+    )(params, rope, rows)
+    # every process reads all of it
+    return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
 
 
 def score(
@@ -148,13 +172,13 @@ def score(
     """
     num_rows, length = rows.shape[0], rows.shape[1] - 1
     rope = model.rope_fn(length)
-    ways = model.mesh.shape["data"] * model.mesh.shape["fsdp"] if model.mesh else 1
+    ways = sharding.ways(model.settings.mesh, *sharding.BATCH_AXES)
     size = math.ceil(batch_rows(num_rows, length, batch_tokens) / ways) * ways
     nlls, hits, pending = [], [], None
 
     def read(batch, count):
-        nlls.append(np.asarray(batch[0])[:count])
-        hits.append(np.asarray(batch[1])[:count])
+        for kept, values in zip((nlls, hits), batch, strict=True):
+            kept.append(llama.natural_order(model.settings, np.asarray(values), length)[:count])
         tick(count * length)
 
     for start in range(0, num_rows, size):
@@ -164,7 +188,7 @@ def score(
         batch = score_batch(
             model.params,
             rope,
-            _put(model, full.astype(np.int32)),
+            _put(model.settings, llama.lay_out(model.settings, full)),
             config=model.config,
             settings=model.settings,
             chunk=min(CHUNK, length),
@@ -176,10 +200,11 @@ def score(
     return np.concatenate(nlls), np.concatenate(hits)
 
 
-def _put(model: EvalModel, rows: np.ndarray) -> jax.Array:
-    if model.mesh is None:
-        return jnp.asarray(rows)
-    return jax.device_put(rows, sharding.row_sharding(model.mesh))
+def _put(settings, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    rows = {name: x_BT for name, x_BT in rows.items() if name != "weights_BT"}
+    if settings.mesh is None:
+        return jax.tree.map(jnp.asarray, rows)
+    return sharding.put(rows, sharding.row_sharding(settings.mesh))
 
 
 def batch_rows(num_rows: int, length: int, batch_tokens: int) -> int:

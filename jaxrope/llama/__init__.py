@@ -8,6 +8,7 @@ candidate is data.
 
 from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
 from jaxrope.llama.forward import head_DV, hidden, logits
+from jaxrope.llama.layout import lay_out, legal_length, natural_order, token_order
 from jaxrope.llama.params import (
     Llama,
     abstract_params,
@@ -15,6 +16,7 @@ from jaxrope.llama.params import (
     logical_axes,
     merge,
     num_params,
+    param_shardings,
 )
 from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
 
@@ -30,9 +32,14 @@ __all__ = [
     "head_DV",
     "hidden",
     "init_params",
+    "lay_out",
+    "legal_length",
     "logical_axes",
     "logits",
     "merge",
+    "natural_order",
     "num_params",
     "own_rope",
+    "param_shardings",
+    "token_order",
 ]

@@ -9,8 +9,9 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
-from jaxrope import rope
+from jaxrope import rope, sharding
 from jaxrope.llama.config import LlamaConfig
 from jaxrope.llama.forward import logits
 from jaxrope.llama.settings import DTYPES
@@ -141,3 +142,8 @@ def logical_axes(config: LlamaConfig) -> dict:
         return tuple(names[letter] for letter in path[-1].key.rsplit("_", 1)[1])
 
     return jax.tree_util.tree_map_with_path(axes, abstract_params(config))
+
+
+def param_shardings(config: LlamaConfig, mesh: Mesh) -> dict:
+    """Returns where the parameters lie, NamedShardings in their tree; see sharding.RULES."""
+    return sharding.param_shardings(mesh, logical_axes(config), abstract_params(config))

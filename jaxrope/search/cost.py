@@ -25,33 +25,34 @@ def estimate(config) -> str:
     evolved = problem.settings.num_evaluations()
     compared = baselines.comparisons(problem.known, problem.attention_factor)
     num_compared = len(compared) if config.search.compare else 0
-    total, batch = evolved + num_compared, problem.per_device * len(problem.devices)
+    total, batch = evolved + num_compared, problem.per_device * problem.num_groups
     operations = plan.forward_operations(problem.model, judge.sample_tokens)
     rows = {
         "candidates": f"{total:,} ({evolved:,} by evolution, {num_compared} baselines)",
         "forward tokens": f"{total * judge.candidate_tokens:,} ({judge.num_samples} samples of "
         f"{judge.sample_tokens:,} a candidate)",
         "operations": f"{operations * judge.num_samples * total:.2e}",
-        "batch": f"{batch} candidates, {problem.per_device} on each of {len(problem.devices)} "
-        "devices",
+        "batch": f"{batch} candidates, {problem.per_device} on each of {problem.num_groups} "
+        f"{'devices' if problem.num_groups == problem.mesh.size else 'groups of devices'}",
         "memory": f"about {memory.params / _GIB:.3f} GiB for the model and "
         f"{memory.candidate / _GIB:.3f} GiB for each candidate of a batch, on each device; "
         f"{memory.available / _GIB:.1f} GiB may be used",
         "time": _time(problem, total, batch, operations),
     }
-    return "\n".join(f"{name:<16}{text}" for name, text in rows.items())
+    lines = [f"{name:<16}{text}" for name, text in rows.items()]
+    return "\n".join([*lines, *problem.remarks])
 
 
 def _time(problem: Problem, total: int, batch: int, operations: float) -> str:
     """Measures one sample of one batch, if that is quick."""
-    is_cpu = problem.devices[0].platform == "cpu"
+    is_cpu = problem.mesh.devices.flat[0].platform == "cpu"
     limit = _CPU_OPERATIONS if is_cpu else _ACCELERATOR_OPERATIONS
     if operations * problem.per_device > limit:
         return "not known: one batch is too long to be measured here"
     judge = problem.objective
     one = dataclasses.replace(judge, samples=jax.tree.map(lambda leaf: leaf[:1], judge.samples))
     made = evaluator.make(
-        one, problem.params, per_device=problem.per_device, devices=problem.devices
+        one, problem.model, problem.params, per_device=problem.per_device, mesh=problem.mesh
     )
     bucket = problem.known[0].bucket
     candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)

@@ -1,11 +1,11 @@
 """Candidates on the devices: one compiled function for a whole search.
 
-Ropes are arguments of it, stacked and vmapped, spread over the local devices; samples are looped
-inside, so that memory is that of one sample for each candidate of a batch. Batches are filled up
-to one size. No device sees another one's candidates, and the arithmetic of a candidate depends on
-the candidates per device alone, never on which they are.
+Ropes are arguments of it, stacked and vmapped, spread over `data` and `fsdp`; each sample is spread
+over `context`, the parameters lie as in training. Samples are looped inside, so that memory is that
+of one sample for each candidate of a batch. Batches are filled up to one size. The arithmetic of a
+candidate depends on the candidates per device alone, never on which they are.
 
-Letters: P candidates, W samples.
+Letters: P candidates, W samples, T length.
 """
 
 import dataclasses
@@ -14,14 +14,16 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import rope
+from jaxrope import llama, rope, sharding
+from jaxrope.search import objective as objectives
 from jaxrope.search.objective import Objective
 
-_AXIS = "candidate"
 _POLL_SECONDS = 0.002  # a signal is heard between polls; a blocking wait would hear it at its end
+_SPLIT, _SAMPLES = PartitionSpec(sharding.BATCH_AXES), PartitionSpec(None, "context")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,19 +33,21 @@ class Evaluator:
     Attributes:
       losses_fn: (params, ropes with leading P, samples) -> losses_PW; compiled at its first call.
       params, samples: on all devices.
-      num_devices: that share a batch.
-      per_device: candidates of a batch on each of them.
+      num_groups: groups of devices that share a batch; those of a group share a sequence.
+      per_device: candidates of a batch in each group: what each of its devices has a part of.
+      ropes_at: where ropes lie; None: where jax puts them.
     """
 
     losses_fn: Callable[[Any, rope.Rope, Any], jax.Array]
     params: Any
     samples: Any
-    num_devices: int
+    num_groups: int
     per_device: int
+    ropes_at: NamedSharding | None = None
 
     @property
     def batch_size(self) -> int:
-        return self.num_devices * self.per_device
+        return self.num_groups * self.per_device
 
 
 class OutOfMemory(Exception):
@@ -51,40 +55,82 @@ class OutOfMemory(Exception):
 
 
 def make(
-    objective: Objective, params: Any, *, per_device: int, devices: Sequence[jax.Device]
+    objective: Objective, model: llama.LlamaConfig, params: Any, *, per_device: int, mesh: Mesh
 ) -> Evaluator:
     """Returns an evaluator; nothing is compiled yet.
 
     Args:
-      objective: what is computed.
-      params: the model, copied to each device.
-      per_device: candidates evaluated together on each device.
-      devices: of this process.
+      objective: what is computed, on this mesh.
+      model: the shape of the model.
+      params: of the model, on the host.
+      per_device: candidates evaluated together in each group of devices.
+      mesh: of sharding.make_mesh.
     """
-    mesh = Mesh(np.asarray(devices), (_AXIS,))
+    return Evaluator(
+        losses_fn=_losses_fn(objective.loss_fn, model, mesh),
+        params=sharding.put(params, llama.param_shardings(model, mesh)),
+        samples=sharding.put(objective.lay_out(objective.samples), NamedSharding(mesh, _SAMPLES)),
+        num_groups=sharding.ways(mesh, *sharding.BATCH_AXES),
+        per_device=per_device,
+        ropes_at=NamedSharding(mesh, _SPLIT),
+    )
 
+
+def lower(
+    model: llama.LlamaConfig,
+    settings: llama.ForwardSettings,
+    mesh: Mesh,
+    *,
+    sample_shape: tuple[int, int],
+    per_device: int,
+) -> jax.stages.Lowered:
+    """Returns the function of a search for perplexity, lowered; its devices need not be there.
+
+    Args:
+      model: its shape.
+      settings: of setup.forward_settings, on this mesh.
+      mesh: of sharding.make_mesh.
+      sample_shape: samples of one candidate, tokens of a sample.
+      per_device: candidates evaluated together in each group of devices.
+    """
+
+    def abstract(leaf, where):
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+
+    params = llama.abstract_params(model, settings.compute_dtype)
+    params = jax.tree.map(abstract, params, llama.param_shardings(model, mesh))
+    num_samples, length = sample_shape
+    rows = (num_samples, llama.legal_length(settings, length))
+    dtypes = dict.fromkeys(("tokens_BT", "targets_BT", "positions_BT"), jnp.int32)
+    samples = {
+        name: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, _SAMPLES))
+        for name, dtype in (dtypes | {"weights_BT": jnp.float32}).items()
+    }
+    one = rope.build(np.ones(model.rotary_dim // 2), theta=model.theta)
+    count = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
+    ropes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, rope.stack([one] * count)))
+    split = NamedSharding(mesh, _SPLIT)
+    ropes = jax.tree.map(lambda leaf: abstract(leaf, split), ropes)
+    loss_fn = objectives.mean_nll(model, settings)
+    return _losses_fn(loss_fn, model, mesh).lower(params, ropes, samples)
+
+
+def _losses_fn(loss_fn: Callable, model: llama.LlamaConfig, mesh: Mesh) -> Callable:
     def losses_PW(params, ropes, samples):
         def one_sample(sample):
-            return jax.vmap(lambda r: objective.loss_fn(params, r, sample))(ropes)
+            return jax.vmap(lambda r: loss_fn(params, r, sample))(ropes)
 
         return jax.lax.map(one_sample, samples).T
 
-    shared, split = PartitionSpec(), PartitionSpec(_AXIS)
-    sharded = jax.shard_map(
+    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(model, mesh))
+    spread = jax.shard_map(
         losses_PW,
         mesh=mesh,
-        in_specs=(shared, split, shared),
-        out_specs=split,
-        check_vma=False,  # no collective: scans inside start from constants, which vary nowhere
+        in_specs=(specs, _SPLIT, _SAMPLES),
+        out_specs=_SPLIT,
+        check_vma=False,  # scans inside start from constants, which vary nowhere
     )
-    everywhere = NamedSharding(mesh, shared)
-    return Evaluator(
-        losses_fn=jax.jit(sharded),
-        params=jax.device_put(params, everywhere),
-        samples=jax.device_put(objective.samples, everywhere),
-        num_devices=len(devices),
-        per_device=per_device,
-    )
+    return jax.jit(spread, out_shardings=sharding.replicated(mesh))  # every process reads all
 
 
 def halve(evaluator: Evaluator) -> Evaluator:
@@ -100,6 +146,8 @@ def evaluate(evaluator: Evaluator, ropes: Sequence[rope.Rope]) -> np.ndarray:
     """
     missing = evaluator.batch_size - len(ropes)
     stacked = rope.stack([*ropes, *[ropes[-1]] * missing])
+    if evaluator.ropes_at is not None:
+        stacked = sharding.put(stacked, evaluator.ropes_at)
     try:
         found = evaluator.losses_fn(evaluator.params, stacked, evaluator.samples)
         while not found.is_ready():

@@ -1,12 +1,14 @@
 """What a candidate is judged by: a function chosen in the config, one line each in OBJECTIVES.
 
 An objective is the loss of one rope on one sample, so that it can be vmapped over ropes and
-differentiated in them. Samples are cut on the host once and are the same for every candidate.
+differentiated in them. Samples are cut on the host once and are the same for every candidate. On a
+mesh each device has its part of the parameters and of a sample, and the loss of the whole.
 
 Letters: P candidates, W samples, T length.
 """
 
 import dataclasses
+import functools
 import hashlib
 import inspect
 from collections.abc import Callable
@@ -16,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import data, llama, losses, rope
+from jaxrope import collectives, data, llama, losses, rope
 from jaxrope.errors import InputError, choose, nearest
 
 CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
@@ -48,8 +50,10 @@ class Objective:
     """A way to judge candidates.
 
     Attributes:
-      loss_fn: (params, rope, sample) -> scalar float32; lower is better.
+      loss_fn: (params, rope, sample) -> scalar float32; lower is better. A sample is {name: [T]},
+        of what `lay_out` gives; with a mesh in the settings all arguments are this device's.
       samples: pytree of numpy arrays, first axis W.
+      lay_out: samples -> {name: [W, T]}, as they lie over the mesh.
       fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
       unit: what the fitness is, for tables.
       sample_tokens: forward tokens of one candidate on one sample.
@@ -57,6 +61,7 @@ class Objective:
 
     loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
     samples: Any
+    lay_out: Callable[[Any], dict[str, np.ndarray]]
     fitness_fn: Callable[[np.ndarray], np.ndarray]
     unit: str
     sample_tokens: int
@@ -128,6 +133,7 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
         samples=np.asarray(windows.tokens_WT, np.int32),
+        lay_out=functools.partial(llama.lay_out, task.settings),
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=task.target_len,
@@ -138,12 +144,23 @@ OBJECTIVES = {"perplexity": perplexity}
 
 
 def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
-    """Returns (params, rope, tokens [T + 1]) -> mean NLL of the last T tokens, nats."""
+    """Returns (params, rope, sample of llama.lay_out) -> mean NLL in nats of what counts."""
 
-    def loss_fn(params, r, tokens):
-        inputs, targets = tokens[None, :-1], tokens[None, 1:]
-        x_BTD = llama.hidden(config, params, inputs, r, settings=settings)
-        head_DV = llama.head_DV(config, params)
-        return jnp.mean(losses.token_nll(x_BTD, head_DV, targets, chunk=CHUNK))
+    def loss_fn(params, r, sample):
+        row = {name: x_T[None] for name, x_T in sample.items()}
+        x_BTD = llama.hidden(
+            config, params, row["tokens_BT"], r, positions_BT=row["positions_BT"], settings=settings
+        )
+        nll_BT = losses.token_nll(
+            x_BTD,
+            llama.head_DV(config, params),
+            row["targets_BT"],
+            chunk=CHUNK,
+            mesh=settings.mesh,
+            vocab_size=config.vocab_size,
+        )
+        sums = jnp.sum(nll_BT * row["weights_BT"]), jnp.sum(row["weights_BT"])
+        total, count = collectives.sum_over(sums, settings.mesh, "context")
+        return total / count
 
     return loss_fn

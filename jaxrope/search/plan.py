@@ -6,8 +6,9 @@ import os
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
-from jaxrope import llama
+from jaxrope import llama, sharding
 from jaxrope.errors import InputError
 from jaxrope.search.objective import CHUNK
 
@@ -45,7 +46,7 @@ def memory(
     *,
     sample_tokens: int,
     memory_gb: float,
-    devices: list[jax.Device],
+    mesh: Mesh,
 ) -> Memory:
     """Returns an estimate of what candidates need and what there is.
 
@@ -54,7 +55,7 @@ def memory(
       settings: how it is run.
       sample_tokens: tokens of one sample.
       memory_gb: GiB of each device that may be used; 0 asks the device.
-      devices: of this process.
+      mesh: over which parameters and samples are spread.
 
     Raises:
       InputError: memory_gb is negative, or too little for one candidate.
@@ -62,10 +63,10 @@ def memory(
     if memory_gb < 0:
         raise InputError(f"search.memory_gb must be 0 (ask the device) or more, got {memory_gb}.")
     size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
-    available = int(memory_gb * _GIB) or _device_memory(devices)
+    available = int(memory_gb * _GIB) or _device_memory(mesh.local_devices)
     found = Memory(
-        params=llama.num_params(config) * size,
-        candidate=int(_MARGIN * _forward_bytes(config, settings, sample_tokens, size)),
+        params=_param_bytes(config, mesh, size),
+        candidate=int(_MARGIN * _forward_bytes(config, settings, mesh, sample_tokens, size)),
         available=available,
     )
     if memory_gb and not found.candidates:
@@ -77,29 +78,30 @@ def memory(
     return found
 
 
-def per_device(
-    batch_size: int, space: Memory, *, sample_tokens: int, most: int, devices: list[jax.Device]
-) -> int:
-    """Returns how many candidates each device evaluates together.
+def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int, mesh: Mesh) -> int:
+    """Returns how many candidates each device, or each group that shares a sequence, evaluates
+    together.
 
     Args:
       batch_size: `search.batch_size`, over all devices; 0 chooses.
       space: see `memory`.
       sample_tokens: tokens of one sample.
       most: candidates of the largest generation.
-      devices: of this process.
+      mesh: where they are evaluated.
 
     Raises:
       InputError: batch_size is negative.
     """
     if batch_size < 0:
         raise InputError(f"search.batch_size must be 0 (choose) or more, got {batch_size}.")
+    groups = sharding.ways(mesh, *sharding.BATCH_AXES)
     if batch_size:
-        return math.ceil(batch_size / len(devices))
-    is_cpu = devices[0].platform == "cpu"
-    useful = max(1, (_CPU_TOKENS if is_cpu else _ACCELERATOR_TOKENS) // sample_tokens)
+        return math.ceil(batch_size / groups)
+    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    tokens = math.ceil(sample_tokens / sharding.ways(mesh, "context"))
+    useful = max(1, (_CPU_TOKENS if is_cpu else _ACCELERATOR_TOKENS) // tokens)
     fits = max(1, space.candidates)  # the estimate errs upwards: one is worth trying
-    found = min(useful, fits, math.ceil(most / len(devices)))
+    found = min(useful, fits, math.ceil(most / groups))
     return 2 ** int(math.log2(found))  # generations of 64 and 32 then leave no slot empty
 
 
@@ -113,16 +115,38 @@ def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
     return tokens * (2.0 * weights + attention)
 
 
-def _forward_bytes(config, settings, tokens: int, size: int) -> int:
+def _param_bytes(config, mesh: Mesh, size: int) -> int:
+    """A device's part of the parameters, and what it gathers: two layers at a time, or the head."""
+    shardings = jax.tree.leaves(llama.param_shardings(config, mesh))
+    leaves = jax.tree.leaves(llama.abstract_params(config))
+    kept = sum(
+        math.prod(where.shard_shape(leaf.shape))
+        for leaf, where in zip(leaves, shardings, strict=True)
+    )
+    if sharding.ways(mesh, *sharding.RULES["embed"]) == 1:
+        return kept * size
+    head = config.vocab_size * config.embed_dim
+    layer = (llama.num_params(config) - head) // config.num_layers
+    return (kept + max(head, 2 * layer // sharding.ways(mesh, "tensor"))) * size
+
+
+def _forward_bytes(config, settings, mesh: Mesh, sample_tokens: int, size: int) -> int:
     """Live bytes of one candidate: residual stream and the widest layer step, one chunk's logits,
-    one block's attention weights (all of them with the reference backend)."""
-    heads = config.num_heads + 2 * config.num_kv_heads
-    widest = max(3 * config.mlp_dim, 2 * heads * config.head_dim)
+    one block's attention weights (all of them with the reference backend), and keys and values of
+    other devices."""
+    context, tensor = sharding.ways(mesh, "context"), sharding.ways(mesh, "tensor")
+    tokens = math.ceil(sample_tokens / context)
+    num_heads = config.num_heads / tensor
+    heads = (config.num_heads + 2 * config.num_kv_heads) / tensor
+    widest = max(3 * config.mlp_dim / tensor, 2 * heads * config.head_dim)
     stream = tokens * size * (3 * config.embed_dim + widest) + tokens * 4 * 2 * config.rotary_dim
     logits = 2 * 4 * min(CHUNK, tokens) * config.vocab_size
     blocked = settings.attention != "reference"
     block = min(settings.attention_block, tokens) if blocked else tokens
-    return stream + logits + 3 * 4 * config.num_heads * block**2
+    kv = 2 * size * config.num_kv_heads / tensor * config.head_dim * tokens
+    others = {"all_gather": context, "ring": 2, "usp": 4, "ulysses": 4}.get(settings.attention, 0)
+    moved = kv * others if context > 1 else 0
+    return int(stream + logits + 3 * 4 * num_heads * block**2 + moved)
 
 
 def _device_memory(devices: list[jax.Device]) -> int:

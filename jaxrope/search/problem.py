@@ -7,9 +7,10 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 import jaxrope
-from jaxrope import digest, llama, rope, setup
+from jaxrope import digest, llama, rope, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.search import baselines, evolution, genome, objective, plan
 from jaxrope.search.baselines import Baseline
@@ -30,9 +31,11 @@ class Problem:
       space: of the genomes.
       known: the baselines; most of them are also seeds.
       attention_factor: of every candidate.
-      devices: that share the work.
+      mesh: whose devices share the work.
       memory: what a candidate needs and what there is.
-      per_device: candidates evaluated together on each device.
+      per_device: candidates evaluated together on each device, or by each group of devices that
+        shares a sequence.
+      remarks: lines for the user: what `auto` has become.
     """
 
     config: Any
@@ -45,9 +48,15 @@ class Problem:
     space: genome.Space
     known: list[Baseline]
     attention_factor: float
-    devices: list[jax.Device]
+    mesh: Mesh
     memory: plan.Memory
     per_device: int
+    remarks: tuple[str, ...]
+
+    @property
+    def num_groups(self) -> int:
+        """Groups of devices that evaluate candidates of their own."""
+        return sharding.ways(self.mesh, *sharding.BATCH_AXES)
 
 
 def prepare(config) -> Problem:
@@ -59,8 +68,10 @@ def prepare(config) -> Problem:
     if config.seed < 0:
         raise InputError(f"seed must be 0 or more, got {config.seed}.")
     settings = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
-    forward = llama.ForwardSettings(**config.forward.to_dict())
+    mesh = sharding.make_mesh(config.mesh)
     shape = setup.model_config(config)
+    llama.param_shardings(shape, mesh)  # refuses what does not divide
+    forward, remarks = setup.forward_settings(config, mesh, shape)
     trained = baselines.training_len(config, shape)
     attention_factor = baselines.attention_factor(config, shape)
     space = genome.make_space(
@@ -72,20 +83,19 @@ def prepare(config) -> Problem:
     )
     loaded = setup.load_model(config)
     judge = _objective(config, loaded, forward)
-    devices = jax.local_devices()
     memory = plan.memory(
         shape,
         forward,
         sample_tokens=judge.sample_tokens,
         memory_gb=config.search.memory_gb,
-        devices=devices,
+        mesh=mesh,
     )
     per_device = plan.per_device(
         config.search.batch_size,
         memory,
         sample_tokens=judge.sample_tokens,
         most=settings.population,
-        devices=devices,
+        mesh=mesh,
     )
     return Problem(
         config=config,
@@ -98,9 +108,10 @@ def prepare(config) -> Problem:
         space=space,
         known=baselines.make(config, shape, loaded.rope_fn, trained),
         attention_factor=attention_factor,
-        devices=devices,
+        mesh=mesh,
         memory=memory,
         per_device=per_device,
+        remarks=remarks,
     )
 
 

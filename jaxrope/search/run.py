@@ -109,9 +109,13 @@ def _bench(problem: Problem, path: Path, rows: list[dict]) -> loop.Bench:
     per_device = problem.per_device
     failed = [row["batch_size"] for row in rows if row.get("event") == "out_of_memory"]
     if failed and not problem.config.search.batch_size:
-        per_device = max(1, min(per_device, failed[-1] // 2 // len(problem.devices)))
+        per_device = max(1, min(per_device, failed[-1] // 2 // problem.num_groups))
     made = evaluator.make(
-        problem.objective, problem.params, per_device=per_device, devices=problem.devices
+        problem.objective,
+        problem.model,
+        problem.params,
+        per_device=per_device,
+        mesh=problem.mesh,
     )
     return loop.Bench(made, problem.objective, path)
 

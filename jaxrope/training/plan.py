@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import attention, data, evaluation, llama, rope, setup, sharding
+from jaxrope import data, evaluation, llama, rope, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.evaluation import EvalModel, passkey, perplexity
 from jaxrope.pretrained import Pretrained
@@ -64,7 +64,6 @@ class Plan:
             settings=self.program.settings,
             label=label,
             window=self.config.eval.window,
-            mesh=self.mesh,
         )
 
     def put_batch(self, step: int) -> dict[str, jax.Array]:
@@ -75,13 +74,7 @@ class Plan:
         spans = where.addressable_devices_indices_map(shape).values()
         wanted = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
         arrays = _read(self.loader, step, wanted)
-        settings = self.program.settings
-        order = attention.order(
-            settings.attention,
-            shape[2],
-            sharding.ways(self.mesh, "context"),
-            settings.ulysses,
-        )
+        order = llama.token_order(self.program.settings, shape[2])
         at = {row: i for i, row in enumerate(wanted)}
 
         def put(rows_BT: np.ndarray):

@@ -64,8 +64,7 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
     """
     train = config.train
     sharding.check_batch(mesh, train.batch_size, train.accumulation)
-    axes, abstract = llama.logical_axes(model), llama.abstract_params(model)
-    sharding.param_shardings(mesh, axes, abstract)
+    llama.param_shardings(model, mesh)
     settings, remarks = setup.forward_settings(config, mesh, model, seq_len=train.seq_len)
     return Program(
         model=model,
@@ -86,8 +85,7 @@ def abstract_state(program: Program):
     parameters do, with optimizer.offload in the memory of the hosts.
     """
     abstract_params = llama.abstract_params(program.model, program.param_dtype)
-    axes = llama.logical_axes(program.model)
-    params = sharding.param_shardings(program.mesh, axes, abstract_params)
+    params = llama.param_shardings(program.model, program.mesh)
     everywhere = sharding.replicated(program.mesh)
     transform = program.optimizer.transform
     abstract = jax.eval_shape(lambda p: step_lib.init_state(p, transform), abstract_params)

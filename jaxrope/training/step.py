@@ -125,9 +125,7 @@ def _on_mesh(config, settings, sums: Callable) -> Callable:
     mesh = settings.mesh
     if mesh is None:
         return sums
-    shardings = sharding.param_shardings(
-        mesh, llama.logical_axes(config), llama.abstract_params(config)
-    )
+    shardings = llama.param_shardings(config, mesh)
 
     def local(params, batch, rope):
         loss, grads = sums(params, batch, rope)
