@@ -9,7 +9,6 @@ and what was read is compared with its digest.
 """
 
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,7 +16,8 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 
-from jaxrope import hosts
+from jaxrope import files, hosts
+from jaxrope import leaves as leaves_lib
 from jaxrope.digest import digest
 from jaxrope.errors import InputError
 from jaxrope.steps import (
@@ -115,7 +115,11 @@ class Checkpoints:
         """
         self.root = steps_root(workdir)
         self.rejected = hosts.from_main("open the checkpoints", lambda: _tidy(self.root))
-        self._manager = _manager(self.root, keep_last, keep_every, asynchronous)
+        # In a bucket nothing can be renamed: we remove old steps ourselves, their commit first.
+        self._kept = (keep_last, keep_every) if files.is_remote(self.root) else None
+        self._manager = _manager(
+            self.root, None if self._kept else keep_last, keep_every, asynchronous
+        )
         self._requested = hosts.from_main("newest checkpoint", self.latest)
         self._durable = self._requested
 
@@ -143,12 +147,14 @@ class Checkpoints:
           CheckpointError: this save, or one before it that was still being written, failed.
         """
         self.check()
-        if not self.root.is_dir():  # orbax would wait 5 minutes for a folder that cannot be made
+        if not (
+            files.is_remote(self.root) or self.root.is_dir()
+        ):  # orbax would wait 5 minutes for a folder that cannot be made
             raise CheckpointError(f"{self.root} is gone: step {step} was not saved.")
         trees = {"params": params}
         if opt_state is not None:
             trees["opt_state"] = opt_state
-        leaves = {item: _leaves(tree) for item, tree in trees.items()}
+        leaves = {item: leaves_lib.describe(tree) for item, tree in trees.items()}
         full = {**meta, "step": step, "format": FORMAT, "leaves": leaves}
         full["sha256"] = seal(full)
         args = {item: ocp.args.StandardSave(tree) for item, tree in trees.items()}
@@ -213,13 +219,15 @@ class Checkpoints:
             ) from error
 
     def _empty_trash(self) -> None:
-        if hosts.is_main():
+        if hosts.is_main() and self._kept:
+            _remove_old(self.root, *self._kept)
+        elif hosts.is_main():
             _empty_trash(self.root)
 
 
 def _tidy(root: Path) -> list[str]:
     """Makes the folder, or cleans it up; returns what was put aside."""
-    _check_writable(root)
+    files.check_writable(root)
     lines = _put_aside(root)
     _empty_trash(root)
     return lines
@@ -227,25 +235,24 @@ def _tidy(root: Path) -> list[str]:
 
 def _empty_trash(root: Path) -> None:
     for old in (root / _TRASH).glob("*"):
-        shutil.rmtree(old, ignore_errors=True)
+        files.remove_tree(old)
 
 
-def _check_writable(root: Path) -> None:
-    try:
-        root.mkdir(parents=True, exist_ok=True)
-        probe = root / ".writable"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise InputError(
-            f"{root} cannot be written to: {error.strerror}. Give a --workdir that can be "
-            "made and written."
-        ) from None
+def _remove_old(root: Path, keep_last: int | None, keep_every: int) -> None:
+    steps = whole_steps(root)
+    for step in steps[:-keep_last] if keep_last else []:
+        if not keep_every or step % keep_every:
+            (step_folder(root, step) / "commit_success.txt").unlink()  # now it is none any more
+            files.remove_tree(step_folder(root, step))
 
 
 def _put_aside(root: Path) -> list[str]:
     lines = []
     for name, why in rejected(root).items():
+        if files.is_remote(root):  # nothing can be renamed there
+            files.remove_tree(root / name)
+            lines.append(f"{root / name} is not a whole checkpoint ({why}); removed")
+            continue
         place = root / _REJECTED / name
         for number in range(1, 10_000):
             if not place.exists():
@@ -268,7 +275,7 @@ def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: b
         preservation_policy=policies.AnyPreservationPolicy(kept),
         enable_async_checkpointing=asynchronous,
         cleanup_tmp_directories=True,
-        todelete_subdir=_TRASH,
+        todelete_subdir=None if files.is_remote(root) else _TRASH,
         step_format_fixed_length=8,
         create=False,  # _tidy has made it
         multiprocessing_options=_multiprocessing(),
@@ -293,13 +300,13 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
             "loaded as a model, not continued as a run."
         )
     if abstract is None:
-        abstract = _nested(
+        abstract = leaves_lib.nested(
             {
                 name: jax.ShapeDtypeStruct(tuple(leaf["shape"]), jnp.dtype(leaf["dtype"]))
                 for name, leaf in leaves.items()
             }
         )
-    _compare(folder, item, leaves, abstract)
+    leaves_lib.compare(folder, item, leaves, abstract)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     target = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device),
@@ -313,48 +320,13 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
             f"{folder}, item {item}: cannot be read, so it is damaged ({_short(error)}). "
             f"{_remedy(folder)}"
         ) from error
-    for name, leaf in _named(tree).items():
+    for name, leaf in leaves_lib.named(tree).items():
         if digest(leaf) != leaves[name]["digest"]:
             raise InputError(
                 f"{folder}, leaf {item}/{name}: the data is damaged (its digest is {digest(leaf)}, "
                 f"saved was {leaves[name]['digest']}). {_remedy(folder)}"
             )
     return tree
-
-
-def _compare(folder: Path, item: str, saved: dict, abstract) -> None:
-    wanted = _named(abstract)
-    extra, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
-    if extra or missing:
-        raise InputError(
-            f"{folder}, item {item}: the checkpoint has {_list(extra)} that the config does not "
-            f"ask for, and lacks {_list(missing)}. Use the config it was saved with."
-        )
-    for what, of in (
-        ("shape", lambda leaf: list(leaf.shape)),
-        ("dtype", lambda leaf: jnp.dtype(leaf.dtype).name),
-    ):
-        wrong = [
-            f"{name} {saved[name][what]} in the checkpoint, {of(leaf)} in the config"
-            for name, leaf in wanted.items()
-            if saved[name][what] != of(leaf)
-        ]
-        if wrong:
-            more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-            remedy = (
-                "Nothing is cast silently: ask for the saved dtype."
-                if what == "dtype"
-                else "Use the config it was saved with."
-            )
-            raise InputError(
-                f"{folder}, item {item}: {what} differs: {'; '.join(wrong[:3])}{more}. {remedy}"
-            )
-
-
-def _list(names: list[str]) -> str:
-    return (
-        ", ".join(names[:5]) + (f" (and {len(names) - 5} more)" if len(names) > 5 else "")
-    ) or "nothing"
 
 
 def _remedy(folder: Path) -> str:
@@ -367,30 +339,3 @@ def _remedy(folder: Path) -> str:
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     return text if len(text) <= 160 else f"{text[:160]}..."
-
-
-def _named(tree) -> dict:
-    pairs, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in pairs}
-
-
-def _nested(leaves: dict) -> dict:
-    tree: dict = {}
-    for name, leaf in leaves.items():
-        *folders, last = name.split("/")
-        place = tree
-        for folder in folders:
-            place = place.setdefault(folder, {})
-        place[last] = leaf
-    return tree
-
-
-def _leaves(tree) -> dict[str, dict]:
-    return {
-        name: {
-            "shape": list(leaf.shape),
-            "dtype": jnp.dtype(leaf.dtype).name,
-            "digest": digest(leaf),
-        }
-        for name, leaf in _named(tree).items()
-    }

@@ -13,12 +13,11 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxrope import errors, experiment
+from jaxrope import errors, experiment, files
 from jaxrope.errors import HostsError, InputError
 
 _HELP = """
@@ -138,16 +137,11 @@ def _join_hosts(config, values):
     """Joins the other processes of the job, which must have this config and this code."""
     from jaxrope import hosts  # it imports jax: only once the command line is known to be right
 
-    hosts.initialize(
-        timeout_seconds=config.hosts.timeout_seconds,
-        heartbeat_seconds=config.hosts.heartbeat_seconds,
-        work_seconds=config.hosts.work_seconds,
-    )
     asked = {f"--{name}": value for name, value in values.items() if name != "config"}
     for key, value in experiment.dotted_keys(config).items():
         if not isinstance(value, ConfigDict):
             asked[key] = str(value)
-    hosts.agree("start", asked | hosts.code())
+    hosts.join(config, asked)
     if not hosts.is_main():
         sys.stdout = open(os.devnull, "w")  # process 0 speaks for all; errors go to stderr
 
@@ -210,12 +204,11 @@ def _workdir(text, dry_run):
         raise InputError(
             "--workdir=DIR is missing: the folder of the results, for example --workdir=runs/first."
         )
-    if "://" in text:
-        raise InputError(
-            f"--workdir={text}: it must be a folder of the file system. Mount the bucket, and give "
-            "the folder."
-        )
-    path = Path(text).expanduser()
+    path = files.as_path(text)
+    if files.is_remote(path):
+        if not dry_run:
+            files.check_writable(path)
+        return path
     if path.exists() and not path.is_dir():
         raise InputError(f"--workdir={text} is a file. Give a folder, or a name that is free.")
     if not dry_run:

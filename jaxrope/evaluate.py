@@ -18,7 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrope import cli, data, evaluation, files, llama, pretrained, report, setup, sharding
+from jaxrope import cli, data, evaluation, files, hosts, llama, pretrained, report, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.evaluation import rows, summary
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
@@ -74,7 +74,8 @@ def run(config, workdir: Path, dry_run: bool) -> None:
         for result in measure(plan, progress):
             results.append(result)
             progress.write(_line(result))
-    write(plan, workdir, results)
+    if hosts.is_main():
+        write(plan, workdir, results)
 
 
 def make_plan(config) -> Plan:
@@ -141,7 +142,7 @@ def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
                 "eval.checkpoints holds (label, path, method), for example "
                 f"('base', 'models/base', 'sliding'), got {entry!r}."
             )
-        if not Path(entry[1]).exists():
+        if not files.as_path(entry[1]).exists():
             raise InputError(f"eval.checkpoints: '{entry[1]}' of row '{entry[0]}' does not exist.")
         specs.append(Spec(*entry))
     labels = [spec.label for spec in specs]

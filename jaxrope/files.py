@@ -1,22 +1,149 @@
 """Files that are whole or not there: atomic writes, and a journal that survives a torn last
 line.
+
+A path is a pathlib.Path or, for `gs://`, one of etils' epath, which has the same methods: `as_path`
+makes both, and pathlib.Path(...) of the latter would lose its "//". What is written to `gs://` is
+whole or not there by nature; nothing can be appended to, so an append writes the file anew.
 """
 
 import hashlib
+import importlib.util
 import json
 import os
+import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+
+from jaxrope.errors import InputError
+
+
+def as_path(text: Path | str) -> Path:
+    """Returns the path that a user means: `~` is his home, `gs://` a bucket.
+
+    Raises:
+      InputError: the package for `gs://` is not there, or it is another kind of address.
+    """
+    text = os.fspath(text)
+    scheme, mark, _ = text.partition("://")
+    if not mark:
+        return Path(text).expanduser()
+    if scheme != "gs":
+        raise InputError(
+            f"{text}: must be a folder of the file system or begin with gs://. Copy it here, or "
+            "mount it, and give the folder."
+        )
+    if importlib.util.find_spec("gcsfs") is None:
+        raise InputError(
+            f"{text}: gs:// needs the package gcsfs. Install it (pip install gcsfs), or mount the "
+            "bucket and give the folder."
+        )
+    import fsspec
+    from etils import epath
+
+    # Other processes write there too, and TensorStore does in this one: a listing is old at once.
+    fsspec.config.conf.setdefault("gcs", {})["use_listings_cache"] = False
+    return epath.Path(text)
+
+
+def is_remote(path: Path | str) -> bool:
+    """Returns whether a path is in a bucket."""
+    return "://" in os.fspath(path)
+
+
+def absolute(path: Path | str) -> Path:
+    """Returns a path that does not depend on the folder the program was started in."""
+    path = as_path(path)
+    return path if is_remote(path) else path.resolve()
+
+
+def check_writable(folder: Path) -> None:
+    """Makes a folder, and writes and removes a file there.
+
+    Raises:
+      InputError: that cannot be done.
+    """
+    probe = folder / f".writable-{os.getpid()}"
+    try:
+        if not is_remote(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("")
+        probe.unlink()
+    except OSError as error:
+        raise _cannot_write(folder, error.strerror or str(error)) from None
+    except Exception as error:  # a bucket's: no credentials, no such bucket, no permission
+        if not is_remote(folder):
+            raise
+        raise _cannot_write(folder, f"{type(error).__name__}: {error}") from None
+
+
+def size(path: Path) -> int:
+    """Returns the bytes of a file."""
+    return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+def remove_tree(folder: Path) -> None:
+    """Removes a folder and what is in it, as far as that can be done."""
+    if is_remote(folder):
+        folder.rmtree(missing_ok=True)
+    else:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copies a small file."""
+    target.write_bytes(source.read_bytes())
+
+
+def fetch(folder: Path, names: Sequence[str] | None = None) -> Path:
+    """Returns a local copy of a bucket's folder, without its sub-folders.
+
+    It lies in the user's cache folder, and is made anew when a file's size or time has changed.
+
+    Args:
+      folder: in a bucket.
+      names: of the files that are wanted; None = all.
+    """
+    entries = sorted(path for path in folder.iterdir() if names is None or path.name in names)
+    entries = [path for path in entries if not path.is_dir()]
+    told = [[path.name, (status := path.stat()).length, status.mtime] for path in entries]
+    key = hashlib.sha256(json.dumps([os.fspath(folder), told]).encode()).hexdigest()[:32]
+    base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
+    target = Path(base) / "jaxrope" / "remote" / key
+    if target.is_dir():
+        return target
+    target.parent.mkdir(parents=True, exist_ok=True)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}."))
+    try:
+        for path in entries:
+            with path.open("rb") as source, open(staging / path.name, "wb") as file:
+                shutil.copyfileobj(source, file, 1 << 24)
+        try:
+            os.rename(staging, target)
+        except OSError:  # another process was quicker
+            if not target.is_dir():
+                raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return target
 
 
 def write_text_atomic(path: Path | str, text: str) -> None:
-    """Writes `text` under a temporary name beside `path`, flushes it to disk, and renames it."""
-    path = Path(path)
+    """Writes `text` as write_bytes_atomic writes bytes."""
+    write_bytes_atomic(path, text.encode("utf-8"))
+
+
+def write_bytes_atomic(path: Path | str, content: bytes) -> None:
+    """Writes under a temporary name beside `path`, flushes it to disk, and renames it."""
+    path = as_path(path)
+    if is_remote(path):
+        path.write_bytes(content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
     try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp makes 0600: a result is for everybody to read
@@ -38,6 +165,10 @@ def append_jsonl(path: Path | str, rows: dict | list[dict], *, durable: bool = F
     """Appends a record, or several in one write; `durable` waits until they are on disk."""
     rows = [rows] if isinstance(rows, dict) else rows
     text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+    if is_remote(path):
+        path = as_path(path)
+        path.write_bytes((path.read_bytes() if path.exists() else b"") + text.encode())
+        return
     with open(path, "a", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -54,7 +185,7 @@ def read_jsonl(path: Path | str, *, repair: bool = True) -> list[dict]:
     Raises:
       ValueError: a line other than the last is broken.
     """
-    path = Path(path)
+    path = as_path(path)
     if not path.exists():
         return []
     raw = path.read_bytes()
@@ -71,7 +202,9 @@ def read_jsonl(path: Path | str, *, repair: bool = True) -> list[dict]:
                 ) from None
             break
         good += len(line)
-    if repair and good < len(raw):
+    if repair and good < len(raw) and is_remote(path):
+        path.write_bytes(raw[:good])
+    elif repair and good < len(raw):
         with open(path, "r+b") as file:
             file.truncate(good)
     return rows
@@ -92,3 +225,9 @@ def _sync_folder(folder: Path) -> None:
         os.fsync(handle)  # the rename itself is durable only with the folder
     finally:
         os.close(handle)
+
+
+def _cannot_write(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"{folder} cannot be written to: {why}. Give a folder that can be made and written."
+    )

@@ -90,6 +90,20 @@ def initialize(*, timeout_seconds: float, heartbeat_seconds: float, work_seconds
         _watch()
 
 
+def join(config, asked: Mapping[str, Any]) -> None:
+    """Joins the other processes, of which each must have been asked for the same, by name in
+    `asked`, and run the same code; see `initialize` and `agree`.
+    """
+    section = config.hosts
+    initialize(
+        timeout_seconds=section.timeout_seconds,
+        heartbeat_seconds=section.heartbeat_seconds,
+        work_seconds=section.work_seconds,
+    )
+    if count() > 1:
+        agree("start", {**asked, **code()})
+
+
 def count() -> int:
     """Returns how many processes there are; touches no device."""
     return distributed.global_state.num_processes if _client() is not None else 1
@@ -290,9 +304,8 @@ def _on_cloud_tpu() -> bool:
 
 def _connect(where: dict, timeout: int, heartbeat: int) -> None:
     def give_up() -> None:
-        text = "not all processes of this job came" if where else "not all hosts of this pod came"
-        text = f"error: hosts: {text} within {timeout} s (hosts.timeout_seconds). Look at their"
-        print(f"{text} logs, and start all again.", file=sys.stderr, flush=True)
+        text = f"error: hosts: not all processes came within {timeout} s (hosts.timeout_seconds)."
+        print(f"{text} Look at their logs, and start all again.", file=sys.stderr, flush=True)
         os._exit(2)
 
     # jax would abort with a stack trace, without naming anybody.

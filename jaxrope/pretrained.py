@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import checkpoint, llama, rope
+from jaxrope import checkpoint, files, llama, rope
 from jaxrope.convert import folders, importing, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
@@ -77,7 +77,7 @@ def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
     Raises:
       InputError: the file is broken, or for another model.
     """
-    rope_fn, provenance = _read_rope(Path(path).expanduser(), model.config)
+    rope_fn, provenance = _read_rope(files.as_path(path), model.config)
     return dataclasses.replace(model, rope_fn=rope_fn, rope_provenance=provenance)
 
 
@@ -102,7 +102,8 @@ def _workdir(folder: Path) -> Path | None:
     if (folder / "config.json").is_file():
         return None
     return next(
-        (place for place in folder.resolve().parents[:2] if (place / "model.json").is_file()), None
+        (place for place in files.absolute(folder).parents[:2] if (place / "model.json").is_file()),
+        None,
     )
 
 

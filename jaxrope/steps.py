@@ -8,6 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from jaxrope import files
 from jaxrope.errors import InputError
 
 FORMAT = "jaxrope.checkpoint/1"
@@ -35,7 +36,7 @@ def find_step(path: Path, step: int | None = None) -> Path:
     Raises:
       InputError: there is none, or it was written by a newer version.
     """
-    path = Path(path).expanduser().resolve()
+    path = files.absolute(path)
     if step is None and path.name.isdigit() and (path / "meta").exists():
         folder = path
     elif step is not None:
@@ -111,7 +112,7 @@ def read_meta(folder: Path) -> dict:
 
 def steps_root(path: Path) -> Path:
     """Returns the folder that holds the steps of a workdir; it may be given itself."""
-    path = Path(path).expanduser().resolve()
+    path = files.absolute(path)
     return path if path.name == FOLDER else path / FOLDER
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
-    0: ("errors", "files", "hosts", "rollcall", "replicas", "progress", "lock", "steps", "digest")
+    0: ("errors", "files", "hosts", "rollcall", "replicas", "leaves", "progress", "lock", "steps", "digest")
     + ("rope", "masks"),
     1: ("attention", "sharding", "collectives", "chunked", "losses"),
     2: ("llama",),

@@ -115,7 +115,7 @@ def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):
         (["extra", BASE, "--workdir=x"], "Unexpected argument 'extra'"),
         ([BASE, "--workdir=x", "--", "extra"], "Unexpected argument 'extra'"),
         ([BASE, "--dry_run=perhaps"], "perhaps"),
-        ([BASE, "--workdir=gs://bucket/a"], "--workdir=gs://bucket/a: it must be a folder of the"),
+        ([BASE, "--workdir=gs://bucket/a"], "gs://bucket/a: gs:// needs the package gcsfs"),
         ([BASE, f"--workdir={__file__}"], "cli_test.py is a file"),
         ([BASE, f"--workdir={__file__}/a"], "cannot be made: Not a directory"),
         ([BASE, "--workdir=" + "a" * 300], "File name too long"),

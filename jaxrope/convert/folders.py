@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxrope import files
 from jaxrope.errors import InputError
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
@@ -20,9 +21,9 @@ def open_folder(path: Path | str) -> Path:
       InputError: an address instead of a path, or no such folder.
     """
     text = os.fspath(path)
-    if _ADDRESS.match(text):
-        raise InputError(f"{text}: only folders of this machine are read. Copy it here first.")
-    folder = Path(text).expanduser()
+    folder = files.as_path(text)
+    if files.is_remote(folder):
+        return _open_remote(folder)
     try:
         if folder.is_dir():
             return folder
@@ -38,6 +39,18 @@ def open_folder(path: Path | str) -> Path:
         f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
         " is here."
     )
+
+
+def _open_remote(folder: Path) -> Path:
+    """Returns a workdir in a bucket as it is; a Hugging Face folder is fetched."""
+    if (folder / "model.json").exists() or (folder / "meta").exists():
+        return folder
+    if not (folder / "config.json").exists():
+        raise InputError(
+            f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a"
+            " workdir). Name the folder that has one."
+        )
+    return files.fetch(folder)
 
 
 def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+from jaxrope import files
 from jaxrope.errors import InputError
 
 MAX_CONFIG_BYTES = 10_000_000
@@ -20,7 +21,7 @@ def read(path: Path, *, max_bytes: int) -> dict:
     try:
         if not path.is_file():
             raise InputError(f"{path}: there is no such file.")
-        size = path.stat().st_size
+        size = files.size(path)
         if size > max_bytes:
             raise InputError(
                 f"{path}: must be at most {max_bytes:,} bytes, is {size:,}. It is not what its name"

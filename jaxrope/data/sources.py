@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.files import sha256_file
 
@@ -30,8 +31,9 @@ def find_files(
     """Returns the files that `patterns` name, sorted by name, each once.
 
     Args:
-      patterns: paths or globs; `**` stands for any folders. A folder that a glob matches is passed
-        over, one that is named is an error.
+      patterns: paths or globs; `**` stands for any folders. Files in a bucket (gs://) are copied to
+        the user's cache folder first; there only the last part may be a pattern. A folder that a
+        glob matches is passed over, one that is named is an error.
       exclude: globs compared with a file's name and its whole path; here `*` also matches `/`, and
         a relative glob may begin at any folder.
       setting: the config key the patterns come from.
@@ -56,7 +58,7 @@ def find_files(
     with ThreadPoolExecutor() as pool:
         digests = list(pool.map(lambda path: _hash(path, setting), kept))
     folder = os.path.commonpath([os.path.dirname(path) for path in kept])
-    files = [
+    sources = [
         SourceFile(
             path=Path(path),
             name=Path(os.path.relpath(path, folder)).as_posix(),
@@ -66,11 +68,13 @@ def find_files(
         )
         for path, digest in zip(kept, digests, strict=True)
     ]
-    return sorted(files, key=lambda file: file.name)
+    return sorted(sources, key=lambda file: file.name)
 
 
 def _matches(pattern: str, setting: str) -> list[str]:
     """Returns the paths of one pattern; a path that exists is itself, whatever its letters."""
+    if files.is_remote(pattern):
+        return _fetched(pattern, setting)
     if os.path.lexists(pattern):
         if os.path.isdir(pattern):
             raise InputError(
@@ -85,6 +89,22 @@ def _matches(pattern: str, setting: str) -> list[str]:
             f"{setting}: {kind} '{pattern}' (looked from '{os.getcwd()}'). Correct the path."
         )
     return paths
+
+
+def _fetched(pattern: str, setting: str) -> list[str]:
+    """Returns local copies of the files in a bucket that a pattern names."""
+    folder, _, name = pattern.rpartition("/")
+    if glob.has_magic(folder):
+        raise InputError(
+            f"{setting}: '{pattern}': in a bucket only the last part may be a pattern. Name each "
+            "folder."
+        )
+    place = files.as_path(folder)
+    found = [path for path in place.iterdir() if fnmatch.fnmatchcase(path.name, name)]
+    if not found:
+        raise InputError(f"{setting}: no file matches '{pattern}'. Correct the path.")
+    local = files.fetch(place, [path.name for path in found])
+    return [str(local / path.name) for path in found]
 
 
 def _excluded(path: str, exclude: Sequence[str]) -> bool:

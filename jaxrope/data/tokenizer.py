@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxrope import files
 from jaxrope.errors import InputError
 
 MAX_FILE_BYTES = 1 << 29  # 512 MiB; the largest published tokenizer.json is near 35 MB
@@ -127,7 +128,7 @@ _BESIDE = ("tokenizer_config.json", "config.json", "generation_config.json")
 
 def _find(path: Path | str) -> Path:
     """Returns the tokenizer.json that `path` means."""
-    given = Path(path).expanduser()
+    given = files.as_path(path)
     file = given / "tokenizer.json" if given.is_dir() else given
     if not file.exists():
         if (file.parent / "tokenizer.model").exists():
@@ -141,9 +142,9 @@ def _find(path: Path | str) -> Path:
         )
     if not file.is_file():
         raise InputError(f"data.tokenizer: '{file}' is not a regular file. Give a tokenizer.json.")
-    if file.stat().st_size > MAX_FILE_BYTES:
+    if files.size(file) > MAX_FILE_BYTES:
         raise InputError(
-            f"data.tokenizer: '{file}' has {file.stat().st_size:,} bytes, a tokenizer.json has at "
+            f"data.tokenizer: '{file}' has {files.size(file):,} bytes, a tokenizer.json has at "
             f"most {MAX_FILE_BYTES:,}. Give a tokenizer.json."
         )
     return file

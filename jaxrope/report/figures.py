@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.report import panels
 from jaxrope.report.panels import FOREGROUND, Row
@@ -184,5 +185,7 @@ def _panels(draws, path):
             else:
                 draw(ax)
         if path is not None:
-            figure.savefig(path, dpi=150)
+            buffer = io.BytesIO()
+            figure.savefig(buffer, dpi=150, format=path.suffix[1:] or "png")
+            files.write_bytes_atomic(path, buffer.getvalue())
     return figure

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.files import write_json_atomic
+from jaxrope.files import as_path, write_json_atomic
 from jaxrope.rope import methods
 from jaxrope.rope.schedule import RopeFn
 
@@ -111,7 +111,7 @@ def read(path: Path | str) -> dict:
     """
     try:
         content = json.loads(
-            Path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant
+            as_path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant
         )
     except OSError as error:
         raise InputError(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import jax
 
-from jaxrope import hosts, llama, replicas, sharding
+from jaxrope import files, hosts, llama, replicas, sharding
 from jaxrope.checkpoint import CheckpointError, Checkpoints
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
@@ -53,7 +53,7 @@ def train(
     Raises:
       InputError: the config does not fit itself, the machine, the data or the run in `workdir`.
     """
-    workdir = Path(workdir).expanduser().resolve()
+    workdir = files.absolute(workdir)
     check_numbers(config)
     mesh = sharding.make_mesh(config.mesh, devices)
     hosts.from_main("workdir", lambda: resume.check_workdir(workdir))

@@ -1,4 +1,5 @@
-"""What a run writes down: metrics.jsonl always, TensorBoard if tensorboardX is installed.
+"""What a run writes down: metrics.jsonl always, TensorBoard if tensorboardX is installed and the
+workdir is no bucket.
 
 A row of metrics.jsonl has `step` (optimizer steps done) and either the step's numbers or `eval`.
 Whatever a clock measured is under the one key `timing`, so that the rows of a run that was killed
@@ -36,7 +37,7 @@ class MetricsLog:
         self._rows: list[dict] = []
         self._complained = False
         self._board = None
-        if hosts.is_main():
+        if hosts.is_main() and not files.is_remote(workdir):
             self._board = _tensorboard(workdir / "tensorboard", resumed_step, say)
         self._evaluated = set(hosts.from_main("metrics", lambda: self._evaluations(resumed_step)))
 
@@ -82,7 +83,7 @@ class MetricsLog:
         return kept
 
     def _try(self, write: Callable[[], object]) -> bool:
-        size = self.path.stat().st_size if self.path.exists() else 0
+        size = files.size(self.path) if self.path.exists() else 0
         try:
             write()
             return True
@@ -97,6 +98,8 @@ class MetricsLog:
 
     def _mend(self, size: int) -> None:
         """A full disk can take half of a row: the file goes back to the length it had."""
+        if files.is_remote(self.path):
+            return  # what is written there is whole
         try:
             with open(self.path, "r+b") as file:
                 file.truncate(size)

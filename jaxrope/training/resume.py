@@ -1,7 +1,6 @@
 """What a run writes about itself when it begins, and what may change when it goes on."""
 
 import json
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -37,17 +36,17 @@ def begin(config, workdir: Path, model: LlamaConfig, rope_fn: rope.RopeFn, token
     if not setup.is_own_rope(rope_fn, model):
         origin = {"made_by": "train.py", "rope": plain(config)["rope"], "model": model_name(config)}
         if config.rope.method == "file":
-            origin["file"] = rope.provenance(Path(config.rope.path).expanduser())
+            origin["file"] = rope.provenance(files.as_path(config.rope.path))
         rope.save(workdir / "rope.json", rope_fn, origin, max_len=model.max_len)
     else:
         (workdir / "rope.json").unlink(missing_ok=True)
     files.write_json_atomic(workdir / "model.json", model.to_json_dict())
     if tokenizer_at != "bytes":
-        folder = Path(tokenizer_at)
+        folder = files.as_path(tokenizer_at)
         folder = folder if folder.is_dir() else folder.parent
         for name in _TOKENIZER_FILES:
-            if (folder / name).is_file() and folder.resolve() != workdir.resolve():
-                shutil.copyfile(folder / name, workdir / name)
+            if (folder / name).is_file() and files.absolute(folder) != workdir:
+                files.copy(folder / name, workdir / name)
     write_config(config, workdir)
 
 
@@ -181,4 +180,4 @@ def _compare(key: str, before, after, workdir: Path) -> None:
 def _same_place(before, after) -> bool:
     if not (isinstance(before, str) and isinstance(after, str)):
         return False
-    return Path(before).expanduser().resolve() == Path(after).expanduser().resolve()
+    return files.absolute(before) == files.absolute(after)
