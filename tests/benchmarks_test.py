@@ -1,0 +1,93 @@
+"""The benchmarks run, and what they say of arithmetic is right."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks import ring_package, side_by_side, waste
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(name, *arguments):
+    """Returns (what it printed, exit code)."""
+    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *arguments]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    return done.stdout + done.stderr, done.returncode
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+@pytest.mark.slow
+def test_attention_runs_and_all_backends_agree(tmp_path):
+    file = tmp_path / "results.jsonl"
+    text, code = run("attention", "--no_package", f"--jsonl={file}")
+    assert code == 0, text
+    found = {record["backend"]: record for record in lines(file)}
+    assert list(found) == ["ring", "all_gather", "ulysses", "usp", "blockwise", "reference"]
+    assert all(record["agrees"] for record in found.values())
+    assert found["ring"]["bytes"]["forward"] < found["blockwise"]["bytes"]["forward"]
+
+
+@pytest.mark.slow
+def test_a_step_runs_and_both_sides_have_the_same_loss(tmp_path):
+    pytest.importorskip("transformers", reason="needs torch and transformers (Python 3.11)")
+    file = tmp_path / "results.jsonl"
+    text, code = run("step", f"--jsonl={file}")
+    assert code == 0, text
+    training, evaluation = lines(file)
+    assert (training["case"], evaluation["case"]) == ("training", "evaluation")
+    for record in (training, evaluation):
+        assert set(record["losses"]) == {"ours", "eager", "sdpa"}
+        assert record["losses"]["ours"] == pytest.approx(record["losses"]["sdpa"], rel=1e-3)
+        assert len(record["seconds"][record["best"]]) == 2
+
+
+CASE = dict(length=64, block=4)
+
+
+def test_waste_of_whole_blocks():
+    """64 tokens in blocks of 4: 136 of 256 blocks are seen, 2,080 pairs count."""
+    assert waste.of("reference", CASE, 8, 1)[0] == pytest.approx(64 * 64 / 2080 - 1)
+    for backend in ("blockwise", "ulysses"):
+        assert waste.of(backend, CASE, 8, 1)[0] == pytest.approx(136 * 16 / 2080 - 1)
+
+
+def test_the_ring_wastes_only_on_its_own_diagonal():
+    """With blocks of one token nothing; and all its devices always do the same."""
+    assert waste.of("ring", CASE | {"block": 1}, 8, 1) == pytest.approx((0, 0))
+    assert waste.of("usp", CASE | {"block": 1}, 8, 2) == pytest.approx((0, 0))
+    total, slowest = waste.of("ring", CASE, 8, 1)
+    assert total == slowest == pytest.approx(8 * 2 * (16 - 10) / 2080)
+
+
+def test_contiguous_parts_keep_the_last_device_busy_in_every_hop():
+    """ringattention: of 8 hops all but the first are whole for the last device."""
+    total, slowest = waste.of("ringattention", CASE | {"block": 1}, 8, 1)
+    assert total == pytest.approx(0)
+    assert slowest == pytest.approx(8 * (36 + 7 * 64) / 2080 - 1)
+
+
+def test_a_round_takes_everybody_in_turn():
+    calls = []
+    fns = {name: lambda name=name: calls.append(name) for name in "abc"}
+    found = side_by_side.seconds(fns, 3)
+    assert "".join(calls) == "abcbcacab"
+    assert [len(runs) for runs in found.values()] == [3, 3, 3]
+
+
+def test_a_ratio_is_of_the_same_round():
+    found = side_by_side.ratio([1.0, 2.0, 4.0], [2.0, 4.0, 4.0])
+    assert found == {"median": 2.0, "low": 1.0, "high": 2.0}
+
+
+def test_without_an_old_python_the_package_is_passed_over(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "version_info", (3, 14))
+    monkeypatch.setattr(ring_package, "PYTHONS", ("no-such-python",))
+    place, why = ring_package.install(str(tmp_path / "there"))
+    assert place is None and "no-such-python" in why
