@@ -2,6 +2,7 @@
 
 import dataclasses
 import re
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -119,7 +120,7 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
     usable = chip.usable_bytes if chip else None
     start = time.perf_counter()
     try:
-        compiled = job.lower().compile()
+        compiled, text = with_text(job.lower(), device.platform)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
@@ -135,7 +136,7 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
     versions = {"jax": jax.__version__}
     if device.platform == "tpu":
         versions = {"libtpu": slices.libtpu_version()} | versions
-    found = schedule.read(compiled.as_text())
+    found = schedule.read(text)
     prediction = roofline.predict(job.work, found, chip, mesh.size) if chip else None
     return Report(
         what=job.what,
@@ -150,6 +151,27 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
         schedule=found,
         prediction=prediction,
     )
+
+
+def with_text(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
+    """Compiles; returns what came of it, and its text.
+
+    The text of a program for TPUs passes through the parser of jaxlib, and that of jax 0.10 does
+    not know all that libtpu 0.0.52 writes; the compiler's own dump is the same text.
+    """
+    if platform != "tpu":
+        compiled = lowered.compile()
+        return compiled, compiled.as_text()
+    with tempfile.TemporaryDirectory() as folder:
+        compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
+        try:
+            return compiled, compiled.as_text()
+        except jax.errors.JaxRuntimeError:
+            dumped = list(Path(folder).glob("*.after_codegen.txt"))
+            if not dumped:
+                raise
+            largest = max(dumped, key=lambda path: path.stat().st_size)
+            return compiled, largest.read_text(encoding="utf-8", errors="replace")
 
 
 def _memory(compiled: jax.stages.Compiled, usable: int | None) -> Memory:

@@ -138,7 +138,10 @@ class Report:
             f"and dV home after the last hop, {len(exposed)} exposed"
         )
         for hop in exposed:
-            yield f"              exposed: {hop.name}, {hop.times:,} times ({hop.op_name})"
+            yield (
+                f"              exposed: {hop.name}, {hop.times:,} times, {_gib(hop.total_bytes)} "
+                f"({hop.op_name})"
+            )
 
     def _time(self):
         found = self.prediction
