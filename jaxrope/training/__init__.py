@@ -6,6 +6,7 @@ a function of the step, and everything that a step changes is in the checkpoint.
 """
 
 import math
+import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ import jax
 
 from jaxrope import files, hosts, llama, replicas, sharding
 from jaxrope.checkpoint import CheckpointError, Checkpoints
+from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
 from jaxrope.steps import describe, whole_steps
@@ -68,6 +70,10 @@ def train(
             except (Corrupted, Diverged, CheckpointError) as error:
                 print(f"error: {error}", file=sys.stderr)
                 return 1
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                raise InputError(_out_of_memory(config, str(error))) from None
 
 
 def _train(config, workdir: Path, mesh, say: Callable[[str], None]) -> int:
@@ -166,6 +172,30 @@ def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState
     rest = {name: getattr(abstract, name) for name in names}
     params, rest, _ = store.restore(step, abstract.params, rest)
     return TrainState(params=params, **rest)
+
+
+def _out_of_memory(config, said: str) -> str:
+    """Returns the line for a step that does not fit, with the settings that would make it less."""
+    told = re.search(
+        r"(Used [\d.]+\w+ of [\d.]+\w+|[Aa]ttempt\w* to allocate [\d.]+\s?\w+|"
+        r"[Tt]rying to allocate [\d.]+\s?\w+)",
+        said,
+    )
+    options = {
+        "optimizer.offload=True": not config.optimizer.offload,
+        "forward.remat='full'": config.forward.remat in ("none", "minimal", "save_attention"),
+        "forward.remat='offload'": config.forward.remat != "offload",
+        "a smaller forward.mlp_chunk": True,
+        f"train.chunk_tokens={max(config.train.chunk_tokens // 4, 1)}": True,
+        f"train.accumulation={2 * config.train.accumulation}": True,
+        "more devices on mesh.fsdp or mesh.context": True,
+    }
+    knobs = ", ".join(name for name, useful in options.items() if useful)
+    return (
+        "train: the step does not fit into the memory of a device "
+        f"({told.group(1) if told else said.splitlines()[0][:160]}). Less is needed with: {knobs}. "
+        "--compile_only says what takes how much."
+    )
 
 
 def _describe(plan: Plan, begun_at: int | None, say: Callable[[str], None]) -> None:
