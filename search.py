@@ -46,5 +46,12 @@ def run_one(config, workdir, dry_run=False):
     return result
 
 
+def compile_only(config, topology, workdir):
+    """Compiles a batch for a TPU slice that need not be here, and says what it takes."""
+    from jaxrope.topology import compile_search
+
+    compile_search(config, topology, workdir)
+
+
 if __name__ == "__main__":
-    cli.main(run, doc=__doc__)
+    cli.main(run, doc=__doc__, compile_fn=compile_only)

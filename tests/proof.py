@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from jaxrope import experiment, llama, sharding, topology  # noqa: E402
-from jaxrope.topology import alone, compile  # noqa: E402
+from jaxrope.topology import alone, compile, jobs  # noqa: E402
 
 _MIB, _GIB = 2**20, 2**30
 MODEL = llama.SHAPES["llama3_8b"]
@@ -124,7 +124,7 @@ def steps() -> Iterator[Finding]:
     """The training steps of configs/ fit, and what they take by the roofline."""
     for config, where in STEPS:
         report = compile.compile_config(
-            compile.train_job, experiment.load(str(ROOT / config)), where, None
+            jobs.train_job, experiment.load(str(ROOT / config)), where, None
         )
         memory, prediction = report.memory, report.prediction
         sent = sum(hop.total_bytes for hop in report.schedule.permutes())

@@ -11,7 +11,7 @@ import pytest
 
 from jaxrope import llama, sharding, topology
 from jaxrope.errors import InputError
-from jaxrope.topology import alone, compile, memory, report, roofline, schedule, slices
+from jaxrope.topology import alone, compile, jobs, memory, report, roofline, schedule, slices
 from tests import proof, tiny_run
 
 NOTHING = schedule.Schedule((), ())
@@ -90,7 +90,7 @@ def footprint(**changes):
 
 def test_too_large_a_step_says_what_would_help():
     mesh = sharding.make_mesh(dict(data=8, fsdp=1, context=1, tensor=1), jax.devices())
-    job = compile.Job("training step", Refusing().lower, WORK, footprint(), ())
+    job = jobs.Job("training step", Refusing().lower, WORK, footprint(), (), 1)
     with pytest.raises(InputError) as caught:
         compile.compile_job(job, mesh, "v5p:4x4x4")
     text = str(caught.value)
@@ -131,7 +131,7 @@ def test_other_errors_of_the_compiler_are_not_taken_for_it():
             raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
     mesh = sharding.make_mesh(dict(data=8, fsdp=1, context=1, tensor=1), jax.devices())
-    job = compile.Job("training step", Broken().lower, WORK, None, ())
+    job = jobs.Job("training step", Broken().lower, WORK, None, (), 1)
     with pytest.raises(jax.errors.JaxRuntimeError, match="something else"):
         compile.compile_job(job, mesh, "here")
 
@@ -173,6 +173,7 @@ def test_a_report_in_words_and_as_json():
     hidden = dataclasses.replace(one, name="start.3", overlapped=True)
     found = report.Report(
         what="training step",
+        runs=100,
         where="v5p:2x2x1",
         versions={"libtpu": "1.2"},
         mesh=dict(data=1, fsdp=1, context=4, tensor=1),
@@ -243,6 +244,6 @@ def test_the_tpu_compiler_refuses_what_is_too_large(libtpu):
     )
     where = sharding.replicated(mesh)
     x = jax.ShapeDtypeStruct((1 << 19, 1 << 10), jnp.float32, sharding=where)
-    job = compile.Job("product", lambda: jax.jit(lambda x: (x @ x.T) @ x).lower(x), WORK, None, ())
+    job = jobs.Job("product", lambda: jax.jit(lambda x: (x @ x.T) @ x).lower(x), WORK, None, (), 1)
     with pytest.raises(InputError, match=r"The product needs \d{3,}\.\d GiB .* use 15.8 GiB"):
         compile.compile_job(job, mesh, "v5e:2x2")

@@ -1,6 +1,5 @@
 """Compiles the step of a config for devices that need not be here, and reports what it takes."""
 
-import dataclasses
 import re
 import tempfile
 import time
@@ -10,78 +9,28 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import llama, setup, sharding
+from jaxrope import sharding
 from jaxrope.errors import InputError
+from jaxrope.search import members
 from jaxrope.topology import memory as memory_lib
 from jaxrope.topology import roofline, schedule, slices
+from jaxrope.topology.jobs import Job, search_job, train_job
 from jaxrope.topology.report import Memory, Report
-from jaxrope.training import program as program_lib
-from jaxrope.training.plan import check_numbers
 
 FILE = "compile.jsonl"
 _GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """Something to compile.
-
-    Attributes:
-      what: of a person's words, such as "training step".
-      lower: lowers it.
-      work: what one run of it computes.
-      footprint: what its memory depends on; None: not estimated.
-      remarks: lines for the user.
-    """
-
-    what: str
-    lower: Callable[[], jax.stages.Lowered]
-    work: roofline.Work
-    footprint: memory_lib.Footprint | None
-    remarks: tuple[str, ...]
-
-
-def train_job(config, mesh: Mesh) -> Job:
-    """Returns the training step of a config. No data, tokenizer or weights are needed.
-
-    Raises:
-      InputError: the config does not fit itself or the mesh.
-    """
-    check_numbers(config)
-    program = program_lib.make_program(config, mesh, setup.model_shape(config))
-    parts, rows, seq_len = program.batch_shape
-    sizes, settings = dict(mesh.shape), program.settings
-
-    def lower():
-        state, shardings = program_lib.abstract_state(program)
-        plain = llama.own_rope(program.model)(seq_len)  # its numbers do not matter, only its shape
-        return program_lib.lower_step(program, state, shardings, plain)
-
-    footprint = memory_lib.Footprint(
-        model=program.model,
-        sizes=sizes,
-        rows=rows,
-        seq_len=seq_len,
-        accumulates=parts > 1,
-        remat=settings.remat,
-        mlp_chunk=settings.mlp_chunk,
-        chunk_tokens=program.chunk_tokens,
-        offload=program.optimizer.offload,
-    )
-    work = roofline.train_work(
-        program.model, settings, sizes, rows=parts * rows, seq_len=seq_len, parts=parts
-    )
-    model = (
-        f"model         {llama.num_params(program.model):,} parameters; {parts * rows} rows of "
-        f"{seq_len:,} tokens in {parts} parts, {footprint.tokens:,} tokens of a part on each device"
-    )
-    return Job("training step", lower, work, footprint, (model, *program.remarks))
-
-
 def compile_train(config, topology: str, workdir: Path | None) -> None:
-    """Prints what `train.py` would take; see `compile_job`."""
+    """Prints what the step of train.py takes; see `compile_config`."""
     compile_config(train_job, config, topology, workdir)
+
+
+def compile_search(config, topology: str, workdir: Path | None) -> None:
+    """Prints what a batch of search.py takes, of each search of a sweep; see `compile_config`."""
+    for member in members(config).values() if config.sweep else (config,):
+        compile_config(search_job, member, topology, workdir)
 
 
 def compile_config(
@@ -140,6 +89,7 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
     prediction = roofline.predict(job.work, found, chip, mesh.size) if chip else None
     return Report(
         what=job.what,
+        runs=job.runs,
         where=where,
         versions=versions,
         mesh=dict(mesh.shape),

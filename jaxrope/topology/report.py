@@ -4,6 +4,7 @@ import dataclasses
 from typing import Any
 
 from jaxrope import files
+from jaxrope.progress import duration
 from jaxrope.topology.roofline import (
     ATTENTION_EFFICIENCY,
     DENSE_EFFICIENCY,
@@ -41,6 +42,7 @@ class Report:
 
     Attributes:
       what: that was compiled, such as "training step".
+      runs: how often it runs in the whole training or search.
       where: such as "v5p:4x4x4".
       versions: of the compiler.
       mesh: devices on each axis.
@@ -52,6 +54,7 @@ class Report:
     """
 
     what: str
+    runs: int
     where: str
     versions: dict[str, str]
     mesh: dict[str, int]
@@ -149,8 +152,9 @@ class Report:
             yield "prediction    none: the chip's figures are not known"
             return
         yield (
-            f"prediction    {found.step:.3g} s a step, {100 * found.mfu:.1f}% MFU, "
-            f"{found.tokens_per_day / 1e9:.3g}e9 tokens a day"
+            f"prediction    {found.step:.3g} s a {self.what}, {100 * found.mfu:.1f}% MFU, "
+            f"{found.tokens_per_day / 1e9:.3g}e9 tokens a day; {self.runs:,} of them take "
+            f"{duration(self.runs * found.step)}"
         )
         yield (
             f"              products {found.dense:.3g} s (at {DENSE_EFFICIENCY:.0%} of the peak) "

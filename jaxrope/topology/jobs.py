@@ -1,0 +1,143 @@
+"""What train.py and search.py run on the devices, made from a config alone: no data, no tokenizer
+and no weights."""
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import jax
+from jax.sharding import Mesh
+
+from jaxrope import llama, setup, sharding
+from jaxrope.errors import InputError
+from jaxrope.search import evaluator, evolution, plan
+from jaxrope.topology import roofline, slices
+from jaxrope.topology.memory import Footprint
+from jaxrope.training import program as program_lib
+from jaxrope.training.plan import check_numbers
+
+_GIB = 2**30
+_SHARE = 0.9  # of the usable memory: what a search takes of a device that it can ask
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """Something to compile.
+
+    Attributes:
+      what: of a person's words, such as "training step".
+      lower: lowers it.
+      work: what one run of it computes.
+      footprint: what its memory depends on; None: not estimated.
+      remarks: lines for the user.
+      runs: how often it runs in all.
+    """
+
+    what: str
+    lower: Callable[[], jax.stages.Lowered]
+    work: roofline.Work
+    footprint: Footprint | None
+    remarks: tuple[str, ...]
+    runs: int
+
+
+def train_job(config, mesh: Mesh) -> Job:
+    """Returns the training step of a config.
+
+    Raises:
+      InputError: the config does not fit itself or the mesh.
+    """
+    check_numbers(config)
+    program = program_lib.make_program(config, mesh, setup.model_shape(config))
+    parts, rows, seq_len = program.batch_shape
+    sizes, settings = dict(mesh.shape), program.settings
+
+    def lower():
+        state, shardings = program_lib.abstract_state(program)
+        plain = llama.own_rope(program.model)(seq_len)  # its numbers do not matter, only its shape
+        return program_lib.lower_step(program, state, shardings, plain)
+
+    footprint = Footprint(
+        model=program.model,
+        sizes=sizes,
+        rows=rows,
+        seq_len=seq_len,
+        accumulates=parts > 1,
+        remat=settings.remat,
+        mlp_chunk=settings.mlp_chunk,
+        chunk_tokens=program.chunk_tokens,
+        offload=program.optimizer.offload,
+    )
+    batch = (
+        f"batch         {parts * rows:,} rows of {seq_len:,} tokens, in {parts:,} "
+        f"part{'s' * (parts > 1)}; of a part {footprint.tokens:,} tokens on each device"
+    )
+    return Job(
+        what="training step",
+        lower=lower,
+        work=roofline.train_work(
+            program.model, settings, sizes, rows=parts * rows, seq_len=seq_len, parts=parts
+        ),
+        footprint=footprint,
+        remarks=(_model_line(program.model), batch, *program.remarks),
+        runs=config.train.steps,
+    )
+
+
+def search_job(config, mesh: Mesh) -> Job:
+    """Returns the evaluation of a batch of candidates of a config's search for perplexity.
+
+    Raises:
+      InputError: the config does not fit itself or the mesh.
+    """
+    objective = config.search.objective
+    if objective.name != "perplexity":
+        raise InputError(
+            f"search.objective.name '{objective.name}': --compile_only is for perplexity."
+        )
+    model = setup.model_shape(config)
+    llama.param_shardings(model, mesh)  # refuses what does not divide
+    algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    settings, remarks = setup.forward_settings(config, mesh, model)
+    length = config.target_len or model.max_len
+    samples = objective.num_samples
+    chip = slices.chip_of(mesh.devices.flat[0])
+    known = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device is asked
+    space = plan.memory(
+        model,
+        settings,
+        sample_tokens=length,
+        memory_gb=config.search.memory_gb or known,
+        mesh=mesh,
+    )
+    per_device = plan.per_device(
+        config.search.batch_size,
+        space,
+        sample_tokens=length,
+        most=algorithm.population,
+        mesh=mesh,
+    )
+    candidates = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
+    children = algorithm.mutations + algorithm.crossovers
+    batches = math.ceil(algorithm.population / candidates)
+    batches += (algorithm.iterations - 1) * math.ceil(children / candidates)
+    batch = (
+        f"batch         {candidates:,} candidates, each on {samples} samples of {length:,} tokens; "
+        f"{algorithm.num_evaluations():,} evaluations in all, in {batches:,} batches"
+    )
+    return Job(
+        what="batch of a search",
+        lower=lambda: evaluator.lower(
+            model, settings, mesh, sample_shape=(samples, length), per_device=per_device
+        ),
+        work=roofline.forward_work(
+            model, dict(mesh.shape), rows=candidates * samples, seq_len=length, parts=samples
+        ),
+        footprint=None,
+        remarks=(_model_line(model), batch, *remarks),
+        runs=batches,
+    )
+
+
+def _model_line(model: llama.LlamaConfig) -> str:
+    return f"model         {llama.num_params(model):,} parameters"
