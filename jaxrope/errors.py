@@ -12,6 +12,12 @@ class InputError(ValueError):
     """
 
 
+class UnsupportedError(InputError, NotImplementedError):
+    """What was asked for is right, but what was chosen by name cannot do it; the message names
+    those that can.
+    """
+
+
 class HostsError(RuntimeError):
     """Another process of the job was late, or is gone. Its message is one line; programs exit
     with 1.

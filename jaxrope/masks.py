@@ -26,6 +26,8 @@ class Mask:
       causal: keys at later positions are hidden.
       window: keys `window` or more tokens back are hidden too (Mistral: window tokens are seen, the
         query's own included); None: no window.
+      natural: positions are 0, 1, 2, ... of one segment, for queries and keys alike: a kernel that
+        takes no ids may be used.
     """
 
     q_positions_BT: jax.Array
@@ -34,6 +36,7 @@ class Mask:
     kv_segment_ids_BS: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
+    natural: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def of_batch(self, batch: int) -> "Mask":
         """Returns the mask with one row of ids for each of `batch` rows."""
@@ -46,9 +49,11 @@ def self_mask(
     *,
     causal: bool = True,
     window: int | None = None,
+    natural: bool = False,
 ) -> Mask:
-    """Returns the mask of a sequence that attends to itself."""
-    return Mask(positions_BT, positions_BT, segment_ids_BT, segment_ids_BT, causal, window)
+    """Returns the mask of a sequence that attends to itself; see Mask."""
+    ids = positions_BT, positions_BT, segment_ids_BT, segment_ids_BT
+    return Mask(*ids, causal, window, natural)
 
 
 def pad(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:

@@ -9,7 +9,8 @@ from jax.sharding import Mesh
 
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.choice import check, length_unit, resolve
-from jaxrope.attention.local import KERNELS, LSE, OUT
+from jaxrope.attention.local import LSE, OUT
+from jaxrope.attention.local import NAMES as KERNELS
 from jaxrope.attention.whole import attend_whole
 from jaxrope.attention.zigzag import inverse, order
 from jaxrope.errors import choose
@@ -60,11 +61,12 @@ def attend(
 
     Raises:
       InputError: an unknown name.
-      NotImplementedError: this backend cannot do this; the message names those that can.
+      UnsupportedError: (a NotImplementedError) this backend cannot do this; the message names those
+        that can.
       ValueError: shapes that do not fit each other.
     """
     attention_fn = choose("attention", backend, BACKENDS)
-    choose("attention_kernel", kernel, KERNELS)
+    choose("attention_kernel", kernel, dict.fromkeys(KERNELS))
     (batch, _, num_heads, head_dim), kv_shape = q_BTNH.shape, k_BSKH.shape
     if (
         kv_shape != v_BSKH.shape

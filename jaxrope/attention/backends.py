@@ -10,9 +10,10 @@ from typing import NamedTuple
 import jax
 from jax.sharding import Mesh
 
-from jaxrope.attention import exchange, local, ring, zigzag
+from jaxrope.attention import cudnn, exchange, local, ring, zigzag
 from jaxrope.attention.hops import Segments, Sizes
 from jaxrope.attention.reference import reference as by_definition
+from jaxrope.errors import UnsupportedError
 from jaxrope.masks import Mask
 
 
@@ -49,8 +50,10 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Arr
 
 
 def flash(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
-    """The platform's own kernels."""
+    """The platform's own kernels: ours on a TPU, cuDNN's on a GPU."""
     _refuse_context("flash", settings)
+    if settings.kernel == "cudnn":
+        return cudnn.attention(q_BTNH, k_BSKH, v_BSKH, mask, settings.scale)
     kernel = settings.kernel if settings.kernel != "blockwise" else "flash"
     return _local(kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
 
@@ -107,10 +110,12 @@ SPREAD = ("ring", "all_gather", "ulysses", "usp")  # take a sequence that lies o
 
 
 def _local(kernel: str, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
+    _refuse_cudnn(kernel)
     return local.attention(kernel, q, k, v, mask, settings.scale, settings.block)
 
 
 def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
+    _refuse_cudnn(settings.kernel)
     if who.size == 1:
         return _local(settings.kernel, settings, q, k, v, mask)
     segments = Segments(mask.q_segment_ids_BT, mask.kv_segment_ids_BS)
@@ -119,9 +124,17 @@ def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
 
 def _refuse_context(name: str, settings: Settings) -> None:
     if settings.context > 1:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"attention '{name}' sees the tokens of one device only, and the mesh spreads a "
             f"sequence over {settings.context}. Backends that can: {', '.join(SPREAD)}."
+        )
+
+
+def _refuse_cudnn(kernel: str) -> None:
+    if kernel == "cudnn":
+        raise UnsupportedError(
+            "attention_kernel 'cudnn' gives no log-sum-exp in float32, which a spread sequence "
+            "needs. Kernels that do: blockwise, flash."
         )
 
 
@@ -134,7 +147,7 @@ def _refuse_for_ring(name: str, q_BTNH, k_BSKH, mask: Mask) -> None:
     elif q_BTNH.shape[1] != k_BSKH.shape[1]:
         wrong = f"{q_BTNH.shape[1]} queries with {k_BSKH.shape[1]} keys"
     if wrong:
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"attention '{name}' cannot do {wrong}. Backends that can: all_gather, ulysses; on "
             "one device: blockwise, flash, reference."
         )
@@ -143,7 +156,7 @@ def _refuse_for_ring(name: str, q_BTNH, k_BSKH, mask: Mask) -> None:
 def _refuse_heads(name: str, group: int, q_BTNH, k_BSKH) -> None:
     num_heads, kv_heads = q_BTNH.shape[2], k_BSKH.shape[2]
     if num_heads % group or (kv_heads % group and group % kv_heads):
-        raise NotImplementedError(
+        raise UnsupportedError(
             f"attention '{name}' deals {num_heads} heads and {kv_heads} kv heads out to {group} "
             "devices: it must divide the first, and divide or be a multiple of the second. "
             "Backends that can: ring, all_gather."

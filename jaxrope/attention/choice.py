@@ -9,7 +9,7 @@ from jax.sharding import Mesh
 from jaxrope.attention import zigzag
 from jaxrope.attention.backends import BACKENDS, SPREAD
 from jaxrope.attention.flash import LANES
-from jaxrope.attention.local import KERNELS
+from jaxrope.attention.local import NAMES as KERNELS
 from jaxrope.errors import InputError, choose
 
 AUTO = "auto"
@@ -20,7 +20,8 @@ def resolve(
 ) -> tuple[str, str]:
     """Returns (backend, kernel) with "auto" replaced.
 
-    A TPU has `flash`, other platforms `blockwise`. A sequence that is spread over devices goes
+    A TPU has `flash`, other platforms `blockwise`: cuDNN's kernels on a GPU take no packed rows and
+    no float32, so that they are asked for by name. A sequence that is spread over devices goes
     round a `ring`, or is gathered where a sliding window hides most of it.
 
     Args:
@@ -38,9 +39,9 @@ def resolve(
     context = mesh.shape[zigzag.AXIS] if mesh else 1
     if backend == AUTO:
         backend = best if context == 1 else "ring" if window is None else "all_gather"
-    if kernel == AUTO:
-        kernel = "flash" if backend == "flash" else best
-    return backend, kernel
+    if kernel == AUTO and backend == "flash":
+        kernel = "cudnn" if platform == "gpu" else "flash"
+    return backend, best if kernel == AUTO else kernel
 
 
 def check(
@@ -111,6 +112,11 @@ def deals(num_heads: int, num_kv_heads: int, group: int) -> bool:
 
 def _check_kernel(backend: str, kernel: str, platform: str) -> None:
     used = kernel if backend in SPREAD or backend == "flash" else "blockwise"
+    if used == "cudnn" and (platform != "gpu" or backend != "flash"):
+        raise InputError(
+            "forward.attention_kernel 'cudnn' is for forward.attention 'flash' on a GPU, and this "
+            f"is '{backend}' on the platform '{platform}'. Use auto."
+        )
     if used == "flash" and platform != "tpu":
         key = "forward.attention" if backend == "flash" else "forward.attention_kernel"
         raise InputError(

@@ -47,6 +47,7 @@ KERNELS = {
         functools.partial(flash.backward, interpret=True),
     ),
 }
+NAMES = (*KERNELS, "cudnn")  # the last one for the backend "flash" alone
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))

@@ -39,13 +39,16 @@ def hidden(
       segment_ids_BT: int32, the documents of a packed row; None: one document.
       settings: how it is run. On a mesh all arrays are this device's.
     """
+    natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
         if sharding.ways(settings.mesh, "context") > 1:
             raise ValueError("llama.hidden: on a mesh with context > 1 positions_BT is needed.")
         positions_BT = jnp.broadcast_to(
             jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
         )
-    mask = masks.self_mask(positions_BT, segment_ids_BT, window=config.sliding_window)
+    mask = masks.self_mask(
+        positions_BT, segment_ids_BT, window=config.sliding_window, natural=natural
+    )
     dtype = DTYPES[settings.compute_dtype]
     x_BTD = collectives.look_up(
         params["embed_VD"], tokens_BT, dtype, settings.mesh, vocab_size=config.vocab_size

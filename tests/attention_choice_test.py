@@ -1,0 +1,152 @@
+"""What "auto" means, and what is refused before anything is compiled."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from jaxrope import attention, masks
+from jaxrope.attention import cudnn
+from jaxrope.errors import InputError
+from jaxrope.sharding import AXES
+
+
+def mesh_of(**sizes):
+    shape = [sizes.get(axis, 1) for axis in AXES]
+    devices = jax.devices()[: int(np.prod(shape))]
+    return jax.make_mesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+@pytest.mark.parametrize(
+    "platform, context, window, expected",
+    [
+        ("tpu", 1, None, ("flash", "flash")),
+        ("tpu", 4, None, ("ring", "flash")),
+        ("tpu", 4, 4096, ("all_gather", "flash")),
+        ("gpu", 1, None, ("blockwise", "blockwise")),
+        ("gpu", 4, None, ("ring", "blockwise")),
+        ("cpu", 1, 4096, ("blockwise", "blockwise")),
+        ("cpu", 8, None, ("ring", "blockwise")),
+    ],
+)
+def test_auto(platform, context, window, expected):
+    mesh = mesh_of(context=context)
+    assert attention.resolve("auto", "auto", mesh, platform=platform, window=window) == expected
+
+
+def test_a_name_stays():
+    found = attention.resolve("usp", "auto", mesh_of(context=4), platform="tpu", window=None)
+    assert found == ("usp", "flash")
+    found = attention.resolve("flash", "auto", None, platform="gpu", window=None)
+    assert found == ("flash", "cudnn")
+    with pytest.raises(InputError, match="Unknown forward.attention 'rign'. Did you mean 'ring'"):
+        attention.resolve("rign", "auto", None, platform="cpu", window=None)
+    with pytest.raises(InputError, match="Unknown forward.attention_kernel 'splash'.*flash"):
+        attention.resolve("ring", "splash", None, platform="cpu", window=None)
+
+
+DEFAULTS = dict(
+    kernel="blockwise",
+    platform="cpu",
+    ulysses=1,
+    num_heads=8,
+    num_kv_heads=4,
+    window=None,
+    seq_len=4096,
+)
+
+
+@pytest.mark.parametrize(
+    "backend, sizes, changed, message",
+    [
+        ("blockwise", dict(context=4), {}, "'blockwise' sees the tokens of one device.*context=4"),
+        (
+            "ring",
+            dict(context=4),
+            dict(window=9),
+            "'ring' cannot do the model's sliding window of 9",
+        ),
+        ("ring", dict(context=4), dict(ulysses=2), "ulysses must be 1 unless .* 'usp', got 2"),
+        (
+            "usp",
+            dict(context=8),
+            dict(ulysses=3),
+            "divide mesh.context=8, got 3. Legal: 1, 2, 4, 8",
+        ),
+        (
+            "ulysses",
+            dict(context=8),
+            dict(num_heads=12),
+            "mesh.context=8: 'ulysses' deals 12 heads and 4 kv heads .*Legal: 1, 2, 4, 12; or ",
+        ),
+        (
+            "usp",
+            dict(context=4, tensor=2),
+            dict(ulysses=4, num_heads=12),
+            r"forward.ulysses=4: 'usp' deals 6 heads and 2 kv heads .*tensor=2\).*Legal: 1, 2, 6",
+        ),
+        (
+            "ring",
+            dict(context=8),
+            dict(seq_len=4090),
+            "multiple of 16 .*4,090. Nearest: 4,080 or 4,096",
+        ),
+        ("ulysses", dict(context=4), dict(seq_len=4090), "a multiple of 4 .*4,088 or 4,092"),
+        (
+            "ring",
+            dict(context=8),
+            dict(kernel="flash", platform="tpu", seq_len=5000),
+            "a multiple of 2,048 .*got 5,000. Nearest: 4,096 or 6,144",
+        ),
+        (
+            "flash",
+            {},
+            dict(kernel="flash"),
+            "forward.attention 'flash' is a kernel for TPUs.*'cpu'",
+        ),
+        (
+            "ring",
+            dict(context=2),
+            dict(kernel="flash"),
+            "attention_kernel 'flash' is a kernel for T",
+        ),
+        ("ring", dict(context=2), dict(kernel="cudnn", platform="gpu"), "'cudnn' is for .*'flash'"),
+    ],
+)
+def test_refused(backend, sizes, changed, message):
+    arguments = DEFAULTS | changed
+    with pytest.raises(InputError, match=message):
+        attention.check(backend, mesh=mesh_of(**sizes), **arguments)
+
+
+@pytest.mark.parametrize(
+    "backend, sizes, changed",
+    [
+        ("blockwise", dict(data=8), dict(seq_len=77, window=5)),
+        ("ring", dict(context=8), {}),
+        ("all_gather", dict(context=8), dict(window=9)),
+        ("ulysses", dict(context=8), {}),
+        ("usp", dict(context=8), dict(ulysses=4)),
+        ("ring", dict(context=4, tensor=2), dict(kernel="flash", platform="tpu")),
+    ],
+)
+def test_accepted(backend, sizes, changed):
+    attention.check(backend, mesh=mesh_of(**sizes), **DEFAULTS | changed)
+
+
+def test_cudnn_takes_natural_rows_only():
+    rng = np.random.default_rng(0)
+    q, k, v = (jnp.asarray(rng.normal(size=(1, 12, n, 8)), jnp.float32) for n in (4, 2, 2))
+    places = jnp.arange(12, dtype=jnp.int32)[None]
+    for window in (None, 3):
+        mask = masks.self_mask(places, window=window, natural=True)
+        found = cudnn.attention(q, k, v, mask, 0.3, implementation="xla")
+        expected = attention.attend("reference", q, k, v, mask=mask, scale=0.3)
+        assert np.abs(found - expected).max() < 1e-5
+    with pytest.raises(NotImplementedError, match="cannot do packed or permuted.*blockwise"):
+        cudnn.attention(q, k, v, masks.self_mask(places), 0.3)
+    with pytest.raises(NotImplementedError, match="cannot do float32 .set forward.compute_dtype"):
+        cudnn.attention(q, k, v, mask, 0.3)
+    with pytest.raises(NotImplementedError, match="'cudnn' gives no log-sum-exp"):
+        attention.attend("ring", q, k, v, mask=masks.self_mask(places), kernel="cudnn")
