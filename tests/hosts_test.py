@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrope import hosts, replicas, rollcall, sharding, steps
+from jaxrope import data, hosts, replicas, rollcall, sharding, steps, training
 from jaxrope.errors import InputError
+from jaxrope.training import loop
 from tests import processes, search_config, tiny_run
 
 MEET = """
@@ -147,10 +148,6 @@ def test_two_processes_agree_and_end_together(tmp_path):
     assert not list(shared.iterdir())
 
 
-def mesh_2x2x2():
-    return sharding.make_mesh(dict(data=2, fsdp=2, context=1, tensor=-1))
-
-
 def flipped(x, device, bit):
     """Returns `x` with one bit changed in the copy of one device."""
     parts = []
@@ -179,6 +176,68 @@ def test_a_flipped_bit_in_one_copy_is_found(bit):
     wrong = tree | {"whole": flipped(tree["whole"], 3, bit)}
     (line,) = replicas.differences(mesh, wrong, np.asarray(check(wrong)))
     assert line.startswith("whole differs: ") and "against cpu:3 of process 0" in line
+
+
+def test_a_run_with_a_wrong_copy_stops(tmp_path, monkeypatch, capfd):
+    """After step 4 a device has another bit in its copy of a norm."""
+    tiny_run.write_texts(tmp_path / "texts")
+    config = tiny_run.make_config(tmp_path / "texts")
+    config.mesh = dict(data=2, fsdp=1, context=1, tensor=1)
+    config.train.check_every = 2
+    config.checkpoint.every = 3
+    config.train.eval_every = 0
+    make = loop.replicas.make_check
+
+    def make_check(mesh, like):
+        check, calls = make(mesh, like), []
+
+        def digests(params):
+            calls.append(1)
+            norm_D = params["final_norm_D"]
+            wrong = norm_D if len(calls) < 2 else flipped(norm_D, 1, 3)
+            return check(params | {"final_norm_D": wrong})
+
+        return digests
+
+    monkeypatch.setattr(loop.replicas, "make_check", make_check)
+    assert training.train(config, tmp_path / "run", devices=jax.devices()[:2]) == 1
+    said = capfd.readouterr().err
+    assert "error: stopped at step 4: copies of a parameter are not equal: final_norm_D" in said
+    assert "against cpu:1 of process 0" in said and "of step 2 or before" in said
+    assert steps.whole_steps(tmp_path / "run") == [3]
+
+
+def test_a_step_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
+    tiny_run.write_texts(tmp_path / "texts")
+
+    def refuse(*_):
+        raise jax.errors.JaxRuntimeError(
+            "RESOURCE_EXHAUSTED: Ran out of memory in memory space hbm. Used 35.20G of 15.75G hbm."
+        )
+
+    monkeypatch.setattr(training, "compile_step", refuse)
+    told = r"memory of a device \(Used 35.20G of 15.75G\). Less is needed with: optimizer.offload"
+    with pytest.raises(InputError, match=told):
+        training.train(tiny_run.make_config(tmp_path / "texts"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("hosts_", [1, 2, 4])
+def test_the_rows_of_all_hosts_are_the_batch_and_nobody_is_out_first(tmp_path, hosts_):
+    tiny_run.write_texts(tmp_path)
+    documents = data.load_documents(
+        [f"{tmp_path}/train-*.txt"], data.load_tokenizer("bytes"), cache_dir=tmp_path / "cache"
+    )
+    loader = data.TrainLoader(
+        documents, seq_len=64, batch_size=8, seed=3, mode="pack", bos_id=256, eos_id=257
+    )
+    epoch = -(-loader.num_rows // 8)
+    each = 8 // hosts_
+    for step in (0, epoch - 1, epoch, 3 * epoch):  # within an epoch, and across its end
+        whole = loader.batch(step)
+        parts = [loader.batch(step, rows=slice(i * each, (i + 1) * each)) for i in range(hosts_)]
+        for key, rows in whole.items():
+            assert {len(part[key]) for part in parts} == {each}
+            np.testing.assert_array_equal(np.concatenate([part[key] for part in parts]), rows)
 
 
 def test_what_lies_on_one_device_only_has_no_copies():
