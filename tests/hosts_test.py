@@ -184,7 +184,7 @@ def test_a_run_with_a_wrong_copy_stops(tmp_path, monkeypatch, capfd):
     config = tiny_run.make_config(tmp_path / "texts")
     config.mesh = dict(data=2, fsdp=1, context=1, tensor=1)
     config.train.check_every = 2
-    config.checkpoint.every = 3
+    config.checkpoint.every = 100
     config.train.eval_every = 0
     make = loop.replicas.make_check
 
@@ -204,7 +204,7 @@ def test_a_run_with_a_wrong_copy_stops(tmp_path, monkeypatch, capfd):
     said = capfd.readouterr().err
     assert "error: stopped at step 4: copies of a parameter are not equal: final_norm_D" in said
     assert "against cpu:1 of process 0" in said and "of step 2 or before" in said
-    assert steps.whole_steps(tmp_path / "run") == [3]
+    assert steps.whole_steps(tmp_path / "run") == []
 
 
 def test_a_step_that_does_not_fit_is_one_line(tmp_path, monkeypatch):
