@@ -77,7 +77,7 @@ def test_methods_of_one_length_share_a_compilation(model):
         (dict(data=4, fsdp=2), "blockwise"),
         (dict(data=2, context=4), "ring"),
         (dict(fsdp=2, context=2, tensor=2), "all_gather"),
-        (dict(context=4, tensor=2), "usp"),
+        pytest.param(dict(context=4, tensor=2), "usp", marks=pytest.mark.slow),
     ],
     ids=str,
 )

@@ -1,28 +1,20 @@
 """One training step is the same on every mesh as on one device: loss, gradient norm, parameters."""
 
 import dataclasses
+import re
 
 import jax
 import numpy as np
 import optax
 import pytest
 
-from jaxrope import attention, llama, rope, sharding
+from jaxrope import llama, rope, sharding
 from jaxrope.optimizer import Optimizer
 from jaxrope.training import step as step_lib
 
 LENGTH, ROWS = 32, 8
+UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # half the time to compile
 DOCUMENTS = (11, 1, 7, 1, 12)  # tokens; 1 is a document all by itself
-MESHES = [
-    dict(data=8),
-    dict(fsdp=8),
-    dict(context=2, data=2, fsdp=2),
-    dict(context=4, fsdp=2),
-    dict(context=8),
-    dict(tensor=2, data=4),
-    dict(tensor=2, context=4),
-    dict(tensor=2, context=2, fsdp=2),
-]
 
 
 def mesh_of(**sizes):
@@ -60,22 +52,23 @@ def tiny(tiny_config, **changes):
     return config, tree.unflatten([0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
 
 
-def one_step(config, params, settings, *, mesh=None, parts=1, optimizer=None):
+SGD = Optimizer(optax.sgd(1.0), optax.constant_schedule(1.0))  # new = old - gradient
+
+
+def one_step(config, params, settings, *, mesh=None, parts=1, optimizer=SGD):
     """Returns (parameters, metrics) after a step, as numpy arrays."""
     settings = dataclasses.replace(settings, mesh=mesh)
-    transform = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, eps=1e-3))
-    optimizer = optimizer or Optimizer(transform, optax.constant_schedule(1e-2))
     step = step_lib.make_step(config, settings, optimizer, chunk_tokens=5)
     batch, r = make_batch(parts), rope.make("pi", factor=2.0, **geometry(config))(LENGTH)
     if mesh is not None:
-        order = attention.order(settings.attention, LENGTH, mesh.shape["context"], settings.ulysses)
+        order = llama.token_order(settings, LENGTH)
         if order is not None:
             batch = {key: x[..., order] for key, x in batch.items()}
-        axes, abstract = llama.logical_axes(config), llama.abstract_params(config)
-        params = sharding.put(params, sharding.param_shardings(mesh, axes, abstract))
+        params = sharding.put(params, llama.param_shardings(config, mesh))
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
     state = step_lib.init_state(params, optimizer.transform)
-    state, metrics = jax.jit(step)(state, batch, r)
+    compiled = jax.jit(step).lower(state, batch, r).compile(UNOPTIMIZED)
+    state, metrics = compiled(state, batch, r)
     return jax.tree.map(np.asarray, (state.params, metrics))
 
 
@@ -97,7 +90,7 @@ def assert_same(found, wanted, tolerance=1e-10):
 SETTINGS = llama.ForwardSettings(attention_block=8, compute_dtype="float64", remat="full")
 
 
-@pytest.fixture
+@pytest.fixture(autouse=True)
 def doubles():
     with jax.enable_x64(True):
         yield
@@ -114,9 +107,88 @@ def test_documents_fill_a_row():
     assert sum(DOCUMENTS) == LENGTH
 
 
-@pytest.mark.parametrize("sizes", MESHES, ids=str)
-def test_a_step_is_the_same_on_every_mesh(doubles, tiny_config, wanted, sizes):
-    backend = "blockwise" if "context" in sizes else "blockwise"
-    settings = dataclasses.replace(SETTINGS, attention=backend)
-    found = one_step(*tiny(tiny_config), settings, mesh=mesh_of(**sizes))
-    assert_same(found, wanted)
+slow = pytest.mark.slow
+CASES = [
+    ("blockwise", dict(data=4, fsdp=2), {}),
+    ("ring", dict(context=4, fsdp=2), {}),
+    ("usp", dict(context=4, tensor=2), dict(ulysses=2, mlp_chunk=7)),
+    pytest.param("blockwise", dict(data=8), {}, marks=slow),
+    pytest.param("blockwise", dict(fsdp=8), {}, marks=slow),
+    pytest.param("blockwise", dict(data=2, tensor=4), {}, marks=slow),
+    pytest.param("ring", dict(context=8), {}, marks=slow),
+    pytest.param("ring", dict(context=2, data=2, fsdp=2), dict(mlp_chunk=16), marks=slow),
+    pytest.param("ring", dict(context=2, data=2, tensor=2), {}, marks=slow),
+    pytest.param("all_gather", dict(context=2, fsdp=2, tensor=2), {}, marks=slow),
+    pytest.param("all_gather", dict(context=8), {}, marks=slow),
+    pytest.param("ulysses", dict(context=4, data=2), {}, marks=slow),
+    pytest.param("ulysses", dict(context=2, tensor=4), {}, marks=slow),
+    pytest.param("usp", dict(context=8), dict(ulysses=4), marks=slow),
+    pytest.param("usp", dict(context=4, fsdp=2), dict(ulysses=2), marks=slow),
+]
+
+
+@pytest.mark.parametrize("backend, sizes, how", CASES, ids=str)
+def test_a_step_is_the_same_on_every_mesh(tiny_config, wanted, backend, sizes, how):
+    settings = dataclasses.replace(SETTINGS, attention=backend, **how)
+    assert_same(one_step(*tiny(tiny_config), settings, mesh=mesh_of(**sizes)), wanted)
+
+
+@pytest.mark.slow
+def test_parts_of_a_batch_give_the_step_of_the_whole(tiny_config, wanted):
+    mesh = mesh_of(data=2, context=2, tensor=2)
+    settings = dataclasses.replace(SETTINGS, attention="ring")
+    assert_same(one_step(*tiny(tiny_config), settings, mesh=mesh, parts=4), wanted)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes", [dict(tie_embeddings=True), dict(vocab_size=265)], ids=["tied", "odd vocabulary"]
+)
+def test_heads_of_all_kinds(tiny_config, changes):
+    """265 words do not divide by 2: every device of `tensor` has them all."""
+    model = tiny(tiny_config, **changes)
+    settings = dataclasses.replace(SETTINGS, attention="all_gather")
+    found = one_step(*model, settings, mesh=mesh_of(data=2, context=2, tensor=2))
+    assert_same(found, one_step(*model, dataclasses.replace(SETTINGS, attention="reference")))
+
+
+@pytest.mark.slow
+def test_adamw_and_clipping_on_a_mesh(tiny_config):
+    """The update sees the gradient of all devices; with host memory it is the same."""
+    transform = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(1e-2, eps=1e-3))
+    adamw = Optimizer(transform, optax.constant_schedule(1e-2))
+    model, mesh = tiny(tiny_config), mesh_of(data=2, fsdp=4)
+    wanted = one_step(*model, SETTINGS, optimizer=adamw)
+    assert_same(one_step(*model, SETTINGS, mesh=mesh, optimizer=adamw), wanted)
+    offloaded = dataclasses.replace(adamw, offload=True)
+    assert_same(one_step(*model, SETTINGS, mesh=mesh, optimizer=offloaded), wanted)
+
+
+@pytest.mark.parametrize(
+    "remat",
+    [
+        pytest.param("none", marks=slow),
+        "minimal",
+        pytest.param("save_attention", marks=slow),
+        pytest.param("offload", marks=slow),
+    ],
+)
+def test_what_is_kept_does_not_change_the_step(tiny_config, wanted, remat):
+    settings = dataclasses.replace(SETTINGS, attention="ring", remat=remat)
+    assert_same(one_step(*tiny(tiny_config), settings, mesh=mesh_of(context=2, data=4)), wanted)
+
+
+def test_gradients_of_bfloat16_weights_are_summed_in_float32(tiny_config):
+    """What is reduced over the devices is float32, though weights travel as bfloat16."""
+    config, mesh = tiny_config, mesh_of(fsdp=4, tensor=2)
+    settings = llama.ForwardSettings(compute_dtype="bfloat16", mesh=mesh, remat="full", mlp_chunk=8)
+    step = step_lib.make_step(config, settings, SGD, chunk_tokens=8)
+    state = jax.eval_shape(
+        lambda params: step_lib.init_state(params, SGD.transform), llama.abstract_params(config)
+    )
+    batch, r = make_batch(), llama.own_rope(config)(LENGTH)
+    text = str(jax.jit(step).trace(state, batch, r).jaxpr)
+    reduced = re.findall(r":(\w+)\[[\d,]*\] = reduce_scatter", text)
+    gathered = re.findall(r":(\w+)\[[\d,]*\] = all_gather", text)
+    assert set(reduced) == {"f32"} and set(gathered) == {"bf16", "i32"}
+    assert len(reduced) >= 10  # 9 weights of a layer and the head

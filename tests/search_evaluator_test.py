@@ -86,7 +86,7 @@ def test_fitness_does_not_depend_on_batch_mates(tiny_model, per_device):
     [
         (dict(fsdp=2), "blockwise"),
         (dict(context=4), "ring"),
-        (dict(context=2, fsdp=2), "all_gather"),
+        pytest.param(dict(context=2, fsdp=2), "all_gather", marks=pytest.mark.slow),
         (dict(context=2, tensor=2), "ulysses"),
     ],
     ids=str,
