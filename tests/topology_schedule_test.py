@@ -36,6 +36,7 @@ def moved(line_with, behind):
 def test_loops_turn_as_often_as_their_counters_say():
     module = hlo.parse(PROGRAM)
     times, unknown = hlo.executions(module)
+    assert len(module.computations["on_another_core"].instructions) == 1
     assert not unknown
     # 5 down to 1, and in each 0, 1, 2; the zero comes in through the state of the outer loop
     assert (times["main"], times["layer"], times["hop"]) == (1, 5, 15)

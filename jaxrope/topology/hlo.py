@@ -93,7 +93,7 @@ def parse(text: str) -> Module:
         if header:
             name, lines = header.group(2), []
             entry = name if header.group(1) else entry
-        elif line == "}" and name:
+        elif name and re.fullmatch(r"\}(, execution_thread=.*)?", line):
             computations[name] = _computation(name, lines)
             name = ""
         elif name and re.match(r"  (ROOT )?%?[\w.\-]+ = ", line):
