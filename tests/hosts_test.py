@@ -406,9 +406,7 @@ def test_two_processes_search_as_one_does_and_a_restart_goes_on(tmp_path):
         with search(tmp_path, name, processes_=count) as job:
             assert job.wait() == [0] * count, job.log(0) + job.log(count - 1)
     one, two = journal(tmp_path / "one"), journal(tmp_path / "two")
-    for ours, theirs in zip(two, one, strict=True):
-        assert ours.get("losses") == pytest.approx(theirs.get("losses"), rel=1e-6)
-        assert ours.get("genome") == theirs.get("genome")
+    assert two == one  # no sum goes over devices: bit for bit
     with search(tmp_path, "killed", processes_=2) as job:
         path = tmp_path / "killed" / "journal.jsonl"
         while not path.exists() or len(path.read_bytes().splitlines()) < 12:
