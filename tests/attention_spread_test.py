@@ -61,7 +61,7 @@ CASES = [  # backend, ulysses, mesh, heads, kv heads, mask
     ("all_gather", 1, dict(context=8), 4, 1, shorter),
     ("all_gather", 1, dict(data=2, context=2, tensor=2), 4, 2, functools.partial(packed, window=5)),
     ("ulysses", 1, dict(context=2, fsdp=2), 4, 2, packed),
-    ("ulysses", 1, dict(context=4), 4, 4, functools.partial(packed, window=5)),
+    ("ulysses", 1, dict(context=4), 8, 2, functools.partial(packed, window=5)),
     ("ulysses", 1, dict(context=8), 8, 1, shorter),
     ("ulysses", 1, dict(data=2, context=2, tensor=2), 8, 4, blind),
     ("usp", 2, dict(context=4), 4, 2, packed),
