@@ -11,6 +11,7 @@ import pytest
 from jax.sharding import AxisType
 
 from jaxrope import attention, masks
+from jaxrope.attention import hops
 from jaxrope.sharding import AXES
 
 BATCH, LENGTH, HEAD_DIM = 2, 48, 8
@@ -224,6 +225,19 @@ def test_two_blocks_a_hop():
 def dot_count(jaxpr):
     inside = sum(dot_count(inner) for eqn in jaxpr.eqns for inner in inner_jaxprs(eqn))
     return inside + count(jaxpr, "dot_general")
+
+
+def test_blocks_of_the_kernels_divide_a_chunk_in_whole_lanes():
+    sizes = {
+        (2048, 1024): 1024,
+        (1152, 1024): 384,
+        (384, 512): 384,
+        (128, 64): 128,
+        (896, 512): 128,
+    }
+    for (length, block), expected in sizes.items():
+        assert hops._dividing_block(length, block, False) == expected
+    assert hops._dividing_block(36, 10, True) == 9
 
 
 @pytest.mark.parametrize("num", [2, 4, 8])

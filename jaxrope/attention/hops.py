@@ -17,6 +17,7 @@ import numpy as np
 from jaxrope.attention import blockwise, pallas_tpu, tiles
 from jaxrope.attention import layout as layouts
 from jaxrope.attention.blockwise import EMPTY, MASKED
+from jaxrope.attention.flash import LANES
 from jaxrope.attention.layout import Layout
 from jaxrope.attention.pallas_tpu import Queries
 from jaxrope.masks import Mask
@@ -166,7 +167,8 @@ class FlashHops:
 
     def __init__(self, q_BTNH, segments: Segments, num_kv_heads: int, sizes: Sizes):
         batch, length, num_heads, head_dim = q_BTNH.shape
-        block = _dividing_block(length // 2, sizes.block)
+        interpret = sizes.kernel == "flash_interpret"
+        block = _dividing_block(length // 2, sizes.block, interpret)
         self.layout = Layout(
             batch=batch,
             kv_heads=num_kv_heads,
@@ -177,7 +179,7 @@ class FlashHops:
             q_block=block,
             kv_block=block,
             scale=sizes.scale,
-            interpret=sizes.kernel == "flash_interpret",
+            interpret=interpret,
         )
         self.dtype, self.segments = q_BTNH.dtype, segments
         self.q_ZMH = layouts.rows(self.layout, q_BTNH)
@@ -282,9 +284,8 @@ def _grid(outer: range, inner: range) -> tuple[np.ndarray, np.ndarray]:
     return np.repeat(outer, len(inner)), np.tile(inner, len(outer))
 
 
-def _dividing_block(length: int, block: int) -> int:
-    """Returns the largest divisor of `length` that is no larger than `block`, by halving."""
-    found = length
-    while found > block and found % 2 == 0:
-        found //= 2
-    return found
+def _dividing_block(length: int, block: int, interpret: bool) -> int:
+    """Returns the largest block no larger than `block` that divides `length`, in whole lanes."""
+    unit = 1 if interpret else LANES
+    most = max(1, min(block, length) // unit)
+    return unit * next(num for num in range(most, 0, -1) if length % (num * unit) == 0)
