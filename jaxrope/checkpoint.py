@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxrope import files, hosts
@@ -66,8 +67,8 @@ def restore_params(path: Path, abstract_params=None, step: int | None = None):
 
     Args:
       path: a workdir, its `checkpoints` folder, or the folder of one step.
-      abstract_params: tree of jax.ShapeDtypeStruct, as saved; a leaf without a sharding goes to the
-        first device. None = as nested dicts, as saved.
+      abstract_params: tree of jax.ShapeDtypeStruct, as saved; a leaf without a sharding stays in
+        the memory of the host, as a numpy array. None = as nested dicts, as saved.
       step: which step of a workdir; None = the newest whole one.
 
     Returns:
@@ -307,11 +308,7 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
             }
         )
     leaves_lib.compare(folder, item, leaves, abstract)
-    device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    target = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding or device),
-        abstract,
-    )
+    target = jax.tree.map(_target, abstract)
     try:
         with ocp.StandardCheckpointer(multiprocessing_options=_multiprocessing()) as reader:
             tree = reader.restore(folder / item, target)
@@ -327,6 +324,13 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
                 f"saved was {leaves[name]['digest']}). {_remedy(folder)}"
             )
     return tree
+
+
+def _target(leaf):
+    """Returns what orbax takes for a leaf on devices, or on the host."""
+    if leaf.sharding is None:
+        return np.empty(leaf.shape, leaf.dtype)
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
 
 
 def _remedy(folder: Path) -> str:

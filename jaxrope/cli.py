@@ -300,6 +300,10 @@ def _outcome(program):
         where = f"{error.filename or 'the file system'}: {error.strerror}"
         return _refuse(f"{where}. Give a folder that can be written and has room."), where
     except RuntimeError as error:
+        hosts = sys.modules.get("jaxrope.hosts")
+        if hosts is not None and (lost := hosts.lost(error)):
+            _refuse(lost)
+            return 1, lost
         if "Unable to initialize backend" not in str(error):
             raise
         _refuse(

@@ -229,5 +229,5 @@ def _sync_folder(folder: Path) -> None:
 
 def _cannot_write(folder: Path, why: str) -> InputError:
     return InputError(
-        f"{folder} cannot be written to: {why}. Give a folder that can be made and written."
+        f"{folder} cannot be written to: {why}. Give a --workdir that can be made and written."
     )

@@ -37,7 +37,6 @@ from jax.experimental import multihost_utils
 from jaxrope import rollcall
 from jaxrope.errors import HostsError, InputError
 
-_ADDRESS, _COUNT, _INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 _WATCH_SECONDS = 1.0
 _ENDED = "jaxrope/ended"
 _CHUNK = 1 << 20  # bytes of one value that the coordination service carries
@@ -72,7 +71,7 @@ def initialize(*, timeout_seconds: float, heartbeat_seconds: float, work_seconds
         if not value >= 1:
             raise InputError(f"hosts.{name}_seconds must be at least 1, got {value}.")
     _Together.timeout, _Together.work = float(timeout_seconds), float(work_seconds)
-    asked = _from_environment()
+    asked = rollcall.from_environment()
     if distributed.global_state.client is not None:
         return
     if asked is None and not _on_cloud_tpu():
@@ -119,32 +118,31 @@ def is_main() -> bool:
     return index() == 0
 
 
-def barrier(name: str, *, timeout: float | None = None) -> None:
+def barrier(name: str, *, long: bool = False) -> None:
     """Waits until every process is here.
 
     Args:
       name: for the message; the same on every process.
-      timeout: seconds; None = hosts.timeout_seconds.
+      long: for hosts.work_seconds, not hosts.timeout_seconds.
 
     Raises:
       HostsError: someone was late, and who.
     """
     if count() == 1:
         return
-    timeout = _Together.timeout if timeout is None else timeout
+    timeout = _Together.work if long else _Together.timeout
     try:
         _client().wait_at_barrier(_Together.key(name), int(timeout * 1000))
     except jax.errors.JaxRuntimeError as error:
         raise HostsError(_late(name, str(error), timeout)) from None
 
 
-def from_main(name: str, fn: Callable[[], Any], *, timeout: float | None = None) -> Any:
+def from_main(name: str, fn: Callable[[], Any]) -> Any:
     """Calls `fn` on process 0 alone and returns its result, as JSON carries it, on every process.
 
     Args:
       name: for the messages; the same on every process.
       fn: what only one process may do, or all must see alike.
-      timeout: seconds the others wait for it; None = hosts.timeout_seconds.
 
     Raises:
       InputError: `fn` raised it; then every process does.
@@ -161,7 +159,7 @@ def from_main(name: str, fn: Callable[[], Any], *, timeout: float | None = None)
             raise
         _publish(key, said)
         return json.loads(json.dumps(said))["value"]
-    said = _published(key, name, _Together.timeout if timeout is None else timeout)
+    said = _published(key, name, _Together.timeout)
     if "error" in said:
         raise InputError(said["error"])
     return said["value"]
@@ -194,7 +192,7 @@ def build(name: str, folder: Path, fn: Callable[[], None]) -> None:
         mark.unlink()
     if own:
         fn()
-    barrier(f"{name} is ready", timeout=_Together.work)
+    barrier(f"{name} is ready", long=True)
 
 
 def agree(name: str, values: Mapping[str, Any]) -> None:
@@ -249,6 +247,16 @@ def preempted(tick: int) -> bool:
     return count() > 1 and multihost_utils.reached_preemption_sync_point(tick)
 
 
+def lost(error: BaseException) -> str:
+    """Returns in one line what jax raises where another process is gone or late, or ""."""
+    signs = ("Gloo", "CoordinationService", "heartbeat", "Connection reset", "Socket closed")
+    if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
+        return ""
+    text = str(error)
+    found = any(sign in text for sign in signs)
+    return f"hosts: another process is gone or late: {_first_line(error)[:300]}" if found else ""
+
+
 def announce(exit_code: int, text: str) -> None:
     """Tells the others that this process ends for a reason that they may not share."""
     if count() == 1:
@@ -272,27 +280,6 @@ def leave(exit_code: int, text: str) -> None:
 
 def _client():
     return distributed.global_state.client
-
-
-def _from_environment() -> tuple[str, int, int] | None:
-    given = {name: os.environ.get(name, "") for name in (_ADDRESS, _COUNT, _INDEX)}
-    if given[_COUNT] == "1":
-        return "", 1, 0
-    if not any(given.values()):
-        return None
-    missing = [name for name, value in given.items() if not value]
-    if missing:
-        raise InputError(
-            f"{', '.join(missing)} is not set, but {', '.join(n for n in given if given[n])} is. "
-            f"Set all of {_ADDRESS}, {_COUNT} and {_INDEX}, or none."
-        )
-    for name in (_COUNT, _INDEX):
-        if not given[name].isdigit():
-            raise InputError(f"{name} must be a whole number, got '{given[name]}'.")
-    total, number = int(given[_COUNT]), int(given[_INDEX])
-    if not 0 <= number < total:
-        raise InputError(f"{_INDEX} must be from 0 to {total - 1} ({_COUNT} - 1), got {number}.")
-    return given[_ADDRESS], total, number
 
 
 def _on_cloud_tpu() -> bool:
@@ -321,8 +308,8 @@ def _connect(where: dict, timeout: int, heartbeat: int) -> None:
         )
     except ValueError as error:
         raise InputError(
-            f"hosts: jax does not find the other hosts of this TPU ({error}). Set {_COUNT}=1 if "
-            f"there are none, else {_ADDRESS}, {_COUNT} and {_INDEX}."
+            f"hosts: jax does not find the other hosts of this TPU ({error}). Set "
+            f"{rollcall.COUNT}=1 if there are none, else {', '.join(rollcall.VARIABLES)}."
         ) from None
     finally:
         alarm.cancel()

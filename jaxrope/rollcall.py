@@ -6,14 +6,46 @@ says its number, and all go on together or not at all.
 """
 
 import contextlib
+import os
 import socket
 import time
 from collections.abc import Iterator
 
 from jaxrope.errors import InputError
 
+VARIABLES = ADDRESS, COUNT, INDEX = (
+    "JAX_COORDINATOR_ADDRESS",
+    "JAX_NUM_PROCESSES",
+    "JAX_PROCESS_ID",
+)
 _RETRY_SECONDS = 0.2
 _LONGEST = 4096  # bytes of a line; anything longer is not ours
+
+
+def from_environment() -> tuple[str, int, int] | None:
+    """Returns (address of process 0, how many there are, which one this is); None: nothing is set.
+
+    Raises:
+      InputError: the variables do not fit each other.
+    """
+    given = {name: os.environ.get(name, "") for name in VARIABLES}
+    if given[COUNT] == "1":
+        return "", 1, 0
+    if not any(given.values()):
+        return None
+    missing = [name for name, value in given.items() if not value]
+    if missing:
+        raise InputError(
+            f"{', '.join(missing)} is not set, but {', '.join(n for n in given if given[n])} is. "
+            f"Set all of {ADDRESS}, {COUNT} and {INDEX}, or none."
+        )
+    for name in (COUNT, INDEX):
+        if not given[name].isdigit():
+            raise InputError(f"{name} must be a whole number, got '{given[name]}'.")
+    total, number = int(given[COUNT]), int(given[INDEX])
+    if not 0 <= number < total:
+        raise InputError(f"{INDEX} must be from 0 to {total - 1} ({COUNT} - 1), got {number}.")
+    return given[ADDRESS], total, number
 
 
 def meet(address: str, index: int, count: int, *, timeout: float) -> None:

@@ -136,6 +136,7 @@ def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, 
     if begun_at is None and hosts.is_main():
         resume.begin(plan.config, workdir, plan.model, plan.rope_fn, plan.tokenizer_at)
     step_fn, rope = (None, None) if done else compile_step(plan, abstract, shardings)
+    hosts.barrier("compiled", long=True)
     if begun_at is None:
         state = first_state(plan, shardings)
         say(f"a new run of {plan.config.train.steps:,} steps in {workdir}")
@@ -145,6 +146,7 @@ def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, 
             resume.write_config(plan.config, workdir)
         say(f"going on from step {begun_at:,} of {plan.config.train.steps:,} in {workdir}")
     log = MetricsLog(workdir, resumed_step=begun_at or 0, say=say)
+    hosts.barrier("first step", long=True)  # CPU processes that come late by 30 s do not connect
     plan.params.clear()  # the state has them now
     return Run(
         plan=plan,
