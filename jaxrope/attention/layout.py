@@ -49,10 +49,8 @@ class Layout:
     @property
     def chunk(self) -> int:
         """Rows whose dq is in fast memory at one time; they divide a part's."""
-        rows = self.group * self.part_len
-        while rows > _CHUNK_BLOCKS * self.q_block and rows % (2 * self.q_block) == 0:
-            rows //= 2
-        return rows
+        blocks = self.group * self.part_blocks
+        return self.q_block * next(n for n in range(_CHUNK_BLOCKS, 0, -1) if blocks % n == 0)
 
     @property
     def num_chunks(self) -> int:
