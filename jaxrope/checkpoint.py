@@ -342,4 +342,6 @@ def _remedy(folder: Path) -> str:
 
 def _short(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
+    if who := hosts.late(str(error)):  # a barrier of orbax
+        return f"process {who} of {hosts.count()} was late; look at its log"
     return text if len(text) <= 160 else f"{text[:160]}..."

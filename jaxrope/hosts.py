@@ -257,6 +257,12 @@ def lost(error: BaseException) -> str:
     return f"hosts: another process is gone or late: {_first_line(error)[:300]}" if found else ""
 
 
+def late(error: str) -> str:
+    """Returns the numbers of the processes that a barrier's error names, or ""."""
+    found = re.search(r"timed out task names:\s*([\d\s,]+)", error)
+    return ", ".join(re.findall(r"\d+", found.group(1))) if found else ""
+
+
 def announce(exit_code: int, text: str) -> None:
     """Tells the others that this process ends for a reason that they may not share."""
     if count() == 1:
@@ -363,9 +369,8 @@ def _published(key: str, name: str, timeout: float) -> dict:
 
 
 def _late(name: str, error: str, timeout: float) -> str:
-    found = re.search(r"timed out task names:\s*([\d\s,]+)", error)
-    if "DEADLINE_EXCEEDED" in error and found:
-        who = ", ".join(re.findall(r"\d+", found.group(1)))
+    who = late(error)
+    if "DEADLINE_EXCEEDED" in error and who:
         return (
             f"hosts: '{name}' was not reached within {timeout:g} s by process {who} of {count()} "
             "(hosts.timeout_seconds, hosts.work_seconds). Look at its log."

@@ -124,6 +124,12 @@ def test_one_process_needs_nobody(tmp_path):
     assert done == [1]
 
 
+def test_who_is_late_is_read_from_the_error_of_a_barrier():
+    told = "The first task at the barrier: 0. Some timed out task names:\n1\n12\n\n\nRPC: /xla"
+    assert hosts.late(told) == "1, 12"
+    assert hosts.late("UNAVAILABLE: no names") == ""
+
+
 def test_seconds_must_be_positive():
     with pytest.raises(InputError, match="hosts.heartbeat_seconds must be at least 1, got 0"):
         hosts.initialize(timeout_seconds=1, heartbeat_seconds=0, work_seconds=1)
