@@ -143,7 +143,9 @@ def _join_hosts(config, values):
             asked[key] = str(value)
     hosts.join(config, asked)
     if not hosts.is_main():
-        sys.stdout = open(os.devnull, "w")  # process 0 speaks for all; errors go to stderr
+        sys.stdout = open(
+            os.devnull, "w", encoding="utf-8"
+        )  # process 0 speaks for all; errors go to stderr
 
 
 def _compile(compile_fn, config, values):
