@@ -20,6 +20,8 @@ def digest(leaf) -> str:
     if isinstance(leaf, np.ndarray) and leaf.dtype.itemsize == 8:
         leaf = np.atleast_1d(leaf).view(np.uint32)  # jax would make 32 bits of it
     x = jnp.asarray(leaf)
+    if x.sharding.memory_kind == "pinned_host":  # optimizer.offload
+        x = jax.device_put(x, x.sharding.with_memory_kind("device"))
     everywhere = None
     if isinstance(x.sharding, NamedSharding) and not x.is_fully_addressable:
         everywhere = NamedSharding(x.sharding.mesh, PartitionSpec())

@@ -58,9 +58,18 @@ def test_packed_equals_apart(tiny_model):
         start += n
 
 
-@pytest.mark.parametrize("remat", ["none", "full"])
-@pytest.mark.parametrize("backend", ["reference", "blockwise"])
-def test_settings_do_not_change_the_gradient(tiny_model, backend, remat):
+@pytest.mark.parametrize(
+    "backend, remat, mlp_chunk",
+    [
+        ("reference", "full", 0),
+        ("blockwise", "none", 7),  # 24 tokens: the last chunk is filled up
+        ("blockwise", "full", 24),
+        ("blockwise", "minimal", 0),
+        ("blockwise", "save_attention", 8),
+        ("blockwise", "offload", 0),
+    ],
+)
+def test_settings_do_not_change_the_gradient(tiny_model, backend, remat, mlp_chunk):
     config, params = tiny_model
     ids, r = tokens(config), rope.make("pi", **PI4)(24)
 
@@ -71,7 +80,7 @@ def test_settings_do_not_change_the_gradient(tiny_model, backend, remat):
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
     expected = gradient(params, ForwardSettings(attention="reference", remat="none"))
-    ours = gradient(params, ForwardSettings(backend, 8, "float32", remat))
+    ours = gradient(params, ForwardSettings(backend, 8, "float32", remat, mlp_chunk=mlp_chunk))
     for a, b in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         assert np.allclose(a, b, atol=1e-6)
 
@@ -187,6 +196,8 @@ def test_config_messages(tiny_config, change, message):
         (dict(compute_dtype="bf16"), "Unknown forward.compute_dtype 'bf16'"),
         (dict(remat="fulll"), "Unknown forward.remat 'fulll'. Did you mean 'full'"),
         (dict(attention_block=0), "forward.attention_block must be a positive number"),
+        (dict(ulysses=0), "forward.ulysses must be a positive number of devices, got 0"),
+        (dict(mlp_chunk=-1), "forward.mlp_chunk must be 0 or a number of tokens, got -1"),
     ],
 )
 def test_settings_messages(change, message):

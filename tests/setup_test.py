@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import jax
 import pytest
 
 from configs import base
-from jaxrope import data, llama, rope, setup
+from jaxrope import data, llama, rope, setup, sharding
 from jaxrope.errors import InputError
 
 
@@ -97,3 +98,81 @@ def test_original_len_of_a_model_that_scales_already():
         setup.model_config(config)
     config.model.rope = dict(method="none")
     assert setup.model_config(config).original_len == 32
+
+
+def config_of(path, shape, original_len=0):
+    config = base.get_config()
+    config.model.path, config.model.shape = str(path), shape
+    config.original_len = original_len
+    return config
+
+
+def test_a_shape_needs_no_checkpoint():
+    found = setup.model_shape(config_of("nowhere", "llama3_8b"))
+    assert found == llama.SHAPES["llama3_8b"]
+    assert setup.model_shape(config_of("nowhere", "llama2_7b", 2048)).original_len == 2048
+
+
+@pytest.mark.parametrize(
+    "name, millions, window",
+    [("llama2_7b", 6738, None), ("llama3_8b", 8030, None), ("mistral_7b", 7242, 4096)],
+)
+def test_published_shapes_have_the_published_number_of_parameters(name, millions, window):
+    """The model cards: 6.74, 8.03 and 7.24 billion."""
+    shape = llama.SHAPES[name]
+    assert round(llama.num_params(shape) / 1e6) == millions
+    assert shape.sliding_window == window
+    assert (shape.theta, shape.original_len) == ((5e5, 8192) if "3" in name else (1e4, 4096))
+
+
+@pytest.mark.parametrize("name, value", [("mlp_dim", 11_007), ("theta", 20_000.0)])
+def test_a_checkpoint_of_another_shape_is_refused(tmp_path, monkeypatch, name, value):
+    other = dataclasses.replace(llama.SHAPES["llama2_7b"], **{name: value})
+    wanted = getattr(llama.SHAPES["llama2_7b"], name)
+    message = f"model.shape 'llama2_7b' has {name} {wanted}, the checkpoint {tmp_path} has {value}"
+    monkeypatch.setattr(setup.pretrained, "read_config", lambda path: other)
+    with pytest.raises(InputError, match=message):
+        setup.model_config(config_of(tmp_path, "llama2_7b"))
+    assert setup.model_config(config_of(tmp_path, "")) == other
+
+
+def test_what_training_changes_is_no_other_shape(tmp_path, monkeypatch):
+    """A workdir at 131,072 tokens goes on as the model that it began with."""
+    extended = dataclasses.replace(llama.SHAPES["llama2_7b"], max_len=131_072, eos_id=5)
+    monkeypatch.setattr(setup.pretrained, "read_config", lambda path: extended)
+    assert setup.model_config(config_of(tmp_path, "llama2_7b")) == extended
+
+
+def test_an_unknown_shape_is_refused():
+    with pytest.raises(InputError, match="Unknown model.shape 'llama2-7b'. Did you mean 'llama2"):
+        setup.model_shape(config_of("nowhere", "llama2-7b"))
+
+
+def settings_of(sizes, **changes):
+    config = base.get_config()
+    for name, value in changes.items():
+        config.forward[name] = value
+    mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1) | sizes)
+    shape = llama.SHAPES["llama3_8b"]
+    return setup.forward_settings(config, mesh, shape, seq_len=4096)
+
+
+def test_auto_says_what_it_picked():
+    settings, remarks = settings_of(dict(data=2, context=4))
+    assert (settings.attention, settings.attention_kernel) == ("ring", "blockwise")
+    assert remarks == (
+        "forward.attention: auto is ring",
+        "forward.attention_kernel: auto is blockwise",
+    )
+    settings, remarks = settings_of(
+        dict(context=8), attention="ulysses", attention_kernel="blockwise"
+    )
+    assert settings.attention == "ulysses" and settings.mesh.shape["context"] == 8
+    assert remarks == ()
+
+
+def test_one_device_is_no_mesh():
+    config, shape = base.get_config(), llama.SHAPES["llama2_7b"]
+    mesh = sharding.make_mesh(dict(config.mesh), jax.devices()[:1])
+    settings, _ = setup.forward_settings(config, mesh, shape)
+    assert settings.mesh is None and settings.attention == "blockwise"

@@ -7,6 +7,7 @@ Letters: A parts of a batch (accumulation), B rows of a part, T length.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -73,7 +74,7 @@ def make_step(
         grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = work(state.opt_state)
+        old = work(state.opt_state, norm)
         changes, opt_state = optimizer.transform.update(grads, old, state.params)
         params = optax.apply_updates(state.params, changes)
         bad = 1 - good.astype(jnp.int32)
@@ -152,17 +153,21 @@ def _sum_over_unnamed(gradient: jax.Array, where: NamedSharding) -> jax.Array:
 
 
 def _moves(optimizer: Optimizer) -> tuple[Callable, Callable]:
-    """Returns (moments -> where they are kept, moments -> where they are used)."""
+    """Returns (moments -> where they are kept, (moments, what must be known before) -> where they
+    are used).
+    """
     if not optimizer.offload:
-        return (lambda state: state), (lambda state: state)
+        return (lambda state: state), (lambda state, _: state)
 
-    def to(space):
-        def move(leaf):
-            return leaf if leaf.ndim == 0 else jax.device_put(leaf, space)
+    def to(space, state):
+        return jax.tree.map(lambda x: x if x.ndim == 0 else jax.device_put(x, space), state)
 
-        return lambda state: jax.tree.map(move, state)
+    def work(state, known):
+        # not while the gradient is computed: its memory is what the moments leave free
+        state, _ = jax.lax.optimization_barrier((state, known))
+        return to(jax.memory.Space.Device, state)
 
-    return to(jax.memory.Space.Host), to(jax.memory.Space.Device)
+    return functools.partial(to, jax.memory.Space.Host), work
 
 
 def _accumulate(loss_and_grad, params, batch, rope):
