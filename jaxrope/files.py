@@ -67,7 +67,7 @@ def check_writable(folder: Path) -> None:
     try:
         if not is_remote(folder):
             folder.mkdir(parents=True, exist_ok=True)
-        probe.write_text("")
+        probe.write_bytes(b"")
         probe.unlink()
     except OSError as error:
         raise _cannot_write(folder, error.strerror or str(error)) from None

@@ -73,7 +73,7 @@ def _object_lock(folder: Path) -> Iterator[None]:
     def beat() -> None:
         number = 0
         while True:
-            path.write_text(f"{mine} {number} {_me()}\n")
+            path.write_text(f"{mine} {number} {_me()}\n", encoding="utf-8")
             number += 1
             if over.wait(_BEAT_SECONDS):
                 return
@@ -82,7 +82,7 @@ def _object_lock(folder: Path) -> Iterator[None]:
     thread.start()
     try:
         time.sleep(min(_BEAT_SECONDS / 5, 2.0))  # of two that begin at one time the last one wins
-        owner = path.read_text() if path.exists() else ""
+        owner = path.read_text(encoding="utf-8") if path.exists() else ""
         if owner and not owner.startswith(mine):
             over.set()
             raise _in_use(folder, owner)
@@ -98,10 +98,10 @@ def _object_lock(folder: Path) -> Iterator[None]:
 def _wait_until_dead(path: Path, folder: Path) -> None:
     """Returns when there is no lock, or its owner has not written it for long enough."""
     until = time.monotonic() + _DEAD_SECONDS
-    first = path.read_text() if path.exists() else ""
+    first = path.read_text(encoding="utf-8") if path.exists() else ""
     while first and time.monotonic() < until:
         time.sleep(_BEAT_SECONDS / 4)
-        now = path.read_text() if path.exists() else ""
+        now = path.read_text(encoding="utf-8") if path.exists() else ""
         if now and now != first:
             raise _in_use(folder, now)
         first = now
