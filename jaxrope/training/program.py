@@ -31,6 +31,7 @@ class Program:
       accumulation: equal parts a step's batch is cut into.
       chunk_tokens: tokens of each row and device whose logits exist at one time.
       param_dtype: of the master weights.
+      packed: a row may hold several documents.
       remarks: lines for the user: what `auto` has become.
     """
 
@@ -43,6 +44,7 @@ class Program:
     accumulation: int
     chunk_tokens: int
     param_dtype: str
+    packed: bool
     remarks: tuple[str, ...] = ()
 
     @property
@@ -76,6 +78,7 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
         accumulation=train.accumulation,
         chunk_tokens=train.chunk_tokens,
         param_dtype=train.param_dtype,
+        packed=config.data.mode == "pack",
         remarks=remarks,
     )
 
@@ -106,7 +109,11 @@ def lower_step(program: Program, abstract_state, shardings, rope) -> jax.stages.
       rope: the Rope of the length; of arrays of any kind, only their shapes matter.
     """
     step = step_lib.make_step(
-        program.model, program.settings, program.optimizer, chunk_tokens=program.chunk_tokens
+        program.model,
+        program.settings,
+        program.optimizer,
+        chunk_tokens=program.chunk_tokens,
+        packed=program.packed,
     )
     everywhere = sharding.replicated(program.mesh)
     where = sharding.batch_sharding(program.mesh)

@@ -53,6 +53,7 @@ def make_step(
     optimizer: Optimizer,
     *,
     chunk_tokens: int,
+    packed: bool = True,
 ) -> Callable:
     """Returns step(state, batch, rope) -> (state, metrics).
 
@@ -63,8 +64,15 @@ def make_step(
 
     Where the loss or the gradient's norm is not finite, parameters and optimizer state stay as they
     were, to the bit, and the step counts as bad.
+
+    Args:
+      config, settings: the model, and how it is run.
+      optimizer: what updates it.
+      chunk_tokens: tokens of each row and device whose logits exist at one time.
+      packed: a row may hold several documents. If not, it is one from its beginning, and what fills
+        it up at the end is seen by no token that counts: attention then needs no segment ids.
     """
-    sums = _on_mesh(config, settings, _sums(config, settings, chunk_tokens))
+    sums = _on_mesh(config, settings, _sums(config, settings, chunk_tokens, packed))
     keep, work = _moves(optimizer)
 
     def step(state: TrainState, batch: dict, rope):
@@ -92,8 +100,9 @@ def make_step(
     return step
 
 
-def _sums(config, settings, chunk_tokens) -> Callable:
+def _sums(config, settings, chunk_tokens, packed) -> Callable:
     """Returns (params, batch, rope) -> (sum of the losses, its gradients), of what it is given."""
+    natural = not packed and sharding.ways(settings.mesh, "context") == 1
     copies = sharding.ways(settings.mesh, *collectives.TENSOR)  # that have the same tokens
 
     def loss_sum(params, part, rope):
@@ -102,8 +111,8 @@ def _sums(config, settings, chunk_tokens) -> Callable:
             params,
             part["tokens_BT"],
             rope,
-            positions_BT=part["positions_BT"],
-            segment_ids_BT=part["segment_ids_BT"],
+            positions_BT=None if natural else part["positions_BT"],
+            segment_ids_BT=part["segment_ids_BT"] if packed else None,
             settings=settings,
         )
         nll_BT = losses.token_nll(
