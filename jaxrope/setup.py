@@ -200,7 +200,8 @@ def _path(section: dict) -> Path:
     return files.as_path(section["path"])
 
 
-_NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id")  # training may change these
+# What training, or who prepares the folder (a wider sliding window for Mistral), may change.
+_NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_window")
 
 
 def _shaped(config, section: dict, found: LlamaConfig) -> LlamaConfig:
