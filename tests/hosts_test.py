@@ -33,7 +33,8 @@ tell(lambda: (hosts.count(), hosts.is_main()))
 tell(lambda: hosts.agree("start", {"seed": 0, "steps": me} | hosts.code()))
 tell(lambda: hosts.agree("again", {"seed": 0}))
 tell(lambda: len(hosts.from_main("text", lambda: "x" * 3_000_000)))
-tell(lambda: hosts.from_main("step", lambda: [me, None, 0.1]))
+for again in range(2):
+    tell(lambda: hosts.from_main("step", lambda: [me, None, 0.1 + again]))
 tell(lambda: hosts.from_main("lock", refuse))
 hosts.build("tokens", __import__("pathlib").Path(sys.argv[1]), lambda: print("built", flush=True))
 if me == 0:
@@ -147,10 +148,11 @@ def test_two_processes_agree_and_end_together(tmp_path):
     for lines in (first, second):
         assert lines[1].startswith("hosts: the processes are not alike. process 1: steps (1, ")
         assert "process 0 has 0). Start all of them" in lines[1]
-        assert lines[2:6] == ["None", "3000000", "[0, None, 0.1]", "only one folder"]
-    assert first[6] == "built" and "built" not in second
-    assert first[7].startswith("hosts: 'the end' was not reached within 3 s by process 1 of 2")
-    assert first[8] == "error: process 1 of 2 ended: no more room"
+        assert lines[2:5] == ["None", "3000000", "[0, None, 0.1]"]
+        assert lines[5:7] == ["[0, None, 1.1]", "only one folder"]
+    assert first[7] == "built" and "built" not in second
+    assert first[8].startswith("hosts: 'the end' was not reached within 3 s by process 1 of 2")
+    assert first[9] == "error: process 1 of 2 ended: no more room"
     assert not list(shared.iterdir())
 
 
