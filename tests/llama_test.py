@@ -192,7 +192,7 @@ def test_config_messages(tiny_config, change, message):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(attention="flash"), "Unknown forward.attention 'flash'"),
+        (dict(attention="flush"), "Unknown forward.attention 'flush'. Did you mean 'flash'"),
         (dict(compute_dtype="bf16"), "Unknown forward.compute_dtype 'bf16'"),
         (dict(remat="fulll"), "Unknown forward.remat 'fulll'. Did you mean 'full'"),
         (dict(attention_block=0), "forward.attention_block must be a positive number"),
