@@ -125,6 +125,7 @@ def test_traffic_is_shared_by_the_devices(wide):
     sizes = {"data": 2, "fsdp": 2, "context": 4, "tensor": 2}
     one = roofline.train_work(wide, settings(), ONE, rows=32, seq_len=T)
     many = roofline.train_work(wide, settings(), sizes, rows=32, seq_len=T)
+    assert one.update_bytes == 28 * llama.num_params(wide)
     assert many.update_bytes == one.update_bytes / 32
     # output, dq, dk and dv pass the memory once a hop, of which there are 4
     assert one.attention_bytes == 8 * 32 * T * (8 + 8 + 2 * 4) * 128

@@ -40,6 +40,7 @@ def test_loops_turn_as_often_as_their_counters_say():
     assert not unknown
     # 5 down to 1, and in each 0, 1, 2; the zero comes in through the state of the outer loop
     assert (times["main"], times["layer"], times["hop"]) == (1, 5, 15)
+    assert times["add"] == 2  # of two callers
 
 
 @pytest.mark.parametrize(
@@ -65,6 +66,12 @@ def test_every_constant_of_a_loop_counts(old, new, layers, hops):
     times, unknown = hlo.executions(hlo.parse(broken(old, new)))
     assert not unknown
     assert (times["layer"], times["hop"]) == (layers, hops)
+
+
+def test_a_counter_may_be_subtracted_from():
+    text = PROGRAM.replace("constant(-1)", "constant(2)")
+    text = text.replace("add(%layer_index, %minus)", "subtract(%layer_index, %minus)")
+    assert hlo.executions(hlo.parse(text))[0]["layer"] == 3
 
 
 @pytest.mark.parametrize(

@@ -41,6 +41,7 @@ def test_names_of_slices(name, chip, shape):
         ("v5e:", r"for example v5e:4x4\."),
         ("v5p:4x-4x4", "the shape of the slice is missing"),
         ("v5p:8x4x4", r"there is no such slice. .*ascending order.* Nearest: v5p:4x4x8\."),
+        ("v5p:4x8x4", r"Nearest: v5p:4x4x8\."),
         ("v5p:4x4", r"Nearest: v5p:2x2x4\."),
         ("v5p:3x4x4", r"Nearest: v5p:4x4x4\."),
         ("v5p:0x0x0", r"Nearest: v5p:2x2x1\."),
