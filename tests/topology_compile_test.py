@@ -122,7 +122,7 @@ def test_a_text_that_jaxlib_cannot_read_is_the_compilers_own():
     compiled, text = compile.with_text(Unreadable(dumps), "tpu")
     assert (text, compiled.dumps) == ("the text", dumps)
     with pytest.raises(jax.errors.JaxRuntimeError, match="async-update"):
-        compile.with_text(Unreadable({}), "tpu")
+        compile.with_text(Unreadable({}), "tpu")  # nothing was dumped: it is asked all the same
 
 
 def test_other_errors_of_the_compiler_are_not_taken_for_it():

@@ -106,22 +106,19 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
 def with_text(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
     """Compiles; returns what came of it, and its text.
 
-    The text of a program for TPUs passes through the parser of jaxlib, and that of jax 0.10 does
-    not know all that libtpu 0.0.52 writes; the compiler's own dump is the same text.
+    That of a program for TPUs is the compiler's own dump: the parser of jaxlib, which the text of
+    `compiled` would pass through, does not know all that libtpu 0.0.52 writes (jax 0.10).
     """
     if platform != "tpu":
         compiled = lowered.compile()
         return compiled, compiled.as_text()
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
-        try:
+        dumped = list(Path(folder).glob("*.after_codegen.txt"))
+        if not dumped:  # from a cache of compilations
             return compiled, compiled.as_text()
-        except jax.errors.JaxRuntimeError:
-            dumped = list(Path(folder).glob("*.after_codegen.txt"))
-            if not dumped:
-                raise
-            largest = max(dumped, key=lambda path: path.stat().st_size)
-            return compiled, largest.read_text(encoding="utf-8", errors="replace")
+        largest = max(dumped, key=lambda path: path.stat().st_size)
+        return compiled, largest.read_text(encoding="utf-8", errors="replace")
 
 
 def _memory(compiled: jax.stages.Compiled, usable: int | None) -> Memory:
