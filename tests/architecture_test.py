@@ -16,7 +16,18 @@ PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
-    0: ("errors", "files", "hosts", "rollcall", "replicas", "leaves", "progress", "lock", "steps", "digest")
+    0: (
+        "errors",
+        "files",
+        "hosts",
+        "rollcall",
+        "replicas",
+        "leaves",
+        "progress",
+        "lock",
+        "steps",
+        "digest",
+    )
     + ("rope", "masks"),
     1: ("attention", "sharding", "collectives", "chunked", "losses"),
     2: ("llama",),
@@ -73,6 +84,9 @@ MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7
 LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
 MORE_PARAMETERS_BECAUSE = {
     "jaxrope/rope/methods.py:_yarn": "its keywords are the constants of YaRN",
+    "jaxrope/attention/__init__.py:attend": "the one signature: operands, and a keyword a setting",
+    "jaxrope/attention/whole.py:attend_whole": "the same, of whole arrays",
+    "jaxrope/attention/choice.py:check": "a keyword for each thing that can be wrong",
 }
 
 SOURCES = {

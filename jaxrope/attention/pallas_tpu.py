@@ -43,60 +43,56 @@ def forward(
       mask: of these queries and keys; looked at in tiles flagged MASKED.
       walk: blocks of queries are numbered along T, those of keys along S.
     """
-    k_ZSH, v_ZSH = kv
-    q_block, kv_block, dim = layout.q_block, layout.kv_block, layout.head_dim
-    blocks, per_part = layout.part_blocks, layout.group * layout.part_blocks
-
-    def code(z, i, codes):
-        return tiles.unpack(codes[z // layout.kv_heads * walk.num + i])
-
-    def row_block(z, g, i, codes):
-        q, _, _ = code(z, i, codes)
-        return q // blocks * per_part + g * blocks + q % blocks
-
-    row_spec = pl.BlockSpec(
-        (1, q_block, dim), lambda z, g, i, codes: (z, row_block(z, g, i, codes), 0)
-    )
-    k_spec = pl.BlockSpec((1, kv_block, dim), lambda z, g, i, codes: (z, code(z, i, codes)[1], 0))
-    vt_spec = pl.BlockSpec((1, dim, kv_block), lambda z, g, i, codes: (z, 0, code(z, i, codes)[1]))
     q_ids, kv_ids = _ids(mask)
-    id_specs = _id_specs(
-        layout,
-        len(q_ids),
-        lambda z, g, i, codes: code(z, i, codes)[0],
-        lambda z, g, i, codes: code(z, i, codes)[1],
-    )
-
-    def column(size):
-        return pl.BlockSpec(
-            (1, size, q_block), lambda z, g, i, codes: (z, 0, row_block(z, g, i, codes))
-        )
-
-    state = [column(dim), column(1), column(1)]
-    arguments = (walk.codes, q_ZMH, k_ZSH, v_ZSH.swapaxes(1, 2), *q_ids, *kv_ids, *carry)
-    first_state = len(arguments) - 3
+    operands, state = _forward_specs(layout, len(q_ids), walk.num)
+    of_keys = kv[0], kv[1].swapaxes(1, 2)
+    arguments = (walk.codes, q_ZMH, *of_keys, *q_ids, *kv_ids, *carry)
+    first_state = len(arguments) - len(carry)
     grid = (q_ZMH.shape[0], layout.group, walk.num)
     found = pl.pallas_call(
         functools.partial(_forward_kernel, layout=layout, mask=mask, num=walk.num),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
             grid=grid,
-            in_specs=[row_spec, k_spec, vt_spec, *id_specs, *state],
+            in_specs=[*operands, *state],
             out_specs=state,
             scratch_shapes=[
-                pltpu.VMEM((dim, q_block), jnp.float32),
-                pltpu.VMEM((1, q_block), jnp.float32),
-                pltpu.VMEM((1, q_block), jnp.float32),
+                pltpu.VMEM((size, layout.q_block), jnp.float32) for size in (layout.head_dim, 1, 1)
             ],
         ),
         out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in carry],
-        input_output_aliases={first_state + i: i for i in range(3)},
+        input_output_aliases={first_state + i: i for i in range(len(carry))},
         compiler_params=_compiler_params(layout, ("parallel", "parallel", "arbitrary")),
         cost_estimate=_cost(layout, math.prod(grid), products=2),
         interpret=layout.interpret,
         name="attention_forward",
     )(*arguments)
     return Carry(*found)
+
+
+def _forward_specs(layout: Layout, num_ids: int, num: int) -> tuple[list, list]:
+    """Returns the specs of queries, keys, values and ids, and of the carry; grid (Z, G, E)."""
+    q_block, kv_block, dim = layout.q_block, layout.kv_block, layout.head_dim
+    blocks, per_part = layout.part_blocks, layout.group * layout.part_blocks
+
+    def code(z, _, i, codes):
+        return tiles.unpack(codes[z // layout.kv_heads * num + i])
+
+    def row_block(z, g, i, codes):
+        q, _, _ = code(z, g, i, codes)
+        return q // blocks * per_part + g * blocks + q % blocks
+
+    def key_block(*at):
+        return code(*at)[1]
+
+    def column(size):
+        return pl.BlockSpec((1, size, q_block), lambda *at: (at[0], 0, row_block(*at)))
+
+    row_spec = pl.BlockSpec((1, q_block, dim), lambda *at: (at[0], row_block(*at), 0))
+    key_spec = pl.BlockSpec((1, kv_block, dim), lambda *at: (at[0], key_block(*at), 0))
+    vt_spec = pl.BlockSpec((1, dim, kv_block), lambda *at: (at[0], 0, key_block(*at)))
+    id_specs = _id_specs(layout, num_ids, lambda *at: code(*at)[0], key_block)
+    return [row_spec, key_spec, vt_spec, *id_specs], [column(dim), column(1), column(1)]
 
 
 def _forward_kernel(codes_ref, q_ref, k_ref, vt_ref, *refs, layout: Layout, mask: Mask, num: int):
@@ -171,54 +167,62 @@ def backward(
       chunk: which rows, in units of `layout.chunk`.
     """
     k_ZSH, v_ZSH = kv
+    q_ids, kv_ids = _ids(mask)
+    operands, sums = _backward_specs(layout, len(q_ids), walk.num)
+    of_keys = k_ZSH, k_ZSH.swapaxes(1, 2), v_ZSH
+    chunk = jnp.asarray(chunk, jnp.int32).reshape(1)
+    arguments = (walk.codes, chunk, *queries, *of_keys, *q_ids, *kv_ids, *grads)
+    first_sum = len(arguments) - len(grads)
+    grid = (k_ZSH.shape[0], walk.num)
+    found = pl.pallas_call(
+        functools.partial(_backward_kernel, layout=layout, mask=mask, num=walk.num),
+        grid_spec=pltpu.PrefetchScalarGridSpec(
+            num_scalar_prefetch=2,
+            grid=grid,
+            in_specs=[*operands, *sums],
+            out_specs=sums,
+            scratch_shapes=[pltpu.VMEM((layout.kv_block, layout.head_dim), jnp.float32)] * 2,
+        ),
+        out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in grads],
+        input_output_aliases={first_sum + i: i for i in range(len(grads))},
+        compiler_params=_compiler_params(layout, ("parallel", "arbitrary")),
+        cost_estimate=_cost(layout, math.prod(grid), products=5),
+        interpret=layout.interpret,
+        name="attention_backward",
+    )(*arguments)
+    return tuple(found)
+
+
+def _backward_specs(layout: Layout, num_ids: int, num: int) -> tuple[list, list]:
+    """Returns the specs of (what is known of queries, keys, ids) and of the three sums, for the
+    grid (Z, E).
+    """
     q_block, kv_block, dim = layout.q_block, layout.kv_block, layout.head_dim
     blocks, per_part = layout.part_blocks, layout.group * layout.part_blocks
     per_chunk = layout.chunk // q_block
 
-    def code(z, i, codes):
-        return tiles.unpack(codes[z // layout.kv_heads * walk.num + i])
+    def code(z, i, codes, _):
+        return tiles.unpack(codes[z // layout.kv_heads * num + i])
 
     def row_block(z, i, codes, chunk):
-        return chunk[0] * per_chunk + code(z, i, codes)[0]
+        return chunk[0] * per_chunk + code(z, i, codes, chunk)[0]
 
-    def token_block(z, i, codes, chunk):
-        row = row_block(z, i, codes, chunk)
+    def token_block(*at):
+        row = row_block(*at)
         return row // per_part * blocks + row % blocks
 
-    def key_block(z, i, codes, _):
-        return code(z, i, codes)[1]
+    def key_block(*at):
+        return code(*at)[1]
 
     row_spec = pl.BlockSpec((1, q_block, dim), lambda *at: (at[0], row_block(*at), 0))
     vector_spec = pl.BlockSpec((1, 1, q_block), lambda *at: (at[0], 0, row_block(*at)))
     key_spec = pl.BlockSpec((1, kv_block, dim), lambda *at: (at[0], key_block(*at), 0))
     kt_spec = pl.BlockSpec((1, dim, kv_block), lambda *at: (at[0], 0, key_block(*at)))
     dq_spec = pl.BlockSpec((1, dim, layout.chunk), lambda z, i, codes, chunk: (z, 0, chunk[0]))
-    q_ids, kv_ids = _ids(mask)
-    id_specs = _id_specs(layout, len(q_ids), token_block, key_block)
-    chunk = jnp.asarray(chunk, jnp.int32).reshape(1)
-    of_keys = (k_ZSH, k_ZSH.swapaxes(1, 2), v_ZSH)
-    arguments = (walk.codes, chunk, *queries, *of_keys, *q_ids, *kv_ids, *grads)
-    first_grad = len(arguments) - 3
-    grid = (k_ZSH.shape[0], walk.num)
-    return tuple(
-        pl.pallas_call(
-            functools.partial(_backward_kernel, layout=layout, mask=mask, num=walk.num),
-            grid_spec=pltpu.PrefetchScalarGridSpec(
-                num_scalar_prefetch=2,
-                grid=grid,
-                in_specs=[row_spec, row_spec, vector_spec, vector_spec]
-                + [key_spec, kt_spec, key_spec, *id_specs, dq_spec, key_spec, key_spec],
-                out_specs=[dq_spec, key_spec, key_spec],
-                scratch_shapes=[pltpu.VMEM((kv_block, dim), jnp.float32)] * 2,
-            ),
-            out_shape=[jax.ShapeDtypeStruct(x.shape, x.dtype) for x in grads],
-            input_output_aliases={first_grad + i: i for i in range(3)},
-            compiler_params=_compiler_params(layout, ("parallel", "arbitrary")),
-            cost_estimate=_cost(layout, math.prod(grid), products=5),
-            interpret=layout.interpret,
-            name="attention_backward",
-        )(*arguments)
-    )
+    id_specs = _id_specs(layout, num_ids, token_block, key_block)
+    of_queries = [row_spec, row_spec, vector_spec, vector_spec]
+    of_keys = [key_spec, kt_spec, key_spec]
+    return [*of_queries, *of_keys, *id_specs], [dq_spec, key_spec, key_spec]
 
 
 def _backward_kernel(codes_ref, chunk_ref, *refs, layout: Layout, mask: Mask, num: int):
