@@ -54,6 +54,23 @@ def test_a_step_for_this_machine(tmp_path, capsys):
 MODEL = {key: value for key, value in tiny_run.MODEL.items() if key != "source"}
 
 
+def test_a_search_needs_nothing_but_its_config(tmp_path):
+    made = config(tmp_path)
+    made.target_len = 64
+    made.search.objective.num_samples = 3
+    made.search.batch_size = 8
+    mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2, tensor=1), jax.devices())
+    job = jobs.search_job(made, mesh)
+    # 64 candidates, then 39 times 32, 8 at a time on 4 groups of devices
+    assert job.runs == 8 + 39 * 4
+    assert job.work.tokens == 8 * 3 * 64
+    assert "8 candidates, each on 3 samples of 64 tokens; 1,312 evaluations" in job.remarks[1]
+    assert len(jax.tree.leaves(job.lower().in_avals)) > 12
+    made.search.objective = dict(name="passkey")
+    with pytest.raises(InputError, match="search.objective.name 'passkey': --compile_only is for"):
+        jobs.search_job(made, mesh)
+
+
 def test_a_mesh_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"mesh .*3"):
         topology.compile_train(config(tmp_path, fsdp=3), "", None)

@@ -14,7 +14,7 @@ _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f
 _BITS |= {"bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
 _BITS |= {"c64": 64, "c128": 128, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8}
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
-_NAME = re.compile(r"%([\w.\-]+)")
+_NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
 # Operations that hand their operand on; a TPU keeps scalars in several memories and copies them.
 _PASS = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
 
@@ -104,10 +104,37 @@ def parse(text: str) -> Module:
 
 
 def _computation(name: str, lines: list[str]) -> Computation:
-    instructions = [_instruction(line.removeprefix("ROOT ")) for line in lines]
-    roots = [i for i, line in enumerate(lines) if line.startswith("ROOT ")]
-    root = instructions[roots[0] if roots else -1].name if instructions else ""
-    return Computation(name, tuple(instructions), root)
+    found, root = {}, ""
+    for line in lines:
+        instruction = _instruction(line.removeprefix("ROOT "))
+        for operand in instruction.operands:
+            _write_out(found, operand)
+        found[instruction.name] = instruction
+        if line.startswith("ROOT ") or not root:
+            root = instruction.name
+    return Computation(name, tuple(found.values()), root)
+
+
+def _write_out(found: dict[str, Instruction], name: str) -> None:
+    """Adds the get-tuple-element that "x#1" is short for (libtpu's dump under jax 0.12)."""
+    owner, _, index = name.rpartition("#")
+    if not owner or name in found:
+        return
+    _write_out(found, owner)
+    if owner in found:
+        shape = _elements(found[owner].shape)[int(index)]
+        element = Instruction(name, "get-tuple-element", shape, f"%{owner}", f", index={index}")
+        found[name] = element
+
+
+def _elements(shape: str) -> list[str]:
+    """Returns the types in a tuple's type."""
+    rest, elements = shape.removeprefix("(").removesuffix(")"), []
+    while rest:
+        end = _close(rest, ",")
+        elements.append(re.sub(r"/\*.*?\*/", "", rest[:end]).strip())
+        rest = rest[end + 1 :]
+    return elements
 
 
 def _instruction(line: str) -> Instruction:

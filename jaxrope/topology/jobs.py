@@ -69,8 +69,8 @@ def train_job(config, mesh: Mesh) -> Job:
         offload=program.optimizer.offload,
     )
     batch = (
-        f"batch         {parts * rows:,} rows of {seq_len:,} tokens, in {parts:,} "
-        f"part{'s' * (parts > 1)}; of a part {footprint.tokens:,} tokens on each device"
+        f"batch         {parts * rows:,} row{'s' * (parts * rows > 1)} of {seq_len:,} tokens, in "
+        f"{parts:,} part{'s' * (parts > 1)}; of a part {footprint.tokens:,} tokens on each device"
     )
     return Job(
         what="training step",

@@ -8,6 +8,7 @@ of n devices has x bytes, an all-gather sends (n - 1) x, a reduce-scatter or an 
 
 import collections
 import dataclasses
+import math
 import re
 
 from jaxrope.topology import hlo
@@ -138,6 +139,10 @@ def _group_size(instruction: Instruction) -> int:
     listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
     if listed:
         return listed.group(1).count(",") + 1
+    named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.attributes)
+    if named:
+        sizes = dict(re.findall(r"('\w+')=(\d+)", named.group(1)))
+        return math.prod(int(sizes[axis]) for axis in named.group(2).split(","))
     counted = re.search(r"replica_groups=\[\d+,(\d+)\]", instruction.attributes)
     return int(counted.group(1)) if counted else 1
 
