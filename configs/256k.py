@@ -6,7 +6,12 @@ on a v5p-128 (64 chips), after configs/128k.py, from whose workdir runs/128k it 
 --config=configs/256k.py:mistral_7b,v5e_256,gs://BUCKET/FOLDER (recipes.py says which; --workdir=runs/256k_mistral_7b then).
 docs/pods.md goes through a whole run.
 
-600 steps of 32 rows, 5.0 G tokens, with the published factors for 256k.
+600 steps of 32 rows, 5.0 G tokens, with the published factors for 256k. By the TPU compiler and the cost model, not by a clock
+(--compile_only, with --topology=v5p:4x4x4 and v5e:16x16; libtpu 0.0.52):
+
+  slice               mesh                   HBM of a chip       a step   MFU   the run
+  v5p-128, 64 chips   fsdp 8 x context 8     29.1 of 95.7 GiB    162 s    43%   1 d 02 h
+  v5e-256, 256 chips  fsdp 16 x context 16   13.6 of 15.75 GiB    93 s    44%   15 h 32 min
 """
 
 from configs import recipes

@@ -4,7 +4,7 @@
 
 on a v5p-128 (64 chips). Other models, slices and folders: --config=configs/search_256k.py:llama3_8b,v5e_256,gs://BUCKET/FOLDER
 (recipes.py says which; --workdir=runs/search_256k_llama3_8b then). The word `quick` there halves the population and takes
-12 iterations and 3 samples: a seventh of the work.
+12 iterations and 3 samples: a tenth of the work.
 
 Algorithm 1 with the paper's numbers: 64 candidates, then 32 new ones in each of 39 generations, on 5 texts of PG19's validation part.
 """
