@@ -73,8 +73,7 @@ def _nll(logits_BCV, targets_BC, mesh, vocab_size):
     words = logits_BCV.shape[-1]
     first = collectives.shard_of_vocab(words, vocab_size or words)
     if first is None:
-        picked = jnp.take_along_axis(logits_BCV, targets_BC[..., None], axis=-1)[..., 0]
-        return jax.nn.logsumexp(logits_BCV, axis=-1) - picked
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - _pick(logits_BCV, targets_BC)
     top_BC = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits_BCV, axis=-1)), collectives.TENSOR)
     total_BC = jnp.sum(jnp.exp(logits_BCV - top_BC[..., None]), axis=-1)
     here = (targets_BC >= first) & (targets_BC < first + words)
@@ -82,6 +81,12 @@ def _nll(logits_BCV, targets_BC, mesh, vocab_size):
     picked_BC = jnp.where(here, jnp.take_along_axis(logits_BCV, at, axis=-1)[..., 0], 0)
     total_BC, picked_BC = (collectives.sum_over_tensor(x, mesh) for x in (total_BC, picked_BC))
     return top_BC + jnp.log(total_BC) - picked_BC
+
+
+def _pick(logits_BCV, targets_BC):
+    """Returns the logit of each target: by comparison, whose gradient is no scatter."""
+    is_target = jnp.arange(logits_BCV.shape[-1])[None, None] == targets_BC[..., None]
+    return jnp.sum(jnp.where(is_target, logits_BCV, 0), axis=-1)
 
 
 def _argmax(logits_BCV, mesh, vocab_size):

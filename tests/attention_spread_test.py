@@ -256,32 +256,6 @@ def test_order_follows_the_ring():
     assert attention.order("ring", 32, 1, 1) is None
 
 
-def test_memory_of_a_device_is_flat_as_length_and_devices_grow():
-    """Forward and backward, 256 tokens a device; two devices have no loop, so 4 and 8 are told."""
-    bytes_of = {num: ring_bytes(num, 256 * num) for num in (4, 8)}
-    assert bytes_of[8] < 1.02 * bytes_of[4]
-
-
-def ring_bytes(num, length):
-    """Temporary bytes of one device, of the ring's forward and backward pass."""
-    mesh = mesh_of(context=num)
-
-    def local(q, k, v, dout):
-        mask = masks.self_mask(jnp.zeros(q.shape[:2], jnp.int32))
-        out, pull = jax.vjp(
-            lambda *x: attention.attend("ring", *x, mask=mask, mesh=mesh, block=128), q, k, v
-        )
-        return out, *pull(dout)
-
-    where = jax.P(None, "context")
-    fn = jax.shard_map(local, mesh=mesh, in_specs=where, out_specs=where, check_vma=False)
-    shape = jax.ShapeDtypeStruct(
-        (1, length, 2, HEAD_DIM), jnp.float32, sharding=jax.sharding.NamedSharding(mesh, where)
-    )
-    compiled = jax.jit(fn).lower(*[shape] * 4).compile()
-    return compiled.memory_analysis().temp_size_in_bytes
-
-
 @pytest.mark.parametrize(
     "backend, kwargs, message",
     [

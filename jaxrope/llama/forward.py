@@ -163,9 +163,34 @@ def _rms_norm(x_BTD, scale_D, eps):
 
 
 def _dot(letters, x, weight):
+    return _product(letters, x, weight.astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(letters, x, weight):
+    """Returns the product; its gradient for the weight is computed in the order that transposes the
+    smaller operand: XLA's CPU backend copies it (a tenth of a training step).
+    """
     # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
     precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
-    return jnp.einsum(letters, x, weight.astype(x.dtype), precision=precision)
+    return jnp.einsum(letters, x, weight, precision=precision)
+
+
+def _product_fwd(letters, x, weight):
+    return _product(letters, x, weight), (x, weight)
+
+
+def _product_bwd(letters, residuals, dy):
+    x, weight = residuals
+    ins, outs = letters.split("->")
+    xs, ws = ins.split(",")
+    dx = _product(f"{outs},{ws}->{xs}", dy, weight)
+    if x.size > dy.size:
+        return dx, _product(f"{outs},{xs}->{ws}", dy, x)
+    return dx, _product(f"{xs},{outs}->{ws}", x, dy)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
 
 
 def _add_bias(x, bias):
