@@ -14,6 +14,8 @@ import argparse
 import os
 import sys
 
+from jaxrope import pages
+
 DEVICES, HEADS, HEAD_DIM = 8, 8, 64
 LAYOUTS = {"MHA": 8, "GQA": 2, "MQA": 1}  # kv heads
 CASES = (("GQA", 2048), ("GQA", 4096), ("GQA", 8192), ("MHA", 4096), ("MQA", 4096))
@@ -195,4 +197,5 @@ def _bytes(compiled) -> int:
 
 
 if __name__ == "__main__":
+    pages.use_huge_pages()  # for both sides, as our programs do
     sys.exit(main())

@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+_PAUSE_SECONDS = 0.5  # OpenMP's threads spin for 0.2 s after their work, on the other's cores
+
 
 def seconds(fns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
     """Returns {name: seconds of each round}. The order turns by one from round to round.
@@ -22,6 +24,7 @@ def seconds(fns: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, l
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
+            time.sleep(_PAUSE_SECONDS)
             begin = time.perf_counter()
             fns[name]()
             found[name].append(time.perf_counter() - begin)

@@ -13,6 +13,8 @@ import functools
 import os
 import sys
 
+from jaxrope import pages
+
 TRAIN = ((8, 512), (2, 2048))  # rows, tokens
 EVALUATE = ((8, 512), (2, 2048), (1, 4096))  # candidates at a time, tokens
 QUICK = ((2, 64),)
@@ -244,4 +246,5 @@ def _versions() -> dict:
 
 
 if __name__ == "__main__":
+    pages.use_huge_pages()  # for both sides, as our programs do
     sys.exit(main())

@@ -18,6 +18,7 @@ PACKAGE = ROOT / "jaxrope"
 FLOORS = {
     0: (
         "errors",
+        "pages",
         "files",
         "hosts",
         "rollcall",

@@ -1,0 +1,50 @@
+"""The process that starts itself again."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from jaxrope import pages
+
+PROGRAM = """
+import os, sys
+from jaxrope import pages
+before = os.environ.get("TURN", "0")
+os.environ["TURN"] = str(int(before) + 1)
+pages.use_huge_pages()
+print(os.getpid(), os.environ["TURN"], os.environ["GLIBC_TUNABLES"], sys.argv[1:])
+"""
+
+
+def started(**environment):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, "--a=b c", "d"],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | environment,
+    )
+    out, _ = process.communicate(timeout=60)
+    assert process.returncode == 0
+    number, turn, tunables, *arguments = out.split(maxsplit=3)
+    assert int(number) == process.pid, "signals must find it under its number"
+    assert arguments == ["['--a=b c', 'd']\n"]
+    return int(turn), tunables
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_once_and_as_it_was_started():
+    assert started() == (2, "glibc.malloc.hugetlb=1")
+
+
+def test_the_users_own_tunables_stay():
+    assert started(GLIBC_TUNABLES="glibc.malloc.perturb=0") == (1, "glibc.malloc.perturb=0")
+
+
+def test_without_glibc_nothing_happens(monkeypatch):
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
+    monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
+    pages.use_huge_pages()
