@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 
-from jaxrope import pages
+from jaxrope import heap
 
 DEVICES, HEADS, HEAD_DIM = 8, 8, 64
 LAYOUTS = {"MHA": 8, "GQA": 2, "MQA": 1}  # kv heads
@@ -197,5 +197,5 @@ def _bytes(compiled) -> int:
 
 
 if __name__ == "__main__":
-    pages.use_huge_pages()  # for both sides, as our programs do
+    heap.keep()  # for both sides, as our programs do
     sys.exit(main())

@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 
-from jaxrope import pages
+from jaxrope import heap
 
 TRAIN = ((8, 512), (2, 2048))  # rows, tokens
 EVALUATE = ((8, 512), (2, 2048), (1, 4096))  # candidates at a time, tokens
@@ -246,5 +246,5 @@ def _versions() -> dict:
 
 
 if __name__ == "__main__":
-    pages.use_huge_pages()  # for both sides, as our programs do
+    heap.keep()  # for both sides, as our programs do
     sys.exit(main())

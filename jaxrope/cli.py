@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from absl import flags
 from ml_collections import ConfigDict
 
-from jaxrope import errors, experiment, files, pages
+from jaxrope import errors, experiment, files, heap
 from jaxrope.errors import HostsError, InputError
 
 _HELP = """
@@ -69,7 +69,9 @@ def main(
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
-    argv = _own_arguments() if argv is None else list(argv)
+    if argv is None:
+        heap.keep()
+    argv = sys.argv[1:] if argv is None else list(argv)
     _run(lambda: _main(run_fn, compile_fn, doc, argv))
 
 
@@ -85,7 +87,7 @@ def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) 
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
-    argv = _own_arguments() if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     _run(lambda: _subcommands(commands, doc, argv))
 
 
@@ -103,14 +105,8 @@ def arguments(
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
-    argv = _own_arguments() if argv is None else list(argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
     _run(lambda: run_fn(_parse(None, doc, add_arguments_fn, argv)))
-
-
-def _own_arguments() -> list[str]:
-    """Returns the arguments of the process, once it runs as it should."""
-    pages.use_huge_pages()
-    return sys.argv[1:]
 
 
 def print_line(text: str) -> None:

@@ -18,7 +18,7 @@ PACKAGE = ROOT / "jaxrope"
 FLOORS = {
     0: (
         "errors",
-        "pages",
+        "heap",
         "files",
         "hosts",
         "rollcall",

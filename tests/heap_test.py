@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from jaxrope import pages
+from jaxrope import heap
 
 PROGRAM = """
 import os, sys
-from jaxrope import pages
+from jaxrope import heap
 before = os.environ.get("TURN", "0")
 os.environ["TURN"] = str(int(before) + 1)
-pages.use_huge_pages()
+heap.keep()
 print(os.getpid(), os.environ["TURN"], os.environ["GLIBC_TUNABLES"], sys.argv[1:])
 """
 
@@ -36,7 +36,7 @@ def started(**environment):
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_once_and_as_it_was_started():
-    assert started() == (2, "glibc.malloc.hugetlb=1")
+    assert started() == (2, heap.TUNABLES)
 
 
 def test_the_users_own_tunables_stay():
@@ -47,4 +47,4 @@ def test_without_glibc_nothing_happens(monkeypatch):
     monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("", ""))
     monkeypatch.setattr(os, "execv", lambda *_: pytest.fail("started again"))
-    pages.use_huge_pages()
+    heap.keep()
