@@ -60,6 +60,7 @@ def _ring(length, block, devices, ulysses):
 
 def _all_gather(length, block, devices, ulysses):
     parts = _zigzag(length, devices)
+    block = min(block, length // devices // 2)  # exchange.py: no more than a chunk
     return np.array([[visited(part, np.concatenate(parts), block) for part in parts]])
 
 

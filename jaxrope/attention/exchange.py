@@ -26,7 +26,8 @@ def all_gather(sizes: Sizes, q_BTNH, k_BSKH, v_BSKH, mask: Mask):
 def _all_gather_fwd(sizes: Sizes, q, k, v, mask: Mask):
     forward = local.KERNELS[sizes.kernel].forward
     whole = _whole_mask(mask)
-    out, lse = forward(q, _gather(k), _gather(v), whole, scale=sizes.scale, block=sizes.block)
+    block = _block(sizes, q)
+    out, lse = forward(q, _gather(k), _gather(v), whole, scale=sizes.scale, block=block)
     out, lse = local.named(out.astype(q.dtype), lse)
     return out, (q, k, v, mask, out, lse)
 
@@ -40,7 +41,7 @@ def _all_gather_bwd(sizes: Sizes, residuals, dout):
         _whole_mask(mask),
         (lse, local.inner(out, dout), dout),
         scale=sizes.scale,
-        block=sizes.block,
+        block=_block(sizes, q),
     )
     dk, dv = (
         jax.lax.psum_scatter(x, zigzag.AXIS, scatter_dimension=1, tiled=True) for x in (dk, dv)
@@ -49,6 +50,11 @@ def _all_gather_bwd(sizes: Sizes, residuals, dout):
 
 
 all_gather.defvjp(_all_gather_fwd, _all_gather_bwd)
+
+
+def _block(sizes: Sizes, q_BTNH) -> int:
+    """Returns tokens in a block: a chunk of the zigzag at most, or none could be passed over."""
+    return min(sizes.block, max(1, q_BTNH.shape[1] // 2))
 
 
 def _gather(x_BS):
