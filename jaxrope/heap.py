@@ -8,6 +8,7 @@ a fifth to a half of the time of a training step of 4,096 tokens. This way there
 import os
 import platform
 import sys
+from pathlib import Path
 
 _NAME = "GLIBC_TUNABLES"  # read by glibc (2.35 and later) when a process starts, and only then
 _TUNABLES = {
@@ -21,13 +22,20 @@ TUNABLES = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.
 
 def keep() -> None:
     """Starts this process again, as it was started, with such a heap; returns where that is done
-    already, where the user has set glibc's tunables, and without glibc.
+    already, where the user has set glibc's tunables, without glibc, and where a TPU or a GPU does
+    the work: one arena is slow for the many threads of its host.
 
     To be called before anything is done: the process keeps its number and its open files.
     """
     if _NAME in os.environ or platform.libc_ver()[0] != "glibc" or not sys.orig_argv:
         return
+    if os.environ.get("JAX_PLATFORMS", "") != "cpu" and _has_accelerator(Path("/dev")):
+        return
     os.environ[_NAME] = TUNABLES
     sys.stdout.flush()
     sys.stderr.flush()
     os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def _has_accelerator(devices: Path) -> bool:
+    return any(any(devices.glob(name)) for name in ("accel*", "vfio/[0-9]*", "nvidia[0-9]*"))

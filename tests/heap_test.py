@@ -24,7 +24,9 @@ def started(**environment):
         [sys.executable, "-c", PROGRAM, "--a=b c", "d"],
         stdout=subprocess.PIPE,
         text=True,
-        env={k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"} | environment,
+        env={k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
+        | {"JAX_PLATFORMS": "cpu"}
+        | environment,
     )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
@@ -41,6 +43,14 @@ def test_once_and_as_it_was_started():
 
 def test_the_users_own_tunables_stay():
     assert started(GLIBC_TUNABLES="glibc.malloc.perturb=0") == (1, "glibc.malloc.perturb=0")
+
+
+@pytest.mark.parametrize("name", ["accel0", "vfio/0", "nvidia0"])
+def test_a_machine_with_an_accelerator_is_known(tmp_path, name):
+    assert not heap._has_accelerator(tmp_path)
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).touch()
+    assert heap._has_accelerator(tmp_path)
 
 
 def test_without_glibc_nothing_happens(monkeypatch):
