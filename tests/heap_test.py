@@ -20,6 +20,7 @@ print(os.getpid(), os.environ["TURN"], os.environ["GLIBC_TUNABLES"], sys.argv[1:
 
 
 def started(**environment):
+    clean = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
     process = subprocess.Popen(
         [sys.executable, "-c", PROGRAM, "--a=b c", "d"],
         stdout=subprocess.PIPE,
