@@ -25,9 +25,7 @@ def started(**environment):
         [sys.executable, "-c", PROGRAM, "--a=b c", "d"],
         stdout=subprocess.PIPE,
         text=True,
-        env={k: v for k, v in os.environ.items() if k != "GLIBC_TUNABLES"}
-        | {"JAX_PLATFORMS": "cpu"}
-        | environment,
+        env=clean | {"JAX_PLATFORMS": "cpu"} | environment,
     )
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 0
