@@ -13,6 +13,7 @@ PARITY ?= 1
 AOT ?= 1
 # A file stays on one worker, which compiles its models once.
 PYTEST_ARGS ?= -n 2 --dist loadfile
+SLOW_ARGS ?= -n 2 --dist worksteal
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
@@ -34,7 +35,7 @@ test: $(VENV)/.test parity aot
 	$(BIN)/python -m pytest $(PYTEST_ARGS) --durations=15
 
 slow: $(VENV)/.test parity aot
-	$(BIN)/python -m pytest $(PYTEST_ARGS) -m slow --durations=15
+	$(BIN)/python -m pytest $(SLOW_ARGS) -m slow --durations=15
 
 kill: $(VENV)/.test
 	$(BIN)/python tests/kill_search.py --kills=20
