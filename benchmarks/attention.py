@@ -150,10 +150,11 @@ def _compile(backend, ulysses, case):
     spec = PartitionSpec(None, "context")
     length, heads, kv_heads = case["length"], case["heads"], case["kv_heads"]
 
+    settings = attention.Settings(block=case["block"], mesh=mesh, ulysses=ulysses)
+
     def local(positions_BT, q, k, v):
         mask = masks.self_mask(positions_BT)
-        how = dict(mask=mask, block=case["block"], mesh=mesh, ulysses=ulysses)
-        return attention.attend(backend, q, k, v, **how)
+        return attention.attend(backend, q, k, v, mask=mask, settings=settings)
 
     whole = jax.shard_map(local, mesh=mesh, in_specs=(spec,) * 4, out_specs=spec, check_vma=False)
     order = attention.order(backend, length, num, ulysses)

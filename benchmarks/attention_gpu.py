@@ -95,8 +95,11 @@ def _ours(backend):
 
         from jaxrope import attention, masks
 
-        mask = masks.self_mask(jnp.arange(q.shape[1], dtype=jnp.int32)[None])
-        return attention.attend(backend, q, k, v, mask=mask, block=BLOCK)
+        places = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
+        kernel = "cudnn" if backend == "flash" else "blockwise"
+        settings = attention.Settings(block=BLOCK, kernel=kernel)
+        mask = masks.self_mask(places, natural=True)
+        return attention.attend(backend, q, k, v, mask=mask, settings=settings)
 
     return attend_fn
 

@@ -55,12 +55,10 @@ def forward_settings(
     section |= dict(zip(("attention", "attention_kernel"), found, strict=True))
     settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
     attention.check(
-        *found,
-        mesh=mesh,
+        settings.attention,
+        dataclasses.replace(settings.of_attention, mesh=mesh),
         platform=platform,
-        ulysses=settings.ulysses,
-        num_heads=model.num_heads,
-        num_kv_heads=model.num_kv_heads,
+        heads=(model.num_heads, model.num_kv_heads),
         window=model.sliding_window,
         seq_len=seq_len,
     )

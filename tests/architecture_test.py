@@ -85,9 +85,6 @@ MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7
 LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
 MORE_PARAMETERS_BECAUSE = {
     "jaxrope/rope/methods.py:_yarn": "its keywords are the constants of YaRN",
-    "jaxrope/attention/__init__.py:attend": "the one signature: operands, and a keyword a setting",
-    "jaxrope/attention/whole.py:attend_whole": "the same, of whole arrays",
-    "jaxrope/attention/choice.py:check": "a keyword for each thing that can be wrong",
 }
 
 SOURCES = {

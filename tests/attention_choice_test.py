@@ -57,6 +57,11 @@ DEFAULTS = dict(
 )
 
 
+def check(backend, sizes, *, kernel, ulysses, num_heads, num_kv_heads, **rest):
+    settings = attention.Settings(kernel=kernel, ulysses=ulysses, mesh=mesh_of(**sizes))
+    attention.check(backend, settings, heads=(num_heads, num_kv_heads), **rest)
+
+
 @pytest.mark.parametrize(
     "backend, sizes, changed, message",
     [
@@ -115,9 +120,8 @@ DEFAULTS = dict(
     ],
 )
 def test_refused(backend, sizes, changed, message):
-    arguments = DEFAULTS | changed
     with pytest.raises(InputError, match=message):
-        attention.check(backend, mesh=mesh_of(**sizes), **arguments)
+        check(backend, sizes, **DEFAULTS | changed)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +136,7 @@ def test_refused(backend, sizes, changed, message):
     ],
 )
 def test_accepted(backend, sizes, changed):
-    attention.check(backend, mesh=mesh_of(**sizes), **DEFAULTS | changed)
+    check(backend, sizes, **DEFAULTS | changed)
 
 
 def test_cudnn_takes_natural_rows_only():
@@ -142,11 +146,13 @@ def test_cudnn_takes_natural_rows_only():
     for window in (None, 3):
         mask = masks.self_mask(places, window=window, natural=True)
         found = cudnn.attention(q, k, v, mask, 0.3, implementation="xla")
-        expected = attention.attend("reference", q, k, v, mask=mask, scale=0.3)
+        settings = attention.Settings(scale=0.3)
+        expected = attention.attend("reference", q, k, v, mask=mask, settings=settings)
         assert np.abs(found - expected).max() < 1e-5
     with pytest.raises(NotImplementedError, match="cannot do packed or permuted.*blockwise"):
         cudnn.attention(q, k, v, masks.self_mask(places), 0.3)
     with pytest.raises(NotImplementedError, match="cannot do float32 .set forward.compute_dtype"):
         cudnn.attention(q, k, v, mask, 0.3)
     with pytest.raises(NotImplementedError, match="'cudnn' gives no log-sum-exp"):
-        attention.attend("ring", q, k, v, mask=masks.self_mask(places), kernel="cudnn")
+        settings = attention.Settings(kernel="cudnn")
+        attention.attend("ring", q, k, v, mask=masks.self_mask(places), settings=settings)

@@ -100,10 +100,9 @@ def spread(backend, ulysses, sizes, mask, *, kernel="blockwise", block=4):
         attention.attend_whole,
         backend,
         mask=mask,
-        mesh=mesh_of(**sizes),
-        kernel=kernel,
-        ulysses=ulysses,
-        block=block,
+        settings=attention.Settings(
+            mesh=mesh_of(**sizes), kernel=kernel, ulysses=ulysses, block=block
+        ),
     )
 
 

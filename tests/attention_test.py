@@ -18,10 +18,11 @@ ON_ONE_DEVICE = ("reference", "blockwise", "flash")
 INTERPRETED = ("packed window", "no key", "permuted")
 
 
-def attend(backend, *operands, **how):
+def attend(backend, *operands, mask, **how):
     """Returns attention; the TPU's kernels run in the interpreter."""
     kernel = "flash_interpret" if backend == "flash" else "blockwise"
-    return attention.attend(backend, *operands, kernel=kernel, **how)
+    settings = attention.Settings(kernel=kernel, **how)
+    return attention.attend(backend, *operands, mask=mask, settings=settings)
 
 
 def by_loops(q, k, v, seen, scale):
@@ -134,7 +135,7 @@ def test_reference_gradient_by_differences():
     seen = seen_by(mask)
 
     def loss(q, k, v):
-        return jnp.sum(weights * attention.attend("reference", q, k, v, mask=mask, scale=0.7))
+        return jnp.sum(weights * attend("reference", q, k, v, mask=mask, scale=0.7))
 
     grads = jax.grad(loss, argnums=(0, 1, 2))(q, k, v)
     rng = np.random.default_rng(5)

@@ -4,8 +4,9 @@ Letters of `jax.nn.dot_product_attention`: B batch, T query length, S key length
 heads, G = N // K, H head dim.
 """
 
+import dataclasses
+
 import jax
-from jax.sharding import Mesh
 
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.choice import check, length_unit, resolve
@@ -22,6 +23,7 @@ __all__ = [
     "LSE",
     "OUT",
     "SPREAD",
+    "Settings",
     "attend",
     "attend_whole",
     "check",
@@ -39,25 +41,17 @@ def attend(
     v_BSKH: jax.Array,
     *,
     mask: Mask,
-    scale: float | None = None,
-    block: int = 512,
-    kernel: str = "blockwise",
-    mesh: Mesh | None = None,
-    ulysses: int = 1,
+    settings: Settings = Settings(),  # noqa: B008 (frozen)
 ) -> jax.Array:
     """Returns softmax(scale q k^T + mask) v, out_BTNH in the dtype of q; accumulated in float32 or
     wider. A query that sees no key gives zeros.
 
     Args:
       backend: a name in BACKENDS.
-      q_BTNH, k_BSKH, v_BSKH: already rotated; N is a multiple of K. With a mesh, this device's
-        part of them: its rows, its heads, its tokens in the order of `order`.
+      q_BTNH, k_BSKH, v_BSKH: already rotated; N is a multiple of K. With settings.mesh, this
+        device's part of them: its rows, its heads, its tokens in the order of `order`.
       mask: which key a query may see; of this device's tokens.
-      scale: of the logits; None: H^-0.5.
-      block: tokens in a block, for backends that cut the sequence.
-      kernel: what computes the part of a device, a name in KERNELS.
-      mesh: the caller is inside a shard_map over it, all axes manual; None: one device.
-      ulysses: devices of the axis `context` that exchange heads, for "usp".
+      settings: how it is computed.
 
     Raises:
       InputError: an unknown name.
@@ -66,7 +60,7 @@ def attend(
       ValueError: shapes that do not fit each other.
     """
     attention_fn = choose("attention", backend, BACKENDS)
-    choose("attention_kernel", kernel, dict.fromkeys(KERNELS))
+    choose("attention_kernel", settings.kernel, dict.fromkeys(KERNELS))
     (batch, _, num_heads, head_dim), kv_shape = q_BTNH.shape, k_BSKH.shape
     if (
         kv_shape != v_BSKH.shape
@@ -79,5 +73,6 @@ def attend(
             "agree in B and H, and N must be a multiple of K."
         )
     mask = mask.of_batch(batch)
-    settings = Settings(kernel, scale or head_dim**-0.5, block, mesh, ulysses)
+    if settings.scale is None:
+        settings = dataclasses.replace(settings, scale=head_dim**-0.5)
     return attention_fn(q_BTNH, k_BSKH, v_BSKH, mask, settings)

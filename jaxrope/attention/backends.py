@@ -3,9 +3,9 @@
 Letters: B batch, T query length, S key length, N heads, K kv heads, H head dim.
 """
 
+import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -17,14 +17,23 @@ from jaxrope.errors import UnsupportedError
 from jaxrope.masks import Mask
 
 
-class Settings(NamedTuple):
-    """How a backend computes; see `attention.attend`."""
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How attention is computed.
 
-    kernel: str
-    scale: float
-    block: int
-    mesh: Mesh | None
-    ulysses: int
+    Attributes:
+      scale: of the logits; None: H^-0.5.
+      block: tokens in a block, for backends that cut the sequence.
+      kernel: what computes the part of a device, a name in KERNELS.
+      mesh: the caller is inside a shard_map over it, all axes manual; None: one device.
+      ulysses: devices of the axis `context` that exchange heads, for "usp".
+    """
+
+    scale: float | None = None
+    block: int = 512
+    kernel: str = "blockwise"
+    mesh: Mesh | None = None
+    ulysses: int = 1
 
     @property
     def context(self) -> int:

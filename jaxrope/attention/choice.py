@@ -7,7 +7,7 @@ import math
 from jax.sharding import Mesh
 
 from jaxrope.attention import zigzag
-from jaxrope.attention.backends import BACKENDS, SPREAD
+from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.flash import LANES
 from jaxrope.attention.local import NAMES as KERNELS
 from jaxrope.errors import InputError, choose
@@ -46,29 +46,27 @@ def resolve(
 
 def check(
     backend: str,
-    kernel: str,
+    settings: Settings,
     *,
-    mesh: Mesh | None,
     platform: str,
-    ulysses: int,
-    num_heads: int,
-    num_kv_heads: int,
+    heads: tuple[int, int],
     window: int | None,
     seq_len: int,
 ) -> None:
     """Refuses what the backend cannot do on this mesh.
 
     Args:
-      backend, kernel: of `resolve`.
-      mesh: where it will run; None: one device.
+      backend: of `resolve`.
+      settings: with the kernel of `resolve`, and the mesh where it will run.
       platform: of its devices.
-      ulysses: forward.ulysses.
-      num_heads, num_kv_heads, window: of the model.
+      heads: num_heads and num_kv_heads of the model.
+      window: its sliding window.
       seq_len: tokens in a row.
 
     Raises:
       InputError: with the nearest legal values.
     """
+    mesh, kernel, ulysses = settings.mesh, settings.kernel, settings.ulysses
     sizes = dict(mesh.shape) if mesh else {}
     context, tensor = sizes.get(zigzag.AXIS, 1), sizes.get("tensor", 1)
     _check_kernel(backend, kernel, platform)
@@ -92,15 +90,15 @@ def check(
         raise InputError(
             f"forward.ulysses must divide mesh.context={context}, got {ulysses}. Legal: {legal}."
         )
-    heads, kv_heads = num_heads // tensor, num_kv_heads // tensor
+    num_heads, kv_heads = (number // tensor for number in heads)
     group = {"ulysses": context, "usp": ulysses}.get(backend, 1)
-    if not deals(heads, kv_heads, group):
-        legal = ", ".join(str(n) for n in range(1, heads + 1) if deals(heads, kv_heads, n))
+    if not deals(num_heads, kv_heads, group):
+        legal = ", ".join(str(n) for n in range(1, num_heads + 1) if deals(num_heads, kv_heads, n))
         key = "mesh.context" if backend == "ulysses" else "forward.ulysses"
         raise InputError(
-            f"{key}={group}: '{backend}' deals {heads} heads and {kv_heads} kv heads (those of a "
-            f"device of mesh.tensor={tensor}) out to as many devices. Legal: {legal}; or use ring "
-            "or all_gather."
+            f"{key}={group}: '{backend}' deals {num_heads} heads and {kv_heads} kv heads (those of "
+            f"a device of mesh.tensor={tensor}) out to as many devices. Legal: {legal}; or use "
+            "ring or all_gather."
         )
     _check_length(backend, kernel, context, ulysses, seq_len)
 

@@ -5,10 +5,11 @@ Letters: B batch, T query length, S key length, N heads, K kv heads, H head dim.
 
 import jax
 import numpy as np
-from jax.sharding import Mesh, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from jaxrope import attention
 from jaxrope.attention import zigzag
+from jaxrope.attention.backends import Settings
 from jaxrope.masks import Mask
 
 _ROWS = ("data", "fsdp")
@@ -21,37 +22,22 @@ def attend_whole(
     v_BSKH: jax.Array,
     *,
     mask: Mask,
-    mesh: Mesh,
-    scale: float | None = None,
-    block: int = 512,
-    kernel: str = "blockwise",
-    ulysses: int = 1,
+    settings: Settings,
 ) -> jax.Array:
     """Returns `attention.attend` of whole arrays in their natural order, by all devices of a mesh.
 
     Args:
       backend: a name in BACKENDS.
       q_BTNH, k_BSKH, v_BSKH, mask: as for one device.
-      mesh: rows go over data and fsdp, tokens over context, heads over tensor.
-      scale, block, kernel, ulysses: as for `attend`.
+      settings: with the mesh: rows go over data and fsdp, tokens over context, heads over tensor.
     """
+    mesh, ulysses = settings.mesh, settings.ulysses
     context = mesh.shape[zigzag.AXIS]
     orders = [zigzag.order(backend, x.shape[1], context, ulysses) for x in (q_BTNH, k_BSKH)]
     rows, tokens = PartitionSpec(_ROWS, zigzag.AXIS), PartitionSpec(_ROWS, zigzag.AXIS, "tensor")
 
     def local(q, k, v, mask):
-        return attention.attend(
-            backend,
-            q,
-            k,
-            v,
-            mask=mask,
-            scale=scale,
-            block=block,
-            kernel=kernel,
-            mesh=mesh,
-            ulysses=ulysses,
-        )
+        return attention.attend(backend, q, k, v, mask=mask, settings=settings)
 
     spread = jax.shard_map(
         local, mesh=mesh, in_specs=(tokens, tokens, tokens, rows), out_specs=tokens, check_vma=False

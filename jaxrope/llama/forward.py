@@ -103,10 +103,7 @@ def _attention(config, settings, weights, x_BTD, turn, mask):
         rope.rotate(k_BTKH, *turn),
         v_BTKH,
         mask=mask,
-        block=settings.attention_block,
-        kernel=settings.attention_kernel,
-        mesh=settings.mesh,
-        ulysses=settings.ulysses,
+        settings=settings.of_attention,
     )
     out_BTD = _dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxrope import attention
+from jaxrope.attention import Settings as AttentionSettings
 from jaxrope.errors import InputError, choose
 
 DTYPES = {
@@ -78,3 +79,13 @@ class ForwardSettings:
                 kind = "a positive number" if least else "0 or a number"
                 of = "devices" if name == "ulysses" else "tokens"
                 raise InputError(f"forward.{name} must be {kind} of {of}, got {value!r}.")
+
+    @property
+    def of_attention(self) -> AttentionSettings:
+        """How its attention is computed."""
+        return AttentionSettings(
+            block=self.attention_block,
+            kernel=self.attention_kernel,
+            mesh=self.mesh,
+            ulysses=self.ulysses,
+        )

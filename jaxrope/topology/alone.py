@@ -33,11 +33,11 @@ def lower_attention(
       gradient: forward and backward.
     """
 
+    settings = attention.Settings(kernel=kernel, mesh=mesh)
+
     def attend(positions_BT, q_BTNH, k_BTKH, v_BTKH):
         mask = masks.self_mask(positions_BT)
-        return attention.attend(
-            backend, q_BTNH, k_BTKH, v_BTKH, mask=mask, kernel=kernel, mesh=mesh
-        )
+        return attention.attend(backend, q_BTNH, k_BTKH, v_BTKH, mask=mask, settings=settings)
 
     def gradients(positions_BT, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
         _, transpose = jax.vjp(lambda *qkv: attend(positions_BT, *qkv), q_BTNH, k_BTKH, v_BTKH)
