@@ -88,7 +88,7 @@ class Bench:
             return np.full((len(ropes), self.objective.num_samples), np.inf), "out of memory"
 
     def _fitness(self, losses_PW: np.ndarray) -> np.ndarray:
-        mean_P = losses_PW.mean(axis=1)
+        mean_P = self.objective.mean(losses_PW)
         # NaN, not the value: the exponential of a loss of -inf would be the best fitness of all
         mean_P = np.where(np.isfinite(mean_P), mean_P, np.nan)
         with np.errstate(over="ignore"):

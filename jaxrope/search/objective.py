@@ -57,6 +57,7 @@ class Objective:
       fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
       unit: what the fitness is, for tables.
       sample_tokens: forward tokens of one candidate on one sample.
+      weights_W: float64, what each sample's loss weighs in a candidate's mean; None: all the same.
     """
 
     loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
@@ -65,6 +66,19 @@ class Objective:
     fitness_fn: Callable[[np.ndarray], np.ndarray]
     unit: str
     sample_tokens: int
+    weights_W: np.ndarray | None = None
+
+    def mean(self, losses_PW: np.ndarray) -> np.ndarray:
+        """Returns mean losses_P of the candidates, which `fitness_fn` takes."""
+        if self.weights_W is None:
+            return losses_PW.mean(axis=1)
+        return np.average(losses_PW, axis=1, weights=self.weights_W)
+
+    def first(self, count: int) -> "Objective":
+        """Returns the objective of the first `count` samples alone."""
+        samples = jax.tree.map(lambda leaf: leaf[:count], self.samples)
+        weights_W = None if self.weights_W is None else self.weights_W[:count]
+        return dataclasses.replace(self, samples=samples, weights_W=weights_W)
 
     @property
     def num_samples(self) -> int:
@@ -77,9 +91,10 @@ class Objective:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the samples: only searches with the same one are comparable."""
+        """SHA-256 of the samples and of unequal weights: only searches with the same one are
+        comparable."""
         digest = hashlib.sha256()
-        for leaf in jax.tree.leaves(self.samples):
+        for leaf in jax.tree.leaves((self.samples, self.weights_W)):
             digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + leaf.tobytes())
         return digest.hexdigest()
 
