@@ -148,7 +148,8 @@ def search() -> ConfigDict:
         halve_above=524_288,  # tokens; a longer target halves P, N1, N2 and k; 0 = never
     )
     section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # n̂ is one of these
-    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | a number: the same for every candidate of a search
+    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | a number: of every candidate of a search, times attention_multiples
+    section.attention_multiples = (1.0,)  # a candidate's attention factor is attention_factor times one of these
     section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device

@@ -1,6 +1,7 @@
 """Algorithm 1 of LongRoPE: its operators, its counts, and that it finds what it should."""
 
 import dataclasses
+import hashlib
 
 import jax
 import numpy as np
@@ -8,6 +9,8 @@ import pytest
 
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
+from jaxrope.search.encodings import ENCODINGS
+from tests.search_spaces import seeds_of, space_of, stream
 
 PAPER = dict(
     name="monotone",
@@ -22,173 +25,16 @@ PAPER = dict(
     bound=1.25,
     halve_above=524_288,
 )
-START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
-
-
-def space_of(num_pairs=8, factor=4.0, step=0.01, bound=1.25, start_tokens=START_TOKENS):
-    return genome.make_space(
-        num_pairs=num_pairs, factor=factor, step=step, bound=bound, start_tokens=start_tokens
-    )
-
-
-def stream(seed=0):
-    return np.random.Generator(np.random.Philox(seed))
 
 
 def settings_of(**changes):
     return evolution.Settings(**(PAPER | changes))
 
 
-def seeds_of(space, name="monotone"):
-    """Vectors of the shapes of PI, NTK and YaRN."""
-    pairs, s = np.arange(space.num_pairs), space.scale / space.units
-    vectors = [
-        np.full(space.num_pairs, s),
-        s ** (pairs / (space.num_pairs - 1)),
-        1 + (s - 1) * np.clip((pairs - 2) / 3, 0, 1),
-    ]
-    encode = genome.ENCODINGS[name].encode
-    return np.stack([encode(space, vector, 0) for vector in vectors])
-
-
 def run(state, fitness_fn):
     while evolution.stop_reason(state) is None:
         state = evolution.tell(state, fitness_fn(state))
     return state
-
-
-def uniform_chi_square(counts):
-    """(statistic, its 99.99% quantile by Wilson and Hilferty): 3.719 is the normal's."""
-    expected, freedom = counts.sum() / len(counts), len(counts) - 1
-    quantile = freedom * (1 - 2 / (9 * freedom) + 3.719 * np.sqrt(2 / (9 * freedom))) ** 3
-    return np.sum((counts - expected) ** 2 / expected), quantile
-
-
-def test_grid_and_bounds():
-    space = space_of(factor=8.0)
-    assert (space.units, space.scale, space.highest) == (100, 800, 1000)
-    assert space_of(factor=4.0, step=0.05).highest == 100  # 5.0 in steps of 0.05
-    factors, start = genome.decode(
-        space, np.array([100, 101, 129, 640, 700, 800, 999, 1000, 11], np.int32)
-    )
-    assert factors.tolist() == [1.0, 1.01, 1.29, 6.4, 7.0, 8.0, 9.99, 10.0]  # as decimals read
-    assert start == 64
-
-
-def test_encode_rounds_clips_and_raises_to_monotone():
-    space = space_of(num_pairs=6)
-    encoded = genome.encode_monotone(space, np.array([0.5, 1.004, 1.996, 1.5, 4.0, 99.0]), 30)
-    assert encoded.tolist() == [100, 100, 200, 200, 400, 500, 9]  # 28 is as near as 32, and first
-
-
-def test_piecewise_encode_finds_the_ramp():
-    space = space_of(num_pairs=6)
-    encoded = genome.encode_piecewise(space, np.array([1, 1, 2, 3, 4, 4.5]), 0)
-    assert encoded.tolist() == [100, 100, 200, 300, 400, 400, 1, 3, 0]
-    flat = genome.encode_piecewise(space, np.full(6, 4.0), 0)
-    assert flat.tolist() == [400] * 6 + [-1, -1, 0]  # PI has no ramp
-
-
-def test_mutation_is_uniform_between_mutated_left_and_old_right():
-    """With probability 1, gene i is uniform on new[i-1]..old[i+1], given its left neighbour."""
-    space = genome.Space(num_pairs=3, units=10, scale=14, highest=15, start_tokens=(0, 7))
-    parent = np.array([10, 12, 14, 0], np.int32)
-    rng, count = stream(), 40_000
-    children = np.stack([genome.mutate_monotone(space, rng, parent, 1.0) for _ in range(count)])
-    first, second, last, start = children.T
-    for values, low, high in ((first, 10, 12), (start, 0, 1)):
-        statistic, limit = uniform_chi_square(np.bincount(values, minlength=high + 1)[low:])
-        assert statistic < limit and values.min() == low and values.max() == high
-    for left in (10, 11, 12):
-        counts = np.bincount(second[first == left], minlength=15)[left:]
-        assert len(counts) == 15 - left
-        statistic, limit = uniform_chi_square(counts)
-        assert statistic < limit
-    for left in (12, 13, 14):
-        counts = np.bincount(last[second == left], minlength=16)[left:]
-        assert len(counts) == 16 - left  # up to the bound
-        statistic, limit = uniform_chi_square(counts)
-        assert statistic < limit
-
-
-def test_mutation_probability_is_per_gene():
-    space = space_of(num_pairs=10, factor=100.0)
-    parent = genome.encode_monotone(space, np.linspace(1, 100, 10), 0)
-    rng = stream(1)
-    changed = np.mean(
-        [genome.mutate_monotone(space, rng, parent, 0.3) != parent for _ in range(4000)], axis=0
-    )
-    # a gene that is drawn keeps its value once in some thousand draws, n̂ once in 14
-    assert np.all(np.abs(changed[:-1] - 0.3) < 0.03)
-    assert abs(changed[-1] - 0.3 * 13 / 14) < 0.03
-
-
-@pytest.mark.parametrize("name", genome.ENCODINGS)
-def test_children_stay_in_the_space(name):
-    space, rng = space_of(num_pairs=12), stream(2)
-    encoding, pool = genome.ENCODINGS[name], list(seeds_of(space_of(num_pairs=12), name))
-    crossed = 0
-    for _ in range(1500):
-        first, second = rng.choice(len(pool), size=2, replace=False)
-        before = pool[first].copy(), pool[second].copy()
-        child = encoding.cross(space, rng, pool[first], pool[second])
-        crossed += child is not None
-        child = encoding.mutate(space, rng, pool[first] if child is None else child, 0.3)
-        assert np.array_equal(before[0], pool[first]) and np.array_equal(before[1], pool[second])
-        factors = child[: space.num_pairs]
-        assert (
-            factors[0] >= space.units
-            and factors[-1] <= space.highest
-            and np.all(np.diff(factors) >= 0)
-        )
-        assert 0 <= child[-1] < len(START_TOKENS) and child.dtype == np.int32
-        if name == "piecewise":
-            alpha, beta = child[space.num_pairs : space.num_pairs + 2]
-            assert -1 <= alpha <= beta <= space.num_pairs - 1
-            assert np.all(factors[: alpha + 1] == 100) and np.all(factors[beta + 1 :] == 400)
-        pool.append(child)
-    assert crossed > 50
-
-
-def test_crossover_takes_every_gene_from_either_parent_alike():
-    space = space_of(num_pairs=4)
-    first, second = (
-        np.array([100, 200, 300, 400, 1], np.int32),
-        np.array([101, 201, 301, 401, 2], np.int32),
-    )
-    rng = stream(3)
-    children = np.stack([genome.cross_monotone(space, rng, first, second) for _ in range(4000)])
-    is_second = children == second
-    assert np.all(is_second | (children == first))
-    assert np.all(np.abs(is_second.mean(axis=0) - 0.5) < 0.03)
-    assert np.all(np.abs(np.corrcoef(is_second.T.astype(float)) - np.eye(5)) < 0.08)
-
-
-def test_crossover_refuses_factors_that_fall():
-    space = space_of(num_pairs=2, start_tokens=(0,))
-    first, second = np.array([100, 200, 0], np.int32), np.array([300, 400, 0], np.int32)
-    rng = stream(4)
-    results = [genome.cross_monotone(space, rng, first, second) for _ in range(400)]
-    assert {None if child is None else tuple(child[:2]) for child in results} == {
-        None,
-        (100, 200),
-        (300, 400),
-        (100, 400),
-    }
-
-
-def test_piecewise_borders_take_gaussian_steps_of_two_pairs():
-    space, rng = space_of(num_pairs=64), stream(5)
-    parent = genome.encode_piecewise(
-        space, np.concatenate([np.ones(20), np.linspace(1.1, 3.9, 24), np.full(20, 4.0)]), 0
-    )
-    assert parent[64:66].tolist() == [19, 43]
-    steps = (
-        np.stack([genome.mutate_piecewise(space, rng, parent, 1.0)[64:66] for _ in range(4000)])
-        - parent[64:66]
-    )
-    assert np.all(np.abs(steps.mean(axis=0)) < 0.12)
-    assert np.all(np.abs(steps.std(axis=0) - np.sqrt(4 + 1 / 12)) < 0.1)  # rounding adds 1/12
 
 
 def test_whole_search_evaluates_1312_different_candidates():
@@ -220,7 +66,7 @@ def test_first_population_mutates_each_seed_in_turn():
     assert nearest == [i % 3 for i in range(61)]
 
 
-@pytest.mark.parametrize("name", genome.ENCODINGS)
+@pytest.mark.parametrize("name", ENCODINGS)
 def test_parents_are_elitist_and_children_come_from_them(name):
     """With fitness = -sum, a parent's factors never leave the best so far."""
     space = space_of(num_pairs=6)
@@ -258,7 +104,7 @@ def test_beats_every_seed_on_a_quadratic():
     seeds_best = fitness(state)[:3].min()
     state = run(state, fitness)
     assert evolution.best(state)[1] < seeds_best / 10
-    assert genome.decode(space, evolution.best(state)[0])[1] == 8
+    assert genome.decode(space, evolution.best(state)[0]).start_tokens == 8
 
 
 def test_same_seed_same_search_other_seed_another():
@@ -329,7 +175,7 @@ def test_stops_when_all_failed_when_done_and_when_exhausted():
         == "all 1 generations were evaluated"
     )
 
-    small = genome.Space(num_pairs=2, units=2, scale=3, highest=3, start_tokens=(0,))
+    small = genome.Space(2, 2, 3, 3, start_tokens=(0,), attention_factors=(1.0,))
     state = evolution.init(
         settings_of(population=2, parents=2), small, np.array([[2, 2, 0]], np.int32), 0
     )
@@ -419,22 +265,37 @@ def test_population_must_hold_the_seeds():
         evolution.init(settings_of(population=2, parents=2), space, seeds_of(space), 0)
 
 
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        (dict(step=0.03), r"search\.algorithm\.step must divide 1"),
-        (dict(step=0.0), r"search\.algorithm\.step must divide 1"),
-        (dict(bound=0.2), r"search\.algorithm\.bound must leave factors above 1"),
-        (dict(start_tokens=()), r"search\.start_tokens must list ascending"),
-        (dict(start_tokens=(4, 2)), r"search\.start_tokens must list ascending"),
-        (dict(start_tokens=(0, -1)), r"search\.start_tokens must list ascending"),
-    ],
-)
-def test_space_messages(changes, message):
-    with pytest.raises(InputError, match=message):
-        space_of(**changes)
-
-
 def test_settings_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         settings_of().population = 3
+
+
+@pytest.mark.parametrize(
+    ("name", "num_pairs", "factor", "digest"),
+    [
+        ("monotone", 8, 4.0, "727fe24e498f0afe"),
+        ("monotone", 32, 8.0, "f2dd3ebedfdd0dc0"),
+        ("piecewise", 8, 4.0, "1d0ab47f80dddc08"),
+        ("piecewise", 32, 8.0, "05eb137852bd9906"),
+    ],
+)
+def test_a_gene_with_one_choice_leaves_the_random_stream_alone(name, num_pairs, factor, digest):
+    """What searches drew before there was an attention gene: their journals are still theirs."""
+    space = space_of(num_pairs=num_pairs, factor=factor)
+    state = evolution.init(settings_of(name=name, iterations=6), space, seeds_of(space, name), 5)
+    state = run(state, lambda state: np.sin(state.population_PG.sum(axis=1)))
+    genomes = state.seen_EG.astype("<i4").tobytes()
+    assert hashlib.sha256(genomes).hexdigest()[:16] == digest
+
+
+def test_the_search_finds_the_attention_factor_too():
+    space = space_of(attention_factors=(1.0, 1.1, 1.2, 1.3))
+
+    def fitness(state):
+        choices = [evolution.decode(state, genome) for genome in evolution.ask(state)]
+        return [abs(c.attention_factor - 1.21) + 0.01 * c.start_tokens for c in choices]
+
+    state = evolution.init(settings_of(iterations=6), space, seeds_of(space), seed=0)
+    assert {row[-2] for row in state.population_PG} == {0, 1, 2, 3}
+    found = evolution.decode(state, evolution.best(run(state, fitness))[0])
+    assert (found.attention_factor, found.start_tokens) == (1.2, 0)

@@ -25,7 +25,14 @@ SETTINGS = evolution.Settings(
     bound=1.25,
     halve_above=0,
 )
-SPACE = genome.make_space(num_pairs=4, factor=4.0, step=0.01, bound=1.25, start_tokens=(0, 4, 8))
+SPACE = genome.make_space(
+    num_pairs=4,
+    factor=4.0,
+    step=0.01,
+    highest=5.0,
+    start_tokens=(0, 4, 8),
+    attention_factors=(1.0,),
+)
 SEEDS = np.array([[400, 400, 400, 400, 0], [100, 150, 250, 400, 0]], np.int32)
 HEADER = {"search": {"population": 7, "seed": 0}, "target_len": 64, "versions": {"jax": "1"}}
 TOTAL = 7 + 3 * 5
@@ -59,8 +66,13 @@ def run(path, per_device=2, losses_fn=losses, header=HEADER):
     state, known = journal.replay(path, rows, evolution.init(SETTINGS, SPACE, SEEDS, 0))
     bench = loop.Bench(toy_evaluator(per_device, losses_fn), JUDGE, path)
 
-    def rope_fn(factors_R, start_tokens):
-        return rope.build(factors_R, theta=1e4, start_tokens=start_tokens)
+    def rope_fn(factors_R, start_tokens, attention_factor):
+        return rope.build(
+            factors_R,
+            theta=1e4,
+            start_tokens=start_tokens,
+            attention_factor=attention_factor,
+        )
 
     state = loop.evolve(state, known, bench, rope_fn=rope_fn, report_fn=lambda *_: None)
     return state, files.read_jsonl(path)

@@ -16,7 +16,14 @@ from jaxrope.rope.rotary import (
     turn_words,
     with_factors,
 )
-from jaxrope.rope.schedule import Bucket, Geometry, RopeFn, attention_factor, remarks
+from jaxrope.rope.schedule import (
+    Bucket,
+    Geometry,
+    RopeFn,
+    as_factors,
+    attention_factor,
+    remarks,
+)
 
 __all__ = [
     "METHODS",
@@ -24,6 +31,7 @@ __all__ = [
     "Geometry",
     "Rope",
     "RopeFn",
+    "as_factors",
     "attention_factor",
     "base_inv_freq",
     "build",

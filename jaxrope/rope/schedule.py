@@ -249,6 +249,12 @@ def _is_count(value) -> bool:
     return _is_whole(value) and value > 0
 
 
+def as_factors(factors) -> tuple:
+    """Returns factors [R] or [L, R] as a bucket holds them: numbers, or rows of numbers."""
+    listed = np.asarray(factors, np.float64).tolist()
+    return tuple(tuple(row) if isinstance(row, list) else row for row in listed)
+
+
 def require(holds, path: str, rule: str, got) -> None:
     """Raises the InputError "path must rule, got got." unless `holds`."""
     if not holds:

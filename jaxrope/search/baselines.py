@@ -66,6 +66,26 @@ def attention_factor(config, model: llama.LlamaConfig) -> float:
     return rope.attention_factor(law, factor=factor, original_len=model.original_len)
 
 
+def attention_factors(config, number: float) -> tuple[float, ...]:
+    """Returns what a candidate's attention factor may be: `number` times each of the multiples.
+
+    Raises:
+      InputError: search.attention_multiples breaks its rule.
+    """
+    multiples = tuple(config.search.attention_multiples)
+    valid = (
+        multiples
+        and all(isinstance(m, int | float) and 0 < m < math.inf for m in multiples)
+        and list(multiples) == sorted(set(multiples))
+    )
+    if not valid:
+        raise InputError(
+            f"search.attention_multiples must list ascending numbers above 0, got {multiples}. "
+            "Use (1.0,) to search none."
+        )
+    return tuple(number * multiple for multiple in multiples)
+
+
 def make(config, model: llama.LlamaConfig, own: rope.RopeFn, trained: int) -> list[Baseline]:
     """Returns the baselines for config.target_len.
 

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrope.errors import InputError, choose
 from jaxrope.search import genome as genomes
+from jaxrope.search.encodings import ENCODINGS
 
 _MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
 
@@ -41,7 +42,7 @@ class Settings:
     halve_above: int
 
     def __post_init__(self):
-        choose("search.algorithm.name", self.name, genomes.ENCODINGS)
+        choose("search.algorithm.name", self.name, ENCODINGS)
         for name, least in _LEAST.items():
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < least:
@@ -161,7 +162,7 @@ def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: i
         settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first}
     )
     children = [
-        breed.mutation(first[i % len(first)]) for i in range(settings.population - len(first))
+        breed.beginning(first[i % len(first)]) for i in range(settings.population - len(first))
     ]
     empty_EG = np.zeros((0, seeds_SG.shape[1]), np.int32)
     return SearchState(
@@ -226,8 +227,8 @@ def best(state: SearchState) -> tuple[np.ndarray, float]:
     return state.parents_KG[0], float(state.parent_fitness_K[0])
 
 
-def decode(state: SearchState, genome_G: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns (factors float64 [R], start tokens) of a genome."""
+def decode(state: SearchState, genome_G: np.ndarray) -> genomes.Choice:
+    """Returns what a genome says."""
     return genomes.decode(state.space, genome_G)
 
 
@@ -238,23 +239,28 @@ class _Breed:
         self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]
     ):
         self.settings, self.space, self.rng, self.taken = settings, space, rng, taken
-        self.encoding = genomes.ENCODINGS[settings.name]
+        self.encoding = ENCODINGS[settings.name]
+
+    def beginning(self, seed_G: np.ndarray) -> np.ndarray | None:
+        return self._varied(genomes.begin, seed_G)
 
     def mutation(self, parent_G: np.ndarray) -> np.ndarray | None:
-        for _ in range(_MUTATION_TRIES):
-            child_G = self.encoding.mutate(
-                self.space, self.rng, parent_G, self.settings.mutation_probability
-            )
-            if self._is_new(child_G):
-                return child_G
-        return None
+        return self._varied(genomes.mutate, parent_G)
 
     def crossover(self, first_G: np.ndarray, second_G: np.ndarray) -> np.ndarray | None:
         for _ in range(self.settings.crossover_tries):
-            child_G = self.encoding.cross(self.space, self.rng, first_G, second_G)
+            child_G = genomes.cross(self.encoding, self.space, self.rng, first_G, second_G)
             if child_G is not None and self._is_new(child_G):
                 return child_G
         return self.mutation(first_G)
+
+    def _varied(self, vary_fn, parent_G: np.ndarray) -> np.ndarray | None:
+        probability = self.settings.mutation_probability
+        for _ in range(_MUTATION_TRIES):
+            child_G = vary_fn(self.encoding, self.space, self.rng, parent_G, probability)
+            if self._is_new(child_G):
+                return child_G
+        return None
 
     def _is_new(self, child_G: np.ndarray) -> bool:
         key = genomes.key(self.space, child_G)

@@ -1,25 +1,26 @@
-"""Genomes of the search: factors as whole steps of a grid, and which of the listed start tokens.
+"""Genomes of the search: factors as whole steps of a grid, and which of the listed numbers.
 
-A genome is int32 [G]. Its first R genes are the factors in grid steps (hundredths, with the paper's
-step of 0.01), its last gene is an index into `Space.start_tokens`. The piecewise encoding has two
-more between them: alpha and beta, rotary pairs. Genomes are always settled: the first R genes and
-the last one say everything that the model sees.
+A genome is int32 [G]. Its first L * R genes are the factors in grid steps (hundredths, with the
+paper's step of 0.01), layer after layer; one layer stands for all where they share their factors.
+Then come the genes that an encoding has of its own, layer after layer, then the attention gene, an
+index into `Space.attention_factors`, which is missing where there is nothing to choose, and last an
+index into `Space.start_tokens`. Genomes are always settled: the factors and the last two say
+everything that the model sees.
 
 numpy on the host throughout: a generation is some thousand integers, beside forward passes of 1e11
 operations each.
 
-Letters: R rotary pairs, G genes.
+Letters: L layers with factors of their own, R rotary pairs, O own genes of a layer, G genes.
 """
 
 import dataclasses
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import numpy as np
 
 from jaxrope.errors import InputError
-
-_SIGMA_PAIRS = 2.0  # of the Gaussian step of alpha and beta (microsoft/LongRoPE, dim_piece_mono)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Space:
       scale: target length / training length, in grid steps; at most `highest`.
       highest: the largest factor gene.
       start_tokens: what n̂ may be, in tokens.
+      attention_factors: what cos and sin may be multiplied by.
+      num_layers: L; 1: all layers share their factors.
     """
 
     num_pairs: int
@@ -39,19 +42,53 @@ class Space:
     scale: int
     highest: int
     start_tokens: tuple[int, ...]
+    attention_factors: tuple[float, ...]
+    num_layers: int = 1
+
+    @property
+    def num_factors(self) -> int:
+        return self.num_layers * self.num_pairs
+
+    @property
+    def num_choices(self) -> int:
+        """Genes at the end of a genome that are indices into a list."""
+        return 2 if len(self.attention_factors) > 1 else 1
+
+
+class Choice(NamedTuple):
+    """What a genome says.
+
+    Attributes:
+      factors: float64 [R], or [L, R] where every layer has its own.
+      start_tokens: tokens.
+      attention_factor: multiplies cos and sin.
+    """
+
+    factors: np.ndarray
+    start_tokens: int
+    attention_factor: float
 
 
 def make_space(
-    *, num_pairs: int, factor: float, step: float, bound: float, start_tokens: tuple[int, ...]
+    *,
+    num_pairs: int,
+    factor: float,
+    step: float,
+    highest: float,
+    start_tokens: tuple[int, ...],
+    attention_factors: tuple[float, ...],
+    num_layers: int = 1,
 ) -> Space:
-    """Returns the space of factors from 1 to `bound` * `factor` in steps of `step`.
+    """Returns the space of factors from 1 to `highest` in steps of `step`.
 
     Args:
       num_pairs: rotary pairs of the model.
       factor: target length / training length.
       step: of the grid; 1 is a whole number of steps.
-      bound: the paper has 1.25.
+      highest: the paper has 1.25 * factor.
       start_tokens: ascending, tokens.
+      attention_factors: of the candidates.
+      num_layers: layers with factors of their own; 1: they share them.
 
     Raises:
       InputError: one of the settings breaks its rule.
@@ -61,11 +98,11 @@ def make_space(
         raise InputError(
             f"search.algorithm.step must divide 1 into whole steps, got {step}. Use 0.01 or 0.05."
         )
-    highest = math.floor(bound * factor * units + 1e-6) if math.isfinite(bound) else 0
-    if highest <= units:
+    most = math.floor(highest * units + 1e-6) if math.isfinite(highest) else 0
+    if most <= units:
         raise InputError(
-            f"search.algorithm.bound must leave factors above 1: {bound} * {factor:g} (target_len "
-            "/ training_len) does not. Use a larger bound."
+            "search.algorithm.bound must leave factors above 1: the largest one, bound * "
+            f"target_len / training_len = {highest:g}, does not. Use a larger bound."
         )
     tokens = tuple(start_tokens)
     valid = (
@@ -78,157 +115,120 @@ def make_space(
             f"search.start_tokens must list ascending numbers of tokens from 0 on, got {tokens}. "
             "Use (0,) to search none."
         )
-    return Space(num_pairs, units, min(round(factor * units), highest), highest, tokens)
+    scale = min(round(factor * units), most)
+    return Space(num_pairs, units, scale, most, tokens, tuple(attention_factors), num_layers)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How vectors of factors become genomes, and how genomes vary.
+    """How the factors of one layer become genes, and how those vary.
 
-    Every function returns a settled genome and changes none.
+    The genes of a layer are two arrays, factors [R] and own genes [O]; all but `encode` write them
+    in place.
 
     Attributes:
-      encode: (space, factors_R, start_tokens) -> genome nearest to them.
-      mutate: (space, rng, genome, probability) -> genome.
-      cross: (space, rng, first, second) -> genome, or None where the child's factors would not
-        ascend.
+      encode: (space, factors_R) -> (genes_R, own genes) nearest to them.
+      mutate: (space, rng, genes_R, own_O, probability) -> None.
+      settle: (space, genes_R, own_O) -> whether crossed own genes can be; makes the factors those
+        that they speak of.
+      begin: as `mutate`, for the first population.
     """
 
-    encode: Callable[[Space, np.ndarray, int], np.ndarray]
-    mutate: Callable[[Space, np.random.Generator, np.ndarray, float], np.ndarray]
-    cross: Callable[[Space, np.random.Generator, np.ndarray, np.ndarray], np.ndarray | None]
+    encode: Callable[[Space, np.ndarray], tuple[np.ndarray, list[int]]]
+    mutate: Callable[[Space, np.random.Generator, np.ndarray, np.ndarray, float], None]
+    settle: Callable[[Space, np.ndarray, np.ndarray], bool]
+    begin: Callable[[Space, np.random.Generator, np.ndarray, np.ndarray, float], None]
 
 
-def decode(space: Space, genome_G: np.ndarray) -> tuple[np.ndarray, int]:
-    """Returns (factors float64 [R], start tokens)."""
-    return genome_G[: space.num_pairs] / space.units, space.start_tokens[genome_G[-1]]
+def encode(encoding: Encoding, space: Space, choice: Choice) -> np.ndarray:
+    """Returns the genome nearest to a choice; factors [R] serve every layer."""
+    factors_LR = np.broadcast_to(choice.factors, (space.num_layers, space.num_pairs))
+    layers = [encoding.encode(space, factors_R) for factors_R in factors_LR]
+    genes = [genes_R for genes_R, _ in layers] + [own for _, own in layers]
+    if space.num_choices > 1:
+        genes.append([_nearest(space.attention_factors, choice.attention_factor)])
+    genes.append([_nearest(space.start_tokens, choice.start_tokens)])
+    return np.concatenate(genes).astype(np.int32)
+
+
+def decode(space: Space, genome_G: np.ndarray) -> Choice:
+    """Returns what a genome says."""
+    factors = genome_G[: space.num_factors] / space.units
+    if space.num_layers > 1:
+        factors = factors.reshape(space.num_layers, space.num_pairs)
+    index = genome_G[-2] if space.num_choices > 1 else 0
+    return Choice(factors, space.start_tokens[genome_G[-1]], space.attention_factors[index])
 
 
 def key(space: Space, genome_G: np.ndarray) -> bytes:
     """Returns what the model sees of a genome: equal keys are one candidate."""
-    return np.append(genome_G[: space.num_pairs], genome_G[-1]).astype(np.int32).tobytes()
+    seen = np.append(genome_G[: space.num_factors], genome_G[-space.num_choices :])
+    return seen.astype(np.int32).tobytes()
 
 
-def encode_monotone(space: Space, factors_R: np.ndarray, start_tokens: int) -> np.ndarray:
-    """Returns the genome nearest to `factors_R`.
-
-    Rounded to the grid, clipped to [1, highest], each raised to the largest before it.
-    """
-    return np.append(
-        _round(space, factors_R, space.highest), _nearest_index(space, start_tokens)
-    ).astype(np.int32)
-
-
-def mutate_monotone(
-    space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
+def mutate(
+    encoding: Encoding, space: Space, rng: np.random.Generator, genome_G, probability: float
 ) -> np.ndarray:
-    """Mutation of LongRoPE, Algorithm 1.
-
-    Each gene with `probability`, uniform on the grid between its neighbours. Genes change from left
-    to right, so the left neighbour is already mutated and the right one is the old one: the factors
-    ascend by construction.
-    """
-    child_G = genome_G.copy()
-    _mutate_genes(rng, child_G, (0, space.num_pairs), (space.units, space.highest), probability)
-    _mutate_start(space, rng, child_G, probability)
-    return child_G
+    """Mutation of LongRoPE, Algorithm 1: each gene with `probability`, within its rules."""
+    return _vary(encoding.mutate, space, rng, genome_G, probability)
 
 
-def cross_monotone(
-    space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray
+def begin(
+    encoding: Encoding, space: Space, rng: np.random.Generator, seed_G, probability: float
+) -> np.ndarray:
+    """Returns a member of the first population, made from a seed."""
+    return _vary(encoding.begin, space, rng, seed_G, probability)
+
+
+def cross(
+    encoding: Encoding, space: Space, rng: np.random.Generator, first_G, second_G
 ) -> np.ndarray | None:
-    """Uniform crossover: each gene from either parent."""
-    child_G = np.where(rng.random(first_G.shape) < 0.5, first_G, second_G)
-    return child_G if np.all(np.diff(child_G[: space.num_pairs]) >= 0) else None
+    """Returns the child that has each gene from either parent.
 
+    Where layers have factors of their own, each layer comes whole from one of them: single genes of
+    so many layers would hardly ever ascend in all.
 
-def encode_piecewise(space: Space, factors_R: np.ndarray, start_tokens: int) -> np.ndarray:
-    """Returns the piecewise genome of `factors_R`.
-
-    Alpha is the last pair with factor 1, beta the last one below target / training length.
+    Returns:
+      A genome; None where its factors would not ascend, or its own genes contradict each other.
     """
-    genes_R = _round(space, factors_R, space.scale)
-    alpha = int(np.sum(genes_R == space.units)) - 1
-    beta = max(alpha, int(np.sum(genes_R < space.scale)) - 1)
-    return np.concatenate([genes_R, [alpha, beta, _nearest_index(space, start_tokens)]]).astype(
-        np.int32
+    if space.num_layers > 1:
+        is_first = _layer_mask(space, rng, len(first_G))
+    else:
+        is_first = rng.random(first_G.shape) < 0.5
+    child_G = np.where(is_first, first_G, second_G)
+    genes_LR, own_LO = layers(space, child_G)
+    for genes_R, own_O in zip(genes_LR, own_LO, strict=True):
+        if not encoding.settle(space, genes_R, own_O):
+            return None
+    return child_G if np.all(np.diff(genes_LR, axis=1) >= 0) else None
+
+
+def layers(space: Space, genome_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns views of a genome: (factors in grid steps [L, R], own genes [L, O])."""
+    end = len(genome_G) - space.num_choices
+    return (
+        genome_G[: space.num_factors].reshape(space.num_layers, space.num_pairs),
+        genome_G[space.num_factors : end].reshape(space.num_layers, -1),
     )
 
 
-def mutate_piecewise(
-    space: Space, rng: np.random.Generator, genome_G: np.ndarray, probability: float
-) -> np.ndarray:
-    """Mutation of microsoft/LongRoPE's dim_piece_mono.
-
-    The borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
-    The authors never change the last two entries of their array; here every gene can change.
-    """
-    num_pairs = space.num_pairs
+def _vary(layer_fn: Callable, space: Space, rng, genome_G, probability: float) -> np.ndarray:
     child_G = genome_G.copy()
-    for border in (num_pairs, num_pairs + 1):
-        if rng.random() < probability:
-            child_G[border] = np.clip(
-                child_G[border] + round(rng.normal(0.0, _SIGMA_PAIRS)), -1, num_pairs - 1
-            )
-    alpha, beta = sorted(child_G[num_pairs : num_pairs + 2].tolist())
-    child_G[num_pairs : num_pairs + 2] = alpha, beta
-    _settle_piecewise(space, child_G)
-    _mutate_genes(rng, child_G, (alpha + 1, beta + 1), (space.units, space.scale), probability)
-    _mutate_start(space, rng, child_G, probability)
+    for genes_R, own_O in zip(*layers(space, child_G), strict=True):
+        layer_fn(space, rng, genes_R, own_O, probability)
+    if space.num_choices > 1 and rng.random() < probability:
+        child_G[-2] = rng.integers(len(space.attention_factors))
+    if rng.random() < probability:
+        child_G[-1] = rng.integers(len(space.start_tokens))
     return child_G
 
 
-def cross_piecewise(
-    space: Space, rng: np.random.Generator, first_G: np.ndarray, second_G: np.ndarray
-) -> np.ndarray | None:
-    """Uniform crossover of all genes, the borders among them.
-
-    Outside the child's ramp the factors are 1 and target / training length.
-    """
-    child_G = np.where(rng.random(first_G.shape) < 0.5, first_G, second_G)
-    if child_G[space.num_pairs] > child_G[space.num_pairs + 1]:
-        return None
-    _settle_piecewise(space, child_G)
-    return child_G if np.all(np.diff(child_G[: space.num_pairs]) >= 0) else None
+def _layer_mask(space: Space, rng, num_genes: int) -> np.ndarray:
+    is_first_L = rng.random(space.num_layers) < 0.5
+    num_own = (num_genes - space.num_choices - space.num_factors) // space.num_layers
+    parts = [np.repeat(is_first_L, space.num_pairs), np.repeat(is_first_L, num_own)]
+    return np.concatenate([*parts, rng.random(space.num_choices) < 0.5])
 
 
-ENCODINGS = {
-    "monotone": Encoding(encode_monotone, mutate_monotone, cross_monotone),
-    "piecewise": Encoding(encode_piecewise, mutate_piecewise, cross_piecewise),
-}
-
-
-def _round(space: Space, factors_R: np.ndarray, highest: int) -> np.ndarray:
-    genes_R = np.rint(np.asarray(factors_R, np.float64) * space.units)
-    return np.maximum.accumulate(np.clip(genes_R, space.units, highest)).astype(np.int32)
-
-
-def _nearest_index(space: Space, start_tokens: int) -> int:
-    return int(np.argmin([abs(n - start_tokens) for n in space.start_tokens]))
-
-
-def _mutate_genes(
-    rng, child_G, pairs: tuple[int, int], limits: tuple[int, int], probability: float
-) -> None:
-    """Mutates in place the genes of pairs[0] <= pair < pairs[1].
-
-    `limits` stand for the neighbours that the first and the last do not have.
-    """
-    begin, end = pairs
-    is_chosen = rng.random(end - begin) < probability
-    for pair in begin + np.flatnonzero(is_chosen):
-        left = child_G[pair - 1] if pair > begin else limits[0]
-        right = child_G[pair + 1] if pair + 1 < end else limits[1]
-        child_G[pair] = rng.integers(left, right, endpoint=True)
-
-
-def _mutate_start(space: Space, rng, child_G, probability: float) -> None:
-    if rng.random() < probability:
-        child_G[-1] = rng.integers(len(space.start_tokens))
-
-
-def _settle_piecewise(space: Space, child_G) -> None:
-    """Writes in place what the borders say: 1 up to alpha, target / training length above beta."""
-    alpha, beta = child_G[space.num_pairs : space.num_pairs + 2]
-    child_G[: alpha + 1] = space.units
-    child_G[beta + 1 : space.num_pairs] = space.scale
+def _nearest(values: tuple[float, ...], wanted: float) -> int:
+    return int(np.argmin([abs(value - wanted) for value in values]))

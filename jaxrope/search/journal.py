@@ -4,8 +4,8 @@ The first line is the header: all that the results depend on. Then, in the order
 
     a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
                       "fitness", ...}
-    a candidate      {"generation", "index", "genome", "factors", "start_tokens", "losses",
-                      "fitness", "failure", "seconds"}
+    a candidate      {"generation", "index", "genome", "factors", "start_tokens",
+                      "attention_factor", "losses", "fitness", "failure", "seconds"}
     a batch that     {"event": "out_of_memory", "generation", "batch_size", "seconds"}
     did not fit
 
@@ -69,13 +69,14 @@ def candidate_row(
 ) -> dict:
     """Returns the row of candidate `index` of the state's population."""
     genome_G = state.population_PG[index]
-    factors_R, start_tokens = evolution.decode(state, genome_G)
+    choice = evolution.decode(state, genome_G)
     return {
         "generation": state.generation,
         "index": index,
         "genome": genome_G.tolist(),
-        "factors": factors_R.tolist(),
-        "start_tokens": start_tokens,
+        "factors": choice.factors.tolist(),
+        "start_tokens": choice.start_tokens,
+        "attention_factor": choice.attention_factor,
         "losses": [number(loss) for loss in losses_W],
         "fitness": number(fitness),
         "failure": failure,

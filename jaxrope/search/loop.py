@@ -106,7 +106,7 @@ def evolve(
     known: dict[int, dict],
     bench: Bench,
     *,
-    rope_fn: Callable[[np.ndarray, int], rope.Rope],
+    rope_fn: Callable[[np.ndarray, int, float], rope.Rope],
     report_fn: Callable[[SearchState, list[dict]], None],
 ) -> SearchState:
     """Runs a search to its end; every batch is in the journal before the next one starts.
@@ -115,7 +115,7 @@ def evolve(
       state: where the search stands.
       known: rows of the unfinished generation, by index.
       bench: measures.
-      rope_fn: (factors, start tokens) -> candidate.
+      rope_fn: (factors, start tokens, attention factor) -> candidate.
       report_fn: is told the state and the new rows after every batch.
     """
     known = dict(known)

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import jaxrope
 from jaxrope import digest, llama, rope, setup, sharding
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, evolution, genome, objective, plan
+from jaxrope.search import baselines, encodings, evolution, genome, objective, plan
 from jaxrope.search.baselines import Baseline
 
 
@@ -30,7 +30,7 @@ class Problem:
       settings: of the evolution.
       space: of the genomes.
       known: the baselines; most of them are also seeds.
-      attention_factor: of every candidate.
+      attention_factor: of the search; candidates have this one times a multiple.
       mesh: whose devices share the work.
       memory: what a candidate needs and what there is.
       per_device: candidates evaluated together on each device, or by each group of devices that
@@ -78,8 +78,9 @@ def prepare(config) -> Problem:
         num_pairs=shape.rotary_dim // 2,
         factor=config.target_len / trained,
         step=settings.step,
-        bound=settings.bound,
+        highest=settings.bound * config.target_len / trained,
         start_tokens=tuple(config.search.start_tokens),
+        attention_factors=baselines.attention_factors(config, attention_factor),
     )
     loaded = setup.load_model(config)
     judge = _objective(config, loaded, forward)
@@ -130,6 +131,7 @@ def header(problem: Problem) -> dict[str, Any]:
             "start_tokens": list(problem.space.start_tokens),
             "objective": config.search.objective.to_dict(),
             "attention_factor": problem.attention_factor,
+            "attention_multiples": list(config.search.attention_multiples),
             "compare": config.search.compare,
         },
         "seeds": {
@@ -147,9 +149,12 @@ def seeds(problem: Problem) -> list[Baseline]:
 
 def seed_genomes(problem: Problem) -> np.ndarray:
     """Returns the genomes of the seeds, int32 [S, G]."""
-    encode = genome.ENCODINGS[problem.settings.name].encode
-    buckets = [known.bucket for known in seeds(problem)]
-    return np.stack([encode(problem.space, np.array(b.factors), b.start_tokens) for b in buckets])
+    encoding = encodings.ENCODINGS[problem.settings.name]
+    choices = [
+        genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
+        for b in (known.bucket for known in seeds(problem))
+    ]
+    return np.stack([genome.encode(encoding, problem.space, choice) for choice in choices])
 
 
 def build_rope(

@@ -8,6 +8,7 @@ state. Process 0 alone writes; when a search goes on, it tells the others the ro
 """
 
 import dataclasses
+import functools
 import time
 from pathlib import Path
 from typing import Any
@@ -161,9 +162,7 @@ def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench
             state,
             known,
             bench,
-            rope_fn=lambda factors_R, start_tokens: build_rope(
-                problem, factors_R, start_tokens, problem.attention_factor
-            ),
+            rope_fn=functools.partial(build_rope, problem),
             report_fn=report_fn,
         )
 
@@ -172,9 +171,12 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
     """Writes rope.json and result.json; returns the fields of Result."""
     unit = problem.objective.unit
     genome_G, fitness = evolution.best(state)
-    factors_R, start_tokens = evolution.decode(state, genome_G)
+    choice = evolution.decode(state, genome_G)
     bucket = rope.Bucket(
-        problem.config.target_len, tuple(factors_R.tolist()), start_tokens, problem.attention_factor
+        problem.config.target_len,
+        rope.as_factors(choice.factors),
+        choice.start_tokens,
+        choice.attention_factor,
     )
     rows = files.read_jsonl(workdir / "journal.jsonl")
     made = _provenance(problem, state, compared) | {unit: fitness}
@@ -264,9 +266,13 @@ def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: f
         lines.append(
             f"{known.name:<12}{own['attention_factor']:>12.4f}{_shown(own):>14}{_shown(same):>16}"
         )
-    lines.append(f"{'searched':<12}{'':>12}{'':>14}{fitness:>16.4f}")
+    own, same = f"{fitness:.4f}", ""
+    if best.attention_factor == number:
+        own, same = same, own
+    lines.append(f"{'searched':<12}{best.attention_factor:>12.4f}{own:>14}{same:>16}")
     lines.append(
-        f"start tokens {best.start_tokens}, factors {best.factors[0]:g} to {best.factors[-1]:g}"
+        f"start tokens {best.start_tokens}, factors {np.min(best.factors):g} to "
+        f"{np.max(best.factors):g}"
     )
     return "\n".join(lines)
 

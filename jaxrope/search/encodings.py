@@ -1,0 +1,101 @@
+"""The encodings of a search, one line each in ENCODINGS: what the factors of a layer may be.
+
+Letters: R rotary pairs, O own genes of a layer.
+"""
+
+import numpy as np
+
+from jaxrope.search.genome import Encoding, Space
+
+_SIGMA_PAIRS = 2.0  # of the Gaussian step of alpha and beta (microsoft/LongRoPE, dim_piece_mono)
+
+
+def encode_monotone(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Returns the genes nearest to `factors_R`.
+
+    Rounded to the grid, clipped to [1, highest], each raised to the largest before it.
+    """
+    return round_to_grid(space, factors_R, (space.units, space.highest)), []
+
+
+def mutate_monotone(space: Space, rng, genes_R, own_O, probability: float) -> None:
+    """Mutation of LongRoPE, Algorithm 1.
+
+    Each gene with `probability`, uniform on the grid between its neighbours. Genes change from left
+    to right, so the left neighbour is already mutated and the right one is the old one: the factors
+    ascend by construction.
+    """
+    del own_O
+    mutate_genes(rng, genes_R, (0, space.num_pairs), (space.units, space.highest), probability)
+
+
+def settle_monotone(space: Space, genes_R, own_O) -> bool:
+    """Returns True: there are no genes but the factors."""
+    del space, genes_R, own_O
+    return True
+
+
+def encode_piecewise(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Returns the piecewise genes of `factors_R`.
+
+    Alpha is the last pair with factor 1, beta the last one below target / training length.
+    """
+    genes_R = round_to_grid(space, factors_R, (space.units, space.scale))
+    alpha = int(np.sum(genes_R == space.units)) - 1
+    beta = max(alpha, int(np.sum(genes_R < space.scale)) - 1)
+    return genes_R, [alpha, beta]
+
+
+def mutate_piecewise(space: Space, rng, genes_R, own_O, probability: float) -> None:
+    """Mutation of microsoft/LongRoPE's dim_piece_mono.
+
+    The borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
+    The authors never change the last two entries of their array; here every gene can change.
+    """
+    for border in (0, 1):
+        if rng.random() < probability:
+            moved = own_O[border] + round(rng.normal(0.0, _SIGMA_PAIRS))
+            own_O[border] = np.clip(moved, -1, space.num_pairs - 1)
+    own_O.sort()
+    settle_piecewise(space, genes_R, own_O)
+    ramp = (own_O[0] + 1, own_O[1] + 1)
+    mutate_genes(rng, genes_R, ramp, (space.units, space.scale), probability)
+
+
+def settle_piecewise(space: Space, genes_R, own_O) -> bool:
+    """Writes what the borders say: 1 up to alpha, target / training length above beta.
+
+    Returns:
+      Whether the borders are in order.
+    """
+    alpha, beta = own_O
+    genes_R[: alpha + 1] = space.units
+    genes_R[beta + 1 :] = space.scale
+    return bool(alpha <= beta)
+
+
+def round_to_grid(space: Space, factors_R, limits: tuple[int, int]) -> np.ndarray:
+    """Returns factors in grid steps within `limits`, each raised to the largest before it."""
+    genes_R = np.rint(np.asarray(factors_R, np.float64) * space.units)
+    return np.maximum.accumulate(np.clip(genes_R, *limits)).astype(np.int32)
+
+
+def mutate_genes(
+    rng, genes_R, pairs: tuple[int, int], limits: tuple[int, int], probability: float
+) -> None:
+    """Mutates in place the genes of pairs[0] <= pair < pairs[1].
+
+    `limits` stand for the neighbours that the first and the last do not have.
+    """
+    begin, end = pairs
+    is_chosen = rng.random(end - begin) < probability
+    for pair in begin + np.flatnonzero(is_chosen):
+        left = genes_R[pair - 1] if pair > begin else limits[0]
+        right = genes_R[pair + 1] if pair + 1 < end else limits[1]
+        genes_R[pair] = rng.integers(left, right, endpoint=True)
+
+
+ENCODINGS = {
+    "monotone": Encoding(encode_monotone, mutate_monotone, settle_monotone, mutate_monotone),
+    "piecewise": Encoding(encode_piecewise, mutate_piecewise, settle_piecewise, mutate_piecewise),
+}
