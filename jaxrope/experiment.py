@@ -21,6 +21,7 @@ from jaxrope import errors
 from jaxrope.errors import InputError
 
 _SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
+_MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _NEEDED = {
     int: "a whole number",
     float: "a number",
@@ -68,6 +69,40 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) 
     sections = [key for key in texts if isinstance(found.get(key), ConfigDict)]
     for key in sections + [key for key in texts if key not in sections]:
         _set(config, key, texts[key])
+
+
+def assign(config: ConfigDict, key: str, value: object, *, setting: str) -> None:
+    """Sets a key to a Python value of its type; a section that selects an algorithm, to a dict.
+
+    Args:
+      config: changed in place.
+      key: dotted.
+      value: what the key is to have.
+      setting: where that stands, for messages.
+
+    Raises:
+      InputError: no such key, or a value of another type.
+    """
+    known = dotted_keys(config)
+    if key not in known:
+        raise InputError(f"Unknown key '{key}' in {setting}. {errors.nearest(key, known)}")
+    before = known[key]
+    kinds = {float: (float, int), ConfigDict: (dict, ConfigDict), tuple: (tuple, list)}
+    allowed = _MIXED.get(key) or kinds.get(type(before), (type(before),))
+    if type(value) not in allowed:
+        names = " or ".join(kind.__name__ for kind in allowed)
+        raise InputError(f"{setting}: {key} must be {names}, got {value!r}. Correct it there.")
+    if isinstance(before, ConfigDict) and not any(name in before for name in _SELECTORS):
+        raise InputError(
+            f"{setting}: {key} is a section; set its keys one at a time: "
+            f"{', '.join(f'{key}.{name}' for name in before)}."
+        )
+    section = config
+    for name in key.split(".")[:-1]:
+        section = section[name]
+    as_kept = {dict: ConfigDict, list: tuple}.get(type(value), lambda same: same)
+    with section.unlocked(), section.ignore_type():
+        section[_last(key)] = as_kept(value)
 
 
 def dotted_keys(config: ConfigDict, prefix: str = "") -> dict[str, object]:

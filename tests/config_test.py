@@ -67,5 +67,5 @@ def test_the_attention_factor_of_a_search_is_a_law_or_a_number(text, value):
 
 
 def test_a_key_of_base_may_be_overridden_but_none_added():
-    with pytest.raises(InputError, match="Unknown --config.search.seeds"):
-        experiment.load(str(ROOT / "configs" / "base.py"), [("search.seeds", "1")])
+    with pytest.raises(InputError, match="Unknown --config.search.genes"):
+        experiment.load(str(ROOT / "configs" / "base.py"), [("search.genes", "1")])

@@ -25,6 +25,9 @@ USUAL_CONSTANTS: dict[str, Callable[[float], dict]] = {
 }
 
 
+KNOWN = dict.fromkeys((OWN, SLIDING, *USUAL_CONSTANTS))  # what a row's method may be
+
+
 @dataclasses.dataclass(frozen=True)
 class Row:
     """A row of a table.
@@ -53,8 +56,7 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
       InputError: no such method or law.
     """
     method, at, law = name.partition("@")
-    known = dict.fromkeys((OWN, SLIDING, *USUAL_CONSTANTS))
-    choose("eval.methods", method, known)
+    choose("eval.methods", method, KNOWN)
     if method == SLIDING and at:
         raise InputError(f"eval.methods: '{name}' takes no attention factor. Write 'sliding'.")
     if method == SLIDING:

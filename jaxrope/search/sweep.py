@@ -15,7 +15,6 @@ from jaxrope.errors import InputError, nearest
 from jaxrope.search.run import Result
 
 FORMAT = "jaxrope.sweep/1"
-_MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _SELECTORS = ("name", "method", "source")  # what a section that is swept as a whole is called by
 
 
@@ -84,22 +83,8 @@ def _member(config, keys: list[str], values: tuple) -> ConfigDict:
     member = config.copy_and_resolve_references()
     member.sweep = ()
     for key, value in zip(keys, values, strict=True):
-        *sections, leaf = key.split(".")
-        section = member
-        for name in sections:
-            section = section[name]
-        _check_type(key, section[leaf], value)
-        with section.unlocked(), section.ignore_type():
-            section[leaf] = ConfigDict(value) if isinstance(value, dict) else value
+        experiment.assign(member, key, value, setting="sweep")
     return member.lock()
-
-
-def _check_type(key: str, before: Any, value: Any) -> None:
-    kinds = {float: (float, int), ConfigDict: (dict, ConfigDict), tuple: (tuple, list)}
-    allowed = _MIXED.get(key) or kinds.get(type(before), (type(before),))
-    if type(value) not in allowed:
-        names = " or ".join(kind.__name__ for kind in allowed)
-        raise InputError(f"sweep: {key} must be {names}, got {value!r}. Correct the list.")
 
 
 def _finished(path: Path, member) -> dict | None:

@@ -42,13 +42,19 @@ def begin(config, workdir: Path, model: LlamaConfig, rope_fn: rope.RopeFn, token
     else:
         (workdir / "rope.json").unlink(missing_ok=True)
     files.write_json_atomic(workdir / "model.json", model.to_json_dict())
-    if tokenizer_at != "bytes":
-        folder = files.as_path(tokenizer_at)
-        folder = folder if folder.is_dir() else folder.parent
-        for name in _TOKENIZER_FILES:
-            if (folder / name).is_file() and files.absolute(folder) != workdir:
-                files.copy(folder / name, workdir / name)
+    copy_tokenizer(tokenizer_at, workdir)
     write_config(config, workdir)
+
+
+def copy_tokenizer(tokenizer_at: Path | str, workdir: Path) -> None:
+    """Copies a tokenizer's files; `tokenizer_at` is its folder, its tokenizer.json or "bytes"."""
+    if tokenizer_at == "bytes":
+        return
+    folder = files.as_path(tokenizer_at)
+    folder = folder if folder.is_dir() else folder.parent
+    for name in _TOKENIZER_FILES:
+        if (folder / name).is_file() and files.absolute(folder) != workdir:
+            files.copy(folder / name, workdir / name)
 
 
 def write_config(config, workdir: Path) -> None:
