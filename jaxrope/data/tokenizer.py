@@ -123,6 +123,23 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
     )
 
 
+def continuation(tokenizer: Tokenizer, before: str, text: str) -> np.ndarray:
+    """Returns the tokens that `text` becomes when it follows `before`.
+
+    Encoded alone it may become others: SentencePiece puts a space before every text.
+
+    Raises:
+      InputError: the tokenizer merges the end of `before` with `text`, so that there is no border.
+    """
+    head, whole = tokenizer.encode(before), tokenizer.encode(before + text)
+    if not np.array_equal(whole[: len(head)], head):
+        raise InputError(
+            f"tokenizer: no border between {before[-20:]!r} and {text!r}: it merges across. "
+            "This tokenizer cannot be asked for a number."
+        )
+    return whole[len(head) :]
+
+
 _BESIDE = ("tokenizer_config.json", "config.json", "generation_config.json")
 
 

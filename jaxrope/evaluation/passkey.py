@@ -15,6 +15,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from jaxrope.data.needles import GRASS
+from jaxrope.data.tokenizer import continuation
 from jaxrope.errors import InputError
 from jaxrope.evaluation import scoring, statistics
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
@@ -23,7 +25,6 @@ OPENING = (
     "There is an important info hidden inside a lot of irrelevant text. Find it and memorize them. "
     "I will quiz you about the important information there.\n"
 )
-GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 KEY_LINE = "\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
 QUESTION = "\nWhat is the pass key? The pass key is"
 DIGITS = 5
@@ -175,20 +176,3 @@ def _make_trial(tokenizer, fill, *, key: str, depth: float, length: int) -> Tria
     places = range(-len(answer), 0)
     digits = [place for place in places if tokenizer.decode([answer[place]]).strip()]
     return Trial(tokens=tokens, answer=tuple(digits), key=key, depth=depth)
-
-
-def continuation(tokenizer, before: str, text: str) -> np.ndarray:
-    """Returns the tokens that `text` becomes when it follows `before`.
-
-    Encoded alone it may become others: SentencePiece puts a space before every text.
-
-    Raises:
-      InputError: the tokenizer merges the end of `before` with `text`, so that there is no border.
-    """
-    head, whole = tokenizer.encode(before), tokenizer.encode(before + text)
-    if not np.array_equal(whole[: len(head)], head):
-        raise InputError(
-            f"tokenizer: no border between {before[-20:]!r} and {text!r}: it merges across. "
-            "This tokenizer cannot be asked for a pass key."
-        )
-    return whole[len(head) :]
