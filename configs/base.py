@@ -26,6 +26,9 @@ def get_config() -> ConfigDict:
     config.checkpoint = checkpoint()
     config.search = search()
     config.hosts = hosts()
+    config.join = join()
+    config.recipe = ()  # stages that train.py runs one after another: (name, "search" | "train" | "join" | "evaluate", (("dotted.key", value), ...)); "{name}" in a text is the folder of an earlier one
+    config.stages = ()  # names of the stages of recipe that are to run; () = all
     config.sweep = ()  # (("dotted.key", (value, value)), ...): search.py runs the product
     return config.lock()  # a misspelt key in an experiment file is an error
 
@@ -151,9 +154,19 @@ def search() -> ConfigDict:
     section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | a number: of every candidate of a search, times attention_multiples
     section.attention_multiples = (1.0,)  # a candidate's attention factor is attention_factor times one of these
     section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document
+    section.highest = 0.0  # the largest factor that a candidate may have; 0 = algorithm.bound * target_len / training_len
+    section.multiply = False  # a second search: its factors multiply those of config.rope, for a model that was fine-tuned with these
+    section.seeds = ()  # rope.json files, or workdirs with one: more seeds, each with its factors for target_len
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device
     section.compare = True  # score every baseline with its own and with the search's attention factor
+    return section
+
+
+def join() -> ConfigDict:
+    """Factors of several searches in one rope.json beside a model, by length (the stage "join" of a recipe)."""
+    section = ConfigDict()
+    section.ropes = ()  # rope.json files, or workdirs with one: a sequence takes the factors of the shortest max_len that it fits into
     return section
 
 
