@@ -37,7 +37,7 @@ FLOORS = {
     4: ("generation", "analysis"),
     5: ("evaluation",),
     6: ("training", "search"),
-    7: ("report", "evaluate", "demo", "topology"),
+    7: ("report", "evaluate", "generate", "demo", "topology", "recipe"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -48,6 +48,7 @@ PROGRAMS = (
     "jaxrope/convert/__main__.py",
     "jaxrope/demo.py",
     "jaxrope/evaluate.py",
+    "jaxrope/generate.py",
     "jaxrope/report/__main__.py",
 )
 
@@ -60,6 +61,7 @@ ONLY_IN = {
     "absl": ("jaxrope/cli.py", "jaxrope/experiment.py"),
     "argparse": ("jaxrope/cli.py",),
     "safetensors": ("jaxrope/convert/",),
+    "gguf": ("jaxrope/convert/rope_gguf.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/training/",),
     "optax": ("jaxrope/optimizer.py", "jaxrope/training/"),
@@ -166,7 +168,8 @@ def test_the_mathematics_needs_only_jax_and_numpy(part):
 
 def test_pictures_are_drawn_only_for_programs():
     users = {name for name, tree in SOURCES.items() if "report" in own_imports(tree)}
-    assert {name for name in users if not name.startswith("jaxrope/report/")} <= set(PROGRAMS)
+    runs_programs = ("jaxrope/report/", "jaxrope/recipe/")
+    assert {name for name in users if not name.startswith(runs_programs)} <= set(PROGRAMS)
 
 
 def test_configs_import_nothing_of_the_package():

@@ -1,14 +1,15 @@
-"""Converts models between Hugging Face folders and workdirs.
+"""Converts models between Hugging Face folders and workdirs, and a rope alone between programs.
 
 python -m jaxrope.convert import HF_DIR OUT
-python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR
+python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
+python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 """
 
 import sys
 from collections.abc import Sequence
 
 from jaxrope import cli, pretrained
-from jaxrope.convert import exporting, folders, importing
+from jaxrope.convert import exporting, folders, importing, rope_formats, rope_gguf
 
 
 def _import_arguments(parser) -> None:
@@ -39,6 +40,13 @@ def _export_arguments(parser) -> None:
         "--dtype", help="float32, bfloat16 or float16; by default as the weights are"
     )
     parser.add_argument(
+        "--arch",
+        help="llama (LlamaForCausalLM: transformers, vLLM, SGLang; transformers keeps keys of the"
+        " short factors when a generation crosses the original length; llama.cpp drops the factors)"
+        " or phi3 (Phi3ForCausalLM, the same weights joined: transformers computes its cache anew"
+        " there; llama.cpp reads the factors); by default the model's own, llama for a Llama",
+    )
+    parser.add_argument(
         "--rope", metavar="rope.json", help="export these factors instead of the model's own rope"
     )
     parser.add_argument(
@@ -54,14 +62,55 @@ def _export_arguments(parser) -> None:
 def _export(args) -> None:
     """Make a Hugging Face folder from a workdir or a checkpoint."""
     folders.check_target(args.target, overwrite=args.overwrite)  # before minutes of reading
+    if args.arch is not None:
+        exporting.check_arch(args.arch, pretrained.read_config(args.source))
     model = pretrained.load(args.source, dtype=None)
     if args.rope is not None:
         model = pretrained.with_rope(model, args.rope)
     settings = exporting.Settings(
-        dtype=args.dtype, allow_lossy=args.allow_lossy, overwrite=args.overwrite
+        dtype=args.dtype,
+        allow_lossy=args.allow_lossy,
+        overwrite=args.overwrite,
+        arch=args.arch,
     )
     notes = exporting.export_folder(model, args.target, settings)
     _report([*model.notes, *notes], args.target)
+
+
+def _rope_arguments(parser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="IN",
+        help="rope.json, config.json, a GGUF or a vLLM line; or a folder with one of the first two",
+    )
+    parser.add_argument("target", metavar="OUT", help="file to make")
+    parser.add_argument(
+        "--format", required=True, help=f"what to write: {', '.join(rope_formats.FORMATS)}"
+    )
+    parser.add_argument(
+        "--arch",
+        default="phi3",
+        help=f"of a GGUF: {', '.join(rope_gguf.ARCHITECTURES)}; phi3 by default",
+    )
+    parser.add_argument(
+        "--allow_lossy",
+        action="store_true",
+        help="write although the format cannot express all of the rope",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def _rope(args) -> None:
+    """Write a rope alone in another program's words, and say what each program does with it."""
+    settings = rope_formats.Settings(
+        args.format, args.arch, allow_lossy=args.allow_lossy, overwrite=args.overwrite
+    )
+    told = rope_formats.convert(args.source, args.target, settings)
+    notes = [line.removeprefix("note: ") for line in told if line.startswith("note: ")]
+    for line in told:
+        if not line.startswith("note: "):
+            print(line)
+    _report(notes, args.target)
 
 
 def _report(notes: list[str], target: str) -> None:
@@ -73,7 +122,11 @@ def _report(notes: list[str], target: str) -> None:
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.subcommands`."""
     cli.subcommands(
-        {"import": (_import_arguments, _import), "export": (_export_arguments, _export)},
+        {
+            "import": (_import_arguments, _import),
+            "export": (_export_arguments, _export),
+            "rope": (_rope_arguments, _rope),
+        },
         doc=__doc__,
         argv=argv,
     )

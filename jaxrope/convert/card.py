@@ -1,8 +1,6 @@
 """The model card of an export: what the model is, and what each program will do with it."""
 
-import math
-
-from jaxrope import rope
+from jaxrope.convert import consumers
 from jaxrope.convert.rope_export import HfRope
 
 _MAX_PROVENANCE_ROWS = 30
@@ -55,91 +53,8 @@ def _losses(said: HfRope) -> str:
 
 
 def _consumers(model, said: HfRope) -> str:
-    kind = said.section["rope_type"]
-    lines = {"longrope": _longrope_lines, "yarn": _yarn_lines, "dynamic": _dynamic_lines}
-    rows = (
-        lines[kind](model, said)
-        if kind in lines
-        else ["Every program uses the same frequencies at every length."]
-    )
+    rows = consumers.lines(said, model.config.family)
     return "## What programs do with it\n\n" + "".join(f"- {row}\n" for row in rows)
-
-
-def _longrope_lines(model, said: HfRope) -> list[str]:
-    section, original = said.section, said.original_len
-    law = rope.attention_factor("su", factor=section["factor"], original_len=original)
-    by_law = math.isclose(section["attention_factor"], law, rel_tol=1e-9)
-    if section["short_factor"] == section["long_factor"]:
-        choice = [
-            "The factors are the same at every length, so no program can choose wrongly between"
-            " short and long."
-        ]
-    else:
-        crossing = (
-            "its Phi-3 then computes the whole cache anew"
-            if model.config.family == "phi3"
-            else "keys cached on the short side are not rotated anew"
-        )
-        choice = [
-            (
-                "transformers takes `short_factor` while the longest sequence of a batch has at"
-                f" most {original} tokens, `long_factor` beyond. When a generation crosses that"
-                f" border, {crossing}."
-            ),
-            (
-                "vLLM takes one set for good: `long_factor` as soon as `--max-model-len` exceeds"
-                f" {original}, for short prompts as well."
-            ),
-            (
-                "llama.cpp likewise chooses by the allocated context, not by the prompt's length:"
-                f" beyond {original}, `long_factor`."
-            ),
-        ]
-    choice.append("transformers applies the attention factor at every length, short ones as well.")
-    if not by_law:
-        choice.append(
-            f"The attention factor is not the usual sqrt(1 + ln factor / ln original), {law:.6g}."
-            " transformers reads `attention_factor`, vLLM `short_mscale` and `long_mscale` (both"
-            " are written; transformers calls the latter unrecognised keys and passes over them);"
-            " llama.cpp computes the usual one and will differ."
-        )
-    if model.config.family == "phi3" and not by_law:
-        choice.append(
-            "transformers 4 refuses this config: its Phi-3 knows no attention factor of its own."
-            " Use transformers 5."
-        )
-    if model.config.family != "phi3":
-        choice.append(
-            "llama.cpp's converter drops the factors of this architecture without a word (it keeps"
-            " them for Phi-3): do not convert it to GGUF."
-        )
-    return choice
-
-
-def _yarn_lines(model, said: HfRope) -> list[str]:
-    section = said.section
-    lines = ["transformers uses the same frequencies and attention factor at every length."]
-    if section["factor"] * said.original_len != said.max_len:
-        lines.append(
-            "transformers 4 takes max_position_embeddings / original length,"
-            f" {said.max_len / said.original_len:g}, in place of the factor, {section['factor']:g}:"
-            " use transformers 5."
-        )
-    law = rope.attention_factor("yarn", factor=section["factor"], original_len=said.original_len)
-    if not math.isclose(section["attention_factor"], law, rel_tol=1e-9):
-        lines.append(
-            f"vLLM and llama.cpp compute the attention factor as 0.1 ln(factor) + 1, {law:.6g}, and"
-            f" will differ from {section['attention_factor']:.6g}."
-        )
-    return lines
-
-
-def _dynamic_lines(model, said: HfRope) -> list[str]:
-    return [
-        f"transformers grows the base once a sequence exceeds {said.max_len} tokens, which is"
-        f" therefore max_position_embeddings; vLLM fixes it for factor * {said.max_len}. Keys"
-        " cached before a growth are not rotated anew."
-    ]
 
 
 def _provenance(provenance: dict) -> str:

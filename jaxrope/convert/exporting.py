@@ -35,12 +35,14 @@ class Settings:
       allow_lossy: export although Hugging Face cannot say all of the rope.
       overwrite: replace a Hugging Face folder that is there.
       shard_bytes: most bytes in one file.
+      arch: layout, "llama" or "phi3"; None: the model's own.
     """
 
     dtype: str | None = None
     allow_lossy: bool = False
     overwrite: bool = False
     shard_bytes: int = safetensors_io.SHARD_BYTES
+    arch: str | None = None
 
 
 class Model(Protocol):
@@ -67,12 +69,14 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
 
     Raises:
       InputError: a target in use, weights that are not finite or do not fit the dtype, a rope that
-        Hugging Face cannot say.
+        Hugging Face cannot say, a model that the layout cannot.
     """
     settings = settings or Settings()
+    if settings.arch is not None:
+        model = dataclasses.replace(model, config=check_arch(settings.arch, model.config))
     dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
     said = rope_export.express(model.config, model.rope_fn)
-    _check_said(said, settings.allow_lossy)
+    rope_export.check(said, allow_lossy=settings.allow_lossy)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
@@ -88,17 +92,47 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     return [f"lost: {loss}" for loss in said.losses]
 
 
-def _check_said(said: HfRope, allow_lossy: bool) -> None:
-    if said.section["rope_type"] == "longrope" and said.max_len <= said.original_len:
+def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
+    """Returns the config in the layout `arch`, which computes the same.
+
+    Raises:
+      InputError: an unknown layout, or a model that it cannot express.
+    """
+    obstacle = choose("--arch", arch, _OBSTACLES)(config)
+    if obstacle:
         raise InputError(
-            f"rope: the longest length must exceed the original one, {said.original_len}, got"
-            f" {said.max_len}. There is nothing to extend."
+            f"--arch={arch}: {obstacle}. Export it without --arch, as {config.family}."
         )
-    if said.losses and not allow_lossy:
-        raise InputError(
-            f"Hugging Face cannot express this rope: {'; '.join(said.losses)}. Pass --allow_lossy"
-            " to export it so."
+    return config if arch == config.family else dataclasses.replace(config, family=arch)
+
+
+def _phi3_obstacle(config: LlamaConfig) -> str | None:
+    """Returns what a Phi3ForCausalLM cannot say of a model."""
+    if config.qkv_bias or config.out_bias or config.mlp_bias:
+        return "a Phi-3 of transformers has no biases, this model has"
+    if config.num_heads * config.head_dim != config.embed_dim:
+        return (
+            "a Phi-3 of transformers needs head_dim = hidden_size / num_attention_heads ="
+            f" {config.embed_dim / config.num_heads:g}, got {config.head_dim}"
         )
+    return None
+
+
+def _llama_obstacle(config: LlamaConfig) -> str | None:
+    """Returns what a LlamaForCausalLM cannot say of a model."""
+    if config.sliding_window is not None:
+        return f"a Llama has no sliding window, this model has one of {config.sliding_window}"
+    if config.rotary_dim != config.head_dim:
+        return (
+            f"a Llama turns all {config.head_dim} dims of a head, this model {config.rotary_dim}"
+            " of them"
+        )
+    if config.qkv_bias != config.out_bias:
+        return "a Llama has a bias on q, k, v and o, or on none of them"
+    return None
+
+
+_OBSTACLES = {"llama": _llama_obstacle, "phi3": _phi3_obstacle}
 
 
 def _write_weights(

@@ -40,12 +40,13 @@ class RopeConfig:
 class _Context:
     """What the constants of a method may depend on: lengths in tokens.
 
-    `original_len` is None where the config does not say.
+    `original_len` is None where the config does not say; `mscales`: see `from_hf`.
     """
 
     original_len: int | None
     max_len: int
     rotary_dim: int
+    mscales: bool
 
     def need_original(self, section: Fields) -> int:
         if self.original_len is None:
@@ -56,7 +57,9 @@ class _Context:
         return self.original_len
 
 
-def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> RopeConfig:
+def from_hf(
+    config: Fields, *, family: str, head_dim: int, max_len: int, mscales: bool = False
+) -> RopeConfig:
     """Returns the rope of a config.json.
 
     Args:
@@ -64,6 +67,8 @@ def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> Rope
       family: as in LlamaConfig.
       head_dim: dims of a head.
       max_len: max_position_embeddings, tokens.
+      mscales: short_mscale and long_mscale are the attention factors, as vLLM and the Phi-3.5-MoE
+        of transformers read them, which pass over attention_factor; False: they must equal it.
 
     Raises:
       InputError: two spellings disagree, an unknown type or key, a missing or illegal constant.
@@ -74,7 +79,7 @@ def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> Rope
     sections = [config.section(name) for name in names] or [
         Fields({}, f"{config.where}: rope_parameters.")
     ]
-    ropes = [_read(config, section, family, head_dim, max_len) for section in sections]
+    ropes = [_read(config, section, family, head_dim, (max_len, mscales)) for section in sections]
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
         one, two = (section.values for section in sections)
         keys = [key for key in [*one, *two] if one.get(key) != two.get(key)]
@@ -88,8 +93,10 @@ def from_hf(config: Fields, *, family: str, head_dim: int, max_len: int) -> Rope
     return ropes[0]
 
 
-def _read(config: Fields, section: Fields, family: str, head_dim: int, max_len: int) -> RopeConfig:
-    notes = []
+def _read(
+    config: Fields, section: Fields, family: str, head_dim: int, read_for: tuple[int, bool]
+) -> RopeConfig:
+    notes, (max_len, mscales) = [], read_for
     theta = _shared(config, section, "rope_theta", "number")
     if theta is None:
         theta = _THETA
@@ -97,7 +104,8 @@ def _read(config: Fields, section: Fields, family: str, head_dim: int, max_len: 
             f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
         )
     rotary_dim = _rotary_dim(config, section, family, head_dim)
-    context = _Context(_shared(config, section, _ORIGINAL, "count"), max_len, rotary_dim)
+    original = _shared(config, section, _ORIGINAL, "count")
+    context = _Context(original, max_len, rotary_dim, mscales)
     kind = _kind(section, family)
     read, known = choose(section.path("rope_type"), kind, _TYPES)
     unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *known)]
@@ -263,24 +271,36 @@ def _longrope(section: Fields, context: _Context):
     attention = section.number("attention_factor", None)
     if attention is None:
         attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
-    for key in ("short_mscale", "long_mscale"):
-        if abs(section.number(key, attention) - attention) > 1e-6:
-            raise InputError(
-                f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
-                f" {section.number(key):.6g}: vLLM reads this key, transformers does not. Set"
-                " attention_factor to the one that is meant."
-            )
     pairs = context.rotary_dim // 2
     rows = [
         dict(
             max_len=length,
-            factors=section.factors(key, pairs),
+            factors=section.factors(f"{name}_factor", pairs),
             start_tokens=0,
-            attention_factor=attention,
+            attention_factor=_bucket_attention(section, f"{name}_mscale", attention, context),
         )
-        for length, key in ((original, "short_factor"), (context.max_len, "long_factor"))
+        for length, name in ((original, "short"), (context.max_len, "long"))
     ]
     return original, {"method": "longrope", "buckets": rows}
+
+
+def _bucket_attention(section: Fields, key: str, attention: float, context: _Context) -> float:
+    """Returns the attention factor of one set of factors; `attention` is that of both."""
+    own = section.number(key, None)
+    if context.mscales:
+        if own is None and section.get("attention_factor") is not None:
+            raise InputError(
+                f"{section.path(key)} is missing: this reader passes over attention_factor. Give"
+                " short_mscale and long_mscale."
+            )
+        return attention if own is None else own
+    if own is not None and abs(own - attention) > 1e-6:
+        raise InputError(
+            f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
+            f" {own:.6g}: vLLM reads this key, transformers does not. Set"
+            " attention_factor to the one that is meant."
+        )
+    return attention
 
 
 _Reader = Callable[[Fields, _Context], tuple[int, dict]]

@@ -8,15 +8,35 @@ factor * original length.
 
 import dataclasses
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 
 from jaxrope import rope
 from jaxrope.convert.config import fraction
+from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 
 _STATED = 1e-9  # relative; an attention factor this near to the "su" law needs no words
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """What `express` needs of a LlamaConfig, for a rope that comes without a model.
+
+    Attributes:
+      family: layout it is to be written in.
+      head_dim, rotary_dim: dims.
+      max_len: tokens that are claimed, where the rope's method does not say more.
+      rope: the model's own, if known.
+    """
+
+    family: str
+    head_dim: int
+    rotary_dim: int
+    max_len: int
+    rope: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,7 +58,7 @@ class HfRope:
     original_len: int | None
     losses: tuple[str, ...] = ()
 
-    def keys(self, config: LlamaConfig) -> dict:
+    def keys(self, config: LlamaConfig | Layout) -> dict:
         """Returns the keys of config.json."""
         parameters = self.section | {"rope_theta": self.theta}
         if config.family == "phi3":
@@ -54,7 +74,7 @@ class HfRope:
             {"original_max_position_embeddings": self.original_len} if self.original_len else {}
         )
 
-    def _old_section(self, config: LlamaConfig, parameters: dict) -> dict:
+    def _old_section(self, config: LlamaConfig | Layout, parameters: dict) -> dict:
         """Phi-3 of transformers 4 takes three keys and no others.
 
         Which is enough if the attention factor follows the law; if not it had better refuse the
@@ -75,17 +95,52 @@ class HfRope:
         return parameters
 
 
-def express(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def express(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     """Returns `rope_fn` for a model of `config`, with what is lost.
 
     Nothing is lost where `losses` is empty.
+
+    Raises:
+      InputError: each layer has factors of its own.
     """
+    check_shared(rope_fn)
     if config.family == "phi3" and rope_fn.method not in ("none", "ntk", "abf"):
-        return _as_longrope(config, rope_fn)  # the only scaling that transformers' Phi-3 knows
+        return as_longrope(config, rope_fn)  # the only scaling that transformers' Phi-3 knows
     return _METHODS[rope_fn.method](config, rope_fn)
 
 
-def longest(config: LlamaConfig, rope_fn: rope.RopeFn) -> int:
+def check_shared(rope_fn: rope.RopeFn) -> None:
+    """Refuses factors of each layer's own: no other program knows them, and no loss is so small.
+
+    Raises:
+      InputError: there are such.
+    """
+    if any(np.ndim(bucket.factors) > 1 for bucket in rope_fn.buckets):
+        raise InputError(
+            "rope: factors of each layer's own cannot be written for another program: all of them"
+            " give one set to every layer. Search with search.per_layer = False."
+        )
+
+
+def check(said: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
+    """Refuses what `reader` would run wrongly.
+
+    Raises:
+      InputError: something is lost and that was not allowed, or the rope extends nothing.
+    """
+    if said.section["rope_type"] == "longrope" and said.max_len <= said.original_len:
+        raise InputError(
+            f"rope: the longest length must exceed the original one, {said.original_len}, got"
+            f" {said.max_len}. There is nothing to extend."
+        )
+    if said.losses and not allow_lossy:
+        raise InputError(
+            f"{reader} cannot express this rope: {'; '.join(said.losses)}. Pass --allow_lossy"
+            " to export it so."
+        )
+
+
+def longest(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> int:
     """Returns the length the exported model claims, tokens.
 
     The last bucket's, else the model's own, else factor * original length.
@@ -97,16 +152,16 @@ def longest(config: LlamaConfig, rope_fn: rope.RopeFn) -> int:
     return config.max_len if is_own else max(config.max_len, math.ceil(scaled))
 
 
-def _none(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _none(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return _plain(config, rope_fn, rope_fn.theta)
 
 
-def _ntk(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     dim = rope_fn.rotary_dim
     return _plain(config, rope_fn, rope_fn.theta * rope_fn.constants["factor"] ** (dim / (dim - 2)))
 
 
-def _abf(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _abf(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return _plain(config, rope_fn, float(rope_fn.constants["new_theta"]))
 
 
@@ -118,18 +173,18 @@ def _plain(config: LlamaConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
     return HfRope({"rope_type": "default"}, theta, max_len, original)
 
 
-def _pi(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _pi(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     section = {"rope_type": "linear", "factor": float(rope_fn.constants["factor"])}
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 
 
-def _dynamic_ntk(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _dynamic_ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     # transformers grows the base from max_position_embeddings on: it has to be the original length
     section = {"rope_type": "dynamic", "factor": float(rope_fn.constants["factor"])}
     return HfRope(section, rope_fn.theta, rope_fn.original_len, None)
 
 
-def _yarn(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     constants = rope_fn.constants
     section = {"rope_type": "yarn", "original_max_position_embeddings": rope_fn.original_len}
     section |= {key: float(constants[key]) for key in ("factor", "beta_fast", "beta_slow")}
@@ -143,7 +198,7 @@ def _yarn(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 
 
-def _llama3(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
+def _llama3(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     section = {"rope_type": "llama3", "original_max_position_embeddings": rope_fn.original_len}
     section |= {
         key: float(rope_fn.constants[key])
@@ -152,11 +207,20 @@ def _llama3(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 
 
-def _as_longrope(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
-    """Two sets of factors, chosen at the original length, with one attention factor.
+def as_longrope(
+    config: LlamaConfig | Layout, rope_fn: rope.RopeFn, *, two_attention_factors: bool = False
+) -> HfRope:
+    """Returns two sets of factors, chosen at the original length: the whole of longrope.
 
-    The whole of Hugging Face's longrope.
+    Args:
+      config: the model, or what is known of it.
+      rope_fn: any method.
+      two_attention_factors: the reader has one for each set; Hugging Face has one in all.
+
+    Raises:
+      InputError: each layer has factors of its own.
     """
+    check_shared(rope_fn)
     original, max_len = rope_fn.original_len, longest(config, rope_fn)
     short, long = rope_fn.bucket(min(original, max_len)), rope_fn.bucket(max_len)
     factor = max(1.0, max_len / original)
@@ -172,7 +236,10 @@ def _as_longrope(config: LlamaConfig, rope_fn: rope.RopeFn) -> HfRope:
     if not math.isclose(long.attention_factor, law, rel_tol=_STATED):
         # vLLM computes the law unless these two are there; transformers passes over them
         section |= {"short_mscale": long.attention_factor, "long_mscale": long.attention_factor}
-    return HfRope(section, rope_fn.theta, max_len, original, tuple(_losses(rope_fn, long, max_len)))
+    losses = list(_losses(rope_fn, long, max_len))
+    if not two_attention_factors:
+        losses += _attention_loss(rope_fn, long)
+    return HfRope(section, rope_fn.theta, max_len, original, tuple(losses))
 
 
 def _losses(rope_fn: rope.RopeFn, long: rope.Bucket, max_len: int):
@@ -201,8 +268,12 @@ def _losses(rope_fn: rope.RopeFn, long: rope.Bucket, max_len: int):
             f"the border between the buckets, {buckets[0].max_len}, would become the original"
             f" length, {original}"
         )
-    attention = sorted({bucket.attention_factor for bucket in buckets})
-    if attention[-1] - attention[0] > _STATED * attention[-1]:
+
+
+def _attention_loss(rope_fn: rope.RopeFn, long: rope.Bucket):
+    """Yields what is lost where there is one attention factor for all lengths."""
+    attention = sorted({bucket.attention_factor for bucket in rope_fn.buckets})
+    if attention and attention[-1] - attention[0] > _STATED * attention[-1]:
         shown = ", ".join(f"{value:.6g}" for value in attention)
         yield (
             f"differing attention factors ({shown}): that of the last bucket,"
@@ -233,13 +304,14 @@ def _frequencies(rope_fn: rope.RopeFn, length: int) -> tuple[np.ndarray, float]:
     return rope_fn.geometry.base_inv_freq / np.asarray(bucket.factors), bucket.attention_factor
 
 
-_METHODS: dict[str, Callable[[LlamaConfig, rope.RopeFn], HfRope]] = {
+_METHODS: dict[str, Callable[[LlamaConfig | Layout, rope.RopeFn], HfRope]] = {
     "none": _none,
     "pi": _pi,
     "ntk": _ntk,
+    "ntk_rcd": as_longrope,
     "abf": _abf,
     "dynamic_ntk": _dynamic_ntk,
     "yarn": _yarn,
     "llama3": _llama3,
-    "longrope": _as_longrope,
+    "longrope": as_longrope,
 }

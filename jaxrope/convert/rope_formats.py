@@ -1,0 +1,257 @@
+"""A rope alone, from one program's words to another's: rope.json, config.json, GGUF, vLLM.
+
+Whatever is written is read again and compared before anyone is told that it is there.
+"""
+
+import dataclasses
+import json
+import os
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+from jaxrope import files, rope
+from jaxrope.convert import config as hf_config
+from jaxrope.convert import consumers, rope_config, rope_export, rope_gguf, strict_json
+from jaxrope.convert.fields import Fields
+from jaxrope.convert.rope_export import HfRope
+from jaxrope.errors import InputError, choose
+
+_FLAG = "--hf-overrides"  # of vLLM
+_VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them
+_SAME, _SAME_FLOAT32 = 1e-8, 3e-7  # relative
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A rope that was read.
+
+    Attributes:
+      rope_fn: what it means.
+      max_len: tokens the file claims; None: only the rope's own buckets say.
+      provenance: how it came about, where the file tells.
+      notes: what was assumed in reading it.
+    """
+
+    rope_fn: rope.RopeFn
+    max_len: int | None = None
+    provenance: dict = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def longest(self) -> int:
+        return self.max_len or self.rope_fn.max_len or self.rope_fn.original_len
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to write.
+
+    Attributes:
+      form: a name in FORMATS.
+      architecture: of a GGUF, see rope_gguf.ARCHITECTURES.
+      allow_lossy: write although the format cannot say all of the rope.
+      overwrite: replace a file that is there.
+    """
+
+    form: str
+    architecture: str = "phi3"
+    allow_lossy: bool = False
+    overwrite: bool = False
+
+
+def convert(source: Path | str, target: Path | str, settings: Settings) -> list[str]:
+    """Writes the rope of `source` to `target`.
+
+    Args:
+      source: rope.json, config.json or a part of it, GGUF, a line for vLLM; or a folder with
+        rope.json or config.json.
+      target: the file to make.
+      settings: see Settings.
+
+    Returns:
+      What each program will do with it, then what was assumed or is lost ("note: ...").
+
+    Raises:
+      InputError: a broken source, a target in use, or a rope that `form` would say wrongly.
+    """
+    writer = choose("--format", settings.form, FORMATS)
+    if settings.form == "gguf":
+        rope_gguf.check_architecture(settings.architecture)
+    path = _target(target, settings.overwrite)
+    found = read(source)
+    rope_export.check_shared(found.rope_fn)
+    told, lossless = writer(found, path, settings)
+    _verify(path, found, settings, lossless=lossless)
+    return [*told, *(f"note: {note}" for note in found.notes)]
+
+
+def read(path: Path | str) -> Source:
+    """Returns the rope of a file or folder, whatever it is written in.
+
+    Raises:
+      InputError: there is none, or it is broken.
+    """
+    path = files.as_path(path)
+    if path.is_dir():
+        path = next((path / name for name in _IN_FOLDER if (path / name).is_file()), path)
+    if not path.is_file():
+        raise InputError(
+            f"{path}: holds no rope. Name a rope.json, a config.json, a GGUF, a vLLM line, or a"
+            " folder with one of the first two."
+        )
+    with path.open("rb") as file:
+        start = file.read(4)
+    if start == rope_gguf.MAGIC:
+        return Source(made := rope_gguf.read(path), made.max_len)
+    raw = path.read_bytes() if files.size(path) <= strict_json.MAX_CONFIG_BYTES else b""
+    if raw.lstrip().startswith(_FLAG.encode()):
+        return _read_vllm(raw.decode("utf-8", "replace"), str(path))
+    content = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+    if str(content.get("format")).startswith("jaxrope.rope/"):
+        made = rope.load(path)
+        return Source(made, made.max_len, rope.provenance(path))
+    return _read_hf(Fields(content, str(path)))
+
+
+_IN_FOLDER = ("rope.json", "config.json")
+
+
+def _read_vllm(text: str, where: str) -> Source:
+    try:
+        words = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"{where}: is not a command line: {error}.") from None
+    value = words[0].partition("=")[2] if "=" in words[0] else "".join(words[1:2])
+    content = strict_json.parse(value.encode(), where=f"{where}, {_FLAG}")
+    return _read_hf(Fields({"model_type": _VLLM_FAMILY} | content, where))
+
+
+def _read_hf(config: Fields) -> Source:
+    """Returns the rope of a config.json, or of a part of it that names no model."""
+    family = config.text("model_type", "llama")
+    choose(f"{config.where}: model_type", family, {**hf_config.ARCHITECTURES, _VLLM_FAMILY: ""})
+    mscales = family == _VLLM_FAMILY
+    max_len = config.count("max_position_embeddings")
+    head_dim, notes = _head_dim(config)
+    found = rope_config.from_hf(
+        config,
+        family="phi3" if mscales else family,
+        head_dim=head_dim,
+        max_len=max_len,
+        mscales=mscales,
+    )
+    geometry = dict(head_dim=head_dim, rotary_dim=found.rotary_dim, theta=found.theta)
+    made = rope.make(**found.method, **geometry, original_len=found.original_len)
+    return Source(made, max_len, notes=(*notes, *found.notes))
+
+
+def _head_dim(config: Fields) -> tuple[int, list[str]]:
+    if config.get("head_dim") is not None:
+        return config.count("head_dim"), []
+    if config.get("hidden_size") is not None:
+        return config.count("hidden_size") // config.count("num_attention_heads"), []
+    section = config.section("rope_parameters") or config.section("rope_scaling")
+    factors = section.get("long_factor") if section else None
+    if not isinstance(factors, list) or not factors:
+        raise InputError(f"{config.path('head_dim')} is missing. Name the whole config.json.")
+    part = section.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
+    head_dim = round(2 * len(factors) / part) if part else 0
+    note = f"{config.where} gives no head_dim; {head_dim} is taken, from the number of factors"
+    return head_dim, [note]
+
+
+def _write_jaxrope(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    rope.save(path, found.rope_fn, found.provenance, max_len=found.max_len)
+    return consumers.of_buckets(rope.load(path)), True
+
+
+def _write_hf(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    family = settings.form.removeprefix("hf-")
+    geometry = found.rope_fn.geometry
+    if family == "llama" and geometry.rotary_dim != geometry.head_dim:
+        raise InputError(
+            f"--format=hf-llama: a Llama turns all {geometry.head_dim} dims of a head, this rope"
+            f" {geometry.rotary_dim} of them. Use --format=hf-phi3."
+        )
+    layout = _layout(found, family)
+    said = rope_export.express(layout, found.rope_fn)
+    rope_export.check(said, allow_lossy=settings.allow_lossy)
+    keys = {"model_type": family, "head_dim": geometry.head_dim} | said.keys(layout)
+    files.write_json_atomic(path, keys)
+    return _told(said, family, settings), not said.losses
+
+
+def _write_gguf(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    said = rope_export.as_longrope(_layout(found, "phi3"), found.rope_fn)
+    rope_export.check(said, allow_lossy=settings.allow_lossy, reader="llama.cpp")
+    rope_gguf.write(path, said, found.rope_fn.geometry, architecture=settings.architecture)
+    alone = (
+        "The file holds the rope alone, no weights. llama.cpp's converter writes the same for an"
+        " export with --arch=phi3, where the attention factor is the usual one."
+    )
+    return [*_told(said, "phi3", settings), alone], not said.losses
+
+
+def _write_vllm(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    layout = _layout(found, "phi3")
+    said = rope_export.as_longrope(layout, found.rope_fn, two_attention_factors=True)
+    rope_export.check(said, allow_lossy=settings.allow_lossy, reader="vLLM")
+    keys = said.keys(layout)
+    section = dict(keys["rope_parameters"])
+    del section["attention_factor"]  # vLLM passes over it
+    section |= {
+        f"{name}_mscale": found.rope_fn.bucket(length).attention_factor
+        for name, length in (("short", said.original_len), ("long", said.max_len))
+    }
+    keys |= {"rope_parameters": section, "rope_scaling": section}
+    value = json.dumps(keys, allow_nan=False)
+    files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)}\n")
+    return _told(said, "phi3", settings), not said.losses
+
+
+_Writer = Callable[[Source, Path, Settings], tuple[list[str], bool]]
+FORMATS: dict[str, _Writer] = {
+    "jaxrope": _write_jaxrope,
+    "hf-llama": _write_hf,
+    "hf-phi3": _write_hf,
+    "gguf": _write_gguf,
+    "vllm": _write_vllm,
+}
+
+
+def _layout(found: Source, family: str) -> rope_export.Layout:
+    geometry = found.rope_fn.geometry
+    own = {"method": found.rope_fn.method, **found.rope_fn.constants} if found.max_len else {}
+    return rope_export.Layout(
+        family, geometry.head_dim, geometry.rotary_dim, found.longest, rope=own
+    )
+
+
+def _told(said: HfRope, family: str, settings: Settings) -> list[str]:
+    losses = [f"note: lost: {loss}" for loss in said.losses]
+    return [*consumers.lines(said, family, form=settings.form), *losses]
+
+
+def _target(target: Path | str, overwrite: bool) -> Path:
+    path = Path(os.path.abspath(files.as_path(target)))
+    if path.is_dir():
+        raise InputError(f"{path} is a folder. Name a file in it.")
+    if path.exists() and not overwrite:
+        raise InputError(f"{path} exists. Name another, or pass --overwrite.")
+    if not path.parent.is_dir():
+        raise InputError(f"{path.parent}: there is no such folder. Make it, or name another file.")
+    return path
+
+
+def _verify(path: Path, found: Source, settings: Settings, *, lossless: bool) -> None:
+    """Reads what was written, and compares."""
+    again = read(path)
+    limit = _SAME_FLOAT32 if settings.form == "gguf" else _SAME
+    difference = rope_export.difference(again.rope_fn, found.rope_fn)
+    if lossless and difference > limit:
+        path.unlink()
+        raise RuntimeError(
+            f"{path}: does not mean the rope it was written for (relative difference"
+            f" {difference:.2g})"
+        )

@@ -1,0 +1,221 @@
+"""The rope of a GGUF file: what llama.cpp reads, and a file that holds nothing else.
+
+llama.cpp divides the frequencies by the tensors rope_factors_short or rope_factors_long and
+multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is never written: it would
+divide every position once more, whatever the scaling type. Numbers are float32 there; a number is
+read back as the shortest decimal that means it, so that factors on a grid of 0.01 come back as they
+were.
+"""
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+
+from jaxrope import rope
+from jaxrope.convert.rope_export import HfRope
+from jaxrope.errors import InputError, choose
+
+ARCHITECTURES = {  # with rope_factors_long and rope_factors_short in llama.cpp
+    "phi3": "Phi-3, Phi-3.5, Phi-4-mini",
+    "phimoe": "Phi-3.5-MoE",
+    "minicpm": "MiniCPM",
+    "minicpm3": "MiniCPM3",
+}
+MAGIC = b"GGUF"
+_SHORT, _LONG, _FREQS = "rope_factors_short", "rope_factors_long", "rope_freqs"
+_SAME = 2e-7  # relative: two float32 apart
+
+
+def check_architecture(name: str) -> None:
+    """Refuses architectures for which llama.cpp has no factors.
+
+    Raises:
+      InputError: `name` is none of ARCHITECTURES.
+    """
+    if name == "llama":
+        raise InputError(
+            "--arch=llama: llama.cpp has no longrope for it, a GGUF would load and ignore the"
+            " factors. Export the model with --arch=phi3, and take that architecture here."
+        )
+    choose("--arch", name, ARCHITECTURES)
+
+
+def write(path: Path, said: HfRope, geometry: rope.Geometry, *, architecture: str) -> None:
+    """Writes a GGUF file with the rope's metadata and tensors, atomically.
+
+    Args:
+      path: of the file.
+      said: a longrope.
+      geometry: the dims of the heads.
+      architecture: of ARCHITECTURES.
+
+    Raises:
+      InputError: the package gguf is not installed, or another architecture.
+    """
+    gguf = _package()
+    check_architecture(architecture)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
+    os.close(handle)
+    try:
+        writer = gguf.GGUFWriter(name, architecture)
+        writer.add_context_length(said.max_len)
+        writer.add_key_length(geometry.head_dim)
+        writer.add_value_length(geometry.head_dim)
+        writer.add_rope_dimension_count(geometry.rotary_dim)
+        writer.add_rope_freq_base(said.theta)
+        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
+        writer.add_rope_scaling_orig_ctx_len(said.original_len)
+        writer.add_rope_scaling_attn_factors(said.section["attention_factor"])
+        for tensor, key in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
+            writer.add_tensor(f"{tensor}.weight", np.asarray(said.section[key], np.float32))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_tensors_to_file()
+        writer.close()
+        os.chmod(name, 0o644)  # mkstemp makes 0600: a result is for everybody to read
+        os.replace(name, path)
+    finally:
+        Path(name).unlink(missing_ok=True)
+
+
+def read(path: Path) -> rope.RopeFn:
+    """Returns the rope of a GGUF file, of a whole model or of `write`.
+
+    Raises:
+      InputError: the package gguf is not installed; no whole GGUF; factors that llama.cpp would
+        ignore, or apply beside others; a scaling that is none of none, linear and longrope.
+    """
+    gguf = _package()
+    try:
+        reader = gguf.GGUFReader(path)
+        architecture = _value(reader, "general.architecture")
+        values = {key: _value(reader, f"{architecture}.{key}") for key in _KEYS}
+        tensors = {
+            tensor.name.removesuffix(".weight"): np.asarray(tensor.data).reshape(-1)
+            for tensor in reader.tensors
+            if tensor.name.removesuffix(".weight") in (_SHORT, _LONG, _FREQS)
+        }
+    except (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError) as error:
+        why = " ".join(str(error).split())[:80]
+        raise InputError(f"{path}: is not a whole GGUF file ({why}). Convert it again.") from None
+    return _rope(str(path), str(architecture), values, tensors)
+
+
+_KEYS = (
+    "context_length",
+    "embedding_length",
+    "attention.head_count",
+    "attention.key_length",
+    "rope.dimension_count",
+    "rope.freq_base",
+    "rope.scaling.type",
+    "rope.scaling.factor",
+    "rope.scaling.attn_factor",
+    "rope.scaling.original_context_length",
+)
+
+
+def _rope(where: str, architecture: str, values: dict, tensors: dict) -> rope.RopeFn:
+    kind = values["rope.scaling.type"]
+    _check_readable(where, architecture, kind, values, tensors)
+    geometry = _geometry(where, values)
+    factor = values["rope.scaling.factor"] or 1.0
+    if _LONG not in tensors:
+        method = dict(method="pi", factor=factor) if factor != 1 else dict(method="none")
+        return rope.make(**method, **geometry)
+    original, max_len = geometry["original_len"], values["context_length"]
+    law = rope.attention_factor("su", factor=max(max_len / original, 1), original_len=original)
+    attention = values["rope.scaling.attn_factor"] or 1.0
+    attention = law if abs(attention / law - 1) < _SAME else attention
+    rows = [
+        dict(
+            max_len=length,
+            factors=[_decimal(value) for value in tensors[name]],
+            start_tokens=0,
+            attention_factor=attention,
+        )
+        for length, name in ((original, _SHORT), (max_len, _LONG))
+    ]
+    try:
+        return rope.make("longrope", **geometry, buckets=rows)
+    except InputError as error:
+        raise InputError(f"{where}: {error}") from None
+
+
+def _check_readable(where: str, architecture: str, kind, values: dict, tensors: dict) -> None:
+    """Refuses what llama.cpp itself would run otherwise than it looks."""
+    has_factors = _LONG in tensors and _SHORT in tensors
+    if kind not in (None, "none", "linear", "longrope"):
+        raise InputError(
+            f"{where}: rope.scaling.type must be none, linear or longrope, got '{kind}'. Convert"
+            " from the Hugging Face folder instead."
+        )
+    if (kind == "longrope" or _LONG in tensors or _SHORT in tensors) and not has_factors:
+        raise InputError(
+            f"{where}: rope.scaling.type is {kind}, without both {_LONG} and {_SHORT}: llama.cpp"
+            " runs it with plain frequencies. Convert the Hugging Face folder again."
+        )
+    if has_factors and architecture not in ARCHITECTURES:
+        raise InputError(
+            f"{where}: llama.cpp ignores rope factors of the architecture '{architecture}'; it has"
+            f" them for {', '.join(ARCHITECTURES)}. Export the model with --arch=phi3."
+        )
+    if has_factors and values["rope.scaling.factor"] not in (None, 0, 1):
+        raise InputError(
+            f"{where}: rope.scaling.factor must be absent beside rope factors, got"
+            f" {values['rope.scaling.factor']:g}: llama.cpp divides every position by it as well."
+        )
+    if _FREQS in tensors:
+        raise InputError(
+            f"{where}: holds {_FREQS}, which llama.cpp takes at every length, whatever else there"
+            " is. Convert from the Hugging Face folder instead."
+        )
+
+
+def _geometry(where: str, values: dict) -> dict:
+    if not values["context_length"]:
+        raise InputError(
+            f"{where}: context_length is missing. Convert the Hugging Face folder again."
+        )
+    head_dim = values["attention.key_length"]
+    if not head_dim and values["embedding_length"] and values["attention.head_count"]:
+        head_dim = values["embedding_length"] // values["attention.head_count"]
+    rotary_dim = values["rope.dimension_count"] or head_dim
+    if not rotary_dim:
+        raise InputError(
+            f"{where}: rope.dimension_count is missing. Convert the Hugging Face folder again."
+        )
+    return dict(
+        head_dim=head_dim or rotary_dim,
+        rotary_dim=rotary_dim,
+        theta=values["rope.freq_base"] or 10_000.0,  # llama.cpp's own default
+        original_len=values["rope.scaling.original_context_length"] or values["context_length"],
+    )
+
+
+def _value(reader, key: str):
+    """Returns a metadata value, None where it is absent."""
+    field = reader.get_field(key)
+    if field is None:
+        return None
+    value = field.contents()
+    if isinstance(value, list):  # one a layer
+        value = value[0]
+    return value if isinstance(value, str | int) else _decimal(value)
+
+
+def _decimal(value: float) -> float:
+    """Returns the shortest decimal that rounds to this float32."""
+    return float(str(np.float32(value)))
+
+
+def _package():
+    try:
+        import gguf
+    except ImportError:
+        raise InputError(
+            "GGUF needs the package gguf. Install it (pip install jaxrope[gguf])."
+        ) from None
+    return gguf
