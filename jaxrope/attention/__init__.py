@@ -9,6 +9,8 @@ import dataclasses
 import jax
 
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
+from jaxrope.attention.cached import Cache, Place, own_positions, unit, write
+from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
 from jaxrope.attention.local import NAMES as KERNELS
@@ -19,18 +21,24 @@ from jaxrope.masks import Mask
 
 __all__ = [
     "BACKENDS",
+    "Cache",
     "KERNELS",
     "LSE",
     "OUT",
+    "Place",
     "SPREAD",
     "Settings",
     "attend",
+    "attend_cached",
     "attend_whole",
     "check",
     "inverse",
     "length_unit",
     "order",
+    "own_positions",
     "resolve",
+    "unit",
+    "write",
 ]
 
 

@@ -7,7 +7,7 @@ candidate is data.
 """
 
 from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
-from jaxrope.llama.forward import head_DV, hidden, logits
+from jaxrope.llama.forward import head_DV, hidden, hidden_cached, logits, next_logits
 from jaxrope.llama.layout import lay_out, legal_length, natural_order, token_order
 from jaxrope.llama.params import (
     Llama,
@@ -31,6 +31,7 @@ __all__ = [
     "abstract_params",
     "head_DV",
     "hidden",
+    "hidden_cached",
     "init_params",
     "lay_out",
     "legal_length",
@@ -38,6 +39,7 @@ __all__ = [
     "logits",
     "merge",
     "natural_order",
+    "next_logits",
     "num_params",
     "own_rope",
     "param_shardings",

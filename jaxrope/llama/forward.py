@@ -55,17 +55,83 @@ def hidden(
     )
     shared = None if r.per_layer else rope.cos_sin(r, positions_BT)
 
+    def attend(q_BTNH, k_BTKH, v_BTKH):
+        how = dict(mask=mask, settings=settings.of_attention)
+        return attention.attend(settings.attention, q_BTNH, k_BTKH, v_BTKH, **how)
+
     def layer(x_BTD, weights_and_rope):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         weights, own = weights_and_rope
         turn = shared if own is None else rope.cos_sin(own, positions_BT)
-        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, mask)
+        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, attend)
         return x_BTD + _mlp(config, settings, weights, x_BTD), None
 
     scanned = (params["layers"], r if r.per_layer else None)
     x_BTD, _ = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
     norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
     return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps)
+
+
+def hidden_cached(
+    config: LlamaConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    r: rope.Rope,
+    cache: attention.Cache,
+    place: attention.Place,
+    settings: ForwardSettings,
+) -> tuple[jax.Array, attention.Cache]:
+    """Returns (x_BTD after the final norm, the cache with the keys and values of these tokens).
+
+    The tokens see what the cache holds of the tokens before them; with the same rope that is what
+    `hidden` computes of the whole sequence.
+
+    Args:
+      config, params, tokens_BT, r: as for `hidden`.
+      cache: of all layers; rotated with this rope, else the result is not that of any sequence.
+      place: which tokens these are, and where in the cache they go.
+      settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
+    """
+    dtype, mesh = DTYPES[settings.compute_dtype], settings.mesh
+    x_BTD = collectives.look_up(
+        params["embed_VD"], tokens_BT, dtype, mesh, vocab_size=config.vocab_size
+    )
+    shared = None if r.per_layer else rope.cos_sin(r, place.positions_BT)
+
+    def layer(carry, scanned):
+        x_BTD, cache = carry
+        index, weights, own = scanned
+        turn = shared if own is None else rope.cos_sin(own, place.positions_BT)
+
+        def attend(q_BTNH, k_BTKH, v_BTKH):
+            nonlocal cache
+            cache = attention.write(cache, index, k_BTKH, v_BTKH, place, mesh)
+            how = dict(window=config.sliding_window, settings=settings.of_attention)
+            return attention.attend_cached(q_BTNH, cache, index, place, **how)
+
+        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, attend)
+        return (x_BTD + _mlp(config, settings, weights, x_BTD), cache), None
+
+    indices = jnp.arange(config.num_layers, dtype=jnp.int32)
+    scanned = (indices, params["layers"], r if r.per_layer else None)
+    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), scanned)
+    norm = _whole(params, ("final_norm_D",), dtype, mesh)
+    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), cache
+
+
+def next_logits(
+    config: LlamaConfig, params: dict, x_BD: jax.Array, settings: ForwardSettings
+) -> jax.Array:
+    """Returns logits_BV, float32 or wider, of one hidden state for each row; on a mesh all words,
+    on every device that has the row.
+    """
+    mesh = settings.mesh
+    head = collectives.gather({"head_DV": head_DV(config, params)}, x_BD.dtype, mesh)["head_DV"]
+    wide = jnp.promote_types(x_BD.dtype, jnp.float32)
+    logits_BV = _dot("BD,DV->BV", x_BD, head).astype(wide)
+    if logits_BV.shape[-1] == config.vocab_size:
+        return logits_BV
+    return jax.lax.all_gather(logits_BV, collectives.TENSOR, axis=1, tiled=True)
 
 
 def head_DV(config: LlamaConfig, params: dict) -> jax.Array:
@@ -85,7 +151,8 @@ def logits(
     )
 
 
-def _attention(config, settings, weights, x_BTD, turn, mask):
+def _attention(config, settings, weights, x_BTD, turn, attend_fn):
+    """Attention of a layer; `attend_fn` takes q, rotated, k, rotated, and v."""
     names = [name for name in weights if name in _ATTENTION]
     weights = _whole(weights, names, x_BTD.dtype, settings.mesh)
     y_BTD = _rms_norm(x_BTD, weights["attn_norm_LD"], config.norm_eps)
@@ -97,14 +164,7 @@ def _attention(config, settings, weights, x_BTD, turn, mask):
             _add_bias(x, weights[name])
             for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
         )
-    out_BTNH = attention.attend(
-        settings.attention,
-        rope.rotate(q_BTNH, *turn),
-        rope.rotate(k_BTKH, *turn),
-        v_BTKH,
-        mask=mask,
-        settings=settings.of_attention,
-    )
+    out_BTNH = attend_fn(rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn), v_BTKH)
     out_BTD = _dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     return _add_bias(out_BTD, weights["o_bias_LD"]) if config.out_bias else out_BTD
