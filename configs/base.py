@@ -89,6 +89,9 @@ def evaluation() -> ConfigDict:
     section.passkey_trials = 12  # at each length
     section.passkey_filler = "grass"  # grass: the sentences of the paper | text: data.eval_files
     section.passkey_zero_padded = False  # keys from 00000, not from 10000
+    section.needle_keys = (6,)  # needles in a document of the suite "needle", one of which is asked; each number is a table of its own
+    section.needle_trials = 24  # documents at each length, for each number of keys
+    section.needle_filler = "text"  # text: data.eval_files | grass: the sentences of the pass key
     section.bootstrap_samples = 10_000  # of an interval
     return section
 
@@ -138,7 +141,7 @@ def search() -> ConfigDict:
     section = ConfigDict()
     section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
     section.algorithm = dict(
-        name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono
+        name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search
         population=64,  # P
         mutations=16,  # N1
         crossovers=16,  # N2
@@ -167,6 +170,14 @@ def join() -> ConfigDict:
     """Factors of several searches in one rope.json beside a model, by length (the stage "join" of a recipe)."""
     section = ConfigDict()
     section.ropes = ()  # rope.json files, or workdirs with one: a sequence takes the factors of the shortest max_len that it fits into
+    return section
+
+
+def critical_search() -> ConfigDict:
+    """LongRoPE2's search.algorithm: NTK below the critical pair, factors in [s, 2s] from it on; its Algorithms 1 and 2."""
+    section = ConfigDict(search().algorithm.to_dict() | dict(name="critical", bound=2.0))
+    section.critical_low = 0  # rotary pair, from 0: the lowest that may be critical; 0 = the first with less than 10 turns in training_len
+    section.critical_high = 0  # rotary pair: the highest that may be; 0 = the first with less than 1 turn, the theoretical one; equal to critical_low: this pair alone
     return section
 
 

@@ -15,7 +15,7 @@ from jaxrope.report import collect, figures, page, panels, tables
 
 
 def row(suite, label, length, score, low, high, **more):
-    name = "accuracy" if suite == "passkey" else suite
+    name = suite if suite == "perplexity" else "accuracy"
     return {
         "suite": suite,
         "label": label,
@@ -39,6 +39,11 @@ ROWS = [
     row("perplexity", "mine & <co>", 4096, None, None, None, **gap(-0.02, -0.03, -0.01)),
     row("passkey", "none", 512, 1.0, 0.76, 1.0),
     row("passkey", "yarn", 512, 1.0, 0.76, 1.0),
+]
+NEEDLES = [
+    row("needle-6", "yarn", 500, 0.96, 0.8, 0.99),
+    row("needle-6", "yarn", 8192, 0.79, 0.6, 0.9),
+    row("needle-1", "yarn", 500, 1.0, 0.86, 1.0),
 ]
 GENERATIONS = [{"generation": i, "best": 60.0 - i, "mean": 80.0 - i} for i in range(5)]
 BASELINES = {
@@ -82,6 +87,22 @@ def test_an_evaluation_has_a_panel_for_what_it_measured():
     assert len(report.evaluation_figure(ROWS).axes) == 4
     only = [r for r in ROWS if r["suite"] == "passkey"]
     assert len(report.evaluation_figure(only).axes) == 1
+    assert len(report.evaluation_figure([*ROWS, *NEEDLES]).axes[:5]) == 5
+
+
+def test_needles_are_drawn_for_each_number_of_keys():
+    figure = report.needle_figure(NEEDLES[:2])
+    assert {tuple(line.get_ydata()) for line in lines_of(figure)} == {(0.96, 0.79)}
+    assert names_of(figure) == {"yarn"}
+    figure = report.needle_figure(NEEDLES)
+    assert {tuple(line.get_ydata()) for line in lines_of(figure)} == {(0.96, 0.79), (1.0,)}
+    assert names_of(figure) == {"yarn, 6 keys", "yarn, 1 keys"}
+    assert figure.axes[0].get_title(loc="left") == "Needle found"
+    titles = [title for title, _ in tables.evaluation_tables(NEEDLES)]
+    assert titles == [f"Needle-{k}: accuracy [95% interval]" for k in (6, 1)]
+    assert collect._alt("needle", NEEDLES) == (
+        "Share of needles found, with Wilson's 95% interval. At 8,192 tokens: yarn, 6 keys 0.79."
+    )
 
 
 def test_the_search_is_drawn_against_its_baselines():

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import passkey, perplexity
+from jaxrope.evaluation import needle, passkey, perplexity
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -54,6 +54,12 @@ EVALUATORS: dict[str, Evaluator] = {
         forward_tokens=passkey.forward_tokens,
         needs_text=lambda bench: bench.passkey_filler == "text",
     ),
+    "needle": Evaluator(
+        evaluate=needle.evaluate,
+        items=needle.make_trials,
+        forward_tokens=needle.forward_tokens,
+        needs_text=lambda bench: bench.needle_filler == "text",
+    ),
 }
 
 
@@ -69,7 +75,10 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
     Raises:
       InputError: a number is out of range.
     """
-    for key in ("num_windows", "windows_per_doc", "batch_tokens", "stride", "passkey_trials"):
+    for key in ("num_windows", "windows_per_doc", "batch_tokens", "stride") + (
+        "passkey_trials",
+        "needle_trials",
+    ):
         if section[key] < 1:
             raise InputError(f"eval.{key} is at least 1, got {section[key]}.")
     for key in ("offset_tokens", "window", "rope_len"):
@@ -98,6 +107,9 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
         passkey_trials=section.passkey_trials,
         passkey_filler=section.passkey_filler,
         passkey_zero_padded=section.passkey_zero_padded,
+        needle_keys=tuple(section.needle_keys),
+        needle_trials=section.needle_trials,
+        needle_filler=section.needle_filler,
         bootstrap_samples=section.bootstrap_samples,
         seed=seed,
     )

@@ -70,6 +70,9 @@ class Bench:
       passkey_trials: trials at each length.
       passkey_filler: "grass" (the paper's sentences) or "text" (the documents).
       passkey_zero_padded: keys 00000 to 99999, else 10000 to 99999.
+      needle_keys: numbers of needles in a document, each a suite of its own.
+      needle_trials: documents of each at each length.
+      needle_filler: "text" or "grass", as passkey_filler.
       bootstrap_samples: resamples of an interval.
       seed: of everything that is drawn.
       tick: is told how many tokens a finished batch had.
@@ -87,6 +90,9 @@ class Bench:
     passkey_trials: int
     passkey_filler: str
     passkey_zero_padded: bool
+    needle_keys: tuple[int, ...]
+    needle_trials: int
+    needle_filler: str
     bootstrap_samples: int
     seed: int
     tick: Callable[[int], None] = _ignore

@@ -7,6 +7,7 @@ no model.
 from jaxrope.report.figures import (
     difference_figure,
     evaluation_figure,
+    needle_figure,
     passkey_figure,
     perplexity_figure,
     position_figure,
@@ -17,6 +18,7 @@ from jaxrope.report.figures import (
 __all__ = [
     "difference_figure",
     "evaluation_figure",
+    "needle_figure",
     "passkey_figure",
     "perplexity_figure",
     "position_figure",

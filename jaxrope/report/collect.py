@@ -8,7 +8,7 @@ from typing import Any
 from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.progress import duration
-from jaxrope.report import figures, tables
+from jaxrope.report import figures, panels, tables
 from jaxrope.report.page import Figure, Section
 
 SUMMARY_HEADER = ["Folder", "What", "Window", "Result", "Cost"]
@@ -145,12 +145,14 @@ _CAPTIONS = {
     "difference": "Paired difference of mean NLL with its 95% interval over windows.",
     "position": "Loss by position in the longest window, smoothed.",
     "passkey": "Share of keys found, with Wilson's 95% interval.",
+    "needle": "Share of needles found, with Wilson's 95% interval.",
 }
 
 
 def _alt(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns in words what a figure shows at its right end."""
-    suite = "passkey" if name == "passkey" else "perplexity"
+    suite = name if name in ("passkey", "needle") else "perplexity"
+    rows = panels.needle_rows(rows) if name == "needle" else rows
     chosen = [row for row in rows if row["suite"] == suite]
     longest = max(row["length"] for row in chosen)
     ends = [row for row in chosen if row["length"] == longest]

@@ -71,6 +71,13 @@ def passkey_figure(
     return _one(lambda ax: panels.draw_passkey(ax, rows, original_len), path)
 
 
+def needle_figure(
+    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
+):
+    """Draws needle accuracy against length, with Wilson's intervals. See perplexity_figure."""
+    return _one(lambda ax: panels.draw_needle(ax, rows, original_len), path)
+
+
 def evaluation_figure(
     rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
 ):

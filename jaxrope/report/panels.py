@@ -85,6 +85,28 @@ def draw_passkey(ax, rows, original_len):
     ax.set(title="Pass key found", ylabel="share of trials", ylim=(-0.05, 1.05))
 
 
+def draw_needle(ax, rows, original_len):
+    """Share of needles found against length, a line for each label and number of keys."""
+    curves = {
+        label: _curve(some, lambda row: [row["metrics"][k] for k in ("accuracy", "low", "high")])
+        for label, some in _of_suite(needle_rows(rows), "needle").items()
+    }
+    _draw_by_length(ax, curves, original_len)
+    ax.set(title="Needle found", ylabel="share of trials", ylim=(-0.05, 1.05))
+
+
+def needle_rows(rows) -> list[Row]:
+    """Returns the rows of suites "needle-K" as those of one suite; where there are several K, a
+    label says its own."""
+    some = [row for row in rows if row["suite"].startswith("needle-")]
+    many = len({row["suite"] for row in some}) > 1
+
+    def label(row):
+        return f"{row['label']}, {row['suite'].removeprefix('needle-')} keys"
+
+    return [{**row, "suite": "needle"} | ({"label": label(row)} if many else {}) for row in some]
+
+
 def _curve(rows, values_fn):
     """Returns arrays (length, value, low, high) of the rows whose numbers are all finite."""
     found = [(row["length"], *values_fn(row)) for row in rows]
@@ -273,4 +295,5 @@ PANELS = {
     "difference": (draw_difference, lambda rows: any(r.get("difference") for r in rows)),
     "position": (draw_position, lambda rows: any(r["suite"] == "perplexity" for r in rows)),
     "passkey": (draw_passkey, lambda rows: any(r["suite"] == "passkey" for r in rows)),
+    "needle": (draw_needle, lambda rows: bool(needle_rows(rows))),
 }

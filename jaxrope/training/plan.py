@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from jaxrope import data, evaluation, llama, rope, setup, sharding
 from jaxrope.errors import InputError
-from jaxrope.evaluation import EvalModel, passkey, perplexity
+from jaxrope.evaluation import EvalModel
 from jaxrope.pretrained import Pretrained
 from jaxrope.training import step as step_lib
 from jaxrope.training.program import Program, lower_step, make_program
@@ -249,11 +249,4 @@ def _check_evaluation(plan: Plan) -> None:
     """Finds out now, not after the training, what cannot be evaluated."""
     if plan.bench is None:
         return
-    model, suites = plan.eval_model({}), plan.config.eval.suites
-    evaluation.cost(model, plan.bench, suites)
-    for length in plan.bench.lengths:
-        plan.rope_fn.bucket(min(model.window, length) or length)
-        if "perplexity" in suites:
-            perplexity.text_windows(model, plan.bench, length)
-        if "passkey" in suites and not model.window:
-            passkey.make_trials(plan.tokenizer, plan.bench, length)
+    evaluation.check(plan.eval_model({}), plan.bench, plan.config.eval.suites)
