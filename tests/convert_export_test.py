@@ -364,3 +364,15 @@ def test_rope_of_another_model(tmp_path):
         pretrained.with_rope(model, tmp_path / "rope.json")
     with pytest.raises(InputError, match="nothing.json: cannot be read"):
         pretrained.with_rope(model, tmp_path / "nothing.json")
+
+
+def test_ntk_to_the_critical_pair_is_said_as_longrope(tmp_path):
+    constants = dict(factor=8.0, critical_pair=3)
+    model = with_method(model_of(tmp_path / "in", LLAMA), "ntk_rcd", **constants)
+    config, lost = export(model, tmp_path / "out")
+    section = config["rope_parameters"]
+    assert not lost and section["rope_type"] == "longrope"
+    expected = 8.0 ** (np.minimum(np.arange(len(LONG)), 3) / 3)
+    assert section["short_factor"] == section["long_factor"]
+    np.testing.assert_allclose(section["long_factor"], expected, rtol=1e-12)
+    assert section["attention_factor"] == 1.0

@@ -67,6 +67,28 @@ def test_formulas_of_the_papers(dim, theta, original_len, factor):
     assert np.allclose(abf, (theta * factor) ** (-2 * i / dim), 1e-12)
 
 
+def test_ntk_up_to_the_critical_pair_of_phi4_mini():
+    """Its published long factors are LongRoPE2's: NTK below pair 31, critical, with 32.03."""
+    published = np.array(rope.preset("phi4_mini").bucket(131_072).factors)
+    geometry = dict(head_dim=128, rotary_dim=96, theta=10_000.0, original_len=4096)
+    made = rope.make("ntk_rcd", **geometry, factor=published[31], critical_pair=31)
+    factors = np.array(made.bucket(131_072).factors)
+    assert np.allclose(factors[:32], published[:32], rtol=1e-8)
+    assert np.all(factors[31:] == pytest.approx(32.03, rel=1e-12))
+
+
+@pytest.mark.parametrize("dim, theta, pair", [(16, 10_000.0, 3), (96, 500_000.0, 25)])
+@pytest.mark.parametrize("factor", [4.0, 32.0])
+def test_ntk_rcd_is_ntk_with_another_base(dim, theta, pair, factor):
+    """Below the pair the frequencies of theta', where theta'^(-2 pair / d) is the interpolated."""
+    geometry = dict(head_dim=dim, theta=theta, original_len=4096)
+    ours = frequencies("ntk_rcd", geometry=geometry, factor=factor, critical_pair=pair)
+    i = np.arange(dim // 2)
+    base = theta * factor ** (dim / 2 / pair)
+    assert np.allclose(ours[: pair + 1], base ** (-2 * i[: pair + 1] / dim), rtol=1e-12)
+    assert np.allclose(ours[pair:], theta ** (-2 * i[pair:] / dim) / factor, rtol=1e-12)
+
+
 @pytest.mark.parametrize("fast, slow", [(32, 1), (128, 2)])
 @pytest.mark.parametrize("factor, original_len", [(4.0, 512), (32.0, 4096)])
 def test_yarn_by_turns(fast, slow, factor, original_len):
@@ -289,6 +311,19 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
         ("longrope", dict(buckets=[BUCKET | dict(factors=[float("inf")] * 32)]), "finite"),
         ("longrope", dict(buckets=[BUCKET | dict(factors=["2"] * 32)]), "a list of numbers"),
         ("longrope", dict(buckets=[BUCKET | dict(start_tokens=-1)]), "start_tokens must be"),
+        ("ntk_rcd", dict(factor=4.0), "'ntk_rcd' needs rope.critical_pair, which is not given"),
+        (
+            "ntk_rcd",
+            dict(factor=4.0, critical_pair=32),
+            "rope.critical_pair must be a whole number from 1 to 31 (rotary_dim / 2 - 1\\), got 32",
+        ),
+        (
+            "ntk_rcd",
+            dict(factor=4.0, critical_pair=0),
+            "critical_pair must be a whole number from 1",
+        ),
+        ("ntk_rcd", dict(factor=4.0, critical_pair=2.5), "critical_pair must be a whole number"),
+        ("ntk_rcd", dict(factor=0.5, critical_pair=3), "rope.factor of method 'ntk_rcd' must be"),
         ("longrope", dict(buckets=[BUCKET | dict(attention_factor=0)]), "a positive number"),
         ("longrope", dict(buckets=[BUCKET | dict(attention_factor="sue")]), "Did you mean 'su'"),
         ("longrope", dict(buckets=[BUCKET, BUCKET]), "must ascend in max_len, got 64 before 64"),

@@ -10,7 +10,7 @@ import pytest
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
 from jaxrope.search.encodings import ENCODINGS
-from tests.search_spaces import seeds_of, space_of, stream
+from tests.search_spaces import seeds_of, space_for, space_of, stream
 
 PAPER = dict(
     name="monotone",
@@ -28,7 +28,13 @@ PAPER = dict(
 
 
 def settings_of(**changes):
-    return evolution.Settings(**(PAPER | changes))
+    section = PAPER | changes
+    return evolution.SETTINGS[section["name"]](**section)
+
+
+def named(name):
+    """The name of an encoding and what it has beside the others."""
+    return dict(name=name) | (dict(critical_low=2, critical_high=5) if name == "critical" else {})
 
 
 def run(state, fitness_fn):
@@ -69,9 +75,9 @@ def test_first_population_mutates_each_seed_in_turn():
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_parents_are_elitist_and_children_come_from_them(name):
     """With fitness = -sum, a parent's factors never leave the best so far."""
-    space = space_of(num_pairs=6)
+    space = space_for(name, num_pairs=6)
     state = evolution.init(
-        settings_of(name=name, population=12, parents=4, mutations=3, crossovers=3),
+        settings_of(population=12, parents=4, mutations=3, crossovers=3, **named(name)),
         space,
         seeds_of(space, name),
         1,

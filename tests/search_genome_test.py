@@ -8,7 +8,7 @@ import pytest
 from jaxrope.errors import InputError
 from jaxrope.search import genome
 from jaxrope.search.encodings import ENCODINGS
-from tests.search_spaces import START_TOKENS, encode, seeds_of, space_of, stream
+from tests.search_spaces import START_TOKENS, encode, seeds_of, space_for, space_of, stream
 
 MONOTONE, PIECEWISE = ENCODINGS["monotone"], ENCODINGS["piecewise"]
 
@@ -81,8 +81,8 @@ def test_mutation_probability_is_per_gene():
 
 @pytest.mark.parametrize("name", ENCODINGS)
 def test_children_stay_in_the_space(name):
-    space, rng = space_of(num_pairs=12), stream(2)
-    encoding, pool = ENCODINGS[name], list(seeds_of(space_of(num_pairs=12), name))
+    space, rng = space_for(name, num_pairs=12), stream(2)
+    encoding, pool = ENCODINGS[name], list(seeds_of(space, name))
     crossed = 0
     for _ in range(1500):
         first, second = rng.choice(len(pool), size=2, replace=False)

@@ -1,5 +1,7 @@
 """Spaces, seeds and streams that the tests of genomes and of evolution share."""
 
+import dataclasses
+
 import numpy as np
 
 from jaxrope.search import genome
@@ -27,6 +29,13 @@ def stream(seed=0):
 def encode(name, space, factors, start_tokens=0, attention_factor=1.0):
     choice = Choice(np.asarray(factors, np.float64), start_tokens, attention_factor)
     return genome.encode(ENCODINGS[name], space, choice)
+
+
+def space_for(name, **constants):
+    """The space of an encoding: with pairs that may be critical, where it has such."""
+    space = space_of(**constants)
+    pairs = (2, 3, 5) if name == "critical" else ()
+    return dataclasses.replace(space, critical_pairs=pairs)
 
 
 def seeds_of(space, name="monotone"):

@@ -3,7 +3,7 @@ format of a result.
 """
 
 from jaxrope.rope.file import load, provenance, save
-from jaxrope.rope.methods import METHODS, make
+from jaxrope.rope.methods import METHODS, make, ntk_rcd
 from jaxrope.rope.presets import catalogue, preset
 from jaxrope.rope.rotary import (
     Rope,
@@ -40,6 +40,7 @@ __all__ = [
     "inv_freq",
     "load",
     "make",
+    "ntk_rcd",
     "preset",
     "provenance",
     "remarks",

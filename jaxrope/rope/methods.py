@@ -79,6 +79,28 @@ def _ntk(geometry: Geometry, *, factor: float):
     )
 
 
+def _ntk_rcd(geometry: Geometry, *, factor: float, critical_pair: int):
+    """NTK up to the critical pair, `factor` from there on (LongRoPE2, Eq. 8-10; its NTK-rcd).
+
+    The base below is the one that interpolates the critical pair by `factor`: factor^(i / critical)
+    for pair i. Pairs count from 0.
+    """
+    _check_factor("ntk_rcd", factor)
+    num_pairs = geometry.rotary_dim // 2
+    require(
+        isinstance(critical_pair, int | np.integer) and 1 <= critical_pair < num_pairs,
+        "rope.critical_pair",
+        f"be a whole number from 1 to {num_pairs - 1} (rotary_dim / 2 - 1)",
+        critical_pair,
+    )
+    return (geometry.bucket(geometry.base_inv_freq / ntk_rcd(factor, critical_pair, num_pairs)),)
+
+
+def ntk_rcd(factor: float, critical_pair: int, num_pairs: int) -> np.ndarray:
+    """Returns factor^(min(i, critical_pair) / critical_pair), float64 [num_pairs]."""
+    return factor ** (np.minimum(np.arange(num_pairs), critical_pair) / critical_pair)
+
+
 def _dynamic_ntk(geometry: Geometry, *, factor: float):
     """Dynamic NTK: NTK-aware with (factor * L / original_len - (factor - 1)), L = max(sequence,
     original_len).
@@ -211,6 +233,7 @@ METHODS: dict[str, Callable] = {
     "none": _none,
     "pi": _pi,
     "ntk": _ntk,
+    "ntk_rcd": _ntk_rcd,
     "dynamic_ntk": _dynamic_ntk,
     "yarn": _yarn,
     "llama3": _llama3,

@@ -5,6 +5,7 @@ Letters: R rotary pairs, O own genes of a layer.
 
 import numpy as np
 
+from jaxrope import rope
 from jaxrope.search.genome import Encoding, Space
 
 _SIGMA_PAIRS = 2.0  # of the Gaussian step of alpha and beta (microsoft/LongRoPE, dim_piece_mono)
@@ -74,6 +75,50 @@ def settle_piecewise(space: Space, genes_R, own_O) -> bool:
     return bool(alpha <= beta)
 
 
+def encode_critical(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Returns the critical genes nearest to `factors_R`, by the squares of the logs of factors."""
+    wanted_R, found = np.log(np.maximum(factors_R, 1.0)), []
+    for pair in space.critical_pairs:
+        genes_R = round_to_grid(space, factors_R, (space.scale, space.highest))
+        settle_critical(space, genes_R, [pair])
+        found.append((np.sum((np.log(genes_R / space.units) - wanted_R) ** 2), pair, genes_R))
+    _, pair, genes_R = min(found, key=lambda told: told[:2])
+    return genes_R, [pair]
+
+
+def mutate_critical(space: Space, rng, genes_R, own_O, probability: float) -> None:
+    """Mutation of LongRoPE2, Algorithm 2: from the critical pair on as in Algorithm 1 of LongRoPE,
+    between target / training length and `highest`; below it NTK.
+
+    The critical pair is a gene like the others, and takes any of its values.
+    """
+    if len(space.critical_pairs) > 1 and rng.random() < probability:
+        own_O[0] = rng.choice(space.critical_pairs)
+    settle_critical(space, genes_R, own_O)
+    searched = (int(own_O[0]), space.num_pairs)
+    mutate_genes(rng, genes_R, searched, (space.scale, space.highest), probability)
+    settle_critical(space, genes_R, own_O)
+
+
+def begin_critical(space: Space, rng, genes_R, own_O, probability: float) -> None:
+    """Initial population of LongRoPE2, Algorithm 1: any critical pair, one factor from there on,
+    uniform from target / training length to `highest`.
+    """
+    del probability
+    own_O[0] = rng.choice(space.critical_pairs)
+    genes_R[:] = rng.integers(space.scale, space.highest, endpoint=True)
+    settle_critical(space, genes_R, own_O)
+
+
+def settle_critical(space: Space, genes_R, own_O) -> bool:
+    """Writes NTK below the critical pair, and at least target / training length from it on."""
+    pair = int(own_O[0])
+    genes_R[pair:] = np.maximum(genes_R[pair:], space.scale)
+    below_R = rope.ntk_rcd(genes_R[pair] / space.units, pair, space.num_pairs)[:pair]
+    genes_R[:pair] = np.rint(below_R * space.units)
+    return True
+
+
 def round_to_grid(space: Space, factors_R, limits: tuple[int, int]) -> np.ndarray:
     """Returns factors in grid steps within `limits`, each raised to the largest before it."""
     genes_R = np.rint(np.asarray(factors_R, np.float64) * space.units)
@@ -98,4 +143,5 @@ def mutate_genes(
 ENCODINGS = {
     "monotone": Encoding(encode_monotone, mutate_monotone, settle_monotone, mutate_monotone),
     "piecewise": Encoding(encode_piecewise, mutate_piecewise, settle_piecewise, mutate_piecewise),
+    "critical": Encoding(encode_critical, mutate_critical, settle_critical, begin_critical),
 }

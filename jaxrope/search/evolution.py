@@ -44,11 +44,7 @@ class Settings:
     def __post_init__(self):
         choose("search.algorithm.name", self.name, ENCODINGS)
         for name, least in _LEAST.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(
-                    f"search.algorithm.{name} must be a whole number from {least} on, got {value}."
-                )
+            _require_whole(name, getattr(self, name), least)
         for name in ("mutation_probability", "step", "bound"):
             value = getattr(self, name)
             if (
@@ -78,6 +74,26 @@ class Settings:
         return self.population + (self.iterations - 1) * (self.mutations + self.crossovers)
 
 
+@dataclasses.dataclass(frozen=True)
+class CriticalSettings(Settings):
+    """`search.algorithm` of "critical" (LongRoPE2): also the pairs that may be critical.
+
+    Attributes:
+      critical_low, critical_high: the lowest and the highest of them; 0: by formula, see
+        search/critical.py.
+    """
+
+    critical_low: int
+    critical_high: int
+
+    def __post_init__(self):
+        super().__post_init__()
+        for name in ("critical_low", "critical_high"):
+            _require_whole(name, getattr(self, name), 0)
+
+
+SETTINGS = {"monotone": Settings, "piecewise": Settings, "critical": CriticalSettings}
+
 _LEAST = dict(
     population=1,
     mutations=0,
@@ -97,7 +113,8 @@ def settings_for(section: dict, target_len: int) -> Settings:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    known = [field.name for field in dataclasses.fields(Settings)]
+    kind = choose("search.algorithm.name", section.get("name"), SETTINGS)
+    known = [field.name for field in dataclasses.fields(kind)]
     for name in section:
         choose("search.algorithm key", name, dict.fromkeys(known))
     missing = [name for name in known if name not in section]
@@ -106,7 +123,7 @@ def settings_for(section: dict, target_len: int) -> Settings:
             f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm "
             "gives all of its arguments."
         )
-    settings = Settings(**section)
+    settings = kind(**section)
     if not 0 < settings.halve_above < target_len:
         return settings
     halves = {name: getattr(settings, name) // 2 for name in ("mutations", "crossovers")}
@@ -116,6 +133,13 @@ def settings_for(section: dict, target_len: int) -> Settings:
         parents=max(settings.parents // 2, 1),
         **halves,
     )
+
+
+def _require_whole(name: str, value, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise InputError(
+            f"search.algorithm.{name} must be a whole number from {least} on, got {value}."
+        )
 
 
 @jax.tree_util.register_dataclass

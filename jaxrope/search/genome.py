@@ -35,6 +35,9 @@ class Space:
       start_tokens: what n̂ may be, in tokens.
       attention_factors: what cos and sin may be multiplied by.
       num_layers: L; 1: all layers share their factors.
+      critical_pairs: what the critical pair may be, in the encoding that has one.
+      multiplier: factors, [R] or [L, R], that those of the genes multiply in a second search; () =
+        they stand for themselves.
     """
 
     num_pairs: int
@@ -44,6 +47,8 @@ class Space:
     start_tokens: tuple[int, ...]
     attention_factors: tuple[float, ...]
     num_layers: int = 1
+    critical_pairs: tuple[int, ...] = ()
+    multiplier: tuple = ()
 
     @property
     def num_factors(self) -> int:
@@ -142,7 +147,8 @@ class Encoding:
 
 def encode(encoding: Encoding, space: Space, choice: Choice) -> np.ndarray:
     """Returns the genome nearest to a choice; factors [R] serve every layer."""
-    factors_LR = np.broadcast_to(choice.factors, (space.num_layers, space.num_pairs))
+    factors = choice.factors / np.array(space.multiplier or 1.0)
+    factors_LR = np.broadcast_to(factors, (space.num_layers, space.num_pairs))
     layers = [encoding.encode(space, factors_R) for factors_R in factors_LR]
     genes = [genes_R for genes_R, _ in layers] + [own for _, own in layers]
     if space.num_choices > 1:
@@ -156,6 +162,8 @@ def decode(space: Space, genome_G: np.ndarray) -> Choice:
     factors = genome_G[: space.num_factors] / space.units
     if space.num_layers > 1:
         factors = factors.reshape(space.num_layers, space.num_pairs)
+    if space.multiplier:
+        factors = factors * np.array(space.multiplier)
     index = genome_G[-2] if space.num_choices > 1 else 0
     return Choice(factors, space.start_tokens[genome_G[-1]], space.attention_factors[index])
 

@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 import jaxrope
 from jaxrope import digest, llama, rope, setup, sharding
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, encodings, evolution, genome, objective, plan
+from jaxrope.search import baselines, critical, encodings, evolution, genome, objective, plan
 from jaxrope.search.baselines import Baseline
 
 
@@ -30,6 +30,7 @@ class Problem:
       settings: of the evolution.
       space: of the genomes.
       known: the baselines; most of them are also seeds.
+      trained_len: tokens that the methods stretch and that bound the factors.
       attention_factor: of the search; candidates have this one times a multiple.
       mesh: whose devices share the work.
       memory: what a candidate needs and what there is.
@@ -47,6 +48,7 @@ class Problem:
     settings: evolution.Settings
     space: genome.Space
     known: list[Baseline]
+    trained_len: int
     attention_factor: float
     mesh: Mesh
     memory: plan.Memory
@@ -72,15 +74,21 @@ def prepare(config) -> Problem:
     shape = setup.model_config(config)
     llama.param_shardings(shape, mesh)  # refuses what does not divide
     forward, remarks = setup.forward_settings(config, mesh, shape)
-    trained = baselines.training_len(config, shape)
-    attention_factor = baselines.attention_factor(config, shape)
+    extended = _extended(config, shape)
+    trained = baselines.training_len(config, shape, extended)
+    attention_factor = baselines.attention_factor(config, shape, extended)
     space = genome.make_space(
         num_pairs=shape.rotary_dim // 2,
         factor=config.target_len / trained,
         step=settings.step,
-        highest=settings.bound * config.target_len / trained,
+        highest=baselines.highest(config, settings.bound, trained),
         start_tokens=tuple(config.search.start_tokens),
         attention_factors=baselines.attention_factors(config, attention_factor),
+    )
+    if config.search.multiply:
+        space = dataclasses.replace(space, multiplier=extended.bucket.factors)
+    space = critical.narrow(
+        space, settings, theta=shape.theta, trained_len=trained, target_len=config.target_len
     )
     loaded = setup.load_model(config)
     judge = _objective(config, loaded, forward)
@@ -108,6 +116,7 @@ def prepare(config) -> Problem:
         settings=settings,
         space=space,
         known=baselines.make(config, shape, loaded.rope_fn, trained),
+        trained_len=trained,
         attention_factor=attention_factor,
         mesh=mesh,
         memory=memory,
@@ -131,8 +140,10 @@ def header(problem: Problem) -> dict[str, Any]:
             "start_tokens": list(problem.space.start_tokens),
             "objective": config.search.objective.to_dict(),
             "attention_factor": problem.attention_factor,
-            "attention_multiples": list(config.search.attention_multiples),
+            "attention_multiples": _unless(list(config.search.attention_multiples), [1.0]),
             "compare": config.search.compare,
+            "multiplied": problem.space.multiplier or None,
+            "highest": config.search.highest or None,
         },
         "seeds": {
             known.name: row.tolist()
@@ -143,8 +154,13 @@ def header(problem: Problem) -> dict[str, Any]:
 
 
 def seeds(problem: Problem) -> list[Baseline]:
-    """Returns the baselines that the evolution starts from."""
-    return [known for known in problem.known if known.is_seed]
+    """Returns what the evolution starts from: baselines, and one for each critical pair."""
+    found = critical.seeds(
+        problem.space,
+        target_len=problem.config.target_len,
+        attention_factor=problem.attention_factor,
+    )
+    return [*(known for known in problem.known if known.is_seed), *found]
 
 
 def seed_genomes(problem: Problem) -> np.ndarray:
@@ -157,6 +173,20 @@ def seed_genomes(problem: Problem) -> np.ndarray:
     return np.stack([genome.encode(encoding, problem.space, choice) for choice in choices])
 
 
+def multiplied(problem: Problem, genome_G: np.ndarray) -> dict[str, Any]:
+    """Returns, of a second search, which factors were multiplied by which, for the record."""
+    if not problem.space.multiplier:
+        return {}
+    alone = genome.decode(dataclasses.replace(problem.space, multiplier=()), genome_G)
+    return {
+        "multiplied": {
+            "fine_tuned": problem.space.multiplier,
+            "fine_tuned_len": problem.trained_len,
+            "lambda_2": alone.factors.tolist(),
+        }
+    }
+
+
 def build_rope(
     problem: Problem, factors_R, start_tokens: int, attention_factor: float
 ) -> rope.Rope:
@@ -167,6 +197,11 @@ def build_rope(
         start_tokens=start_tokens,
         attention_factor=attention_factor,
     )
+
+
+def _unless(value: Any, default: Any) -> Any:
+    """Returns None for a default, as if an older version had not written it: journals stay valid."""
+    return None if value == default else value
 
 
 def model_digest(params: Any) -> str:
@@ -186,6 +221,17 @@ def versions() -> dict[str, str]:
         "jax": importlib.metadata.version("jax"),
         "numpy": importlib.metadata.version("numpy"),
     }
+
+
+def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
+    own = setup.load_model(config, weights=False).rope_fn
+    extended = baselines.extension(config, shape, own)
+    if config.search.multiply and config.search.algorithm.name == "critical":
+        raise InputError(
+            "search.multiply: the encoding 'critical' states all factors, and so multiplies none. "
+            "Set search.algorithm.name to monotone or piecewise, or multiply to False."
+        )
+    return extended
 
 
 def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Objective:

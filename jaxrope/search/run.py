@@ -19,13 +19,14 @@ from jaxrope import files, hosts, rope
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
-from jaxrope.search import baselines, evaluator, evolution, journal, loop
+from jaxrope.search import baselines, critical, evaluator, evolution, journal, loop
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
     Problem,
     build_rope,
     header,
     model_digest,
+    multiplied,
     prepare,
     seed_genomes,
     versions,
@@ -180,10 +181,17 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
     )
     rows = files.read_jsonl(workdir / "journal.jsonl")
     made = _provenance(problem, state, compared) | {unit: fitness}
+    made |= multiplied(problem, genome_G)
     rope.save(workdir / "rope.json", _rope_fn(problem, bucket), made)
     generations = _generations(rows)
     content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | made
     content |= {"best": _plain(bucket), "generations": generations}
+    content |= critical.report(
+        state,
+        theta=problem.model.theta,
+        trained_len=problem.trained_len,
+        attention_factor=problem.attention_factor,
+    )
     content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
     content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
     files.write_json_atomic(workdir / "result.json", content)
