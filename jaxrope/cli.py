@@ -55,6 +55,7 @@ def main(
     *,
     doc: str,
     compile_fn: Callable | None = None,
+    runs_recipes: bool = False,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Runs one program.
@@ -64,6 +65,7 @@ def main(
       doc: what the program is for, shown by --help.
       compile_fn: `compile_fn(config, topology, workdir)` is --compile_only; topology is "" for this
         machine's devices, workdir may be None. None: the program has no such flag.
+      runs_recipes: whether it takes a config with a recipe.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
@@ -72,7 +74,7 @@ def main(
     if argv is None:
         heap.keep()
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: _main(run_fn, compile_fn, doc, argv))
+    _run(lambda: _main(run_fn, compile_fn, runs_recipes, doc, argv))
 
 
 def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) -> None:
@@ -114,7 +116,7 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
-def _main(run_fn, compile_fn, doc, argv):
+def _main(run_fn, compile_fn, runs_recipes, doc, argv):
     values, rest = _own_flags(argv)
     if values["help"]:
         print_line((doc or "").strip() + "\n" + _HELP.rstrip())
@@ -123,6 +125,7 @@ def _main(run_fn, compile_fn, doc, argv):
     if values["print_config"]:
         print_line(config.to_json(indent=1))
         return 0
+    _check_recipe(config, runs_recipes)
     if values["topology"] and not values["compile_only"]:
         raise InputError(
             f"--topology={values['topology']} is for compiling alone, nothing can run there. Add "
@@ -133,6 +136,19 @@ def _main(run_fn, compile_fn, doc, argv):
     workdir = _workdir(values["workdir"], values["dry_run"])
     _join_hosts(config, values)
     return run_fn(config, workdir, values["dry_run"])
+
+
+def _check_recipe(config, runs_recipes):
+    if config.recipe and not runs_recipes:
+        raise InputError(
+            "config.recipe is for train.py, which runs its stages, each with its own config. Use "
+            "train.py, with --config.stages=NAME for one of them."
+        )
+    if config.stages and not config.recipe:
+        raise InputError(
+            f"config.stages names {', '.join(config.stages)}, but config.recipe has no stages. "
+            "Leave it out, or give the --config of a recipe."
+        )
 
 
 def _join_hosts(config, values):

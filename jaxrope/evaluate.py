@@ -176,7 +176,7 @@ def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
     )
     content = {
         "format": summary.FORMAT,
-        "command": f"python -m jaxrope.evaluate {shlex.join(sys.argv[1:])}",
+        "command": _command(),
         "config": config.to_dict(),
         "model": plan.base.config.to_json_dict() | {"source": plan.base.source},
         "rows": summary.record(results, found, baseline=baseline),
@@ -200,6 +200,13 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)
     files.write_bytes_atomic(path, buffer.getvalue())
+
+
+def _command() -> str:
+    """Returns what was typed; train.py evaluates as well, at the end of a recipe's stages."""
+    program = Path(sys.argv[0]).name
+    shown = program if program in ("train.py", "search.py") else "-m jaxrope.evaluate"
+    return f"python {shown} {shlex.join(sys.argv[1:])}"
 
 
 def _main_path(config) -> str:

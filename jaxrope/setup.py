@@ -122,6 +122,12 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
     return rope.make(method, **geometry, original_len=model.original_len, **constants)
 
 
+def rope_file(path: Path | str) -> Path:
+    """Returns the rope.json that a path is, or has in it."""
+    path = files.as_path(path)
+    return path / "rope.json" if path.is_dir() else path
+
+
 def _preset(name: str, geometry: dict) -> rope.RopeFn:
     found = rope.preset(name)
     for key, wanted in geometry.items():

@@ -3,12 +3,14 @@
 import dataclasses
 import math
 
+import numpy as np
+
 from jaxrope import llama, rope, setup
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
-_LAWS = dict.fromkeys(("su", "yarn", "none"))
+_LAWS = dict.fromkeys(("su", "yarn", "none", "rope"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -16,7 +18,8 @@ class Baseline:
     """A known choice for the target length.
 
     Attributes:
-      name: "none" (the model's own scaling), "pi", "ntk", "yarn", or "configured" (config.rope).
+      name: "none" (the model's own scaling; in a second search the fine-tuned factors), "pi",
+        "ntk", "yarn", "configured" (config.rope), or the folder of one of search.seeds.
       bucket: its factors, start tokens and own attention factor.
       is_seed: the evolution starts from it, rounded to the grid.
     """
@@ -26,22 +29,54 @@ class Baseline:
     is_seed: bool
 
 
-def training_len(config, model: llama.LlamaConfig) -> int:
+@dataclasses.dataclass(frozen=True)
+class Extension:
+    """What config.rope has made of a model.
+
+    Attributes:
+      bucket: its last factors.
+      reach: tokens that they serve; 0: it does not say.
+    """
+
+    bucket: rope.Bucket
+    reach: int
+
+
+def extension(config, model: llama.LlamaConfig, own: rope.RopeFn) -> Extension | None:
+    """Returns what config.rope extends the model with; None where it does not.
+
+    Args:
+      config: of the program.
+      model: its shape.
+      own: the rope that came with the checkpoint.
+    """
+    rope_fn = setup.rope_fn(config, model, own)
+    if not rope_fn.buckets or np.all(np.array(rope_fn.buckets[-1].factors) == 1.0):
+        return None
+    by_formula = rope_fn.constants.get("factor", 0) * rope_fn.original_len
+    return Extension(rope_fn.buckets[-1], int(rope_fn.max_len or by_formula))
+
+
+def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -> int:
     """Returns the tokens the weights were trained on: search.training_len, else the original
-    length.
+    length; in a second search (search.multiply), else what the factors of config.rope serve.
 
     Raises:
-      InputError: a length is out of range.
+      InputError: a length is out of range, or there is nothing to multiply.
     """
     target_len, given = config.target_len, config.search.training_len
     if target_len < 1:
         raise InputError(f"target_len must be the tokens to search for, got {target_len}. Set it.")
-    if target_len <= model.original_len:
+    if config.search.multiply:
+        return _fine_tuned_len(config, extended)
+    recovers = is_recovery(config, extended)
+    if target_len < model.original_len + (not recovers):
+        rule = "be at least" if recovers else "exceed"
         raise InputError(
-            f"target_len must exceed original_len {model.original_len:,}, got {target_len:,}: the "
+            f"target_len must {rule} original_len {model.original_len:,}, got {target_len:,}: the "
             "model serves that many tokens already. Raise target_len."
         )
-    if given < 0 or given >= target_len:
+    if given < 0 or given >= target_len + recovers:
         raise InputError(
             f"search.training_len must be 0 (original_len) or from 1 to below target_len "
             f"{target_len:,}, got {given:,}."
@@ -49,19 +84,64 @@ def training_len(config, model: llama.LlamaConfig) -> int:
     return given or model.original_len
 
 
-def attention_factor(config, model: llama.LlamaConfig) -> float:
-    """Returns the attention factor of every candidate, with target length / original length.
+def is_recovery(config, extended: Extension | None) -> bool:
+    """Returns whether factors are searched for a length that the extended model serves already."""
+    return extended is not None and config.target_len <= extended.reach
+
+
+def _fine_tuned_len(config, extended: Extension | None) -> int:
+    if extended is None:
+        raise InputError(
+            "search.multiply needs factors to multiply, but config.rope does not extend the model. "
+            "Name those that it was fine-tuned with (rope.method file), or set it to False."
+        )
+    found = config.search.training_len or extended.reach
+    if not 0 < found < config.target_len:
+        raise InputError(
+            "search.multiply: target_len must exceed the length that the model was fine-tuned for "
+            f"(search.training_len, 0 = that of config.rope), {found:,}, got "
+            f"{config.target_len:,}. Raise target_len, or set search.training_len."
+        )
+    return found
+
+
+def highest(config, bound: float, trained: int) -> float:
+    """Returns the largest factor of a candidate: search.highest, else bound * target length /
+    training length.
 
     Raises:
-      InputError: search.attention_factor is neither a law nor a number.
+      InputError: search.highest is out of range.
+    """
+    given = config.search.highest
+    if given and not 1 < given < math.inf:
+        raise InputError(
+            "search.highest must be 0 (search.algorithm.bound * target_len / training_len) or "
+            f"above 1, got {given:g}."
+        )
+    return given or bound * config.target_len / trained
+
+
+def attention_factor(config, model: llama.LlamaConfig, extended: Extension | None) -> float:
+    """Returns the attention factor of every candidate: by a law with target length / original
+    length, or that of config.rope.
+
+    Raises:
+      InputError: search.attention_factor is neither a law nor a number, or config.rope has none.
     """
     law = config.search.attention_factor
     if isinstance(law, str):
         choose("search.attention_factor", law, _LAWS)
     elif isinstance(law, bool) or not isinstance(law, int | float) or not 0 < law < math.inf:
         raise InputError(
-            f"search.attention_factor must be su, yarn, none or a number above 0, got {law}."
+            f"search.attention_factor must be su, yarn, none, rope or a number above 0, got {law}."
         )
+    if law == "rope" and extended is None:
+        raise InputError(
+            "search.attention_factor 'rope' is that of config.rope, which does not extend the "
+            "model. Use su, yarn, none or a number."
+        )
+    if law == "rope":
+        return extended.bucket.attention_factor
     factor = config.target_len / model.original_len
     return rope.attention_factor(law, factor=factor, original_len=model.original_len)
 
@@ -87,7 +167,7 @@ def attention_factors(config, number: float) -> tuple[float, ...]:
 
 
 def make(config, model: llama.LlamaConfig, own: rope.RopeFn, trained: int) -> list[Baseline]:
-    """Returns the baselines for config.target_len.
+    """Returns the baselines for config.target_len, then those of config.search.seeds.
 
     Args:
       config: of the program; a rope there other than the model's own is one more baseline.
@@ -95,17 +175,129 @@ def make(config, model: llama.LlamaConfig, own: rope.RopeFn, trained: int) -> li
       own: the rope that came with the checkpoint.
       trained: tokens the weights were trained on; PI, NTK and YaRN stretch that length.
     """
-    target_len = config.target_len
-    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    plain = llama.own_rope(model)
-    found = [Baseline("none", _bucket(plain, target_len), plain.method != "none")]
+    extended = extension(config, model, own)
+    if config.search.multiply:
+        found = _multiplied(config, model, extended.bucket, trained)
+    else:
+        found = _from_scratch(config, model, trained, is_recovery(config, extended))
+        configured = _bucket(setup.rope_fn(config, model, own), config.target_len)
+        if configured.factors not in [baseline.bucket.factors for baseline in found]:
+            found.append(Baseline("configured", configured, True))
+    return found + _listed(config, model, [baseline.name for baseline in found])
+
+
+def _from_scratch(config, model: llama.LlamaConfig, trained: int, recovers: bool):
+    """Returns none, PI, NTK and YaRN for the model's own frequencies.
+
+    In a recovery the model's own are a seed; where it is for the very length of the training, all
+    methods are that.
+    """
+    target_len, plain = config.target_len, llama.own_rope(model)
+    is_seed = recovers or plain.method != "none"
+    found = [Baseline("none", _bucket(plain, target_len), is_seed)]
+    if target_len > trained:
+        made = _methods(model, target_len, trained)
+        found += [Baseline(name, made[name], True) for name in SEEDS]
+    return found
+
+
+def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: int):
+    """Returns the fine-tuned factors unchanged ("none"), and PI, NTK and YaRN on top of them.
+
+    Each method sees a model of `trained` tokens that is to serve target_len: s = target_len /
+    trained. PI multiplies every factor by s, NTK by s^(i / (R - 1)) for pair i; YaRN ramps from 1
+    to s where the fine-tuned frequencies make 32 to 1 turns in `trained` tokens. Attention factors
+    multiply those of the fine-tuning as well, by YaRN's 0.1 ln s + 1 and by 1.
+    """
+    made = _methods(model, config.target_len, trained)
+    ramp_R = yarn_on_top(
+        np.array(tuned.factors),
+        theta=model.theta,
+        trained=trained,
+        **USUAL_CONSTANTS["yarn"](config.target_len / trained),
+    )
+    made["yarn"] = dataclasses.replace(made["yarn"], factors=rope.as_factors(ramp_R))
+    found = [Baseline("none", tuned, True)]
     for name in SEEDS:
-        constants = USUAL_CONSTANTS[name](target_len / trained)
-        made = rope.make(name, **geometry, original_len=trained, **constants)
-        found.append(Baseline(name, _bucket(made, target_len), True))
-    configured = _bucket(setup.rope_fn(config, model, own), target_len)
-    if configured.factors not in [baseline.bucket.factors for baseline in found]:
-        found.append(Baseline("configured", configured, True))
+        total = np.array(tuned.factors) * np.array(made[name].factors)
+        bucket = dataclasses.replace(
+            tuned,
+            factors=rope.as_factors(total),
+            attention_factor=tuned.attention_factor * made[name].attention_factor,
+        )
+        found.append(Baseline(name, bucket, True))
+    return found
+
+
+def yarn_on_top(
+    factors_R: np.ndarray,
+    *,
+    theta: float,
+    trained: int,
+    factor: float,
+    beta_fast: float,
+    beta_slow: float,
+) -> np.ndarray:
+    """Returns the factors by which YaRN multiplies those of a fine-tuned model, [R] or [L, R].
+
+    YaRN (arXiv 2309.00071, Eq. 17-23) ramps between the pairs that turn beta_fast and beta_slow
+    times in the trained window. Its code finds them by a formula for plain frequencies, rounded
+    outwards; here, between pairs, log turns are interpolated, which gives the same borders where
+    all factors are equal.
+
+    Args:
+      factors_R: of the fine-tuning.
+      theta: base of the plain frequencies.
+      trained: tokens that the model was fine-tuned for.
+      factor: target length / trained.
+      beta_fast, beta_slow: turns.
+    """
+    if factors_R.ndim > 1:
+        constants = dict(theta=theta, trained=trained, factor=factor)
+        constants |= dict(beta_fast=beta_fast, beta_slow=beta_slow)
+        return np.stack([yarn_on_top(layer_R, **constants) for layer_R in factors_R])
+    pairs = np.arange(len(factors_R))
+    inv_freq_R = rope.base_inv_freq(theta, 2 * len(pairs)) / factors_R
+    falling_R = np.minimum.accumulate(np.log(trained * inv_freq_R / (2 * np.pi)))
+    slope = math.log(theta) / len(pairs)  # of plain frequencies, beyond the ends
+
+    def pair_of(turns: float) -> float:
+        log_turns = math.log(turns)
+        if log_turns > falling_R[0]:
+            return float((falling_R[0] - log_turns) / slope)
+        if log_turns < falling_R[-1]:
+            return float(pairs[-1] + (falling_R[-1] - log_turns) / slope)
+        return float(np.interp(-log_turns, -falling_R, pairs))
+
+    low = max(math.floor(pair_of(beta_fast)), 0)
+    high = min(math.ceil(pair_of(beta_slow)), 2 * len(pairs) - 1)
+    ramp_R = np.clip((pairs - low) / (high - low or 0.001), 0, 1)
+    return 1 / (ramp_R / factor + 1 - ramp_R)
+
+
+def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[str, rope.Bucket]:
+    """Returns PI, NTK and YaRN from `trained` tokens to `target_len`."""
+    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
+    made = {
+        name: rope.make(
+            name, **geometry, original_len=trained, **USUAL_CONSTANTS[name](target_len / trained)
+        )
+        for name in SEEDS
+    }
+    return {name: _bucket(rope_fn, target_len) for name, rope_fn in made.items()}
+
+
+def _listed(config, model: llama.LlamaConfig, taken: list[str]) -> list[Baseline]:
+    """Returns what config.search.seeds lists, each called by its folder."""
+    geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
+    found: list[Baseline] = []
+    for path in config.search.seeds:
+        file = setup.rope_file(path)
+        name = file.absolute().parent.name
+        while name in taken:
+            name += "'"
+        taken = [*taken, name]
+        found.append(Baseline(name, _bucket(rope.load(file, **geometry), config.target_len), True))
     return found
 
 

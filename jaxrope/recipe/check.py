@@ -1,0 +1,150 @@
+"""What can be known of a stage before any stage has run: numbers out of range, inputs that are not
+there, lengths that its factors will not serve."""
+
+from collections.abc import Mapping
+
+from jaxrope import data, evaluation, files, rope, setup
+from jaxrope.errors import InputError, choose
+from jaxrope.evaluation import rows
+from jaxrope.recipe.stages import WITH_MODEL, WITH_ROPE, Stage
+from jaxrope.search import evolution
+from jaxrope.training.plan import check_numbers
+
+
+def check(stage: Stage, known: Mapping[str, Stage]) -> None:
+    """Refuses a stage that could not run although all before it did.
+
+    Args:
+      stage: which.
+      known: all stages of the recipe by name.
+
+    Raises:
+      InputError: what is wrong.
+    """
+    try:
+        _CHECKS[stage.kind](stage, known)
+        _check_evaluation(stage, known)
+    except InputError as error:
+        raise InputError(f"stage '{stage.name}' of recipe: {error}") from None
+
+
+def _check_search(stage: Stage, known: Mapping[str, Stage]) -> None:
+    config = stage.config
+    _check_model(stage, known)
+    evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    if config.target_len < 1:
+        raise InputError(
+            f"target_len must be the tokens to search for, got {config.target_len}. Set it."
+        )
+    for path in config.search.seeds:
+        _check_place(stage, known, "search.seeds", path, WITH_ROPE)
+    _check_text(config, "train_files")
+
+
+def _check_train(stage: Stage, known: Mapping[str, Stage]) -> None:
+    config = stage.config
+    check_numbers(config)
+    _check_model(stage, known)
+    longest, seq_len = _longest(stage, known), config.train.seq_len
+    if longest and seq_len > longest:
+        raise InputError(
+            f"train.seq_len is {seq_len:,} tokens, but its rope ends at {longest:,}. Use a rope "
+            "with a longer last bucket, or shorter rows."
+        )
+    _check_text(config, "train_files")
+
+
+def _check_join(stage: Stage, known: Mapping[str, Stage]) -> None:
+    if not stage.config.join.ropes:
+        raise InputError("join.ropes is empty. List rope.json files, or workdirs with one.")
+    _check_model(stage, known)
+    for path in stage.config.join.ropes:
+        _check_place(stage, known, "join.ropes", path, WITH_ROPE)
+
+
+def _check_alone(stage: Stage, known: Mapping[str, Stage]) -> None:
+    if not stage.config.eval.suites:
+        raise InputError("eval.suites is empty, so that an evaluation has nothing to do. Set it.")
+    _check_model(stage, known)
+
+
+_CHECKS = {
+    "search": _check_search,
+    "train": _check_train,
+    "join": _check_join,
+    "evaluate": _check_alone,
+}
+
+
+def _check_model(stage: Stage, known: Mapping[str, Stage]) -> None:
+    """The model is there or will be, and the rope fits it as far as both are there."""
+    config = stage.config
+    at_model = config.model.path if config.model.source == "checkpoint" else ""
+    at_rope = config.rope.path if config.rope.method == "file" else ""
+    if stage.from_stage(at_rope) and not at_rope.endswith("/rope.json"):
+        raise InputError(f"rope.path must be a file, got '{at_rope}'. Write '{at_rope}/rope.json'.")
+    if at_rope:
+        _check_place(stage, known, "rope.path", at_rope, WITH_ROPE)
+    if stage.from_stage(at_model):
+        _check_place(stage, known, "model.path", at_model, WITH_MODEL)
+        return
+    loaded = setup.load_model(config, weights=False)
+    if not stage.from_stage(at_rope):
+        setup.rope_fn(config, loaded.config, loaded.rope_fn)
+
+
+def _check_place(
+    stage: Stage, known: Mapping[str, Stage], key: str, path: str, kinds: tuple[str, ...]
+) -> None:
+    """A path is there, or a stage will make it."""
+    name = stage.from_stage(path)
+    if not name and not files.as_path(path).exists():
+        raise InputError(f"{key}: '{path}' does not exist. Name a stage as '{{NAME}}', or a path.")
+    if name and known[name].kind not in kinds:
+        what = "model" if kinds == WITH_MODEL else "rope.json"
+        raise InputError(
+            f"{key}: '{path}' is of kind '{known[name].kind}', which leaves no {what}. Name a "
+            f"stage of kind {' or '.join(kinds)}."
+        )
+
+
+def _check_text(config, key: str) -> None:
+    exclude = config.data.exclude if key == "train_files" else ()
+    data.find_files(config.data[key], exclude=exclude, setting=f"data.{key}")
+
+
+def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
+    config = stage.config
+    if not config.eval.suites:
+        return
+    bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
+    for suite in config.eval.suites:
+        choose("eval.suites", suite, evaluation.EVALUATORS)
+    for name in config.eval.methods:
+        choose("eval.methods", name.partition("@")[0], rows.KNOWN)
+    for entry in config.eval.checkpoints:
+        if len(entry) == 3:  # if not, evaluate says what is wrong
+            _check_place(stage, known, "eval.checkpoints", entry[1], WITH_MODEL)
+    if evaluation.needs_text(bench, config.eval.suites):
+        _check_text(config, "eval_files")
+    longest, asked = _longest(stage, known), config.eval.window or max(config.eval.lengths)
+    if longest and asked > longest:
+        raise InputError(
+            f"eval.lengths has {asked:,} tokens, but its rope ends at {longest:,}. Leave out what "
+            "is longer, or extend the model further first."
+        )
+
+
+def _longest(stage: Stage, known: Mapping[str, Stage]) -> int:
+    """Returns the last length that the stage's factors will serve; 0: not known yet, or any."""
+    config = stage.config
+    if stage.kind == "search":
+        return config.target_len
+    if stage.kind == "join":
+        names = [stage.from_stage(path) for path in config.join.ropes]
+        return max(_longest(known[name], known) for name in names) if all(names) else 0
+    if config.rope.method == "file":
+        name = stage.from_stage(config.rope.path)
+        return _longest(known[name], known) if name else rope.load(config.rope.path).max_len or 0
+    name = stage.from_stage(config.model.path) if config.model.source == "checkpoint" else ""
+    return _longest(known[name], known) if name and config.rope.method == "model" else 0

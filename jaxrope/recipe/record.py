@@ -1,0 +1,165 @@
+"""stage.json, what a stage's folder says about it: that it was begun, or that it is finished and
+with what.
+
+{"format": "jaxrope.stage/1", "name", "kind", "config": {"dotted.key": value, ...},
+ "made_from": {stage: digest}, "finished", "seconds", "result": {...}}
+
+"config" has the keys that such a stage depends on, "{name}" standing for the folders of others, so
+that a workdir can be moved. "made_from" tells what its inputs were made with: a digest of their
+config and of what they were made from in turn. The file is replaced in one piece when all else is
+written.
+"""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxrope import experiment, files
+from jaxrope.errors import InputError
+from jaxrope.recipe.stages import Stage
+
+FORMAT = "jaxrope.stage/1"
+FILE = "stage.json"
+
+_COMMON = ("seed", "model", "rope", "target_len", "original_len", "forward", "data")
+DEPENDS_ON = {  # the sections and keys that change what a kind of stage leaves
+    "search": (*_COMMON, "search"),
+    "train": (*_COMMON, "train", "optimizer"),
+    "join": ("model", "original_len", "train.param_dtype", "join"),
+    "evaluate": _COMMON,
+}
+MEASURES = ("eval", "data.eval_files")  # they change no more than its evaluation
+FREE = (  # they change memory, time and lines of logs
+    "data.cache_dir",
+    "forward.attention",
+    "forward.attention_kernel",
+    "forward.attention_block",
+    "forward.ulysses",
+    "forward.remat",
+    "forward.mlp_chunk",
+    "model.shape",
+    "optimizer.offload",
+    "search.batch_size",
+    "search.memory_gb",
+    "train.chunk_tokens",
+    "train.check_every",
+    "train.eval_every",
+    "train.log_every",
+    "train.max_bad_steps",
+)
+
+
+def settings(stage: Stage) -> dict[str, Any]:
+    """Returns {dotted key: value}, as JSON has it, of all that the stage depends on."""
+    wanted = DEPENDS_ON[stage.kind] + (MEASURES if stage.config.eval.suites else ())
+    found = {
+        key: value
+        for key, value in experiment.dotted_keys(stage.config).items()
+        if not isinstance(value, ConfigDict) and _is_in(key, wanted) and not _is_in(key, FREE)
+        if stage.config.eval.suites or not _is_in(key, MEASURES)
+    }
+    return json.loads(json.dumps(found, default=lambda value: value.to_dict()))
+
+
+def digests(stages: Sequence[Stage]) -> dict[str, str]:
+    """Returns what each stage is made with, by name: its settings but for its evaluation, and the
+    digests of what it is made from."""
+    found: dict[str, str] = {}
+    for stage in stages:
+        made = {k: v for k, v in settings(stage).items() if not _is_in(k, MEASURES)}
+        told = [stage.kind, made, {name: found[name] for name in stage.uses}]
+        found[stage.name] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+    return found
+
+
+def read(folder: Path) -> dict | None:
+    """Returns what stage.json says; None if there is none.
+
+    Raises:
+      InputError: it is not what this program writes.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']!r}")
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is not what train.py writes ({error}). Delete {folder}, or give another "
+            "--workdir."
+        ) from None
+    return content
+
+
+def write(stage: Stage, folder: Path, known: dict[str, str], **more: Any) -> dict:
+    """Writes stage.json and returns it.
+
+    Args:
+      stage: which.
+      folder: its folder.
+      known: of `digests`.
+      more: finished, seconds and result.
+    """
+    content = {"format": FORMAT, "name": stage.name, "kind": stage.kind}
+    content |= {"config": settings(stage)}
+    content |= {"made_from": {name: known[name] for name in stage.uses}, **more}
+    files.write_json_atomic(folder / FILE, content)
+    return content
+
+
+def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later: list[str]) -> None:
+    """Refuses a folder whose stage was run, or begun, with other settings or from other stages.
+
+    Args:
+      stage: as it is now.
+      folder: its folder.
+      found: what its stage.json says.
+      known: of `digests`.
+      later: names of the stages that are made from it, for the message.
+
+    Raises:
+      InputError: what differs, before and now.
+    """
+    before, now = found["config"], settings(stage)
+    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    if found["kind"] != stage.kind:
+        raise _refuse(stage, folder, "kind", (found["kind"], stage.kind), later)
+    made = [key for key in changed if not _is_in(key, MEASURES)]
+    if found["finished"] and (made or changed):
+        key = (made or changed)[0]
+        raise _refuse(stage, folder, key, (before.get(key), now.get(key)), made and later)
+    for name, digest in found["made_from"].items():
+        if known.get(name) != digest:
+            raise InputError(
+                f"stage '{stage.name}' of recipe: it was made from a '{name}' with other settings "
+                f"than now. Set them back, give another --workdir, or delete "
+                f"{_listed(folder, [stage.name, *later])}."
+            )
+
+
+def _refuse(stage: Stage, folder: Path, key: str, values: tuple, later) -> InputError:
+    before, now = values
+    only_measured = _is_in(key, MEASURES) and stage.kind != "evaluate"
+    remedy = (
+        f"delete {folder / FILE}: then only its evaluation is done anew"
+        if only_measured
+        else f"delete {_listed(folder, [stage.name, *(later or [])])}"
+    )
+    return InputError(
+        f"stage '{stage.name}' of recipe: it was finished with {key} {before!r}, the config has "
+        f"{now!r}. Set it back, give another --workdir, or {remedy}."
+    )
+
+
+def _listed(folder: Path, names: list[str]) -> str:
+    return ", ".join(str(folder.parent / name) for name in names)
+
+
+def _is_in(key: str, places: Sequence[str]) -> bool:
+    return any(key == place or key.startswith(f"{place}.") for place in places)

@@ -1,0 +1,221 @@
+"""Runs the stages of a recipe one after another, each in a folder of its own, and says what came of
+them.
+
+A stage that is finished is not run again; one that was stopped or killed goes on. Of several
+processes, process 0 alone reads and writes stage.json and recipe.json and tells the others what it
+saw there.
+"""
+
+import functools
+import gc
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from jaxrope import cli, files, hosts, topology
+from jaxrope.errors import InputError
+from jaxrope.lock import run_lock
+from jaxrope.progress import duration
+from jaxrope.recipe import check, record, work
+from jaxrope.recipe.stages import Stage, chosen, parse
+
+FORMAT = "jaxrope.recipe/1"
+_COLUMNS = ("stage", "what", "time", "forward tokens", "trained tokens", "perplexity")
+
+
+def run(config, workdir: Path, dry_run: bool) -> int:
+    """Runs the stages of `config.recipe` that `config.stages` names, or the rest of them.
+
+    Args:
+      config: of configs/base.py, with a recipe.
+      workdir: each stage has a folder in it; recipe.json tells of all.
+      dry_run: only print the stages, what they cost and what is done.
+
+    Returns:
+      The exit code: 0, or that of the stage that did not end with 0.
+
+    Raises:
+      InputError: anything that can be known to be wrong before a stage runs; or of a stage, whose
+        name it has then.
+    """
+    stages = parse(config)
+    wanted = chosen(config, stages)
+    workdir = files.absolute(workdir)
+    if dry_run:
+        found = hosts.from_main("recipe", lambda: _survey(stages, wanted, workdir))
+        cli.print_line(_plan(stages, wanted, found))
+        return 0
+    with run_lock(workdir):
+        found = hosts.from_main("recipe", lambda: _survey(stages, wanted, workdir))
+        known = record.digests(stages)
+        for number, stage in enumerate(stages, start=1):
+            if stage not in wanted:
+                continue
+            cli.print_line(f"\nstage {number} of {len(stages)}: {stage.name} ({stage.kind})")
+            if _is_finished(found.get(stage.name)):
+                cli.print_line(f"finished before, in {workdir / stage.name}")
+                continue
+            code, found[stage.name] = _run_stage(stage, workdir, known)
+            if code:
+                return code
+        hosts.from_main("recipe.json", lambda: _write(stages, found, workdir))
+    cli.print_line("\n" + _table(stages, found))
+    return 0
+
+
+def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
+    """Compiles the program of each stage that has one, for devices that need not be here.
+
+    Args:
+      config: with a recipe; its models need no checkpoint if model.shape names their shape.
+      topology_name: such as "v5p:4x4x4"; "" = the devices of this machine.
+      workdir: for compile.jsonl of each stage; None: no file.
+
+    Raises:
+      InputError: a stage does not fit itself or the slice.
+    """
+    compile_fns = {"search": topology.compile_search, "train": topology.compile_train}
+    for stage in chosen(config, parse(config)):
+        if stage.kind in compile_fns:
+            cli.print_line(f"\n{stage.name} ({stage.kind})")
+            folder = None if workdir is None else workdir / stage.name
+            resolved = stage.resolved(folder.parent if folder else Path("."))
+            compile_fns[stage.kind](resolved, topology_name, folder)
+
+
+def _survey(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str, dict]:
+    """Returns {name: stage.json} of the stages that were begun, once nothing speaks against it."""
+    known = record.digests(stages)
+    found = {stage.name: record.read(workdir / stage.name) for stage in stages}
+    needed = _needed(stages, wanted)
+    for stage in stages:
+        said = found[stage.name]
+        if said is not None and stage.name in needed:
+            later = [other.name for other in stages if stage.name in _ancestors(other, stages)]
+            record.check(stage, workdir / stage.name, said, known, later)
+    by_name = {stage.name: stage for stage in stages}
+    runs = [stage for stage in wanted if not _is_finished(found[stage.name])]
+    for stage in runs:
+        for name in stage.uses:
+            if by_name[name] not in runs and not _is_finished(found[name]):
+                raise InputError(
+                    f"stage '{stage.name}' of recipe: it starts from '{name}', which is not "
+                    f"finished in {workdir}. Run that first, or both: "
+                    f"--config.stages={name},{stage.name}"
+                )
+        check.check(stage, by_name)
+    return {name: said for name, said in found.items() if said is not None}
+
+
+def _needed(stages: list[Stage], wanted: list[Stage]) -> set[str]:
+    names = {stage.name for stage in wanted}
+    return names.union(*(_ancestors(stage, stages) for stage in wanted))
+
+
+def _ancestors(stage: Stage, stages: list[Stage]) -> set[str]:
+    """Returns the names of all stages that a stage is made from, near and far."""
+    by_name, found, rest = {s.name: s for s in stages}, set(), list(stage.uses)
+    while rest:
+        name = rest.pop()
+        if name not in found:
+            found.add(name)
+            rest += by_name[name].uses
+    return found
+
+
+def _run_stage(stage: Stage, workdir: Path, known: dict[str, str]) -> tuple[int, dict[str, Any]]:
+    """Returns (exit code, its stage.json)."""
+    folder, began = workdir / stage.name, time.monotonic()
+    write = functools.partial(record.write, stage, folder, known)
+    said = hosts.from_main("stage begins", lambda: write(finished=False))
+    try:
+        outcome = work.run(stage.kind, stage.resolved(workdir), folder)
+    except InputError as error:
+        raise InputError(f"stage '{stage.name}' of recipe: {error}") from None
+    finally:
+        gc.collect()  # the stage's arrays go before the next one's come
+        jax.clear_caches()
+    if outcome.code:
+        cli.print_line(f"stopped in stage {stage.name}; the same command goes on from there")
+        return outcome.code, said
+    seconds = round(time.monotonic() - began, 3)
+    done = functools.partial(write, finished=True, seconds=seconds, result=outcome.result)
+    return 0, hosts.from_main("stage ends", done)
+
+
+def _is_finished(said: dict | None) -> bool:
+    return said is not None and said["finished"]
+
+
+def _write(stages: list[Stage], found: dict[str, dict], workdir: Path) -> None:
+    """Writes recipe.json: the stages in order, and what came of those that are finished."""
+    rows = []
+    for stage in stages:
+        row = {"name": stage.name, "kind": stage.kind, "uses": list(stage.uses)}
+        said = found.get(stage.name)
+        done = _is_finished(said)
+        rows.append(row | ({"seconds": said["seconds"]} | said["result"] if done else {}))
+    files.write_json_atomic(workdir / "recipe.json", {"format": FORMAT, "stages": rows})
+
+
+def _table(stages: list[Stage], found: dict[str, dict]) -> str:
+    """Returns the stages as text, those that are finished with what came of them."""
+    rows, total = [], [0.0, 0, 0]
+    for stage in stages:
+        said = found.get(stage.name)
+        if not _is_finished(said):
+            rows.append([stage.name, work.KINDS[stage.kind].what(stage.config), "not run"])
+            continue
+        result = said["result"]
+        tokens = result["forward_tokens"], result["trained_tokens"]
+        total = [a + b for a, b in zip(total, (said["seconds"], *tokens), strict=True)]
+        shown = [duration(said["seconds"]), *map(_count, tokens), result["perplexity"]]
+        rows.append([stage.name, result["what"], *shown])
+    rows.append(["all", "", duration(total[0]), *map(_count, total[1:])])
+    return _columns([list(_COLUMNS), *rows])
+
+
+def _plan(stages: list[Stage], wanted: list[Stage], found: dict[str, dict]) -> str:
+    """Returns the stages as text: what they will cost, and what is done."""
+    rows, total = [], [0, 0]
+    for stage in stages:
+        kind, config, said = work.KINDS[stage.kind], stage.config, found.get(stage.name)
+        tokens = kind.tokens(config)
+        state = "to do" if said is None else "finished" if said["finished"] else "begun"
+        if stage not in wanted:
+            state = "finished" if _is_finished(said) else "not asked for"
+        elif not _is_finished(said):
+            total = [a + b for a, b in zip(total, tokens, strict=True)]
+        rows.append([stage.name, kind.what(config), state, *map(_count, tokens)])
+        rows[-1].append(_asked(config))
+    rows.append(["to do", "", "", *map(_count, total)])
+    return _columns([["stage", "what", "state", *_COLUMNS[3:5], "evaluated"], *rows])
+
+
+def _asked(config) -> str:
+    """Returns what is evaluated at the end of a stage."""
+    lengths = ", ".join(f"{length:,}" for length in config.eval.lengths)
+    return f"{', '.join(config.eval.suites)} at {lengths}" if config.eval.suites else ""
+
+
+def _count(number: int) -> str:
+    return f"{number:,}" if number else ""
+
+
+def _columns(rows: Sequence[list[str]]) -> str:
+    """Returns rows as columns of text; counts stand to the right."""
+    number = len(rows[0])
+    rows = [[*row, *[""] * (number - len(row))] for row in rows]
+    widths = [max(len(row[i]) for row in rows) for i in range(number)]
+    to_the_right = {i for i, name in enumerate(rows[0]) if name.endswith("tokens")}
+    lines = [
+        "  ".join(
+            cell.rjust(width) if i in to_the_right else cell.ljust(width)
+            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,218 @@
+"""What a stage does: one function for each kind, and the evaluation at its end.
+
+Each leaves in the stage's folder what its own program leaves in a workdir, and goes on where it was
+stopped or killed.
+"""
+
+import dataclasses
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxrope import evaluate, files, hosts, report, search, training
+from jaxrope.recipe import join
+from jaxrope.search import evolution
+
+
+@dataclasses.dataclass(frozen=True)
+class Outcome:
+    """What came of a stage.
+
+    Attributes:
+      code: 0, or the exit code with which the program is to end.
+      result: for stage.json and the table: "what", "forward_tokens", "trained_tokens",
+        "perplexity" (a text, or "").
+    """
+
+    code: int
+    result: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A kind of stage.
+
+    Attributes:
+      run: (config, folder) -> Outcome.
+      what: (config) -> in words, for tables.
+      tokens: (config) -> (forward tokens, trained tokens) that it will take, but for evaluations.
+      evaluated: (config, folder) -> the config of the evaluation of what it left.
+    """
+
+    run: Callable[[Any, Path], Outcome]
+    what: Callable[[Any], str]
+    tokens: Callable[[Any], tuple[int, int]]
+    evaluated: Callable[[Any, Path], Any]
+
+
+def run(kind: str, config, folder: Path) -> Outcome:
+    """Runs a stage and its evaluation, or the rest of them.
+
+    Args:
+      kind: of KINDS.
+      config: the stage's, with the folders of other stages in it.
+      folder: the stage's.
+
+    Raises:
+      InputError: of the stage's program.
+    """
+    found = KINDS[kind].run(config, folder)
+    if found.code or not config.eval.suites:
+        return found
+    with search.exit_at_once(f"{folder}: evaluated anew when the same command goes on."):
+        measured = _evaluated(KINDS[kind].evaluated(config, folder), folder)
+    before = found.result["forward_tokens"]
+    return Outcome(
+        0, found.result | measured | {"forward_tokens": before + measured["forward_tokens"]}
+    )
+
+
+def run_search(config, folder: Path) -> Outcome:
+    """See search.py."""
+    rest = f"{folder} has every batch that was finished. The same command goes on from there."
+    with search.exit_at_once(rest):
+        found = search.search(config, folder)
+    if hosts.is_main():
+        report.search_figure(
+            found.generations, found.baselines, folder / "search.png", factors=found.factors
+        )
+        print(found.table, flush=True)
+    content = found.content
+    scored = f"{content['generations'][-1]['best']:.4g} ({content['unit']} of the search)"
+    return Outcome(0, _result("search", config, content["forward_tokens"], 0, scored))
+
+
+def run_train(config, folder: Path) -> Outcome:
+    """See train.py; without evaluations on the way nothing is evaluated before the stage's end."""
+    config = config.copy_and_resolve_references()
+    if not config.train.eval_every:
+        with config.unlocked():
+            config.eval.suites = ()
+    code = training.train(config, folder)
+    if code:
+        return Outcome(code, {})
+    rows = hosts.from_main("metrics", lambda: _metrics(folder))
+    if hosts.is_main():
+        report.training_figure(rows, folder / "loss.png")
+    tokens = sum(row["tokens"] for row in rows)
+    return Outcome(0, _result("train", config, 0, tokens, ""))
+
+
+def run_join(config, folder: Path) -> Outcome:
+    """See recipe/join.py."""
+    joined = join.run(config, folder)
+    ends = ", ".join(f"{bucket.max_len:,}" for bucket in joined.buckets)
+    print(f"rope.json: factors for up to {ends} tokens", flush=True)
+    return Outcome(0, _result("join", config, 0, 0, ""))
+
+
+def run_nothing(config, folder: Path) -> Outcome:
+    """A stage that is its evaluation."""
+    return Outcome(0, _result("evaluate", config, 0, 0, ""))
+
+
+def _result(kind: str, config, forward: int, trained: int, perplexity: str) -> dict[str, Any]:
+    return {
+        "what": KINDS[kind].what(config),
+        "forward_tokens": forward,
+        "trained_tokens": trained,
+        "perplexity": perplexity,
+    }
+
+
+def _metrics(folder: Path) -> list[dict]:
+    rows = files.read_jsonl(folder / "metrics.jsonl", repair=False)
+    return [row for row in rows if row.get("loss") is not None]
+
+
+def _evaluated(config, folder: Path) -> dict[str, Any]:
+    """Evaluates, unless eval.json has that evaluation; returns its tokens and its perplexity."""
+    path = folder / "eval.json"
+    wanted = json.loads(json.dumps(config.to_dict()))
+    if hosts.from_main("evaluated before", lambda: _rows(path, wanted)) is None:
+        evaluate.run(config, folder, dry_run=False)
+    rows = hosts.from_main("evaluation", lambda: _rows(path, wanted))
+    own = [row for row in rows if row["label"] == rows[0]["label"]]
+    own = [row for row in own if row["suite"] == "perplexity"]
+    last = max(own, key=lambda row: row["length"], default=None)
+    found = {"forward_tokens": sum(row["tokens"] for row in rows)}
+    if last is not None:
+        score = next(iter(last["metrics"].values()))
+        shown = "not finite" if score is None else f"{score:.4g}"
+        found["perplexity"] = f"{shown} at {last['length']:,}"
+    return found
+
+
+def _rows(path: Path, config: dict) -> list[dict] | None:
+    """Returns the rows of an eval.json that was made with `config`, without their samples."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    keys = ("label", "suite", "length", "tokens", "metrics")
+    rows = [{key: row[key] for key in keys} for row in content.get("rows", ())]
+    return rows if content.get("config") == config else None
+
+
+def _of_folder(config, folder: Path):
+    """The folder is a model with a rope of its own."""
+    shape = config.model.shape if config.model.source == "checkpoint" else ""
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        made.model = dict(source="checkpoint", path=str(folder), shape=shape)
+        made.rope = dict(method="model")
+        made.eval.label = made.eval.label or folder.name
+    return made.lock()
+
+
+def _with_rope_of_folder(config, folder: Path):
+    """The folder has factors for the model that they were searched on."""
+    made = config.copy_and_resolve_references()
+    with made.unlocked():
+        made.rope = dict(method="file", path=str(folder / "rope.json"))
+        made.eval.label = made.eval.label or folder.name
+    return made.lock()
+
+
+def _as_it_is(config, folder: Path):
+    return config
+
+
+def _search_tokens(config) -> tuple[int, int]:
+    algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    samples = config.search.objective.num_samples
+    return algorithm.num_evaluations() * samples * config.target_len, 0
+
+
+def _train_tokens(config) -> tuple[int, int]:
+    return 0, math.prod((config.train.steps, config.train.batch_size, config.train.seq_len))
+
+
+def _train_what(config) -> str:
+    train = config.train
+    return f"{train.steps:,} steps of {train.batch_size:,} x {train.seq_len:,}"
+
+
+KINDS = {
+    "search": Kind(
+        run=run_search,
+        what=lambda config: f"search for {config.target_len:,}",
+        tokens=_search_tokens,
+        evaluated=_with_rope_of_folder,
+    ),
+    "train": Kind(run_train, what=_train_what, tokens=_train_tokens, evaluated=_of_folder),
+    "join": Kind(
+        run=run_join,
+        what=lambda config: f"join of {len(config.join.ropes)} ropes",
+        tokens=lambda config: (0, 0),
+        evaluated=_of_folder,
+    ),
+    "evaluate": Kind(
+        run=run_nothing,
+        what=lambda config: f"evaluation of {len(config.eval.checkpoints) + 1} models",
+        tokens=lambda config: (0, 0),
+        evaluated=_as_it_is,
+    ),
+}
