@@ -75,21 +75,9 @@ def prepare(config) -> Problem:
     llama.param_shardings(shape, mesh)  # refuses what does not divide
     forward, remarks = setup.forward_settings(config, mesh, shape)
     extended = _extended(config, shape)
+    space = _space(config, shape, settings, extended)
     trained = baselines.training_len(config, shape, extended)
     attention_factor = baselines.attention_factor(config, shape, extended)
-    space = genome.make_space(
-        num_pairs=shape.rotary_dim // 2,
-        factor=config.target_len / trained,
-        step=settings.step,
-        highest=baselines.highest(config, settings.bound, trained),
-        start_tokens=tuple(config.search.start_tokens),
-        attention_factors=baselines.attention_factors(config, attention_factor),
-    )
-    if config.search.multiply:
-        space = dataclasses.replace(space, multiplier=extended.bucket.factors)
-    space = critical.narrow(
-        space, settings, theta=shape.theta, trained_len=trained, target_len=config.target_len
-    )
     loaded = setup.load_model(config)
     judge = _objective(config, loaded, forward)
     memory = plan.memory(
@@ -221,6 +209,24 @@ def versions() -> dict[str, str]:
         "jax": importlib.metadata.version("jax"),
         "numpy": importlib.metadata.version("numpy"),
     }
+
+
+def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space:
+    trained = baselines.training_len(config, shape, extended)
+    number = baselines.attention_factor(config, shape, extended)
+    space = genome.make_space(
+        num_pairs=shape.rotary_dim // 2,
+        factor=config.target_len / trained,
+        step=settings.step,
+        highest=baselines.highest(config, settings.bound, trained),
+        start_tokens=tuple(config.search.start_tokens),
+        attention_factors=baselines.attention_factors(config, number),
+    )
+    if config.search.multiply:
+        space = dataclasses.replace(space, multiplier=extended.bucket.factors)
+    return critical.narrow(
+        space, settings, theta=shape.theta, trained_len=trained, target_len=config.target_len
+    )
 
 
 def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
