@@ -203,3 +203,21 @@ def test_config_messages(tiny_config, change, message):
 def test_settings_messages(change, message):
     with pytest.raises(InputError, match=message):
         ForwardSettings(**change)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_memory_of_a_gradient_is_linear_in_length(tiny_model, remat):
+    """Neither weights nor masks of all pairs of tokens are kept between layers."""
+    config, params = tiny_model
+    settings = ForwardSettings(attention="blockwise", attention_block=64, remat=remat)
+    r = llama.own_rope(config)(8)
+
+    def allotted(length):
+        def loss(params, ids_BT):
+            return llama.hidden(config, params, ids_BT, r, settings=settings).sum()
+
+        ids_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
+        compiled = jax.jit(jax.grad(loss)).lower(params, ids_BT).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    assert allotted(4096) < 3 * allotted(2048)  # it was 3.9 times as much
