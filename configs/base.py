@@ -160,6 +160,7 @@ def search() -> ConfigDict:
     section.highest = 0.0  # the largest factor that a candidate may have; 0 = algorithm.bound * target_len / training_len
     section.multiply = False  # a second search: its factors multiply those of config.rope, for a model that was fine-tuned with these
     section.seeds = ()  # rope.json files, or workdirs with one: more seeds, each with its factors for target_len
+    section.prefilter = dict(name="none")  # none | decay | divergence, with oversample=4: so many children are bred for each that is evaluated, the one with the best score by formula (search/prefilter.py)
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device
     section.compare = True  # score every baseline with its own and with the search's attention factor

@@ -83,7 +83,7 @@ def outcome(folder: Path, workdir: Path) -> dict:
     config = tiny(folder)
     config.search.algorithm.iterations = ITERATIONS
     made = problem.prepare(config)
-    state = evolution.init(made.settings, made.space, problem.seed_genomes(made), config.seed)
+    state = problem.first_state(made)
     state, _ = journal.replay(workdir / "journal.jsonl", rows[1:], state)
     for row in rows:
         row.pop("seconds", None)

@@ -358,7 +358,7 @@ def test_state_is_a_function_of_the_journal(found):
     config, workdir, _ = found
     made = problem.prepare(config)
     rows = journal.candidates(files.read_jsonl(Path(workdir) / "journal.jsonl"))
-    state = evolution.init(made.settings, made.space, problem.seed_genomes(made), config.seed)
+    state = problem.first_state(made)
     while evolution.stop_reason(state) is None:
         generation = [r for r in rows if r["generation"] == state.generation]
         assert [r["genome"] for r in generation] == evolution.ask(state).tolist()

@@ -10,13 +10,16 @@ Letters: P candidates of one generation, K parents, E candidates evaluated so fa
 
 import dataclasses
 import math
+from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 
 from jaxrope.errors import InputError, choose
 from jaxrope.search import genome as genomes
+from jaxrope.search import prefilter as prefilters
 from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.prefilter import Prefilter
 
 _MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
 
@@ -155,6 +158,7 @@ class SearchState:
       parent_fitness_K: theirs, float64.
       seen_EG: every candidate evaluated, in the order asked.
       seen_fitness_E: theirs, float64; lower is better, +inf has failed.
+      seed, settings, space, prefilter: as given to `init`.
     """
 
     generation: int
@@ -166,12 +170,19 @@ class SearchState:
     seed: int = dataclasses.field(metadata={"static": True})
     settings: Settings = dataclasses.field(metadata={"static": True})
     space: genomes.Space = dataclasses.field(metadata={"static": True})
+    prefilter: Prefilter = dataclasses.field(metadata={"static": True})
 
 
-def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: int) -> SearchState:
+def init(
+    settings: Settings,
+    space: genomes.Space,
+    seeds_SG: np.ndarray,
+    seed: int,
+    prefilter: Prefilter = prefilters.NONE,
+) -> SearchState:
     """Returns the state before the first generation (Algorithm 1, line 1).
 
-    Its population is the seeds, then mutations of each of them in turn.
+    Its population is the seeds, then what the encoding begins with, each made from a seed in turn.
 
     Raises:
       InputError: the population cannot hold the seeds.
@@ -182,11 +193,10 @@ def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: i
             f"search.algorithm.population must hold the {len(first)} seeds, got "
             f"{settings.population} (halved above halve_above). Raise it."
         )
-    breed = _Breed(
-        settings, space, _stream(seed, 0), {genomes.key(space, genome) for genome in first}
-    )
+    breed = _Breed(settings, space, prefilter, _stream(seed, 0), first)
     children = [
-        breed.beginning(first[i % len(first)]) for i in range(settings.population - len(first))
+        breed.child(lambda i=i: breed.beginning(first[i % len(first)]))
+        for i in range(settings.population - len(first))
     ]
     empty_EG = np.zeros((0, seeds_SG.shape[1]), np.int32)
     return SearchState(
@@ -199,6 +209,7 @@ def init(settings: Settings, space: genomes.Space, seeds_SG: np.ndarray, seed: i
         seed=seed,
         settings=settings,
         space=space,
+        prefilter=prefilter,
     )
 
 
@@ -260,10 +271,29 @@ class _Breed:
     """Children of one generation; `taken` has the keys that may not come again, and grows."""
 
     def __init__(
-        self, settings: Settings, space: genomes.Space, rng: np.random.Generator, taken: set[bytes]
+        self,
+        settings: Settings,
+        space: genomes.Space,
+        prefilter: Prefilter,
+        rng: np.random.Generator,
+        seen: Iterable[np.ndarray],
     ):
-        self.settings, self.space, self.rng, self.taken = settings, space, rng, taken
+        self.settings, self.space, self.prefilter, self.rng = settings, space, prefilter, rng
+        self.taken = {genomes.key(space, genome) for genome in seen}
         self.encoding = ENCODINGS[settings.name]
+
+    def child(self, breed_fn: Callable[[], np.ndarray | None]) -> np.ndarray | None:
+        """Returns the best of `oversample` children by the pre-filter; None if all were None."""
+        bred = [breed_fn() for _ in range(self.prefilter.oversample)]
+        found = [child_G for child_G in bred if child_G is not None]
+        if not found:
+            return None
+        best = 0
+        if len(found) > 1:
+            factors = np.stack([genomes.decode(self.space, child_G).factors for child_G in found])
+            best = int(np.argmin(prefilters.scores(self.prefilter, factors)))
+        self.taken.add(genomes.key(self.space, found[best]))
+        return found[best]
 
     def beginning(self, seed_G: np.ndarray) -> np.ndarray | None:
         return self._varied(genomes.begin, seed_G)
@@ -287,27 +317,26 @@ class _Breed:
         return None
 
     def _is_new(self, child_G: np.ndarray) -> bool:
-        key = genomes.key(self.space, child_G)
-        is_new = key not in self.taken
-        self.taken.add(key)
-        return is_new
+        return genomes.key(self.space, child_G) not in self.taken
 
 
 def _next_population(state: SearchState) -> np.ndarray:
     """N1 mutations of random parents, then N2 crossovers of two different ones if there are."""
-    settings, space = state.settings, state.space
-    rng = _stream(state.seed, state.generation)
-    breed = _Breed(settings, space, rng, {genomes.key(space, genome) for genome in state.seen_EG})
+    settings, rng = state.settings, _stream(state.seed, state.generation)
+    breed = _Breed(settings, state.space, state.prefilter, rng, state.seen_EG)
     num_parents = int(
         np.sum(np.isfinite(state.parent_fitness_K))
     )  # a failed candidate has nothing to pass on
-    children = [
-        breed.mutation(state.parents_KG[rng.integers(num_parents)])
-        for _ in range(settings.mutations)
-    ]
-    for _ in range(settings.crossovers):
+
+    def mutation():
+        return breed.mutation(state.parents_KG[rng.integers(num_parents)])
+
+    def crossover():
         pair = rng.choice(num_parents, size=2, replace=num_parents < 2)
-        children.append(breed.crossover(*state.parents_KG[pair]))
+        return breed.crossover(*state.parents_KG[pair])
+
+    children = [breed.child(mutation) for _ in range(settings.mutations)]
+    children += [breed.child(crossover) for _ in range(settings.crossovers)]
     return _rows(children, state.seen_EG)
 
 

@@ -12,7 +12,16 @@ from jax.sharding import Mesh
 import jaxrope
 from jaxrope import digest, llama, rope, setup, sharding
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, critical, encodings, evolution, genome, objective, plan
+from jaxrope.search import (
+    baselines,
+    critical,
+    encodings,
+    evolution,
+    genome,
+    objective,
+    plan,
+    prefilter,
+)
 from jaxrope.search.baselines import Baseline
 
 
@@ -29,6 +38,7 @@ class Problem:
       objective: what judges.
       settings: of the evolution.
       space: of the genomes.
+      prefilter: of the children that are evaluated.
       known: the baselines; most of them are also seeds.
       trained_len: tokens that the methods stretch and that bound the factors.
       attention_factor: of the search; candidates have this one times a multiple.
@@ -47,6 +57,7 @@ class Problem:
     objective: objective.Objective
     settings: evolution.Settings
     space: genome.Space
+    prefilter: prefilter.Prefilter
     known: list[Baseline]
     trained_len: int
     attention_factor: float
@@ -79,6 +90,7 @@ def prepare(config) -> Problem:
     trained = baselines.training_len(config, shape, extended)
     attention_factor = baselines.attention_factor(config, shape, extended)
     loaded = setup.load_model(config)
+    known = baselines.make(config, shape, loaded.rope_fn, trained)
     judge = _objective(config, loaded, forward)
     memory = plan.memory(
         shape,
@@ -103,7 +115,8 @@ def prepare(config) -> Problem:
         objective=judge,
         settings=settings,
         space=space,
-        known=baselines.make(config, shape, loaded.rope_fn, trained),
+        prefilter=_prefilter(config, shape, known, trained),
+        known=known,
         trained_len=trained,
         attention_factor=attention_factor,
         mesh=mesh,
@@ -132,6 +145,7 @@ def header(problem: Problem) -> dict[str, Any]:
             "compare": config.search.compare,
             "multiplied": problem.space.multiplier or None,
             "highest": config.search.highest or None,
+            "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
         },
         "seeds": {
             known.name: row.tolist()
@@ -175,6 +189,17 @@ def multiplied(problem: Problem, genome_G: np.ndarray) -> dict[str, Any]:
     }
 
 
+def first_state(problem: Problem) -> evolution.SearchState:
+    """Returns the evolution before its first generation."""
+    return evolution.init(
+        problem.settings,
+        problem.space,
+        seed_genomes(problem),
+        problem.config.seed,
+        problem.prefilter,
+    )
+
+
 def build_rope(
     problem: Problem, factors_R, start_tokens: int, attention_factor: float
 ) -> rope.Rope:
@@ -188,7 +213,7 @@ def build_rope(
 
 
 def _unless(value: Any, default: Any) -> Any:
-    """Returns None for a default, as if an older version had not written it: journals stay valid."""
+    """Returns None for a default, as older versions had it: their journals stay valid."""
     return None if value == default else value
 
 
@@ -257,6 +282,18 @@ def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Obje
         seed=config.seed,
     )
     return objective.make(config.search.objective.to_dict(), task)
+
+
+def _prefilter(
+    config, model: llama.LlamaConfig, known: list[Baseline], trained: int
+) -> prefilter.Prefilter:
+    return prefilter.make(
+        config.search.prefilter.to_dict(),
+        theta=model.theta,
+        trained_factors=known[0].bucket.factors,  # "none": what the weights know
+        trained_len=trained,
+        target_len=config.target_len,
+    )
 
 
 def _cast(params: Any, forward: llama.ForwardSettings) -> Any:

@@ -24,11 +24,11 @@ from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
     Problem,
     build_rope,
+    first_state,
     header,
     model_digest,
     multiplied,
     prepare,
-    seed_genomes,
     versions,
 )
 
@@ -72,7 +72,7 @@ def search(config, workdir: Path) -> Result:
         rows = hosts.from_main("journal", lambda: _open(config, workdir, told))
         bench = _bench(problem, path, rows)
         compared = _measure_baselines(problem, bench, rows)
-        state = evolution.init(problem.settings, problem.space, seed_genomes(problem), config.seed)
+        state = first_state(problem)
         state, known = journal.replay(path, rows, state)
         state = _evolve(problem, state, known, bench)
         if not np.isfinite(evolution.best(state)[1]):
