@@ -12,8 +12,7 @@ from jaxrope.errors import InputError
 
 
 def make_source(tokenizer=BytesTokenizer(), documents=None, use="evaluation"):  # noqa: B008 (frozen)
-    filler = "grass" if documents is None else "text"
-    haystack = needles.make_haystack(filler, tokenizer, documents, setting="eval.needle_filler")
+    haystack = needles.text(documents) if documents else needles.grass(tokenizer)
     return needles.Source(tokenizer, haystack, use, "eval.lengths")
 
 
@@ -159,7 +158,7 @@ WORDS = "4452d722b3f29540"
 def test_any_run_of_tokens_is_as_likely(tmp_path):
     """Documents of 5, 20 and 12 tokens have 0, 11 and 3 runs of 10."""
     documents = documents_of(tmp_path, "a" * 5, "b" * 20, "cdefghijklmn")
-    haystack = needles.make_haystack("text", BytesTokenizer(), documents, setting="x")
+    haystack = needles.text(documents)
     runs = [bytes(haystack(10, word).tolist()) for word in range(14)]
     assert runs == [b"b" * 10] * 11 + [b"cdefghijkl", b"defghijklm", b"efghijklmn"]
     assert bytes(haystack(10, 14).tolist()) == b"b" * 10  # and round again
@@ -205,7 +204,7 @@ def test_digits_of_a_real_tokenizer(books_6m, shared):
         ),
         (
             dict(length=2000),
-            r"eval.needle_filler 'text' needs a document of 1,\d+ tokens, .* has 5",
+            r"data.eval_files: needles are .* in 1,\d+ tokens .* the longest of 1 has 5",
         ),
     ],
 )
@@ -214,12 +213,6 @@ def test_what_cannot_be_built_is_refused(changes, message, tmp_path):
         make(make_source(documents=documents_of(tmp_path, "short")), **changes)
 
 
-def test_fillers_are_checked():
-    with pytest.raises(InputError, match="Unknown eval.needle_filler 'gras'. Did you mean 'grass'"):
-        needles.make_haystack("gras", BytesTokenizer(), None, setting="eval.needle_filler")
-    with pytest.raises(
-        InputError, match="needle_filler is 'text', which needs text: set data.eval"
-    ):
-        needles.make_haystack("text", BytesTokenizer(), None, setting="eval.needle_filler")
+def test_more_are_never_asked_than_there_are():
     with pytest.raises(ValueError, match="1 <= num_asked <= num_keys <= 263, got 2, 1"):
         make(num_keys=1, num_asked=2)

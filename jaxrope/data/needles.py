@@ -18,7 +18,7 @@ import numpy as np
 from jaxrope.data.corpus import TokenDocuments
 from jaxrope.data.tokenizer import Tokenizer, continuation
 from jaxrope.data.words import NOUNS
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 
 OPENING = (
     "A special magic number is hidden within the following text. Make sure to memorize it. I will "
@@ -49,7 +49,7 @@ class Source:
 
     Attributes:
       tokenizer: the model's.
-      haystack: gives the text between the needles; of FILLERS.
+      haystack: gives the text between the needles: `grass` or `text`.
       use: "evaluation", "search" or "training".
       setting: the config key that says how long a document is, for messages.
     """
@@ -130,10 +130,10 @@ def make_document(
             f"{source.setting}: {num_keys} needles and {num_asked} questions without any text "
             f"have {length - room} tokens, got length {length}. Use a longer one, or fewer keys."
         )
-    text = source.haystack(room, text_word)
+    filler = source.haystack(room, text_word)
     places = np.rint(depths * room).astype(np.int64)
     order = np.lexsort((anywhere, places))
-    cuts = np.split(text, places[order])
+    cuts = np.split(filler, places[order])
     body = [
         cuts[0],
         *(part for i, cut in zip(order, cuts[1:], strict=True) for part in (lines[i], cut)),
@@ -159,25 +159,8 @@ def most_tokens(source: Source, num_keys: int, num_asked: int) -> int:
     return 1 + len(encode(OPENING)) + num_keys * line + num_asked * question
 
 
-def make_haystack(
-    filler: str, tokenizer: Tokenizer, documents: TokenDocuments | None, *, setting: str
-) -> Haystack:
-    """Returns what fills documents: "grass" (the sentences of the pass key) or "text".
-
-    Args:
-      filler: its name.
-      tokenizer: of the sentences.
-      documents: the text; needed for "text" alone.
-      setting: the config key of `filler`, for messages.
-
-    Raises:
-      InputError: an unknown name, or there is no text. The haystack itself refuses to be longer
-        than the longest document.
-    """
-    return choose(setting, filler, FILLERS)(tokenizer, documents, setting)
-
-
-def _grass(tokenizer: Tokenizer, documents, setting: str) -> Haystack:
+def grass(tokenizer: Tokenizer) -> Haystack:
+    """Returns what fills documents with the sentences of the pass key, over and over."""
     unit = len(tokenizer.encode(GRASS))
 
     def haystack(count: int, word: int) -> np.ndarray:
@@ -186,18 +169,18 @@ def _grass(tokenizer: Tokenizer, documents, setting: str) -> Haystack:
     return haystack
 
 
-def _text(tokenizer, documents: TokenDocuments | None, setting: str) -> Haystack:
-    """Any run of tokens within a document is as likely as any other."""
-    if documents is None:
-        raise InputError(f"{setting} is 'text', which needs text: set data.eval_files.")
+def text(documents: TokenDocuments) -> Haystack:
+    """Returns what fills documents with text: any run of tokens within a document of `documents`
+    is as likely as any other. It raises InputError for more tokens than the longest has.
+    """
 
     def haystack(count: int, word: int) -> np.ndarray:
         starts = np.cumsum(np.maximum(documents.lengths - count + 1, 0))
         if not starts[-1]:
             raise InputError(
-                f"{setting} 'text' needs a document of {count:,} tokens, the longest of "
-                f"{documents.setting} has {documents.lengths.max():,}. Name longer texts, or use "
-                "'grass'."
+                f"{documents.setting}: needles are to be hidden in {count:,} tokens of one "
+                f"document, the longest of {len(documents)} has {documents.lengths.max():,}. Give "
+                "longer documents, or hide needles in shorter ones."
             )
         chosen = word % int(starts[-1])
         doc = int(np.searchsorted(starts, chosen, side="right"))
@@ -205,9 +188,6 @@ def _text(tokenizer, documents: TokenDocuments | None, setting: str) -> Haystack
         return documents.tokens(doc, start, start + count)
 
     return haystack
-
-
-FILLERS = {"grass": _grass, "text": _text}
 
 
 def _questions(tokenizer: Tokenizer, words, numbers) -> tuple[np.ndarray, list[list[int]]]:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxrope.data import needles
 from jaxrope.data.needles import NeedleDocument
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, choose
 from jaxrope.evaluation import scoring, statistics
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 
@@ -36,10 +36,10 @@ def make_trials(model: EvalModel, bench: Bench, length: int) -> dict[int, list[N
             f"eval.needle_keys names one number of keys at least, each from 1 to {most}, got "
             f"{tuple(bench.needle_keys)}."
         )
-    haystack = needles.make_haystack(
-        bench.needle_filler, model.tokenizer, bench.documents, setting="eval.needle_filler"
+    haystack_fn = choose("eval.needle_filler", bench.needle_filler, FILLERS)
+    source = needles.Source(
+        model.tokenizer, haystack_fn(model, bench), "evaluation", "eval.lengths"
     )
-    source = needles.Source(model.tokenizer, haystack, "evaluation", "eval.lengths")
     return {
         keys: [
             needles.make_document(
@@ -54,6 +54,15 @@ def make_trials(model: EvalModel, bench: Bench, length: int) -> dict[int, list[N
         ]
         for keys in dict.fromkeys(bench.needle_keys)
     }
+
+
+def _text(model: EvalModel, bench: Bench) -> needles.Haystack:
+    if bench.documents is None:
+        raise InputError("eval.needle_filler is 'text', which needs text: set data.eval_files.")
+    return needles.text(bench.documents)
+
+
+FILLERS = {"text": _text, "grass": lambda model, bench: needles.grass(model.tokenizer)}
 
 
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:

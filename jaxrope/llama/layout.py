@@ -27,19 +27,23 @@ def legal_length(settings: ForwardSettings, length: int) -> int:
     return -(-length // unit) * unit
 
 
-def lay_out(settings: ForwardSettings, rows: np.ndarray) -> dict[str, np.ndarray]:
+def lay_out(
+    settings: ForwardSettings, rows: np.ndarray, weights_BT: np.ndarray | None = None
+) -> dict[str, np.ndarray]:
     """Returns what predicts each token of `rows` but the first from those before it.
 
     Args:
       settings: how the model is run.
       rows: int32 [B, T + 1].
+      weights_BT: what each prediction counts; None: 1.
 
     Returns:
       tokens_BT, targets_BT, positions_BT, int32, and weights_BT, float32: 0 for tokens behind the
-      end, which no other one sees, else 1.
+      end, which no other one sees, else as given.
     """
     tokens_BT, targets_BT = rows[:, :-1], rows[:, 1:]
     length = tokens_BT.shape[1]
+    weights_BT = np.ones(tokens_BT.shape) if weights_BT is None else weights_BT
     padded = legal_length(settings, length)
     order = token_order(settings, padded)
 
@@ -52,7 +56,7 @@ def lay_out(settings: ForwardSettings, rows: np.ndarray) -> dict[str, np.ndarray
         "tokens_BT": place(tokens_BT.astype(np.int32)),
         "targets_BT": place(targets_BT.astype(np.int32)),
         "positions_BT": place(positions_BT),
-        "weights_BT": place(np.ones(tokens_BT.shape, np.float32)),
+        "weights_BT": place(np.asarray(weights_BT, np.float32)),
     }
 
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import collectives, data, llama, losses, rope
+from jaxrope.data import needles
 from jaxrope.errors import InputError, choose, nearest
 
 CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
@@ -129,14 +130,7 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
       num_samples: windows, each of another document.
       offset_tokens: tokens of each document that are passed over.
     """
-    for name, value, least in (
-        ("num_samples", num_samples, 1),
-        ("offset_tokens", offset_tokens, 0),
-    ):
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(
-                f"search.objective.{name} must be a whole number from {least} on, got {value}."
-            )
+    _check_whole(num_samples=(num_samples, 1), offset_tokens=(offset_tokens, 0))
     windows = data.search_windows(
         task.documents,
         length=task.target_len,
@@ -155,7 +149,115 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
     )
 
 
-OBJECTIVES = {"perplexity": perplexity}
+def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Objective:
+    """Perplexity of answers alone: of the digits of a number that is hidden in a long text and
+    asked for at its end (LongRoPE2, section 3.2, "needle-driven").
+
+    Sample i is document i of those of the seed (`data.needles`), its depth the i-th of a sequence
+    that is spread evenly wherever it ends, so that more samples begin with the fewer ones.
+
+    Args:
+      task: the model and the text.
+      num_samples: documents of the target length.
+      num_keys: needles in each, one of which is asked for; the paper has 1.
+      place: "start": all needles stand before the text, as in the paper; "spread": anywhere in it.
+    """
+    most = len(needles.NOUNS) // 2
+    _check_whole(num_samples=(num_samples, 1), num_keys=(num_keys, 1))
+    if num_keys > most:
+        raise InputError(f"search.objective.num_keys must be at most {most}, got {num_keys}.")
+    depth_fn = choose("search.objective.place", place, PLACES)
+    haystack = needles.text(task.documents)
+    source = needles.Source(task.tokenizer, haystack, "search", "target_len")
+    made = [
+        needles.make_document(
+            source,
+            length=task.target_len + 1,
+            num_keys=num_keys,
+            seed=task.seed,
+            index=i,
+            depth=depth_fn(i),
+        )
+        for i in range(num_samples)
+    ]
+    tokens_WT = np.stack([document.tokens for document in made])
+    weights_WT = np.zeros((num_samples, task.target_len), np.float32)
+    for weights_T, document in zip(weights_WT, made, strict=True):
+        weights_T[np.array(document.answers[0]) - 1] = 1.0  # column t predicts token t + 1
+    return Objective(
+        loss_fn=mean_nll(task.config, task.settings),
+        samples={"tokens_WT": tokens_WT, "weights_WT": weights_WT},
+        lay_out=functools.partial(_lay_out_weighted, task.settings),
+        fitness_fn=np.exp,
+        unit="needle perplexity",
+        sample_tokens=task.target_len,
+    )
+
+
+PLACES = {"start": lambda index: None, "spread": needles.spread_depth}
+
+
+def mix(
+    task: Task,
+    *,
+    num_samples: int,
+    text_weight: float,
+    needle_weight: float,
+    offset_tokens: int,
+    num_keys: int,
+    place: str,
+) -> Objective:
+    """The exponential of a weighted mean of both losses: of text, and of answers.
+
+    Samples take turns, text first. With weights a and b the mean is (a * mean NLL of text + b *
+    mean NLL of answers) / (a + b), in nats a token.
+
+    Args:
+      task: the model and the text.
+      num_samples: of both kinds together, an even number.
+      text_weight, needle_weight: above 0.
+      offset_tokens: see perplexity.
+      num_keys, place: see needle.
+    """
+    for name, value in (("text_weight", text_weight), ("needle_weight", needle_weight)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
+            raise InputError(f"search.objective.{name} must be a number above 0, got {value}.")
+    _check_whole(num_samples=(num_samples, 2))
+    if num_samples % 2:
+        raise InputError(
+            "search.objective.num_samples must be even for 'mix', half of text and half with "
+            f"needles, got {num_samples}."
+        )
+    half = num_samples // 2
+    text = perplexity(task, num_samples=half, offset_tokens=offset_tokens)
+    found = needle(task, num_samples=half, num_keys=num_keys, place=place)
+    weights_WT = np.ones_like(found.samples["weights_WT"])
+    pairs = {
+        "tokens_WT": (text.samples, found.samples["tokens_WT"]),
+        "weights_WT": (weights_WT, found.samples["weights_WT"]),
+    }
+    return dataclasses.replace(
+        found,
+        samples={k: np.stack(both, axis=1).reshape(num_samples, -1) for k, both in pairs.items()},
+        weights_W=np.tile([float(text_weight), float(needle_weight)], half),
+        unit="mixed perplexity",
+    )
+
+
+OBJECTIVES = {"perplexity": perplexity, "needle": needle, "mix": mix}
+
+
+def _check_whole(**values: tuple[int, int]) -> None:
+    """Refuses an argument, (value, minimum), that is no whole number or below its minimum."""
+    for name, (value, least) in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(
+                f"search.objective.{name} must be a whole number from {least} on, got {value}."
+            )
+
+
+def _lay_out_weighted(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+    return llama.lay_out(settings, samples["tokens_WT"], samples["weights_WT"])
 
 
 def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
