@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from jaxrope import attention
 from jaxrope.errors import InputError, choose
@@ -26,6 +27,14 @@ class Model:
     params: dict
     rope_fn: RopeFn
     settings: ForwardSettings
+
+
+class Sampling(NamedTuple):
+    """How a token is drawn; see Options."""
+
+    temperature: float
+    top_k: int
+    top_p: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +78,11 @@ class Options:
             raise InputError(
                 f"generate.top_p must be above 0 and at most 1 (all), got {self.top_p!r}."
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """All that is compiled of it."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
 
 
 def check(model: Model, prompts: Sequence[Sequence[int]], options: Options) -> None:

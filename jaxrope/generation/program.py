@@ -18,7 +18,7 @@ from jax.sharding import PartitionSpec
 
 from jaxrope import attention, collectives, llama, sharding
 from jaxrope.generation import state as states
-from jaxrope.generation.options import Options
+from jaxrope.generation.options import Sampling
 from jaxrope.generation.sampling import draw
 from jaxrope.generation.state import State
 
@@ -76,17 +76,17 @@ def read_chunk(params, state: State, chunk: Chunk, *, config, settings) -> State
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "settings", "options"), donate_argnames=("state",)
+    jax.jit, static_argnames=("config", "settings", "sampling"), donate_argnames=("state",)
 )
 def step(
-    params, state: State, advance_B, *, config, settings, options: Options
+    params, state: State, advance_B, *, config, settings, sampling: Sampling
 ) -> tuple[State, jax.Array]:
     """Draws the next token of every row, and reads it in the rows that advance.
 
     Returns:
       (the state, tokens_B int32, which every device has).
     """
-    tokens_B = draw(state.logits_BV, state.streams_B2, state.lengths_B, options)
+    tokens_B = draw(state.logits_BV, state.streams_B2, state.lengths_B, sampling)
 
     def local(params, state, row):
         tokens_B, advance_B = row

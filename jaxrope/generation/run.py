@@ -226,7 +226,7 @@ class _Batch:
             jnp.asarray(advance_B),
             config=self._model.config,
             settings=self._model.settings,
-            options=self._options,
+            sampling=self._options.sampling,
         )
         return state, np.asarray(tokens_B)
 

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope.generation.options import Options
+from jaxrope.generation.options import Sampling
 
 
 def streams(prompts: Sequence[Sequence[int]], seed: int) -> np.ndarray:
@@ -31,7 +31,7 @@ def streams(prompts: Sequence[Sequence[int]], seed: int) -> np.ndarray:
 
 
 def draw(
-    logits_BV: jax.Array, streams_B2: jax.Array, lengths_B: jax.Array, options: Options
+    logits_BV: jax.Array, streams_B2: jax.Array, lengths_B: jax.Array, sampling: Sampling
 ) -> jax.Array:
     """Returns tokens_B, int32.
 
@@ -39,11 +39,11 @@ def draw(
       logits_BV: of the next token.
       streams_B2: see `streams`.
       lengths_B: int32, tokens before the next one.
-      options: temperature, top_k and top_p are used.
+      sampling: how.
     """
-    if options.temperature == 0:
+    if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    kept_BK, ids_BK = candidates(logits_BV, options)
+    kept_BK, ids_BK = candidates(logits_BV, sampling)
 
     def one(stream, length, logits_K):
         key = jax.random.wrap_key_data(stream, impl="threefry2x32")
@@ -53,17 +53,17 @@ def draw(
     return jnp.take_along_axis(ids_BK, drawn_B[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 
-def candidates(logits_BV: jax.Array, options: Options) -> tuple[jax.Array, jax.Array]:
+def candidates(logits_BV: jax.Array, sampling: Sampling) -> tuple[jax.Array, jax.Array]:
     """Returns (logits_BK, ids_BK) of the tokens that may be drawn, the most probable first; -inf:
     may not. Of equal logits the lower id comes first.
     """
     size = logits_BV.shape[-1]
     top_BK, ids_BK = jax.lax.top_k(
-        logits_BV / options.temperature, min(options.top_k or size, size)
+        logits_BV / sampling.temperature, min(sampling.top_k or size, size)
     )
-    if options.top_p < 1:
+    if sampling.top_p < 1:
         probs_BK = jax.nn.softmax(top_BK, axis=-1)
         before_BK = jnp.cumsum(probs_BK, axis=-1) - probs_BK
         first = jnp.arange(top_BK.shape[1])[None] == 0
-        top_BK = jnp.where((before_BK < options.top_p) | first, top_BK, -jnp.inf)
+        top_BK = jnp.where((before_BK < sampling.top_p) | first, top_BK, -jnp.inf)
     return top_BK, ids_BK
