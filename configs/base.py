@@ -186,6 +186,7 @@ def hosts() -> ConfigDict:
     """Several processes: how long they wait for each other (jaxrope/hosts.py)."""
     section = ConfigDict()
     section.timeout_seconds = 300  # the longest wait for another process, at the start and at every meeting point
+    section.per_layer = False  # every layer has factors of its own: more to search, and jaxrope alone can run them
     section.heartbeat_seconds = 100  # a process that is silent for so long is dead; then the others end
     section.work_seconds = 7200  # the longest wait for what one process does for the others, such as making the cache of tokens
     return section

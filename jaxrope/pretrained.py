@@ -170,7 +170,8 @@ def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
     of_model = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
-    return rope.load(path, **of_model), rope.provenance(path)
+    found = rope.load(path, **of_model, num_layers=config.num_layers)
+    return found, rope.provenance(path)
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:

@@ -114,12 +114,14 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
         return own
     if method == "file":
         _exactly("rope", method, constants, ("path",))
-        return rope.load(files.as_path(constants["path"]), **geometry)
+        return rope.load(files.as_path(constants["path"]), **geometry, num_layers=model.num_layers)
     if method == "preset":
         _exactly("rope", method, constants, ("name",))
         return _preset(constants["name"], geometry)
     choose("rope.method", method, dict.fromkeys(("model", "file", "preset", *rope.METHODS)))
-    return rope.make(method, **geometry, original_len=model.original_len, **constants)
+    made = rope.make(method, **geometry, original_len=model.original_len, **constants)
+    rope.check_layers(made, model.num_layers)
+    return made
 
 
 def rope_file(path: Path | str) -> Path:

@@ -116,6 +116,13 @@ def test_rope_per_layer_and_per_sequence(tiny_model):
     assert np.allclose(same, logits(config, params, ids, ropes[1]), atol=1e-6)
     layers = logits(config, params, ids, rope.stack(ropes, per_layer=True))
     assert all(np.abs(layers - logits(config, params, ids, r)).max() > 1e-5 for r in ropes)
+    swapped = rope.stack(ropes[::-1], per_layer=True)
+    candidates = rope.stack([rope.stack(ropes, per_layer=True), swapped])
+    assert candidates.per_layer  # of each candidate, inside the vmap
+    both = jax.vmap(lambda r: logits(config, params, ids, r))(candidates)
+    assert np.allclose(both[0], layers, atol=1e-6)
+    assert np.allclose(both[1], logits(config, params, ids, swapped), atol=1e-6)
+    assert np.abs(both[0] - both[1]).max() > 1e-5
     rows = logits(config, params, ids, rope.stack(ropes))
     for row, r in enumerate(ropes):
         alone = logits(config, params, ids[row : row + 1], r)

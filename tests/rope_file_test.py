@@ -2,6 +2,8 @@
 
 import json
 
+import jax
+import numpy as np
 import pytest
 
 from jaxrope import rope
@@ -27,6 +29,38 @@ def test_round_trip(tmp_path):
     content = json.loads(path.read_text())
     assert content["format"] == "jaxrope.rope/1" and content["buckets"][1]["start_tokens"] == 4
     assert [p.name for p in tmp_path.iterdir()] == ["rope.json"]  # nothing temporary is left
+
+
+def test_factors_of_each_layer(tmp_path):
+    rows = [[1, 1.5, 2, 2], [1.25, 2.5, 8, 8.25], [1, 1, 1, 1]]
+    shared = dict(max_len=128, factors=[1, 1.5, 2, 2], start_tokens=0, attention_factor=1.0)
+    layered = dict(max_len=512, factors=rows, start_tokens=4, attention_factor=1.25)
+    rope.save(tmp_path / "r", rope.make("longrope", **GEOMETRY, buckets=[shared, layered]), {})
+    read = rope.load(tmp_path / "r", num_layers=3)
+    assert read.bucket(128).factors == (1.0, 1.5, 2.0, 2.0) and not read(128).per_layer
+    assert read.bucket(512).factors == tuple(map(tuple, rows))
+    made = read(512)
+    expected = rope.stack(
+        [rope.build(row, theta=1e4, start_tokens=4, attention_factor=1.25) for row in rows],
+        per_layer=True,
+    )
+    assert made.per_layer and made.theta == expected.theta
+    assert jax.tree.all(jax.tree.map(np.array_equal, made, expected))
+    assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(made))
+    with pytest.raises(
+        InputError, match=r"buckets\[1\].factors must hold a row for each of the model'"
+    ):
+        rope.load(tmp_path / "r", num_layers=2)
+
+
+def test_remarks_look_at_every_layer():
+    rows = [[1, 1.5, 2, 2], [1, 3, 2, 8.5]]
+    bucket = dict(max_len=128, factors=rows, start_tokens=0, attention_factor=1.0)
+    told = rope.remarks(rope.make("longrope", **GEOMETRY, buckets=[bucket]))
+    assert told == [
+        "bucket up to 128: factors fall at 1 of 6 steps",
+        "bucket up to 128: the largest factor, 8.5, exceeds 1.25 * length / original_len = 2.5",
+    ]
 
 
 def test_round_trip_of_a_formula(tmp_path):
@@ -75,6 +109,18 @@ def set_in(*path_and_value):
         (set_in("buckets", 0, "factors", [1.0] * 3), r"hold 4 numbers \(rotary_dim / 2\), got 3"),
         (set_in("buckets", 0, "factors", 2, 0.99), "at least 1, got 0.99 at index 2"),
         (set_in("buckets", 0, "factors", 2, "x"), "must be a list of numbers"),
+        (
+            set_in("buckets", 0, "factors", [[1.0] * 4, [1.0] * 3]),
+            r"factors\[1\] must hold 4 numbers \(rotary_dim / 2\), got 3",
+        ),
+        (
+            set_in("buckets", 0, "factors", [[1.0] * 4, [1.0, 1.0, 0.5, 1.0]]),
+            r"factors\[1\] must all be finite and at least 1, got 0.5 at index 2",
+        ),
+        (
+            set_in("buckets", 0, "factors", [[1.0] * 4, 2.0]),
+            r"factors\[1\] must be a list of numbers, got 2.0",
+        ),
         (set_in("buckets", 0, "max_len", 512), "must ascend in max_len, got 512 before 512"),
         (set_in("buckets", 0, "start_tokens", 1.5), "start_tokens must be a whole number"),
         (

@@ -59,15 +59,21 @@ def write_model(folder, **changes):
     """Writes a random Llama in Hugging Face format; `changes` are of its config.json."""
     folder.mkdir(parents=True)
     rng = np.random.default_rng(0)
+    config = HF_CONFIG | changes
+    layers = [f"model.layers.{i}." for i in range(config["num_hidden_layers"])]
     tensors = {
-        f"model.layers.0.{name}.weight": rng.normal(0, 0.3, s) for name, s in _SHAPES.items()
+        f"{layer}{name}.weight": rng.normal(0, 0.3, shape)
+        for layer in layers
+        for name, shape in _SHAPES.items()
     }
     tensors["model.embed_tokens.weight"] = rng.normal(0, 1, (264, 16))
-    for name in ("layers.0.input_layernorm", "layers.0.post_attention_layernorm", "norm"):
-        tensors[f"model.{name}.weight"] = np.ones(16)
+    tensors["model.norm.weight"] = np.ones(16)
+    for layer in layers:
+        tensors[f"{layer}input_layernorm.weight"] = np.ones(16)
+        tensors[f"{layer}post_attention_layernorm.weight"] = np.ones(16)
     tensors = {name: np.ascontiguousarray(x, np.float32) for name, x in tensors.items()}
     save_file(tensors, folder / "model.safetensors")
-    (folder / "config.json").write_text(json.dumps(HF_CONFIG | changes))
+    (folder / "config.json").write_text(json.dumps(config))
 
 
 def write_texts(folder):

@@ -76,7 +76,7 @@ def _read_all(config, model: LlamaConfig) -> list[dict]:
     found = []
     for path in config.join.ropes:
         file = setup.rope_file(path)
-        loaded = rope.load(file, **geometry)
+        loaded = rope.load(file, **geometry, num_layers=model.num_layers)
         if loaded.original_len != model.original_len:
             raise InputError(
                 f"{file}: original_len must equal the model's, {model.original_len:,}, got "

@@ -5,6 +5,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.progress import duration
@@ -63,7 +65,7 @@ def _search(content: Mapping[str, Any], folder: Path):
         f"{content['forward_tokens']:,} forward tokens, {seconds}",
     ]
     drawn = figures.search_figures(generations, baselines, factors=best["factors"])
-    ends = f"from {best['factors'][0]:g} to {best['factors'][-1]:g}"
+    ends = f"from {np.min(best['factors']):g} to {np.max(best['factors']):g}"
     alts = (
         f"Best and mean {unit} by generation; the best ends at {tables.number(fitness)}.",
         f"The factors found, {ends}, by rotary pair, beside those of {', '.join(baselines)}.",

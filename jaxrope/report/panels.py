@@ -211,13 +211,15 @@ def draw_fitness(ax, rows, baselines):
 
 
 def draw_factors(ax, factors, baselines):
-    """Factors by rotary pair, the baselines' beside them."""
+    """Factors by rotary pair, the baselines' beside them; a fainter line for every layer."""
     styles, ends = _styles(baselines), {}
     curves = {name: row["factors"] for name, row in baselines.items()} | {"best": factors}
     for name, curve in curves.items():
         colour, _, dash = styles.get(name, STYLES["longrope"])
-        ax.plot(range(len(curve)), curve, color=colour, linestyle=dash, drawstyle="steps-mid")
-        ends[name] = (curve[-1], colour)
+        rows = np.atleast_2d(curve)  # of each layer, where they have factors of their own
+        look = dict(color=colour, linestyle=dash, drawstyle="steps-mid")
+        ax.plot(range(rows.shape[1]), rows.T, alpha=max(1 / len(rows), 0.2), **look)
+        ends[name] = (float(np.median(rows[:, -1])), colour)
     ax.set_yscale("log", base=2)
     ax.set(title="Factors", xlabel="rotary pair, from fast to slow", ylabel="factor λ")
     _name_ends(ax, ends)

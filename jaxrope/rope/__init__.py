@@ -22,6 +22,7 @@ from jaxrope.rope.schedule import (
     RopeFn,
     as_factors,
     attention_factor,
+    check_layers,
     remarks,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
     "base_inv_freq",
     "build",
     "catalogue",
+    "check_layers",
     "cos_sin",
     "inv_freq",
     "load",

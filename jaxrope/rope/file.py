@@ -6,6 +6,8 @@ read.
  "buckets": [{"max_len" (inclusive), "factors", "start_tokens", "attention_factor"}], "provenance":
  {...}}
 
+Factors are a list of numbers, one for each rotary pair, or one such list for every layer.
+
 The buckets are what counts; `method` and `constants` say how they came about, and are checked
 against them where they are a formula.
 """
@@ -19,7 +21,7 @@ import numpy as np
 from jaxrope.errors import InputError
 from jaxrope.files import as_path, write_json_atomic
 from jaxrope.rope import methods
-from jaxrope.rope.schedule import RopeFn
+from jaxrope.rope.schedule import RopeFn, check_layers
 
 FORMAT = "jaxrope.rope/1"
 _KEYS = (
@@ -74,12 +76,13 @@ def load(
     head_dim: int | None = None,
     rotary_dim: int | None = None,
     theta: float | None = None,
+    num_layers: int | None = None,
 ) -> RopeFn:
     """Reads rope.json.
 
     Args:
       path: of the file.
-      head_dim, rotary_dim, theta: the model's, to be compared; None: not compared.
+      head_dim, rotary_dim, theta, num_layers: the model's, to be compared; None: not compared.
 
     Raises:
       InputError: any rule of the format is broken, or the file is for another model.
@@ -92,7 +95,10 @@ def load(
                 "for another model."
             )
     try:
-        return _checked(content)
+        found = _checked(content)
+        if num_layers is not None:
+            check_layers(found, num_layers)
+        return found
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 

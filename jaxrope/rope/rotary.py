@@ -54,16 +54,23 @@ def base_inv_freq(theta: float, rotary_dim: int) -> np.ndarray:
 
 
 def build(factors, *, theta: float, start_tokens: int = 0, attention_factor: float = 1.0) -> Rope:
-    """Returns a Rope on the host from float64 `factors` [R] as they stand in the file; cheap, so
-    that candidates may be made by the thousand.
+    """Returns a Rope on the host from float64 `factors` as they stand in the file; cheap, so that
+    candidates may be made by the thousand.
+
+    Args:
+      factors: [R]; or [layers, R], which makes a Rope that is `per_layer`.
+      theta: base of the plain frequencies.
+      start_tokens, attention_factor: see Rope; of every layer.
     """
     factors = np.asarray(factors, np.float64)
+    lead = factors.shape[:-1]
     return Rope(
         factors_R=factors.astype(np.float32),
         turns_R2=turn_words(base_inv_freq(theta, 2 * factors.shape[-1]) / factors),
-        start_tokens=np.int32(start_tokens),
-        attention_factor=np.float32(attention_factor),
+        start_tokens=np.full(lead, start_tokens, np.int32),
+        attention_factor=np.full(lead, attention_factor, np.float32),
         theta=float(theta),
+        per_layer=bool(lead),
     )
 
 
@@ -81,9 +88,12 @@ def with_factors(r: Rope, factors) -> Rope:
 def stack(ropes: Sequence[Rope], *, per_layer: bool = False) -> Rope:
     """Returns one Rope whose leaves have a leading axis: candidates for `vmap`, sequences of a
     batch, or (`per_layer`) the layers of a model.
+
+    Candidates that are `per_layer` themselves stay it: their layers follow the new axis, and lead
+    again inside the `vmap`.
     """
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *ropes)
-    return dataclasses.replace(stacked, per_layer=per_layer)
+    return dataclasses.replace(stacked, per_layer=per_layer or stacked.per_layer)
 
 
 def turn_words(inv_freq) -> np.ndarray:

@@ -1,7 +1,7 @@
 """A rope method as a schedule over length: what it answers with, its attention factor, and the
 rules that any factors must keep.
 
-All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2).
+All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2), L layers.
 """
 
 import dataclasses
@@ -17,10 +17,13 @@ from jaxrope.rope import rotary
 
 @dataclasses.dataclass(frozen=True)
 class Bucket:
-    """The choice for sequences of up to `max_len` tokens (inclusive; None: any length)."""
+    """The choice for sequences of up to `max_len` tokens (inclusive; None: any length).
+
+    `factors` are R numbers, or L rows of them where every layer has its own.
+    """
 
     max_len: int | None
-    factors: tuple[float, ...]
+    factors: tuple[float, ...] | tuple[tuple[float, ...], ...]
     start_tokens: int
     attention_factor: float
 
@@ -143,11 +146,12 @@ def remarks(rope_fn: RopeFn) -> list[str]:
         falls = int(np.sum(np.diff(bucket.factors) < 0))
         name = f"bucket up to {bucket.max_len}" if bucket.max_len else "the only bucket"
         if falls:
-            found.append(f"{name}: factors fall at {falls} of {len(bucket.factors) - 1} steps")
+            found.append(f"{name}: factors fall at {falls} of {np.diff(bucket.factors).size} steps")
         bound = 1.25 * max(1.0, (bucket.max_len or 0) / rope_fn.original_len)
-        if bucket.max_len and max(bucket.factors) > bound:
+        largest = np.max(bucket.factors)
+        if bucket.max_len and largest > bound:
             found.append(
-                f"{name}: the largest factor, {max(bucket.factors):g}, exceeds 1.25 * length / "
+                f"{name}: the largest factor, {largest:g}, exceeds 1.25 * length / "
                 f"original_len = {bound:g}"
             )
     return found
@@ -192,25 +196,12 @@ def ascending(buckets):
 
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
     """Returns the bucket that a dict means, every value checked; `path` begins its messages."""
-    factors, pairs = bucket["factors"], geometry.rotary_dim // 2
-    listed = isinstance(factors, Sequence | np.ndarray) and not isinstance(factors, str)
-    numbers = listed and all(is_number(value) for value in factors)
-    require(numbers, f"{path}.factors", "be a list of numbers", repr(factors)[:60])
-    require(
-        len(factors) == pairs,
-        f"{path}.factors",
-        f"hold {pairs} numbers (rotary_dim / 2)",
-        len(factors),
-    )
-    bad = [
-        (i, value) for i, value in enumerate(factors) if not (math.isfinite(value) and value >= 1)
-    ]
-    require(
-        not bad,
-        f"{path}.factors",
-        "all be finite and at least 1",
-        bad and f"{bad[0][1]} at index {bad[0][0]}",
-    )
+    factors = bucket["factors"]
+    if _is_list(factors) and any(map(_is_list, factors)):  # of each layer's own
+        for layer, row in enumerate(factors):
+            _check_factors(geometry, f"{path}.factors[{layer}]", row)
+    else:
+        _check_factors(geometry, f"{path}.factors", factors)
     start = bucket["start_tokens"]
     require(
         _is_whole(start) and start >= 0,
@@ -226,8 +217,38 @@ def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bu
         law,
     )
     number = attention_factor(law, factor=scale, original_len=geometry.original_len)
-    return Bucket(
-        int(bucket["max_len"]), tuple(float(value) for value in factors), int(start), number
+    return Bucket(int(bucket["max_len"]), as_factors(factors), int(start), number)
+
+
+def check_layers(rope_fn: RopeFn, num_layers: int) -> None:
+    """Refuses factors of each layer's own that are for another number of layers.
+
+    Raises:
+      InputError: there are such.
+    """
+    for i, bucket in enumerate(rope_fn.buckets):
+        if np.ndim(bucket.factors) > 1:
+            require(
+                len(bucket.factors) == num_layers,
+                f"rope.buckets[{i}].factors",
+                f"hold a row for each of the model's {num_layers} layers",
+                f"{len(bucket.factors)} rows. They are for another model",
+            )
+
+
+def _check_factors(geometry: Geometry, path: str, factors) -> None:
+    numbers = _is_list(factors) and all(is_number(value) for value in factors)
+    require(numbers, path, "be a list of numbers", repr(factors)[:60])
+    pairs = geometry.rotary_dim // 2
+    require(len(factors) == pairs, path, f"hold {pairs} numbers (rotary_dim / 2)", len(factors))
+    bad = [
+        (i, value) for i, value in enumerate(factors) if not (math.isfinite(value) and value >= 1)
+    ]
+    require(
+        not bad,
+        path,
+        "all be finite and at least 1",
+        bad and f"{bad[0][1]} at index {bad[0][0]}",
     )
 
 
@@ -239,6 +260,10 @@ def yarn_mscale(factor: float, scale: float) -> float:
 def is_number(value) -> bool:
     """Returns whether a value is a real number; True and False are none."""
     return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
+def _is_list(value) -> bool:
+    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
 
 
 def _is_whole(value) -> bool:

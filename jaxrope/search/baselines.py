@@ -297,7 +297,8 @@ def _listed(config, model: llama.LlamaConfig, taken: list[str]) -> list[Baseline
         while name in taken:
             name += "'"
         taken = [*taken, name]
-        found.append(Baseline(name, _bucket(rope.load(file, **geometry), config.target_len), True))
+        loaded = rope.load(file, **geometry, num_layers=model.num_layers)
+        found.append(Baseline(name, _bucket(loaded, config.target_len), True))
     return found
 
 

@@ -91,7 +91,9 @@ def prepare(config) -> Problem:
     attention_factor = baselines.attention_factor(config, shape, extended)
     loaded = setup.load_model(config)
     known = baselines.make(config, shape, loaded.rope_fn, trained)
-    judge = _objective(config, loaded, forward)
+    _check_layers(space, known)
+    section, task = config.search.objective.to_dict(), _task(config, loaded, forward)
+    judge = objective.make(section, task)
     memory = plan.memory(
         shape,
         forward,
@@ -170,6 +172,8 @@ def seed_genomes(problem: Problem) -> np.ndarray:
     encoding = encodings.ENCODINGS[problem.settings.name]
     choices = [
         genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
+            "per_layer": config.search.per_layer or None,
+            **_descents(problem),
         for b in (known.bucket for known in seeds(problem))
     ]
     return np.stack([genome.encode(encoding, problem.space, choice) for choice in choices])
@@ -203,7 +207,9 @@ def first_state(problem: Problem) -> evolution.SearchState:
 def build_rope(
     problem: Problem, factors_R, start_tokens: int, attention_factor: float
 ) -> rope.Rope:
-    """Returns factors as the device takes them."""
+    """Returns factors as the device takes them: [L, R] if layers have their own in this search."""
+    if problem.space.num_layers > 1:
+        factors_R = np.broadcast_to(factors_R, (problem.space.num_layers, problem.space.num_pairs))
     return rope.build(
         factors_R,
         theta=problem.model.theta,
@@ -281,8 +287,17 @@ def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Obje
         target_len=config.target_len,
         seed=config.seed,
     )
-    return objective.make(config.search.objective.to_dict(), task)
 
+
+def _check_layers(space: genome.Space, known: list[Baseline]) -> None:
+    for baseline in known:
+        if np.ndim(baseline.bucket.factors) > 1 and space.num_layers == 1:
+            raise InputError(
+                f"search.per_layer must be True: the factors of '{baseline.name}' are of each "
+                "layer's own, which candidates with one set for all layers cannot start from."
+            )
+
+        num_layers=shape.num_layers if config.search.per_layer else 1,
 
 def _prefilter(
     config, model: llama.LlamaConfig, known: list[Baseline], trained: int

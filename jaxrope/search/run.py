@@ -43,14 +43,14 @@ class Result:
       content: of result.json.
       generations: "generation", "best" (of all so far) and "mean" (of it) of each.
       baselines: name -> {"fitness", "factors"}, with the attention factor of the search.
-      factors: the best candidate's.
+      factors: the best candidate's, [R], or [L, R] where every layer has its own.
       table: every baseline beside the best found, as text.
     """
 
     content: dict[str, Any]
     generations: list[dict]
     baselines: dict[str, dict]
-    factors: list[float]
+    factors: list
     table: str
 
 
@@ -199,7 +199,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
         content=content,
         generations=generations,
         baselines={row["baseline"]: row for row in compared if row["fitness"] is not None},
-        factors=list(bucket.factors),
+        factors=np.array(bucket.factors).tolist(),
         table=_table(problem, compared, bucket, fitness),
     )
 
@@ -218,7 +218,7 @@ def _rope_fn(problem: Problem, bucket: rope.Bucket) -> rope.RopeFn:
 
 def _plain(bucket: rope.Bucket) -> dict[str, Any]:
     """Returns a bucket as JSON reads it back."""
-    return dataclasses.asdict(bucket) | {"factors": list(bucket.factors)}
+    return dataclasses.asdict(bucket) | {"factors": np.array(bucket.factors).tolist()}
 
 
 def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> dict[str, Any]:
