@@ -22,6 +22,7 @@ def get_config() -> ConfigDict:
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # devices on each axis; one of them may be -1 (the rest)
     config.eval = evaluation()
     config.train = training()
+    config.lora = lora()
     config.optimizer = optimizer()
     config.checkpoint = checkpoint()
     config.search = search()
@@ -109,6 +110,17 @@ def training() -> ConfigDict:
     section.max_bad_steps = 5  # steps in a row with a non-finite loss or gradient before it stops
     section.param_dtype = "float32"  # master weights
     section.chunk_tokens = 512  # tokens whose logits exist at one time
+    return section
+
+
+def lora() -> ConfigDict:
+    """What is trained: all of the model, or adapters of low rank with norms and embeddings (LongLoRA); merged when the checkpoint is read."""
+    section = ConfigDict()
+    section.rank = 0  # of the adapters; 0 = no adapters: everything is trained
+    section.alpha = 16.0  # what adapters add is multiplied by alpha / rank
+    section.targets = ("q", "k", "v", "o")  # linear layers with adapters: q | k | v | o | gate | up | down | head
+    section.train_norms = True  # whether norms are trained beside adapters
+    section.train_embeddings = True  # whether embeddings are; the head is not, unless it is tied to them
     return section
 
 

@@ -125,14 +125,17 @@ def _load_workdir(
     wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
     params = {}
     if weights:
-        params, _ = checkpoint.restore_params(folder, _as_stored(config, stored), step)
+        abstract = _as_stored(config, stored)
+        params, _ = checkpoint.restore_params(folder, abstract, step)
+        params = llama.adapters.merged(params)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
     tokenizer_dir = _tokenizer_dir(workdir)
     return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
 
 
 def _as_stored(config: LlamaConfig, stored: dict) -> dict:
-    """Returns the model's parameters by model.json, each in the dtype it is stored in.
+    """Returns the model's parameters by model.json, each in the dtype it is stored in, and the
+    adapters that are stored beside them.
 
     What differs otherwise is an error of `restore_params`.
     """
@@ -143,7 +146,13 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
             shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32"))
         )
 
-    return jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
+    abstract = jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
+    for name, told in stored.items():
+        place, _, own = name.rpartition("/")
+        if llama.adapters.is_adapter(own):
+            tree = abstract["layers"] if place else abstract
+            tree[own] = jax.ShapeDtypeStruct(tuple(told["shape"]), jnp.dtype(told["dtype"]))
+    return abstract
 
 
 def _model_json(workdir: Path) -> LlamaConfig:

@@ -6,12 +6,14 @@ are stacked on their first axis and scanned. The rope is an argument of the forw
 candidate is data.
 """
 
+from jaxrope.llama import adapters
 from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
 from jaxrope.llama.forward import head_DV, hidden, hidden_cached, logits, next_logits
 from jaxrope.llama.layout import lay_out, legal_length, natural_order, token_order
 from jaxrope.llama.params import (
     Llama,
     abstract_params,
+    axes_by_name,
     init_params,
     logical_axes,
     merge,
@@ -29,6 +31,8 @@ __all__ = [
     "Llama",
     "LlamaConfig",
     "abstract_params",
+    "adapters",
+    "axes_by_name",
     "head_DV",
     "hidden",
     "hidden_cached",

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope import attention, chunked, collectives, masks, rope, sharding
+from jaxrope.llama import adapters
 from jaxrope.llama.config import LlamaConfig
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 
@@ -32,7 +33,7 @@ def hidden(
     """Returns x_BTD after the final norm, in the compute dtype.
 
     Args:
-      config, params: the model.
+      config, params: the model, with or without adapters (adapters.py).
       tokens_BT: ids below vocab_size; JAX clamps others silently, so loaders check them.
       r: the rope; leaves with a leading batch axis choose per sequence, `per_layer` ones per layer.
       positions_BT: int32, restarting with each document; None: 0, 1, 2, ...
@@ -62,6 +63,7 @@ def hidden(
     def layer(x_BTD, weights_and_rope):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         weights, own = weights_and_rope
+        weights = adapters.in_layer(weights)
         turn = shared if own is None else rope.cos_sin(own, positions_BT)
         x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, attend)
         return x_BTD + _mlp(config, settings, weights, x_BTD), None
@@ -136,7 +138,7 @@ def next_logits(
 
 def head_DV(config: LlamaConfig, params: dict) -> jax.Array:
     """Returns the matrix that makes logits of the hidden states; on a mesh this device's part."""
-    return params["embed_VD"].T if config.tie_embeddings else params["head_DV"]
+    return params["embed_VD"].T if config.tie_embeddings else adapters.head_DV(params)
 
 
 def logits(

@@ -125,8 +125,13 @@ def num_params(config: LlamaConfig) -> int:
 
 
 def logical_axes(config: LlamaConfig) -> dict:
-    """Returns the tree of the parameters with a tuple of axis names for each leaf, read from the
-    letters of its name.
+    """Returns the tree of the parameters with a tuple of axis names for each leaf."""
+    return axes_by_name(abstract_params(config))
+
+
+def axes_by_name(tree: dict) -> dict:
+    """Returns a tree of parameters, or of some of them, or of their adapters, with a tuple of axis
+    names for each leaf, read from the letters of its name.
     """
     names = {
         "L": "layers",
@@ -136,12 +141,13 @@ def logical_axes(config: LlamaConfig) -> dict:
         "K": "kv_heads",
         "H": "head_dim",
         "F": "mlp",
+        "U": "rank",
     }
 
     def axes(path, _):
         return tuple(names[letter] for letter in path[-1].key.rsplit("_", 1)[1])
 
-    return jax.tree_util.tree_map_with_path(axes, abstract_params(config))
+    return jax.tree_util.tree_map_with_path(axes, tree)
 
 
 def param_shardings(config: LlamaConfig, mesh: Mesh) -> dict:

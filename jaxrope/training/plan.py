@@ -13,6 +13,7 @@ from jaxrope import data, evaluation, llama, rope, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.evaluation import EvalModel
 from jaxrope.pretrained import Pretrained
+from jaxrope.training import lora as lora_lib
 from jaxrope.training import step as step_lib
 from jaxrope.training.program import Program, lower_step, make_program
 
@@ -58,7 +59,7 @@ class Plan:
         label = self.config.eval.label or self.rope_fn.method
         return EvalModel(
             config=self.model,
-            params=params,
+            params=llama.adapters.merged(params) if params else params,
             rope_fn=self.rope_fn,
             tokenizer=self.tokenizer,
             settings=self.program.settings,
@@ -186,17 +187,19 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = T
 def first_state(plan: Plan, shardings) -> step_lib.TrainState:
     """Returns the state before the first step, on the mesh; no device ever has all of it."""
     program = plan.program
+    key, base = jax.random.key(plan.config.seed), llama.param_shardings(program.model, program.mesh)
     if plan.params:
-        params = sharding.put(plan.params, shardings.params)
+        params = sharding.put(lora_lib.freeze(plan.params, program.lora), base)
     else:
         draw = functools.partial(llama.init_params, program.model, dtype=program.param_dtype)
-        params = jax.jit(draw, out_shardings=shardings.params)(jax.random.key(plan.config.seed))
-    init = jax.jit(
-        lambda p: step_lib.init_state(p, program.optimizer.transform),
-        out_shardings=shardings,
-        donate_argnums=0,
-    )
-    return init(params)
+        params = jax.jit(draw, out_shardings=base)(key)
+
+    def init(params, key):
+        params = lora_lib.begin(params, program.model, program.lora, key)
+        return step_lib.init_state(params, program.optimizer.transform, program.lora)
+
+    made = jax.jit(init, out_shardings=shardings, donate_argnums=0)
+    return made(params, jax.random.fold_in(key, 1))
 
 
 def compile_step(plan: Plan, abstract_state, shardings):

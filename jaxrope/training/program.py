@@ -5,6 +5,7 @@ Letters: A parts of a batch (accumulation), B rows of a part, T length.
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrope import llama, optimizer, setup, sharding
+from jaxrope.training import lora as lora_lib
 from jaxrope.training import step as step_lib
 
 _INTEGERS = ("tokens_BT", "targets_BT", "positions_BT", "segment_ids_BT")
@@ -33,6 +35,7 @@ class Program:
       param_dtype: of the master weights.
       packed: a row may hold several documents.
       remarks: lines for the user: what `auto` has become.
+      lora: what is trained; None: everything.
     """
 
     model: llama.LlamaConfig
@@ -46,6 +49,7 @@ class Program:
     param_dtype: str
     packed: bool
     remarks: tuple[str, ...] = ()
+    lora: lora_lib.Lora | None = None
 
     @property
     def batch_shape(self) -> tuple[int, int, int]:
@@ -66,7 +70,9 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
     """
     train = config.train
     sharding.check_batch(mesh, train.batch_size, train.accumulation)
-    llama.param_shardings(model, mesh)
+    dtypes = dict(param_dtype=train.param_dtype, compute_dtype=config.forward.compute_dtype)
+    lora = lora_lib.make(config.lora, model, **dtypes)
+    lora_lib.param_shardings(model, lora, mesh)  # refuses what does not divide
     settings, remarks = setup.forward_settings(config, mesh, model, seq_len=train.seq_len)
     return Program(
         model=model,
@@ -79,23 +85,36 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
         chunk_tokens=train.chunk_tokens,
         param_dtype=train.param_dtype,
         packed=config.data.mode == "pack",
-        remarks=remarks,
+        remarks=(*remarks, *_lora_remarks(model, lora)),
+        lora=lora,
     )
+
+
+def _lora_remarks(model: llama.LlamaConfig, lora: lora_lib.Lora | None) -> list[str]:
+    if lora is None:
+        return []
+    trained = lora_lib.num_trained(model, lora)
+    return [
+        f"lora: {trained:,} parameters are trained, {trained / llama.num_params(model):.2%} of the"
+        f" model's; frozen ones are {lora.frozen_dtype}"
+    ]
 
 
 def abstract_state(program: Program):
     """Returns (abstract TrainState with shardings, the shardings); moments lie where their
     parameters do, with optimizer.offload in the memory of the hosts.
     """
-    abstract_params = llama.abstract_params(program.model, program.param_dtype)
-    params = llama.param_shardings(program.model, program.mesh)
+    abstract_params = lora_lib.abstract_params(program.model, program.lora, program.param_dtype)
+    params = lora_lib.param_shardings(program.model, program.lora, program.mesh)
     everywhere = sharding.replicated(program.mesh)
     transform = program.optimizer.transform
-    abstract = jax.eval_shape(lambda p: step_lib.init_state(p, transform), abstract_params)
-    moments = params
+    init = functools.partial(step_lib.init_state, transform=transform, lora=program.lora)
+    abstract = jax.eval_shape(init, abstract_params)
+    moments, _ = lora_lib.split(params, program.lora)
     if program.optimizer.offload:
-        moments = jax.tree.map(lambda where: where.with_memory_kind("pinned_host"), params)
-    opt_state = _like_params(abstract.opt_state, abstract_params, moments, everywhere)
+        moments = jax.tree.map(lambda where: where.with_memory_kind("pinned_host"), moments)
+    trained, _ = lora_lib.split(abstract_params, program.lora)
+    opt_state = _like_params(abstract.opt_state, trained, moments, everywhere)
     shardings = step_lib.TrainState(params, opt_state, everywhere, everywhere, everywhere)
     return jax.tree.map(_placed, abstract, shardings), shardings
 
@@ -114,6 +133,7 @@ def lower_step(program: Program, abstract_state, shardings, rope) -> jax.stages.
         program.optimizer,
         chunk_tokens=program.chunk_tokens,
         packed=program.packed,
+        lora=program.lora,
     )
     everywhere = sharding.replicated(program.mesh)
     where = sharding.batch_sharding(program.mesh)

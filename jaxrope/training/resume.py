@@ -21,6 +21,7 @@ FIXED = (
     "original_len",
     "forward.compute_dtype",
     "data.mode",
+    "lora",
     "optimizer",
     "train.seq_len",
     "train.batch_size",
@@ -28,7 +29,12 @@ FIXED = (
     "train.param_dtype",
 )
 FREE = ("model.shape", "optimizer.offload")  # of these sections: a check, and where arrays lie
-TEXT = ("data.train_files", "data.exclude", "data.text_field", "data.skip_bad_lines")
+TEXT = ("data.train_files", "data.exclude", "data.text_field", "data.skip_bad_lines") + (
+    "data.needle_share",
+    "data.needle_keys",
+    "data.needle_weight",
+    "data.short_share",
+)
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -101,7 +107,7 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
         )
     before, after = _read_config(workdir), plain(config)
     for key in FIXED:
-        _compare(key, _at(before, key), _at(after, key), workdir)
+        _compare(key, _at(_told(before), key), _at(_told(after), key), workdir)
     model = pretrained.load(workdir, dtype=None, weights=False)
     own = model.rope_fn
     wanted = own if config.rope.method == "model" else setup.rope_fn(config, model.config, own)
@@ -111,6 +117,12 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
             "Restore the file they come from, or give another --workdir."
         )
     return model
+
+
+def _told(values: dict) -> dict:
+    """Returns a config whose `lora`, where it adds nothing or was not known yet, says only that."""
+    section = values.get("lora") or {"rank": 0}
+    return values | {"lora": section if section["rank"] else {"rank": 0}}
 
 
 def check_text(config, workdir: Path, meta: dict, *, data: str, tokenizer: str) -> None:

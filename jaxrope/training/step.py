@@ -18,6 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxrope import collectives, llama, losses, sharding
 from jaxrope.optimizer import Optimizer
+from jaxrope.training import lora as lora_lib
 
 
 @jax.tree_util.register_dataclass
@@ -26,8 +27,8 @@ class TrainState:
     """All that a step changes.
 
     Attributes:
-      params: master weights.
-      opt_state: of optax.
+      params: master weights; with adapters the frozen weights too, in the compute dtype.
+      opt_state: of optax, for what is trained.
       updates: int32, updates applied; the learning rate follows it, so a step that was not applied
         does not move the schedule.
       bad_in_row: int32, steps not applied since the last one that was.
@@ -41,10 +42,13 @@ class TrainState:
     bad_total: jax.Array
 
 
-def init_state(params, transform: optax.GradientTransformation) -> TrainState:
+def init_state(
+    params, transform: optax.GradientTransformation, lora: lora_lib.Lora | None = None
+) -> TrainState:
     """Returns the state before the first step."""
     zero = jnp.zeros((), jnp.int32)
-    return TrainState(params, transform.init(params), zero, zero, zero)
+    trained, _ = lora_lib.split(params, lora)
+    return TrainState(params, transform.init(trained), zero, zero, zero)
 
 
 def make_step(
@@ -54,13 +58,15 @@ def make_step(
     *,
     chunk_tokens: int,
     packed: bool = True,
+    lora: lora_lib.Lora | None = None,
 ) -> Callable:
     """Returns step(state, batch, rope) -> (state, metrics).
 
     `batch` holds tokens_ABT, targets_ABT, positions_ABT, segment_ids_ABT (int32) and
     loss_weights_ABT (float32). The loss is the mean over the whole batch weighted by loss_weights,
     whatever A and the mesh (of the settings) are: parts are summed in float32 or wider and divided
-    once.
+    once. Where it also holds rope_ids_ABT (int32, one number in all of a row), `rope` is that of
+    program.two_ropes, and a row takes the one of its number; tokens of all rows count alike.
 
     Where the loss or the gradient's norm is not finite, parameters and optimizer state stay as they
     were, to the bit, and the step counts as bad.
@@ -71,46 +77,52 @@ def make_step(
       chunk_tokens: tokens of each row and device whose logits exist at one time.
       packed: a row may hold several documents. If not, it is one from its beginning, and what fills
         it up at the end is seen by no token that counts: attention then needs no segment ids.
+      lora: what is trained; None: everything.
     """
-    sums = _on_mesh(config, settings, _sums(config, settings, chunk_tokens, packed))
+    sums = _on_mesh(config, settings, lora, _sums(config, settings, chunk_tokens, packed))
     keep, work = _moves(optimizer)
 
     def step(state: TrainState, batch: dict, rope):
         total = jnp.maximum(jnp.sum(batch["loss_weights_BT"]), 1.0)
-        loss, grads = sums(state.params, batch, rope)
+        counted = jnp.sum(batch["loss_weights_BT"] != 0, dtype=jnp.float32)
+        trained, frozen = lora_lib.split(state.params, lora)
+        loss, grads = sums(trained, frozen, batch, rope)
         loss = loss / total
-        grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, state.params)
+        grads = jax.tree.map(lambda grad, p: (grad / total).astype(p.dtype), grads, trained)
         norm = optax.tree.norm(grads)
         good = jnp.isfinite(loss) & jnp.isfinite(norm)
         old = work(state.opt_state, norm)
-        changes, opt_state = optimizer.transform.update(grads, old, state.params)
-        params = optax.apply_updates(state.params, changes)
+        changes, opt_state = optimizer.transform.update(grads, old, trained)
+        params = optax.apply_updates(trained, changes)
         bad = 1 - good.astype(jnp.int32)
         new = TrainState(
-            _choose(good, params, state.params),
+            lora_lib.join(_choose(good, params, trained), frozen),
             keep(_choose(good, opt_state, old)),
             state.updates + 1 - bad,
             (state.bad_in_row + 1) * bad,
             state.bad_total + bad,
         )
         metrics = {"loss": loss, "grad_norm": norm, "lr": optimizer.schedule(state.updates)}
-        metrics |= {"tokens": total, "bad_in_row": new.bad_in_row, "bad_total": new.bad_total}
+        metrics |= {"tokens": counted, "bad_in_row": new.bad_in_row, "bad_total": new.bad_total}
         return new, metrics
 
     return step
 
 
 def _sums(config, settings, chunk_tokens, packed) -> Callable:
-    """Returns (params, batch, rope) -> (sum of the losses, its gradients), of what it is given."""
+    """Returns (trained, frozen, batch, rope) -> (sum of the losses, its gradients for what is
+    trained), of what it is given.
+    """
     natural = not packed and sharding.ways(settings.mesh, "context") == 1
     copies = sharding.ways(settings.mesh, *collectives.TENSOR)  # that have the same tokens
 
-    def loss_sum(params, part, rope):
+    def loss_sum(frozen, trained, part, rope):
+        params = lora_lib.join(trained, frozen)
         x_BTD = llama.hidden(
             config,
             params,
             part["tokens_BT"],
-            rope,
+            _of_rows(rope, part),
             positions_BT=None if natural else part["positions_BT"],
             segment_ids_BT=part["segment_ids_BT"] if packed else None,
             settings=settings,
@@ -125,33 +137,46 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
         )
         return jnp.sum(nll_BT * part["loss_weights_BT"]) / copies
 
-    return lambda params, batch, rope: _accumulate(
-        jax.value_and_grad(loss_sum), params, batch, rope
-    )
+    def sums(trained, frozen, batch, rope):
+        of_trained = functools.partial(loss_sum, frozen)
+        return _accumulate(jax.value_and_grad(of_trained), trained, batch, rope)
+
+    return sums
 
 
-def _on_mesh(config, settings, sums: Callable) -> Callable:
+def _on_mesh(config, settings, lora, sums: Callable) -> Callable:
     """Returns `sums` of whole arrays, computed by every device of the mesh on its part."""
     mesh = settings.mesh
     if mesh is None:
         return sums
-    shardings = llama.param_shardings(config, mesh)
+    shardings, others = lora_lib.split(lora_lib.param_shardings(config, lora, mesh), lora)
 
-    def local(params, batch, rope):
-        loss, grads = sums(params, batch, rope)
+    def local(trained, frozen, batch, rope):
+        loss, grads = sums(trained, frozen, batch, rope)
         added = jax.tree.map(_sum_over_unnamed, grads, shardings)
         return jax.lax.psum(loss, mesh.axis_names), added
 
-    specs = jax.tree.map(lambda where: where.spec, shardings)
+    specs, frozen_specs = (
+        jax.tree.map(lambda where: where.spec, tree) for tree in (shardings, others)
+    )
     rows = sharding.batch_sharding(mesh).spec
     everywhere = PartitionSpec()
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(specs, rows, everywhere),
+        in_specs=(specs, frozen_specs, rows, everywhere),
         out_specs=(everywhere, specs),
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )
+
+
+def _of_rows(rope, part):
+    """Returns the rope of each row of a part."""
+    if "rope_ids_BT" not in part:
+        return rope
+    ids_B = part["rope_ids_BT"][:, 0]
+    axis = int(rope.per_layer)  # layers come first
+    return jax.tree.map(lambda leaf: jnp.take(leaf, ids_B, axis=axis, mode="clip"), rope)
 
 
 def _sum_over_unnamed(gradient: jax.Array, where: NamedSharding) -> jax.Array:
