@@ -66,6 +66,10 @@ def data() -> ConfigDict:
     section.tokenizer = ""  # folder, tokenizer.json or "bytes"; "" = the checkpoint's
     section.cache_dir = ""  # where tokens are kept; "" = the user's cache folder
     section.mode = "chunk"  # chunk: one document's tokens a row | pack: whole documents packed
+    section.needle_share = 0.0  # of the rows of a batch: documents of the row's length with magic numbers hidden in text, all asked for at the end
+    section.needle_keys = 6  # rows with needles have 1, 2, ... up to this many, in turn
+    section.needle_weight = 1.0  # what a digit of an answer counts in the loss; every other token of every row counts 1
+    section.short_share = 0.0  # of the rows of a batch: packed pieces of at most original_len tokens, each seeing itself alone and turned by the original rope (LongRoPE2)
     return section
 
 
@@ -151,6 +155,16 @@ def checkpoint() -> ConfigDict:
 def search() -> ConfigDict:
     """The search for factors (LongRoPE, Algorithm 1, with the constants of section 4.1)."""
     section = ConfigDict()
+    section.method = "evolution"  # evolution: Algorithm 1 | gradient: descents from the best known methods | hybrid: descents, then an evolution from where they end
+    section.gradient = dict(
+        steps=60,  # of each descent; a step costs three forward passes over its samples
+        batch=1,  # samples of a step; no other step has them
+        starts=1,  # known methods that descents start from, the best first
+        learning_rate=0.1,  # of Adam in the slopes of ln(factors), falling to 0 as a half cosine
+        attention_rate=0.01,  # of Adam in ln(attention factor), between the least and the greatest of attention_multiples
+        b1=0.9,
+        b2=0.95,
+    )
     section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
     section.algorithm = dict(
         name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search
@@ -172,6 +186,7 @@ def search() -> ConfigDict:
     section.highest = 0.0  # the largest factor that a candidate may have; 0 = algorithm.bound * target_len / training_len
     section.multiply = False  # a second search: its factors multiply those of config.rope, for a model that was fine-tuned with these
     section.seeds = ()  # rope.json files, or workdirs with one: more seeds, each with its factors for target_len
+    section.per_layer = False  # every layer has factors of its own: more to search, and jaxrope alone can run them
     section.prefilter = dict(name="none")  # none | decay | divergence, with oversample=4: so many children are bred for each that is evaluated, the one with the best score by formula (search/prefilter.py)
     section.batch_size = 0  # candidates evaluated together; 0 = as memory allows
     section.memory_gb = 0.0  # memory the search may plan with, GiB on each device; 0 = ask the device
@@ -198,7 +213,6 @@ def hosts() -> ConfigDict:
     """Several processes: how long they wait for each other (jaxrope/hosts.py)."""
     section = ConfigDict()
     section.timeout_seconds = 300  # the longest wait for another process, at the start and at every meeting point
-    section.per_layer = False  # every layer has factors of its own: more to search, and jaxrope alone can run them
     section.heartbeat_seconds = 100  # a process that is silent for so long is dead; then the others end
     section.work_seconds = 7200  # the longest wait for what one process does for the others, such as making the cache of tokens
     return section

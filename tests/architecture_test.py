@@ -64,7 +64,7 @@ ONLY_IN = {
     "gguf": ("jaxrope/convert/rope_gguf.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/training/",),
-    "optax": ("jaxrope/optimizer.py", "jaxrope/training/"),
+    "optax": ("jaxrope/optimizer.py", "jaxrope/training/", "jaxrope/search/gradient.py"),
 }
 MATHEMATICS = ("rope/", "masks.py", "losses.py", "attention/")  # jax and numpy, nothing else
 

@@ -47,16 +47,20 @@ from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
 from jaxrope.data.documents import read_documents
 from jaxrope.data.loader import TrainLoader
+from jaxrope.data.mixture import MixtureLoader, Shares, check_shares
 from jaxrope.data.sources import find_files
 from jaxrope.data.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer
-from jaxrope.data.windows import Windows, eval_windows, search_windows
+from jaxrope.data.windows import Windows, eval_windows, fresh_windows, search_windows
 
 __all__ = [
     "BytesTokenizer",
+    "MixtureLoader",
+    "Shares",
     "Tokenizer",
     "TokenDocuments",
     "TrainLoader",
     "Windows",
+    "check_shares",
     "default_cache_dir",
     "eval_windows",
     "find_files",
@@ -64,5 +68,6 @@ __all__ = [
     "load_tokenizer",
     "overlap",
     "read_documents",
+    "fresh_windows",
     "search_windows",
 ]

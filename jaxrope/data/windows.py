@@ -114,6 +114,42 @@ def search_windows(
     return _cut(documents, chosen, np.full(num_windows, first), length, bos_id)
 
 
+def fresh_windows(
+    documents: TokenDocuments,
+    *,
+    length: int,
+    numbers: range,
+    offset_tokens: int = 0,
+    seed: int,
+    bos_id: int | None,
+) -> Windows:
+    """Returns windows `numbers` of an endless list: every document once in the order of `seed`,
+    then in another order, and so on, each window from a random place on.
+
+    Args:
+      documents: the text.
+      length: tokens that are predicted in a window.
+      numbers: of the windows, from 0.
+      offset_tokens: tokens passed over at the start of each document.
+      seed: of the order and the places.
+      bos_id: see eval_windows.
+
+    Raises:
+      InputError: no document is long enough.
+    """
+    first = _first_token(offset_tokens, bos_id)
+    doc_ids = np.flatnonzero(documents.lengths >= first + length)
+    if not len(doc_ids):
+        raise _too_little_text(documents, "windows", length, first, 0)
+    chosen, starts = [], []
+    for number in numbers:
+        epoch, place = divmod(number, len(doc_ids))
+        chosen.append(doc_ids[permutation(len(doc_ids), seed=seed, epoch=epoch)[place]])
+        draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
+        starts.append(draw.integers(first, documents.lengths[chosen[-1]] - length, endpoint=True))
+    return _cut(documents, np.array(chosen), np.array(starts), length, bos_id)
+
+
 def _check_at_least(*settings: tuple[str, int, int]) -> None:
     """Refuses a setting, (config path, value, minimum), that is below its minimum."""
     for path, value, minimum in settings:

@@ -6,8 +6,8 @@ import time
 import jax
 
 from jaxrope.progress import duration
-from jaxrope.search import baselines, evaluator, plan
-from jaxrope.search.problem import Problem, build_rope, prepare
+from jaxrope.search import baselines, descent, evaluator, plan
+from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
 
 _GIB = 2**30
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.
@@ -22,28 +22,32 @@ def estimate(config) -> str:
     """
     problem = prepare(config)
     judge, memory = problem.objective, problem.memory
-    evolved = problem.settings.num_evaluations()
+    breeds = METHODS[config.search.method].breeds
+    seeded = len(seeds(problem)) + (problem.gradient.starts if problem.gradient else 0)
+    evolved = problem.settings.num_evaluations() if breeds else seeded
     compared = baselines.comparisons(problem.known, problem.attention_factor)
     num_compared = len(compared) if config.search.compare else 0
     total, batch = evolved + num_compared, problem.per_device * problem.num_groups
+    sloped = descent.tokens(problem)
+    tokens = total * judge.candidate_tokens + sloped
     operations = plan.forward_operations(problem.model, judge.sample_tokens)
     rows = {
         "candidates": f"{total:,} ({evolved:,} by evolution, {num_compared} baselines)",
-        "forward tokens": f"{total * judge.candidate_tokens:,} ({judge.num_samples} samples of "
-        f"{judge.sample_tokens:,} a candidate)",
-        "operations": f"{operations * judge.num_samples * total:.2e}",
+        "forward tokens": f"{tokens:,} ({judge.num_samples} samples of "
+        f"{judge.sample_tokens:,} a candidate" + (f"; {sloped:,} by descents)" if sloped else ")"),
+        "operations": f"{operations * tokens / judge.sample_tokens:.2e}",
         "batch": f"{batch} candidates, {problem.per_device} on each of {problem.num_groups} "
         f"{'devices' if problem.num_groups == problem.mesh.size else 'groups of devices'}",
         "memory": f"about {memory.params / _GIB:.3f} GiB for the model and "
         f"{memory.candidate / _GIB:.3f} GiB for each candidate of a batch, on each device; "
         f"{memory.available / _GIB:.1f} GiB may be used",
-        "time": _time(problem, total, batch, operations),
+        "time": _time(problem, tokens / judge.candidate_tokens, batch, operations),
     }
     lines = [f"{name:<16}{text}" for name, text in rows.items()]
     return "\n".join([*lines, *problem.remarks])
 
 
-def _time(problem: Problem, total: int, batch: int, operations: float) -> str:
+def _time(problem: Problem, total: float, batch: int, operations: float) -> str:
     """Measures one sample of one batch, if that is quick."""
     is_cpu = problem.mesh.devices.flat[0].platform == "cpu"
     limit = _CPU_OPERATIONS if is_cpu else _ACCELERATOR_OPERATIONS

@@ -9,6 +9,7 @@ Letters: P candidates, W samples, T length.
 """
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -131,6 +132,40 @@ def _losses_fn(loss_fn: Callable, model: llama.LlamaConfig, mesh: Mesh) -> Calla
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )
     return jax.jit(spread, out_shardings=sharding.replicated(mesh))  # every process reads all
+
+
+def gradient_fn(objective: Objective, model: llama.LlamaConfig, mesh: Mesh) -> Callable:
+    """Returns (params, rope, sample) -> (loss, gradient in its factors, gradient in its attention
+    factor), compiled at its first call; params and sample (llama.lay_out's, {name: [T]}) lie as in
+    an Evaluator.
+    """
+    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(model, mesh))
+    everywhere, tokens = PartitionSpec(), PartitionSpec("context")
+
+    def loss_fn(params, r, sample):
+        spread = jax.shard_map(
+            objective.loss_fn,
+            mesh=mesh,
+            in_specs=(specs, everywhere, tokens),
+            out_specs=everywhere,
+            check_vma=False,  # see _losses_fn
+        )
+        return spread(params, r, sample)
+
+    def of_choice(chosen, params, r, sample):
+        factors, attention_factor = chosen
+        r = dataclasses.replace(r, factors_R=factors, attention_factor=attention_factor)
+        return loss_fn(params, r, sample)
+
+    @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
+    def found_fn(params, r, sample):
+        chosen = r.factors_R, r.attention_factor
+        loss, (factors_grad, attention_grad) = jax.value_and_grad(of_choice)(
+            chosen, params, r, sample
+        )
+        return loss, factors_grad, attention_grad
+
+    return found_fn
 
 
 def halve(evaluator: Evaluator) -> Evaluator:

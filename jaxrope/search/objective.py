@@ -36,6 +36,7 @@ class Task:
       tokenizer: of the documents.
       target_len: tokens that the factors are searched for.
       seed: of the samples drawn.
+      skip: samples that are passed over: those after them are fresh ones, for a gradient.
     """
 
     config: llama.LlamaConfig
@@ -44,6 +45,7 @@ class Task:
     tokenizer: Any
     target_len: int
     seed: int
+    skip: int = 0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -131,14 +133,13 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
       offset_tokens: tokens of each document that are passed over.
     """
     _check_whole(num_samples=(num_samples, 1), offset_tokens=(offset_tokens, 0))
-    windows = data.search_windows(
-        task.documents,
-        length=task.target_len,
-        num_windows=num_samples,
-        offset_tokens=offset_tokens,
-        seed=task.seed,
-        bos_id=task.tokenizer.bos_id,
-    )
+    text = dict(length=task.target_len, offset_tokens=offset_tokens)
+    drawn = dict(seed=task.seed, bos_id=task.tokenizer.bos_id)
+    if task.skip:
+        numbers = range(task.skip, task.skip + num_samples)
+        windows = data.fresh_windows(task.documents, numbers=numbers, **text, **drawn)
+    else:
+        windows = data.search_windows(task.documents, num_windows=num_samples, **text, **drawn)
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
         samples=np.asarray(windows.tokens_WT, np.int32),
@@ -178,7 +179,7 @@ def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Object
             index=i,
             depth=depth_fn(i),
         )
-        for i in range(num_samples)
+        for i in range(task.skip, task.skip + num_samples)
     ]
     tokens_WT = np.stack([document.tokens for document in made])
     weights_WT = np.zeros((num_samples, task.target_len), np.float32)
@@ -229,6 +230,7 @@ def mix(
             f"needles, got {num_samples}."
         )
     half = num_samples // 2
+    task = dataclasses.replace(task, skip=task.skip // 2)
     text = perplexity(task, num_samples=half, offset_tokens=offset_tokens)
     found = needle(task, num_samples=half, num_keys=num_keys, place=place)
     weights_WT = np.ones_like(found.samples["weights_WT"])

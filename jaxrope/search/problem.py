@@ -1,9 +1,11 @@
 """From a config to the problem that it states, with everything refused that can be refused."""
 
 import dataclasses
+import functools
 import hashlib
 import importlib.metadata
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -11,18 +13,34 @@ from jax.sharding import Mesh
 
 import jaxrope
 from jaxrope import digest, llama, rope, setup, sharding
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, choose
 from jaxrope.search import (
     baselines,
     critical,
     encodings,
     evolution,
     genome,
+    gradient,
     objective,
     plan,
     prefilter,
 )
 from jaxrope.search.baselines import Baseline
+
+
+class Method(NamedTuple):
+    """What a search does: descents along the gradient, then an evolution that starts from where
+    they end; without children it judges its seeds."""
+
+    descends: bool
+    breeds: bool
+
+
+METHODS = {
+    "evolution": Method(descends=False, breeds=True),
+    "gradient": Method(descends=True, breeds=False),
+    "hybrid": Method(descends=True, breeds=True),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +54,9 @@ class Problem:
       source: where it came from.
       forward: how it is run.
       objective: what judges.
+      fresh_fn: (step of a descent) -> the objective with samples that no other step has.
       settings: of the evolution.
+      gradient: of the descents; None: the method has none.
       space: of the genomes.
       prefilter: of the children that are evaluated.
       known: the baselines; most of them are also seeds.
@@ -55,7 +75,9 @@ class Problem:
     source: str
     forward: llama.ForwardSettings
     objective: objective.Objective
+    fresh_fn: Callable[[int], objective.Objective]
     settings: evolution.Settings
+    gradient: gradient.Settings | None
     space: genome.Space
     prefilter: prefilter.Prefilter
     known: list[Baseline]
@@ -81,6 +103,7 @@ def prepare(config) -> Problem:
     if config.seed < 0:
         raise InputError(f"seed must be 0 or more, got {config.seed}.")
     settings = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    descents = _gradient(config)
     mesh = sharding.make_mesh(config.mesh)
     shape = setup.model_config(config)
     llama.param_shardings(shape, mesh)  # refuses what does not divide
@@ -115,7 +138,9 @@ def prepare(config) -> Problem:
         source=loaded.source,
         forward=forward,
         objective=judge,
+        fresh_fn=functools.partial(_fresh, section, task, judge.num_samples, descents),
         settings=settings,
+        gradient=descents,
         space=space,
         prefilter=_prefilter(config, shape, known, trained),
         known=known,
@@ -147,6 +172,8 @@ def header(problem: Problem) -> dict[str, Any]:
             "compare": config.search.compare,
             "multiplied": problem.space.multiplier or None,
             "highest": config.search.highest or None,
+            "per_layer": config.search.per_layer or None,
+            **_descents(problem),
             "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
         },
         "seeds": {
@@ -155,6 +182,13 @@ def header(problem: Problem) -> dict[str, Any]:
         },
         "versions": versions(),
     }
+
+
+def _descents(problem: Problem) -> dict[str, Any]:
+    if problem.gradient is None:
+        return {}
+    told = dataclasses.asdict(problem.gradient)
+    return {"method": problem.config.search.method, "gradient": told}
 
 
 def seeds(problem: Problem) -> list[Baseline]:
@@ -172,8 +206,6 @@ def seed_genomes(problem: Problem) -> np.ndarray:
     encoding = encodings.ENCODINGS[problem.settings.name]
     choices = [
         genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
-            "per_layer": config.search.per_layer or None,
-            **_descents(problem),
         for b in (known.bucket for known in seeds(problem))
     ]
     return np.stack([genome.encode(encoding, problem.space, choice) for choice in choices])
@@ -193,15 +225,20 @@ def multiplied(problem: Problem, genome_G: np.ndarray) -> dict[str, Any]:
     }
 
 
-def first_state(problem: Problem) -> evolution.SearchState:
-    """Returns the evolution before its first generation."""
-    return evolution.init(
-        problem.settings,
-        problem.space,
-        seed_genomes(problem),
-        problem.config.seed,
-        problem.prefilter,
-    )
+def first_state(problem: Problem, ends: Sequence[genome.Choice] = ()) -> evolution.SearchState:
+    """Returns the evolution before its first generation.
+
+    Args:
+      problem: whose seeds begin it; without children they are all of it.
+      ends: where descents have ended: further seeds.
+    """
+    encoding, settings = encodings.ENCODINGS[problem.settings.name], problem.settings
+    found = [genome.encode(encoding, problem.space, choice) for choice in ends]
+    seeds_SG = np.stack([*found, *seed_genomes(problem)])
+    if not METHODS[problem.config.search.method].breeds:
+        count = len({genome.key(problem.space, row_G) for row_G in seeds_SG})
+        settings = dataclasses.replace(settings, population=count, parents=1, iterations=1)
+    return evolution.init(settings, problem.space, seeds_SG, problem.config.seed, problem.prefilter)
 
 
 def build_rope(
@@ -252,6 +289,7 @@ def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space
         highest=baselines.highest(config, settings.bound, trained),
         start_tokens=tuple(config.search.start_tokens),
         attention_factors=baselines.attention_factors(config, number),
+        num_layers=shape.num_layers if config.search.per_layer else 1,
     )
     if config.search.multiply:
         space = dataclasses.replace(space, multiplier=extended.bucket.factors)
@@ -271,9 +309,36 @@ def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
     return extended
 
 
-def _objective(config, loaded, forward: llama.ForwardSettings) -> objective.Objective:
+def _gradient(config) -> gradient.Settings | None:
+    method = choose("search.method", config.search.method, METHODS)
+    settings = gradient.settings_for(config.search.gradient.to_dict())
+    if not method.descends:
+        return None
+    if not config.search.compare:
+        raise InputError(
+            f"search.compare must be True for method '{config.search.method}': descents start from "
+            "the best of the methods compared."
+        )
+    if config.search.objective.name == "mix" and settings.batch % 2:
+        raise InputError(
+            "search.gradient.batch must be even for the objective 'mix', half of text and half "
+            f"with needles, got {settings.batch}."
+        )
+    return settings
+
+
+def _fresh(
+    section: dict, task: objective.Task, judged: int, settings: gradient.Settings, step: int
+) -> objective.Objective:
+    """Returns the objective with the samples of a step; the first `judged` ones judge."""
+    skip = judged + step * settings.batch
+    task = dataclasses.replace(task, skip=skip)
+    return objective.make(section | {"num_samples": settings.batch}, task)
+
+
+def _task(config, loaded, forward: llama.ForwardSettings) -> objective.Task:
     tokenizer, _ = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
-    task = objective.Task(
+    return objective.Task(
         config=loaded.config,
         settings=forward,
         documents=setup.documents(
@@ -297,7 +362,6 @@ def _check_layers(space: genome.Space, known: list[Baseline]) -> None:
                 "layer's own, which candidates with one set for all layers cannot start from."
             )
 
-        num_layers=shape.num_layers if config.search.per_layer else 1,
 
 def _prefilter(
     config, model: llama.LlamaConfig, known: list[Baseline], trained: int

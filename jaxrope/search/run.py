@@ -19,7 +19,7 @@ from jaxrope import files, hosts, rope
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
-from jaxrope.search import baselines, critical, evaluator, evolution, journal, loop
+from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
     Problem,
@@ -72,7 +72,8 @@ def search(config, workdir: Path) -> Result:
         rows = hosts.from_main("journal", lambda: _open(config, workdir, told))
         bench = _bench(problem, path, rows)
         compared = _measure_baselines(problem, bench, rows)
-        state = first_state(problem)
+        ends = descent.run(problem, bench, rows, compared)
+        state = first_state(problem, [found.choice for found in ends])
         state, known = journal.replay(path, rows, state)
         state = _evolve(problem, state, known, bench)
         if not np.isfinite(evolution.best(state)[1]):
@@ -143,7 +144,7 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
 
 
 def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench) -> SearchState:
-    total, tokens = problem.settings.num_evaluations(), problem.objective.candidate_tokens
+    total, tokens = state.settings.num_evaluations(), problem.objective.candidate_tokens
     before = len(state.seen_EG) + len(known)
     seen = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, known.values())]
     clock = time.monotonic()
@@ -232,14 +233,16 @@ def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> d
         "model": {"source": problem.source, "digest": model_digest(problem.params)},
         "seed": problem.config.seed,
         "search": {
-            "algorithm": dataclasses.asdict(problem.settings),
+            "method": section.method,
+            **({"gradient": dataclasses.asdict(problem.gradient)} if problem.gradient else {}),
+            "algorithm": dataclasses.asdict(state.settings),
             "objective": section.objective.to_dict(),
             "attention_factor": section.attention_factor,
             "samples": judge.fingerprint,
         },
         "stop_reason": evolution.stop_reason(state),
         "evaluations": evaluations,
-        "forward_tokens": evaluations * judge.candidate_tokens,
+        "forward_tokens": evaluations * judge.candidate_tokens + descent.tokens(problem),
         "baselines": [{name: row[name] for name in brief} for row in compared],
     }
 

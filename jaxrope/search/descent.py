@@ -1,0 +1,186 @@
+"""Descents from the best known methods, on the devices and in the journal (see gradient.py).
+
+A step is a line of the journal, on disk before the next one starts:
+
+    {"descent": its start, "step", "loss", "factors", "attention_factor", "factors_grad",
+     "attention_grad", "seconds"}
+"""
+
+import functools
+import time
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxrope import sharding
+from jaxrope.errors import InputError
+from jaxrope.progress import Progress
+from jaxrope.search import evaluator, gradient, journal
+from jaxrope.search.baselines import Baseline
+from jaxrope.search.genome import Choice
+from jaxrope.search.loop import Bench
+from jaxrope.search.objective import Objective
+from jaxrope.search.problem import Problem, build_rope
+
+COST = 3  # forward passes that a gradient costs: its own, and a backward pass that counts as two
+_POLL_SECONDS = 0.002
+
+
+class Found(NamedTuple):
+    """Where a descent has ended; `name` is that of its start."""
+
+    name: str
+    choice: Choice
+
+
+def tokens(problem: Problem) -> int:
+    """Returns the forward tokens that all descents cost."""
+    settings = problem.gradient
+    if settings is None:
+        return 0
+    steps = min(settings.starts, len(_seeds(problem))) * settings.steps
+    return COST * steps * settings.batch * problem.objective.sample_tokens
+
+
+def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[Found]:
+    """Returns where the descents have ended; none where the method has none.
+
+    Args:
+      problem: what is searched for.
+      bench: has the parameters on the devices, and the journal.
+      rows: of the journal.
+      compared: the baselines, measured; the best of them are the starts.
+
+    Raises:
+      InputError: the journal is of other descents, a gradient is not a number, or memory does not
+        suffice for one.
+    """
+    settings = problem.gradient
+    if settings is None:
+        return []
+    starts = _starts(problem, compared)[: settings.starts]
+    gradient_fn = evaluator.gradient_fn(problem.objective, problem.model, problem.mesh)
+    found = []
+    with Progress(len(starts) * settings.steps, unit="steps", start=_count(rows)) as progress:
+        for i, start in enumerate(starts):
+            told_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
+            step_fn = functools.partial(_measure, problem, bench, gradient_fn)
+            found.append(_descend(problem, bench, rows, start, (step_fn, told_fn)))
+    return found
+
+
+def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, fns) -> Found:
+    """Returns where the descent from `start` ends, with what the journal has of it told first."""
+    (step_fn, told_fn), settings = fns, problem.gradient
+    multiplier = np.array(problem.space.multiplier or 1.0)
+    bounds = _bounds(problem)
+    number = problem.attention_factor  # that the baselines were ranked with
+    state = gradient.begin(settings, bounds, _own_factors(problem, start), number)
+    done = [row for row in rows if row.get("descent") == start.name]
+    while True:
+        factors, attention_factor = gradient.point(bounds, state)
+        choice = Choice(factors * multiplier, start.bucket.start_tokens, attention_factor)
+        if state.step == settings.steps:
+            return Found(start.name, choice)
+        if state.step < len(done):
+            row = done[state.step]
+            _check(bench, row, state.step, choice)
+        else:
+            row = {"descent": start.name, "step": state.step} | step_fn(choice, state.step)
+            journal.append(bench.path, [row])
+            told_fn(row)
+        slope = np.array(row["factors_grad"]) * multiplier
+        state = gradient.tell(settings, bounds, state, slope, row["attention_grad"])
+
+
+def _measure(problem: Problem, bench: Bench, fn, choice: Choice, step: int) -> dict[str, Any]:
+    """Returns the rest of a step's row: loss and gradients of fresh samples."""
+    begin = time.perf_counter()
+    judge = problem.fresh_fn(step)
+    r = sharding.put(build_rope(problem, *choice), sharding.replicated(problem.mesh))
+    told = []
+    for i in range(judge.num_samples):
+        try:
+            found = fn(bench.evaluator.params, r, _sample(problem, judge, i))
+            while not found[0].is_ready():  # a signal is heard between polls
+                time.sleep(_POLL_SECONDS)
+        except jax.errors.JaxRuntimeError as error:
+            raise _out_of_memory(problem, error) from None
+        told.append([np.asarray(leaf, np.float64) for leaf in found])
+    loss, factors_grad, attention_grad = (
+        np.average(np.stack(leaves), axis=0, weights=judge.weights_W)
+        for leaves in zip(*told, strict=True)
+    )
+    if not np.all(np.isfinite(factors_grad)) or not np.isfinite(loss):
+        raise InputError(
+            f"search: the gradient of step {step} is not a number (loss {loss}). Check the model "
+            'at target_len, or set search.method to "evolution".'
+        )
+    return {
+        "loss": float(loss),
+        "factors": np.asarray(choice.factors).tolist(),
+        "attention_factor": choice.attention_factor,
+        "factors_grad": factors_grad.tolist(),
+        "attention_grad": float(attention_grad),
+        "seconds": round(time.perf_counter() - begin, 3),
+    }
+
+
+def _sample(problem: Problem, judge: Objective, index: int) -> Any:
+    laid = judge.lay_out(jax.tree.map(lambda leaf: leaf[index : index + 1], judge.samples))
+    laid = {name: rows_WT[0] for name, rows_WT in laid.items()}
+    return sharding.put(laid, NamedSharding(problem.mesh, PartitionSpec("context")))
+
+
+def _seeds(problem: Problem) -> list[Baseline]:
+    return [known for known in problem.known if known.is_seed]
+
+
+def _starts(problem: Problem, compared: list[dict]) -> list[Baseline]:
+    """Returns the seeds, best first by their fitness with the attention factor of the search."""
+    fitness = {row["baseline"]: journal.fitness_of(row) for row in compared}  # the last row counts
+    return sorted(_seeds(problem), key=lambda known: fitness[known.name])
+
+
+def _bounds(problem: Problem) -> gradient.Bounds:
+    space = problem.space
+    allowed = space.attention_factors
+    return gradient.Bounds(space.highest / space.units, (min(allowed), max(allowed)))
+
+
+def _own_factors(problem: Problem, start: Baseline) -> np.ndarray:
+    """The start's factors, without what the search multiplies; one row a layer if these differ."""
+    factors = np.array(start.bucket.factors) / np.array(problem.space.multiplier or 1.0)
+    if problem.space.num_layers == 1:
+        return factors
+    return np.broadcast_to(factors, (problem.space.num_layers, problem.space.num_pairs))
+
+
+def _check(bench: Bench, row: dict, step: int, choice: Choice) -> None:
+    """Refuses a row that this search would not have written."""
+    if row["step"] != step or row["factors"] != np.asarray(choice.factors).tolist():
+        raise InputError(
+            f"{bench.path}: step {row['step']} of the descent from '{row['descent']}' is not the "
+            "one that this search would ask for there (another version of numpy or jaxrope?). Use "
+            "another --workdir."
+        )
+
+
+def _count(rows: list[dict]) -> int:
+    return sum("descent" in row for row in rows)
+
+
+def _tell_progress(progress: Progress, name: str, before: int, row: dict) -> None:
+    progress.update(before + row["step"] + 1, descent=name, loss=row["loss"])
+
+
+def _out_of_memory(problem: Problem, error: jax.errors.JaxRuntimeError) -> Exception:
+    if "RESOURCE_EXHAUSTED" not in str(error):
+        return error
+    return InputError(
+        f"search: a gradient at target_len {problem.config.target_len:,} does not fit into the "
+        "memory of a device. Less is needed with forward.remat='offload', forward.mlp_chunk=4096, "
+        'or more devices on mesh.context; search.method="evolution" needs least.'
+    )
