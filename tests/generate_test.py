@@ -197,7 +197,7 @@ def test_a_pass_key_is_found_when_decoding_crosses_a_border(books_6m):
     """The border lies before, on each of, and behind the digits that are generated."""
     tokenizer = data.load_tokenizer(books_6m)
     model = loaded_model(books_6m, two_buckets())
-    lengths = (511, 512, 513, 514, 515, 516, 517, 700)
+    lengths = (512, 513, 514, 515, 516, 517, 518, 700)
     prompts, keys = key_prompts(tokenizer, lengths)
     assert sum(len(prompt) <= 512 < len(prompt) + 5 for prompt in prompts) >= 4
     timing = generation.Timing()
