@@ -1,10 +1,12 @@
-"""The recipes of LongRoPE (arXiv 2402.13753, sections 3.3, 4.1, A.3) by model, for 128k.py, 256k.py, 512k.py, 2m.py, search_*.py and eval_2m.py.
+"""The recipes of LongRoPE (arXiv 2402.13753, sections 3.3, 4.1, A.3) by model, for 128k.py, 256k.py, 512k.py, 2m.py, search_*.py, eval_2m.py and recipe_2m.py.
 
 The text after the colon of --config=configs/256k.py:TEXT is up to three parts, parted by commas, in any order, none of them needed:
 a model of MODELS, a slice of HARDWARE, and the folder (with a "/") that holds models/, data/ and runs/, on a pod gs://BUCKET/FOLDER.
 """
 
 import difflib
+
+from ml_collections import ConfigDict
 
 from configs import base
 
@@ -148,3 +150,15 @@ def search(length, model, mesh, *, folder, source, quick):
         algorithm.parents, algorithm.iterations = 16, 12
         algorithm.halve_above = 0  # it is halved
     return config
+
+
+def difference(config, common, prefix=""):
+    """Returns the keys in which a config differs from another one, as a stage of config.recipe has them: (("dotted.key", value), ...)."""
+    pairs = []
+    for key in config:
+        value, other = config[key], common[key]
+        if isinstance(value, ConfigDict) and set(value) == set(other):
+            pairs += difference(value, other, f"{prefix}{key}.")
+        elif value != other:
+            pairs.append((prefix + key, value.to_dict() if isinstance(value, ConfigDict) else value))
+    return tuple(pairs)

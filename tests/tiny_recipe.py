@@ -44,7 +44,6 @@ def stages() -> tuple:
                 ("model", at("finetune_2x")),
                 ("rope", rope_of("search_4x")),
                 ("train.seq_len", 128),
-                ("train.batch_size", 4),
                 suites,
                 ("eval.lengths", (32, 128)),
             ),

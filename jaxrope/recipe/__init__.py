@@ -4,6 +4,6 @@ code = run(config, workdir, dry_run)              what train.py calls for a conf
 compile_stages(config, topology, workdir)         what --compile_only is for it
 """
 
-from jaxrope.recipe.run import compile_stages, run
+from jaxrope.recipe.loop import compile_stages, run
 
 __all__ = ["compile_stages", "run"]

@@ -3,12 +3,13 @@ there, lengths that its factors will not serve."""
 
 from collections.abc import Mapping
 
-from jaxrope import data, evaluation, files, rope, setup
+from jaxrope import data, evaluation, files, llama, rope, setup, sharding
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluation import rows
 from jaxrope.recipe.stages import WITH_MODEL, WITH_ROPE, Stage
 from jaxrope.search import evolution
 from jaxrope.training.plan import check_numbers
+from jaxrope.training.program import make_program
 
 
 def check(stage: Stage, known: Mapping[str, Stage]) -> None:
@@ -31,6 +32,9 @@ def check(stage: Stage, known: Mapping[str, Stage]) -> None:
 def _check_search(stage: Stage, known: Mapping[str, Stage]) -> None:
     config = stage.config
     _check_model(stage, known)
+    mesh, shape = sharding.make_mesh(config.mesh), _shape(stage, known)
+    llama.param_shardings(shape, mesh)  # refuses what does not divide
+    setup.forward_settings(config, mesh, shape)
     evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
     if config.target_len < 1:
         raise InputError(
@@ -45,6 +49,7 @@ def _check_train(stage: Stage, known: Mapping[str, Stage]) -> None:
     config = stage.config
     check_numbers(config)
     _check_model(stage, known)
+    make_program(config, sharding.make_mesh(config.mesh), _shape(stage, known))
     longest, seq_len = _longest(stage, known), config.train.seq_len
     if longest and seq_len > longest:
         raise InputError(
@@ -91,6 +96,13 @@ def _check_model(stage: Stage, known: Mapping[str, Stage]) -> None:
     loaded = setup.load_model(config, weights=False)
     if not stage.from_stage(at_rope):
         setup.rope_fn(config, loaded.config, loaded.rope_fn)
+
+
+def _shape(stage: Stage, known: Mapping[str, Stage]) -> llama.LlamaConfig:
+    """Returns the shape of a stage's model: that of the one which the first of its stages has."""
+    config = stage.config
+    name = stage.from_stage(config.model.path) if config.model.source == "checkpoint" else ""
+    return _shape(known[name], known) if name else setup.model_config(config)
 
 
 def _check_place(

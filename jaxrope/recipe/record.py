@@ -28,7 +28,7 @@ FILE = "stage.json"
 _COMMON = ("seed", "model", "rope", "target_len", "original_len", "forward", "data")
 DEPENDS_ON = {  # the sections and keys that change what a kind of stage leaves
     "search": (*_COMMON, "search"),
-    "train": (*_COMMON, "train", "optimizer"),
+    "train": (*_COMMON, "train", "optimizer", "lora"),
     "join": ("model", "original_len", "train.param_dtype", "join"),
     "evaluate": _COMMON,
 }

@@ -45,11 +45,13 @@ def run(config, workdir: Path, dry_run: bool) -> int:
     wanted = chosen(config, stages)
     workdir = files.absolute(workdir)
     if dry_run:
-        found = hosts.from_main("recipe", lambda: _survey(stages, wanted, workdir))
+        found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
         cli.print_line(_plan(stages, wanted, found))
+        hosts.from_main("inputs", lambda: _check_inputs(stages, wanted, workdir, found))
         return 0
     with run_lock(workdir):
-        found = hosts.from_main("recipe", lambda: _survey(stages, wanted, workdir))
+        found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
+        hosts.from_main("inputs", lambda: _check_inputs(stages, wanted, workdir, found))
         known = record.digests(stages)
         for number, stage in enumerate(stages, start=1):
             if stage not in wanted:
@@ -86,8 +88,8 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
             compile_fns[stage.kind](resolved, topology_name, folder)
 
 
-def _survey(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str, dict]:
-    """Returns {name: stage.json} of the stages that were begun, once nothing speaks against it."""
+def _states(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str, dict]:
+    """Returns {name: stage.json} of the stages that were begun, if they were with this config."""
     known = record.digests(stages)
     found = {stage.name: record.read(workdir / stage.name) for stage in stages}
     needed = _needed(stages, wanted)
@@ -96,18 +98,24 @@ def _survey(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str
         if said is not None and stage.name in needed:
             later = [other.name for other in stages if stage.name in _ancestors(other, stages)]
             record.check(stage, workdir / stage.name, said, known, later)
+    return {name: said for name, said in found.items() if said is not None}
+
+
+def _check_inputs(
+    stages: list[Stage], wanted: list[Stage], workdir: Path, found: dict[str, dict]
+) -> None:
+    """Refuses stages that could not run: what they start from is not there and will not be."""
     by_name = {stage.name: stage for stage in stages}
-    runs = [stage for stage in wanted if not _is_finished(found[stage.name])]
+    runs = [stage for stage in wanted if not _is_finished(found.get(stage.name))]
     for stage in runs:
         for name in stage.uses:
-            if by_name[name] not in runs and not _is_finished(found[name]):
+            if by_name[name] not in runs and not _is_finished(found.get(name)):
                 raise InputError(
                     f"stage '{stage.name}' of recipe: it starts from '{name}', which is not "
                     f"finished in {workdir}. Run that first, or both: "
                     f"--config.stages={name},{stage.name}"
                 )
         check.check(stage, by_name)
-    return {name: said for name, said in found.items() if said is not None}
 
 
 def _needed(stages: list[Stage], wanted: list[Stage]) -> set[str]:
