@@ -21,7 +21,7 @@ from parity_test import (
 
 from jaxrope import pretrained, rope
 from jaxrope.convert import __main__ as program
-from jaxrope.convert import exporting, rope_export, rope_formats
+from jaxrope.convert import exporting, rope_export
 from jaxrope.convert.rope_formats import FORMATS, Settings, convert, read
 from jaxrope.errors import InputError
 
@@ -300,15 +300,19 @@ def test_what_would_be_silently_wrong(tmp_path, name, form):
     assert read(tmp_path / "out").rope_fn.bucket(256).factors == tuple(LONG)
 
 
-def test_factors_of_each_layer(tmp_path, monkeypatch):
-    shared = rope_of()
-    layers = tuple(dataclasses.replace(b, factors=(b.factors, b.factors)) for b in shared.buckets)
-    own = rope_formats.Source(dataclasses.replace(shared, buckets=layers))
-    monkeypatch.setattr(rope_formats, "read", lambda path: own)
+def test_factors_of_each_layer(tmp_path):
+    layered = [row | dict(factors=[row["factors"], LONG]) for row in rows(32, 256)]
+    path = saved(tmp_path, rope_of(buckets=layered))
     for form in ("hf-llama", "hf-phi3", "gguf", "vllm"):
         needs(form)
         with pytest.raises(InputError, match="factors of each layer's own cannot be written"):
-            convert("any", tmp_path / "out", Settings(form, allow_lossy=True))
+            convert(path, tmp_path / "out", Settings(form, allow_lossy=True))
+    convert(path, tmp_path / "out", Settings("jaxrope"))
+    same(read(tmp_path / "out").rope_fn, rope_of(buckets=layered))
+    write(tmp_path / "in", CASES["llama"])
+    model = pretrained.with_rope(pretrained.load(tmp_path / "in"), path)
+    with pytest.raises(InputError, match="all of them give one set to every layer"):
+        exporting.export_folder(model, tmp_path / "hf")
 
 
 def gguf_file(path, arch="phi3", **changes):

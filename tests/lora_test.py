@@ -1,4 +1,4 @@
-"""Adapters: their gradient against that of the merged weights; meshes, resuming, merging, errors."""
+"""Adapters: gradients against those of the merged weights; meshes, resuming, merging, errors."""
 
 import dataclasses
 import shutil

@@ -110,7 +110,7 @@ def express(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
 
 
 def check_shared(rope_fn: rope.RopeFn) -> None:
-    """Refuses factors of each layer's own: no other program knows them, and no loss is so small.
+    """Refuses factors of each layer's own, which no other program knows.
 
     Raises:
       InputError: there are such.

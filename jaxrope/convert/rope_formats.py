@@ -80,7 +80,6 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
         rope_gguf.check_architecture(settings.architecture)
     path = _target(target, settings.overwrite)
     found = read(source)
-    rope_export.check_shared(found.rope_fn)
     told, lossless = writer(found, path, settings)
     _verify(path, found, settings, lossless=lossless)
     return [*told, *(f"note: {note}" for note in found.notes)]
