@@ -161,6 +161,19 @@ def test_workdir_of_a_model_is_refused(found, tmp_path):
         (dict(search__attention_factor=0.0), r"search\.attention_factor must be .* got 0\.0"),
         (dict(search__start_tokens=()), r"search\.start_tokens must list ascending"),
         (
+            dict(search__attention_multiples=(1.0, 0.9)),
+            r"search\.attention_multiples must list ascending numbers above 0, got \(1\.0, 0\.9\)",
+        ),
+        (
+            dict(search__attention_multiples=()),
+            r"search\.attention_multiples must list .*\(\)\. Use",
+        ),
+        (dict(search__attention_multiples=(0.0, 1.0)), r"attention_multiples must .* above 0"),
+        (
+            dict(search__prefilter=dict(name="decay", oversample=0)),
+            r"search\.prefilter\.oversample must be a whole number from 2 on, got 0",
+        ),
+        (
             dict(search__objective=dict(name="ppl")),
             r"Unknown search\.objective\.name 'ppl'\. Known",
         ),
@@ -252,6 +265,25 @@ def test_attention_factor_is_one_number(tmp_path, law, number):
     assert made.attention_factor == pytest.approx(number, rel=1e-12)
     factors = [b.attention_factor for _, b in baselines.comparisons(made.known, number)]
     assert factors.count(number) >= 4
+
+
+def test_the_attention_factor_of_a_candidate_is_its_own(tmp_path):
+    config = changed(tiny(tmp_path), search__attention_multiples=(0.8, 1.0, 1.5))
+    result = search.search(config, tmp_path / "run")
+    rows = journal.candidates(files.read_jsonl(tmp_path / "run" / "journal.jsonl"))
+    numbers = [math.sqrt(1.5) * multiple for multiple in (0.8, 1.0, 1.5)]
+    assert {row["attention_factor"] for row in rows} == set(numbers)
+    assert [row["attention_factor"] for row in rows[:3]] == [numbers[0]] * 2 + [
+        numbers[1]
+    ]  # PI and NTK have 1, of which 0.98 is the nearest; YaRN has 1.14
+    best = min(rows, key=lambda row: row["fitness"])
+    (bucket,) = rope.load(tmp_path / "run" / "rope.json").buckets
+    assert bucket.attention_factor == best["attention_factor"]
+    last = result.table.splitlines()[-2].split()
+    assert last == ["searched", f"{best['attention_factor']:.4f}", f"{best['fitness']:.4f}"]
+    again = dict(search__attention_multiples=(0.8, 1.0))
+    with pytest.raises(InputError, match=r"another search: search\.attention_multiples"):
+        search.search(changed(config, **again), tmp_path / "run")
 
 
 def test_piecewise_search_runs(tmp_path):
