@@ -39,7 +39,7 @@ def epoch_rows(loader, epoch=0) -> list[dict[str, list]]:
     """Every row of an epoch, smallest tokens first."""
     rows = []
     for number in range(epoch * loader.num_rows, (epoch + 1) * loader.num_rows):
-        step, row = divmod(number, loader._batch_size)
+        step, row = divmod(number, loader.batch_size)
         batch = loader.batch(step, rows=slice(row, row + 1))
         rows.append({key: value[0].tolist() for key, value in batch.items()})
     return sorted(rows, key=lambda row: row["targets_BT"])

@@ -33,82 +33,31 @@ class Pieces:
     row_starts: np.ndarray
 
 
-class TrainLoader:
-    """Rows of `seq_len` tokens in a new random order each epoch.
+class Rows:
+    """Pieces of documents laid out in rows, in a new random order each epoch.
 
-    `batch(step)` depends on nothing but the arguments of the constructor and `step`: a run that is
-    resumed, or has another number of hosts, trains on the same batches. The rows of an epoch are
-    used once each; a batch may begin in one epoch and end in the next.
+    The rows of an epoch are used once each; row `number` counts on over all epochs.
     """
 
     def __init__(
         self,
         documents: TokenDocuments,
+        pieces: Pieces,
         *,
-        seq_len: int,
-        batch_size: int,
         seed: int,
-        mode: str = "chunk",
         bos_id: int | None,
         eos_id: int | None,
     ):
-        """Lays the documents out in rows.
-
-        Args:
-          documents: the text.
-          seq_len: tokens in a row.
-          batch_size: rows in a batch, over all hosts.
-          seed: 0 to 2**64 - 1.
-          mode: "chunk": a row holds tokens of one document. "pack": a row holds as many documents
-            as fit, only a document longer than a row is cut.
-          bos_id: begins every piece; None: the text begins without one.
-          eos_id: ends every document; None: it ends without one.
-
-        Raises:
-          InputError: a number is out of range, `mode` is unknown, or no document fills a row in
-            mode "chunk".
-        """
-        _check(documents, seq_len, batch_size, seed, {"bos_id": bos_id, "eos_id": eos_id})
-        arrange = choose("data.mode", mode, {"chunk": _one_a_row, "pack": _packed_rows})
-        self._documents = documents
+        """Takes the text, its pieces, and what TrainLoader takes."""
+        self._documents, self._pieces, self._seed = documents, pieces, seed
         self._bos_id, self._eos_id = bos_id, eos_id
-        self._seq_len, self._batch_size, self._seed = seq_len, batch_size, seed
-        self._pieces = arrange(documents, seq_len, (bos_id is not None) + (eos_id is not None))
         self._orders: dict[int, np.ndarray] = {}
-        self.num_rows = len(self._pieces.row_starts) - 1  # in an epoch
-        self.num_targets = int(self._pieces.lengths.sum())  # in an epoch; tokens with weight 1
-        described = [FORMAT, documents.fingerprint, seed, seq_len, batch_size, mode, bos_id, eos_id]
-        self.fingerprint = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()
+        self.num_rows = len(pieces.row_starts) - 1  # in an epoch
+        self.num_targets = int(pieces.lengths.sum())  # in an epoch; tokens with weight 1
 
-    def batch(self, step: int, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-        """Returns one batch, or the part of it that this host feeds.
-
-        Args:
-          step: number of the optimizer step, from 0.
-          rows: which of the `batch_size` rows.
-
-        Returns:
-          tokens_BT, targets_BT, positions_BT, segment_ids_BT, all int32, and loss_weights_BT,
-          float32.
-        """
-        if step < 0:
-            raise ValueError(f"step must be at least 0, got {step}")
-        wanted = range(step * self._batch_size, (step + 1) * self._batch_size)[rows]
-        shape = (len(wanted), self._seq_len)
-        batch = {
-            "tokens_BT": np.zeros(shape, np.int32),
-            "targets_BT": np.zeros(shape, np.int32),
-            "positions_BT": np.zeros(shape, np.int32),
-            "segment_ids_BT": np.zeros(shape, np.int32),
-            "loss_weights_BT": np.zeros(shape, np.float32),
-        }
-        for place, global_row in enumerate(wanted):
-            epoch, index = divmod(global_row, self.num_rows)
-            self._fill({key: array[place] for key, array in batch.items()}, epoch, index)
-        return batch
-
-    def _fill(self, row: dict[str, np.ndarray], epoch: int, index: int) -> None:
-        """Writes the row that is number `index` in the order of `epoch`."""
+    def fill(self, row: dict[str, np.ndarray], number: int) -> None:
+        """Writes row `number` into arrays of zeros; see TrainLoader.batch."""
+        epoch, index = divmod(number, self.num_rows)
         pieces = self._pieces
         chosen = self._order(epoch)[index]
         at = 0
@@ -149,6 +98,77 @@ class TrainLoader:
                 epoch: order,
             }
         return order
+
+
+class TrainLoader:
+    """Rows of `seq_len` tokens in a new random order each epoch.
+
+    `batch(step)` depends on nothing but the arguments of the constructor and `step`: a run that is
+    resumed, or has another number of hosts, trains on the same batches. The rows of an epoch are
+    used once each; a batch may begin in one epoch and end in the next.
+    """
+
+    def __init__(
+        self,
+        documents: TokenDocuments,
+        *,
+        seq_len: int,
+        batch_size: int,
+        seed: int,
+        mode: str = "chunk",
+        bos_id: int | None,
+        eos_id: int | None,
+    ):
+        """Lays the documents out in rows.
+
+        Args:
+          documents: the text.
+          seq_len: tokens in a row.
+          batch_size: rows in a batch, over all hosts.
+          seed: 0 to 2**64 - 1.
+          mode: "chunk": a row holds tokens of one document. "pack": a row holds as many documents
+            as fit, only a document longer than a row is cut.
+          bos_id: begins every piece; None: the text begins without one.
+          eos_id: ends every document; None: it ends without one.
+
+        Raises:
+          InputError: a number is out of range, `mode` is unknown, or no document fills a row in
+            mode "chunk".
+        """
+        _check(documents, seq_len, batch_size, seed, {"bos_id": bos_id, "eos_id": eos_id})
+        arrange = choose("data.mode", mode, {"chunk": _one_a_row, "pack": packed_rows})
+        self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
+        pieces = arrange(documents, seq_len, (bos_id is not None) + (eos_id is not None))
+        self.rows = Rows(documents, pieces, seed=seed, bos_id=bos_id, eos_id=eos_id)
+        self.num_rows, self.num_targets = self.rows.num_rows, self.rows.num_targets
+        described = [FORMAT, documents.fingerprint, seed, seq_len, batch_size, mode, bos_id, eos_id]
+        self.fingerprint = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()
+
+    def batch(self, step: int, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """Returns one batch, or the part of it that this host feeds.
+
+        Args:
+          step: number of the optimizer step, from 0.
+          rows: which of the `batch_size` rows.
+
+        Returns:
+          tokens_BT, targets_BT, positions_BT, segment_ids_BT, all int32, and loss_weights_BT,
+          float32.
+        """
+        if step < 0:
+            raise ValueError(f"step must be at least 0, got {step}")
+        wanted = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = empty_rows(len(wanted), self.seq_len)
+        for place, number in enumerate(wanted):
+            self.rows.fill({key: array[place] for key, array in batch.items()}, number)
+        return batch
+
+
+def empty_rows(num_rows: int, seq_len: int) -> dict[str, np.ndarray]:
+    """Returns the arrays of a batch, all zero."""
+    names = ("tokens_BT", "targets_BT", "positions_BT", "segment_ids_BT")
+    batch = {name: np.zeros((num_rows, seq_len), np.int32) for name in names}
+    return batch | {"loss_weights_BT": np.zeros((num_rows, seq_len), np.float32)}
 
 
 def _check(
@@ -193,12 +213,20 @@ def _one_a_row(documents: TokenDocuments, seq_len: int, num_added: int) -> Piece
     return Pieces(doc_ids, starts, lengths, np.arange(len(doc_ids) + 1))
 
 
-def _packed_rows(documents: TokenDocuments, seq_len: int, num_added: int) -> Pieces:
+def packed_rows(
+    documents: TokenDocuments, seq_len: int, num_added: int, piece_len: int = 0
+) -> Pieces:
     """Fills rows by best fit, longest piece first: it joins the fullest row that has room for it.
 
     The rows do not depend on the seed, only their order does.
+
+    Args:
+      documents: the text.
+      seq_len: tokens in a row.
+      num_added: begin and end tokens that a document gets.
+      piece_len: tokens of the longest piece; 0 = seq_len.
     """
-    doc_ids, starts, lengths = _cut_documents(documents, seq_len, num_added)
+    doc_ids, starts, lengths = _cut_documents(documents, piece_len or seq_len, num_added)
     if not len(lengths):
         raise InputError(
             f"{documents.setting}: no document has a token to predict. Give longer documents."

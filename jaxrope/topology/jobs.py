@@ -55,7 +55,8 @@ def train_job(config, mesh: Mesh) -> Job:
     def lower():
         state, shardings = program_lib.abstract_state(program)
         plain = llama.own_rope(program.model)(seq_len)  # its numbers do not matter, only its shape
-        return program_lib.lower_step(program, state, shardings, plain)
+        r = program_lib.rope_argument(program, plain)
+        return program_lib.lower_step(program, state, shardings, r)
 
     footprint = Footprint(
         model=program.model,

@@ -15,7 +15,7 @@ from jaxrope.evaluation import EvalModel
 from jaxrope.pretrained import Pretrained
 from jaxrope.training import lora as lora_lib
 from jaxrope.training import step as step_lib
-from jaxrope.training.program import Program, lower_step, make_program
+from jaxrope.training.program import Program, lower_step, make_program, rope_argument
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Plan:
     rope_fn: rope.RopeFn
     tokenizer: Any
     tokenizer_at: Path | str
-    loader: data.TrainLoader
+    loader: data.TrainLoader | data.MixtureLoader
     bench: Any
     remarks: tuple[str, ...]
 
@@ -98,7 +98,7 @@ def _rows(shape, part: slice, rows: slice) -> list[int]:
     return [a * per_part + b for a in range(parts)[part] for b in range(per_part)[rows]]
 
 
-def _read(loader: data.TrainLoader, step: int, wanted: list[int]) -> dict[str, np.ndarray]:
+def _read(loader, step: int, wanted: list[int]) -> dict[str, np.ndarray]:
     """Returns the ascending rows `wanted` of a batch."""
     runs: list[list[int]] = []
     for row in wanted:
@@ -159,15 +159,7 @@ def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = T
         setting="data.train_files",
         exclude=config.data.exclude,
     )
-    loader = data.TrainLoader(
-        documents,
-        seq_len=config.train.seq_len,
-        batch_size=config.train.batch_size,
-        seed=config.seed,
-        mode=config.data.mode,
-        bos_id=model.bos_id,
-        eos_id=model.eos_id,
-    )
+    loader = _loader(config, model, documents, tokenizer)
     bench, remarks = _bench(config, tokenizer, documents)
     plan = Plan(
         config=config,
@@ -205,9 +197,34 @@ def first_state(plan: Plan, shardings) -> step_lib.TrainState:
 def compile_step(plan: Plan, abstract_state, shardings):
     """Returns (the compiled step, the rope it takes)."""
     program = plan.program
-    rope_of_len = plan.rope_fn(program.seq_len)
+    rope_of_len = rope_argument(program, plan.rope_fn(program.seq_len))
     lowered = lower_step(program, abstract_state, shardings, rope_of_len)
     return lowered.compile(), sharding.put(rope_of_len, sharding.replicated(program.mesh))
+
+
+def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
+    """Returns what makes batches: of text alone, or a mixture."""
+    section = config.data
+    special = dict(bos_id=model.bos_id, eos_id=model.eos_id)
+    shares = data.Shares(
+        needle=section.needle_share,
+        needle_keys=section.needle_keys,
+        needle_weight=section.needle_weight,
+        short=section.short_share,
+        short_len=model.original_len,
+    )
+    data.check_shares(shares, config.train.seq_len)
+    text = data.TrainLoader(
+        documents,
+        seq_len=config.train.seq_len,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        mode=section.mode,
+        **special,
+    )
+    if not shares.any:
+        return text
+    return data.MixtureLoader(text, documents, shares, tokenizer=tokenizer, **special)
 
 
 def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import llama, optimizer, setup, sharding
+from jaxrope import llama, optimizer, rope, setup, sharding
 from jaxrope.training import lora as lora_lib
 from jaxrope.training import step as step_lib
 
@@ -34,6 +34,7 @@ class Program:
       chunk_tokens: tokens of each row and device whose logits exist at one time.
       param_dtype: of the master weights.
       packed: a row may hold several documents.
+      mixed: rows choose between two ropes; see data.mixture.
       remarks: lines for the user: what `auto` has become.
       lora: what is trained; None: everything.
     """
@@ -48,6 +49,7 @@ class Program:
     chunk_tokens: int
     param_dtype: str
     packed: bool
+    mixed: bool = False
     remarks: tuple[str, ...] = ()
     lora: lora_lib.Lora | None = None
 
@@ -84,7 +86,8 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
         accumulation=train.accumulation,
         chunk_tokens=train.chunk_tokens,
         param_dtype=train.param_dtype,
-        packed=config.data.mode == "pack",
+        packed=config.data.mode == "pack" or config.data.short_share > 0,
+        mixed=config.data.short_share > 0,
         remarks=(*remarks, *_lora_remarks(model, lora)),
         lora=lora,
     )
@@ -119,13 +122,13 @@ def abstract_state(program: Program):
     return jax.tree.map(_placed, abstract, shardings), shardings
 
 
-def lower_step(program: Program, abstract_state, shardings, rope) -> jax.stages.Lowered:
+def lower_step(program: Program, abstract_state, shardings, r: rope.Rope) -> jax.stages.Lowered:
     """Returns the step (state, batch, rope) -> (state, metrics), lowered.
 
     Args:
       program: see there.
       abstract_state, shardings: of `abstract_state`.
-      rope: the Rope of the length; of arrays of any kind, only their shapes matter.
+      r: of `rope_argument`; of arrays of any kind, only their shapes matter.
     """
     step = step_lib.make_step(
         program.model,
@@ -138,15 +141,39 @@ def lower_step(program: Program, abstract_state, shardings, rope) -> jax.stages.
     everywhere = sharding.replicated(program.mesh)
     where = sharding.batch_sharding(program.mesh)
     dtypes = dict.fromkeys(_INTEGERS, jnp.int32) | {"loss_weights_BT": jnp.float32}
+    dtypes |= {"rope_ids_BT": jnp.int32} if program.mixed else {}
     batch = {
         name: jax.ShapeDtypeStruct(program.batch_shape, dtype, sharding=where)
         for name, dtype in dtypes.items()
     }
     abstract_rope = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=everywhere), rope
+        lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=everywhere), r
     )
     jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, everywhere))
     return jitted.lower(abstract_state, batch, abstract_rope)
+
+
+def rope_argument(program: Program, rope_of_len: rope.Rope) -> rope.Rope:
+    """Returns the rope that a step takes: that of the length that is trained, on the host; where
+    rows choose, the model's own at its original length beside it.
+    """
+    if not program.mixed:
+        return rope_of_len
+    return two_ropes(rope_of_len, llama.own_rope(program.model)(program.model.original_len))
+
+
+def two_ropes(long: rope.Rope, short: rope.Rope) -> rope.Rope:
+    """Returns both, stacked: number mixture.LONG and number mixture.SHORT.
+
+    Args:
+      long: may have layers.
+      short: has none.
+    """
+    if long.per_layer:
+        num_layers = long.start_tokens.shape[0]
+        short = rope.stack([short] * num_layers, per_layer=True)
+    axis = int(long.per_layer)  # layers stay first
+    return jax.tree.map(lambda *leaves: np.stack(leaves, axis), long, short)
 
 
 def _placed(leaf, where):
