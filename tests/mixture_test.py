@@ -8,13 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import data, llama, rope, sharding
+from jaxrope import data, llama, rope, sharding, training
 from jaxrope.data import BytesTokenizer, MixtureLoader, Shares, TrainLoader, needles
 from jaxrope.data.mixture import LONG, SHORT
 from jaxrope.errors import InputError
 from jaxrope.optimizer import Optimizer
+from jaxrope.training import plan as plan_lib
 from jaxrope.training import program as program_lib
 from jaxrope.training import step as step_lib
+from tests import tiny_run
 
 NONE = Shares(needle=0.0, needle_keys=1, needle_weight=1.0, short=0.0, short_len=64)
 SEQ_LEN = 512
@@ -290,3 +292,90 @@ def test_each_rope_matters(sharp_model):
         for a, b in ((long, short), (long, long), (short, short), (short, long))
     }
     assert len(losses) == 4 and min(np.diff(sorted(losses))) > 5e-4
+
+
+# ---- a run ----
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run-texts")
+    tiny_run.write_texts(folder)
+    return folder
+
+
+def run_config(texts, **changes):
+    """8 rows of 480 tokens a step, original length 32: a quarter needles, a quarter short."""
+    config = tiny_run.make_config(texts)
+    config.target_len, config.train.seq_len, config.eval.suites = 480, 480, ()
+    config.rope = dict(method="yarn", factor=15.0, beta_fast=32.0, beta_slow=1.0)
+    config.train.steps, config.checkpoint.every, config.train.log_every = 4, 2, 1
+    config.optimizer.schedule.warmup_steps = 1
+    config.data.update(needle_share=0.25, needle_keys=1, needle_weight=3.0, short_share=0.25)
+    config.data.update(changes)
+    return config
+
+
+@pytest.fixture(scope="module")
+def undisturbed(texts, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("mixed-run") / "run"
+    assert training.train(run_config(texts), workdir, devices=jax.devices()[:1]) == 0
+    return workdir
+
+
+def test_a_mixed_run_is_resumed_to_the_bit(texts, undisturbed, tmp_path, monkeypatch):
+    real = plan_lib.Plan.put_batch
+
+    def put_batch(plan, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return real(plan, step)
+
+    monkeypatch.setattr(plan_lib.Plan, "put_batch", put_batch)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(run_config(texts), tmp_path, devices=jax.devices()[:1])
+    monkeypatch.undo()
+    assert training.train(run_config(texts), tmp_path, devices=jax.devices()[:1]) == 0
+    assert tiny_run.differences(tmp_path, undisturbed) == []
+    rows = tiny_run.rows(undisturbed)
+    assert all(row["tokens"] <= 8 * 480 for row in rows)  # tokens are counted, not their weights
+
+
+@pytest.mark.slow
+def test_a_mixed_run_on_eight_devices_is_that_of_one(texts, undisturbed, tmp_path):
+    config = run_config(texts)
+    config.mesh = dict(data=2, fsdp=2, context=2, tensor=1)
+    assert training.train(config, tmp_path) == 0
+    for ours, theirs in zip(*map(tiny_run.rows, (tmp_path, undisturbed)), strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["tokens"] == theirs["tokens"]
+
+
+@pytest.mark.parametrize("key, value", [("needle_share", 0.5), ("needle_weight", 1.0)])
+def test_a_mixture_does_not_change_on_the_way(texts, undisturbed, key, value):
+    with pytest.raises(InputError, match=rf"data\.{key}: the run in .* began with .*, the config"):
+        training.train(run_config(texts, **{key: value}), undisturbed)
+
+
+def test_without_shares_a_run_is_as_it_was(texts):
+    """Neither another loader nor another input of the step."""
+    config = run_config(texts, needle_share=0.0, short_share=0.0)
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
+    plan = plan_lib.make_plan(config, mesh, None, weights=False)
+    assert type(plan.loader) is TrainLoader and not (plan.program.mixed or plan.program.packed)
+    mixed = plan_lib.make_plan(run_config(texts), mesh, None, weights=False)
+    assert type(mixed.loader) is MixtureLoader and mixed.program.mixed and mixed.program.packed
+    needle = plan_lib.make_plan(run_config(texts, short_share=0.0), mesh, None, weights=False)
+    assert not (needle.program.mixed or needle.program.packed)
+    r = mixed.rope_fn(480)
+    assert program_lib.rope_argument(plan.program, r) is r
+    both = program_lib.rope_argument(mixed.program, r)
+    np.testing.assert_array_equal(both.factors_R[LONG], r.factors_R)
+    np.testing.assert_array_equal(both.factors_R[SHORT], np.ones(4))
+
+
+def test_short_rows_are_refused_where_they_are_not_shorter(texts, tmp_path):
+    config = run_config(texts, needle_share=0.0)
+    config.train.seq_len = 32
+    with pytest.raises(InputError, match="rows of train.seq_len 32 tokens are no longer than"):
+        training.train(config, tmp_path)
