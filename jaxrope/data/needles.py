@@ -107,13 +107,7 @@ def make_document(
         raise ValueError(
             f"1 <= num_asked <= num_keys <= {len(NOUNS) // 2}, got {num_asked}, {num_keys}."
         )
-    stream, nouns = _USES[source.use]
-    draw = _stream(stream, seed, index)
-    words = tuple(nouns[i] for i in np.argsort(draw(len(nouns)), kind="stable")[:num_keys])
-    text_word = int(draw(1)[0])
-    low = 10 ** (DIGITS - 1)
-    numbers = tuple(str(low + int(word) % (9 * low)) for word in draw(num_keys))
-    anywhere = draw(num_keys) / 2.0**64
+    words, numbers, anywhere, text_word = _draw(source.use, seed, index, num_keys)
     depths = np.where(depth is None, 0.0, anywhere)
     depths[0] = 0.0 if depth is None else depth
     encode = source.tokenizer.encode
@@ -204,6 +198,17 @@ def _questions(tokenizer: Tokenizer, words, numbers) -> tuple[np.ndarray, list[l
         parts += [*head, answer]
         size += len(answer)
     return np.concatenate([np.asarray(part, np.int32) for part in parts]), marks
+
+
+def _draw(use: str, seed: int, index: int, num_keys: int):
+    """Returns (words, numbers, depths from 0 to 1, a random word for the haystack)."""
+    stream, nouns = _USES[use]
+    draw = _stream(stream, seed, index)
+    words = tuple(nouns[i] for i in np.argsort(draw(len(nouns)), kind="stable")[:num_keys])
+    text_word = int(draw(1)[0])
+    low = 10 ** (DIGITS - 1)
+    numbers = tuple(str(low + int(word) % (9 * low)) for word in draw(num_keys))
+    return words, numbers, draw(num_keys) / 2.0**64, text_word
 
 
 def _stream(stream: int, seed: int, index: int) -> Callable[[int], np.ndarray]:
