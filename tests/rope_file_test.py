@@ -47,6 +47,7 @@ def test_factors_of_each_layer(tmp_path):
     assert made.per_layer and made.theta == expected.theta
     assert jax.tree.all(jax.tree.map(np.array_equal, made, expected))
     assert all(leaf.shape[0] == 3 for leaf in jax.tree.leaves(made))
+    assert made.start_tokens.tolist() == [4] * 3 and made.attention_factor.tolist() == [1.25] * 3
     with pytest.raises(
         InputError, match=r"buckets\[1\].factors must hold a row for each of the model'"
     ):
