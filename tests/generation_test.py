@@ -235,8 +235,11 @@ def test_sliding_window(tiny_config, record, window):
     assert_whole(model, record, lambda row, now: now)
 
 
-def test_factors_of_each_layer(tiny_config, record):
+@pytest.mark.parametrize("sizes", [{}, dict(data=2, context=2, tensor=2)], ids=str)
+def test_factors_of_each_layer(tiny_config, record, sizes):
     """Leaves [layers, rows]; a bucket with one vector is given to every layer."""
+    one = dict(data=1, fsdp=1, context=1, tensor=1)
+    mesh = sharding.make_mesh(one | sizes) if sizes else None
     apart = [rope.build(BUCKETS[i]["factors"], theta=1e4, start_tokens=3 * i) for i in (1, 2)]
     layered = rope.stack(apart, per_layer=True)
 
@@ -244,8 +247,8 @@ def test_factors_of_each_layer(tiny_config, record):
         return LONGROPE(length) if length <= 24 else layered
 
     rope_fn.buckets, rope_fn.bucket, rope_fn.max_len = LONGROPE.buckets[1:2], LONGROPE.bucket, 40
-    model = make_model(tiny_config, rope_fn)
-    generation.generate(model, batch((22, 10, 26, 35)), options(5))
+    model = make_model(tiny_config, rope_fn, mesh=mesh)
+    generation.generate(model, batch((22, 10, 26, 35)), options(5, chunk=32))
     assert {24, 25} <= assert_whole(model, record, lambda row, now: now)
     assert policy.of_rows(rope_fn, [10, 30], 2).factors_R.shape == (2, 2, 4)
 
@@ -331,7 +334,7 @@ def test_128k_tokens_of_a_model_of_seven_billion():
     assert after.logits_BV.shape == (1, 32_000)
 
 
-def test_stop_tokens_and_stop_functions(model):
+def test_stop_tokens_and_stop_functions(model, record):
     prompts, how = batch((9, 12, 13, 60)), dict(temperature=2.0, top_k=50, top_p=0.9)
     free = generation.generate(model, prompts, options(12, **how))
     stop = (free[0][4], free[1][7])
@@ -349,6 +352,7 @@ def test_stop_tokens_and_stop_functions(model):
     steps = list(generation.stream(model, prompts, options(3), stop_fn=stop_fn))
     assert [[row for row, _ in new] for new in steps] == [[0, 1, 2, 3], [0, 2], [0, 2]]
     assert calls == [pair for new in steps for pair in new]
+    assert record.states[-1].lengths_B.tolist() == [11, 13, 15, 61]  # ended rows grow no more
 
 
 def numpy_candidates(logits, temperature, top_k, top_p):
@@ -377,12 +381,14 @@ def test_top_k_and_top_p(how):
         assert np.isclose(p, expected.get(int(i), 0), rtol=1e-4)
     count = 4000
     keys = np.random.default_rng(0).integers(0, 2**32, (count, 2), dtype=np.uint32)
-    rows = jnp.broadcast_to(jnp.asarray(logits), (count, 30))
-    drawn = np.asarray(sampling.draw(rows, jnp.asarray(keys), jnp.arange(count), Sampling(*how)))
-    shares = np.bincount(drawn, minlength=30) / count
-    for i in range(30):
-        p = expected.get(i, 0)
-        assert abs(shares[i] - p) <= 5 * np.sqrt(p * (1 - p) / count)
+    rows, lengths = jnp.broadcast_to(jnp.asarray(logits), (count, 30)), np.arange(count)
+    # one row at every length, and every row at one length
+    for streams, places in ((np.tile(keys[:1], (count, 1)), lengths), (keys, 0 * lengths)):
+        drawn = sampling.draw(rows, jnp.asarray(streams), jnp.asarray(places), Sampling(*how))
+        shares = np.bincount(np.asarray(drawn), minlength=30) / count
+        for i in range(30):
+            p = expected.get(i, 0)
+            assert abs(shares[i] - p) <= 5 * np.sqrt(p * (1 - p) / count)
 
 
 def test_sizes_of_chunks_and_caches():
