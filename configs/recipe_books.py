@@ -21,6 +21,8 @@ BUDGETS = {
 
 def get_config(budget="whole"):
     """Returns the configuration of the recipe; `budget` is "whole" or "tiny"."""
+    if budget not in BUDGETS:
+        raise ValueError(f"--config=configs/recipe_books.py:{budget}: unknown '{budget}'. Known: {', '.join(BUDGETS)}.")
     spent = BUDGETS[budget]
     config = base.get_config()
     config.model = base.checkpoint_model(MODEL)

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxrope import errors
 from jaxrope.errors import InputError
 
-_SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
+SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
 _MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _NEEDED = {
     int: "a whole number",
@@ -92,7 +92,7 @@ def assign(config: ConfigDict, key: str, value: object, *, setting: str) -> None
     if type(value) not in allowed:
         names = " or ".join(kind.__name__ for kind in allowed)
         raise InputError(f"{setting}: {key} must be {names}, got {value!r}. Correct it there.")
-    if isinstance(before, ConfigDict) and not any(name in before for name in _SELECTORS):
+    if isinstance(before, ConfigDict) and not any(name in before for name in SELECTORS):
         raise InputError(
             f"{setting}: {key} is a section; set its keys one at a time: "
             f"{', '.join(f'{key}.{name}' for name in before)}."
@@ -177,7 +177,7 @@ def _set(config, key, texts):
 
 
 def _check_section(key, before, text):
-    if not any(selector in before for selector in _SELECTORS):
+    if not any(selector in before for selector in SELECTORS):
         raise InputError(
             f"--config.{key} is a section; set its keys one at a time: "
             f"{', '.join(f'--config.{key}.{name}' for name in before)}."
@@ -233,7 +233,7 @@ def _near_keys(key, known):
     inside = known[section] if section else [name for name in known if "." not in name]
     text = f"Did you mean {' or '.join(hints)}? " if hints else ""
     text += f"Known in config{'.' if section else ''}{section}: {', '.join(inside)}."
-    if section and any(selector in inside for selector in _SELECTORS):
+    if section and any(selector in inside for selector in SELECTORS):
         text += f' Another algorithm replaces the section: --config.{section}="{{...}}".'
     return text
 

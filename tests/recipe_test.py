@@ -231,7 +231,7 @@ def test_a_stage_that_was_killed_goes_on_to_the_same(whole, texts, name, monkeyp
     before = left(whole / name)
     kinds = {n: kind for n, kind, _ in tiny_recipe.stages()}
     interrupt(whole / name, kinds[name])
-    assert left(whole / name) != before
+    assert not record.read(whole / name)["finished"]
     ran, real = [], work.run
     monkeypatch.setattr(work, "run", lambda *args: ran.append(args[2].name) or real(*args))
     assert recipe.run(tiny_recipe.make_config(texts), whole, False) == 0
@@ -315,6 +315,30 @@ def test_dry_run_says_what_there_is_to_do(texts, whole, tmp_path, capsys):
 def test_another_config_of_a_finished_stage_is_refused(whole, texts, name, key, value, message):
     with pytest.raises(InputError, match=message):
         recipe.run(changed(texts, name, key, value), whole, False)
+
+
+def edit_record(folder, change):
+    path = folder / "stage.json"
+    content = json.loads(path.read_text())
+    change(content["config"])
+    path.write_text(json.dumps(content))
+
+
+def test_keys_of_a_newer_version_change_nothing(whole, texts, monkeypatch):
+    """A stage that was finished before a key was there had what is its default now."""
+    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
+    config = tiny_recipe.make_config(texts)
+    with config.unlocked():
+        config.data.a_new_key = 3
+        config.train.another = 4
+    assert recipe.run(config, whole, False) == 0
+
+
+def test_an_argument_that_a_section_has_got_is_a_change(whole, texts, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    edit_record(workdir / "search_2x", lambda told: told.pop("search.algorithm.parents"))
+    with pytest.raises(InputError, match=r"with search\.algorithm\.parents None, the config has 3"):
+        recipe.run(tiny_recipe.make_config(texts), workdir, False)
 
 
 def test_what_changes_no_result_may_change(whole, texts, monkeypatch):

@@ -52,7 +52,6 @@ def run(config, workdir: Path, dry_run: bool) -> int:
     with run_lock(workdir):
         found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
         hosts.from_main("inputs", lambda: _check_inputs(stages, wanted, workdir, found))
-        known = record.digests(stages)
         for number, stage in enumerate(stages, start=1):
             if stage not in wanted:
                 continue
@@ -60,6 +59,7 @@ def run(config, workdir: Path, dry_run: bool) -> int:
             if _is_finished(found.get(stage.name)):
                 cli.print_line(f"finished before, in {workdir / stage.name}")
                 continue
+            known = record.digests(stages, found)
             code, found[stage.name] = _run_stage(stage, workdir, known)
             if code:
                 return code
@@ -90,8 +90,8 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
 
 def _states(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str, dict]:
     """Returns {name: stage.json} of the stages that were begun, if they were with this config."""
-    known = record.digests(stages)
     found = {stage.name: record.read(workdir / stage.name) for stage in stages}
+    known = record.digests(stages, found)
     needed = _needed(stages, wanted)
     for stage in stages:
         said = found[stage.name]

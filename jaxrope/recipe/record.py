@@ -10,9 +10,10 @@ config and of what they were made from in turn. The file is replaced in one piec
 written.
 """
 
+import functools
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,15 +66,22 @@ def settings(stage: Stage) -> dict[str, Any]:
     return json.loads(json.dumps(found, default=lambda value: value.to_dict()))
 
 
-def digests(stages: Sequence[Stage]) -> dict[str, str]:
+def digests(stages: Sequence[Stage], found: Mapping[str, dict | None]) -> dict[str, str]:
     """Returns what each stage is made with, by name: its settings but for its evaluation, and the
-    digests of what it is made from."""
-    found: dict[str, str] = {}
+    digests of what it is made from.
+
+    Args:
+      stages: in order.
+      found: stage.json by name. Where there is one, it says; keys that came with a newer version
+        of the code then change nothing.
+    """
+    digest_of: dict[str, str] = {}
     for stage in stages:
-        made = {k: v for k, v in settings(stage).items() if not _is_in(k, MEASURES)}
-        told = [stage.kind, made, {name: found[name] for name in stage.uses}]
-        found[stage.name] = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
-    return found
+        said = found.get(stage.name) or _content(stage, digest_of)
+        made = {k: v for k, v in said["config"].items() if not _is_in(k, MEASURES)}
+        told = json.dumps([said["kind"], made, said["made_from"]], sort_keys=True)
+        digest_of[stage.name] = hashlib.sha256(told.encode()).hexdigest()
+    return digest_of
 
 
 def read(folder: Path) -> dict | None:
@@ -106,9 +114,7 @@ def write(stage: Stage, folder: Path, known: dict[str, str], **more: Any) -> dic
       known: of `digests`.
       more: finished, seconds and result.
     """
-    content = {"format": FORMAT, "name": stage.name, "kind": stage.kind}
-    content |= {"config": settings(stage)}
-    content |= {"made_from": {name: known[name] for name in stage.uses}, **more}
+    content = _content(stage, known) | more
     files.write_json_atomic(folder / FILE, content)
     return content
 
@@ -127,7 +133,11 @@ def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later:
       InputError: what differs, before and now.
     """
     before, now = found["config"], settings(stage)
-    changed = [key for key in {**before, **now} if before.get(key) != now.get(key)]
+    changed = [
+        key
+        for key in {**before, **now}
+        if before.get(key) != now.get(key) and (key in before or _is_chosen(stage, key))
+    ]
     if found["kind"] != stage.kind:
         raise _refuse(stage, folder, "kind", (found["kind"], stage.kind), later)
     made = [key for key in changed if not _is_in(key, MEASURES)]
@@ -141,6 +151,27 @@ def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later:
                 f"than now. Set them back, give another --workdir, or delete "
                 f"{_listed(folder, [stage.name, *later])}."
             )
+
+
+def _content(stage: Stage, known: Mapping[str, str]) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "name": stage.name,
+        "kind": stage.kind,
+        "config": settings(stage),
+        "made_from": {name: known[name] for name in stage.uses},
+    }
+
+
+def _is_chosen(stage: Stage, key: str) -> bool:
+    """Returns whether a key is an argument of what its section selects: a stage that was run
+    without it had none. Any other key came with a newer version of the code.
+    """
+    sections = key.split(".")[:-1]
+    if sections == ["search"]:  # its `method` is one of many keys
+        return False
+    section = functools.reduce(lambda found, name: found[name], sections, stage.config)
+    return any(name in section for name in experiment.SELECTORS)
 
 
 def _refuse(stage: Stage, folder: Path, key: str, values: tuple, later) -> InputError:
