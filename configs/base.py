@@ -165,6 +165,10 @@ def search() -> ConfigDict:
         b1=0.9,
         b2=0.95,
     )
+    section.racing = dict(
+        first=0,  # samples that all children see; who then is worse than the worst parent is spared the rest; 0 = no race
+        risk=0.05,  # the probability that the search loses a child so that would have become a parent
+    )
     section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
     section.algorithm = dict(
         name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search

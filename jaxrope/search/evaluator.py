@@ -173,6 +173,12 @@ def halve(evaluator: Evaluator) -> Evaluator:
     return dataclasses.replace(evaluator, per_device=evaluator.per_device // 2)
 
 
+def part(evaluator: Evaluator, chosen: slice) -> Evaluator:
+    """Returns an evaluator of some of the samples."""
+    samples = jax.tree.map(lambda leaf: leaf[chosen], evaluator.samples)
+    return dataclasses.replace(evaluator, samples=samples)
+
+
 def evaluate(evaluator: Evaluator, ropes: Sequence[rope.Rope]) -> np.ndarray:
     """Returns losses_PW, float64, of at most `batch_size` candidates.
 

@@ -99,6 +99,11 @@ def candidates(rows: list[dict]) -> list[dict]:
     return [row for row in rows if "genome" in row]
 
 
+def spared(rows: list[dict], num_samples: int) -> int:
+    """Returns the samples that candidates were spared by races."""
+    return sum(num_samples - row["raced"] for row in rows if "raced" in row)
+
+
 def replay(
     path: Path, rows: list[dict], state: evolution.SearchState
 ) -> tuple[evolution.SearchState, dict[int, dict]]:

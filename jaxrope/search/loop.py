@@ -17,6 +17,7 @@ from jaxrope.search import evolution, journal
 from jaxrope.search.evaluator import Evaluator
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.objective import Objective
+from jaxrope.search.race import Race
 
 
 class Measured(NamedTuple):
@@ -68,13 +69,27 @@ class Bench:
                     self._give_way(generation, seconds)
                     continue
                 losses_PW, failure = found
-                yield Measured(indices, losses_PW, self._fitness(losses_PW), failure, seconds)
+                yield Measured(indices, losses_PW, self.fitness(losses_PW), failure, seconds)
             begin += len(indices)
 
-    def _losses(self, ropes: list[rope.Rope]) -> tuple[np.ndarray, str] | None:
+    def losses(self, ropes: Sequence[rope.Rope], chosen: slice, generation: int) -> np.ndarray:
+        """Returns losses_PW of the chosen samples."""
+        found, done, start = [], 0, time.perf_counter()
+        while done < len(ropes):
+            batch = self._losses(ropes[done : done + self.evaluator.batch_size], chosen)
+            if batch is None:
+                self._give_way(generation, time.perf_counter() - start)
+            else:
+                found.append(batch[0])
+                done += len(batch[0])
+        return np.concatenate(found)
+
+    def _losses(
+        self, ropes: Sequence[rope.Rope], chosen: slice = slice(None)
+    ) -> tuple[np.ndarray, str] | None:
         """Returns (losses_PW, failure); None if a smaller batch may fit."""
         try:
-            return evaluators.evaluate(self.evaluator, ropes), ""
+            return evaluators.evaluate(evaluators.part(self.evaluator, chosen), ropes), ""
         except evaluators.OutOfMemory:
             if hosts.count() > 1:  # perhaps not on the others, who would wait for this one for ever
                 fits = self.evaluator.batch_size // 2
@@ -85,9 +100,10 @@ class Bench:
                 ) from None
             if self.evaluator.per_device > 1:
                 return None
-            return np.full((len(ropes), self.objective.num_samples), np.inf), "out of memory"
+            count = len(range(self.objective.num_samples)[chosen])
+            return np.full((len(ropes), count), np.inf), "out of memory"
 
-    def _fitness(self, losses_PW: np.ndarray) -> np.ndarray:
+    def fitness(self, losses_PW: np.ndarray) -> np.ndarray:
         mean_P = self.objective.mean(losses_PW)
         # NaN, not the value: the exponential of a loss of -inf would be the best fitness of all
         mean_P = np.where(np.isfinite(mean_P), mean_P, np.nan)
@@ -108,6 +124,7 @@ def evolve(
     *,
     rope_fn: Callable[[np.ndarray, int, float], rope.Rope],
     report_fn: Callable[[SearchState, list[dict]], None],
+    race: Race | None = None,
 ) -> SearchState:
     """Runs a search to its end; every batch is in the journal before the next one starts.
 
@@ -117,19 +134,77 @@ def evolve(
       bench: measures.
       rope_fn: (factors, start tokens, attention factor) -> candidate.
       report_fn: is told the state and the new rows after every batch.
+      race: whether, and how, candidates that lose on few samples are spared the rest.
     """
     known = dict(known)
     while evolution.stop_reason(state) is None:
         population_PG = evolution.ask(state)
         ropes = [rope_fn(*evolution.decode(state, genome)) for genome in population_PG]
+        if race is not None and state.generation:
+            for rows in _run_race(state, dict(known), bench, ropes, race):
+                journal.append(bench.path, rows)
+                known |= {row["index"]: row for row in rows}
+                report_fn(state, rows)
         for batch in bench.measure(ropes, known=set(known), generation=state.generation):
             rows = [row for row in _rows(state, batch) if row["index"] not in known]
             journal.append(bench.path, rows)
             known |= {row["index"]: row for row in rows}
             report_fn(state, rows)
+        if race is not None:
+            race.remember(known.values())
         fitness_P = [journal.fitness_of(known[i]) for i in range(len(population_PG))]
         state, known = evolution.tell(state, np.array(fitness_P)), {}
     return state
+
+
+def _run_race(
+    state: SearchState, known: dict, bench: Bench, ropes: Sequence[rope.Rope], race: Race
+) -> Iterator[list[dict]]:
+    """Yields the rows of all candidates of a generation that `known` lacks: those that lose, with
+    what the first samples say, then batch by batch the others.
+
+    Who loses depends on all of the generation, and not on how much of it is known already.
+    """
+    rival_W = race.losses_of(state)
+    early, late = slice(race.first), slice(race.first, None)
+    new = [i for i in range(len(ropes)) if i not in known]
+    if not new:
+        return
+    losses_PW = np.full((len(ropes), len(rival_W)), np.nan)
+    for index, row in known.items():
+        losses_PW[index] = race.losses(row)
+    begin = time.perf_counter()
+    losses_PW[new, early] = bench.losses([ropes[i] for i in new], early, state.generation)
+    lost_P = race.losers(losses_PW[:, early], rival_W[early])
+    shift_P1 = losses_PW[:, early].mean(axis=1, keepdims=True) - rival_W[early].mean()
+    lost = [i for i in new if lost_P[i]]
+    rows = _race_rows(state, bench, lost, losses_PW, rival_W + shift_P1, begin)
+    yield [row | {"raced": race.first} for row in rows]
+    kept = [i for i in new if not lost_P[i]]
+    while kept:
+        begin = time.perf_counter()
+        batch, kept = kept[: bench.evaluator.batch_size], kept[bench.evaluator.batch_size :]
+        losses_PW[batch, late] = bench.losses([ropes[i] for i in batch], late, state.generation)
+        yield _race_rows(state, bench, batch, losses_PW, losses_PW, begin)
+
+
+def _race_rows(state, bench: Bench, chosen: list[int], losses_PW, judged_PW, begin) -> list[dict]:
+    """Returns the rows of the chosen candidates, with the fitness of what they are judged by."""
+    if not chosen:
+        return []
+    fitness_P = bench.fitness(judged_PW[chosen])
+    told = dict(seconds=time.perf_counter() - begin)
+    return [
+        journal.candidate_row(
+            state,
+            index,
+            losses_PW[index],
+            fitness=fitness,
+            failure="" if np.isfinite(fitness) else "not a number",
+            **told,
+        )
+        for index, fitness in zip(chosen, fitness_P, strict=True)
+    ]
 
 
 def _rows(state: SearchState, batch: Measured) -> list[dict]:

@@ -24,6 +24,7 @@ from jaxrope.search import (
     objective,
     plan,
     prefilter,
+    race,
 )
 from jaxrope.search.baselines import Baseline
 
@@ -57,6 +58,7 @@ class Problem:
       fresh_fn: (step of a descent) -> the objective with samples that no other step has.
       settings: of the evolution.
       gradient: of the descents; None: the method has none.
+      racing: whether candidates that lose on few samples are spared the rest.
       space: of the genomes.
       prefilter: of the children that are evaluated.
       known: the baselines; most of them are also seeds.
@@ -78,6 +80,7 @@ class Problem:
     fresh_fn: Callable[[int], objective.Objective]
     settings: evolution.Settings
     gradient: gradient.Settings | None
+    racing: race.Settings | None
     space: genome.Space
     prefilter: prefilter.Prefilter
     known: list[Baseline]
@@ -141,6 +144,7 @@ def prepare(config) -> Problem:
         fresh_fn=functools.partial(_fresh, section, task, judge.num_samples, descents),
         settings=settings,
         gradient=descents,
+        racing=race.settings_for(config.search.racing.to_dict(), judge.num_samples),
         space=space,
         prefilter=_prefilter(config, shape, known, trained),
         known=known,
@@ -174,6 +178,7 @@ def header(problem: Problem) -> dict[str, Any]:
             "highest": config.search.highest or None,
             "per_layer": config.search.per_layer or None,
             **_descents(problem),
+            "racing": dataclasses.asdict(problem.racing) if problem.racing else None,
             "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
         },
         "seeds": {

@@ -19,7 +19,7 @@ from jaxrope import files, hosts, rope
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
-from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop
+from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop, race
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
     Problem,
@@ -75,7 +75,7 @@ def search(config, workdir: Path) -> Result:
         ends = descent.run(problem, bench, rows, compared)
         state = first_state(problem, [found.choice for found in ends])
         state, known = journal.replay(path, rows, state)
-        state = _evolve(problem, state, known, bench)
+        state = _evolve(problem, state, known, bench, rows)
         if not np.isfinite(evolution.best(state)[1]):
             raise InputError(
                 f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
@@ -143,7 +143,7 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
     return done
 
 
-def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench) -> SearchState:
+def _evolve(problem: Problem, state, known: dict, bench: loop.Bench, rows) -> SearchState:
     total, tokens = state.settings.num_evaluations(), problem.objective.candidate_tokens
     before = len(state.seen_EG) + len(known)
     seen = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, known.values())]
@@ -166,7 +166,22 @@ def _evolve(problem: Problem, state: SearchState, known: dict, bench: loop.Bench
             bench,
             rope_fn=functools.partial(build_rope, problem),
             report_fn=report_fn,
+            race=_race(problem, rows),
         )
+
+
+def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
+    """Returns the race, with what the journal has of earlier generations."""
+    if problem.racing is None:
+        return None
+    made = race.make(
+        problem.racing,
+        candidates=problem.settings.num_evaluations(),
+        weights_W=problem.objective.weights_W,
+        num_samples=problem.objective.num_samples,
+    )
+    made.remember(journal.candidates(rows))
+    return made
 
 
 def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> dict:
@@ -181,7 +196,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
         choice.attention_factor,
     )
     rows = files.read_jsonl(workdir / "journal.jsonl")
-    made = _provenance(problem, state, compared) | {unit: fitness}
+    made = _provenance(problem, state, compared, rows) | {unit: fitness}
     made |= multiplied(problem, genome_G)
     rope.save(workdir / "rope.json", _rope_fn(problem, bucket), made)
     generations = _generations(rows)
@@ -222,7 +237,9 @@ def _plain(bucket: rope.Bucket) -> dict[str, Any]:
     return dataclasses.asdict(bucket) | {"factors": np.array(bucket.factors).tolist()}
 
 
-def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> dict[str, Any]:
+def _provenance(
+    problem: Problem, state: SearchState, compared: list[dict], rows: list[dict]
+) -> dict[str, Any]:
     """Returns how the factors came about; nothing in it differs between two runs of one search."""
     judge, section = problem.objective, problem.config.search
     evaluations = len(state.seen_EG) + len(compared)
@@ -242,7 +259,9 @@ def _provenance(problem: Problem, state: SearchState, compared: list[dict]) -> d
         },
         "stop_reason": evolution.stop_reason(state),
         "evaluations": evaluations,
-        "forward_tokens": evaluations * judge.candidate_tokens + descent.tokens(problem),
+        "forward_tokens": evaluations * judge.candidate_tokens
+        + descent.tokens(problem)
+        - journal.spared(rows, judge.num_samples) * judge.sample_tokens,
         "baselines": [{name: row[name] for name in brief} for row in compared],
     }
 

@@ -1,0 +1,134 @@
+"""Racing: candidates are judged on few samples first, and who is then clearly worse than the
+parents is not judged on the rest.
+
+Successive halving with a paired test (Maron and Moore, "Hoeffding races"; irace): all candidates
+see the same samples, so that what is tested is the mean of differences, whose scatter is a tenth of
+that of the losses. A candidate leaves when it is worse than the worst parent by more than chance:
+it would not have become a parent, and nothing else depends on it. Over a whole search a candidate
+that would have is lost with a probability of at most `risk`, if differences between samples scatter
+normally.
+
+Letters: P candidates, W samples judged so far.
+"""
+
+import dataclasses
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import special
+
+from jaxrope.errors import InputError, choose
+from jaxrope.search.evolution import SearchState
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """`search.racing`, checked: samples that all candidates see, and what may be lost.
+
+    Raises:
+      InputError: a value breaks its rule.
+    """
+
+    first: int
+    risk: float
+
+    def __post_init__(self):
+        if not isinstance(self.first, int) or isinstance(self.first, bool) or self.first < 2:
+            if self.first != 0 or isinstance(self.first, bool):
+                raise InputError(
+                    "search.racing.first must be 0 (no race) or a number of samples from 2 on, got "
+                    f"{self.first}."
+                )
+        number = isinstance(self.risk, int | float) and not isinstance(self.risk, bool)
+        if not number or not 0 < self.risk < 1:
+            raise InputError(
+                f"search.racing.risk must be a probability between 0 and 1, got {self.risk}."
+            )
+
+
+def settings_for(section: dict, num_samples: int) -> Settings | None:
+    """Returns the settings of a config section; None where there is no race.
+
+    Raises:
+      InputError: a key is unknown or missing, or a value breaks its rule.
+    """
+    known = {field.name: None for field in dataclasses.fields(Settings)}
+    for name in section:
+        choose("search.racing key", name, known)
+    missing = [name for name in known if name not in section]
+    if missing:
+        raise InputError(f"search.racing lacks {', '.join(missing)}.")
+    settings = Settings(**section)
+    if settings.first >= num_samples:
+        raise InputError(
+            f"search.racing.first must be below the {num_samples} samples of a candidate "
+            f"(search.objective.num_samples), got {settings.first}. Use 0 for no race."
+        )
+    return settings if settings.first else None
+
+
+@dataclasses.dataclass
+class Race:
+    """A race through a whole search.
+
+    Attributes:
+      first: samples that all candidates see.
+      risk: of each of them.
+      scale_W: what the losses of a sample weigh in a candidate's mean; 1 on average.
+      seen: losses_W of every candidate that saw all samples, by its genome.
+    """
+
+    first: int
+    risk: float
+    scale_W: np.ndarray
+    seen: dict[tuple, np.ndarray] = dataclasses.field(default_factory=dict)
+
+    def remember(self, rows: Iterable[dict]) -> None:
+        """Takes in rows of the journal."""
+        for row in rows:
+            self.seen[tuple(row["genome"])] = self.losses(row)
+
+    def losses(self, row: dict) -> np.ndarray:
+        """Returns the losses of a row, float64 [W]; NaN where it has none."""
+        return np.array(row["losses"], np.float64)
+
+    def losses_of(self, state: SearchState) -> np.ndarray:
+        """Returns the losses of the worst parent, [W]: who is worse becomes none."""
+        last = int(np.sum(np.isfinite(state.parent_fitness_K))) - 1
+        return self.seen[tuple(state.parents_KG[last].tolist())]
+
+    def losers(self, losses_PW: np.ndarray, rival_W: np.ndarray) -> np.ndarray:
+        """Returns which candidates need see no more, bool [P]; arguments are of the first W."""
+        scale_W = self.scale_W[: self.first]
+        return losers(losses_PW * scale_W, rival_W * scale_W, risk=self.risk)
+
+
+def make(settings: Settings, *, candidates: int, weights_W: np.ndarray | None, num_samples: int):
+    """Returns the race of a search of `candidates`; weights_W as in Objective."""
+    weights_W = np.ones(num_samples) if weights_W is None else weights_W
+    return Race(settings.first, settings.risk / candidates, weights_W / weights_W.mean())
+
+
+def losers(losses_PW: np.ndarray, rival_W: np.ndarray, *, risk: float) -> np.ndarray:
+    """Returns which candidates are worse than the rival, bool [P]: a paired t-test, one-sided.
+
+    The variance of a candidate's differences is its own, or what the median of all candidates'
+    stands for if that is larger: with two samples its own alone says little. The quantile is that
+    of a variance pooled over all candidates.
+
+    Args:
+      losses_PW: on the first samples; not finite: lost.
+      rival_W: losses of the rival on the same samples.
+      risk: the probability to call a candidate worse that is as good as the rival.
+    """
+    finite_P = np.all(np.isfinite(losses_PW), axis=1)
+    difference_PW = np.where(finite_P[:, None], losses_PW, np.inf) - rival_W
+    num_candidates, num_samples = losses_PW.shape
+    with np.errstate(invalid="ignore"):
+        own_P = np.where(finite_P, difference_PW.var(axis=1, ddof=1), np.nan)
+    freedom = num_samples - 1
+    typical = 2 * special.gammaincinv(freedom / 2, 0.5) / freedom  # median / mean of a variance
+    common = float(np.nanmedian(own_P)) / typical if finite_P.any() else 0.0
+    quantile = special.stdtrit(num_candidates * freedom, 1 - risk)
+    least_P = quantile * np.sqrt(np.fmax(own_P, common) / num_samples)
+    return difference_PW.mean(axis=1) > least_P
