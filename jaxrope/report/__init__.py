@@ -5,6 +5,7 @@ no model.
 """
 
 from jaxrope.report.figures import (
+    cost_figure,
     difference_figure,
     evaluation_figure,
     needle_figure,
@@ -16,6 +17,7 @@ from jaxrope.report.figures import (
 )
 
 __all__ = [
+    "cost_figure",
     "difference_figure",
     "evaluation_figure",
     "needle_figure",

@@ -119,6 +119,11 @@ def search_figure(
     return _panels(_search_draws(rows, baselines, factors), path)
 
 
+def cost_figure(points: Sequence[Row], path: Path | None = None):
+    """Draws held-out perplexity against the cost of searches; see panels.draw_cost."""
+    return _one(lambda ax: panels.draw_cost(ax, points), path)
+
+
 def search_figures(
     rows: Sequence[Row], baselines: Mapping[str, Row], *, factors: Sequence[float]
 ) -> list:

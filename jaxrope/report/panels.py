@@ -226,6 +226,33 @@ def draw_factors(ax, factors, baselines):
     _plain_ticks(ax)
 
 
+def draw_cost(ax, points):
+    """Held-out perplexity of the best found so far against what it cost; a line for each method,
+    the median of its seeds, with their range.
+
+    Args:
+      ax: where.
+      points: "method", "seed", "tokens" and "perplexity" of each.
+    """
+    methods = list(dict.fromkeys(point["method"] for point in points))
+    styles, ends = _styles(methods), {}
+    for method in methods:
+        by_cost: dict[int, list[float]] = {}
+        for point in points:
+            if point["method"] == method:
+                by_cost.setdefault(point["tokens"], []).append(point["perplexity"])
+        x = sorted(by_cost)
+        y = [float(np.median(by_cost[tokens])) for tokens in x]
+        colour, marker, dash = styles[method]
+        ax.plot(x, y, color=colour, marker=marker, linestyle=dash)
+        low, high = ([edge(by_cost[tokens]) for tokens in x] for edge in (min, max))
+        ax.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+        ends[method] = (y[-1], colour)
+    ax.set_xscale("log")
+    ax.set(title="Held-out perplexity against cost", xlabel="forward tokens", ylabel="perplexity")
+    _name_ends(ax, ends)
+
+
 def _plain_ticks(ax):
     """Writes 40 where a logarithmic axis would write 4x10^1."""
     if ax.get_yscale() != "log":

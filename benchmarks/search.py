@@ -1,0 +1,290 @@
+"""What a search finds on books it has not seen, against what it costs: evolution as the paper has
+it (P 64, T 40: 1,312 candidates), descents along the gradient, and both.
+
+  python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
+
+MODEL is a Hugging Face folder. All searches have the same samples, seed by seed, and the cost is
+counted alike: a token in a forward pass is 1, in a gradient 3. Each search is a folder of the
+workdir and goes on where it was killed; the traces of benchmarks/traces stand for evolutions that
+were run before (--traces="" runs them anew). Prints a table and writes points.jsonl and cost.png.
+--quick: one seed, a tenth of the generations and steps.
+"""
+
+import argparse
+import json
+import sys
+from pathlib import Path
+
+from jaxrope import heap
+
+SAMPLE_TOKENS = 8192  # of a candidate: two samples of 4,096 tokens, one of 8,192
+GRADIENT_COST = 3
+SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
+DESCENTS = (1 / 40, 1 / 10, 1 / 4)  # each is a descent of its own, its rate falling to zero
+BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
+MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
+BATCH = 2  # texts of a step
+
+
+def main(argv=None) -> int:
+    """Runs the benchmark; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="benchmarks.search", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
+    parser.add_argument("--factor", type=int, default=8, help="target / original length")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
+    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on")
+    parser.add_argument("--held_out", default=BOOKS[1])
+    parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
+    parser.add_argument("--methods", default="evolution,gradient,hybrid")
+    parser.add_argument("--traces", default="benchmarks/traces")
+    parser.add_argument("--workdir", required=True)
+    parser.add_argument("--quick", action="store_true")
+    args = parser.parse_args(argv)
+    heap.keep()
+    workdir = Path(args.workdir)
+    seeds = 1 if args.quick else args.seeds
+    traces = [
+        dict(method=method, seed=seed, points=points)
+        for method in args.methods.split(",")
+        for seed in range(seeds)
+        for points in _traces(args, workdir, method, seed)
+    ]
+    points = _score(args, workdir, traces)
+    print(_table(points))
+    from jaxrope import report
+
+    report.cost_figure([p for p in points if p["tokens"]], workdir / "cost.png")
+    print(f"wrote points.jsonl and cost.png into {workdir}")
+    return 0
+
+
+def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
+    """Returns, of each run of a method, what it had found after which cost, best last."""
+    name = f"{Path(args.model).name}_{args.factor}x_{method}_seed{seed}"
+    if method == "evolution":
+        kept = Path(args.traces) / f"{name}.jsonl"
+        if args.traces and kept.exists():
+            return [_read(kept)]
+        return [evolution_trace(_run(args, workdir / name, seed, {}))]
+    found = []
+    for share in DESCENTS:
+        steps = _steps(args, share, hybrid=method == "hybrid")
+        keys = {"search.method": method, "search.gradient.steps": steps}
+        keys |= {"search.gradient.batch": BATCH, "search.attention_multiples": MULTIPLES}
+        if method == "hybrid":
+            keys |= _short_evolution(args, share)
+        rows = _run(args, workdir / f"{name}_{steps}", seed, keys)
+        found.append([last_point(rows)])
+    return found
+
+
+def _full_cost(args) -> int:
+    return 1312 * SAMPLE_TOKENS // (10 if args.quick else 1)
+
+
+def _steps(args, share: float, *, hybrid: bool) -> int:
+    """Returns the steps of a descent that, with judging what there is, costs `share`; a hybrid
+    gives half of it to the evolution."""
+    judging = 12 * SAMPLE_TOKENS  # of baselines, seeds and the end
+    left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
+    length = args.factor * _original_len(args.model)
+    return max(2, int(left / (GRADIENT_COST * BATCH * length)))
+
+
+def _short_evolution(args, share: float) -> dict:
+    """Returns the settings of an evolution for half of `share`: small steps from a good start."""
+    candidates = max(12, int(share * _full_cost(args) / 2 / SAMPLE_TOKENS))
+    children = 8 if candidates < 100 else 16
+    algorithm = {"population": children, "parents": children // 2, "mutation_probability": 0.1}
+    algorithm |= {"mutations": children // 2, "crossovers": children // 2}
+    algorithm["iterations"] = max(1, candidates // children)
+    return {f"search.algorithm.{key}": value for key, value in algorithm.items()}
+
+
+def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
+    """Runs a search, or goes on with it; returns the rows of its journal."""
+    from configs import base
+    from jaxrope import files, search
+
+    config = base.get_config()
+    with config.unlocked():
+        config.model = base.checkpoint_model(args.model)
+    config.seed = seed
+    length = args.factor * _original_len(args.model)
+    config.target_len = length
+    config.data.train_files = (args.train,)
+    config.search.objective.num_samples = max(1, SAMPLE_TOKENS // length)
+    config.search.objective.offset_tokens = args.offset
+    if args.quick:
+        config.search.algorithm.iterations = 4
+    with config.ignore_type():
+        config.update_from_flattened_dict(keys)
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "result.json").exists():
+        print(f"{folder.name}: searching", flush=True)
+        search.search(config, folder)
+    return files.read_jsonl(folder / "journal.jsonl")
+
+
+def evolution_trace(rows: list[dict]) -> list[dict]:
+    """Returns the best candidate so far each time it changed, with the cost until then."""
+    number, found, tokens = rows[0]["search"]["attention_factor"], [], 0
+    for row in rows:
+        if "fitness" not in row:
+            continue
+        tokens += len(row["losses"]) * rows[0]["target_len"]
+        if "genome" in row and row["fitness"] is not None:
+            if not found or row["fitness"] < found[-1]["fitness"]:
+                found.append(_point(row, tokens, row.get("attention_factor", number)))
+    found.append(found[-1] | {"tokens": tokens})
+    return found
+
+
+def last_point(rows: list[dict]) -> dict:
+    """Returns the best candidate of a whole search, with what all of it cost."""
+    tokens, length = 0, rows[0]["target_len"]
+    for row in rows:
+        if "descent" in row:
+            tokens += GRADIENT_COST * rows[0]["search"]["gradient"]["batch"] * length
+        elif "fitness" in row:
+            tokens += row.get("raced", len(row["losses"])) * length
+    judged = [row for row in rows if "genome" in row and row["fitness"] is not None]
+    best = min(judged, key=lambda row: row["fitness"])
+    return _point(best, tokens, best["attention_factor"])
+
+
+def _point(row: dict, tokens: int, attention_factor: float) -> dict:
+    kept = {name: row[name] for name in ("fitness", "factors", "start_tokens")}
+    return kept | {"tokens": tokens, "attention_factor": attention_factor}
+
+
+def _score(args, workdir: Path, traces: list[dict]) -> list[dict]:
+    """Returns a point for each cost: method, seed, tokens, fitness, held-out perplexity."""
+    held_out = HeldOut(args)
+    points = [
+        {"method": name, "seed": 0, "tokens": 0, "perplexity": held_out.perplexity(choice)}
+        for name, choice in held_out.known().items()
+    ]
+    for trace in traces:
+        costs = [trace["points"][-1]["tokens"]]
+        if len(trace["points"]) > 1:
+            costs = [int(share * trace["points"][-1]["tokens"]) for share in SHARES]
+        for tokens in costs:
+            reached = [point for point in trace["points"] if point["tokens"] <= tokens]
+            if not reached:
+                continue
+            point = {"method": trace["method"], "seed": trace["seed"], "tokens": tokens}
+            point |= {"fitness": reached[-1]["fitness"]}
+            points.append(point | {"perplexity": held_out.perplexity(reached[-1])})
+            print(json.dumps(points[-1]), flush=True)
+    workdir.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(point) + "\n" for point in points]
+    (workdir / "points.jsonl").write_text("".join(lines), encoding="utf-8")
+    return points
+
+
+class HeldOut:
+    """Perplexity on windows of books that no search has seen."""
+
+    def __init__(self, args):
+        import jax
+        import numpy as np
+
+        from jaxrope import data, llama, pretrained
+        from jaxrope.search import objective
+
+        self.length = args.factor * _original_len(args.model)
+        loaded = pretrained.load(Path(args.model), dtype="float32")
+        tokenizer = data.load_tokenizer(loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
+        documents = data.load_documents(
+            (args.held_out,),
+            tokenizer,
+            cache_dir="",
+            text_field="text",
+            exclude=(),
+            skip_bad_lines=0,
+            setting="--held_out",
+        )
+        windows = data.eval_windows(
+            documents,
+            length=self.length,
+            num_windows=args.windows,
+            offset_tokens=args.offset,
+            bos_id=tokenizer.bos_id,
+        )
+        settings = llama.ForwardSettings()
+        self.model, self.params = loaded.config, jax.device_put(loaded.params)
+        self.samples = llama.lay_out(settings, np.asarray(windows.tokens_WT, np.int32))
+        self.loss_fn = jax.jit(objective.mean_nll(loaded.config, settings))
+        self.found: dict[str, float] = {}
+
+    def known(self) -> dict[str, dict]:
+        """Returns YaRN with its own and with the search's attention factor."""
+        from jaxrope import rope
+        from jaxrope.evaluation.rows import USUAL_CONSTANTS
+
+        model, factor = self.model, self.length / self.model.original_len
+        geometry = dict(
+            head_dim=model.head_dim,
+            rotary_dim=model.rotary_dim,
+            theta=model.theta,
+            original_len=model.original_len,
+        )
+        bucket = rope.make("yarn", **geometry, **USUAL_CONSTANTS["yarn"](factor)).bucket(
+            self.length
+        )
+        su = rope.attention_factor("su", factor=factor, original_len=model.original_len)
+        plain = {"factors": bucket.factors, "start_tokens": 0}
+        return {
+            "yarn": plain | {"attention_factor": bucket.attention_factor},
+            "yarn@su": plain | {"attention_factor": su},
+        }
+
+    def perplexity(self, choice: dict) -> float:
+        """Returns the token mean over all windows."""
+        import numpy as np
+
+        from jaxrope import rope
+
+        names = ("factors", "start_tokens", "attention_factor")
+        key = json.dumps([choice[name] for name in names])
+        if key not in self.found:
+            r = rope.build(
+                choice["factors"],
+                theta=self.model.theta,
+                start_tokens=choice["start_tokens"],
+                attention_factor=choice["attention_factor"],
+            )
+            losses = [
+                float(self.loss_fn(self.params, r, {k: v[i] for k, v in self.samples.items()}))
+                for i in range(len(self.samples["tokens_BT"]))
+            ]
+            self.found[key] = float(np.exp(np.mean(losses)))
+        return self.found[key]
+
+
+def _table(points: list[dict]) -> str:
+    """Returns a line for each method and cost: the mean over seeds, and each seed."""
+    lines = [f"{'method':<12}{'forward tokens':>16}{'held-out perplexity':>22}  seeds"]
+    for method in dict.fromkeys(point["method"] for point in points):
+        some = [point for point in points if point["method"] == method]
+        for tokens in sorted({point["tokens"] for point in some}):
+            values = [point["perplexity"] for point in some if point["tokens"] == tokens]
+            each = " ".join(f"{value:.3f}" for value in values)
+            lines.append(f"{method:<12}{tokens:>16,}{sum(values) / len(values):>22.3f}  {each}")
+    return "\n".join(lines)
+
+
+def _original_len(model: str) -> int:
+    from jaxrope import files, pretrained
+
+    return pretrained.read_config(files.as_path(model)).original_len
+
+
+def _read(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+if __name__ == "__main__":
+    sys.exit(main())
