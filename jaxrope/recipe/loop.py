@@ -44,6 +44,7 @@ def run(config, workdir: Path, dry_run: bool) -> int:
     stages = parse(config)
     wanted = chosen(config, stages)
     workdir = files.absolute(workdir)
+    jax.devices()  # on all processes together: the first that asks waits for the others
     if dry_run:
         found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
         cli.print_line(_plan(stages, wanted, found))
@@ -84,6 +85,8 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
         if stage.kind in compile_fns:
             cli.print_line(f"\n{stage.name} ({stage.kind})")
             folder = None if workdir is None else workdir / stage.name
+            if folder is not None and not files.is_remote(folder):
+                folder.mkdir(parents=True, exist_ok=True)
             resolved = stage.resolved(folder.parent if folder else Path("."))
             compile_fns[stage.kind](resolved, topology_name, folder)
 

@@ -5,7 +5,7 @@ import math
 
 import numpy as np
 
-from jaxrope import llama, rope, setup
+from jaxrope import files, llama, rope, setup
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
@@ -293,7 +293,7 @@ def _listed(config, model: llama.LlamaConfig, taken: list[str]) -> list[Baseline
     found: list[Baseline] = []
     for path in config.search.seeds:
         file = setup.rope_file(path)
-        name = file.absolute().parent.name
+        name = files.absolute(file).parent.name
         while name in taken:
             name += "'"
         taken = [*taken, name]
