@@ -79,7 +79,7 @@ def evaluation() -> ConfigDict:
     section.suites = ("perplexity", "passkey")  # which evaluators run
     section.lengths = (512,)  # tokens the model reads; each is a column
     section.label = ""  # name of the configured model's row; "" = the rope's method
-    section.methods = ()  # further rows: none | pi | ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor
+    section.methods = ()  # further rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor; or a rope.json
     section.checkpoints = ()  # further rows from other checkpoints: (label, path, method), method as above or "model": the checkpoint's own rope
     section.rope_len = 0  # tokens for which the factors of `methods` are chosen; 0 = each length's own
     section.baseline = "yarn"  # the row that every other row is compared with, if it is there

@@ -105,7 +105,8 @@ def forward_tokens(plan: Plan) -> int:
     """Returns the tokens that all rows read, as if every checkpoint had the base's window."""
     total = 0
     for spec in plan.specs:
-        like = dataclasses.replace(spec, method=rows.OWN) if spec.method == "model" else spec
+        has_own = spec.method == "model" or rows.is_file(spec.method)
+        like = dataclasses.replace(spec, method=rows.OWN) if has_own else spec
         model = _model(plan, like, plan.base)
         total += evaluation.cost(model, plan.bench, plan.config.eval.suites)
     return total
@@ -150,7 +151,9 @@ def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
         if labels.count(label) > 1:
             raise InputError(f"eval: two rows are named '{label}'. Set eval.label, or rename one.")
     for spec in specs:
-        if spec.method not in (CONFIGURED, "model"):
+        # a rope.json is compared with the shape of its own checkpoint, when that is read
+        later = rows.is_file(spec.method) and spec.path != main
+        if spec.method not in (CONFIGURED, "model") and not later:
             rows.method_row(spec.method, base.config, rope_len=0)  # a wrong name is refused at once
     paths = list(dict.fromkeys(spec.path for spec in specs))
     return sorted(specs, key=lambda spec: paths.index(spec.path))

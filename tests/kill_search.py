@@ -26,7 +26,7 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxrope import files  # noqa: E402
-from jaxrope.search import evolution, journal, problem  # noqa: E402
+from jaxrope.search import journal, problem  # noqa: E402
 from tests.search_config import tiny  # noqa: E402
 
 ITERATIONS = 30

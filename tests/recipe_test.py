@@ -17,6 +17,7 @@ from jaxrope.errors import InputError
 from jaxrope.recipe import record, work
 from jaxrope.recipe.stages import parse
 from tests import tiny_recipe, tiny_run
+from tests.processes import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -81,6 +82,7 @@ def test_every_stage_leaves_its_files(whole):
     wanted = dict.fromkeys(
         ("search_2x", "search_4x", "second", "recover_1x", "recover_2x"), searched
     )
+    wanted |= {"recover_1x": searched | measured}
     wanted |= {"finetune_2x": trained, "finetune_4x": trained | measured}
     wanted |= {"join": {"config.json", "model.json", "rope.json", "checkpoints"} | measured}
     wanted |= {"compare": measured}
@@ -98,6 +100,11 @@ def test_recipe_json_tells_of_every_stage(whole):
     assert by_name["finetune_4x"]["uses"] == ["search_4x", "finetune_2x"]
     result = json.loads((whole / "second" / "result.json").read_text())
     assert by_name["second"]["forward_tokens"] == result["forward_tokens"]
+    result = json.loads((whole / "recover_1x" / "result.json").read_text())
+    content = json.loads((whole / "recover_1x" / "eval.json").read_text())
+    measured = sum(row["tokens"] for row in content["rows"])
+    assert measured and content["config"]["rope"]["path"].endswith("recover_1x/rope.json")
+    assert by_name["recover_1x"]["forward_tokens"] == result["forward_tokens"] + measured
     content = json.loads((whole / "join" / "eval.json").read_text())
     last = next(row for row in content["rows"] if row["length"] == 256)
     shown = f"{last['metrics']['perplexity']:.4g} at 256"
@@ -522,6 +529,18 @@ def test_two_buckets_for_one_length_cannot_be_joined(whole, texts):
         join.run(config, whole / "never")
 
 
+def test_compile_only_compiles_the_stages_that_compute(texts, tmp_path, capsys):
+    config = tiny_recipe.make_config(texts)
+    config.stages = ("finetune_2x",)
+    recipe.compile_stages(config, "", tmp_path)
+    out = capsys.readouterr().out
+    assert "finetune_2x (train)" in out and "35,488 parameters" in out
+    assert (tmp_path / "finetune_2x" / "compile.jsonl").exists()
+    config.stages = ("join", "compare")
+    recipe.compile_stages(config, "", None)
+    assert capsys.readouterr().out == ""
+
+
 # --- as a process
 
 
@@ -574,3 +593,22 @@ def test_a_signal_ends_the_recipe_as_the_stage_does(texts, tmp_path, stage, code
     out, _ = process.communicate(timeout=120)
     assert process.returncode == code and "Traceback" not in out
     assert not record.read(tmp_path / "run" / stage)["finished"]
+
+
+@pytest.mark.slow
+def test_two_processes_leave_what_one_does(texts, tmp_path, whole):
+    """Four devices each, the mesh of the recipe in this process: the same numbers."""
+    command = [
+        "train.py",
+        f"--config=tests/tiny_recipe.py:{texts}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    with Job(tmp_path / "logs", *command, processes=2, devices=4) as job:
+        assert job.wait(600) == [0, 0], job.log(0) + job.log(1)
+        assert "stage 9 of 9" in job.log(0) and "stage 9" not in job.log(1)
+    for name in ("finetune_2x", "second", "join"):
+        ours, theirs = (own_rope(place, name).buckets for place in (tmp_path / "run", whole))
+        assert [b.max_len for b in ours] == [b.max_len for b in theirs]
+    arrays = [tiny_run.final_arrays(place / "join") for place in (tmp_path / "run", whole)]
+    for name, leaf in arrays[0].items():
+        np.testing.assert_allclose(leaf, arrays[1][name], rtol=0, atol=1e-4)

@@ -49,7 +49,7 @@ def stages() -> tuple:
             ),
         ),
         ("second", "search", (second, ("target_len", 256), ("search.multiply", True))),
-        ("recover_1x", "search", (*recovery, ("target_len", 32))),
+        ("recover_1x", "search", (*recovery, ("target_len", 32), suites)),
         ("recover_2x", "search", (*recovery, ("target_len", 64))),
         (
             "join",

@@ -2,13 +2,14 @@
 
 A plain method has its usual constants and factor = length / original_len, where the length is each
 column's own or one that is fixed. "METHOD@LAW" keeps the method's factors and states the attention
-factor ("su", "yarn", "none" or a number), which alone can decide a comparison.
+factor ("su", "yarn", "none" or a number), which alone can decide a comparison. A path that ends in
+.json is a rope.json.
 """
 
 import dataclasses
 from collections.abc import Callable
 
-from jaxrope import llama, rope
+from jaxrope import files, llama, rope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.rope import Rope, RopeFn
@@ -43,18 +44,28 @@ class Row:
     window: int = 0
 
 
+def is_file(name: str) -> bool:
+    """Returns whether a row's method is a rope.json, and no name."""
+    return name.endswith(".json")
+
+
 def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0) -> Row:
     """Returns the row of a baseline.
 
     Args:
-      name: a method, "none", "sliding", or any but "sliding" with "@" and an attention factor.
+      name: a method, "none", "sliding", or any but "sliding" with "@" and an attention factor; or
+        the path of a rope.json.
       config: of the model.
       rope_len: tokens for which the factors are chosen; 0 = each length's own.
       window: tokens of a sliding window for the rows that have none of their own; 0 = none.
 
     Raises:
-      InputError: no such method or law.
+      InputError: no such method or law; see rope.load.
     """
+    if is_file(name):
+        geometry = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+        path = files.as_path(name)
+        return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
     method, at, law = name.partition("@")
     choose("eval.methods", method, KNOWN)
     if method == SLIDING and at:

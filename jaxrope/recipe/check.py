@@ -120,6 +120,14 @@ def _check_place(
         )
 
 
+def _check_method(stage: Stage, known: Mapping[str, Stage], key: str, name: str) -> None:
+    """What a row of a table is: the name of a method, or a rope.json that is there or will be."""
+    if rows.is_file(name):
+        _check_place(stage, known, key, name, WITH_ROPE)
+    else:
+        choose(key, name.partition("@")[0], rows.KNOWN)
+
+
 def _check_text(config, key: str) -> None:
     exclude = config.data.exclude if key == "train_files" else ()
     data.find_files(config.data[key], exclude=exclude, setting=f"data.{key}")
@@ -133,10 +141,12 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
     for suite in config.eval.suites:
         choose("eval.suites", suite, evaluation.EVALUATORS)
     for name in config.eval.methods:
-        choose("eval.methods", name.partition("@")[0], rows.KNOWN)
+        _check_method(stage, known, "eval.methods", name)
     for entry in config.eval.checkpoints:
         if len(entry) == 3:  # if not, evaluate says what is wrong
             _check_place(stage, known, "eval.checkpoints", entry[1], WITH_MODEL)
+            if entry[2] != "model":
+                _check_method(stage, known, "eval.checkpoints", entry[2])
     if evaluation.needs_text(bench, config.eval.suites):
         _check_text(config, "eval_files")
     longest, asked = _longest(stage, known), config.eval.window or max(config.eval.lengths)

@@ -13,7 +13,6 @@ from typing import Any
 
 from jaxrope import evaluate, files, hosts, report, search, training
 from jaxrope.recipe import join
-from jaxrope.search import evolution
 
 
 @dataclasses.dataclass(frozen=True)
@@ -181,9 +180,7 @@ def _as_it_is(config, folder: Path):
 
 
 def _search_tokens(config) -> tuple[int, int]:
-    algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
-    samples = config.search.objective.num_samples
-    return algorithm.num_evaluations() * samples * config.target_len, 0
+    return search.planned_tokens(config), 0
 
 
 def _train_tokens(config) -> tuple[int, int]:

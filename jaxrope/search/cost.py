@@ -5,8 +5,9 @@ import time
 
 import jax
 
+from jaxrope.errors import choose
 from jaxrope.progress import duration
-from jaxrope.search import baselines, descent, evaluator, plan
+from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan
 from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
 
 _GIB = 2**30
@@ -45,6 +46,25 @@ def estimate(config) -> str:
     }
     lines = [f"{name:<16}{text}" for name, text in rows.items()]
     return "\n".join([*lines, *problem.remarks])
+
+
+def planned_tokens(config) -> int:
+    """Returns the forward tokens of a search as its config alone tells them: of children and
+    descents, without baselines and seeds.
+
+    Raises:
+      InputError: a setting breaks its rule.
+    """
+    section = config.search
+    settings = evolution.settings_for(section.algorithm.to_dict(), config.target_len)
+    method = choose("search.method", section.method, METHODS)
+    tokens = 0
+    if method.breeds:
+        tokens += settings.num_evaluations() * section.objective.num_samples
+    if method.descends:
+        descents = gradient.settings_for(section.gradient.to_dict())
+        tokens += descent.COST * descents.starts * descents.steps * descents.batch
+    return tokens * config.target_len
 
 
 def _time(problem: Problem, total: float, batch: int, operations: float) -> str:
