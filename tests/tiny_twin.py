@@ -1,0 +1,34 @@
+"""A finished recipe with the stages of configs/recipe_books.py, of a tiny model, for benchmarks."""
+
+import shutil
+from pathlib import Path
+
+from jaxrope import recipe, training
+from tests import tiny_recipe, tiny_run
+
+
+def write_texts(folder: Path) -> None:
+    """Writes the texts of tiny_run, and the held-out one twice: windows are each of another."""
+    tiny_run.write_texts(folder)
+    shutil.copy(folder / "train-0.txt", folder / "held-out-2.txt")
+
+
+def make_base(texts: Path, folder: Path) -> None:
+    """Trains the base: a step of the random model."""
+    config = tiny_run.make_config(texts)
+    config.train.steps, config.train.eval_every = 1, 0
+    config.optimizer.schedule = dict(name="constant", warmup_steps=0)
+    assert training.train(config, folder) == 0
+
+
+def run(texts: Path, base: Path, folder: Path) -> None:
+    """Runs the recipe on the base, to 16 times its length as that of configs/recipe_books.py."""
+    config = tiny_recipe.make_config(texts)
+    config.data.eval_files = (f"{texts}/held-out*.txt",)
+    config.model = dict(source="checkpoint", path=str(base), shape="")
+    unmeasured, far = ("eval.suites", ()), ("target_len", 16 * tiny_run.MODEL["original_len"])
+    config.recipe = tuple(
+        (name, kind, (*pairs, unmeasured, *([far] if name == "second" else [])))
+        for name, kind, pairs in config.recipe[:-1]
+    )
+    assert recipe.run(config, folder, False) == 0
