@@ -198,6 +198,19 @@ def test_join_is_a_model(whole):
     assert labels == {"longrope", "base", "4x"}
 
 
+def test_a_model_is_evaluated_with_its_own_rope(texts, tmp_path):
+    """Whatever config.rope was for the stage that made it."""
+    config = tiny_recipe.make_config(texts)
+    config.rope = dict(method="file", path="other/rope.json")
+    for kind in ("train", "join"):
+        made = work.KINDS[kind].evaluated(config, tmp_path / "stage")
+        assert made.rope.to_dict() == {"method": "model"} and made.eval.label == "stage"
+        assert (made.model.source, made.model.path) == ("checkpoint", str(tmp_path / "stage"))
+    made = work.KINDS["search"].evaluated(config, tmp_path / "stage")
+    assert made.rope.path == str(tmp_path / "stage" / "rope.json")
+    assert made.model.to_dict() == config.model.to_dict()
+
+
 def test_a_finished_recipe_is_not_run_again(whole, texts, monkeypatch, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*.json")}
     monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
@@ -233,7 +246,9 @@ def interrupt(folder, kind):
         (folder / name).unlink(missing_ok=True)
 
 
-@pytest.mark.parametrize("name", tiny_recipe.NAMES)
+@pytest.mark.parametrize(
+    "name", ["search_2x", "finetune_4x", "second", "recover_1x", "join", "compare"]
+)
 def test_a_stage_that_was_killed_goes_on_to_the_same(whole, texts, name, monkeypatch):
     before = left(whole / name)
     kinds = {n: kind for n, kind, _ in tiny_recipe.stages()}
