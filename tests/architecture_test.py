@@ -28,6 +28,7 @@ FLOORS = {
         "lock",
         "steps",
         "digest",
+        "chips",
     )
     + ("rope", "masks"),
     1: ("attention", "sharding", "collectives", "chunked", "losses"),

@@ -9,7 +9,7 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import sharding
+from jaxrope import chips, sharding
 from jaxrope.errors import InputError
 from jaxrope.search import members
 from jaxrope.topology import memory as memory_lib
@@ -65,7 +65,7 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
       InputError: it does not fit the memory of a device.
     """
     device = mesh.devices.flat[0]
-    chip = slices.chip_of(device)
+    chip = chips.chip_of(device)
     usable = chip.usable_bytes if chip else None
     start = time.perf_counter()
     try:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import llama, setup, sharding
+from jaxrope import chips, llama, setup, sharding
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, evolution, plan
-from jaxrope.topology import roofline, slices
+from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.training import program as program_lib
 from jaxrope.training.plan import check_numbers
@@ -102,7 +102,7 @@ def search_job(config, mesh: Mesh) -> Job:
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
     samples = objective.num_samples
-    chip = slices.chip_of(mesh.devices.flat[0])
+    chip = chips.chip_of(mesh.devices.flat[0])
     known = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device is asked
     space = plan.memory(
         model,

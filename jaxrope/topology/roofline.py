@@ -14,8 +14,8 @@ import math
 from collections.abc import Mapping
 
 from jaxrope import llama
+from jaxrope.chips import Chip
 from jaxrope.topology.schedule import Schedule
-from jaxrope.topology.slices import Chip
 
 # Shares of the peak that a kernel reaches: assumptions, of published runs. Dense: Llama-2-70B at
 # 4,096 tokens, where matrix products are nearly all, trains at 65% MFU on v5p (MaxText), with the

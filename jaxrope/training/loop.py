@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jaxrope import evaluation, hosts, replicas
+from jaxrope import chips, evaluation, hosts, replicas
 from jaxrope.checkpoint import Checkpoints
 from jaxrope.progress import duration
 from jaxrope.training import step as step_lib
@@ -237,7 +237,7 @@ def _timing(run: Run, step: int) -> dict[str, float | int | None]:
     rate = run.clock.tokens / seconds
     timing = {"tokens_per_s": rate, "step_s": seconds / run.clock.steps}
     timing["data_wait_s"] = run.clock.waited / run.clock.steps
-    peak = step_lib.peak_flops(plan.mesh.devices.flat[0])
+    peak = chips.peak_flops(plan.mesh.devices.flat[0])
     if peak:
         flops = step_lib.flops_per_token(plan.model, plan.config.train.seq_len) * rate
         timing["mfu"] = flops / (peak * plan.mesh.size)

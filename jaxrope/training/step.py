@@ -237,30 +237,3 @@ def flops_per_token(config: llama.LlamaConfig, seq_len: int) -> float:
         weights -= config.vocab_size * config.embed_dim  # a look-up is no product
     width = config.num_heads * config.head_dim
     return 6.0 * weights + 6.0 * config.num_layers * width * seq_len
-
-
-# bfloat16 TFLOP/s of one jax device, from the vendors' data sheets, by the beginning of
-# jax.Device.device_kind; a "TPU7x" chip (2307) is two devices.
-_PEAKS = {
-    "TPU v4": 275,
-    "TPU v5 lite": 197,
-    "TPU v5e": 197,
-    "TPU v5p": 459,
-    "TPU v5": 459,
-    "TPU v6 lite": 918,
-    "TPU v6e": 918,
-    "TPU7x": 1153.5,
-    "NVIDIA A100": 312,
-    "NVIDIA H100 PCIe": 756,
-    "NVIDIA H100": 989,
-    "NVIDIA H200": 989,
-    "NVIDIA B200": 2250,
-}
-
-
-def peak_flops(device: jax.Device) -> float | None:
-    """Returns a device's bfloat16 FLOP/s, or None where it is not known (as for every CPU)."""
-    for kind, tera in _PEAKS.items():
-        if device.device_kind.startswith(kind):
-            return tera * 1e12
-    return None
