@@ -26,9 +26,6 @@ from jaxrope import cli, files, heap, recipe, rope, setup
 from jaxrope.errors import InputError
 from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
-KEYS = 6
-NEEDLE = f"needle-{KEYS}"
-TEXT = "text"
 SHORT_SHARE = 0.25
 # descent: its steps, of two samples each; critical: population, children, generations; samples of a
 # candidate; trials of needles; steps and rows of 4x of both fine-tunings.
@@ -38,8 +35,8 @@ BUDGETS = {
     ),
     "quick": dict(windows=2, trials=2, descent=1, critical=(6, 2, 2), samples=2, steps=2, rows=4),
 }
-# label -> stage. "all": all dimensions; "critical": NTK below the critical one; after the comma, what
-# judges a candidate. "critical, needles" is LongRoPE2.
+# label -> stage. "all": all dimensions; "critical": NTK below the critical one; after the comma,
+# what judges a candidate. "critical, needles" is LongRoPE2.
 SEARCHED = {
     "all, perplexity": "all_text",
     "all, needles": "all_needle",
@@ -58,6 +55,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--tokenizer", default="", help='folder, or "bytes"; "": the model\'s')
     parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
     parser.add_argument("--critical", default="16,20", help="lowest and highest pair, from 0")
+    parser.add_argument("--keys", type=int, default=6, help="needles in a document, one asked for")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--dry_run", action="store_true", help="say what it will cost, and stop")
     parser.add_argument("--quick", action="store_true")
@@ -81,13 +79,14 @@ def run(args) -> int:
     if code or args.dry_run:
         return code
     pool = verdict.read_pool([workdir / name for name in ("base", "searches", "mixed")])
-    made = [objectives(pool, base_len), dimensions(pool, base_len), mixed_window(pool, base_len)]
+    asked = pool, base_len, f"needle-{args.keys}"
+    made = [table_fn(*asked) for table_fn in (objectives, dimensions, mixed_window)]
     about = {
         "title": "LongRoPE2's ablation in miniature",
         "what": (
             f"Perplexity of {spent['windows']} windows at each length, each of another held-out "
-            f"book, and the share of numbers found among {KEYS} keys in {spent['trials']} held-out "
-            "documents with Wilson's 95% interval; the columns are tokens. Differences of "
+            f"book, and the share of numbers found among {args.keys} keys in {spent['trials']} "
+            "held-out documents with Wilson's 95% interval; the columns are tokens. Differences of "
             "perplexity have 95% intervals, paired over windows; those of needles the sign test "
             "over documents."
         ),
@@ -97,14 +96,14 @@ def run(args) -> int:
     return 0
 
 
-def objectives(pool: Pool, base_len: int) -> Table:
+def objectives(pool: Pool, base_len: int, needle: str) -> Table:
     """What judges a candidate: LongRoPE2's table 6 has needles before perplexity."""
     length = 8 * base_len
     labels = ["all, perplexity", "all, needles", "all, both"]
-    cells = _scores(pool, ["none", *BESIDE, *labels], base_len, length)
+    cells = _scores(pool, ["none", *BESIDE, *labels], (base_len, length), needle)
     pairs = [
-        Pair("all, needles", "all, perplexity", length, NEEDLE),
-        Pair("all, both", "all, perplexity", length, NEEDLE),
+        Pair("all, needles", "all, perplexity", length, needle),
+        Pair("all, both", "all, perplexity", length, needle),
         Pair("all, perplexity", "all, needles", length),
     ]
     ordering = (
@@ -114,17 +113,19 @@ def objectives(pool: Pool, base_len: int) -> Table:
     return _table(pool, "Objective", "what judges a search, 8x untrained", cells, ordering, pairs)
 
 
-def dimensions(pool: Pool, base_len: int) -> Table:
+def dimensions(pool: Pool, base_len: int, needle: str) -> Table:
     """Where factors may change: LongRoPE2's tables 5, 6 and 10."""
     length = 8 * base_len
     labels = ["critical alone", "critical, perplexity", "critical, needles"]
-    cells = _scores(pool, [*BESIDE, "all, perplexity", "all, needles", *labels], base_len, length)
+    cells = _scores(
+        pool, [*BESIDE, "all, perplexity", "all, needles", *labels], (base_len, length), needle
+    )
     pairs = [
         Pair("critical alone", "ntk", length),
-        Pair("critical alone", "ntk", length, NEEDLE),
-        Pair("critical, needles", "all, needles", length, NEEDLE),
-        Pair("critical, needles", "critical, perplexity", length, NEEDLE),
-        Pair("critical, needles", "yarn", length, NEEDLE),
+        Pair("critical alone", "ntk", length, needle),
+        Pair("critical, needles", "all, needles", length, needle),
+        Pair("critical, needles", "critical, perplexity", length, needle),
+        Pair("critical, needles", "yarn", length, needle),
     ]
     ordering = (
         "NTK with a critical dimension above NTK; the search from the critical dimension on above "
@@ -133,14 +134,14 @@ def dimensions(pool: Pool, base_len: int) -> Table:
     return _table(pool, "Dimensions", "where factors are searched", cells, ordering, pairs)
 
 
-def mixed_window(pool: Pool, base_len: int) -> Table:
+def mixed_window(pool: Pool, base_len: int, needle: str) -> Table:
     """Short rows with the original rope: LongRoPE2's table 7."""
     length = 4 * base_len
     labels = ["none", "long rows", "long rows, original rope", "mixed", "mixed, original rope"]
-    cells = _scores(pool, labels, base_len, length)
+    cells = _scores(pool, labels, (base_len, length), needle)
     pairs = [Pair("mixed, original rope", "long rows, original rope", base_len)]
     pairs += [Pair("mixed, original rope", "long rows", base_len)]
-    pairs += [Pair("mixed, original rope", "long rows, original rope", base_len, NEEDLE)]
+    pairs += [Pair("mixed, original rope", "long rows, original rope", base_len, needle)]
     ordering = "short rows with the original rope keep the original length"
     title = f"mixed context window, {SHORT_SHARE:.0%} short rows, fine-tuned at 4x on equal tokens"
     found = _table(pool, "Mixed window", title, cells, ordering, pairs)
@@ -159,13 +160,11 @@ def _table(pool: Pool, name: str, title: str, cells, ordering: str, pairs) -> Ta
     return Table(name, title, cells, sentence(ordering, judged), judged)
 
 
-def _scores(pool: Pool, labels, base_len: int, length: int) -> list[list[str]]:
+def _scores(pool: Pool, labels, lengths: tuple[int, int], needle: str) -> list[list[str]]:
     """Returns cells: perplexity at both lengths, then needles at both."""
-    parts = [
-        grid(pool, labels, (base_len, length), suite) for suite in (verdict.PERPLEXITY, NEEDLE)
-    ]
+    parts = [grid(pool, labels, lengths, suite) for suite in (verdict.PERPLEXITY, needle)]
     joined = [[*text, *found[1:]] for text, found in zip(*parts, strict=True)]
-    suites = ["perplexity"] * 2 + [f"{KEYS} keys"] * 2
+    suites = ["perplexity"] * 2 + [needle] * 2
     joined[0][1:] = [f"{s}, {n}" for s, n in zip(suites, joined[0][1:], strict=True)]
     return joined
 
@@ -179,7 +178,7 @@ def _config(args, spent: dict) -> ConfigDict:
     config.eval.suites = ()
     config.eval.num_windows, config.eval.windows_per_doc = spent["windows"], 1
     config.eval.offset_tokens = args.offset
-    config.eval.needle_keys, config.eval.needle_trials = (KEYS,), spent["trials"]
+    config.eval.needle_keys, config.eval.needle_trials = (args.keys,), spent["trials"]
     config.search.start_tokens = (0,)
     config.search.gradient.steps, config.search.gradient.batch = spent["descent"], 2
     config.optimizer.learning_rate, config.optimizer.b2 = 5e-4, 0.95
@@ -190,7 +189,7 @@ def _config(args, spent: dict) -> ConfigDict:
 
 
 def _objective(name: str, args, spent: dict) -> dict:
-    text, found = dict(offset_tokens=args.offset), dict(num_keys=KEYS, place="spread")
+    text, found = dict(offset_tokens=args.offset), dict(num_keys=args.keys, place="spread")
     arguments = {
         "perplexity": text,
         "needle": found,

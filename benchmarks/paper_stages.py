@@ -53,6 +53,7 @@ def make(source: Path, workdir: Path, spent: dict) -> Plan:
     """
     config = _config(source, spent)
     base_len = setup.model_config(config).original_len
+    config.eval.stride = base_len // 4  # of the base's sliding window; 128 of 512, the default
     lengths = [base_len * n for n in (1, 2, 4, 8, 16)]
     folder = workdir / "ropes"
     _write_starts(config, folder, lengths)

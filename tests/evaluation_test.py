@@ -244,6 +244,21 @@ def test_a_stated_attention_factor_changes_nothing_else(tiny_config):
         np.testing.assert_array_equal(found.turns_R2, plain.turns_R2)
 
 
+def test_a_row_may_be_a_rope_json(tmp_path, tiny_config):
+    geometry = dict(head_dim=tiny_config.head_dim, original_len=64)
+    made = rope.make("yarn", theta=10_000.0, factor=4.0, beta_fast=32.0, beta_slow=1.0, **geometry)
+    rope.save(tmp_path / "a@b.json", made, {})
+    found = rows.method_row(str(tmp_path / "a@b.json"), tiny_config, rope_len=512)
+    np.testing.assert_array_equal(found.rope_fn(200).turns_R2, made(200).turns_R2)
+    assert found.rope_fn(200).attention_factor == made(200).attention_factor
+    with pytest.raises(InputError, match="257 tokens is longer than the last length bucket"):
+        found.rope_fn(257)
+    other = rope.make("pi", theta=500.0, factor=4.0, **geometry)
+    rope.save(tmp_path / "other.json", other, {})
+    with pytest.raises(InputError, match="theta must equal the model's, 10000.0, got 500.0"):
+        rows.method_row(str(tmp_path / "other.json"), tiny_config, rope_len=0)
+
+
 def test_the_sliding_row_is_the_base_in_its_own_window(tiny_config):
     row = rows.method_row("sliding", tiny_config, rope_len=256)
     assert row.window == 64

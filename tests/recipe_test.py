@@ -486,6 +486,14 @@ def plus(name, key, value):
         (plus("join", "eval.methods", ("yarm",)), r"Unknown eval\.methods 'yarm'\. Did you mean"),
         (plus("compare", "eval.suites", ()), r"'compare' of recipe: eval\.suites is empty"),
         (
+            plus("compare", "eval.checkpoints", (("x", "{join}", "no/rope.json"),)),
+            r"eval\.checkpoints: 'no/rope\.json' does not exist\. Name a stage as '\{NAME\}'",
+        ),
+        (
+            plus("compare", "eval.checkpoints", (("x", "{join}", "{compare}/rope.json"),)),
+            r"stage 'compare' of recipe: eval\.checkpoints names '\{compare\}', itself",
+        ),
+        (
             plus("compare", "eval.checkpoints", (("x", "nowhere", "model"),)),
             r"'compare' of recipe: eval\.checkpoints: 'nowhere' does not exist",
         ),

@@ -1,21 +1,25 @@
 """A finished recipe with the stages of configs/recipe_books.py, of a tiny model, for benchmarks."""
 
-import shutil
+import random
 from pathlib import Path
 
 from jaxrope import recipe, training
 from tests import tiny_recipe, tiny_run
 
 
-def write_texts(folder: Path) -> None:
-    """Writes the texts of tiny_run, and the held-out one twice: windows are each of another."""
-    tiny_run.write_texts(folder)
-    shutil.copy(folder / "train-0.txt", folder / "held-out-2.txt")
+def write_texts(folder: Path, words: int = 700) -> None:
+    """Writes three texts to train on and two held-out ones: windows are each of another."""
+    rng = random.Random(0)
+    known = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(40)]
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("train-0", "train-1", "train-2", "held-out", "held-out-2"):
+        (folder / f"{name}.txt").write_text(" ".join(rng.choices(known, k=words)))
 
 
-def make_base(texts: Path, folder: Path) -> None:
+def make_base(texts: Path, folder: Path, original_len: int = 32) -> None:
     """Trains the base: a step of the random model."""
     config = tiny_run.make_config(texts)
+    config.model.update(original_len=original_len, max_len=original_len)
     config.train.steps, config.train.eval_every = 1, 0
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
     assert training.train(config, folder) == 0
