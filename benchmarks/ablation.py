@@ -8,8 +8,8 @@ answers to needles, and by both; the critical dimension alone (NTK below, the fa
 on), and with a search from it on; beside YaRN and NTK. Then fine-tunings at 4x on equal tokens, all
 of long rows or a quarter of short ones. Scored on held-out books by perplexity and by six-key
 needles. The stages are those of a recipe: the same command goes on where it was stopped. Prints
-tables with a sentence each and writes ablation.md and ablation.json. About 22 minutes on 2 idle
-cores. --quick: to see it run, without use for its numbers.
+tables with a sentence each and writes ablation.md and ablation.json. Planned for 22 minutes on
+2 idle cores. --quick: to see it run, without use for its numbers.
 """
 
 import dataclasses

@@ -7,11 +7,12 @@
 what is measured, its text and its training settings those of what is done beside. That is searches
 for 8x and 16x, with and without start tokens, one on the fine-tuned model, and fine-tunings on
 equal tokens, the stages of a recipe of their own: the same command goes on where it was stopped.
-Prints the tables and writes paper_tables.md and paper_tables.json. About 28 minutes on 2 idle
-cores. --quick: to see it run, without use for its numbers.
+Prints the tables and writes paper_tables.md and paper_tables.json. Planned for 28 minutes on
+2 idle cores. --quick: to see it run, without use for its numbers.
 """
 
 import hashlib
+import json
 import sys
 from pathlib import Path
 
@@ -83,8 +84,6 @@ def _check_source(source: Path, workdir: Path) -> None:
 
 
 def _stage(folder: Path, name: str = "stage.json") -> dict:
-    import json
-
     path = folder / name
     try:
         return json.loads(path.read_text(encoding="utf-8"))
