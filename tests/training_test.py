@@ -13,12 +13,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import checkpoint, files, llama, pretrained, rope, sharding, steps, training
+from jaxrope import checkpoint, chips, files, llama, pretrained, rope, sharding, steps, training
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.training import loop, program
-from jaxrope.training import step as step_lib
 from tests import tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -435,8 +434,8 @@ def test_the_step_line_has_the_share_of_the_peak_where_it_is_known(monkeypatch, 
     class Chip:
         device_kind = "TPU v5 lite"
 
-    assert step_lib.peak_flops(Chip()) == 197e12
-    assert step_lib.peak_flops(jax.devices()[0]) is None
+    assert chips.peak_flops(Chip()) == 197e12
+    assert chips.peak_flops(jax.devices()[0]) is None
     row = dict(step=7, loss=2.0, perplexity=7.4, lr=1e-3, grad_norm=0.5)
     timing = dict(tokens_per_s=1e4, data_wait_s=0.002, eta_s=65, durable_step=5, mfu=0.4)
     line = loop._line(row | {"timing": timing}, 10)
