@@ -19,7 +19,8 @@ import jax
 import numpy as np
 import optax
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
+from jaxrope.search.section import made
 
 _LEAST_RISE = 1e-3  # of z from pair to pair at the start: where softplus is flat, nothing moves
 _NEAREST = 0.999  # of ln(highest): the most that a start may have, for z is infinite at the bound
@@ -65,13 +66,7 @@ def settings_for(section: dict) -> Settings:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    known = {field.name: None for field in dataclasses.fields(Settings)}
-    for name in section:
-        choose("search.gradient key", name, known)
-    missing = [name for name in known if name not in section]
-    if missing:
-        raise InputError(f"search.gradient lacks {', '.join(missing)}.")
-    return Settings(**section)
+    return made(Settings, "search.gradient", section)
 
 
 @dataclasses.dataclass(frozen=True)

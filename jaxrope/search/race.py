@@ -17,8 +17,9 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import special
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.search.evolution import SearchState
+from jaxrope.search.section import made
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,13 +53,7 @@ def settings_for(section: dict, num_samples: int) -> Settings | None:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    known = {field.name: None for field in dataclasses.fields(Settings)}
-    for name in section:
-        choose("search.racing key", name, known)
-    missing = [name for name in known if name not in section]
-    if missing:
-        raise InputError(f"search.racing lacks {', '.join(missing)}.")
-    settings = Settings(**section)
+    settings = made(Settings, "search.racing", section)
     if settings.first >= num_samples:
         raise InputError(
             f"search.racing.first must be below the {num_samples} samples of a candidate "
