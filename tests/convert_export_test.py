@@ -14,9 +14,9 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxrope import pretrained, rope
-from jaxrope.convert import __main__ as program
 from jaxrope.convert import exporting, importing, rope_export, safetensors_io
 from jaxrope.errors import InputError
+from tests.rope_samples import run
 
 LLAMA, PHI3 = CASES["llama"], CASES["phi3"]
 SHORT, LONG = (CASES["phi3"]["rope_scaling"][key] for key in ("short_factor", "long_factor"))
@@ -295,6 +295,7 @@ _EXPORT_FOR_EVER = """
 import sys
 from jaxrope import pretrained
 from jaxrope.convert import exporting
+from tests.rope_samples import run
 model = pretrained.load(sys.argv[1], dtype=None)
 while True:
     exporting.export_folder(model, sys.argv[2], exporting.Settings(overwrite=True))
@@ -316,16 +317,6 @@ def test_killed_at_any_moment(tmp_path, delay):
     if (tmp_path / "out").exists():
         np.testing.assert_equal(pretrained.load(tmp_path / "out").params, model.params)
         assert (tmp_path / "out" / "README.md").exists()
-
-
-def run(capsys, *arguments):
-    """Runs the command line; returns (exit code, standard output, standard error)."""
-    try:
-        program.main([str(argument) for argument in arguments])
-        code = 0
-    except SystemExit as error:
-        code = error.code
-    return code, *capsys.readouterr()
 
 
 def test_command_line(tmp_path, capsys):

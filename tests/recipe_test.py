@@ -1,12 +1,7 @@
 """A whole recipe of a tiny random model: what each stage leaves, going on, one stage, messages."""
 
 import json
-import os
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +12,6 @@ from jaxrope.errors import InputError
 from jaxrope.recipe import record, work
 from jaxrope.recipe.stages import parse
 from tests import tiny_recipe, tiny_run
-from tests.processes import Job
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -45,30 +39,6 @@ def changed(texts, name, key, value):
         for n, kind, pairs in config.recipe
     )
     return config
-
-
-def left(folder):
-    """Returns what a stage left, without what a clock or an interruption could change."""
-    found = {}
-    for path in sorted(folder.glob("*.json*")):
-        rows = (
-            [json.loads(line) for line in path.read_text().splitlines()]
-            if (path.suffix == ".jsonl")
-            else [json.loads(path.read_text())]
-        )
-        found[path.name] = [_timeless(row) for row in rows]
-    found |= {path.name: None for path in folder.iterdir() if path.name[0] != "."}
-    if (folder / "checkpoints").is_dir():
-        found["arrays"] = {k: v.tolist() for k, v in tiny_run.final_arrays(folder).items()}
-    return found
-
-
-def _timeless(value):
-    if isinstance(value, list):
-        return [_timeless(item) for item in value]
-    if not isinstance(value, dict):
-        return value
-    return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "timing", "command")}
 
 
 def own_rope(workdir, name):
@@ -250,7 +220,7 @@ def interrupt(folder, kind):
     "name", ["search_2x", "finetune_4x", "second", "recover_1x", "join", "compare"]
 )
 def test_a_stage_that_was_killed_goes_on_to_the_same(whole, texts, name, monkeypatch):
-    before = left(whole / name)
+    before = tiny_recipe.left(whole / name)
     kinds = {n: kind for n, kind, _ in tiny_recipe.stages()}
     interrupt(whole / name, kinds[name])
     assert not record.read(whole / name)["finished"]
@@ -258,7 +228,7 @@ def test_a_stage_that_was_killed_goes_on_to_the_same(whole, texts, name, monkeyp
     monkeypatch.setattr(work, "run", lambda *args: ran.append(args[2].name) or real(*args))
     assert recipe.run(tiny_recipe.make_config(texts), whole, False) == 0
     assert ran == [name]
-    assert left(whole / name) == before
+    assert tiny_recipe.left(whole / name) == before
 
 
 def test_one_stage_alone(texts, tmp_path, capsys):
@@ -386,159 +356,6 @@ def test_a_stage_made_from_another_run_is_refused(whole, texts, tmp_path):
         recipe.run(tiny_recipe.make_config(texts), tmp_path / "run", False)
 
 
-def first_stages(*stages):
-    return lambda config: setattr(config, "recipe", stages)
-
-
-def plus(name, key, value):
-    return lambda config: setattr(
-        config,
-        "recipe",
-        tuple((n, k, (*p, (key, value)) if n == name else p) for n, k, p in config.recipe),
-    )
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        (
-            first_stages(("a", "search")),
-            r'recipe must hold stages like \("name", "train", .* got \(',
-        ),
-        (first_stages(("a", "search", ("seed", 1))), r"recipe must hold stages like"),
-        (first_stages(("a/b", "search", ())), r"recipe: a stage's name is .* got 'a/b'"),
-        (
-            first_stages(("a", "search", ()), ("a", "train", ())),
-            r"recipe: two stages are named 'a'",
-        ),
-        (
-            first_stages(("a", "serach", ())),
-            r"stage 'a' of recipe: unknown kind 'serach'\. Did you mean 'search'\?",
-        ),
-        (
-            plus("second", "search.hihgest", 2.0),
-            r"Unknown key 'search\.hihgest' in stage 'second' of recipe\. Did you mean "
-            r"'search\.highest'\?",
-        ),
-        (
-            plus("second", "search.highest", "2"),
-            r"stage 'second' of recipe: search\.highest must be float or int, got '2'",
-        ),
-        (plus("second", "train", dict(steps=3)), r"train is a section; set its keys one at a time"),
-        (plus("second", "hosts.timeout_seconds", 3), r"hosts\.timeout_seconds is of the whole"),
-        (plus("second", "stages", ("a",)), r"stages is of the whole recipe"),
-        (
-            plus("finetune_2x", "rope.path", "{second}/rope.json"),
-            r"'finetune_2x' of recipe: rope\.path names '\{second\}', which comes later\. Move",
-        ),
-        (
-            plus("second", "model.path", "{second}"),
-            r"stage 'second' of recipe: model\.path names '\{second\}', itself",
-        ),
-        (
-            plus("second", "model.path", "{finetune_8x}"),
-            r"model\.path names '\{finetune_8x\}', and no stage has that name\. Did you mean "
-            r"'finetune_4x'\?",
-        ),
-        (
-            plus("join", "join.ropes", ("{recover_1x}", "{compare}")),
-            r"join\.ropes names '\{compare\}', which comes later",
-        ),
-        (
-            lambda config: setattr(config, "stages", ("jion",)),
-            r"Unknown config\.stages 'jion'\. Did",
-        ),
-        (
-            plus("second", "model.path", "{search_4x}"),
-            r"stage 'second' of recipe: model\.path: '\{search_4x\}' is of kind 'search', which "
-            r"leaves no model\. Name a stage of kind train or join",
-        ),
-        (
-            plus("second", "model.path", "nowhere"),
-            r"stage 'second' of recipe: nowhere: there is no such folder",
-        ),
-        (
-            plus("finetune_2x", "rope.path", "{search_2x}"),
-            r"rope\.path must be a file, got '\{search_2x\}'\. Write '\{search_2x\}/rope\.json'",
-        ),
-        (
-            plus("second", "search.seeds", ("nowhere/rope.json",)),
-            r"stage 'second' of recipe: search\.seeds: 'nowhere/rope\.json' does not exist",
-        ),
-        (plus("join", "join.ropes", ()), r"stage 'join' of recipe: join\.ropes is empty"),
-        (plus("finetune_4x", "train.steps", 0), r"'finetune_4x' of recipe: train\.steps must be"),
-        (
-            plus("finetune_4x", "optimizer.schedule.warmup_steps", 5),
-            r"'finetune_4x' of recipe: optimizer\.schedule\.warmup_steps must be .* got 5",
-        ),
-        (
-            plus("finetune_4x", "train.seq_len", 129),
-            r"'finetune_4x' of recipe: train\.seq_len is 129 tokens, but its rope ends at 128",
-        ),
-        (
-            plus("join", "eval.lengths", (32, 512)),
-            r"'join' of recipe: eval\.lengths has 512 tokens, but its rope ends at 256",
-        ),
-        (
-            plus("join", "eval.suites", ("perplexty",)),
-            r"Unknown eval\.suites 'perplexty'\. Did you",
-        ),
-        (plus("join", "eval.methods", ("yarm",)), r"Unknown eval\.methods 'yarm'\. Did you mean"),
-        (plus("compare", "eval.suites", ()), r"'compare' of recipe: eval\.suites is empty"),
-        (
-            plus("compare", "eval.checkpoints", (("x", "{join}", "no/rope.json"),)),
-            r"eval\.checkpoints: 'no/rope\.json' does not exist\. Name a stage as '\{NAME\}'",
-        ),
-        (
-            plus("compare", "eval.checkpoints", (("x", "{join}", "{compare}/rope.json"),)),
-            r"stage 'compare' of recipe: eval\.checkpoints names '\{compare\}', itself",
-        ),
-        (
-            plus("compare", "eval.checkpoints", (("x", "nowhere", "model"),)),
-            r"'compare' of recipe: eval\.checkpoints: 'nowhere' does not exist",
-        ),
-        (plus("recover_2x", "target_len", 0), r"'recover_2x' of recipe: target_len must be"),
-        (
-            plus("search_4x", "search.algorithm.parents", 99),
-            r"'search_4x' of recipe: search\.algor",
-        ),
-        (
-            plus("search_4x", "data.train_files", ("nowhere/*.txt",)),
-            r"'search_4x' of recipe: data\.train_files",
-        ),
-        (
-            lambda config: setattr(config, "sweep", (("seed", (1, 2)),)),
-            r"config\.sweep is of search\.py, config\.recipe of train\.py",
-        ),
-    ],
-)
-def test_messages_before_anything_runs(texts, tmp_path, change, message, monkeypatch):
-    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run"))
-    config = tiny_recipe.make_config(texts)
-    change(config)
-    with pytest.raises(InputError, match=message) as caught:
-        recipe.run(config, tmp_path / "run", False)
-    assert "\n" not in str(caught.value)
-    assert not list((tmp_path / "run").glob("*/*"))
-
-
-def test_an_error_of_a_stage_names_it(texts, tmp_path, monkeypatch):
-    def fail(*_):
-        raise InputError("search.batch_size: too much.")
-
-    monkeypatch.setattr(work, "run", fail)
-    with pytest.raises(InputError, match=r"^stage 'search_2x' of recipe: search\.batch_size: too"):
-        recipe.run(tiny_recipe.make_config(texts), tmp_path, False)
-
-
-def test_the_exit_code_of_a_stage_ends_the_recipe(texts, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(work, "run", lambda *_: work.Outcome(143, {}))
-    assert recipe.run(tiny_recipe.make_config(texts), tmp_path, False) == 143
-    assert "stopped in stage search_2x" in capsys.readouterr().out
-    assert not record.read(tmp_path / "search_2x")["finished"]
-    assert not (tmp_path / "search_4x").exists()
-
-
 def test_two_buckets_for_one_length_cannot_be_joined(whole, texts):
     from jaxrope.recipe import join
 
@@ -552,86 +369,4 @@ def test_two_buckets_for_one_length_cannot_be_joined(whole, texts):
         join.run(config, whole / "never")
 
 
-def test_compile_only_compiles_the_stages_that_compute(texts, tmp_path, capsys):
-    config = tiny_recipe.make_config(texts)
-    config.stages = ("finetune_2x",)
-    recipe.compile_stages(config, "", tmp_path)
-    out = capsys.readouterr().out
-    assert "finetune_2x (train)" in out and "35,488 parameters" in out
-    assert (tmp_path / "finetune_2x" / "compile.jsonl").exists()
-    config.stages = ("join", "compare")
-    recipe.compile_stages(config, "", None)
-    assert capsys.readouterr().out == ""
-
-
 # --- as a process
-
-
-def start(texts, workdir, *flags):
-    config = f"--config={ROOT / 'tests' / 'tiny_recipe.py'}:{texts}"
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
-    return subprocess.Popen(
-        [sys.executable, str(ROOT / "train.py"), config, f"--workdir={workdir}", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env=environment,
-    )
-
-
-@pytest.mark.slow
-def test_a_recipe_killed_in_every_stage_equals_an_undisturbed_one(texts, tmp_path):
-    """SIGKILL as soon as a stage has begun, once for each of them; then it may finish."""
-    undisturbed = start(texts, tmp_path / "whole")
-    out, _ = undisturbed.communicate()
-    assert undisturbed.returncode == 0, out
-    for name in tiny_recipe.NAMES:
-        process = start(texts, tmp_path / "killed")
-        stage = tmp_path / "killed" / name / "stage.json"
-        while not stage.exists() and process.poll() is None:
-            time.sleep(0.01)
-        time.sleep(0.2)
-        process.kill()
-        process.communicate()
-    process = start(texts, tmp_path / "killed")
-    out, _ = process.communicate()
-    assert process.returncode == 0, out
-    for name in tiny_recipe.NAMES:
-        ours, theirs = (left(tmp_path / which / name) for which in ("killed", "whole"))
-        text = json.dumps(ours).replace(str(tmp_path / "killed"), str(tmp_path / "whole"))
-        assert json.loads(text) == json.loads(json.dumps(theirs)), name
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(("stage", "code"), [("search_2x", 143), ("finetune_2x", 143)])
-def test_a_signal_ends_the_recipe_as_the_stage_does(texts, tmp_path, stage, code):
-    flags = ["--config.train.steps=100000", "--config.search.algorithm.iterations=100000"]
-    flag = flags[0] if stage == "finetune_2x" else flags[1]
-    process = start(texts, tmp_path / "run", flag)
-    begun = "journal.jsonl" if stage == "search_2x" else "metrics.jsonl"
-    while not (tmp_path / "run" / stage / begun).exists():
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == code and "Traceback" not in out
-    assert not record.read(tmp_path / "run" / stage)["finished"]
-
-
-@pytest.mark.slow
-def test_two_processes_leave_what_one_does(texts, tmp_path, whole):
-    """Four devices each, the mesh of the recipe in this process: the same numbers."""
-    command = [
-        "train.py",
-        f"--config=tests/tiny_recipe.py:{texts}",
-        f"--workdir={tmp_path / 'run'}",
-    ]
-    with Job(tmp_path / "logs", *command, processes=2, devices=4) as job:
-        assert job.wait(600) == [0, 0], job.log(0) + job.log(1)
-        assert "stage 9 of 9" in job.log(0) and "stage 9" not in job.log(1)
-    for name in ("finetune_2x", "second", "join"):
-        ours, theirs = (own_rope(place, name).buckets for place in (tmp_path / "run", whole))
-        assert [b.max_len for b in ours] == [b.max_len for b in theirs]
-    arrays = [tiny_run.final_arrays(place / "join") for place in (tmp_path / "run", whole)]
-    for name, leaf in arrays[0].items():
-        np.testing.assert_allclose(leaf, arrays[1][name], rtol=0, atol=1e-4)

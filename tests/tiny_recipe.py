@@ -1,5 +1,6 @@
 """The recipe of configs/recipe_books.py in seconds: a random Llama of 32 tokens, made-up words."""
 
+import json
 from pathlib import Path
 
 from tests import tiny_run
@@ -89,3 +90,27 @@ def make_config(texts: Path):
 def get_config(texts):
     """For train.py: --config=tests/tiny_recipe.py:FOLDER_OF_TEXTS."""
     return make_config(Path(texts))
+
+
+def left(folder):
+    """Returns what a stage left, without what a clock or an interruption could change."""
+    found = {}
+    for path in sorted(folder.glob("*.json*")):
+        rows = (
+            [json.loads(line) for line in path.read_text().splitlines()]
+            if (path.suffix == ".jsonl")
+            else [json.loads(path.read_text())]
+        )
+        found[path.name] = [_timeless(row) for row in rows]
+    found |= {path.name: None for path in folder.iterdir() if path.name[0] != "."}
+    if (folder / "checkpoints").is_dir():
+        found["arrays"] = {k: v.tolist() for k, v in tiny_run.final_arrays(folder).items()}
+    return found
+
+
+def _timeless(value):
+    if isinstance(value, list):
+        return [_timeless(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {k: _timeless(v) for k, v in value.items() if k not in ("seconds", "timing", "command")}
