@@ -295,7 +295,6 @@ _EXPORT_FOR_EVER = """
 import sys
 from jaxrope import pretrained
 from jaxrope.convert import exporting
-from tests.rope_samples import run
 model = pretrained.load(sys.argv[1], dtype=None)
 while True:
     exporting.export_folder(model, sys.argv[2], exporting.Settings(overwrite=True))
