@@ -112,6 +112,7 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
         needle_filler=section.needle_filler,
         bootstrap_samples=section.bootstrap_samples,
         seed=seed,
+        options=section,
     )
     return dataclasses.replace(found, tick=tick) if tick else found
 

@@ -76,6 +76,7 @@ class Bench:
       bootstrap_samples: resamples of an interval.
       seed: of everything that is drawn.
       tick: is told how many tokens a finished batch had.
+      options: config.eval, read only: the sections of suites that have one.
     """
 
     documents: Any
@@ -96,6 +97,7 @@ class Bench:
     bootstrap_samples: int
     seed: int
     tick: Callable[[int], None] = _ignore
+    options: Any = None
 
 
 @dataclasses.dataclass(frozen=True)

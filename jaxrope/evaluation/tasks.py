@@ -1,0 +1,33 @@
+"""Every task that is answered by generation, by the name that eval.suites gives it.
+
+Its settings are a section of config.eval: the one of its name (before a "/"), but for those in
+`SECTIONS`. The section says how many items there are at each length.
+"""
+
+from jaxrope.evaluation.items import Request, Task
+
+TASKS: dict[str, Task] = {}
+
+SECTIONS = {"passkey_longrope": "passkey_compat", "passkey_yarn": "passkey_compat"}
+_COUNTED_BY = {"ruler": "samples"}  # the key of a section that says how many items; else "trials"
+
+
+def request(name: str, *, tokenizer, bench, length: int) -> Request:
+    """Returns what the task `name` is asked for at a length.
+
+    Args:
+      name: of TASKS.
+      tokenizer: of the model.
+      bench: scoring.Bench.
+      length: tokens.
+    """
+    section = SECTIONS.get(name, name.partition("/")[0])
+    options = bench.options[section]
+    return Request(
+        tokenizer=tokenizer,
+        length=length,
+        count=options[_COUNTED_BY.get(section, "trials")],
+        seed=bench.seed,
+        documents=bench.documents,
+        options=options,
+    )
