@@ -1,14 +1,16 @@
 """What a model can do at a length: evaluators behind one interface, for evaluate.py and train.py.
 
 An evaluator is a function (EvalModel, Bench) -> iterator of Result, one for each length; whoever
-runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`.
+runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`; a task
+that is answered by generation is a line of `tasks.TASKS`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import needle, passkey, perplexity
+from jaxrope.evaluation import answering, needle, passkey, perplexity, tasks
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -18,7 +20,9 @@ __all__ = [
     "Evaluator",
     "Result",
     "bench",
+    "chosen",
     "cost",
+    "costs",
     "run",
     "scalars",
 ]
@@ -117,13 +121,48 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
     return dataclasses.replace(found, tick=tick) if tick else found
 
 
+def known() -> dict[str, Evaluator]:
+    """Returns every evaluator by the name that eval.suites gives it."""
+    return EVALUATORS | {
+        name: Evaluator(
+            evaluate=functools.partial(answering.evaluate, name),
+            items=functools.partial(answering.check, name),
+            forward_tokens=functools.partial(answering.forward_tokens, name),
+            needs_text=lambda bench, task=task: task.needs_text,
+        )
+        for name, task in tasks.TASKS.items()
+    }
+
+
+def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
+    """Returns the evaluators that `suites` names; the first part of "ruler/vt" names them all, or
+    those of its section's `tasks`.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if not suites:
+        raise InputError(f"eval.suites is empty. Known: {', '.join(known())}.")
+    every = known()
+    groups = {name.partition("/")[0] for name in every if "/" in name}
+    found = {}
+    for suite in suites:
+        if suite not in groups:
+            found[suite] = choose("eval.suites", suite, every | dict.fromkeys(groups))
+            continue
+        members = [name for name in every if name.startswith(f"{suite}/")]
+        asked = [f"{suite}/{task}" for task in bench.options[suite].tasks] or members
+        found |= {name: choose(f"eval.{suite}.tasks", name, every) for name in asked}
+    return found
+
+
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
     """Yields what every evaluator named in `suites` finds.
 
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
     """
-    for evaluator in _chosen(suites):
+    for evaluator in chosen(bench, suites).values():
         yield from evaluator.evaluate(model, bench)
 
 
@@ -133,7 +172,7 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
     Raises:
       InputError: whatever `run` would refuse: too little text, a length beyond the rope's last.
     """
-    for evaluator in _chosen(suites):
+    for evaluator in chosen(bench, suites).values():
         for length in bench.lengths:
             model.rope_fn(min(model.window, length) or length)
             evaluator.items(model, bench, length)
@@ -141,25 +180,23 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
 
 
 def cost(model: EvalModel, bench: Bench, suites) -> int:
-    """Returns the forward tokens that `run` will take."""
-    return sum(
-        evaluator.forward_tokens(model, bench, length)
-        for evaluator in _chosen(suites)
-        for length in bench.lengths
-    )
+    """Returns the forward tokens that `run` will take, at most."""
+    return sum(costs(model, bench, suites).values())
+
+
+def costs(model: EvalModel, bench: Bench, suites) -> dict[str, int]:
+    """Returns the forward tokens that `run` will take, at most, by suite."""
+    return {
+        name: sum(evaluator.forward_tokens(model, bench, length) for length in bench.lengths)
+        for name, evaluator in chosen(bench, suites).items()
+    }
 
 
 def needs_text(bench: Bench, suites) -> bool:
     """Returns whether any of `suites` uses documents."""
-    return any(evaluator.needs_text(bench) for evaluator in _chosen(suites))
+    return any(evaluator.needs_text(bench) for evaluator in chosen(bench, suites).values())
 
 
 def scalars(results) -> dict[str, float]:
     """Returns results as {"perplexity/512": 32.9, ...}: each one's score, for a line of metrics."""
     return {f"{r.suite}/{r.length}": next(iter(r.metrics.values())) for r in results}
-
-
-def _chosen(suites) -> list[Evaluator]:
-    if not suites:
-        raise InputError(f"eval.suites is empty. Known: {', '.join(EVALUATORS)}.")
-    return [choose("eval.suites", suite, EVALUATORS) for suite in suites]

@@ -80,12 +80,12 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     if model.window:
         return
     for length in bench.lengths:
-        watch = scoring.Stopwatch()
+        watch = scoring.Stopwatch(bench.journal)
         trials = make_trials(model, bench, length)
         rows = np.stack([trial.tokens for trial in trials])
         # the model reads all `length` tokens; what follows the last one is not scored
         rows = np.concatenate([rows, rows[:, :1]], axis=1)
-        _, hit_WT = scoring.score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+        _, hit_WT = scoring.score_kept(model, bench, rows, suite="passkey", length=length)
         # column t of hit_WT is about token t + 1
         digits = [
             hit_WT[i, [length - 1 + place for place in trial.answer]]
@@ -107,11 +107,14 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 "key": [trial.key for trial in trials],
                 "depth": [trial.depth for trial in trials],
                 "found": found,
+                "item": [scoring.fingerprint(trial.tokens) for trial in trials],
             },
             nll_WT=None,
             fingerprint=scoring.fingerprint(rows, [trial.answer for trial in trials]),
             tokens=forward_tokens(model, bench, length),
             seconds=watch.seconds(),
+            chance=0.0,
+            columns=("depth",),
         )
 
 
