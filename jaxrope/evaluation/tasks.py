@@ -4,11 +4,25 @@ Its settings are a section of config.eval: the one of its name (before a "/"), b
 `SECTIONS`. The section says how many items there are at each length.
 """
 
+from jaxrope.evaluation import haystack, infinitebench, passkey_compat, retrieval, ruler
 from jaxrope.evaluation.items import Request, Task
 
-TASKS: dict[str, Task] = {}
+TASKS: dict[str, Task] = {
+    "niah": haystack.TASK,
+    "kv": retrieval.KV,
+    "lines": retrieval.LINES,
+    "number_string": infinitebench.NUMBER_STRING_TASK,
+    "passkey_infinitebench": infinitebench.PASSKEY_TASK,
+    "passkey_longrope": passkey_compat.LONGROPE,
+    "passkey_yarn": passkey_compat.YARN,
+    **ruler.TASKS,
+}
 
-SECTIONS = {"passkey_longrope": "passkey_compat", "passkey_yarn": "passkey_compat"}
+SECTIONS = {
+    "passkey_longrope": "passkey_compat",
+    "passkey_yarn": "passkey_compat",
+    "passkey_infinitebench": "number_string",
+}
 _COUNTED_BY = {"ruler": "samples"}  # the key of a section that says how many items; else "trials"
 
 
