@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import answering, needle, passkey, perplexity, tasks
+from jaxrope.evaluation import answering, needle, passkey, perplexity, ruler, tasks
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -65,6 +65,10 @@ EVALUATORS: dict[str, Evaluator] = {
         needs_text=lambda bench: bench.needle_filler == "text",
     ),
 }
+
+
+# name -> (its section of config.eval) -> the evaluators that it means
+GROUPS = {"ruler": ruler.chosen}
 
 
 def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None = None) -> Bench:
@@ -135,25 +139,18 @@ def known() -> dict[str, Evaluator]:
 
 
 def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
-    """Returns the evaluators that `suites` names; the first part of "ruler/vt" names them all, or
-    those of its section's `tasks`.
+    """Returns the evaluators that `suites` names, those of GROUPS one by one.
 
     Raises:
       InputError: an unknown name.
     """
     if not suites:
         raise InputError(f"eval.suites is empty. Known: {', '.join(known())}.")
-    every = known()
-    groups = {name.partition("/")[0] for name in every if "/" in name}
-    found = {}
+    every, names = known(), []
     for suite in suites:
-        if suite not in groups:
-            found[suite] = choose("eval.suites", suite, every | dict.fromkeys(groups))
-            continue
-        members = [name for name in every if name.startswith(f"{suite}/")]
-        asked = [f"{suite}/{task}" for task in bench.options[suite].tasks] or members
-        found |= {name: choose(f"eval.{suite}.tasks", name, every) for name in asked}
-    return found
+        choose("eval.suites", suite, every | GROUPS)
+        names += GROUPS[suite](bench.options[suite]) if suite in GROUPS else [suite]
+    return {name: every[name] for name in names}
 
 
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:

@@ -1,9 +1,9 @@
 """What was answered before: a killed evaluation goes on where it was.
 
 `items.jsonl` has a line for each finished item; numbers for every token (NLLs, hits) lie in parts
-beside it, one `.npz` a batch. An answer is found again by what it is an answer of: the row (weights,
-shape, dtype, tokenizer and factors), the suite, the length, the item, and how it was asked. What has
-changed since is not found, and is asked anew.
+beside it, one `.npz` a batch. An answer is found again by what it is an answer of: the row
+(weights, shape, dtype, tokenizer and factors), the suite, the length, the item, and how it was
+asked. What has changed since is not found, and is asked anew.
 """
 
 import base64

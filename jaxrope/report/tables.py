@@ -8,18 +8,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxrope.report import floors
+
 Row = Mapping[str, Any]
 Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is the header
 
 
-def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
-    """Returns a table for each suite, and one of the differences from the baseline."""
+def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -> list[Table]:
+    """Returns a table for each suite, and one of the differences from the baseline.
+
+    Args:
+      rows: of eval.json.
+      original_len: tokens the model was trained on; a title says what is at floor within them.
+    """
     made = []
     for suite in dict.fromkeys(row["suite"] for row in rows):
         chosen = [row for row in rows if row["suite"] == suite]
         name = next(iter(chosen[0]["metrics"]))
         title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
-        made.append((f"{title} [95% interval]", _cells(chosen, _score)))
+        said = floors.sentence(chosen, original_len)
+        shown = f"{title} [95% interval]" + (f". {said}" if said else "")
+        made.append((shown, _cells(chosen, _score)))
     compared = [row for row in rows if row.get("difference")]
     if compared:
         title = (
@@ -28,6 +37,31 @@ def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
         )
         made.append((title, _cells(compared, _gap)))
     return made
+
+
+def ruler_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns the mean over RULER's tasks at each length, the effective length and the averages
+    with weights that grow (wAvg inc) or fall (wAvg dec) with the length, in per cent.
+    """
+    first = next(iter(found.values()))
+    lengths = [f"{int(length):,}" for length in first["mean"]]
+    cells = [["", *lengths, "effective length", "wAvg inc", "wAvg dec"]]
+    for label, one in found.items():
+        means = [f"{value:.1f}" for value in one["mean"].values()]
+        reached = f"{one['effective_length']:,}" if one["effective_length"] else "none"
+        cells.append([label, *means, reached, f"{one['wavg_inc']:.1f}", f"{one['wavg_dec']:.1f}"])
+    said = " ".join([f"{len(first['tasks'])} of 13 tasks.", *first["notes"]])
+    return f"RULER: mean score, per cent. {said}", cells
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Returns what each suite took of each label: forward tokens, and tokens per second."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    cells = [["", *suites]]
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        cells.append([label, *(_cost([r for r in own if r["suite"] == s]) for s in suites)])
+    return "Cost: tokens read and written, and tokens per second", cells
 
 
 def as_text(tables: Sequence[Table]) -> str:
@@ -79,6 +113,13 @@ def _score(row: Row) -> str:
     metrics = row["metrics"]
     score = next(iter(metrics.values()))
     return f"{number(score)} [{number(metrics['low'])}, {number(metrics['high'])}]"
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    tokens, seconds = (sum(row[name] for row in rows) for name in ("tokens", "seconds"))
+    return f"{tokens:,}, {tokens / max(seconds, 1e-3):,.0f}/s"
 
 
 def _gap(row: Row) -> str:
