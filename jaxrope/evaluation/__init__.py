@@ -10,7 +10,7 @@ import functools
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import answering, needle, passkey, perplexity, ruler, tasks
+from jaxrope.evaluation import answering, longppl, needle, passkey, perplexity, ruler, tasks
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -63,6 +63,12 @@ EVALUATORS: dict[str, Evaluator] = {
         items=needle.make_trials,
         forward_tokens=needle.forward_tokens,
         needs_text=lambda bench: bench.needle_filler == "text",
+    ),
+    "longppl": Evaluator(
+        evaluate=longppl.evaluate,
+        items=longppl.passages,
+        forward_tokens=longppl.forward_tokens,
+        needs_text=lambda bench: True,
     ),
 }
 
@@ -132,9 +138,9 @@ def known() -> dict[str, Evaluator]:
             evaluate=functools.partial(answering.evaluate, name),
             items=functools.partial(answering.check, name),
             forward_tokens=functools.partial(answering.forward_tokens, name),
-            needs_text=lambda bench, task=task: task.needs_text,
+            needs_text=lambda bench, name=name: tasks.needs_text(name, bench.options),
         )
-        for name, task in tasks.TASKS.items()
+        for name in tasks.TASKS
     }
 
 

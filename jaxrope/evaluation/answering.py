@@ -102,8 +102,6 @@ def questions(name: str, model: EvalModel, bench: Bench, length: int) -> list[Qu
     if key in bench.made:
         return bench.made[key]
     task = choose("eval.suites", name, tasks.TASKS)
-    if task.needs_text and bench.documents is None:
-        raise InputError(f"eval.suites has '{name}', which needs text: set data.eval_files.")
     made = _encoded(name, task, model, bench, length)
     kept = sum(len(q.prompt.tokens) for some in _lists(bench.made) for q in some)
     if kept + sum(len(q.prompt.tokens) for q in made) <= _KEPT_TOKENS:

@@ -35,7 +35,7 @@ def request(name: str, *, tokenizer, bench, length: int) -> Request:
       bench: scoring.Bench.
       length: tokens.
     """
-    section = SECTIONS.get(name, name.partition("/")[0])
+    section = _section(name)
     options = bench.options[section]
     return Request(
         tokenizer=tokenizer,
@@ -45,3 +45,18 @@ def request(name: str, *, tokenizer, bench, length: int) -> Request:
         documents=bench.documents,
         options=options,
     )
+
+
+def needs_text(name: str, options) -> bool:
+    """Returns whether a task reads data.eval_files: it may name a haystack of its own instead.
+
+    Args:
+      name: of TASKS.
+      options: config.eval.
+    """
+    section = options[_section(name)]
+    return TASKS[name].needs_text and not ("haystack" in section and section.haystack)
+
+
+def _section(name: str) -> str:
+    return SECTIONS.get(name, name.partition("/")[0])
