@@ -37,6 +37,8 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
+    def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]: ...
+
     def decode(self, ids: Iterable[int]) -> str: ...
 
 
@@ -56,6 +58,12 @@ class BytesTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text."""
         return [self.encode(text) for text in texts]
+
+    def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids, int64 [T, 2]: begin and end of each one's character in `text`)."""
+        sizes = [len(character.encode("utf-8")) for character in text]
+        begins = np.repeat(np.arange(len(text)), sizes)
+        return self.encode(text), np.stack([begins, begins + 1], axis=1)
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text; `<s>` and `</s>` are left out, broken UTF-8 becomes U+FFFD."""
@@ -80,6 +88,12 @@ class JsonTokenizer:
         """Returns the ids of each text; the library spreads the texts over the cores."""
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in encoded]
+
+    def encode_with_spans(self, text: str) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids, int64 [T, 2]: begin and end of each one's characters in `text`)."""
+        encoded = self.backend.encode(text, add_special_tokens=False)
+        spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoded.ids, np.int32), spans_T2
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text, special tokens left out."""

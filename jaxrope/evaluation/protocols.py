@@ -188,7 +188,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     """
     truncates = of(bench).stride == 0
     for length in bench.lengths:
-        watch = scoring.Stopwatch()
+        watch = scoring.Stopwatch(bench.journal)
         read = texts(model, bench, length)
         nlls, hits = score(model, read, length, bench)
         means = [[float(np.mean(nll, dtype=np.float64)) for nll in doc] for doc in nlls]
@@ -221,6 +221,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 "window_nll": pooled_W.tolist(),
                 "window_doc": [text.name for text in read for _ in text.windows],
                 "window_start": [window.begin for text in read for window in text.windows],
+                "item": [scoring.fingerprint(text.tokens) for text in read],
                 "window_scored": [window.scored for text in read for window in text.windows],
                 "position_edges": np.asarray(edges).tolist(),
                 "position_nll": np.asarray(curve).tolist(),
@@ -249,7 +250,7 @@ def score(
         if len(order) > batch:  # else the last batch has a shape of its own
             fill = -len(rows) % batch
             rows = np.concatenate([rows, np.repeat(rows[-1:], fill, axis=0)])
-        found = scoring.score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+        found = scoring.score_kept(model, bench, rows, suite="perplexity", length=length)
         for (doc, window), nll_T, hit_T in zip(part, *found, strict=False):
             last = window.end - window.begin - (bos is None)
             nlls[doc].append(nll_T[last - window.scored : last])
