@@ -71,7 +71,7 @@ def test_a_model_that_knows_the_answer_scores_1(name, model, bench, monkeypatch)
     replace_generation(monkeypatch, model.tokenizer, lambda prompt: known.get(tuple(prompt), ""))
     result = result_of(name, model, bench)
     assert result.items["score"] == [1.0] * len(asked), result.items["text"]
-    assert all(np.array(result.items["prompt_tokens"]) <= LENGTH)
+    assert TASKS[name].exceeds or all(np.array(result.items["prompt_tokens"]) <= LENGTH)
 
 
 @pytest.mark.parametrize("name", TASKS)

@@ -56,16 +56,18 @@ class Writing:
     """How prompts are answered.
 
     Attributes:
-      length: tokens whose factors are used; no prompt grows longer.
+      length: tokens whose factors are used.
       stops: texts at which an answer ends; they are no part of it.
       rows: prompts in a batch, see `batch_size`.
       chunk: tokens of a prompt that are read at one time.
+      limit: tokens that no prompt with its answer exceeds; 0 = length.
     """
 
     length: int
     stops: tuple[str, ...]
     rows: int
     chunk: int
+    limit: int = 0
 
 
 def evaluate(name: str, model: EvalModel, bench: Bench) -> Iterator[Result]:
@@ -135,7 +137,7 @@ def write(
 
     Args:
       model: what writes; of several rows with the same shapes only the first one compiles.
-      prompts: each with what may be written, in all at most how.length tokens.
+      prompts: each with what may be written, in all at most how.limit tokens.
       how: see Writing.
       tick: is told the tokens of prompts that were read and those that were written; the sum over
         a batch is what it had at most.
@@ -143,7 +145,7 @@ def write(
     Raises:
       InputError: see generation.check.
     """
-    rope = _Column(model.rope_fn(how.length), how.length)
+    rope = _Column(model.rope_fn(how.length), how.limit or how.length)
     writer = generation.Model(model.config, model.params, rope, model.settings)
     # equal limits together: a batch runs until its longest answer ends
     order = sorted(
@@ -208,7 +210,7 @@ def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int)
         if tokens is None:
             tokens = np.concatenate([np.array(bos, np.int32), next(encoded)])
         prompt = Prompt(np.asarray(tokens, np.int32), item.max_new_tokens)
-        if prompt.planned > length:
+        if prompt.planned > length and not task.exceeds:
             raise InputError(
                 f"eval.lengths: item {i + 1} of '{name}' has {len(tokens)} tokens and its answer "
                 f"{item.max_new_tokens}, {prompt.planned} in all, got length {length}. Leave the "
@@ -301,7 +303,8 @@ def _answers(
     left = [i for i in range(len(asked)) if i not in found]
     # of all prompts: a batch has the prompts that it would have had, and the same bits come out
     size = batch_size(model, prompts, bench.batch_tokens)
-    how = Writing(length, stops, size, bench.options.chunk_tokens)
+    limit = max(length, *(prompt.planned for prompt in prompts))  # see Task.exceeds
+    how = Writing(length, stops, size, bench.options.chunk_tokens, limit)
     watch = scoring.Stopwatch()
     for batch in write(model, [prompts[i] for i in left], how, tick=bench.tick):
         batch = {left[i]: answer for i, answer in batch.items()}

@@ -156,7 +156,7 @@ def _prompt(wording: Wording, key: str, *, lines: int, place: int) -> str:
 
 
 def _task(wording: Wording) -> Task:
-    return Task(lambda request: make(wording, request), score, columns=("depth",))
+    return Task(lambda request: make(wording, request), score, columns=("depth",), exceeds=True)
 
 
 PASSKEY_TASK, NUMBER_STRING_TASK = _task(PASSKEY), _task(NUMBER_STRING)

@@ -76,6 +76,8 @@ class Task:
       stops: texts at which an answer ends; they are no part of it.
       needs_text: whether it uses documents (config.data.eval_files).
       columns: names in Item.about whose cells are drawn against length, such as ("depth",).
+      exceeds: prompts may have more tokens than the length they are named for: what a benchmark
+        that counts in characters, or with another tokenizer, makes of it.
     """
 
     make: Callable[[Request], list[Item]]
@@ -84,3 +86,4 @@ class Task:
     stops: tuple[str, ...] = ()
     needs_text: bool = False
     columns: tuple[str, ...] = ()
+    exceeds: bool = False
