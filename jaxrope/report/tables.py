@@ -50,8 +50,7 @@ def ruler_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
         means = [f"{value:.1f}" for value in one["mean"].values()]
         reached = f"{one['effective_length']:,}" if one["effective_length"] else "none"
         cells.append([label, *means, reached, f"{one['wavg_inc']:.1f}", f"{one['wavg_dec']:.1f}"])
-    said = " ".join([f"{len(first['tasks'])} of 13 tasks.", *first["notes"]])
-    return f"RULER: mean score, per cent. {said}", cells
+    return " ".join([f"RULER: mean score, per cent ({first['version']}).", *first["notes"]]), cells
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
