@@ -197,7 +197,7 @@ def test_trap_decoding_and_encoding_anew_drifts(tmp_path):
     files = write(tmp_path, "abc. " * 2000)
     odd = {
         "needle": "\nThe key is here.\n\n",
-        "question": "Where is the key now?",
+        "question": "Where is the key",
         "answer": "here.",
     }
     assert len(odd["needle"]) % 2 == 1
