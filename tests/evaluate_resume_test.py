@@ -231,12 +231,17 @@ def test_a_journal_of_another_program_or_a_broken_one_is_refused(tmp_path):
         Journal(tmp_path)
 
 
-def test_the_digest_of_a_row_knows_each_of_its_factors():
-    def digest(identity="weights", **values):
-        usual = dict(head_dim=8, theta=1e4, original_len=64, factor=2.0, beta_fast=32.0)
-        made = rope.make("yarn", **usual | dict(beta_slow=1.0) | values)
-        return journal.row_digest(identity, made(64))
+def test_the_digest_of_a_row_knows_all_of_its_factors():
+    def digest(identity="weights", factors=(1.0, 2.0, 4.0, 4.0), **values):
+        usual = dict(theta=1e4, start_tokens=0, attention_factor=1.0)
+        return journal.row_digest(identity, rope.build(factors, **usual | values))
 
-    others = [digest("other"), digest(factor=2.5), digest(theta=5e3), digest(beta_fast=3.0)]
-    assert len({digest(), *others}) == 5 and digest() == digest()
+    others = [
+        digest("other"),
+        digest(factors=(1.0, 2.0, 4.0, 4.5)),
+        digest(theta=5e3),
+        digest(start_tokens=4),
+        digest(attention_factor=1.1),
+    ]
+    assert len({digest(), *others}) == 6 and digest() == digest()
     assert journal.row_digest("", None) == ""

@@ -90,8 +90,8 @@ def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocume
     rows = np.stack([trial.tokens for trial in trials])
     # the model reads the whole document; what follows the last token is not scored
     rows = np.concatenate([rows, rows[:, :1]], axis=1)
-    length = rows.shape[1] - 1
-    scored = scoring.score_kept(model, bench, rows, suite=suite, length=length)
+    length, prints = rows.shape[1] - 1, [scoring.fingerprint(trial.tokens) for trial in trials]
+    scored = scoring.score_kept(model, bench, rows, suite=suite, length=length, items=prints)
     # column t of what is scored is about token t + 1
     places = [np.array(trial.answers[0]) - 1 for trial in trials]
     nlls, digits = ([x_WT[i, at] for i, at in enumerate(places)] for x_WT in scored)
@@ -114,7 +114,7 @@ def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocume
             "depth": [trial.depths[0] for trial in trials],
             "found": found,
             "nll": [float(np.mean(nll, dtype=np.float64)) for nll in nlls],
-            "item": [scoring.fingerprint(trial.tokens) for trial in trials],
+            "item": prints,
         },
         nll_WT=None,
         fingerprint=scoring.fingerprint(rows, [trial.answers for trial in trials]),

@@ -85,7 +85,9 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         rows = np.stack([trial.tokens for trial in trials])
         # the model reads all `length` tokens; what follows the last one is not scored
         rows = np.concatenate([rows, rows[:, :1]], axis=1)
-        _, hit_WT = scoring.score_kept(model, bench, rows, suite="passkey", length=length)
+        prints = [scoring.fingerprint(trial.tokens) for trial in trials]
+        how = dict(suite="passkey", length=length, items=prints)
+        _, hit_WT = scoring.score_kept(model, bench, rows, **how)
         # column t of hit_WT is about token t + 1
         digits = [
             hit_WT[i, [length - 1 + place for place in trial.answer]]
@@ -107,7 +109,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 "key": [trial.key for trial in trials],
                 "depth": [trial.depth for trial in trials],
                 "found": found,
-                "item": [scoring.fingerprint(trial.tokens) for trial in trials],
+                "item": prints,
             },
             nll_WT=None,
             fingerprint=scoring.fingerprint(rows, [trial.answer for trial in trials]),

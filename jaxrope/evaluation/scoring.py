@@ -84,6 +84,7 @@ class Bench:
       journal: what was answered before, and where answers are kept.
       skip: is told how many tokens of a batch need not be read, since the journal has it.
       made: questions that were made for one row, for the next one (answering.questions).
+      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
     """
 
     documents: Any
@@ -108,6 +109,7 @@ class Bench:
     journal: Journal = dataclasses.field(default_factory=Journal)
     skip: Callable[[int], None] = ignore
     made: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    tokenizer_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +204,13 @@ def score(
 
 
 def score_kept(
-    model: EvalModel, bench: Bench, rows: np.ndarray, *, suite: str, length: int
+    model: EvalModel,
+    bench: Bench,
+    rows: np.ndarray,
+    *,
+    suite: str,
+    length: int,
+    items: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
     """Returns what `score` does; rows that the bench's journal has are not read again, the others
     are kept there, each batch when it is finished.
@@ -212,12 +220,13 @@ def score_kept(
       bench: batch_tokens, journal, tick and skip are used.
       rows: see `score`.
       suite, length: whose rows they are, as in Result.
+      items: fingerprints by which rows are known; () = each row's own.
     """
     if not (bench.journal.keeps and model.identity):
         return score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
     rope = model.rope_fn(rows.shape[1] - 1)
     place = Place(row_digest(model.identity, rope), model.label, suite, length)
-    items = [fingerprint(row) for row in rows]
+    items = items or [fingerprint(row) for row in rows]
     known = bench.journal.find(place, items)
     found = {i: bench.journal.arrays(line) for i, line in known.items()}
     if found:
