@@ -9,7 +9,10 @@ from collections.abc import Callable
 from jaxrope.errors import InputError
 from jaxrope.evaluation.ruler.prompts import Order, Sample, Template, Unmade
 
-TRIES = 50  # of the smallest haystack; its length varies by a few tokens from draw to draw
+# Draws of the smallest haystack. Their lengths vary, so one that is too long may be followed by one
+# that fits, which NVIDIA's loop waits for: after FEW draws so does this, up to MANY, where what is
+# missing is no more than lengths vary by.
+FEW, MANY = 50, 200
 
 Make = Callable[[int], tuple[str, list[str]]]  # units of haystack -> (prompt, answers)
 
@@ -43,7 +46,7 @@ def bisect(make: Make, order: Order, *, low: int, high: int, kept: int) -> int:
 
 def tokens(make: Make, order: Order, units: int) -> int:
     """Returns the tokens of a prompt that is drawn; NVIDIA's search stops at a broken one."""
-    for _ in range(TRIES):
+    for _ in range(FEW):
         try:
             return order.count_tokens(make(units)[0])
         except Unmade:
@@ -77,8 +80,9 @@ def samples(
 
 
 def _sample(make, order, template, index, units, step) -> Sample:
-    shortest = None
-    for _ in range(TRIES + units // step):
+    smallest: list[int | None] = []  # lengths with the smallest haystack; None: it was broken
+    while not _hopeless(smallest, order.length):
+        length = None
         try:
             text, outputs = make(index, units)
         except Unmade:
@@ -88,10 +92,20 @@ def _sample(make, order, template, index, units, step) -> Sample:
             if length <= order.length:
                 question, prefix = template.split(text)
                 return Sample(question, tuple(outputs), length, prefix)
-            shortest = min(length, shortest or length)
         if units > step:
             units -= step
-    raise refusal(order, shortest, template.new_tokens)
+        else:
+            smallest.append(length)
+    raise refusal(order, min(filter(None, smallest), default=None), template.new_tokens)
+
+
+def _hopeless(smallest: list[int | None], length: int) -> bool:
+    if len(smallest) < FEW:
+        return False
+    known = [one for one in smallest if one is not None]
+    if not known or len(smallest) >= MANY:
+        return True
+    return min(known) - length > max(known) - min(known)
 
 
 def refusal(order: Order, shortest: int | None, new_tokens: int) -> InputError:

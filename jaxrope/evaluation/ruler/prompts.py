@@ -1,7 +1,7 @@
 """RULER's prompts: the templates, the table of its 13 tasks, and what one question is made of.
 
-A benchmark is its prompt: the wording is that of NVIDIA/RULER (`scripts/data/synthetic/constants.py`
-and `scripts/synthetic.yaml`), to the character.
+A benchmark is its prompt: the wording is that of NVIDIA/RULER, to the character
+(`scripts/data/synthetic/constants.py` and `scripts/synthetic.yaml`).
 """
 
 import dataclasses
@@ -12,7 +12,6 @@ import numpy as np
 
 # What is reproduced. RULER's later versions, v1 among them, live on in NeMo-Skills.
 VERSION = "NVIDIA/RULER v1, commit c3f5e3b; words of wonderwords 3.0.1"
-SEED = 42  # NVIDIA's, unless the user names another one
 
 NOISE = "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again."
 

@@ -12,7 +12,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope import data, files
+from jaxrope import files
+from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
+from jaxrope.data.sources import find_files
 from jaxrope.errors import InputError
 
 _SENTENCE_END = re.compile(
@@ -56,19 +58,25 @@ def read_essay(paths: Sequence[str], task: str) -> Essay:
             f"eval.ruler.essays: ruler/{task} hides needles in essays, none are named. Give text "
             "files, or leave it out of eval.ruler.tasks."
         )
+    settings, counts = ReadSettings("eval.ruler.essays"), ReadCounts()
     texts = []
-    for path in data.find_files(paths):
-        if path.suffix == ".json":
-            read = _json("eval.ruler.essays", path)
-            if not isinstance(read, dict) or not isinstance(read.get("text"), str):
-                raise InputError(f'eval.ruler.essays: {path} has no "text". Give a text file.')
-            texts.append(read["text"])
+    for file in find_files(paths, setting=settings.setting):
+        if file.path.suffix == ".json":
+            texts.append(_nvidias_essays(settings.setting, file.path))
         else:
-            texts.append(_text("eval.ruler.essays", path))
+            texts += [text for _, text in read_documents([file], settings, counts)]
+    check_bad_lines(counts.bad_lines, settings)
     words = tuple(re.sub(r"\s+", " ", "\n".join(texts)).split(" "))
     if not any(words):
         raise InputError(f"eval.ruler.essays: no words in {', '.join(map(str, paths))}.")
     return Essay(words)
+
+
+def _nvidias_essays(setting: str, path: Path) -> str:
+    read = _json(setting, path)
+    if not isinstance(read, dict) or not isinstance(read.get("text"), str):
+        raise InputError(f'{setting}: {path} has no "text". Give a text file.')
+    return read["text"]
 
 
 def read_words(path: str) -> list[str]:
