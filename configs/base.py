@@ -101,6 +101,15 @@ def evaluation() -> ConfigDict:
         max_strides=0,  # a document ends after so many strides; 0 = with its text, 10 = as microsoft/LongRoPE does, where it hides all but 2,560 tokens
         whole_windows=False,  # windows that reach beyond the text are left out, as LongRoPE's branch cube_longrope does
     )
+    section.harness = dict(
+        tasks=(),  # of lm-evaluation-harness, for the suite "harness"; --tasks=A,B sets both
+        shots=-1,  # examples before each question; -1 = the Open LLM Leaderboard's 25, 10, 5 and 0 for its four tasks, else the task's own
+        limit=0,  # questions of each task; 0 = all
+        max_length=0,  # tokens of a request, at most; 0 = the longest of `lengths`
+        include_path="",  # folder of further tasks, as YAML
+        chat_template=False,  # prompts are put into the tokenizer's chat template
+        allow_truncation=False,  # a longer request loses its beginning, which is told once; False: it is refused
+    )
     section.longppl = dict(
         evaluator="",  # checkpoint that finds the key tokens, with its own tokenizer; "" = each row for itself
         documents=8,  # of `lengths` tokens or more, read at each length

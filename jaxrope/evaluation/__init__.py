@@ -10,7 +10,16 @@ import functools
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import answering, longppl, needle, passkey, perplexity, ruler, tasks
+from jaxrope.evaluation import (
+    answering,
+    harness_run,
+    longppl,
+    needle,
+    passkey,
+    perplexity,
+    ruler,
+    tasks,
+)
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -63,6 +72,12 @@ EVALUATORS: dict[str, Evaluator] = {
         items=needle.make_trials,
         forward_tokens=needle.forward_tokens,
         needs_text=lambda bench: bench.needle_filler == "text",
+    ),
+    "harness": Evaluator(
+        evaluate=harness_run.evaluate,
+        items=harness_run.check,
+        forward_tokens=harness_run.forward_tokens,
+        needs_text=lambda bench: False,
     ),
     "longppl": Evaluator(
         evaluate=longppl.evaluate,

@@ -7,7 +7,8 @@ LongPPL is exp of the mean loss of the key tokens under the model that is evalua
 have different tokenizers, key tokens are carried over as intervals of characters.
 
 As the package `longppl` does it, its quirks included:
-- The evaluator reads the text behind bos, the evaluated model without.
+- The evaluator reads the text with the special tokens that its tokenizer.json adds (mostly bos),
+  the evaluated model without any.
 - The first K tokens of the evaluator, bos among them, are never key.
 - A token counts if an interval of key tokens that touch one another holds all of its characters.
 - The loss of token i is that of place i - 1; for the first token, if it is ever key, that is the
@@ -49,8 +50,8 @@ class Passage:
 
     Attributes:
       name: of its document.
-      model: its tokens for the evaluated model, without bos.
-      evaluator: those for the evaluator, bos first.
+      model: its tokens for the evaluated model, none added.
+      evaluator: those for the evaluator, with the special ones.
     """
 
     name: str
@@ -240,15 +241,12 @@ def _tokenizer(model: EvalModel, evaluator: str):
 def _passage(tokenizer, evaluator, documents, doc: int, room: int) -> Passage:
     # the last token may be a part of a character
     text = tokenizer.decode(documents.doc(doc)[:room]).rstrip("\ufffd")
-    encoded = Encoded(*tokenizer.encode_with_spans(text))
+    encoded = Encoded(*tokenizer.encode_with_spans(text, special=False))
     while len(encoded.tokens) > room:  # the end of a word by itself may become more tokens
         text = text[: min(int(encoded.spans_T2[room, 0]), len(text) - 1)]
-        encoded = Encoded(*tokenizer.encode_with_spans(text))
-    tokens, spans_T2 = evaluator.encode_with_spans(text)
-    if evaluator.bos_id is not None:
-        tokens = np.concatenate([np.array([evaluator.bos_id], np.int32), tokens])
-        spans_T2 = np.concatenate([np.zeros((1, 2), np.int64), spans_T2])
-    return Passage(documents.names[doc], encoded, Encoded(tokens, spans_T2))
+        encoded = Encoded(*tokenizer.encode_with_spans(text, special=False))
+    judged = Encoded(*evaluator.encode_with_spans(text, special=True))
+    return Passage(documents.names[doc], encoded, judged)
 
 
 def _key_intervals(
@@ -303,8 +301,9 @@ def _losses(
 
 
 def _evaluator_size(read: Sequence[Passage], length: int, evaluator: str) -> int:
-    """Returns the tokens of a row that holds the longest text for the evaluator."""
-    return max(len(passage.evaluator.tokens) for passage in read) if evaluator else length
+    """Returns the tokens that are read of a row that holds the longest text for the evaluator."""
+    longest = max(len(passage.evaluator.tokens) for passage in read)
+    return longest if evaluator else max(length, longest - 1)
 
 
 def _evaluator_tokens(bench: Bench, read: Sequence[Passage], length: int) -> int:
