@@ -16,7 +16,7 @@ from jaxrope.evaluation import answering, journal, statistics
 from jaxrope.evaluation.answering import Prompt, Writing
 from jaxrope.evaluation.items import Item, Request, Task
 from jaxrope.evaluation.scoring import EvalModel
-from jaxrope.evaluation.tasks import TASKS
+from jaxrope.evaluation.tasks import SECTIONS, TASKS
 from tests.written import replace_generation
 
 TOKENIZER = BytesTokenizer()
@@ -56,6 +56,7 @@ def model(tiny_model):
 def sums(monkeypatch):
     """A task of the registry, with a section of its own."""
     monkeypatch.setitem(TASKS, "sums", SUMS)
+    monkeypatch.setitem(SECTIONS, "sums", lambda options: options.sums)
 
 
 def make_bench(trials=7, lengths=(64,), **values):

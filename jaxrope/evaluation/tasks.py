@@ -1,8 +1,10 @@
 """Every task that is answered by generation, by the name that eval.suites gives it.
 
-Its settings are a section of config.eval: the one of its name (before a "/"), but for those in
-`SECTIONS`. The section says how many items there are at each length.
+Its settings are a section of config.eval, which `SECTIONS` names. The section says how many items
+there are at each length.
 """
+
+from collections.abc import Callable
 
 from jaxrope.evaluation import haystack, infinitebench, passkey_compat, retrieval, ruler
 from jaxrope.evaluation.items import Request, Task
@@ -18,10 +20,16 @@ TASKS: dict[str, Task] = {
     **ruler.TASKS,
 }
 
-SECTIONS = {
-    "passkey_longrope": "passkey_compat",
-    "passkey_yarn": "passkey_compat",
-    "passkey_infinitebench": "number_string",
+# a name, or what stands before its "/" -> its section of config.eval
+SECTIONS: dict[str, Callable] = {
+    "niah": lambda options: options.niah,
+    "kv": lambda options: options.kv,
+    "lines": lambda options: options.lines,
+    "number_string": lambda options: options.number_string,
+    "passkey_infinitebench": lambda options: options.number_string,
+    "passkey_longrope": lambda options: options.passkey_compat,
+    "passkey_yarn": lambda options: options.passkey_compat,
+    "ruler": lambda options: options.ruler,
 }
 _COUNTED_BY = {"ruler": "samples"}  # the key of a section that says how many items; else "trials"
 
@@ -35,12 +43,11 @@ def request(name: str, *, tokenizer, bench, length: int) -> Request:
       bench: scoring.Bench.
       length: tokens.
     """
-    section = _section(name)
-    options = bench.options[section]
+    options = _section(name, bench.options)
     return Request(
         tokenizer=tokenizer,
         length=length,
-        count=options[_COUNTED_BY.get(section, "trials")],
+        count=options[_COUNTED_BY.get(_family(name), "trials")],
         seed=bench.seed,
         documents=bench.documents,
         options=options,
@@ -54,9 +61,13 @@ def needs_text(name: str, options) -> bool:
       name: of TASKS.
       options: config.eval.
     """
-    section = options[_section(name)]
+    section = _section(name, options)
     return TASKS[name].needs_text and not ("haystack" in section and section.haystack)
 
 
-def _section(name: str) -> str:
-    return SECTIONS.get(name, name.partition("/")[0])
+def _section(name: str, options):
+    return SECTIONS[_family(name)](options)
+
+
+def _family(name: str) -> str:
+    return name.partition("/")[0]
