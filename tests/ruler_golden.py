@@ -152,6 +152,10 @@ WITH_FILES = {
         5,
         "dcac4e5502fb034628bccac95e9920c03ee5cfe48b9f98d67c2a5fa3e1ea7782",
     ),
+    ("pieces", "cwe", 131072, 42): (
+        2,
+        "0bdd761c1724f63bb5cf8ad5bb97424b18b4e33277cb21a1de8939744a10a8c9",
+    ),
     ("stdlib", "qa_1", 2048, 7): (
         5,
         "f66356a593c2b7b0bf3b773505020e689e5395d798e7d631ab491e9b9ed96e2a",

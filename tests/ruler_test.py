@@ -94,7 +94,10 @@ def test_the_five_that_need_no_download_are_nvidias_to_the_byte(
     assert digest(found) == OFFLINE[name, task, length, seed]
 
 
-@pytest.mark.parametrize("name, task, length, seed", WITH_FILES)
+@pytest.mark.parametrize(
+    "name, task, length, seed",
+    [pytest.param(*key, marks=pytest.mark.slow if key[2] > 16384 else ()) for key in WITH_FILES],
+)
 def test_with_the_same_files_the_others_are_nvidias_to_the_byte(
     tokenizer_of, options, name, task, length, seed
 ):

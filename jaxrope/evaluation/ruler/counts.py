@@ -55,7 +55,7 @@ def common_words(order: Order, more_words: Sequence[str] = ()) -> list[Sample]:
     kept = COMMON_WORDS.new_tokens
     tokens_per_word = fit.tokens(make, order, PROBE) / PROBE
     high = max(int(order.length // tokens_per_word) * 2, STEP * 2)
-    count = fit.bisect(make, order, low=STEP, high=min(high, most), kept=kept)
+    count = fit.bisect(make, order, low=STEP, high=high, kept=kept, most=most)
     if count == most < high:
         raise InputError(
             f"eval.lengths: ruler/{order.name} of {order.length} tokens needs more than {most} "

@@ -31,12 +31,18 @@ def largest(make: Make, order: Order, *, step: int, kept: int) -> int:
     return bisect(make, order, low=step, high=high, kept=kept)
 
 
-def bisect(make: Make, order: Order, *, low: int, high: int, kept: int) -> int:
-    """Returns the most units from `low` to `high` with which a prompt fits; `low` if none does."""
+def bisect(
+    make: Make, order: Order, *, low: int, high: int, kept: int, most: int | None = None
+) -> int:
+    """Returns the most units from `low` to `high` with which a prompt fits; `low` if none does.
+
+    A prompt of more than `most` units cannot be made, and counts as one that does not fit.
+    """
     found = low
     while low <= high:
         units = (low + high) // 2
-        if tokens(make, order, units) + kept <= order.length:
+        is_known = most is None or units <= most
+        if is_known and tokens(make, order, units) + kept <= order.length:
             found = units
             low = units + 1
         else:
