@@ -29,7 +29,7 @@ def shipped_tokenizer():
 
 
 def request(name, length, tokenizer=None, run_seed=0, **changes):
-    options = base.get_config().eval[SECTIONS.get(name, name)]
+    options = SECTIONS[name](base.get_config().eval)
     with options.unlocked():
         options.update(changes)
     return Request(tokenizer or BytesTokenizer(), length, options.trials, run_seed, None, options)

@@ -48,9 +48,9 @@ def make_kv(request: Request) -> list[Item]:
     """
     _at_least("kv", request, trials=1, max_new_tokens=1, pairs=0)
 
-    def items(pairs: int) -> list[Item]:
+    def items(pairs: int, count: int) -> list[Item]:
         rng = random.Random(request.seed)
-        return [_kv_item(request, rng, pairs, i) for i in range(request.count)]
+        return [_kv_item(request, rng, pairs, i) for i in range(count)]
 
     return _fitting("kv", "pairs", request, items, least=2)
 
@@ -71,9 +71,9 @@ def make_lines(request: Request) -> list[Item]:
     names_fn = choose("eval.lines.names", options.names, NAMES)
     choose("eval.lines.score", options.score, PICKS)
 
-    def items(lines: int) -> list[Item]:
+    def items(lines: int, count: int) -> list[Item]:
         rng = random.Random(request.seed)
-        return [_lines_item(request, rng, names_fn, lines, i) for i in range(request.count)]
+        return [_lines_item(request, rng, names_fn, lines, i) for i in range(count)]
 
     return _fitting("lines", "lines", request, items, least=1)
 
@@ -123,28 +123,42 @@ def _at_least(suite: str, request: Request, **least: int) -> None:
 
 
 def _fitting(
-    suite: str, key: str, request: Request, items_fn: Callable[[int], list[Item]], *, least: int
+    suite: str,
+    key: str,
+    request: Request,
+    items_fn: Callable[[int, int], list[Item]],
+    *,
+    least: int,
 ) -> list[Item]:
-    """Returns items with as many records as the options say, or as fit."""
-    asked = request.options[key]
+    """Returns items with as many records as the options say, or as fit.
+
+    Args:
+      suite, key: the option of config.eval.
+      request: how many items.
+      items_fn: (records, items) -> items.
+      least: records that an item cannot do without.
+    """
+    asked, limit = request.options[key], request.length
     if 0 < asked < least:
         raise InputError(
             f"eval.{suite}.{key} is at least {least}, or 0 (as many as fit), got {asked}."
         )
-
-    def tokens(records: int) -> int:
-        return max(item.about["tokens"] + item.max_new_tokens for item in items_fn(records))
-
     if not asked:
-        return items_fn(most_units(tokens, limit=request.length, least=least, setting=suite))
-    items = items_fn(asked)
-    longest = max(item.about["tokens"] + item.max_new_tokens for item in items)
-    if longest > request.length:
+        sizes = dict(limit=limit, least=least, setting=suite)
+        # one item is soon tried; the others have nearly its size
+        guess = most_units(lambda n: _longest(items_fn(n, 1)), **sizes)
+        asked = most_units(lambda n: _longest(items_fn(n, request.count)), **sizes, guess=guess)
+    items = items_fn(asked, request.count)
+    if _longest(items) > limit:
         raise InputError(
-            f"eval.{suite}.{key}: {asked} of them and the answer have {longest:,} tokens, got "
-            f"length {request.length:,}. Use fewer, or 0 (as many as fit)."
+            f"eval.{suite}.{key}: {asked} of them and the answer have {_longest(items):,} tokens, "
+            f"got length {limit:,}. Use fewer, or 0 (as many as fit)."
         )
     return items
+
+
+def _longest(items: list[Item]) -> int:
+    return max(item.about["tokens"] + item.max_new_tokens for item in items)
 
 
 def _kv_item(request: Request, rng: random.Random, pairs: int, index: int) -> Item:
