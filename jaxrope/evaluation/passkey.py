@@ -5,7 +5,8 @@ cut by characters, so that its length in tokens is only roughly known; here it i
 and has exactly the length asked for, bos and answer counted. Depths are stratified over the
 trials where theirs are random, and the digits are read from one forward pass rather than generated.
 Under greedy decoding the two agree: the key comes out right if and only if each of its digits is
-the first choice after those before it.
+the first choice after those before it. What their scripts ask for, to the letter and generated, is
+in `passkey_compat`.
 
 Legend: W trials, T tokens a row predicts.
 """
