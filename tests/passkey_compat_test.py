@@ -190,6 +190,20 @@ def test_trap_yarn_takes_the_length_before_the_last_probe():
         assert chars % 128 == 0 and own + chars + 60 <= target <= own + chars + 128 + 70
 
 
+def test_trap_yarn_stops_at_a_probe_that_has_just_the_tokens():
+    rng, garbage = random.Random(3), f"{GRASS} " * 100
+    probes = [passkey_compat.draw_prompt(rng, garbage, 128 * (i + 1))[0] for i in range(9)]
+    for i in (4, 8):
+        exactly = 1 + len(probes[i])
+        found = [
+            passkey_compat.yarn_chars(
+                BytesTokenizer(), target, step_chars=128, rng=random.Random(3)
+            )
+            for target in (exactly, exactly + 1)
+        ]
+        assert found == [128 * i, 128 * (i + 1)]
+
+
 def test_trap_yarn_draws_a_prompt_at_each_probe():
     rng, again = random.Random(42), random.Random(42)
     chars = passkey_compat.yarn_chars(BytesTokenizer(), 2048, step_chars=128, rng=rng)
@@ -200,7 +214,7 @@ def test_trap_yarn_draws_a_prompt_at_each_probe():
 
 
 def test_trap_yarn_ends_at_its_900_000_characters(monkeypatch):
-    assert len(passkey_compat._garbage(10_000)) == 899_999
+    assert len(passkey_compat._garbage(passkey_compat.YARN_REPEATS)) == 899_999
     monkeypatch.setattr(passkey_compat, "YARN_REPEATS", 40)
     message = r"'passkey_yarn' has 3,599 characters of filler, .* fewer than 4,096 tokens"
     with pytest.raises(InputError, match=message):
