@@ -114,6 +114,12 @@ def test_infinitebench_pass_keys_are_those_of_its_script(monkeypatch, length, se
     [
         (30, 7, 42, "b8b81c2ed038080716bb409f1438c7318ba534892dd47c10acbe95b866eb30cf"),
         (30, 7, 7, "80de859b01a156d70e7312101f62d9b909ba547626544d0153739be4d44bb309"),
+        (
+            28,
+            7,
+            42,
+            "b110957551bf23ee88c4d89b69201b5a686b5a76479ea1ad91bfd240c89b01f3",
+        ),  # the last place is the end
         (11, 3, 42, "4117703d37eff34a8841987b880f17fbacce9cfb6cf6f64af7a80eae022ca376"),
     ],
 )
