@@ -8,7 +8,15 @@ candidate is data.
 
 from jaxrope.llama import adapters
 from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
-from jaxrope.llama.forward import head_DV, hidden, hidden_cached, logits, next_logits
+from jaxrope.llama.forward import (
+    Seen,
+    head_DV,
+    hidden,
+    hidden_cached,
+    logits,
+    next_logits,
+    probe,
+)
 from jaxrope.llama.layout import lay_out, legal_length, natural_order, token_order
 from jaxrope.llama.params import (
     Llama,
@@ -30,6 +38,7 @@ __all__ = [
     "ForwardSettings",
     "Llama",
     "LlamaConfig",
+    "Seen",
     "abstract_params",
     "adapters",
     "axes_by_name",
@@ -47,5 +56,6 @@ __all__ = [
     "num_params",
     "own_rope",
     "param_shardings",
+    "probe",
     "token_order",
 ]

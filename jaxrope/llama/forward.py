@@ -9,6 +9,8 @@ layers.
 """
 
 import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -40,6 +42,55 @@ def hidden(
       segment_ids_BT: int32, the documents of a packed row; None: one document.
       settings: how it is run. On a mesh all arrays are this device's.
     """
+    placed = positions_BT, segment_ids_BT
+    return _through_layers(config, params, tokens_BT, r, placed, settings)[0]
+
+
+class Seen(NamedTuple):
+    """What attention of a layer is about to read; on a mesh this device's part.
+
+    Attributes:
+      index: of the layer, int32.
+      q_BTNH, k_BTKH, v_BTKH: as projected, q and k not yet rotated; in the compute dtype.
+      turn: (cos_BTR, sin_BTR) of the layer's rope with its attention factor, for `rope.rotate`.
+      mask: which key a query may see.
+    """
+
+    index: jax.Array
+    q_BTNH: jax.Array
+    k_BTKH: jax.Array
+    v_BTKH: jax.Array
+    turn: tuple[jax.Array, jax.Array]
+    mask: masks.Mask
+
+
+def probe(
+    config: LlamaConfig,
+    params: dict,
+    tokens_BT: jax.Array,
+    r: rope.Rope,
+    *,
+    probe_fn: Callable[[Seen], Any],
+    positions_BT: jax.Array | None = None,
+    segment_ids_BT: jax.Array | None = None,
+    settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
+) -> tuple[jax.Array, Any]:
+    """Returns (what `hidden` does, what `probe_fn` found in each layer, stacked: [L, ...]).
+
+    Args:
+      config, params, tokens_BT, r, positions_BT, segment_ids_BT, settings: as for `hidden`.
+      probe_fn: reads the queries and keys of a layer and returns a pytree of arrays; on a mesh it
+        runs inside the same shard_map. Attention does not depend on it.
+    """
+    placed = positions_BT, segment_ids_BT
+    return _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
+
+
+def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):
+    """Returns (x_BTD after the final norm, what `probe_fn` found or None); `placed`: positions and
+    segment ids, or None.
+    """
+    positions_BT, segment_ids_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
         if sharding.ways(settings.mesh, "context") > 1:
@@ -56,22 +107,28 @@ def hidden(
     )
     shared = None if r.per_layer else rope.cos_sin(r, positions_BT)
 
-    def attend(q_BTNH, k_BTKH, v_BTKH):
-        how = dict(mask=mask, settings=settings.of_attention)
-        return attention.attend(settings.attention, q_BTNH, k_BTKH, v_BTKH, **how)
-
-    def layer(x_BTD, weights_and_rope):
+    def layer(x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        weights, own = weights_and_rope
-        weights = adapters.in_layer(weights)
+        weights, own, index = scanned
+        weights, found = adapters.in_layer(weights), None
         turn = shared if own is None else rope.cos_sin(own, positions_BT)
-        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, attend)
-        return x_BTD + _mlp(config, settings, weights, x_BTD), None
 
-    scanned = (params["layers"], r if r.per_layer else None)
-    x_BTD, _ = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
+        def attend(q_BTNH, k_BTKH, v_BTKH):
+            nonlocal found
+            if probe_fn is not None:
+                found = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
+            how = dict(mask=mask, settings=settings.of_attention)
+            turned = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
+            return attention.attend(settings.attention, *turned, v_BTKH, **how)
+
+        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
+        return x_BTD + _mlp(config, settings, weights, x_BTD), found
+
+    indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
+    scanned = params["layers"], r if r.per_layer else None, indices
+    x_BTD, found = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
     norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
-    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps)
+    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), found
 
 
 def hidden_cached(
@@ -107,11 +164,12 @@ def hidden_cached(
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             nonlocal cache
+            q_BTNH, k_BTKH = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
             cache = attention.write(cache, index, k_BTKH, v_BTKH, place, mesh)
             how = dict(window=config.sliding_window, settings=settings.of_attention)
             return attention.attend_cached(q_BTNH, cache, index, place, **how)
 
-        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, turn, attend)
+        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
         return (x_BTD + _mlp(config, settings, weights, x_BTD), cache), None
 
     indices = jnp.arange(config.num_layers, dtype=jnp.int32)
@@ -153,8 +211,8 @@ def logits(
     )
 
 
-def _attention(config, settings, weights, x_BTD, turn, attend_fn):
-    """Attention of a layer; `attend_fn` takes q, rotated, k, rotated, and v."""
+def _attention(config, settings, weights, x_BTD, attend_fn):
+    """Attention of a layer; `attend_fn` takes q, k and v, rotates and attends."""
     names = [name for name in weights if name in _ATTENTION]
     weights = _whole(weights, names, x_BTD.dtype, settings.mesh)
     y_BTD = _rms_norm(x_BTD, weights["attn_norm_LD"], config.norm_eps)
@@ -166,7 +224,7 @@ def _attention(config, settings, weights, x_BTD, turn, attend_fn):
             _add_bias(x, weights[name])
             for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
         )
-    out_BTNH = attend_fn(rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn), v_BTKH)
+    out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
     out_BTD = _dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     return _add_bias(out_BTD, weights["o_bias_LD"]) if config.out_bias else out_BTD
