@@ -1,0 +1,1 @@
+"""What attention does, at any length: patterns, uncertainty, frequencies, heads."""

@@ -1,0 +1,218 @@
+"""Does a number tell failures from successes? Area under the ROC curve, correlations, and what is
+left of them when the length is known.
+
+Zhong et al. (arXiv 2406.13282, section 3.3) read from a picture that uncertain attention goes with
+wrong answers. Both grow with the length, so that a correlation over all lengths proves little:
+beside it stand the correlation with the length taken out of both, and the area of pairs of equal
+length. Intervals resample needles, each with all its cells, which are no independent draws.
+
+All of it is numpy in float64. What is not defined, such as an area without a failure, is nan.
+
+Letters: W trials, U their different values, P resamples.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+_DRAWS_AT_A_TIME = 1 << 22  # counts held at one time: 32 MiB
+
+
+class Interval(NamedTuple):
+    """A number with its 95% percentile bootstrap interval.
+
+    Attributes:
+      value: of all trials.
+      low, high: of the resamples; nan if the number is defined in fewer than half of them.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+class Prediction(NamedTuple):
+    """How well a number predicts failure.
+
+    Attributes:
+      auroc: the probability that a failure has the higher number, ties half; 0.5 is chance, below
+        it low numbers go with failure.
+      auroc_within: the same among trials of equal length.
+      point_biserial: correlation with failure (0, 1).
+      partial: the same with ln(length) taken out of both.
+      trials, failures: counted.
+    """
+
+    auroc: Interval
+    auroc_within: Interval
+    point_biserial: Interval
+    partial: Interval
+    trials: int
+    failures: int
+
+
+def auroc(scores_W, failed_W, strata_W=None) -> float:
+    """Returns the share of pairs (failure, success) in which the failure's score is higher, ties
+    counted half (Mann and Whitney 1947; Hanley and McNeil 1982).
+
+    Args:
+      scores_W: finite.
+      failed_W: booleans.
+      strata_W: only pairs with an equal value count; None: all.
+    """
+    ones = np.ones((1, len(np.asarray(scores_W))))
+    return float(_auroc(*_trials(scores_W, failed_W), _groups(strata_W, ones.shape[1]), ones)[0])
+
+
+def point_biserial(scores_W, failed_W) -> float:
+    """Returns Pearson's correlation of a number with failure, 0 or 1."""
+    scores_W, failed_W = _trials(scores_W, failed_W)
+    none = np.zeros((len(scores_W), 0))
+    return float(_partial(scores_W, failed_W, none, np.ones((1, len(scores_W))))[0])
+
+
+def partial_correlation(x_W, y_W, controls) -> float:
+    """Returns Pearson's correlation of what a linear fit on the controls leaves of both.
+
+    Args:
+      x_W, y_W: finite numbers; booleans count as 0 and 1.
+      controls: [W], or [W, any number]; a constant is always among them.
+    """
+    x_W, y_W = np.asarray(x_W, np.float64), np.asarray(y_W, np.float64)
+    controls = np.asarray(controls, np.float64).reshape(len(x_W), -1)
+    return float(_partial(x_W, y_W, controls, np.ones((1, len(x_W))))[0])
+
+
+def judge(
+    measures: Mapping[str, np.ndarray],
+    failed_W,
+    lengths_W,
+    needles_W,
+    *,
+    num_samples: int,
+    seed: int,
+) -> dict[str, Prediction]:
+    """Returns, for each measure, how well it predicts failure; all on the same resamples.
+
+    Args:
+      measures: name -> finite numbers, one a trial: entropy / ln n, needle mass, ...
+      failed_W: whether the answer was wrong.
+      lengths_W: tokens of the trial.
+      needles_W: which needle a trial has: whole needles are resampled.
+      num_samples: resamples, at least 1.
+      seed: the same seed and numbers give the same intervals.
+    """
+    strata_W = _groups(lengths_W, len(lengths_W))
+    needles_W = _groups(needles_W, len(strata_W))
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, got {num_samples}.")
+    one = np.zeros_like(strata_W)
+    controls = np.log(np.asarray(lengths_W, np.float64))[:, None]
+    found = {}
+    for name, scores_W in measures.items():
+        scores_W, failed = _trials(scores_W, failed_W)
+        statistics = {
+            "auroc": (_auroc, (scores_W, failed, one)),
+            "auroc_within": (_auroc, (scores_W, failed, strata_W)),
+            "point_biserial": (_partial, (scores_W, failed, controls[:, :0])),
+            "partial": (_partial, (scores_W, failed, controls)),
+        }
+        intervals = {
+            key: bootstrap(
+                lambda counts_PW, fn=fn, args=args: fn(*args, counts_PW),
+                needles_W,
+                num_samples=num_samples,
+                seed=seed,
+            )
+            for key, (fn, args) in statistics.items()
+        }
+        found[name] = Prediction(**intervals, trials=len(failed), failures=int(failed.sum()))
+    return found
+
+
+def bootstrap(
+    statistic_fn: Callable[[np.ndarray], np.ndarray], groups_W, *, num_samples: int, seed: int
+) -> Interval:
+    """Returns a statistic and its percentile interval, whole groups of trials being resampled.
+
+    Args:
+      statistic_fn: counts_PW, how often each trial is in each resample -> numbers_P.
+      groups_W: the group of each trial, 0 to their number less one.
+      num_samples: resamples.
+      seed: of the draws.
+    """
+    groups_W = np.asarray(groups_W)
+    value = float(statistic_fn(np.ones((1, len(groups_W))))[0])
+    rng, num_groups = np.random.default_rng(seed), int(groups_W.max()) + 1
+    step, numbers = max(1, _DRAWS_AT_A_TIME // len(groups_W)), []
+    for start in range(0, num_samples, step):
+        size = min(step, num_samples - start)
+        counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
+        numbers.append(statistic_fn(counts[:, groups_W].astype(np.float64)))
+    numbers_P = np.concatenate(numbers)
+    defined = numbers_P[np.isfinite(numbers_P)]
+    if 2 * len(defined) < num_samples:
+        return Interval(value, float("nan"), float("nan"))
+    low, high = np.quantile(defined, [0.025, 0.975])
+    return Interval(value, float(low), float(high))
+
+
+def _auroc(scores_W, failed_W, strata_W, counts_PW) -> np.ndarray:
+    """The area of each resample: pairs are counted among sorted values, never made."""
+    order = np.lexsort((scores_W, strata_W))
+    scores, strata, failed = scores_W[order], strata_W[order], failed_W[order]
+    changed = (np.diff(scores) != 0) | (np.diff(strata) != 0)
+    starts = np.concatenate([[0], 1 + np.flatnonzero(changed)])
+    counts = counts_PW[:, order]
+    failures_PU = np.add.reduceat(counts * failed, starts, axis=1)
+    successes_PU = np.add.reduceat(counts * (1 - failed), starts, axis=1)
+    won, pairs = np.zeros(len(counts)), np.zeros(len(counts))
+    for stratum in np.unique(strata):
+        here = strata[starts] == stratum
+        f, s = failures_PU[:, here], successes_PU[:, here]
+        lower = np.cumsum(s, axis=1) - s
+        won += np.sum(f * (lower + s / 2), axis=1)
+        pairs += f.sum(axis=1) * s.sum(axis=1)
+    return np.divide(won, pairs, out=np.full(len(won), np.nan), where=pairs > 0)
+
+
+def _partial(x_W, y_W, controls_WX, counts_PW) -> np.ndarray:
+    """The partial correlation of each resample, from the covariances of x, y and the controls."""
+    columns = np.concatenate([x_W[:, None], y_W[:, None], controls_WX], axis=1)
+    scale = columns.std(axis=0)
+    columns = (columns - columns.mean(axis=0)) / np.where(scale > 0, scale, 1.0)
+    total_P = counts_PW.sum(axis=1)
+    means = counts_PW @ columns / total_P[:, None]
+    products = np.einsum("PW,WI,WJ->PIJ", counts_PW, columns, columns, optimize=True)
+    cov = products / total_P[:, None, None] - means[:, :, None] * means[:, None, :]
+    both, cross, own = cov[:, :2, :2], cov[:, :2, 2:], cov[:, 2:, 2:]
+    left = both - cross @ np.linalg.pinv(own, rcond=1e-10, hermitian=True) @ cross.swapaxes(1, 2)
+    variance = left[:, 0, 0] * left[:, 1, 1]
+    # what remains of a constant, or of a multiple of a control, is rounding
+    defined = (left[:, 0, 0] > 1e-12) & (left[:, 1, 1] > 1e-12)
+    found = np.full(len(variance), np.nan)
+    return np.divide(left[:, 0, 1], np.sqrt(np.where(defined, variance, 1)), found, where=defined)
+
+
+def _trials(scores_W, failed_W) -> tuple[np.ndarray, np.ndarray]:
+    scores_W, failed_W = np.asarray(scores_W, np.float64), np.asarray(failed_W)
+    if scores_W.ndim != 1 or not len(scores_W) or failed_W.shape != scores_W.shape:
+        raise ValueError(
+            f"One score and one failure for each trial, got {scores_W.shape}, {failed_W.shape}."
+        )
+    if not np.all(np.isfinite(scores_W)):
+        raise ValueError(f"scores are finite, got {scores_W[~np.isfinite(scores_W)][0]}.")
+    if not np.all((failed_W == 0) | (failed_W == 1)):
+        raise ValueError("failed_W has only True and False, or 1 and 0.")
+    return scores_W, failed_W.astype(np.float64)
+
+
+def _groups(values_W, size: int) -> np.ndarray:
+    """Numbers from 0 on for equal values; None: all are equal."""
+    if values_W is None:
+        return np.zeros(size, np.int64)
+    groups_W = np.unique(np.asarray(values_W), return_inverse=True)[1].reshape(-1)
+    if len(groups_W) != size:
+        raise ValueError(f"One value for each of {size} trials, got {len(groups_W)}.")
+    return groups_W
