@@ -1,0 +1,287 @@
+"""The state of a walk over keys: sums that merge in any order.
+
+A state holds sums of exp(s - m) over the keys seen so far, s the scaled logits (with the rope's
+attention factor) and m their maximum. States of disjoint sets of keys are merged as the online
+softmax merges its blocks (Milakov and Gimelshein, arXiv 1805.02867), with the sum of e^z z beside
+the sum of e^z, z = s - m. All is float32 or wider, whatever the dtype of q and k.
+
+Letters: B batch, T queries, S keys, N heads, K kv heads, G = N // K, C block of queries, X block of
+keys, E bins of distance, Z sets of keys.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jaxrope.analysis import blocks
+from jaxrope.attention.blockwise import MASKED
+from jaxrope.errors import InputError
+from jaxrope.masks import Mask, allowed
+
+FIRST_KEYS = 4  # as many does StreamingLLM (arXiv 2309.17453) keep
+_NO_KEY = 2**31 - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What is measured, and in which blocks.
+
+    Attributes:
+      block: tokens of a block of queries or keys, at most.
+      local: keys nearer than this many tokens are local.
+      bins: of distance: 0, 1, 2-3, 4-7, ...; the last one takes what is beyond. None: as many as
+        the number of keys needs; 0: none.
+      scale: of the logits; None: H^-0.5.
+    """
+
+    block: int = 512
+    local: int = 64
+    bins: int | None = None
+    scale: float | None = None
+
+    def __post_init__(self):
+        for name, least in (("block", 1), ("local", 1), ("bins", 0)):
+            value = getattr(self, name)
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
+            if not whole and not (name == "bins" and value is None):
+                of = "distances" if name == "bins" else "tokens"
+                raise InputError(
+                    f"analysis.{name} must be a whole number of {of}, {least} or more, got "
+                    f"{value!r}."
+                )
+
+    def of(self, head_dim: int, num_keys: int) -> "Options":
+        """Returns the options with nothing left open, for all keys there are."""
+        scale = head_dim**-0.5 if self.scale is None else self.scale
+        bins = num_bins(num_keys) if self.bins is None else self.bins
+        return dataclasses.replace(self, scale=scale, bins=bins)
+
+
+def num_bins(num_keys: int) -> int:
+    """Returns the bins that distances 0, ..., num_keys - 1 fall into."""
+    return 1 + (num_keys - 1).bit_length()
+
+
+class Keys(NamedTuple):
+    """What is known of the keys besides their positions and segments, which a Mask has.
+
+    Attributes:
+      k_BSKH: rotated.
+      index_BS: int32, the number of the token in the whole sequence.
+      sets_BSZ: bool: the key belongs to the set, such as a needle's span; Z may be 0.
+    """
+
+    k_BSKH: jax.Array
+    index_BS: jax.Array
+    sets_BSZ: jax.Array
+
+
+class Softmax(NamedTuple):
+    """Sums over some keys, [B, K, G, T].
+
+    Attributes:
+      m: maximum of the logits, -1e30 where there is no key.
+      l: sum of e^(s - m).
+      u: sum of e^(s - m) (s - m).
+    """
+
+    m: jax.Array
+    l: jax.Array  # noqa: E741 (the letter of the formula)
+    u: jax.Array
+
+
+class State(NamedTuple):
+    """Sums over the keys seen so far; masses are still to be divided by l.
+
+    Attributes:
+      m, l, u: of all keys, as in Softmax.
+      l2: sum of e^(2 (s - m)), [B, K, G, T]; so are all without another shape.
+      rest: of all keys but the first of the document.
+      key: int32, the index of the most probable key; of equal ones the least.
+      sink, first, local: masses of the first key, the first FIRST_KEYS keys and the local ones.
+      distance: sum of mass times distance.
+      sets: masses of the sets, [Z, B, K, G, T].
+      bins: masses by distance, [E, B, K, G, T].
+      visible: int32, number of keys, [B, 1, 1, T].
+      pairs: int32, of them by distance, [E, B, 1, 1, T].
+    """
+
+    m: jax.Array
+    l: jax.Array  # noqa: E741 (the letter of the formula)
+    u: jax.Array
+    l2: jax.Array
+    rest: Softmax
+    key: jax.Array
+    sink: jax.Array
+    first: jax.Array
+    local: jax.Array
+    distance: jax.Array
+    sets: jax.Array
+    bins: jax.Array
+    visible: jax.Array
+    pairs: jax.Array
+
+
+def empty(q_BTNH: jax.Array, keys: Keys, options: Options) -> State:
+    """Returns the state of queries that have seen no key; `options` of Options.of."""
+    (batch, length, num_heads, _), kv_heads = q_BTNH.shape, keys.k_BSKH.shape[2]
+    if num_heads % kv_heads or keys.k_BSKH.shape[0] != batch:
+        raise ValueError(
+            f"analysis: q_BTNH {q_BTNH.shape} and k_BSKH {keys.k_BSKH.shape} must agree in B, and "
+            "N must be a multiple of K."
+        )
+    dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    rows = batch, kv_heads, num_heads // kv_heads, length
+    one = batch, 1, 1, length
+    zeros = jnp.zeros(rows, dtype)
+    nothing = Softmax(jnp.full(rows, MASKED, dtype), zeros, zeros)
+    return State(
+        *nothing,
+        l2=zeros,
+        rest=nothing,
+        key=jnp.full(rows, _NO_KEY, jnp.int32),
+        sink=zeros,
+        first=zeros,
+        local=zeros,
+        distance=zeros,
+        sets=jnp.zeros((keys.sets_BSZ.shape[2], *rows), dtype),
+        bins=jnp.zeros((options.bins, *rows), dtype),
+        visible=jnp.zeros(one, jnp.int32),
+        pairs=jnp.zeros((options.bins, *one), jnp.int32),
+    )
+
+
+def merge(one: State, other: State) -> State:
+    """Returns the state of the keys of both, which are disjoint; associative and commutative."""
+    m = jnp.maximum(one.m, other.m)
+    share, other_share = jnp.exp(one.m - m), jnp.exp(other.m - m)
+
+    def add(x, y):
+        lead = (1,) * (x.ndim - m.ndim)
+        return x * share.reshape(lead + m.shape) + y * other_share.reshape(lead + m.shape)
+
+    both = _merge_softmax(Softmax(*one[:3]), Softmax(*other[:3]))
+    is_other = (other.m > one.m) | ((other.m == one.m) & (other.key < one.key))
+    return State(
+        *both,
+        l2=one.l2 * share**2 + other.l2 * other_share**2,
+        rest=_merge_softmax(one.rest, other.rest),
+        key=jnp.where(is_other, other.key, one.key),
+        **{name: add(getattr(one, name), getattr(other, name)) for name in _MASSES},
+        visible=one.visible + other.visible,
+        pairs=one.pairs + other.pairs,
+    )
+
+
+_MASSES = ("sink", "first", "local", "distance", "sets", "bins")
+
+
+def of_block(q_BCNH, keys: Keys, mask: Mask, options: Options) -> State:
+    """Returns the state of one block of keys."""
+    seen = allowed(mask)[:, None, None]
+    logits = blocks.logits(q_BCNH, keys.k_BSKH, options.scale)
+    whole, e = _softmax(logits, seen)
+    distance = jnp.where(seen, blocks.distances(mask)[:, None, None], 0)
+    near = jnp.min(jnp.where(seen, distance, _NO_KEY))
+    is_top = (logits == whole.m[..., None]) & seen
+    index = keys.index_BS[:, None, None, None]
+    sink, first, rest = _first_keys(logits, e, seen, whole, mask.kv_positions_BS)
+    bins, pairs = _by_distance(e, seen, distance, near, options.bins)
+    return State(
+        *whole,
+        l2=jnp.sum(e * e, axis=-1),
+        rest=rest,
+        key=jnp.min(jnp.where(is_top, index, _NO_KEY), axis=-1),
+        sink=sink,
+        first=first,
+        local=jax.lax.cond(
+            near < options.local,
+            lambda: jnp.sum(jnp.where(distance < options.local, e, 0), axis=-1),
+            lambda: jnp.zeros_like(whole.l),
+        ),
+        distance=jnp.sum(e * distance.astype(e.dtype), axis=-1),
+        sets=_of_sets(e, keys.sets_BSZ),
+        bins=bins,
+        visible=jnp.sum(seen, axis=-1, dtype=jnp.int32),
+        pairs=pairs,
+    )
+
+
+def _merge_softmax(one: Softmax, other: Softmax) -> Softmax:
+    m = jnp.maximum(one.m, other.m)
+    # where nothing was seen m is -1e30 and l, u are 0: no product below is infinite
+    moved = ((x.m - m, x) for x in (one, other))
+    (l_one, u_one), (l_other, u_other) = (
+        (jnp.exp(by) * x.l, jnp.exp(by) * (x.u + by * x.l)) for by, x in moved
+    )
+    return Softmax(m, l_one + l_other, u_one + u_other)
+
+
+def _softmax(logits, seen):
+    """Returns (Softmax over the last axis, e^(s - m))."""
+    m = jnp.max(jnp.where(seen, logits, MASKED), axis=-1)
+    # the largest has exactly 0: scale * x - m as one instruction would leave what m was rounded by
+    z = jnp.where(seen & (logits != m[..., None]), logits - m[..., None], 0)
+    e = jnp.where(seen, jnp.exp(z), 0)
+    return Softmax(m, jnp.sum(e, axis=-1), jnp.sum(e * z, axis=-1)), e
+
+
+def _first_keys(logits, e, seen, whole: Softmax, kv_positions_BX):
+    """Returns (masses of the first key and of the first FIRST_KEYS, Softmax of all but the first
+    key); few blocks have any of them.
+    """
+    positions = kv_positions_BX[:, None, None, None]
+
+    def some():
+        is_first = positions == 0
+        sink = jnp.sum(jnp.where(is_first, e, 0), axis=-1)
+        first = jnp.sum(jnp.where(positions < FIRST_KEYS, e, 0), axis=-1)
+        return sink, first, _softmax(logits, seen & ~is_first)[0]
+
+    def none():
+        zeros = jnp.zeros_like(whole.l)
+        return zeros, zeros, whole
+
+    return jax.lax.cond(jnp.any(kv_positions_BX < FIRST_KEYS), some, none)
+
+
+def _of_sets(e, sets_BXZ):
+    if not sets_BXZ.shape[2]:
+        return jnp.zeros((0, *e.shape[:-1]), e.dtype)
+
+    def some():
+        chosen = sets_BXZ.astype(e.dtype)
+        precision = jax.lax.Precision.HIGHEST
+        return jnp.einsum("BKGCX,BXZ->ZBKGC", e, chosen, precision=precision)
+
+    def none():
+        return jnp.zeros((sets_BXZ.shape[2], *e.shape[:-1]), e.dtype)
+
+    return jax.lax.cond(jnp.any(sets_BXZ), some, none)
+
+
+def _by_distance(e, seen, distance, near, bins: int):
+    """Returns (masses [E, B, K, G, C], pairs [E, B, 1, 1, C]); only bins that the block has are
+    gone through: one or two, where it lies far from the diagonal.
+    """
+    masses = jnp.zeros((bins, *e.shape[:-1]), e.dtype)
+    pairs = jnp.zeros((bins, *distance.shape[:-1]), jnp.int32)
+    if not bins:
+        return masses, pairs
+
+    def bin_of(tokens):  # 0, 1, 2-3, 4-7: the number of binary digits
+        return jnp.minimum(32 - jax.lax.clz(tokens), bins - 1)
+
+    bin_of_pair = jnp.where(seen, bin_of(distance), -1)
+
+    def add(number, carry):
+        masses, pairs = carry
+        inside = bin_of_pair == number
+        mass = jnp.sum(jnp.where(inside, e, 0), axis=-1)
+        count = jnp.sum(inside, axis=-1, dtype=jnp.int32)
+        return masses.at[number].set(mass), pairs.at[number].set(count)
+
+    last = bin_of(jnp.max(distance))
+    return jax.lax.fori_loop(bin_of(near), last + 1, add, (masses, pairs))
