@@ -1,185 +1,316 @@
-"""From the files that a search, a training or an evaluation left to the sections of a page."""
+"""From workdirs to what the page says of them; the only place that knows the names of files."""
 
+import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.progress import duration
-from jaxrope.report import figures, panels, tables
-from jaxrope.report.page import Figure, Section
+from jaxrope.report import attention, evaluations, ropes, searches, trainings
+from jaxrope.report.page import Folder, Section
 
-SUMMARY_HEADER = ["Folder", "What", "Window", "Result", "Cost"]
+COLUMNS = ("What", "Model", "Window", "Perplexity", "Pass key", "Needle", "RULER", "Cost")
+NAMES = ("result.json", "journal.jsonl", "metrics.jsonl", "eval.json", "attention.json")
+
+Row = Mapping[str, Any]
+Line = dict[str, str]  # of the summary, by COLUMNS
 
 
-def collect(folder: Path) -> tuple[list[list[str]], list[Section]]:
-    """Returns (rows of the summary table, sections) of what programs left in a folder.
+@dataclasses.dataclass(frozen=True)
+class Part:
+    """What one program left, or several together.
+
+    Attributes:
+      sections: of the page.
+      lines: what the summary says.
+      scores: the lines of evaluations alone.
+      rows: of evaluations.
+      factors: what was found last, by rotary pair, or None.
+      steps: of a training, or [].
+      generations: of a search, or [].
+      original_len: tokens, or None.
+    """
+
+    sections: list[Section] = dataclasses.field(default_factory=list)
+    lines: list[Line] = dataclasses.field(default_factory=list)
+    scores: list[Line] = dataclasses.field(default_factory=list)
+    rows: list[Row] = dataclasses.field(default_factory=list)
+    factors: Any = None
+    steps: list[Row] = dataclasses.field(default_factory=list)
+    generations: list[Row] = dataclasses.field(default_factory=list)
+    original_len: int | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Workdir:
+    """A workdir: its part of the page, its lines of the summary, and what can be compared."""
+
+    folder: Folder
+    lines: list[Line]
+    part: Part
+
+
+def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
+    """Returns what programs left in a workdir, or in the folders in it.
+
+    Args:
+      path: of the workdir: of one program, of a recipe, or a folder of such folders.
+      published: name -> factors to be drawn beside those that were found.
 
     Raises:
       InputError: there is nothing, or a file is broken.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder. Give a workdir of search.py, train.py, ...")
-    found = []
-    for name, read, make in (
-        ("result.json", _json, _search),
-        ("metrics.jsonl", _rows, _training),
-        ("eval.json", _json, _evaluation),
-    ):
-        path = folder / name
-        if path.is_file():
-            found.append(_made(path, read, make))
-    if not found:
+    if not path.is_dir():
+        raise InputError(f"{path}: no such folder. Give a workdir of search.py, train.py, ...")
+    told = _recipe(path)
+    inside = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_results(p))
+    names = [name for name in _order(told) if name in inside]
+    names += [name for name in inside if name not in names]
+    searched = any((path / name / "journal.jsonl").is_file() for name in (".", *names))
+    parts = [_read(path, published or {}, searched)] if _has_results(path) else []
+    parts += [
+        _named(_read(path / name, published or {}, searched), name, told.get(name, {}))
+        for name in names
+    ]
+    if not parts:
         raise InputError(
-            f"{folder} has none of result.json, metrics.jsonl and eval.json. Give a workdir of "
-            "search.py, train.py or `python -m jaxrope.evaluate`."
+            f"{path} has none of {', '.join(NAMES)}, nor has a folder in it. Give a workdir of "
+            "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analysis`."
         )
-    return [[str(folder), *line] for line, _ in found], [section for _, section in found]
+    part = _joined(parts)
+    lines = _recipe_lines(part, list(told.values())) if told and part.scores else part.lines
+    sections = _with_commands(part.sections)
+    folder = Folder(path.name or str(path), str(path), _facts(lines), sections)
+    return Workdir(folder, lines, part)
 
 
-def _made(path: Path, read, make):
+def _has_results(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in NAMES)
+
+
+def _recipe(path: Path) -> dict[str, Row]:
+    """Returns {stage: what recipe.json says of it}, in order; {} if there is none."""
+    recipe = path / "recipe.json"
+    if not recipe.is_file():
+        return {}
+    return _made(recipe, lambda: {row["name"]: row for row in _json(recipe)["stages"]})
+
+
+def _order(told: Mapping[str, Row]) -> list[str]:
+    """Returns the stages as the page has them: the last one and what it is made from come first."""
+    if not told:
+        return []
+    last = list(told)[-1]
+    return list(dict.fromkeys([last, *told[last].get("uses", ()), *told]))
+
+
+def _read(folder: Path, published: Row, searched: bool) -> Part:
+    """Returns what one folder has; `searched`: the page has searches, whose factors others use."""
+    origin = _origin(folder)
+    result, journal = folder / "result.json", folder / "journal.jsonl"
+    makers: list[tuple[Path, Callable[[Path], Part]]] = []
+    if result.is_file():
+        makers.append((result, lambda path: _search(path, journal, origin, published)))
+    elif journal.is_file():
+        makers.append((journal, lambda path: _running(path, origin, published)))
+    else:
+        rope = folder / "rope.json"
+        makers.append((rope, lambda path: _rope(path, origin, published, searched)))
+    makers.append((folder / "metrics.jsonl", lambda path: _training(path, origin)))
+    makers.append((folder / "eval.json", _evaluation))
+    makers.append((folder / "attention.json", _attention))
+    return _joined([_made(p, lambda p=p, f=f: f(p)) for p, f in makers if p.is_file()])
+
+
+def _search(path: Path, journal: Path, origin, published: Row) -> Part:
+    content = _json(path)
+    seen = searches.of_journal(_rows(journal)) if journal.is_file() else None
+    if seen is not None:
+        content = {**content, "original_len": seen["original_len"]}
+    rope = path.with_name("rope.json")
+    if rope.is_file():
+        published = {**ropes.matching(rope), **published}
+    origin = origin[0], content["config"]
+    return Part(
+        sections=[searches.section(content, seen, origin=origin, published=published)],
+        lines=[searches.line(content)],
+        factors=content["best"]["factors"],
+        generations=content["generations"],
+        original_len=searches.original_len(content) or None,
+    )
+
+
+def _running(path: Path, origin, published: Row) -> Part:
+    seen = searches.of_journal(_rows(path))
+    if seen is None:
+        raise ValueError("its first line says no target_len")
+    return Part(
+        sections=[searches.running_section(seen, origin=origin, published=published)],
+        lines=[searches.running_line(seen)],
+        factors=seen["best"] and seen["best"]["factors"],
+        generations=seen["generations"],
+        original_len=seen["original_len"],
+    )
+
+
+def _rope(path: Path, origin, published: Row, searched: bool) -> Part:
+    section, factors, buckets = ropes.section(path, origin=origin, published=published)
+    if searched and buckets == 1:
+        return Part()  # the search that found them has shown them
+    return Part(sections=[section], factors=factors)
+
+
+def _training(path: Path, origin) -> Part:
+    rows = _rows(path)
+    return Part(
+        sections=[trainings.section(rows, origin=origin)],
+        lines=[trainings.line(rows, origin[1])],
+        steps=trainings.steps(rows),
+    )
+
+
+def _evaluation(path: Path) -> Part:
+    content = _json(path)
+    lines = evaluations.lines(content)
+    return Part(
+        sections=[evaluations.section(content)],
+        lines=lines,
+        scores=lines,
+        rows=evaluations.complete(content["rows"]),
+        original_len=content["model"]["original_len"],
+    )
+
+
+def _attention(path: Path) -> Part:
+    content = attention.read(_json(path))
+    return Part(
+        sections=attention.sections(content),
+        lines=[attention.line(content)],
+        original_len=content.original_len,
+    )
+
+
+def _joined(parts: Sequence[Part]) -> Part:
+    """Returns parts as one; of what there can be only one of, the last."""
+    together: dict[str, Any] = {}
+    for field in dataclasses.fields(Part):
+        values = [getattr(part, field.name) for part in parts]
+        if field.name in ("sections", "lines", "scores"):
+            together[field.name] = [item for value in values for item in value]
+        elif field.name == "original_len":
+            together[field.name] = min((value for value in values if value), default=None)
+        else:
+            some = [value for value in values if value is not None and len(value)]
+            together[field.name] = some[-1] if some else values[-1] if values else None
+    return Part(**together)
+
+
+def _named(part: Part, name: str, told: Row) -> Part:
+    """Returns a stage's part, with its name wherever it is spoken of."""
+    sections = [dataclasses.replace(s, stage=name) for s in part.sections]
+    lines = [{**line, "What": f"{name}: {line['What']}"} for line in part.lines]
+    if lines and "seconds" in told:
+        lines[0] = {**lines[0], "Cost": _cost([told])}
+    return dataclasses.replace(part, sections=sections, lines=lines)
+
+
+def _recipe_lines(part: Part, stages: Sequence[Row]) -> list[Line]:
+    """Returns what the summary says of a recipe: its last evaluation, and the cost of it all.
+
+    A score that it has not is the first one that a stage has, in the order of the page.
+    """
+    starts = [i for i, line in enumerate(part.scores) if line["Cost"]]
+    stop = starts[1] if len(starts) > 1 else None
+    lines = [dict(line) for line in part.scores[:stop]]
+    for column in ("Perplexity", "Pass key", "Needle", "RULER"):
+        known = [part.scores[i][column] for i in starts if part.scores[i][column]]
+        lines[0][column] = lines[0][column] or (known[0] if known else "")
+    done = [stage for stage in stages if "seconds" in stage]
+    count = str(len(done)) if len(done) == len(stages) else f"{len(done)} of {len(stages)}"
+    models = [line["Model"] for line in part.lines if line.get("Model")]
+    base = next((name for name in models if name not in {stage["name"] for stage in stages}), "")
+    for line in lines:
+        line |= {"What": line["What"].removeprefix("evaluation, "), "Model": base, "Cost": ""}
+    lines[0]["What"] = f"recipe of {count} stages, {lines[0]['What']}"
+    lines[0]["Cost"] = _cost(done)
+    return lines
+
+
+def _cost(stages: Sequence[Row]) -> str:
+    seconds = duration(sum(stage["seconds"] for stage in stages))
+    forward, trained = (
+        sum(stage.get(name, 0) for stage in stages) for name in ("forward_tokens", "trained_tokens")
+    )
+    words = [seconds, f"{trained:,} trained tokens" if trained else ""]
+    return ", ".join(filter(None, [*words, f"{forward:,} forward tokens" if forward else ""]))
+
+
+def _facts(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
+    """Returns the numbers that are said first: those of the first line that has scores."""
+    first = next((line for line in lines if line.get("Perplexity")), lines[0] if lines else {})
+    found = []
+    for column in COLUMNS[2:]:
+        value = first.get(column, "")
+        if column == "Cost" and not value:
+            value = next((line["Cost"] for line in lines if line.get("Cost")), "")
+        if not value:
+            continue
+        mark = next((mark for mark in (" at ", " (", ", ") if mark in value), "")
+        shown, _, rest = value.partition(mark) if mark else (value, "", "")
+        remark = rest.removesuffix(")") if mark == " (" else f"{mark.strip(' ,')} {rest}".strip()
+        if column == "Perplexity":
+            remark = "; ".join([remark, *_others(first, lines)])
+        found.append((column, shown, remark))
+    return found
+
+
+def _others(first: Line, lines: Sequence[Line]) -> list[str]:
+    """Returns the perplexities of the other labels of an evaluation, if they are few."""
+    some = [line for line in lines if line is not first and " at " in line.get("Perplexity", "")]
+    if len(some) > 3:
+        return []
+    return [f"{_label(line)} {line['Perplexity'].partition(' at ')[0]}" for line in some]
+
+
+def _label(line: Line) -> str:
+    return line["What"].partition("evaluation, ")[2] or line["What"]
+
+
+def _with_commands(sections: Sequence[Section]) -> list[Section]:
+    """Returns the sections; those of stages without a command have the recipe's."""
+    known = [section.command for section in sections if " train.py " in section.command]
+    made = []
+    for section in sections:
+        if known and section.stage and not section.command:
+            command = f"{known[0]} --config.stages={section.stage}"
+            section = dataclasses.replace(section, command=command)
+        made.append(section)
+    return made
+
+
+def _origin(folder: Path) -> tuple[str, Row]:
+    """Returns the command, or "", and the config, or {}, of what lies in a folder."""
+    command, config = folder / "command.txt", folder / "config.json"
+    typed = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
+    return typed, _made(config, lambda: dict(_json(config))) if config.is_file() else {}
+
+
+def _made(path: Path, make_fn: Callable[[], Any]) -> Any:
     try:
-        return make(read(path), path.parent)
-    except (KeyError, TypeError, ValueError, IndexError) as error:
+        return make_fn()
+    except InputError:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
         raise InputError(
             f"{path} is not what its program writes ({type(error).__name__}: {error}). "
             "Run the program again, or leave the folder out."
         ) from None
 
 
-def _search(content: Mapping[str, Any], folder: Path):
-    config, best = content["config"], content["best"]
-    unit, generations = content["unit"], content["generations"]
-    baselines = {row["baseline"]: row for row in content["baselines"] if row["fitness"] is not None}
-    fitness = generations[-1]["best"]
-    seconds = duration(content["seconds"])
-    line = [
-        "search",
-        f"to {best['max_len']:,}",
-        f"{unit} {tables.number(fitness)}"
-        + "".join(f", {name} {tables.number(row['fitness'])}" for name, row in baselines.items()),
-        f"{content['forward_tokens']:,} forward tokens, {seconds}",
-    ]
-    drawn = figures.search_figures(generations, baselines, factors=best["factors"])
-    ends = f"from {np.min(best['factors']):g} to {np.max(best['factors']):g}"
-    alts = (
-        f"Best and mean {unit} by generation; the best ends at {tables.number(fitness)}.",
-        f"The factors found, {ends}, by rotary pair, beside those of {', '.join(baselines)}.",
-    )
-    captions = (
-        f"{unit.capitalize()} of the best candidate so far and mean of each generation.",
-        f"Factors found ({ends}), start tokens {best['start_tokens']}.",
-    )
-    shown = [_figure(*parts) for parts in zip(drawn, alts, captions, strict=True)]
-    cells = [["", "attention factor", unit]] + [
-        [
-            row["baseline"],
-            f"{row['attention_factor']:.4f}",
-            "failed" if row["fitness"] is None else f"{row['fitness']:.4f}",
-        ]
-        for row in content["baselines"]
-    ]
-    cells.append(["searched", f"{best['attention_factor']:.4f}", f"{fitness:.4f}"])
-    title = f"Search to {best['max_len']:,} tokens"
-    return line, Section(title, [("On the text of the search", cells)], shown, "", config)
-
-
-def _training(rows: Sequence[Mapping[str, Any]], folder: Path):
-    steps = [row for row in rows if row.get("loss") is not None]
-    scores = [row for row in rows if "eval" in row]
-    config_path = folder / "config.json"
-    config = _json(config_path) if config_path.is_file() else {}
-    tokens = sum(row["tokens"] for row in steps)
-    last = steps[-1]
-    line = [
-        "training",
-        f"rows of {config['train']['seq_len']:,}" if "train" in config else "",
-        f"loss {steps[0]['loss']:.4f} to {last['loss']:.4f}",
-        f"{last['step']:,} steps, {tokens:,} tokens",
-    ]
-    alts = (
-        f"Training loss from {steps[0]['loss']:.3f} to {last['loss']:.3f} in {last['step']} steps.",
-        f"Learning rate by step, at most {max(row['lr'] for row in steps):.3g}.",
-    )
-    captions = ("Loss of each step (pale) and its running mean.", "Learning rate.")
-    drawn = zip(figures.training_figures(steps), alts, captions, strict=True)
-    shown = [_figure(*parts) for parts in drawn]
-    made = []
-    if scores:
-        names = list(scores[-1]["eval"])
-        cells = [["step", *names]] + [
-            [f"{row['step']:,}", *(tables.number(row["eval"].get(name)) for name in names)]
-            for row in scores
-        ]
-        made.append(("Evaluations on the way", cells))
-    return line, Section(f"Training, {last['step']:,} steps", made, shown, "", config)
-
-
-def _evaluation(content: Mapping[str, Any], folder: Path):
-    rows, original_len = content["rows"], content["model"]["original_len"]
-    longest = max(row["length"] for row in rows)
-    at_longest = [row for row in rows if row["length"] == longest]
-    seconds = sum(row["seconds"] for row in rows)
-    scores = [
-        f"{row['label']} {tables.number(next(iter(row['metrics'].values())))}"
-        for row in at_longest
-        if row["suite"] == rows[0]["suite"]
-    ]
-    line = [
-        "evaluation",
-        f"{original_len:,} to {longest:,}",
-        f"{rows[0]['suite']} at {longest:,}: " + ", ".join(scores),
-        f"{sum(row['tokens'] for row in rows):,} forward tokens, {duration(seconds)}",
-    ]
-    made = tables.evaluation_tables(rows, original_len=original_len)
-    made.append(tables.cost_table(rows))
-    drawn = figures.evaluation_figures(rows, original_len=original_len)
-    shown = [_figure(fig, _alt(name, rows), _caption(name)) for name, fig in drawn.items()]
-    title = f"Evaluation of {content['model']['source']}"
-    return line, Section(title, made, shown, content["command"], content["config"])
-
-
-_CAPTIONS = {
-    "perplexity": "Perplexity with its 95% interval over windows.",
-    "difference": "Paired difference of mean NLL with its 95% interval over windows.",
-    "position": "Loss by position in the longest window, smoothed.",
-    "passkey": "Share of keys found, with Wilson's 95% interval.",
-    "needle": "Share of needles found, with Wilson's 95% interval.",
-}
-
-
-def _caption(name: str) -> str:
-    if name.startswith("map of "):
-        return f"{name[0].upper()}{name[1:]}: mean score by length, from 0 (red) to 1 (green)."
-    return _CAPTIONS.get(name, f"{name}: mean score with its 95% interval.")
-
-
-def _alt(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
-    """Returns in words what a figure shows at its right end."""
-    if name.startswith("map of "):
-        return _caption(name)
-    suite = "perplexity" if name in ("difference", "position") else name
-    rows = panels.needle_rows(rows) if name == "needle" else rows
-    chosen = [row for row in rows if row["suite"] == suite]
-    longest = max(row["length"] for row in chosen)
-    ends = [row for row in chosen if row["length"] == longest]
-    if name == "difference":
-        values = [(r["label"], r["difference"]["mean"]) for r in ends if r.get("difference")]
-    else:
-        values = [(r["label"], next(iter(r["metrics"].values()))) for r in ends]
-    text = ", ".join(f"{label} {tables.number(value)}" for label, value in values)
-    return f"{_caption(name)} At {longest:,} tokens: {text}."
-
-
-def _figure(drawing, alt: str, caption: str) -> Figure:
-    return Figure(svg=figures.as_svg(drawing), alt=alt, caption=caption)
-
-
-def _json(path: Path) -> dict[str, Any]:
+def _json(path: Path) -> Any:
     return json.loads(path.read_text(encoding="utf-8"))
 
 

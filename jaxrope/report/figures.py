@@ -10,9 +10,10 @@ from pathlib import Path
 from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.report import maps, panels
-from jaxrope.report.panels import FOREGROUND, Row
+from jaxrope.report.axes import FOREGROUND
+from jaxrope.report.panels import Row
 
-PANEL = (5.0, 3.4)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
+PANEL = (4.4, 3.2)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {
     "axes.edgecolor": FOREGROUND,
     "axes.labelcolor": FOREGROUND,
@@ -26,7 +27,7 @@ _RC = {
     "text.color": FOREGROUND,
     "xtick.color": FOREGROUND,
     "ytick.color": FOREGROUND,
-    "font.size": 9.5,
+    "font.size": 10,
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "svg.fonttype": "none",
@@ -139,17 +140,38 @@ def search_figures(
     return [_one(draw, None) for draw in _search_draws(rows, baselines, factors)]
 
 
-def as_svg(figure) -> str:
-    """Returns a figure as an <svg> element that scales with its column, in the page's colours."""
+def svg_file(figure) -> str:
+    """Returns a figure as a file for itself: dark on white, text as text."""
     buffer = io.StringIO()
     with _style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
-    text = text[text.index("<svg") :].replace(FOREGROUND, "currentColor")
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    text = re.sub(r"<metadata>.*?</metadata>", "", buffer.getvalue(), flags=re.DOTALL)
+    # a hundredth of a point cannot be seen, and is half of the file
+    return re.sub(r' d="[^"]*"', lambda path: _DIGITS.sub(r"\1", path.group()), text)
+
+
+def svg_element(svg: str) -> str:
+    """Returns what `svg_file` made as an <svg> element that scales with its column."""
+    text = svg[svg.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
-    return text.replace("'DejaVu Sans'", "system-ui")
+    return re.sub(r"font: (?:(\d{3}) )?([\d.]+px) [^;\"]*", _font, text)
+
+
+def png_file(figure) -> bytes:
+    """Returns a figure as a PNG of 150 dots an inch."""
+    buffer = io.BytesIO()
+    with _style():
+        figure.savefig(buffer, format="png", dpi=150)
+    return buffer.getvalue()
+
+
+_DIGITS = re.compile(r"(\.\d\d)\d+")
+
+
+def _font(match: re.Match) -> str:
+    weight = f"; font-weight: {match[1]}" if match[1] else ""
+    return f"font-size: {match[2]}{weight}"  # the family is the page's
 
 
 def _evaluation_draws(rows, original_len):
@@ -173,9 +195,10 @@ def _training_draws(rows):
 
 
 def _search_draws(rows, baselines, factors):
+    curves = {name: row["factors"] for name, row in baselines.items()} | {"best": factors}
     return [
         lambda ax: panels.draw_fitness(ax, rows, baselines),
-        lambda ax: panels.draw_factors(ax, factors, baselines),
+        lambda ax: panels.draw_factors(ax, curves),
     ]
 
 
@@ -193,11 +216,16 @@ def _style():
     return _matplotlib().rc_context(_RC)
 
 
+def one(draw, size: tuple[float, float] = PANEL):
+    """Returns a figure of one panel: `draw(ax)`; `size` in inches."""
+    return _panels([draw], None, size)
+
+
 def _one(draw, path):
     return _panels([draw], path)
 
 
-def _panels(draws, path):
+def _panels(draws, path, panel=PANEL):
     """Returns a figure with a panel for each of `draws`, and writes it to `path` if given."""
     _matplotlib()
     from matplotlib.figure import Figure
@@ -205,7 +233,7 @@ def _panels(draws, path):
     with _style():
         columns = min(2, len(draws))
         lines = math.ceil(len(draws) / columns)
-        size = (PANEL[0] * columns, PANEL[1] * lines)
+        size = (panel[0] * columns, panel[1] * lines)
         figure = Figure(figsize=size, layout="constrained")
         axes = figure.subplots(lines, columns, squeeze=False).flat
         for draw, ax in itertools.zip_longest(draws, axes):

@@ -1,6 +1,7 @@
 """One self-contained HTML page: no network, light and dark, readable on a phone and on paper.
 
-Only text and markup: figures come in as finished <svg> elements, see report.py.
+Only text and markup: figures come in as drawings, which `assets` turns into <svg> elements and into
+the files beside the page.
 """
 
 import dataclasses
@@ -9,41 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-CSS = """
-:root { color-scheme: light dark; --line: #8885; --soft: #8881; }
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 76rem; margin: 0 auto; padding: 1rem;
-  background: #fdfdfc; color: #1b1c1d; }
-h1 { font-size: 1.6rem; line-height: 1.2; }
-h2 { font-size: 1.25rem; margin-top: 2.5rem; border-top: 1px solid var(--line); padding-top: 1rem;
-  overflow-wrap: anywhere; }
-h3 { font-size: 1rem; margin: 1.5rem 0 .5rem; }
-.wide { overflow-x: auto; }
-table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
-  white-space: nowrap; }
-th:first-child, td:first-child, .words th, .words td { text-align: left; }
-.words td { white-space: normal; vertical-align: top; }
-@media (max-width: 40rem) {
-  .words thead { display: none; }
-  .words tr { display: block; border-bottom: 1px solid var(--line); padding: .4rem 0; }
-  .words td { display: block; border: 0; padding: 0; }
-  .words td:first-child { font-weight: 600; overflow-wrap: anywhere; }
-}
-.figures { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 28rem), 1fr));
-  gap: 1.5rem; margin: 1rem 0; }
-figure { margin: 0; min-width: 0; }
-figure svg { width: 100%; height: auto; display: block; }
-figcaption { font-size: .85rem; opacity: .8; }
-pre { background: var(--soft); padding: .7rem; overflow-x: auto; font-size: .8rem; }
-summary { cursor: pointer; }
-@media (prefers-color-scheme: dark) { body { background: #16181a; color: #e4e5e6; } }
-@media print {
-  body { background: none; color: black; max-width: none; font-size: 10pt; }
-  figure, table, h2, h3 { break-inside: avoid; }
-  h2, h3 { break-after: avoid; }
-  details:not([open]) { display: none; }
-}
-"""
+from jaxrope.report import theme
+
+MOST_NUMBERS = 200  # rows of a figure's numbers that the page itself has; its CSV has all
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,14 +20,20 @@ class Figure:
     """A figure of the page.
 
     Attributes:
-      svg: an <svg> element.
+      name: of its files, letters and digits and "-" only; one of its section.
+      drawing: a matplotlib Figure.
       alt: what it shows, in words, for whoever cannot see it.
-      caption: what it is, one sentence.
+      caption: what it is, a sentence or two.
+      numbers: what is drawn; the first row is the header.
+      is_broad: whether it takes the whole width, and may be scrolled on a phone.
     """
 
-    svg: str
+    name: str
+    drawing: Any
     alt: str
     caption: str
+    numbers: Sequence[Sequence[Any]]
+    is_broad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,6 +46,9 @@ class Section:
       figures: drawn from the same numbers.
       command: what made it, or "".
       config: the resolved config, or {}.
+      more: tables like `tables`, behind a line that is opened.
+      is_folded: whether its figures are behind such a line.
+      stage: of a recipe that it belongs to, or "".
     """
 
     title: str
@@ -78,48 +56,138 @@ class Section:
     figures: Sequence[Figure]
     command: str
     config: Mapping[str, Any]
+    more: Sequence[tuple[str, list[list[str]]]] = ()
+    is_folded: bool = False
+    stage: str = ""
 
 
-def render(title: str, summary: list[list[str]], folders: Mapping[str, Sequence[Section]]) -> str:
+@dataclasses.dataclass(frozen=True)
+class Folder:
+    """What the page says of one workdir.
+
+    Attributes:
+      title: of its part of the page.
+      path: of the folder, as it was given.
+      facts: (name, value, remark or "") of the numbers that are said first.
+      sections: in order.
+    """
+
+    title: str
+    path: str
+    facts: Sequence[tuple[str, str, str]]
+    sections: Sequence[Section]
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawn:
+    """A figure as the page needs it.
+
+    Attributes:
+      svg: its <svg> element, in the page's colours.
+      files: (name of a kind, address beside the page).
+    """
+
+    svg: str
+    files: Sequence[tuple[str, str]]
+
+
+def render(
+    title: str,
+    lead: str,
+    summary: list[list[str]],
+    folders: Sequence[Folder],
+    drawn: Mapping[tuple[int, int, int], Drawn],
+) -> str:
     """Returns the page.
 
     Args:
       title: of the page.
-      summary: cells of the table at the top.
-      folders: folder -> its sections.
+      lead: a line under it.
+      summary: cells of the table at the top; "#0 name" links to folder 0.
+      folders: in order.
+      drawn: (folder, section, figure) -> what was made of it, by their places.
     """
-    body = [f"<h1>{_text(title)}</h1>", _table(summary, "words")]
-    for place, (folder, sections) in enumerate(folders.items()):
-        body.append(f'<h2 id="folder{place}">{_text(folder)}</h2>')
-        body += [_section(section, f"f{place}s{i}") for i, section in enumerate(sections)]
+    body = [f"<header><h1>{_text(title)}</h1>", f'<p class="lead">{_text(lead)}</p>']
+    body += [_table(summary, "words"), "</header>"]
+    body.append(_contents(folders))
+    body.append("<main>")
+    for f, folder in enumerate(folders):
+        body.append(f'<section id="f{f}"><h2>{_text(folder.title)}</h2>')
+        body.append(f'<p class="path">{_text(folder.path)}</p>' + _facts(folder.facts))
+        body += [_section(section, (f, s), drawn) for s, section in enumerate(folder.sections)]
+        body.append("</section>")
+    body.append(
+        "</main>\n<footer>Every figure lies beside this page as SVG, PNG and CSV. Made by "
+        "<code>python -m jaxrope.report</code>.</footer>"
+    )
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n"
-        + "\n".join(body)
-        + "\n</body>\n</html>\n"
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{_text(title)}</title>\n<style>{theme.css()}</style>\n</head>\n"
+        '<body><div class="frame">\n' + "\n".join(body) + "\n</div></body>\n</html>\n"
     )
 
 
-def _section(section: Section, prefix: str) -> str:
-    parts = [f"<h3>{_text(section.title)}</h3>"]
+def _contents(folders: Sequence[Folder]) -> str:
+    lines = []
+    for f, folder in enumerate(folders):
+        lines.append(f'<li class="folder"><a href="#f{f}">{_text(folder.title)}</a></li>')
+        stage = ""
+        for s, section in enumerate(folder.sections):
+            if not section.stage or section.stage != stage:
+                name = section.stage or section.title
+                lines.append(f'<li><a href="#f{f}s{s}">{_text(name)}</a></li>')
+            stage = section.stage
+    return f'<nav aria-label="Contents"><ul>{"".join(lines)}</ul></nav>'
+
+
+def _facts(facts: Sequence[tuple[str, str, str]]) -> str:
+    tiles = [
+        f'<div class="card"><dt>{_text(name)}</dt><dd>{_text(value)}'
+        + (f"<small>{_text(remark)}</small>" if remark else "")
+        + "</dd></div>"
+        for name, value, remark in facts
+    ]
+    return f'<dl class="facts">{"".join(tiles)}</dl>' if tiles else ""
+
+
+def _section(section: Section, place: tuple[int, int], drawn) -> str:
+    prefix = f"f{place[0]}s{place[1]}"
+    stage = f"<span>{_text(section.stage)}</span> " if section.stage else ""
+    parts = [f'<h3 id="{prefix}">{stage}{_text(section.title)}</h3>']
     for title, cells in section.tables:
-        parts.append(f"<p>{_text(title)}</p>{_table(cells)}")
-    figures = [_figure(figure, f"{prefix}g{i}-") for i, figure in enumerate(section.figures)]
-    if figures:
-        parts.append(f'<div class="figures">{"".join(figures)}</div>')
-    if section.command:
-        parts.append(f"<pre>{_text(section.command)}</pre>")
-    if section.config:
-        config = _text(json.dumps(section.config, indent=1, ensure_ascii=False))
-        parts.append(f"<details><summary>Config</summary><pre>{config}</pre></details>")
-    return "\n".join(parts)
+        parts.append(f'<p class="what">{_text(title)}</p>{_table(cells)}')
+    figures = "".join(
+        _figure(figure, drawn[(*place, g)], f"{prefix}g{g}-", section)
+        for g, figure in enumerate(section.figures)
+    )
+    if figures and section.is_folded:
+        count = len(section.figures)
+        figures = f"<details><summary>{count} figures</summary>{_grid(figures)}</details>"
+    elif figures:
+        figures = _grid(figures)
+    else:
+        figures = _details("Command and config", _origin(section))
+    folded = [_details(title, _table(cells)) for title, cells in section.more]
+    return "\n".join([*parts, figures, *folded])
 
 
-def _table(cells: list[list[str]], kind: str = "numbers") -> str:
-    head = "".join(f'<th scope="col">{_text(cell)}</th>' for cell in cells[0])
+def _grid(figures: str) -> str:
+    return f'<div class="figures">{figures}</div>'
+
+
+def _table(cells: Sequence[Sequence[Any]], kind: str = "numbers") -> str:
+    header = [_text(cell) for cell in cells[0]]
+    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
     rows = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in cells[1:]
+        "<tr>"
+        + "".join(
+            f'<td data-label="{name}">{_cell(cell)}</td>'
+            for name, cell in zip(header, row, strict=True)
+        )
+        + "</tr>"
+        for row in cells[1:]
     )
     return (
         f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
@@ -127,13 +195,42 @@ def _table(cells: list[list[str]], kind: str = "numbers") -> str:
     )
 
 
-def _figure(figure: Figure, prefix: str) -> str:
+def _cell(cell: Any) -> str:
+    place, mark, name = str(cell).partition(" ")
+    if mark and place.startswith("#") and place[1:].isdigit():
+        return f'<a href="#f{place[1:]}">{_text(name)}</a>'
+    text = _text("" if cell is None else cell)
+    return text.replace(" → ", "\u00a0→\u00a0").replace(" at ", " at\u00a0")
+
+
+def _figure(figure: Figure, drawn: Drawn, prefix: str, section: Section) -> str:
     # two figures have the same ids inside; the second one would use the first one's shapes
-    svg = figure.svg.replace('id="', f'id="{prefix}').replace('href="#', f'href="#{prefix}')
+    svg = drawn.svg.replace('id="', f'id="{prefix}').replace('href="#', f'href="#{prefix}')
     svg = svg.replace("url(#", f"url(#{prefix}")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{_text(figure.alt)}"', 1)
-    return f"<figure>{svg}<figcaption>{_text(figure.caption)}</figcaption></figure>"
+    links = " ".join(f'<a href="{_text(to)}">{_text(kind)}</a>' for kind, to in drawn.files)
+    inside = (f"<p>Beside this page: {links}</p>" if links else "") + _origin(section)
+    if figure.numbers:
+        inside += _table(figure.numbers[: MOST_NUMBERS + 1])
+    kind = ' class="broad"' if figure.is_broad else ""
+    return (
+        f'<figure{kind}><div class="drawing">{svg}</div>'
+        f"<figcaption>{_text(figure.caption)}</figcaption>"
+        + _details("Command, config, numbers", inside)
+        + "</figure>"
+    )
 
 
-def _text(value: str) -> str:
+def _origin(section: Section) -> str:
+    parts = f"<pre>{_text(section.command)}</pre>" if section.command else ""
+    if section.config:
+        parts += f"<pre>{_text(json.dumps(section.config, indent=1, ensure_ascii=False))}</pre>"
+    return parts
+
+
+def _details(title: str, inside: str) -> str:
+    return f"<details><summary>{_text(title)}</summary>{inside}</details>" if inside else ""
+
+
+def _text(value: Any) -> str:
     return html.escape(str(value), quote=True)

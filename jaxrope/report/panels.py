@@ -1,41 +1,15 @@
-"""What is drawn in a panel, on a matplotlib Axes, from the rows that programs wrote.
-
-Colours are Okabe and Ito's, which people with any colour vision tell apart; each method has the
-same colour, marker and dash everywhere, and lines are named at their ends.
-"""
+"""What is drawn in a panel, on a matplotlib Axes, from the rows that programs wrote."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
-from jaxrope.report import floors, maps
+from jaxrope.report import axes, floors, maps
 
-# method -> (colour, marker, dash); other labels take what is left, in order of appearance
-STYLES = {
-    "none": ("#7f7f7f", "o", "-"),
-    "pi": ("#e69f00", "s", "-"),
-    "ntk": ("#56b4e9", "^", "-"),
-    "yarn": ("#0072b2", "D", "-"),
-    "longrope": ("#d55e00", "o", "-"),
-    "sliding": ("#009e73", "v", "--"),
-}
-SPARE = (
-    ("#cc79a7", "P", "-"),
-    ("#9a6fb0", "X", "-."),
-    ("#b8860b", "<", ":"),
-    ("#009e73", ">", ":"),
-    ("#d55e00", "h", "--"),
-)
-FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which follows the theme
-SMOOTHING = 30  # the training loss is a mean over a thirtieth of the run to either side
+SMOOTHING = 15  # the training loss is a mean over a fifteenth of the run to either side
 
 Row = Mapping[str, Any]
-
-
-def _styles(labels) -> dict[str, tuple[str, str, str]]:
-    spare = iter(SPARE * (1 + len(list(labels)) // len(SPARE)))
-    return {label: STYLES[label] if label in STYLES else next(spare) for label in labels}
 
 
 def _of_suite(rows, suite):
@@ -57,9 +31,9 @@ def draw_perplexity(ax, rows, original_len):
     values = [v for x, y, *_ in curves.values() for v in y]
     if values and max(values) > 3 * min(values):
         ax.set_yscale("log")
-    _draw_by_length(ax, curves, original_len)
+    draw_by_length(ax, curves, original_len)
     ax.set(title="Perplexity against length", ylabel="perplexity")
-    _plain_ticks(ax)
+    axes.plain_ticks(ax)
 
 
 def draw_difference(ax, rows, original_len):
@@ -70,8 +44,8 @@ def draw_difference(ax, rows, original_len):
         for label, some in by_label.items()
     }
     baseline = next(iter(by_label.values()))[0]["difference"]["baseline"]
-    ax.axhline(0, color=FOREGROUND, linewidth=0.8)
-    _draw_by_length(ax, curves, original_len)
+    ax.axhline(0, color=axes.FOREGROUND, linewidth=0.8)
+    draw_by_length(ax, curves, original_len)
     ax.set(
         title=f"Loss against {baseline}, same tokens", ylabel="nats per token, below 0 is better"
     )
@@ -123,7 +97,7 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
 
     order = dict.fromkeys(row["label"] for row in drawn)
     curves = {label: _curve(by_label[label], interval) for label in order}
-    _draw_by_length(ax, curves, original_len)
+    draw_by_length(ax, curves, original_len)
     ax.set(title=title, ylabel=unit, ylim=(-0.05, 1.05))
     if said:
         ax.text(0.02, 0.5, said, transform=ax.transAxes, wrap=True, va="center", fontsize=7.5)
@@ -148,8 +122,8 @@ def _curve(rows, values_fn):
     return np.array(found, np.float64).reshape(-1, 4).T
 
 
-def _draw_by_length(ax, curves, original_len):
-    styles, ends = _styles(curves), {}
+def draw_by_length(ax, curves, original_len):
+    styles, ends = axes.styles(curves), {}
     for place, (label, (x, y, low, high)) in enumerate(curves.items()):
         if not len(x):
             continue
@@ -163,21 +137,21 @@ def _draw_by_length(ax, curves, original_len):
     ax.set_xticks(lengths, [f"{int(length):,}" for length in lengths])
     ax.minorticks_off()
     ax.set_xlabel("length, tokens")
-    _mark_length(ax, original_len)
-    _name_ends(ax, ends)
+    axes.mark_length(ax, original_len)
+    axes.name_ends(ax, ends)
 
 
 def draw_position(ax, rows, original_len):
     """Loss against position at the longest length, smoothed."""
     by_label = _of_suite(rows, "perplexity")
     longest = max(row["length"] for some in by_label.values() for row in some)
-    styles, ends = _styles(by_label), {}
+    styles, ends = axes.styles(by_label), {}
     for label, some in by_label.items():
         row = some[-1]
         if row["length"] != longest or None in row["items"]["position_nll"]:
             continue
         edges = np.array(row["items"]["position_edges"])
-        nll = _smooth(np.array(row["items"]["position_nll"]), np.diff(edges))
+        nll = axes.smooth(np.array(row["items"]["position_nll"]), np.diff(edges))
         colour, _, dash = styles[label]
         centres = np.sqrt((edges[:-1] + 1) * edges[1:])
         ax.plot(centres, nll, color=colour, linestyle=dash)
@@ -186,25 +160,16 @@ def draw_position(ax, rows, original_len):
     ax.xaxis.set_major_formatter(lambda value, _: f"{int(value):,}")
     ax.set(title=f"Loss against position, {longest:,} tokens", ylabel="nats per token (smoothed)")
     ax.set_xlabel("position, tokens")
-    _mark_length(ax, original_len)
-    _name_ends(ax, ends)
-
-
-def _smooth(values, weights, reach=4):
-    """Returns the weighted mean over `reach` bins to either side."""
-    if not reach or not len(values):
-        return values
-    kernel = np.ones(2 * reach + 1)
-    total = np.convolve(values * weights, kernel)[reach:-reach]
-    return total / np.convolve(weights, kernel)[reach:-reach]
+    axes.mark_length(ax, original_len)
+    axes.name_ends(ax, ends)
 
 
 def draw_loss(ax, rows):
     """Training loss of each step, and its running mean."""
     found = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
     steps, losses = np.array(found, np.float64).reshape(-1, 2).T
-    smooth = _smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
-    colour = STYLES["yarn"][0]
+    smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
+    colour = axes.STYLES["yarn"][0]
     ax.plot(steps, losses, color=colour, alpha=0.3, linewidth=1)
     ax.plot(steps, smooth, color=colour)
     ax.set(title="Training loss", xlabel="step", ylabel="nats per token (running mean)")
@@ -214,7 +179,7 @@ def draw_rate(ax, rows):
     """Learning rate by step."""
     found = [(r["step"], r["lr"]) for r in rows if r.get("lr") is not None]
     steps, rates = np.array(found, np.float64).reshape(-1, 2).T
-    ax.plot(steps, rates, color=STYLES["longrope"][0])
+    ax.plot(steps, rates, color=axes.STYLES["longrope"][0])
     ax.set(title="Learning rate", xlabel="step", ylabel="learning rate")
     ax.set_ylim(bottom=0)
 
@@ -223,7 +188,7 @@ def draw_fitness(ax, rows, baselines):
     """Best and mean fitness by generation; baselines are level lines."""
     generations = [row["generation"] for row in rows]
     best, mean = ([row[key] for row in rows] for key in ("best", "mean"))
-    colour, ends, styles = STYLES["longrope"][0], {}, _styles(baselines)
+    colour, ends, styles = axes.STYLES["longrope"][0], {}, axes.styles(baselines)
     ax.plot(generations, mean, color=colour, alpha=0.4, linestyle="--")
     ax.plot(generations, best, color=colour)
     finite = [value for value in mean if value is not None and np.isfinite(value)]
@@ -240,24 +205,33 @@ def draw_fitness(ax, rows, baselines):
         ax.set_yscale("log")
     ax.set(title="Search", xlabel="generation", ylabel="fitness, lower is better")
     ax.xaxis.get_major_locator().set_params(integer=True)
-    _name_ends(ax, ends)
-    _plain_ticks(ax)
+    axes.name_ends(ax, ends)
+    axes.plain_ticks(ax)
 
 
-def draw_factors(ax, factors, baselines):
-    """Factors by rotary pair, the baselines' beside them; a fainter line for every layer."""
-    styles, ends = _styles(baselines), {}
-    curves = {name: row["factors"] for name, row in baselines.items()} | {"best": factors}
+def draw_factors(ax, curves):
+    """Factors by rotary pair, a line for each name; with factors by layer a fainter one for each.
+
+    Args:
+      ax: where.
+      curves: name -> factors [R] or [L, R]; R may differ, then a line is stretched over the axis.
+        The last one is what was found.
+    """
+    *others, own = curves
+    styles, ends = axes.styles(others), {}
+    pairs = np.atleast_2d(curves[own]).shape[1]
     for name, curve in curves.items():
-        colour, _, dash = styles.get(name, STYLES["longrope"])
-        rows = np.atleast_2d(curve)  # of each layer, where they have factors of their own
+        colour, _, dash = axes.STYLES["longrope"] if name == own else styles[name]
+        rows = np.atleast_2d(curve)
+        x = np.linspace(0, pairs - 1, rows.shape[1])
         look = dict(color=colour, linestyle=dash, drawstyle="steps-mid")
-        ax.plot(range(rows.shape[1]), rows.T, alpha=max(1 / len(rows), 0.2), **look)
+        width = 2.2 if name == own else 1.3
+        ax.plot(x, rows.T, alpha=max(1 / len(rows), 0.2), linewidth=width, **look)
         ends[name] = (float(np.median(rows[:, -1])), colour)
     ax.set_yscale("log", base=2)
     ax.set(title="Factors", xlabel="rotary pair, from fast to slow", ylabel="factor λ")
-    _name_ends(ax, ends)
-    _plain_ticks(ax)
+    axes.name_ends(ax, ends)
+    axes.plain_ticks(ax)
 
 
 def draw_cost(ax, points):
@@ -269,7 +243,7 @@ def draw_cost(ax, points):
       points: "method", "seed", "tokens" and "perplexity" of each.
     """
     methods = list(dict.fromkeys(point["method"] for point in points))
-    styles, ends = _styles(methods), {}
+    styles, ends = axes.styles(methods), {}
     for method in methods:
         by_cost: dict[int, list[float]] = {}
         for point in points:
@@ -284,72 +258,7 @@ def draw_cost(ax, points):
         ends[method] = (y[-1], colour)
     ax.set_xscale("log")
     ax.set(title="Held-out perplexity against cost", xlabel="forward tokens", ylabel="perplexity")
-    _name_ends(ax, ends)
-
-
-def _plain_ticks(ax):
-    """Writes 40 where a logarithmic axis would write 4x10^1."""
-    if ax.get_yscale() != "log":
-        return
-    from matplotlib.ticker import LogLocator
-
-    low, high = ax.get_ylim()
-    base = 2 if high / low > 12 and ax.yaxis.get_transform().base == 2 else 10
-    steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    ax.yaxis.set_major_locator(LogLocator(base=base, subs=(1.0,) if base == 2 else steps))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
-    ax.yaxis.set_minor_formatter(lambda value, _: "")
-
-
-def _mark_length(ax, original_len):
-    if not original_len:
-        return
-    ax.axvline(original_len, color=FOREGROUND, linestyle=":", linewidth=1)
-    ax.annotate(
-        "trained",
-        xy=(original_len, 1.0),
-        xycoords=ax.get_xaxis_transform(),
-        xytext=(3, 0),
-        textcoords="offset points",
-        va="top",
-        fontsize=8,
-    )
-
-
-def _name_ends(ax, ends):
-    """Writes each line's name at its right end, moved apart where they would overlap."""
-    ax.margins(x=0.04)
-    ax.figure.draw_without_rendering()
-    to_axes = ax.transData + ax.transAxes.inverted()
-    right = ax.get_xlim()[1]
-    wanted = {name: to_axes.transform((right, value))[1] for name, (value, _) in ends.items()}
-    for name, place in _spread(wanted).items():
-        ax.annotate(
-            name,
-            xy=(1.0, wanted[name]),
-            xytext=(1.05, place),
-            xycoords="axes fraction",
-            va="center",
-            annotation_clip=False,
-            arrowprops=dict(
-                arrowstyle="-", color=ends[name][1], linewidth=1.6, shrinkA=0, relpos=(0, 0.5)
-            ),
-        )
-
-
-def _spread(wanted: dict[str, float], gap: float = 0.075) -> dict[str, float]:
-    """Returns heights near the wanted ones, `gap` apart and within 0 to 1 where they fit.
-
-    `gap` is a share of the panel's height: 9.5 points of text need 0.07 of 2.7 inches.
-    """
-    order = sorted(wanted, key=wanted.get)
-    places = np.array([wanted[name] for name in order])
-    for _ in range(200):  # neighbours push one another apart, half each
-        places = np.clip(places, 0.0, 1.0)
-        push = np.maximum(gap - np.diff(places), 0) / 2
-        places[:-1] -= push
-        places[1:] += push
-    return dict(zip(order, places.tolist(), strict=True))
+    axes.name_ends(ax, ends)
 
 
 # name -> (draws a panel from rows and the original length, whether the rows have what it shows)

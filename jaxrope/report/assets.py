@@ -1,0 +1,70 @@
+"""From drawings to what is written: <svg> elements for the page, and SVG, PNG and CSV beside it."""
+
+import csv
+import io
+import json
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxrope import files
+from jaxrope.report import figures, theme
+from jaxrope.report.page import Drawn, Folder
+
+LIST = "files.json"  # what the last page wrote into the folder, so that the next one can tidy up
+
+
+def folder_of(out: Path) -> Path:
+    """Returns the folder beside a page: report_files for report.html."""
+    return out.with_name(f"{out.stem}_files")
+
+
+def make(folders: Sequence[Folder], beside: str) -> tuple[dict, dict[str, bytes]]:
+    """Returns ({(folder, section, figure): Drawn}, {name of a file: its bytes}).
+
+    Args:
+      folders: of the page.
+      beside: name of the folder that the page's links go to.
+    """
+    drawn, made = {}, {}
+    for f, folder in enumerate(folders):
+        for s, section in enumerate(folder.sections):
+            for g, figure in enumerate(section.figures):
+                stem = _slug(f"{f + 1} {folder.title} {s + 1} {section.title} {figure.name}")
+                while f"{stem}.svg" in made:
+                    stem += "-"
+                svg = figures.svg_file(figure.drawing)
+                made[f"{stem}.svg"] = svg.encode()
+                made[f"{stem}.png"] = figures.png_file(figure.drawing)
+                made[f"{stem}.csv"] = _csv(figure.numbers)
+                links = [(k.upper(), f"{beside}/{stem}.{k}") for k in ("svg", "png", "csv")]
+                drawn[f, s, g] = Drawn(theme.paint(figures.svg_element(svg)), links)
+    return drawn, made
+
+
+def write(made: dict[str, bytes], folder: Path) -> None:
+    """Writes the files, and removes those of an earlier page that are no longer made."""
+    for name, content in made.items():
+        files.write_bytes_atomic(folder / name, content)
+    for name in _earlier(folder):
+        if name not in made and Path(name).name == name:
+            (folder / name).unlink(missing_ok=True)
+    files.write_json_atomic(folder / LIST, sorted(made))
+
+
+def _earlier(folder: Path) -> list[str]:
+    try:
+        found = json.loads((folder / LIST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+
+
+def _csv(numbers) -> bytes:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(numbers)
+    return buffer.getvalue().encode()
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:100]

@@ -1,0 +1,294 @@
+"""attention.json, what an analysis of attention wrote: its format as far as the page reads it.
+
+{"format": "jaxrope.attention/1",
+ "command": text, "config": {...},                what made it
+ "model": {"source", "original_len"},             original_len in tokens
+ "trained_lens": {label: tokens},                 of the continual training of each setting
+ "findings": [{"finding", "holds", "evidence"}],  holds: true, false, or null = not measured
+ "statistics": [{"label", "length", "name", "value", "low", "high"}],
+ "curves": [{"label", "length", "axis", "edges", "mass", "heads"}],
+ "similarities": [{"label", "length", "reference", "kind", "js", "root_js"}],
+ "maps": [{"label", "length", "name", "values_LN"}],
+ "needles": [{"label", "length", "depth", "score", "entropy"}],
+ "predictions": [{"name", "auroc", "low", "high", "partial"}],
+ "objectives": [{"objective", "forward_tokens", "score", "low", "high"}]}
+
+A label names a setting ("none", "yarn"), a length is in tokens. What is not there is not shown, and
+keys that are not listed are ignored. Of a row, "low", "high" (a 95% interval), "heads" and
+"partial" may be missing or null.
+
+  statistics    of a query at that length, mean over heads: name is one of STATISTICS, or another
+                that is drawn under its own name.
+  curves        mean attention to one key (mass of a bin / its keys) against "axis", one of AXES:
+                `mass` [E] for the bins between `edges` [E + 1], mean over heads; `heads` [any, E].
+  similarities  Jensen-Shannon divergence `js` in nats, of `kind` ("below", "relative",
+                "interpolated", ...), from the patterns of `reference`; `root_js` is a metric.
+  maps          a value for each layer and head; name as in statistics, or another.
+  needles       a cell: depth from 0 to 1, share found, mean entropy (nats) of the answer's tokens.
+  predictions   how well a statistic tells failures from successes; `partial`: its correlation with
+                failure, given the length.
+  objectives    of an ablation: what a search by that objective cost, and its held-out retrieval.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jaxrope.report import attention_panels as draw
+from jaxrope.report import figures, tables, tabulated
+from jaxrope.report.page import Figure, Section
+
+FORMAT = "jaxrope.attention/1"
+LISTS = (
+    "findings",
+    "statistics",
+    "curves",
+    "similarities",
+    "maps",
+    "needles",
+    "predictions",
+    "objectives",
+)
+Row = Mapping[str, Any]
+
+
+class Attention(NamedTuple):
+    """What an attention.json says.
+
+    Attributes:
+      source: of the model.
+      original_len: tokens the rope was trained on.
+      trained_lens: label -> tokens of the continual training.
+      origin: the command, and the config.
+      lists: name of LISTS -> rows.
+    """
+
+    source: str
+    original_len: int
+    trained_lens: Mapping[str, int]
+    origin: tuple[str, Row]
+    lists: Mapping[str, list[Row]]
+
+
+def read(content: Row) -> Attention:
+    """Returns what the file says.
+
+    Raises:
+      ValueError: it has another format, or a list is none.
+      KeyError: the model is not said.
+    """
+    if content.get("format") != FORMAT:
+        raise ValueError(f"format must be {FORMAT}, got {content.get('format')!r}")
+    lists = {name: content.get(name) or [] for name in LISTS}
+    for name, rows in lists.items():
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            raise ValueError(f"{name} must be a list of mappings")
+    model = content["model"]
+    return Attention(
+        source=str(model["source"]),
+        original_len=int(model["original_len"]),
+        trained_lens=content.get("trained_lens") or {},
+        origin=(content.get("command") or "", content.get("config") or {}),
+        lists=lists,
+    )
+
+
+def line(found: Attention) -> dict[str, str]:
+    """Returns what the summary says of it, by column."""
+    lengths = [row["length"] for rows in found.lists.values() for row in rows if "length" in row]
+    told = [row["holds"] for row in found.lists["findings"]]
+    held = f", {sum(map(bool, told))} of {len(told)} findings hold" if told else ""
+    return {
+        "What": f"attention{held}",
+        "Model": Path(found.source).name,
+        "Window": f"{found.original_len:,} → {max(lengths):,}" if lengths else "",
+    }
+
+
+def sections(found: Attention) -> list[Section]:
+    """Returns the sections of the page, of what the file has."""
+    made = []
+    for title, has, make in (
+        ("Findings", ("findings",), _findings),
+        ("Attention: uncertainty", ("statistics",), _uncertainty),
+        ("Attention: patterns", ("curves", "similarities"), _patterns),
+        ("Attention: heads", ("maps",), _heads),
+        ("Attention: needle", ("needles", "predictions"), _needles),
+        ("Attention as an objective", ("objectives",), _objectives),
+    ):
+        if any(found.lists[name] for name in has):
+            shown, drawn = make(found)
+            made.append(Section(title, shown, drawn, *found.origin))
+    return made
+
+
+def _findings(found: Attention):
+    words = {True: "holds", False: "does not hold", None: "not measured"}
+    cells = [["Finding", "Here", "Evidence"]]
+    for row in found.lists["findings"]:
+        cells.append([row["finding"], words[row["holds"]], row["evidence"]])
+    return [("What the paper found, and whether it holds here", cells)], []
+
+
+def _uncertainty(found: Attention):
+    rows = found.lists["statistics"]
+    made = []
+    for name in dict.fromkeys(row["name"] for row in rows):
+        own = [row for row in rows if row["name"] == name]
+        title, unit = draw.STATISTICS.get(name, (name, ""))
+        made.append(
+            Figure(
+                name=name,
+                drawing=figures.one(
+                    lambda ax, own=own, name=name: draw.draw_statistic(
+                        ax, own, name, found.original_len
+                    )
+                ),
+                alt=f"{title} against length. {_ends(own, 'value')}",
+                caption=f"{title}{f', {unit}' if unit else ''}: mean over heads and queries.",
+                numbers=tabulated.columns(own, ("label", "length", "value", "low", "high")),
+            )
+        )
+    return [], made
+
+
+def _patterns(found: Attention):
+    made, rows = [], found.lists["curves"]
+    for axis, length in dict.fromkeys((row["axis"], row["length"]) for row in rows):
+        own = [row for row in rows if (row["axis"], row["length"]) == (axis, length)]
+        words = draw.AXES.get(axis, axis)
+        made.append(
+            Figure(
+                name=f"{axis}-{length}",
+                drawing=figures.one(lambda ax, own=own: draw.draw_curves(ax, own)),
+                alt=f"Mean attention to a key against {words} at {length:,} tokens, for "
+                f"{', '.join(row['label'] for row in own)}.",
+                caption=f"Attention to one key against {words}, at {length:,} tokens.",
+                numbers=_curve_numbers(own),
+            )
+        )
+        made += [_curve_figure(row, words) for row in own if row.get("heads")]
+    cells = [["", "tokens", "from", "compared on", "JS, nats", "root of JS"]]
+    for row in found.lists["similarities"]:
+        divergences = (f"{row[name]:.4f}" for name in ("js", "root_js"))
+        words = (row["label"], f"{row['length']:,}", row["reference"], row["kind"])
+        cells.append([*words, *divergences])
+    title = "Jensen-Shannon divergence of attention patterns; 0 is the same, 0.693 nats the most"
+    return [(title, cells)] if found.lists["similarities"] else [], made
+
+
+def _curve_figure(row: Row, words: str) -> Figure:
+    shown = f"{row['label']} at {row['length']:,} tokens"
+    return Figure(
+        name=f"{row['axis']}-{row['length']}-{row['label']}-heads",
+        drawing=figures.one(lambda ax: draw.draw_heads(ax, row)),
+        alt=f"Attention to one key against {words}, {shown}: every head, and their mean.",
+        caption=f"{shown}: each head (pale) and the mean of all.",
+        numbers=_curve_numbers([row]),
+    )
+
+
+def _curve_numbers(rows: Sequence[Row]) -> tabulated.Numbers:
+    made: tabulated.Numbers = [["label", "length", "from", "to", "mass"]]
+    for row in rows:
+        some = zip(row["edges"][:-1], row["edges"][1:], row["mass"], strict=True)
+        made += [[row["label"], row["length"], *values] for values in some]
+    return made
+
+
+def _heads(found: Attention):
+    made, maps = [], found.lists["maps"]
+    for row in maps:
+        title, unit = draw.STATISTICS.get(row["name"], (row["name"], ""))
+        same = [r["values_LN"] for r in maps if r["name"] == row["name"]]
+        values, place = row["values_LN"], f"{row['label']} at {row['length']:,} tokens"
+        flat = [value for line in values for value in line if value is not None]
+        header = ["layer", *(f"head {i}" for i in range(len(values[0])))]
+        made.append(
+            Figure(
+                name=f"{row['name']}-{row['label']}-{row['length']}",
+                drawing=figures.one(lambda ax, row=row, same=same: draw.draw_layers(ax, row, same)),
+                alt=f"{title} of each head, {place}: from {min(flat):.3g} to {max(flat):.3g}.",
+                caption=f"{title}{f', {unit}' if unit else ''}, of each layer and head: {place}. "
+                "Maps of one statistic share their colours.",
+                numbers=[header, *([i, *line] for i, line in enumerate(values))],
+            )
+        )
+    return [], made
+
+
+def _needles(found: Attention):
+    made, rows = [], found.lists["needles"]
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        trained = found.trained_lens.get(label)
+        mean = sum(row["score"] for row in own) / len(own)
+        made.append(
+            Figure(
+                name=f"needle-{label}",
+                drawing=figures.one(
+                    lambda ax, own=own, trained=trained: draw.draw_needles(ax, own, trained),
+                    draw.BROAD,
+                ),
+                alt=f"Needle found by {label}, by length and depth: {mean:.2f} of all cells.",
+                caption=f"{label}: share found, from 0 (red) to 1 (green); the number in a cell is "
+                "the mean attention entropy of the answer, nats"
+                + (f". Dashed: the {trained:,} tokens of its training." if trained else "."),
+                numbers=tabulated.columns(own, ("label", "length", "depth", "score", "entropy")),
+                is_broad=True,
+            )
+        )
+    predictions = found.lists["predictions"]
+    cells = [["", "AUROC", "95% interval", "partial correlation given length"]]
+    for row in predictions:
+        partial = row.get("partial")
+        bounds = _interval(row)
+        told = "" if partial is None else f"{partial:+.3f}"
+        cells.append([_title(row["name"]), f"{row['auroc']:.3f}", bounds, told])
+    if predictions:
+        made.append(
+            Figure(
+                name="prediction",
+                drawing=figures.one(lambda ax: draw.draw_predictions(ax, predictions)),
+                alt="How well each statistic tells failures from successes. "
+                + ", ".join(f"{_title(row['name'])} {row['auroc']:.2f}" for row in predictions),
+                caption="AUROC for predicting that a needle is missed, with its 95% interval; "
+                "0.5 (the line) is chance.",
+                numbers=tabulated.columns(predictions, ("name", "auroc", "low", "high", "partial")),
+            )
+        )
+    return [("Does it predict that a needle is missed?", cells)] if predictions else [], made
+
+
+def _objectives(found: Attention):
+    rows = found.lists["objectives"]
+    cells = [["objective", "forward tokens", "held-out retrieval", "95% interval"]]
+    for row in rows:
+        score, cost = tables.number(row["score"]), f"{row['forward_tokens']:,}"
+        cells.append([row["objective"], cost, score, _interval(row)])
+    figure = Figure(
+        name="objectives",
+        drawing=figures.one(lambda ax: draw.draw_objectives(ax, rows)),
+        alt="Held-out retrieval of the factors that each objective found. "
+        + ", ".join(f"{row['objective']} {row['score']:.2f}" for row in rows),
+        caption="Held-out retrieval of the factors found, with its 95% interval.",
+        numbers=tabulated.columns(rows, ("objective", "forward_tokens", "score", "low", "high")),
+    )
+    return [("Searches by other objectives, at their cost", cells)], [figure]
+
+
+def _interval(row: Row) -> str:
+    if row.get("low") is None or row.get("high") is None:
+        return ""
+    return f"[{row['low']:.3f}, {row['high']:.3f}]"
+
+
+def _title(name: str) -> str:
+    return draw.STATISTICS.get(name, (name, ""))[0]
+
+
+def _ends(rows: Sequence[Row], key: str) -> str:
+    longest = max(row["length"] for row in rows)
+    ends = [row for row in rows if row["length"] == longest]
+    values = ", ".join(f"{row['label']} {row[key]:.3g}" for row in ends)
+    return f"At {longest:,} tokens: {values}."

@@ -1,0 +1,133 @@
+"""What all panels share: looks of lines, their names, ticks and marks on a matplotlib Axes.
+
+Colours are Okabe and Ito's, which people with any colour vision tell apart; each method has the
+same colour, marker and dash everywhere, and lines are named at their ends.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterable
+
+import numpy as np
+
+# method -> (colour, marker, dash); other labels take what is left, in order of appearance
+STYLES = {
+    "none": ("#7f7f7f", "o", "-"),
+    "pi": ("#e69f00", "s", "-"),
+    "ntk": ("#56b4e9", "^", "-"),
+    "yarn": ("#0072b2", "D", "-"),
+    "longrope": ("#d55e00", "o", "-"),
+    "sliding": ("#009e73", "v", "--"),
+}
+SPARE = (
+    ("#cc79a7", "P", "-"),
+    ("#9a6fb0", "X", "-."),
+    ("#b8860b", "<", ":"),
+    ("#009e73", ">", ":"),
+    ("#d55e00", "h", "--"),
+)
+NAME_WIDTH = 16  # characters of a name beside a line; a longer one is broken
+FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which follows the theme
+
+
+def styles(labels: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+    """Returns {label: (colour, marker, dash)}, which no two labels share before they run out.
+
+    A label that names a method ("base, yarn@su") has that method's look; the first one that names
+    none is what the page is about, and has that of "longrope".
+    """
+    labels, found = list(labels), {}
+    free = dict(STYLES)
+    for label in labels:  # those that are a method's name and nothing else come first
+        if label in free:
+            found[label] = free.pop(label)
+    for label in labels:
+        words = [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word in free]
+        if label not in found and words:
+            found[label] = free.pop(words[0])
+    own = [free["longrope"]] if "longrope" in free else []
+    spare = iter(own + list(SPARE) * (1 + len(labels) // len(SPARE)))
+    return {label: found[label] if label in found else next(spare) for label in labels}
+
+
+def smooth(values: np.ndarray, weights: np.ndarray, reach: int = 4) -> np.ndarray:
+    """Returns the weighted mean over `reach` bins to either side."""
+    if not reach or not len(values):
+        return values
+    kernel = np.ones(2 * reach + 1)
+    total = np.convolve(values * weights, kernel)[reach:-reach]
+    return total / np.convolve(weights, kernel)[reach:-reach]
+
+
+def plain_ticks(ax) -> None:
+    """Writes 40 where a logarithmic axis would write 4x10^1."""
+    if ax.get_yscale() != "log":
+        return
+    from matplotlib.ticker import LogLocator
+
+    low, high = ax.get_ylim()
+    base = 2 if high / low > 12 and ax.yaxis.get_transform().base == 2 else 10
+    steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
+    ax.yaxis.set_major_locator(LogLocator(base=base, subs=(1.0,) if base == 2 else steps))
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+    ax.yaxis.set_minor_formatter(lambda value, _: "")
+
+
+def mark_length(ax, original_len: int | None) -> None:
+    """Marks the length that a rope was trained on, unless it is None."""
+    if not original_len:
+        return
+    ax.axvline(original_len, color=FOREGROUND, linestyle=":", linewidth=1)
+    ax.annotate(
+        "trained",
+        xy=(original_len, 1.0),
+        xycoords=ax.get_xaxis_transform(),
+        xytext=(3, 0),
+        textcoords="offset points",
+        va="top",
+        fontsize=8,
+    )
+
+
+def name_ends(ax, ends: dict[str, tuple[float, str]]) -> None:
+    """Writes each line's name at its right end, moved apart where they would overlap.
+
+    Args:
+      ax: where.
+      ends: name -> (value at the right end, colour of the line).
+    """
+    ax.margins(x=0.04)
+    ax.figure.draw_without_rendering()
+    to_axes = ax.transData + ax.transAxes.inverted()
+    right = ax.get_xlim()[1]
+    wanted = {name: to_axes.transform((right, value))[1] for name, (value, _) in ends.items()}
+    wanted = {name: min(max(place, 0.0), 1.0) for name, place in wanted.items()}
+    shown = {name: textwrap.fill(name, NAME_WIDTH, max_lines=3) for name in ends}
+    lines = max((text.count("\n") + 1 for text in shown.values()), default=1)
+    for name, place in spread(wanted, gap=0.075 + 0.05 * (lines - 1)).items():
+        ax.annotate(
+            shown[name],
+            xy=(1.0, wanted[name]),
+            xytext=(1.05, place),
+            xycoords="axes fraction",
+            va="center",
+            annotation_clip=False,
+            arrowprops=dict(
+                arrowstyle="-", color=ends[name][1], linewidth=1.6, shrinkA=0, relpos=(0, 0.5)
+            ),
+        )
+
+
+def spread(wanted: dict[str, float], gap: float = 0.075) -> dict[str, float]:
+    """Returns heights near the wanted ones, `gap` apart and within 0 to 1 where they fit.
+
+    `gap` is a share of the panel's height: 9.5 points of text need 0.07 of 2.7 inches.
+    """
+    order = sorted(wanted, key=wanted.get)
+    places = np.array([wanted[name] for name in order])
+    for _ in range(200):  # neighbours push one another apart, half each
+        places = np.clip(places, 0.0, 1.0)
+        push = np.maximum(gap - np.diff(places), 0) / 2
+        places[:-1] -= push
+        places[1:] += push
+    return dict(zip(order, places.tolist(), strict=True))

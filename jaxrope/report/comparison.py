@@ -1,0 +1,82 @@
+"""Several workdirs side by side: what can be drawn on the same axes."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxrope.report import curves, evaluations, figures, searches
+from jaxrope.report.page import Figure, Folder, Section
+
+Row = Mapping[str, Any]
+
+
+def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
+    """Returns the part of the page that compares; None if nothing is on common axes.
+
+    Args:
+      names: of the workdirs.
+      parts: a collect.Part of each.
+    """
+    made = [
+        _evaluations(names, parts),
+        _factors(names, parts),
+        _runs("Searches", curves.draw_searches, names, [part.generations for part in parts]),
+        _runs("Training", curves.draw_losses, names, [part.steps for part in parts]),
+    ]
+    sections = [section for section in made if section is not None]
+    return Folder("Side by side", ", ".join(names), [], sections) if sections else None
+
+
+def _evaluations(names, parts) -> Section | None:
+    lengths = {part.original_len for part in parts if part.rows}
+    having = [(name, part.rows) for name, part in zip(names, parts, strict=True) if part.rows]
+    if len(having) < 2:
+        return None
+    rows, texts, seen = [], {}, {}
+    for name, some in having:
+        for row in some:
+            place = row["suite"], row["length"]
+            texts.setdefault(place, set()).add(row.get("fingerprint"))
+            same = (*place, row["label"], row.get("fingerprint"), str(row["metrics"]))
+            if same in seen:  # a baseline that both have measured
+                continue
+            seen[same] = row
+            plain = {key: value for key, value in row.items() if key != "difference"}
+            rows.append({**plain, "label": f"{row['label']}, {name}", "columns": []})
+    shared = {suite for suite in {row["suite"] for row in rows} if _shares(having, suite)}
+    rows = [row for row in rows if row["suite"] in shared]
+    if not rows:
+        return None
+    other = any(len(found) > 1 for (suite, _), found in texts.items() if suite in shared)
+    shown = evaluations.charts(rows, lengths.pop() if len(lengths) == 1 else None)
+    title = "Evaluations, not all of them of the same text" if other else "Evaluations"
+    return Section(title, [], shown, "", {})
+
+
+def _shares(having, suite: str) -> bool:
+    return sum(any(row["suite"] == suite for row in rows) for _, rows in having) > 1
+
+
+def _factors(names, parts) -> Section | None:
+    found = {n: p.factors for n, p in zip(names, parts, strict=True) if p.factors is not None}
+    if len(found) < 2:
+        return None
+    return Section("Factors", [], [searches.factors_figure(found, None)], "", {})
+
+
+def _runs(title: str, draw, names, runs) -> Section | None:
+    found = {name: rows for name, rows in zip(names, runs, strict=True) if rows}
+    if len(found) < 2:
+        return None
+    key = "best" if "best" in next(iter(found.values()))[0] else "loss"
+    ends = ", ".join(f"{name} {rows[-1][key]:.4g}" for name, rows in found.items())
+    numbers: list[list[Any]] = [["workdir", "place", key]]
+    for name, rows in found.items():
+        numbers += [[name, row.get("generation", row.get("step")), row[key]] for row in rows]
+    figure = Figure(
+        name=title.lower(),
+        drawing=figures.one(lambda ax: draw(ax, found)),
+        alt=f"{title} of {len(found)} workdirs; at the end: {ends}.",
+        caption=f"{title}: at the end {ends}.",
+        numbers=numbers,
+    )
+    return Section(title, [], [figure], "", {})

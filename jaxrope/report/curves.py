@@ -1,0 +1,94 @@
+"""Panels of the page alone: the progress of searches, and workdirs compared."""
+
+import numpy as np
+
+from jaxrope.report import axes
+
+DOTS = "#7f7f7f"
+SMOOTHING = 15  # a descent's running mean is over a fifteenth of it to either side
+
+
+def draw_progress(ax, rows, baselines, candidates, unit):
+    """Fitness by generation: every candidate, the best so far, the mean, and the baselines.
+
+    Args:
+      ax: where.
+      rows: "generation", "best" and "mean" of each.
+      baselines: name -> a row with its "fitness".
+      candidates: (generation, fitness) of each.
+      unit: of a fitness.
+    """
+    colour = axes.STYLES["longrope"][0]
+    generations = [row["generation"] for row in rows]
+    best = [row["best"] for row in rows]
+    mean = [np.nan if row["mean"] is None else row["mean"] for row in rows]
+    if candidates:
+        x, y = np.array(candidates, np.float64).T
+        ax.plot(x, y, color=DOTS, marker=".", markersize=3, linestyle="", alpha=0.35)
+    ax.plot(generations, mean, color=colour, alpha=0.6, linestyle="--", linewidth=1.2)
+    ax.plot(generations, best, color=colour, linewidth=2.2)
+    ends = {"best": (best[-1], colour)}
+    if np.isfinite(mean[-1]):
+        ends["mean"] = (mean[-1], colour)
+    styles = axes.styles(baselines)
+    for name, row in baselines.items():
+        ax.axhline(row["fitness"], color=styles[name][0], linewidth=1.2)
+        ends[name] = (row["fitness"], styles[name][0])
+    levels = np.array([*best, *mean, *(value for value, _ in ends.values())])
+    levels = levels[np.isfinite(levels)]
+    low, high = levels.min(), levels.max()
+    if low > 0 and high > 1.5 * low:
+        ax.set_yscale("log")
+        ax.set_ylim(low * (low / high) ** 0.06, high * (high / low) ** 0.06)
+    else:  # candidates that are far worse are above the panel
+        room = max(high - low, 1e-9) * 0.08
+        ax.set_ylim(low - room, high + room)
+    ax.set(title="Search", xlabel="generation", ylabel=f"{unit}, lower is better")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    axes.name_ends(ax, ends)
+    axes.plain_ticks(ax)
+
+
+def draw_descents(ax, descents):
+    """Loss of each step, a line for each start: as it was, and its running mean."""
+    styles, ends = axes.styles(descents), {}
+    for name, rows in descents.items():
+        steps, losses = np.array([(r["step"], r["loss"]) for r in rows], np.float64).T
+        smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
+        colour = styles[name][0]
+        ax.plot(steps, losses, color=colour, alpha=0.35, linewidth=1)
+        ax.plot(steps, smooth, color=colour)
+        ends[name] = (smooth[-1], colour)
+    ax.set(title="Descent", xlabel="step", ylabel="nats per token (running mean)")
+    axes.name_ends(ax, ends)
+
+
+def draw_losses(ax, runs):
+    """Training loss against trained tokens, smoothed, a line for each of {name: rows}."""
+    styles, ends = axes.styles(runs), {}
+    for name, rows in runs.items():
+        losses = np.array([row["loss"] for row in rows], np.float64)
+        tokens = np.cumsum([row["tokens"] for row in rows])
+        smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
+        ax.plot(tokens, smooth, color=styles[name][0], linestyle=styles[name][2])
+        ends[name] = (smooth[-1], styles[name][0])
+    ax.set(title="Training loss", xlabel="trained tokens", ylabel="nats per token (running mean)")
+    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    ax.tick_params(axis="x", rotation=20)
+    axes.name_ends(ax, ends)
+
+
+def draw_searches(ax, runs):
+    """Best fitness by generation, a line for each of {name: generations}."""
+    styles, ends = axes.styles(runs), {}
+    for name, rows in runs.items():
+        best = [row["best"] for row in rows]
+        colour, marker, dash = styles[name]
+        shown = marker if len(best) == 1 else ""
+        ax.plot(
+            [row["generation"] for row in rows], best, color=colour, linestyle=dash, marker=shown
+        )
+        ends[name] = (best[-1], colour)
+    ax.set(title="Searches", xlabel="generation", ylabel="best fitness, lower is better")
+    ax.xaxis.get_major_locator().set_params(integer=True)
+    axes.name_ends(ax, ends)

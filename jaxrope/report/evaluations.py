@@ -1,0 +1,150 @@
+"""From eval.json to a section of a page, and to what the summary says of it."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxrope.progress import duration
+from jaxrope.report import figures, floors, maps, panels, tables, tabulated
+from jaxrope.report.page import Figure, Section
+
+Row = Mapping[str, Any]
+MOST_OPEN = 16  # figures of one evaluation that are shown without a click
+SHORT_TITLES = {"passkey": "Pass key", "perplexity": "Perplexity"}
+CAPTIONS = {
+    "perplexity": "Perplexity with its 95% interval over windows.",
+    "difference": "Paired difference of mean NLL with its 95% interval over windows.",
+    "position": "Loss by position in the longest window, smoothed.",
+    "passkey": "Share of keys found, with Wilson's 95% interval.",
+    "needle": "Share of needles found, with Wilson's 95% interval.",
+}
+
+
+def complete(rows: Sequence[Row]) -> list[Row]:
+    """Returns the rows with the columns of their maps, which older files do not name."""
+    return [row if "columns" in row else {**row, "columns": _columns(row["items"])} for row in rows]
+
+
+def section(content: Row) -> Section:
+    """Returns the section of an evaluation; `content` is that of eval.json."""
+    rows, original_len = complete(content["rows"]), content["model"]["original_len"]
+    made = tables.evaluation_tables(rows, original_len=original_len)
+    if content.get("ruler"):
+        made.append(tables.ruler_table(content["ruler"]))
+    shown = charts(rows, original_len)
+    return Section(
+        f"Evaluation of {Path(content['model']['source']).name}",
+        made,
+        shown,
+        content["command"],
+        content["config"],
+        more=[tables.cost_table(rows)],
+        is_folded=len(shown) > MOST_OPEN,
+    )
+
+
+def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
+    """Returns every figure of the rows: curves, then maps."""
+    drawn = figures.evaluation_figures(rows, original_len=original_len)
+    shown = {f"map of {one.title}": one for one in maps.collect(rows, original_len)}
+    return [
+        Figure(
+            name=name,
+            drawing=drawing,
+            alt=alt(name, rows),
+            caption=caption(name),
+            numbers=tabulated.of_map(shown[name]) if name in shown else _numbers(name, rows),
+        )
+        for name, drawing in drawn.items()
+    ]
+
+
+def lines(content: Row) -> list[dict[str, str]]:
+    """Returns what the summary says of an evaluation, by column: a line for each label."""
+    rows, model = content["rows"], content["model"]
+    cost = f"{sum(row['tokens'] for row in rows):,} forward tokens"
+    cost = f"{duration(sum(row['seconds'] for row in rows))}, {cost}"
+    found = []
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        longest = max(row["length"] for row in own)
+        scores = {
+            "Perplexity": _score(own, "perplexity"),
+            "Pass key": _score(own, "passkey", rows, model["original_len"]),
+            "Needle": _needles(own, rows, model["original_len"]),
+            "RULER": _ruler(content, label),
+        }
+        found.append(
+            {
+                "What": f"evaluation, {label}",
+                "Model": Path(model["source"]).name,
+                "Window": f"{model['original_len']:,} → {longest:,}",
+                **scores,
+                "Cost": "" if found else cost,
+            }
+        )
+    return found
+
+
+def caption(name: str) -> str:
+    """Returns what a figure is, in a sentence."""
+    if name.startswith("map of "):
+        return f"{name[0].upper()}{name[1:]}: mean score by length, from 0 (red) to 1 (green)."
+    return CAPTIONS.get(name, f"{name}: mean score with its 95% interval.")
+
+
+def alt(name: str, rows: Sequence[Row]) -> str:
+    """Returns in words what a figure shows at its right end."""
+    if name.startswith("map of "):
+        return caption(name)
+    suite = "perplexity" if name in ("difference", "position") else name
+    rows = panels.needle_rows(rows) if name == "needle" else rows
+    chosen = [row for row in rows if row["suite"] == suite]
+    longest = max(row["length"] for row in chosen)
+    ends = [row for row in chosen if row["length"] == longest]
+    if name == "difference":
+        values = [(r["label"], r["difference"]["mean"]) for r in ends if r.get("difference")]
+    else:
+        values = [(r["label"], next(iter(r["metrics"].values()))) for r in ends]
+    text = ", ".join(f"{label} {tables.number(value)}" for label, value in values)
+    return f"{caption(name)} At {longest:,} tokens: {text}."
+
+
+def _numbers(name: str, rows: Sequence[Row]) -> tabulated.Numbers:
+    if name == "difference":
+        return tabulated.differences(rows)
+    if name == "position":
+        return tabulated.positions(rows)
+    return tabulated.needles(rows) if name == "needle" else tabulated.scores(rows, name)
+
+
+def _columns(items: Row) -> list[str]:
+    has_scores = "score" in items or "found" in items
+    return ["depth"] if has_scores and "depth" in items else []
+
+
+def _score(own, suite: str, rows: Sequence[Row] = (), original_len: int | None = None) -> str:
+    """Returns the score at the longest length of one label's rows, or ""."""
+    some = [row for row in own if row["suite"] == suite]
+    if not some:
+        return ""
+    row = max(some, key=lambda row: row["length"])
+    if row["label"] in floors.labels([r for r in rows if r["suite"] == suite], original_len):
+        return "at floor in its own window"
+    return f"{tables.number(next(iter(row['metrics'].values())))} at {row['length']:,}"
+
+
+def _ruler(content: Row, label: str) -> str:
+    found = (content.get("ruler") or {}).get(label)
+    if not found:
+        return ""
+    length, mean = list(found["mean"].items())[-1]
+    return f"{mean:.1f} at {int(length):,}, {len(found['tasks'])} tasks"
+
+
+def _needles(own, rows: Sequence[Row], original_len: int) -> str:
+    suites = dict.fromkeys(row["suite"] for row in own if row["suite"].startswith("needle-"))
+    return "; ".join(
+        f"{_score(own, suite, rows, original_len)}, one of {suite.removeprefix('needle-')}"
+        for suite in suites
+    )

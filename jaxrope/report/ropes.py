@@ -1,0 +1,94 @@
+"""Factor curves: of a rope.json, of methods by their formulas, and published ones."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxrope import files, rope
+from jaxrope.errors import InputError
+from jaxrope.report import searches
+from jaxrope.report.page import Section
+
+METHODS = ("pi", "ntk", "yarn")  # drawn beside factors, at the usual constants
+
+
+def section(
+    path: Path, *, origin: tuple[str, Mapping], published: Mapping[str, Any]
+) -> tuple[Section, Any, int]:
+    """Returns (the section of a rope.json, the factors of its last bucket, its buckets).
+
+    Args:
+      path: of the file.
+      origin: the command, or "", and the config.
+      published: name -> factors to be drawn beside.
+    """
+    made = rope.load(path)
+    cells = [["tokens", "start tokens", "attention factor", "factors"]]
+    curves: dict[str, Any] = {}
+    for bucket in made.buckets:
+        own, reach = np.asarray(bucket.factors), f"{bucket.max_len:,}"
+        shown = f"{own.min():g} to {own.max():g}"
+        cells.append([reach, str(bucket.start_tokens), f"{bucket.attention_factor:.4f}", shown])
+        curves[f"to {reach}"] = bucket.factors
+    last = made.buckets[-1]
+    curves = {**by_formula(made, last.max_len), **published, **curves}
+    figure = searches.factors_figure(curves, {"start_tokens": last.start_tokens})
+    title = f"Rope to {last.max_len:,} tokens"
+    tables = [("The factors of each length", cells)]
+    return Section(title, tables, [figure], *origin), last.factors, len(made.buckets)
+
+
+def by_formula(made: rope.RopeFn, max_len: int) -> dict[str, Any]:
+    """Returns {method: its factors for `max_len` tokens} of METHODS, for the same geometry."""
+    from jaxrope.evaluation.rows import USUAL_CONSTANTS
+
+    factor = max_len / made.original_len
+    if factor <= 1:
+        return {}
+    geometry = dict(
+        head_dim=made.head_dim,
+        rotary_dim=made.rotary_dim,
+        theta=made.theta,
+        original_len=made.original_len,
+    )
+    return {
+        name: rope.make(name, **geometry, **USUAL_CONSTANTS[name](factor)).bucket(max_len).factors
+        for name in METHODS
+    }
+
+
+def matching(path: Path) -> dict[str, Any]:
+    """Returns the published factors for the model and the length of a rope.json."""
+    made = rope.load(path)
+    found = {}
+    for name, entry in rope.catalogue().items():
+        keys = ("head_dim", "rotary_dim", "theta", "original_len")
+        single = len(entry["buckets"]) == 1
+        reach = entry["buckets"][-1]["max_len"]
+        if single and reach == made.max_len and all(entry[k] == getattr(made, k) for k in keys):
+            found[f"published {name}"] = rope.preset(name).buckets[-1].factors
+    return found
+
+
+def published(names: Sequence[str]) -> dict[str, Any]:
+    """Returns {name: the factors of its last bucket}.
+
+    Args:
+      names: of presets (`rope.catalogue`), or paths of rope.json.
+
+    Raises:
+      InputError: there is no such preset or file, or it is broken.
+    """
+    found = {}
+    for name in names:
+        if name.endswith(".json"):
+            path = files.as_path(name)
+            if not path.is_file():
+                raise InputError(f"--published={name}: no such file. Give a rope.json or a preset.")
+            label = path.parent.name if path.stem == "rope" else path.stem
+            found[label] = rope.load(path).buckets[-1].factors
+        else:
+            found[f"published {name}"] = rope.preset(name).buckets[-1].factors
+    return found
