@@ -56,6 +56,16 @@ def test_a_document_by_hand():
     assert 10**6 <= int(number) < 10**7 and len(number) == 7
 
 
+@pytest.mark.parametrize("depth", [None, 0.0, 0.4, 1.0])
+def test_the_span_of_each_needle(depth):
+    """One byte is one token, so that the lines can be read where the spans say."""
+    for index in range(4):
+        found = make(num_keys=5, index=index, depth=depth)
+        lines = [BytesTokenizer().decode(found.tokens[begin:end]) for begin, end in found.spans]
+        words = zip(found.words, found.numbers, strict=True)
+        assert lines == [needles.NEEDLE.format(word=w, number=n) for w, n in words]
+
+
 @pytest.mark.parametrize("num_keys", [1, 3, 6])
 @pytest.mark.parametrize("length", [1111, 1112, 1600])
 def test_every_document_has_exactly_the_length(num_keys, length, tmp_path):

@@ -70,6 +70,7 @@ class NeedleDocument:
       words: the keys, those asked first, in the order of the questions.
       numbers: of seven digits, in the order of `words`.
       depths: share of the text that stands before each needle, 0 to 1, in the order of `words`.
+      spans: (begin, end) of each needle's line in `tokens`, in the order of `words`.
     """
 
     tokens: np.ndarray
@@ -77,6 +78,7 @@ class NeedleDocument:
     words: tuple[str, ...]
     numbers: tuple[str, ...]
     depths: tuple[float, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 def make_document(
@@ -135,7 +137,8 @@ def make_document(
     tokens = np.concatenate([np.asarray(p, np.int32) for p in (opening, *body, ending)])
     first = length - len(ending)
     answers = tuple(tuple(first + place for place in mark) for mark in marks)
-    return NeedleDocument(tokens, answers, words, numbers, tuple(depths.tolist()))
+    spans = _spans(len(opening) + places, order, [len(line) for line in lines])
+    return NeedleDocument(tokens, answers, words, numbers, tuple(depths.tolist()), spans)
 
 
 def spread_depth(index: int) -> float:
@@ -182,6 +185,14 @@ def text(documents: TokenDocuments) -> Haystack:
         return documents.tokens(doc, start, start + count)
 
     return haystack
+
+
+def _spans(begins, order, sizes) -> tuple[tuple[int, int], ...]:
+    """Returns (begin, end) of lines put into a text, at `begins` without each other, in `order`."""
+    sizes = np.array(sizes)
+    before = np.cumsum(sizes[order]) - sizes[order]
+    begins = begins + before[np.argsort(order)]
+    return tuple(zip(begins.tolist(), (begins + sizes).tolist(), strict=True))
 
 
 def _questions(tokenizer: Tokenizer, words, numbers) -> tuple[np.ndarray, list[list[int]]]:

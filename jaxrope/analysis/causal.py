@@ -1,0 +1,115 @@
+"""Do retrieval heads cause retrieval? Mask the best k, and k that were drawn, and ask again (Wu et
+al., arXiv 2404.15574, section 4).
+
+What is asked is the caller's: a function of the parameters that says of each trial whether it was
+answered, such as the suite "needle". Trials are the same for all, so that differences are paired.
+
+Letters: L layers, N heads, W trials, J draws.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrope.analysis.heads import Head, without_heads
+from jaxrope.errors import InputError
+
+
+class Causal(NamedTuple):
+    """What masking k heads does.
+
+    Attributes:
+      num_heads: k.
+      accuracy: share of trials answered with all heads.
+      top: with the best k masked.
+      random: with k others masked, mean over the draws.
+      random_draws: each draw's.
+      effect: random - top: what the best k cost beyond any k.
+      low, high: 95% interval of it, trials and draws being resampled.
+      heads: those masked, the best first.
+    """
+
+    num_heads: int
+    accuracy: float
+    top: float
+    random: float
+    random_draws: tuple[float, ...]
+    effect: float
+    low: float
+    high: float
+    heads: tuple[Head, ...]
+
+
+def mask_best(
+    params: dict,
+    ranking: Sequence[Head],
+    found_fn: Callable[[dict], Sequence[bool]],
+    *,
+    sizes: Sequence[int],
+    num_draws: int,
+    num_samples: int,
+    seed: int,
+) -> list[Causal]:
+    """Returns what masking does, for each number of heads.
+
+    Args:
+      params: of llama.
+      ranking: all heads, the best first (heads.ranked).
+      found_fn: parameters -> whether each trial was answered, always of the same trials; called
+        once, and 1 + num_draws times for each size.
+      sizes: how many heads are masked; those drawn are none of the best of that size.
+      num_draws: sets of heads that are drawn.
+      num_samples: resamples of an interval.
+      seed: of draws and resamples. A draw for a size is part of that for a larger one where the
+        best of both leave it there.
+
+    Raises:
+      InputError: a size leaves too few heads to draw from, or a number is no count.
+    """
+    total = len(ranking)
+    for name, value in (("num_draws", num_draws), ("num_samples", num_samples)):
+        if value < 1:
+            raise InputError(f"causal.{name} must be 1 or more, got {value}.")
+    for size in sizes:
+        if not 1 <= size <= total // 2:
+            raise InputError(
+                f"causal.sizes must be from 1 to {total // 2}, half of the model's heads, so that "
+                f"as many others can be drawn, got {size}."
+            )
+    whole_W = np.asarray(found_fn(params), np.float64)
+    rng = np.random.default_rng(seed)
+    orders = [rng.permutation(total) for _ in range(num_draws)]
+    tested = []
+    for size in sizes:
+        best = tuple(ranking[:size])
+        drawn = [[ranking[i] for i in order if i >= size][:size] for order in orders]
+        top_W, *random_JW = (
+            np.asarray(found_fn(without_heads(params, some)), np.float64) for some in (best, *drawn)
+        )
+        random_JW = np.stack(random_JW)
+        low, high = _interval(random_JW - top_W, num_samples, seed)
+        tested.append(
+            Causal(
+                num_heads=size,
+                accuracy=float(whole_W.mean()),
+                top=float(top_W.mean()),
+                random=float(random_JW.mean()),
+                random_draws=tuple(random_JW.mean(axis=1).tolist()),
+                effect=float(random_JW.mean() - top_W.mean()),
+                low=low,
+                high=high,
+                heads=best,
+            )
+        )
+    return tested
+
+
+def _interval(difference_JW, num_samples: int, seed: int) -> tuple[float, float]:
+    """The percentile interval of the mean; rows and columns are resampled, each on its own."""
+    rng, (draws, trials) = np.random.default_rng(seed), difference_JW.shape
+    rows = rng.multinomial(draws, np.full(draws, 1 / draws), size=num_samples) / draws
+    columns = rng.multinomial(trials, np.full(trials, 1 / trials), size=num_samples) / trials
+    means = np.einsum("PJ,JW,PW->P", rows, difference_JW, columns, optimize=True)
+    low, high = np.quantile(means, [0.025, 0.975])
+    return float(low), float(high)

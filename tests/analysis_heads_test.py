@@ -1,0 +1,433 @@
+"""Kinds of heads: against dense attention in float64, made-up heads whose answer is known, and
+masking against a model without the heads.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from configs import base
+from jaxrope import evaluation, llama, masks
+from jaxrope.analysis import causal, heads, rows
+from jaxrope.data import BytesTokenizer, needles
+from jaxrope.errors import InputError
+from jaxrope.evaluation.scoring import EvalModel
+
+SETTINGS = llama.ForwardSettings()
+
+
+def loud(params, times=6):
+    """Random weights so large that attention is far from even."""
+    return jax.tree.map(lambda x: times * x if x.ndim > 2 else x, params)
+
+
+def attention_of(config, params, tokens_T, r):
+    """Probabilities [L, N, T, S] in float64 numpy, from the queries and keys of each layer."""
+    run = jax.jit(lambda p, t: llama.probe(config, p, t, r, probe_fn=lambda seen: seen)[1])
+    seen = run(params, jnp.asarray(tokens_T)[None])
+    cos, sin = (np.asarray(x, np.float64)[:, 0, :, None] for x in seen.turn)
+
+    def turn(x):
+        one, two = np.split(np.asarray(x, np.float64)[:, 0], 2, axis=-1)
+        return np.concatenate([one * cos - two * sin, two * cos + one * sin], axis=-1)
+
+    q, k = turn(seen.q_BTNH), turn(seen.k_BTKH)
+    k = np.repeat(k, q.shape[2] // k.shape[2], axis=2)
+    logits = np.einsum("ltnh,lsnh->lnts", q, k) / np.sqrt(q.shape[-1])
+    size = len(tokens_T)
+    logits = np.where(np.tril(np.ones((size, size), bool)), logits, -np.inf)
+    weights = np.exp(logits - logits.max(-1, keepdims=True))
+    return weights / weights.sum(-1, keepdims=True)
+
+
+@pytest.fixture(scope="module")
+def read(tiny_config, tiny_params):
+    """(params, tokens, rope, attention) of a text of 33 tokens with repetitions."""
+    tokens = np.random.default_rng(0).integers(0, 7, 33).astype(np.int32)
+    params, r = loud(tiny_params), llama.own_rope(tiny_config)(33)
+    return params, tokens, r, attention_of(tiny_config, params, tokens, r)
+
+
+def probed(config, params, tokens_T, r, probe_fn):
+    tokens = jnp.asarray(tokens_T)[None]
+    return jax.jit(lambda p: llama.probe(config, p, tokens, r, probe_fn=probe_fn)[1])(params)
+
+
+def test_hits_by_hand():
+    #         0  1  2  3  4  5  6  7  8
+    tokens = [9, 5, 6, 7, 1, 8, 5, 6, 7]
+    top_keys = np.array(
+        [  # of the queries before the steps 6, 7, 8: one column a head
+            [1, 1, 6, 1, 3],
+            [2, 2, 7, 1, 2],
+            [3, 0, 8, 1, 1],
+        ]
+    )
+    # head 0 copies all; 1 loses the last one; 2 finds the tokens outside the span; 3 stays at
+    # the first; 4 is in the span, at another token but for the middle one
+    found = heads.hits(top_keys, tokens, (6, 7, 8), (1, 4))
+    assert found.tolist() == [3, 2, 0, 1, 1]
+    assert heads.hits(top_keys, tokens, (6, 7, 8), (2, 4)).tolist() == [2, 1, 0, 0, 1]
+
+
+@pytest.mark.parametrize("steps, span", [((20, 21, 22), (3, 19)), ((24, 30, 32), (1, 23))])
+def test_retrieval_is_that_of_dense_attention(tiny_config, read, steps, span):
+    params, tokens, r, attention = read
+    trial = heads.Trial(tokens, steps, span)
+    found = heads.retrieval(tiny_config, params, lambda _: r, [trial], settings=SETTINGS)
+    top = attention[:, :, np.array(steps) - 1].argmax(-1)  # L, N, M
+    wanted = np.zeros(top.shape[:2])
+    for (layer, head, step), key in np.ndenumerate(top):
+        wanted[layer, head] += span[0] <= key < span[1] and tokens[key] == tokens[steps[step]]
+    np.testing.assert_allclose(found.scores_WLN[0], wanted / (span[1] - span[0]))
+    assert 0 < wanted.sum() < wanted.size
+    mass = attention[:, :, np.array(steps) - 1, slice(*span)].sum(-1).mean(-1)
+    np.testing.assert_allclose(found.mass_WLN[0], mass, atol=1e-5)
+    logits = np.asarray(llama.logits(tiny_config, params, tokens[None], r))[0]
+    right = logits[np.array(steps) - 1].argmax(-1) == tokens[np.array(steps)]
+    assert found.recall_W.tolist() == [right.mean()]
+
+
+def test_only_trials_that_were_answered_count():
+    scores = np.arange(12.0).reshape(3, 2, 2)
+    found = heads.Retrieval(scores, scores, np.array([1.0, 0.5, 0.6]))
+    np.testing.assert_allclose(found.mean(), (scores[0] + scores[2]) / 2)
+    np.testing.assert_allclose(found.mean(least_recall=0.7), scores[0])
+    with pytest.raises(InputError, match="no trial of 3 has a recall above 1.0, the best has 1.00"):
+        found.mean(least_recall=1.0)
+
+
+def test_heads_are_ranked_and_detected():
+    scores = np.array([[0.1, 0.5, 0.0], [0.5, 0.2, 0.11]])
+    assert heads.ranked(scores) == [(0, 1), (1, 0), (1, 1), (1, 2), (0, 0), (0, 2)]
+    assert heads.detect(scores, above=0.1) == [(0, 1), (1, 0), (1, 1), (1, 2)]
+    assert heads.detect(scores, above=0.5) == []
+
+
+def test_a_needle_document_is_a_trial():
+    source = needles.Source(BytesTokenizer(), needles.grass(BytesTokenizer()), "evaluation", "x")
+    document = needles.make_document(
+        source, length=1400, num_keys=3, seed=1, index=0, depth=0.3, num_asked=2
+    )
+    for asked in range(2):
+        trial = heads.number_trial(BytesTokenizer(), document, asked)
+        text = BytesTokenizer().decode(trial.tokens[slice(*trial.span)])
+        assert text == document.numbers[asked]
+        assert np.array_equal(trial.tokens[list(trial.steps)], trial.tokens[slice(*trial.span)])
+        assert len(trial.tokens) == trial.steps[-1] + 1
+        line = BytesTokenizer().decode(document.tokens[slice(*document.spans[asked])])
+        assert (
+            heads.find_span(document.tokens, BytesTokenizer().encode(line))
+            == (document.spans[asked])
+        )
+
+
+def test_a_span_stands_in_one_place():
+    assert heads.find_span([1, 2, 3, 2, 4], [2, 4]) == (3, 5)
+    for part, places in (([2], 2), ([9], 0), ([1, 2, 3, 2, 4, 5], 0), ([], 0)):
+        with pytest.raises(InputError, match=f"must stand once .* found {places} places"):
+            heads.find_span([1, 2, 3, 2, 4], part)
+
+
+@pytest.mark.parametrize("block", [8, 512])
+def test_sinks_are_those_of_dense_attention(tiny_config, read, block):
+    params, tokens, r, attention = read
+
+    def probe_fn(seen):
+        return heads.first_masses(seen, first=5, block=block)
+
+    masses = np.asarray(probed(tiny_config, params, tokens, r, probe_fn))  # L, B, N, E
+    np.testing.assert_allclose(masses[:, 0], attention.sum(2)[..., :5], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("above", [0.3, 0.05])
+def test_sinks_are_judged_in_each_sample(above):
+    length, masses = 64, np.zeros((2, 1, 2, 3))
+    masses[0, 0, 0] = [64 * 0.5, 63 * 0.31, 62 * 0.06]
+    masses[1, 0, 0] = [64 * 0.01, 63 * 0.29, 62 * 0.04]
+    found = heads.sink_scores(masses, length, above=above)
+    wanted = {0.3: [0.5, 0.5, 0.0], 0.05: [0.5, 1.0, 0.5]}[above]
+    assert found[0].tolist() == [wanted, [0, 0, 0]]
+
+
+def detection(pattern, tokens):
+    """TransformerLens' detection matrices, as its documentation defines them."""
+    size = len(tokens)
+    same = tokens[:, None] == tokens[None]
+    if pattern == "previous_token":
+        return np.eye(size, k=-1)
+    duplicate = np.tril(same) * (1 - np.eye(size))
+    if pattern == "duplicate_token":
+        return duplicate
+    shifted = np.roll(duplicate, 1, axis=1)
+    shifted[:, 0] = 0
+    return np.tril(shifted)
+
+
+EXCLUSIONS = [(False, False), (True, False), (True, True)]
+
+
+def all_positional(seen, tokens_BT, block):
+    return {
+        (pattern, first, current): heads.positional_masses(
+            seen, tokens_BT, pattern, block=block, exclude_first=first, exclude_current=current
+        )
+        for pattern in heads.PATTERNS
+        for first, current in EXCLUSIONS
+    }
+
+
+def test_positional_heads_are_those_of_dense_attention(tiny_config, read):
+    params, tokens, r, attention = read
+    tokens_BT = jnp.asarray(tokens)[None]
+    found = probed(tiny_config, params, tokens, r, lambda seen: all_positional(seen, tokens_BT, 8))
+    for (pattern, first, current), masses in found.items():
+        looked, counted = (np.asarray(x)[:, 0] for x in masses)
+        kept = attention.copy()
+        if first:
+            kept[..., 0] = 0
+        if current:
+            kept[..., np.arange(33), np.arange(33)] = 0
+        np.testing.assert_allclose(counted, kept.sum((-1, -2)), rtol=1e-4)
+        wanted = (kept * detection(pattern, tokens)).sum((-1, -2))
+        np.testing.assert_allclose(looked, wanted, rtol=1e-4, atol=1e-5)
+        assert np.all(wanted > 0)
+
+
+def made_up(logits_TS):
+    """A Seen whose attention is the softmax of these logits: keys are one-hot."""
+    size = len(logits_TS)
+    q = jnp.float32(logits_TS)[None, :, None] * size**0.5
+    k = jnp.eye(size)[None, :, None]
+    turn = jnp.ones((1, size, 0)), jnp.zeros((1, size, 0))
+    positions = jnp.arange(size, dtype=jnp.int32)[None]
+    return llama.Seen(jnp.int32(0), q, k, k, turn, masks.self_mask(positions))
+
+
+def test_a_head_made_for_a_pattern_has_its_score():
+    tokens = np.tile(np.arange(5), 3)
+    score_fn = jax.jit(
+        lambda logits: {
+            key: looked[0, 0] / counted[0, 0]
+            for key, (looked, counted) in all_positional(
+                made_up(logits), jnp.asarray(tokens)[None], 4
+            ).items()
+        }
+    )
+    for pattern in heads.PATTERNS:
+        scores = score_fn(np.where(detection(pattern, tokens) > 0, 30.0, 0.0))
+        of_pattern = {name: float(scores[name, True, False]) for name in heads.PATTERNS}
+        assert max(of_pattern, key=of_pattern.get) == pattern and of_pattern[pattern] > 0.6
+    with pytest.raises(InputError, match="Unknown heads.pattern 'induct'. Did you mean 'inducti"):
+        heads.positional_masses(made_up(np.eye(3)), None, "induct", block=4)
+
+
+def test_a_head_without_rows_adds_nothing(tiny_config, read):
+    params, tokens, r, _ = read
+    masked = heads.without_heads(params, [(0, 1), (1, 3)])
+    assert masked["embed_VD"] is params["embed_VD"]
+    assert np.any(params["layers"]["o_LNHD"][0, 1])  # those given are as they were
+    found = llama.logits(tiny_config, masked, tokens[None], r)
+    # by hand: heads 0, 2, 3 of layer 0 and 0, 1, 2 of layer 1 put together again
+    keep = np.ones((2, 4, 1, 1))
+    keep[0, 1] = keep[1, 3] = 0
+    rest = params | {"layers": params["layers"] | {"o_LNHD": params["layers"]["o_LNHD"] * keep}}
+    assert np.array_equal(found, llama.logits(tiny_config, rest, tokens[None], r))
+    assert np.abs(found - llama.logits(tiny_config, params, tokens[None], r)).max() > 1e-3
+    on_host = jax.tree.map(np.asarray, params)
+    again = heads.without_heads(on_host, [(0, 1), (1, 3)])["layers"]["o_LNHD"]
+    assert np.array_equal(again, masked["layers"]["o_LNHD"]) and isinstance(again, np.ndarray)
+    assert np.any(on_host["layers"]["o_LNHD"][0, 1])
+    assert heads.without_heads(params, []) is params
+
+
+def test_adapters_of_a_masked_head_add_nothing(tiny_config, read):
+    params, tokens, r, _ = read
+    rng = np.random.default_rng(0)
+    layers = params["layers"] | {
+        "o_a_LNHU": jnp.float32(rng.normal(size=(2, 4, 8, 2))),
+        "o_b_LUD": jnp.float32(rng.normal(size=(2, 2, 32))),
+        llama.adapters.SCALE: jnp.ones(2),
+    }
+    adapted = params | {"layers": layers}
+    every = [(layer, head) for layer in range(2) for head in range(4)]
+    found = llama.logits(tiny_config, heads.without_heads(adapted, every), tokens[None], r)
+    none = params | {"layers": params["layers"] | {"o_LNHD": 0 * params["layers"]["o_LNHD"]}}
+    np.testing.assert_allclose(found, llama.logits(tiny_config, none, tokens[None], r), atol=1e-6)
+
+
+@pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0)])
+def test_heads_that_are_not_there(tiny_params, head):
+    with pytest.raises(InputError, match=r"heads must be from \(0, 0\) to \(1, 3\), .* got"):
+        heads.without_heads(tiny_params, [head])
+
+
+def fake_params(num_layers=4, num_heads=8):
+    return {"layers": {"o_LNHD": np.ones((num_layers, num_heads, 1, 1))}}
+
+
+def left(params):
+    return {tuple(map(int, head)) for head in np.argwhere(params["layers"]["o_LNHD"][..., 0, 0])}
+
+
+def test_masking_the_heads_that_matter_shows():
+    """A model that answers trial w while head w of the best two is there."""
+    ranking = heads.ranked(np.random.default_rng(0).random((4, 8)))
+    asked = []
+
+    def found_fn(params):
+        asked.append(left(params))
+        return [ranking[w % 2] in asked[-1] or w == 5 for w in range(6)]
+
+    found = causal.mask_best(
+        fake_params(), ranking, found_fn, sizes=(1, 2), num_draws=3, num_samples=500, seed=0
+    )
+    one, two = found
+    assert (one.accuracy, one.top, one.random, one.heads) == (1, 0.5, 1, tuple(ranking[:1]))
+    assert two.top == pytest.approx(1 / 6) and two.effect == pytest.approx(5 / 6)
+    assert two.random == 1 and two.random_draws == (1, 1, 1) and two.low > 0.4
+    assert two.high <= 1 and one.low < one.effect < one.high
+    assert len(asked) == 1 + 2 * 4 and len(asked[0]) == 32
+    assert [32 - len(some) for some in asked[1:]] == [1] * 4 + [2] * 4
+    for some in asked[6:]:
+        assert not (set(ranking[:2]) - some)  # none of the best is drawn
+    assert len({frozenset(some) for some in asked[6:]}) == 3
+    again = causal.mask_best(
+        fake_params(), ranking, found_fn, sizes=(1, 2), num_draws=3, num_samples=500, seed=0
+    )
+    assert again == found
+
+
+def test_masking_heads_that_do_nothing_shows_nothing():
+    rng = np.random.default_rng(1)
+    answers = rng.random(40) < 0.5
+    found = causal.mask_best(
+        fake_params(),
+        heads.ranked(rng.random((4, 8))),
+        lambda params: answers,
+        sizes=(3,),
+        num_draws=2,
+        num_samples=100,
+        seed=0,
+    )[0]
+    assert found.accuracy == found.top == found.random == answers.mean()
+    assert found.effect == found.low == found.high == 0
+
+
+def test_the_interval_resamples_draws_and_trials():
+    difference = np.random.default_rng(0).integers(-1, 2, (3, 10)).astype(float)
+    found = causal._interval(difference, 4000, 0)
+    rng, means = np.random.default_rng(5), []
+    for _ in range(4000):
+        rows, columns = rng.integers(3, size=3), rng.integers(10, size=10)
+        means.append(difference[rows][:, columns].mean())
+    np.testing.assert_allclose(found, np.quantile(means, [0.025, 0.975]), atol=0.035)
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(sizes=(17,)), "causal.sizes must be from 1 to 16, half of the model's heads"),
+        (dict(sizes=(0,)), "causal.sizes must be from 1 to 16"),
+        (dict(num_draws=0), "causal.num_draws must be 1 or more, got 0"),
+        (dict(num_samples=0), "causal.num_samples must be 1 or more, got 0"),
+    ],
+)
+def test_what_cannot_be_masked(changes, message):
+    how = dict(sizes=(1,), num_draws=1, num_samples=1, seed=0) | changes
+    with pytest.raises(InputError, match=message):
+        causal.mask_best(fake_params(), heads.ranked(np.zeros((4, 8))), list, **how)
+
+
+def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
+    """The evaluation answers for the parameters that it is given."""
+    section = base.get_config().eval
+    with section.unlocked():
+        section.update(
+            dict(needle_filler="grass", needle_keys=(1,), needle_trials=3, lengths=(420,))
+        )
+    bench = evaluation.bench(section, documents=None, seed=7)
+    model = EvalModel(
+        config=tiny_config,
+        params=None,
+        rope_fn=llama.own_rope(tiny_config),
+        tokenizer=BytesTokenizer(),
+        settings=SETTINGS,
+        label="x",
+    )
+    nlls = []
+
+    def found_fn(params):
+        (result,) = evaluation.needle.evaluate(dataclasses.replace(model, params=params), bench)
+        nlls.append(result.items["nll"])
+        return result.items["found"]
+
+    ranking = heads.ranked(np.arange(8).reshape(2, 4))
+    (found,) = causal.mask_best(
+        loud(tiny_params), ranking, found_fn, sizes=(4,), num_draws=1, num_samples=10, seed=0
+    )
+    assert found.accuracy == found.top == 0  # a random model finds nothing
+    assert (
+        len(nlls) == 3 and not np.allclose(nlls[0], nlls[1]) and not np.allclose(nlls[1], nlls[2])
+    )
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (
+            dict(steps=()),
+            r"trial 0 has 8 tokens, and its answer must be some of them .* got .*\(\)",
+        ),
+        (dict(steps=(0, 6)), r"after the first, got places \(0, 6\)"),
+        (dict(steps=(8,)), r"got places \(8,\)"),
+        (dict(span=(2, 7)), r"before its answer, which begins at 6, got the span \(2, 7\)"),
+        (dict(span=(2, 2)), r"got the span \(2, 2\)"),
+    ],
+)
+def test_trials_are_checked_first(changes, message):
+    trial = heads.Trial(np.arange(8), (6,), (2, 3))._replace(**changes)
+    with pytest.raises(InputError, match=message):
+        heads.retrieval(None, None, None, [trial], settings=None)
+
+
+def test_a_row_is_that_of_dense_attention(tiny_config, read):
+    """Entropies, distances and the sink, with queries in any order and one that is nowhere."""
+    params, tokens, r, attention = read
+    picks = np.zeros((1, 33), np.int32)
+    picks[0, [30, 4, 11]] = [1, 3, 2]
+    edges = np.array([0, 1, 5, 33])
+
+    def row_fn(row):
+        rest = rows.without_first(row, 2)
+        return (
+            rows.entropy(row),
+            rows.normalised_entropy(row),
+            rows.by_distance(row, edges),
+            rows.entropy(rest),
+            rows.normalised_entropy(rest),
+        )
+
+    def probe_fn(seen):
+        return rows.over_rows(seen, jnp.asarray(picks), 4, row_fn)
+
+    found = [np.asarray(x)[:, 0] for x in probed(tiny_config, params, tokens, r, probe_fn)]
+
+    def entropy(p):
+        return -np.sum(p * np.log(np.where(p > 0, p, 1)), axis=-1)
+
+    for number, query in enumerate((30, 11, 4)):
+        p = attention[:, :, query]
+        np.testing.assert_allclose(found[0][:, number], entropy(p), atol=1e-5)
+        wanted = entropy(p) / np.log(query + 1)
+        np.testing.assert_allclose(found[1][:, number], wanted, atol=1e-5)
+        by_distance = p[..., query::-1]
+        parts = [by_distance[..., a:b].sum(-1) for a, b in zip(edges, edges[1:], strict=False)]
+        np.testing.assert_allclose(found[2][:, number], np.stack(parts, -1), atol=1e-5)
+        rest = p[..., 2:] / p[..., 2:].sum(-1, keepdims=True)
+        np.testing.assert_allclose(found[3][:, number], entropy(rest), atol=1e-5)
+        wanted = entropy(rest) / np.log(query - 1)
+        np.testing.assert_allclose(found[4][:, number], wanted, atol=1e-5)
