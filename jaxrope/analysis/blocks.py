@@ -91,7 +91,7 @@ def cut(tree, block: int):
     """Cuts leaves [B, length, ...] into [n, B, block, ...]; block divides length."""
 
     def one(x):
-        blocks = x.reshape(x.shape[0], -1, block, *x.shape[2:])
+        blocks = x.reshape(x.shape[0], x.shape[1] // block, block, *x.shape[2:])
         return jnp.moveaxis(blocks, 1, 0)
 
     return jax.tree.map(one, tree)
@@ -109,10 +109,11 @@ def _filled_up(tree, tokens: int):
 def _cut_last(x, tokens: int, block: int):
     """[..., T] -> [n, ..., block], filled up with `tokens` zeros."""
     x = jnp.pad(x, [(0, tokens if axis == x.ndim - 1 else 0) for axis in range(x.ndim)])
-    return jnp.moveaxis(x.reshape(*x.shape[:-1], -1, block), -2, 0)
+    # no -1: bins and sets may be none
+    return jnp.moveaxis(x.reshape(*x.shape[:-1], x.shape[-1] // block, block), -2, 0)
 
 
 def _joined_last(x):
     """[n, ..., block] -> [..., n * block]."""
     x = jnp.moveaxis(x, 0, -2)
-    return x.reshape(*x.shape[:-2], -1)
+    return x.reshape(*x.shape[:-2], x.shape[-2] * x.shape[-1])

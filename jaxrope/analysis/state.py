@@ -15,9 +15,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrope.analysis import blocks
+from jaxrope.analysis import blocks, spread
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, choose
 from jaxrope.masks import Mask, allowed
 
 FIRST_KEYS = 4  # as many does StreamingLLM (arXiv 2309.17453) keep
@@ -34,14 +34,18 @@ class Options:
       bins: of distance: 0, 1, 2-3, 4-7, ...; the last one takes what is beyond. None: as many as
         the number of keys needs; 0: none.
       scale: of the logits; None: H^-0.5.
+      spread: how keys of other devices are reached, a name in spread.WAYS; "alone": the keys of
+        this device are all. The others are for the inside of a shard_map.
     """
 
     block: int = 512
     local: int = 64
     bins: int | None = None
     scale: float | None = None
+    spread: str = "alone"
 
     def __post_init__(self):
+        choose("analysis.spread", self.spread, spread.WAYS)
         for name, least in (("block", 1), ("local", 1), ("bins", 0)):
             value = getattr(self, name)
             whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
@@ -52,8 +56,10 @@ class Options:
                     f"{value!r}."
                 )
 
-    def of(self, head_dim: int, num_keys: int) -> "Options":
-        """Returns the options with nothing left open, for all keys there are."""
+    def of(self, k_BSKH: jax.Array) -> "Options":
+        """Returns the options with nothing left open, for keys like these on every device."""
+        _, length, _, head_dim = k_BSKH.shape
+        num_keys = length * spread.devices(self.spread)
         scale = head_dim**-0.5 if self.scale is None else self.scale
         bins = num_bins(num_keys) if self.bins is None else self.bins
         return dataclasses.replace(self, scale=scale, bins=bins)

@@ -18,8 +18,17 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrope.analysis import blocks
-from jaxrope.analysis.state import Keys, Options, Softmax, State, empty, merge, of_block
+from jaxrope.analysis import blocks, spread
+from jaxrope.analysis.state import (
+    Keys,
+    Options,
+    Softmax,
+    State,
+    empty,
+    merge,
+    num_bins,
+    of_block,
+)
 from jaxrope.attention.blockwise import MASKED
 from jaxrope.masks import Mask
 
@@ -35,6 +44,8 @@ __all__ = [
     "keys_of",
     "merge",
     "normalised_entropy",
+    "num_bins",
+    "state_of",
     "statistics",
     "update",
 ]
@@ -87,23 +98,30 @@ def statistics(
     index_BS: jax.Array | None = None,
     sets_BSZ: jax.Array | None = None,
 ) -> Stats:
-    """Returns the statistics of softmax(scale q k^T + mask), on one device.
+    """Returns the statistics of softmax(scale q k^T + mask).
 
     Args:
       q_BTNH, k_BSKH: rotated; N is a multiple of K. T and S may differ: the queries may be some of
-        all, or those of a decoder that looks at an encoder.
+        all, or those of a decoder that looks at an encoder. Spread over devices, this one's.
       mask: which key a query may see. Not causal: distances go both ways.
-      options: what is measured.
+      options: what is measured, and how keys of other devices are reached.
       index_BS: int32 numbers of the keys; None: 0, 1, 2, ...
       sets_BSZ: bool, sets of keys whose mass is asked for; None: no sets.
 
     Raises:
       ValueError: the arrays do not fit each other.
     """
-    keys = keys_of(k_BSKH, index_BS, sets_BSZ)
-    options = options.of(q_BTNH.shape[3], k_BSKH.shape[1])
-    state = empty(q_BTNH, keys, options)
-    return finish(update(state, q_BTNH, keys, mask, options))
+    return finish(state_of(q_BTNH, keys_of(k_BSKH, index_BS, sets_BSZ), mask, options))
+
+
+def state_of(q_BTNH: jax.Array, keys: Keys, mask: Mask, options: Options) -> State:
+    """Returns the state after the keys that Options.spread reaches."""
+    options, mask = options.of(keys.k_BSKH), mask.of_batch(q_BTNH.shape[0])
+
+    def step(state, keys, mask):
+        return update(state, q_BTNH, keys, mask, options)
+
+    return spread.WAYS[options.spread](step, empty(q_BTNH, keys, options), keys, mask)
 
 
 def keys_of(k_BSKH: jax.Array, index_BS=None, sets_BSZ=None) -> Keys:

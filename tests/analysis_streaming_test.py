@@ -1,0 +1,427 @@
+"""Streaming statistics against weights that are whole, in float64 numpy: every mask, heads of all
+kinds, any cut into blocks, any order of merging, and a real model.
+"""
+
+import dataclasses
+import functools
+import math
+
+import dense_attention as dense
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxrope import llama, masks, pretrained, rope
+from jaxrope.analysis import curves, divergence, measuring, streaming
+from jaxrope.analysis.streaming import Options
+from jaxrope.errors import InputError
+
+CASES = {  # mask, heads, kv heads, options
+    "causal": (dense.causal, 4, 2, Options(block=16, local=5)),
+    "one block": (dense.causal, 4, 4, Options(block=512, local=1, bins=4)),
+    "window": (functools.partial(dense.causal, window=7), 4, 1, Options(block=16, local=3)),
+    "wider window": (functools.partial(dense.causal, window=20), 2, 2, Options(block=7, local=9)),
+    "packed": (dense.packed, 4, 2, Options(block=16, local=5, scale=0.7)),
+    "packed, window": (functools.partial(dense.packed, window=5), 2, 1, Options(block=10)),
+    "blind": (dense.blind, 4, 2, Options(block=9, local=5, bins=0)),
+    "both ways": (functools.partial(dense.packed, causal=False), 4, 2, Options(block=16, local=4)),
+    "some queries": (dense.some_queries, 4, 2, Options(block=16, local=8)),
+    "across": (dense.across, 4, 2, Options(block=13, local=6)),
+}
+
+
+def needles(batch, length):
+    """Two sets of keys for each row: a span, and single tokens; the second row has no span."""
+    sets = np.zeros((batch, length, 2), bool)
+    sets[0, 9:14, 0] = True
+    sets[:, 5::11, 1] = True
+    return sets
+
+
+def compiled(fn, *operands):
+    """Half the time to compile."""
+    return jax.jit(fn).lower(*operands).compile({"xla_backend_optimization_level": 0})(*operands)
+
+
+def measured(q, k, mask, options, sets=None):
+    def run(q, k, mask, sets):
+        return streaming.statistics(q, k, mask, options, sets_BSZ=sets)
+
+    return compiled(run, q, k, jax.tree.map(jnp.asarray, mask), sets)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_equals_the_definition(name):
+    make_mask, heads, kv_heads, options = CASES[name]
+    mask = make_mask()
+    q, k = dense.inputs(mask, heads, kv_heads)
+    sets = needles(2, 48)
+    wanted = (
+        dense.statistics(
+            q,
+            k,
+            mask,
+            local=options.local,
+            bins=7 if options.bins is None else options.bins,
+            sets=sets,
+            scale=options.scale,
+        )
+        if options.bins != 0
+        else without_bins(q, k, mask, options, sets)
+    )
+    dense.assert_same(measured(q, k, mask, options, sets), wanted)
+    assert np.ptp(wanted["entropy"]) > 0.5  # attention that says something
+
+
+def without_bins(q, k, mask, options, sets):
+    found = dense.statistics(q, k, mask, local=options.local, bins=1, sets=sets)
+    return found | {name: found[name][..., :0] for name in ("bin_mass", "bin_pairs")}
+
+
+def test_one_visible_key_has_no_uncertainty():
+    """Exactly: in the first row of a causal mask, in documents of one token, behind a window of
+    one; for logits of any size.
+    """
+    mask = masks.self_mask(*dense.ids((1, 1, 46), (1, 1, 46)), window=1)
+    q, k = dense.inputs(mask, 4, 2, loud=50.0)
+    found = measured(q, k, mask, Options(block=16))
+    for name, value in (("entropy", 0), ("max_p", 1), ("participation", 1), ("mean_distance", 0)):
+        assert np.all(np.asarray(getattr(found, name)) == value), name
+    assert np.all(np.asarray(found.visible) == 1)
+    assert np.all(np.asarray(found.top_key) == np.arange(48)[None, :, None])
+
+
+def test_equal_logits_are_as_uncertain_as_can_be():
+    mask = dense.causal()
+    q, k = dense.inputs(mask, 4, 2, loud=0.0)
+    found = measured(q, k, mask, Options(block=16))
+    visible = np.arange(1, 49)
+    np.testing.assert_allclose(found.entropy[0, :, 0], np.log(visible), atol=1e-6)
+    np.testing.assert_allclose(found.participation[0, :, 0], visible, rtol=1e-6)
+    tokens = streaming.effective_tokens(found.entropy)
+    np.testing.assert_allclose(tokens[0, :, 0], visible, rtol=1e-5)
+    normalised = streaming.normalised_entropy(found.entropy, found.visible)
+    assert np.all(np.asarray(normalised[:, 0]) == 0)
+    np.testing.assert_allclose(normalised[:, 1:], 1, atol=1e-6)
+    assert np.all(np.asarray(found.top_key) == 0)  # of equal keys the first
+
+
+def test_bfloat16_is_summed_in_float32():
+    """The same as float32 arithmetic on the same rounded numbers."""
+    mask = dense.causal(200)
+    q, k = dense.inputs(mask, 2, 1)
+    q, k = jnp.asarray(q, jnp.bfloat16), jnp.asarray(k, jnp.bfloat16)
+    found = measured(q, k, mask, Options(block=32))
+    assert found.entropy.dtype == jnp.float32
+    rounded = (np.asarray(x, np.float32) for x in (q, k))
+    dense.assert_same(found, dense.statistics(*rounded, mask, local=64, bins=9))
+
+
+def test_a_sink_hides_nothing():
+    """One logit 60 nats above the others: what is left without it keeps its precision."""
+    mask = dense.causal()
+    q, k = dense.inputs(mask, 2, 2)
+    q[..., 0], k[..., 0] = 1.0, 0.0
+    k[:, 0, :, 0] = 60 * 8**0.5
+    found = measured(q, k, mask, Options(block=16))
+    wanted = dense.statistics(q, k, mask, local=64, bins=7)
+    assert np.asarray(found.sink).min() > 0.9999 and wanted["non_sink_entropy"].max() > 2
+    dense.assert_same(found, wanted)
+
+
+def test_what_is_no_number_is_not_taken_for_nothing():
+    mask = dense.causal(16)
+    q, k = dense.inputs(mask, 2, 2)
+    q[0, 5] = np.nan
+    entropy = np.asarray(measured(q, k, mask, Options(block=8)).entropy)
+    assert np.isnan(entropy[0, 5]).all() and np.isfinite(np.delete(entropy[0], 5, 0)).all()
+
+
+@functools.partial(jax.jit, static_argnums=4)
+def part_of(q, k, index, mask, options):
+    keys = streaming.keys_of(k, index, jnp.ones((*k.shape[:2], 1), bool))
+    return streaming.update(streaming.empty(q, keys, options), q, keys, mask, options)
+
+
+def test_states_merge_in_any_order():
+    """Keys dealt out at random to five parts; any tree of merges gives the statistics of all."""
+    rng, options = np.random.default_rng(5), Options(block=8, local=5, bins=7, scale=0.3)
+    mask = dense.packed()
+    q, k = dense.inputs(mask, 4, 2)
+    wanted = dense.statistics(
+        q, k, mask, local=5, bins=7, scale=0.3, sets=np.ones((2, 48, 1), bool)
+    )
+    merge, finish = jax.jit(streaming.merge), jax.jit(streaming.finish)
+    for _ in range(4):
+        order = rng.permutation(45)  # nine keys in each part, so that all have one shape
+        states = []
+        for own in [np.sort(part) for part in np.split(order, 5)] + [np.arange(45, 48)]:
+            own = np.concatenate([own, np.full(9 - len(own), 47)])  # filled up with the last one
+            segments = mask.kv_segment_ids_BS[:, own].copy()
+            segments[:, len(np.unique(own)) :] = -9  # which nobody sees
+            part = dataclasses.replace(
+                mask, kv_positions_BS=mask.kv_positions_BS[:, own], kv_segment_ids_BS=segments
+            )
+            states.append(part_of(q, k[:, own], jnp.int32(own)[None], part, options))
+        while len(states) > 1:
+            one, other = (states.pop(rng.integers(len(states))) for _ in range(2))
+            states.append(merge(one, other))
+        dense.assert_same(finish(states[0]), wanted)
+
+
+def test_nothing_merged_with_something_is_that():
+    mask, options = dense.packed(), Options(block=16, bins=7, scale=0.3)
+    q, k = dense.inputs(mask, 4, 2)
+    state = part_of(q, k, jnp.arange(48)[None], mask, options)
+    nothing = streaming.empty(jnp.asarray(q), streaming.keys_of(jnp.asarray(k)), options)
+    nothing = nothing._replace(sets=jnp.zeros_like(state.sets))
+    for pair in ((state, nothing), (nothing, state)):
+        for ours, theirs in zip(
+            *map(jax.tree.leaves, (streaming.merge(*pair), state)), strict=True
+        ):
+            assert np.array_equal(ours, theirs)
+
+
+CURVES = {  # mask, bins
+    "exact": (dense.causal, curves.Bins(48)),
+    "cut off, without the sink": (dense.causal, curves.Bins(20, sink=False)),
+    "packed, wide": (dense.packed, curves.Bins(9, 5)),
+    "both ways": (functools.partial(dense.packed, causal=False), curves.Bins(48)),
+    "some queries": (dense.some_queries, curves.Bins(16, 3)),
+    "blind, window": (functools.partial(dense.blind, window=9), curves.Bins(48)),
+}
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_curves_equal_the_definition(name):
+    make_mask, bins = CURVES[name]
+    mask = make_mask()
+    q, k = dense.inputs(mask, 4, 2)
+    seen, distance = dense.seen_by(mask, 2)
+    if not bins.sink:
+        seen = seen & (np.asarray(mask.kv_positions_BS) != 0)[:, None]
+    p, lse = dense.softmax(dense.logits_of(q, k), seen)
+
+    def run(q, k, lse, mask):
+        found = curves.curve(q, k, lse, mask, Options(block=13), bins)
+        return found, found.mean()
+
+    operands = q, k, lse.astype(np.float32), jax.tree.map(jnp.asarray, mask)
+    found, mean = compiled(run, *operands)
+    number = distance // bins.width
+    inside = [seen & (number == e) for e in range(bins.count)]
+    mass = np.stack([(p * x[:, :, None]).sum((1, 3)) for x in inside], -1)
+    pairs = np.stack([x.sum((1, 2)) for x in inside], -1)
+    np.testing.assert_allclose(found.mass_BNE, mass, atol=1e-5)
+    assert np.array_equal(found.pairs_BE, pairs)
+    np.testing.assert_allclose(mean, mass / np.maximum(pairs, 1)[:, None], atol=1e-6)
+    if bins == curves.Bins(48):  # everything is somewhere
+        np.testing.assert_allclose(np.sum(found.mass_BNE, -1), p.sum((1, 3)), rtol=1e-5)
+
+
+@pytest.mark.parametrize("factor, attention_factor", [(1.0, 1.0), (4.0, 1.2), (2.0, 0.7)])
+def test_kl_equals_the_definition(factor, attention_factor):
+    mask = dense.packed()
+    q, k = dense.inputs(mask, 4, 2)
+    ropes = [
+        rope.build(np.full(4, f), theta=100.0, attention_factor=a)
+        for f, a in ((1.0, 1.0), (factor, attention_factor))
+    ]
+
+    def run(q, k, mask, ropes):
+        turns = [rope.cos_sin(r, mask.q_positions_BT) for r in ropes]
+        both = ((turn, turn) for turn in turns)
+        return divergence.kl_between(q, k, *both, mask, Options(block=16))
+
+    found = compiled(run, q, k, jax.tree.map(jnp.asarray, mask), ropes)
+    seen, _ = dense.seen_by(mask, 2)
+    p, other = (dense.softmax(turned_logits(q, k, mask, r), seen)[0] for r in ropes)
+    for ours, (a, b) in ((found.kl, (p, other)), (found.reverse_kl, (other, p))):
+        safe = np.where(a > 0, a, 1), np.where(a > 0, b, 1)
+        np.testing.assert_allclose(ours, (a * np.log(safe[0] / safe[1])).sum(-1), atol=1e-5)
+    np.testing.assert_allclose(found.entropy, dense.entropy_of(p), atol=1e-5)
+    np.testing.assert_allclose(found.second_entropy, dense.entropy_of(other), atol=1e-5)
+    if factor == 1.0:
+        assert np.all(np.asarray(found.kl) == 0)  # exactly
+    else:
+        assert np.asarray(found.kl).max() > 0.1
+
+
+def turned_logits(q, k, mask, r):
+    """Logits after rotating by hand, float64."""
+    inv_freq = rope.base_inv_freq(r.theta, 8) / np.asarray(r.factors_R, np.float64)
+    angle = np.asarray(mask.q_positions_BT)[:, :, None, None] * inv_freq
+
+    def turn(x):
+        one, two = np.split(np.asarray(x, np.float64), 2, axis=-1)
+        c, s = np.cos(angle), np.sin(angle)
+        return float(r.attention_factor) * np.concatenate(
+            [one * c - two * s, two * c + one * s], -1
+        )
+
+    return dense.logits_of(turn(q), turn(k))
+
+
+def real_attention(model, tokens, r):
+    """Yields (q, k), rotated, of every layer."""
+
+    def probe_fn(seen):
+        return tuple(rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
+
+    run = jax.jit(functools.partial(llama.probe, probe_fn=probe_fn), static_argnums=0)
+    q, k = run(model.config, model.params, tokens, r)[1]
+    yield from zip(np.asarray(q), np.asarray(k), strict=True)
+
+
+def check_real(model, r, *, attention_factor):
+    """Every layer, head and query of a real model on 160 tokens, and some queries alone."""
+    r = dataclasses.replace(r, attention_factor=np.float32(attention_factor))
+    tokens = np.random.default_rng(3).integers(5, 250, (1, 160)).astype(np.int32)
+    sets = needles(1, 160)
+    options, few = Options(block=64, local=32), np.array([[159, 0, 80]])
+    how = dict(options=options)
+    found = measuring.measure(
+        model.config, model.params, tokens, r, given=measuring.Given(sets_BTZ=sets), **how
+    )
+    given = measuring.Given(sets_BTZ=sets, queries_BM=few)
+    some = measuring.measure(model.config, model.params, tokens, r, given=given, **how)
+    assert len(found) == len(some) == model.config.num_layers
+    for ours, picked, (q, k) in zip(found, some, real_attention(model, tokens, r), strict=True):
+        wanted = dense.statistics(q, k, dense.causal(160), local=32, bins=9, sets=sets)
+        dense.assert_same(ours, wanted)
+        dense.assert_same(picked, {name: x[:, few[0]] for name, x in wanted.items()})
+
+
+def test_attention_of_a_real_model():
+    model = pretrained.load(pretrained.__file__.rpartition("pretrained")[0] + "models/stdlib-2m")
+    check_real(model, model.rope_fn(160), attention_factor=1.15)
+
+
+@pytest.mark.slow
+def test_attention_of_books(books_6m):
+    model = pretrained.load(books_6m)
+    check_real(model, rope.make("yarn", **yarn_of(model))(160), attention_factor=1.3)
+
+
+def yarn_of(model):
+    config = model.config
+    return dict(
+        factor=4.0,
+        beta_fast=32.0,
+        beta_slow=1.0,
+        attention_factor="yarn",
+        head_dim=config.head_dim,
+        rotary_dim=config.rotary_dim,
+        theta=config.theta,
+        original_len=config.original_len,
+    )
+
+
+def test_packed_documents_are_measured_apart(tiny_model):
+    """Behind `measure`: documents of one row have the statistics they have alone."""
+    config, params = tiny_model
+    lengths, tokens = (9, 1, 14), np.random.default_rng(2).integers(0, 264, (1, 24))
+    positions, segments = dense.ids(lengths)
+    given = measuring.Given(positions, segments)
+    options, r = Options(block=8, bins=5), llama.own_rope(config)(24)
+    whole = measuring.measure(config, params, tokens, r, given=given, options=options)
+    start = 0
+    for n in lengths:
+        own = slice(start, start + n)
+        apart = measuring.measure(config, params, tokens[:, own], r, options=options)
+        for ours, theirs in zip(whole, apart, strict=True):
+            wanted = theirs._replace(top_key=theirs.top_key + start)._asdict()
+            dense.assert_same(
+                ours._replace(**{k: x[:, own] for k, x in ours._asdict().items()}), wanted
+            )
+        start += n
+
+
+def test_memory_is_linear_in_length(tiny_model):
+    """What a compiled program takes for twice the tokens is at most 2.1 times as much; and a few
+    queries take what the forward pass takes.
+    """
+    config, params = tiny_model
+    r, options = llama.own_rope(config)(64), Options(block=64, bins=14)
+
+    def peak(length, **given):
+        tokens = np.zeros((1, length), np.int32)
+        settings = llama.ForwardSettings(attention_block=64, mlp_chunk=256)
+        rows = measuring.lay_out(tokens, measuring.Given(**given), config, settings)
+        lowered = measuring.of_layers.lower(
+            params, r, rows, config=config, options=options, settings=settings
+        )
+        found = lowered.compile().memory_analysis()
+        return found.temp_size_in_bytes + found.output_size_in_bytes
+
+    four, eight = peak(4096), peak(8192)
+    assert four < eight < 2.1 * four
+    assert eight < 8192**2 * 4 / 8  # an eighth of one head's weights
+    assert peak(8192, queries_BM=np.array([[8191]])) < eight / 2
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (dict(block=0), "analysis.block must be a whole number of tokens, 1 or more, got 0."),
+        (dict(local=2.5), "analysis.local must be a whole number of tokens, 1 or more, got 2.5."),
+        (dict(bins=-1), "analysis.bins must be a whole number of distances, 0 or more, got -1."),
+        (dict(spread="rings"), "Unknown analysis.spread 'rings'. Did you mean 'ring'?"),
+    ],
+)
+def test_option_messages(change, message):
+    with pytest.raises(InputError) as caught:
+        Options(**change)
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    "tokens, given, message",
+    [
+        (
+            [[1.5]],
+            {},
+            r"analysis.tokens must be whole numbers \[rows, length\], got float64 \[1, 1",
+        ),
+        ([[1, 264]], {}, "analysis.tokens must be from 0 to 263, got 1 to 264. Use the model's"),
+        (
+            [[1, 2]],
+            dict(positions_BT=[[0]]),
+            r"analysis.positions_BT must be as the tokens, \[1, 2",
+        ),
+        (
+            [[1, 2]],
+            dict(sets_BTZ=np.ones((1, 2))),
+            r"analysis.sets must be \[1, 2\] and one more a",
+        ),
+        ([[1, 2]], dict(queries_BM=[1]), r"analysis.queries must be whole numbers \[1, number\]"),
+        ([[1, 2]], dict(queries_BM=[[2]]), "analysis.queries must be places from 0 to 1, got 2 to"),
+    ],
+)
+def test_messages(tiny_model, tokens, given, message):
+    config, params = tiny_model
+    with pytest.raises(InputError, match=message):
+        measuring.measure(config, params, np.array(tokens), None, given=measuring.Given(**given))
+
+
+def test_other_messages():
+    with pytest.raises(InputError, match="analysis.bins.width must be a positive number, got 0."):
+        curves.Bins(4, 0)
+    mask = dense.causal()
+    q, k = (jnp.asarray(x) for x in dense.inputs(mask, 4, 2))
+    with pytest.raises(ValueError, match=r"sets_BSZ must be \[2, 48, Z\], got \(2, 48\)."):
+        streaming.statistics(q, k, mask, Options(), sets_BSZ=jnp.ones((2, 48), bool))
+    with pytest.raises(ValueError, match="must agree in B, and N must be a multiple of K."):
+        streaming.statistics(q[:, :, :3], k, mask, Options())
+    with pytest.raises(ValueError, match="bins.width: 30000000 distances in a bin with 48 queries"):
+        curves.curve(q, k, q[..., 0], mask, Options(), curves.Bins(4, 30_000_000))
+
+
+def test_bins_of_distance():
+    for keys, bins in ((1, 1), (2, 2), (3, 3), (4, 3), (5, 4), (131_072, 18), (131_073, 19)):
+        assert streaming.num_bins(keys) == bins
+        edges = streaming.bin_edges(bins)
+        assert edges[-2] <= keys - 1 < edges[-1] and len(edges) == bins + 1
+    assert streaming.bin_edges(5) == [0, 1, 2, 4, 8, 16]
+    assert math.log2(streaming.bin_edges(18)[-1]) == 17
