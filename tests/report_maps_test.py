@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from jaxrope import report
 from jaxrope.evaluation import statistics, summary
 from jaxrope.evaluation.scoring import Result
-from jaxrope.report import collect, figures, floors, maps, tables
+from jaxrope.report import evaluations, figures, floors, maps, tables
 
 
 def row(suite, label, length, scores, depths=None, **more):
@@ -154,10 +154,10 @@ def test_costs_are_tokens_and_tokens_per_second_of_each_suite():
 
 
 def test_captions_and_alts_name_the_task():
-    assert collect._alt("niah", ROWS) == (
+    assert evaluations.alt("niah", ROWS) == (
         "niah: mean score with its 95% interval. At 2,048 tokens: none 0.00, yarn 0.25."
     )
-    assert collect._alt("map of niah, none: depth", ROWS) == (
+    assert evaluations.alt("map of niah, none: depth", ROWS) == (
         "Map of niah, none: depth: mean score by length, from 0 (red) to 1 (green)."
     )
 

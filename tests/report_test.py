@@ -4,6 +4,7 @@ import json
 import re
 import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ import pytest
 from jaxrope import report
 from jaxrope.errors import InputError
 from jaxrope.report import __main__ as program
-from jaxrope.report import collect, figures, page, panels, tables
+from jaxrope.report import axes, collect, evaluations, figures, page, tables, theme
 
 
 def row(suite, label, length, score, low, high, **more):
@@ -50,6 +51,7 @@ BASELINES = {
     "pi": {"fitness": 97.0, "factors": [8.0] * 4},
     "yarn": {"fitness": 60.0, "factors": [1.0, 2.0, 8.0, 8.0]},
 }
+LABELS = ["none", "yarn", "mine & <co>"]
 STEPS = [{"step": i, "loss": 4 - i / 100, "lr": 1e-5, "tokens": 64} for i in range(1, 41)]
 
 
@@ -100,7 +102,7 @@ def test_needles_are_drawn_for_each_number_of_keys():
     assert figure.axes[0].get_title(loc="left") == "Needle found"
     titles = [title for title, _ in tables.evaluation_tables(NEEDLES)]
     assert titles == [f"Needle-{k}: accuracy [95% interval]" for k in (6, 1)]
-    assert collect._alt("needle", NEEDLES) == (
+    assert evaluations.alt("needle", NEEDLES) == (
         "Share of needles found, with Wilson's 95% interval. At 8,192 tokens: yarn, 6 keys 0.79."
     )
 
@@ -129,23 +131,23 @@ def test_training_is_drawn_step_by_step():
 
 def test_smoothing_keeps_a_constant_and_its_ends():
     values = np.full(20, 3.0)
-    np.testing.assert_allclose(panels._smooth(values, np.arange(1.0, 21.0)), values)
+    np.testing.assert_allclose(axes.smooth(values, np.arange(1.0, 21.0)), values)
     line = np.arange(9.0)
-    assert panels._smooth(line, np.ones(9), reach=1).tolist() == [0.5, *range(1, 8), 7.5]
+    assert axes.smooth(line, np.ones(9), reach=1).tolist() == [0.5, *range(1, 8), 7.5]
 
 
 def test_names_at_the_ends_do_not_overlap():
     wanted = {"a": 0.5, "b": 0.5, "c": 0.51, "d": 0.99, "e": 1.0}
-    places = panels._spread(wanted, gap=0.07)
+    places = axes.spread(wanted, gap=0.07)
     order = sorted(places.values())
     assert np.diff(order).min() > 0.069 and 0 <= order[0] and order[-1] <= 1.001
     assert places["a"] < 0.5 < places["c"]
-    assert panels._spread({"x": 0.3}) == {"x": 0.3}
+    assert axes.spread({"x": 0.3}) == {"x": 0.3}
 
 
 def test_each_label_has_a_look_of_its_own():
     labels = ["none", "pi", "ntk", "yarn", "longrope", "sliding", *"abcde"]
-    assert len(set(panels._styles(labels).values())) == len(labels)
+    assert len(set(axes.styles(labels).values())) == len(labels)
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -156,12 +158,15 @@ def test_a_figure_is_written(tmp_path, suffix):
 
 
 def test_an_svg_follows_the_theme_and_its_column():
-    svg = figures.as_svg(report.passkey_figure(ROWS))
+    made = figures.svg_file(report.passkey_figure(ROWS))
+    svg = theme.paint(figures.svg_element(made))
     root = ElementTree.fromstring(svg)
     assert "width" not in root.attrib and "height" not in root.attrib and "viewBox" in root.attrib
-    assert "currentColor" in svg and panels.FOREGROUND not in svg
+    assert "currentColor" in svg and axes.FOREGROUND not in svg
     assert "#ffffff" not in svg  # no white ground on a dark page
-    assert svg == figures.as_svg(report.passkey_figure(ROWS))
+    assert "var(--blue)" in svg and "font-family" not in svg
+    assert "#ffffff" in made and axes.FOREGROUND in made and "<text" in made  # for itself
+    assert made == figures.svg_file(report.passkey_figure(ROWS))
 
 
 def test_figures_say_what_is_missing(monkeypatch):
@@ -236,13 +241,17 @@ class Checker(HTMLParser):
 
     def __init__(self):
         super().__init__()
-        self.open, self.ids, self.tags, self.loads, self.texts = [], [], [], [], []
+        self.open, self.ids, self.tags, self.loads, self.links = [], [], [], [], []
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)
         values = dict(attrs)
         self.ids += [values["id"]] if "id" in values else []
-        self.loads += [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
+        found = [v for k, v in attrs if k in ("src", "href", "xlink:href", "srcset")]
+        if tag == "a":
+            self.links += found
+        else:
+            self.loads += found
         if tag not in self.VOID:
             self.open.append(tag)
 
@@ -254,9 +263,6 @@ class Checker(HTMLParser):
     def handle_endtag(self, tag):
         assert self.open.pop() == tag
 
-    def handle_data(self, data):
-        self.texts.append(data)
-
 
 def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
     out = tmp_path / "report.html"
@@ -266,67 +272,166 @@ def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
     checker.feed(html)
     assert checker.open == []
     assert len(checker.ids) == len(set(checker.ids)), "two figures would share shapes"
-    assert all(load.startswith("#") for load in checker.loads), "nothing is fetched"
-    used = set(re.findall(r"url\(#([^)]+)\)", html)) | {load[1:] for load in checker.loads}
+    assert all(load.startswith(("#", "data:image")) for load in checker.loads), "nothing is fetched"
+    used = set(re.findall(r"url\(#([^)]+)\)", html))
+    used |= {load[1:] for load in checker.loads if load.startswith("#")}
     assert used <= set(checker.ids)
+    assert all((tmp_path / link).is_file() for link in checker.links if link[0] != "#")
     assert checker.tags.count("figure") == 2 + 2 + 4 == html.count('role="img" aria-label="')
     assert "<b>" not in html and "&lt;b&gt;" in html and "mine &amp; &lt;co&gt;" in html
     assert "prefers-color-scheme: dark" in html and "@media print" in html
-    assert 'name="viewport"' in html
+    assert 'name="viewport"' in html and "<script" not in html
+    assert "#e69f00" not in html and "DejaVu" not in html  # colours and type are the page's
+
+
+def test_every_figure_lies_beside_the_page_with_its_numbers(workdirs, tmp_path):
+    program.write(workdirs, tmp_path / "report.html")
+    made = sorted(path.name for path in (tmp_path / "report_files").iterdir())
+    assert {Path(name).suffix for name in made} == {".svg", ".png", ".csv", ".json"}
+    assert len(made) == 3 * 8 + 1
+    (csv,) = (tmp_path / "report_files").glob("2-second-*-perplexity.csv")
+    assert csv.read_text().splitlines()[:3] == [
+        "label,length,perplexity,low,high",
+        "none,512,32.9,30.0,36.0",
+        "none,4096,107.1,90.0,126.0",
+    ]
+    (factors,) = (tmp_path / "report_files").glob("1-first-*-factors.csv")
+    assert factors.read_text() == "rotary pair,yarn,searched\n0,1.0,1.0\n1,8.0,2.0\n"
+    (png,) = (tmp_path / "report_files").glob("*-rate.png")
+    assert png.read_bytes().startswith(b"\x89PNG")
+    (svg,) = (tmp_path / "report_files").glob("*-rate.svg")
+    assert ElementTree.parse(svg).getroot().get("width") == "316.8pt"
+    program.write(workdirs[:1], tmp_path / "report.html")  # what is no longer made goes
+    assert len(list((tmp_path / "report_files").iterdir())) == 3 * 4 + 1
+
+
+def test_every_figure_has_the_command_and_the_config_behind_it(workdirs, tmp_path):
+    (workdirs[0] / "command.txt").write_text("python search.py --config=a.py\n")
+    program.write(workdirs, tmp_path / "report.html")
+    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+    figures_of = [part.partition("</figure>")[0] for part in html.split("<figure")[1:]]
+    assert [("search.py" in one, "jaxrope.evaluate" in one) for one in figures_of] == (
+        [(True, False)] * 4 + [(False, True)] * 4
+    )
+    assert all("<pre>{" in one and "<table" in one for one in figures_of)
 
 
 def test_the_summary_comes_first_and_says_what_was_found(workdirs):
-    lines = [line for folder in workdirs for line in collect.collect(folder)[0]]
-    assert [line[1] for line in lines] == ["search", "training", "evaluation"]
-    search, training, evaluation = lines
-    assert search[2:4] == ["to 4,096", "perplexity 56.00, yarn 60.00"]
-    assert search[4] == "123,456 forward tokens, 1m30s"
-    assert training[2:] == ["rows of 512", "loss 3.9900 to 3.6000", "40 steps, 2,560 tokens"]
-    assert evaluation[2] == "512 to 4,096"
-    assert evaluation[3] == "perplexity at 4,096: none 107.10, yarn 40.30, mine & <co> inf"
-    assert evaluation[4] == "7,000 forward tokens, 14s"
+    first, second = (collect.collect(folder).lines for folder in workdirs)
+    search, training = first
+    assert search["What"] == "search" and search["Window"] == "to 4,096"
+    assert search["Perplexity"] == "56.00 (yarn 60.00) of the search"
+    assert search["Cost"] == "1m30s, 123,456 forward tokens"
+    assert training["What"] == "training, loss 3.990 → 3.600"
+    assert (training["Window"], training["Cost"]) == ("rows of 512", "40 steps, 2,560 tokens")
+    assert [line["What"] for line in second] == [f"evaluation, {n}" for n in LABELS]
+    none, yarn, mine = second
+    assert none["Window"] == "512 → 4,096" and none["Model"] == "base"
+    assert (none["Perplexity"], mine["Perplexity"]) == ("107.10 at 4,096", "inf at 4,096")
+    assert (yarn["Pass key"], mine["Pass key"]) == ("1.00 at 512", "")
+    assert none["Cost"] == "14s, 7,000 forward tokens" and yarn["Cost"] == ""
 
 
 def test_every_figure_says_in_words_what_it_shows(workdirs):
-    sections = [section for folder in workdirs for section in collect.collect(folder)[1]]
-    alts = [figure.alt for section in sections for figure in section.figures]
-    assert any("the best ends at 56.00" in alt for alt in alts)
+    folders = [collect.collect(folder).folder for folder in workdirs]
+    alts = [one.alt for folder in folders for part in folder.sections for one in part.figures]
+    assert any("best 56.00 after 5" in alt for alt in alts)
     assert any("At 4,096 tokens: none 107.10, yarn 40.30" in alt for alt in alts)
     assert any("from 3.990 to 3.600 in 40 steps" in alt for alt in alts)
     assert all(len(alt) > 30 for alt in alts)
 
 
 def test_two_figures_on_a_page_keep_their_own_shapes():
-    figure = page.Figure(
-        '<svg><path id="m"/><use href="#m"/><g clip-path="url(#m)"/></svg>', "", ""
-    )
+    figure = page.Figure("n", None, "", "", [])
+    drawn = page.Drawn('<svg><path id="m"/><use href="#m"/><g clip-path="url(#m)"/></svg>', [])
     section = page.Section("t", [], [figure, figure], "", {})
-    html = page.render("t", [["a"]], {"x": [section]})
+    folder = page.Folder("x", "x", [], [section])
+    html = page.render("t", "", [["a"]], [folder], {(0, 0, 0): drawn, (0, 0, 1): drawn})
     assert 'id="f0s0g0-m"' in html and 'href="#f0s0g1-m"' in html and "url(#f0s0g1-m)" in html
+
+
+def test_a_score_stands_above_its_interval_and_a_workdir_is_a_link():
+    assert page._cell("-0.02 [-0.03, -0.01]*") == "-0.02*<small>[-0.03, -0.01]</small>"
+    assert page._cell("#1 <run>") == '<a href="#f1">&lt;run&gt;</a>'
+    assert page._cell("37.26 at 8,192") == "37.26 at\u00a08,192"
+    assert page._cell(None) == ""
 
 
 def test_what_cannot_be_shown_is_refused(tmp_path, workdirs):
     with pytest.raises(InputError, match="nowhere: no such folder"):
         collect.collect(tmp_path / "nowhere")
     (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="has none of result.json, metrics.jsonl and eval.json"):
+    with pytest.raises(InputError, match="has none of result.json, .*, nor has a folder in it"):
         collect.collect(tmp_path / "empty")
     for text in ("{}", "[]", "{", '{"rows": []}'):
         (workdirs[1] / "eval.json").write_text(text)
         with pytest.raises(InputError, match="eval.json is not what its program writes"):
             collect.collect(workdirs[1])
+    (workdirs[0] / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match="metrics.jsonl is not what its program writes"):
+        collect.collect(workdirs[0])
 
 
-def test_the_program_writes_the_page(workdirs, tmp_path, capsys):
+def run_program(*argv):
     from jaxrope import cli
 
-    out = tmp_path / "made" / "page.html"
-    argv = [*map(str, workdirs), f"--out={out}"]
+    argv = list(map(str, argv))
     cli.arguments(program.add_arguments, program.run, doc=program.__doc__, argv=argv)
-    assert out.is_file() and str(out) in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (["--ouf=x", "a"], "Unknown flag '--ouf'. Did you mean '--out'"),
+        (["a", "--out=eval.json"], "--out=eval.json: must end in .html"),
+        (["a"], "a: no such folder"),
+        ([], "the following arguments are required: WORKDIR"),
+        (["a", "--published=yarm"], "Unknown rope preset 'yarm'"),
+        (["a", "--published=no/rope.json"], "--published=no/rope.json: no such file"),
+    ],
+)
+def test_wrong_arguments_are_one_line_and_leave_nothing(tmp_path, monkeypatch, capsys, argv, told):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit) as stopped:
-        cli.arguments(
-            program.add_arguments, program.run, doc=program.__doc__, argv=["--ouf=x", "a"]
-        )
+        run_program(*argv)
     assert stopped.value.code == 2
-    assert "Unknown flag '--ouf'. Did you mean '--out'" in capsys.readouterr().err
+    (line,) = capsys.readouterr().err.splitlines()
+    assert told in line and list(tmp_path.iterdir()) == []
+
+
+def test_the_program_writes_the_page_or_nothing(workdirs, tmp_path, capsys):
+    out = tmp_path / "made" / "page.html"
+    run_program(*workdirs, f"--out={out}")
+    assert out.is_file() and "page.html and page_files" in capsys.readouterr().out
+    before = out.read_bytes()
+    (workdirs[1] / "eval.json").write_text("{")
+    with pytest.raises(SystemExit):
+        run_program(*workdirs, f"--out={out}")
+    assert out.read_bytes() == before
+    with pytest.raises(SystemExit):
+        run_program(*workdirs, f"--out={tmp_path / 'other.html'}")
+    assert not list(tmp_path.glob("other*"))
+
+
+@pytest.mark.parametrize("theme_", [0, 1], ids=["light", "dark"])
+def test_every_colour_stands_out_on_its_card(theme_):
+    card = theme.SURFACES["card"][theme_]
+    for colour, (name, *shades) in theme.SHADES.items():
+        assert contrast(shades[theme_], card) >= 3, name
+        assert colour in {c for c, *_ in [*axes.STYLES.values(), *axes.SPARE]}
+    for name, least in (("ink", 7), ("soft", 4.5), ("link", 4.5)):
+        for under in ("card", "page", "code"):
+            shades = theme.SURFACES[name][theme_], theme.SURFACES[under][theme_]
+            assert contrast(*shades) >= least, (name, under)
+
+
+def contrast(one: str, other: str) -> float:
+    """WCAG 2's ratio of two colours "#rrggbb"."""
+
+    def luminance(colour):
+        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
+        linear = (v / 12.92 if v <= 0.04045 else ((v + 0.055) / 1.055) ** 2.4 for v in parts)
+        return sum(w * v for w, v in zip((0.2126, 0.7152, 0.0722), linear, strict=True))
+
+    high, low = sorted((luminance(one), luminance(other)), reverse=True)
+    return (high + 0.05) / (low + 0.05)

@@ -85,7 +85,7 @@ def mark_length(ax, original_len: int | None) -> None:
         xytext=(3, 0),
         textcoords="offset points",
         va="top",
-        fontsize=8,
+        fontsize=9,
     )
 
 

@@ -155,6 +155,7 @@ def svg_element(svg: str) -> str:
     text = svg[svg.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # it is the page's
     return re.sub(r"font: (?:(\d{3}) )?([\d.]+px) [^;\"]*", _font, text)
 
 
@@ -171,7 +172,7 @@ _DIGITS = re.compile(r"(\.\d\d)\d+")
 
 def _font(match: re.Match) -> str:
     weight = f"; font-weight: {match[1]}" if match[1] else ""
-    return f"font-size: {match[2]}{weight}"  # the family is the page's
+    return f"font-size: {match[2]}{weight}"
 
 
 def _evaluation_draws(rows, original_len):

@@ -7,6 +7,7 @@ the files beside the page.
 import dataclasses
 import html
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -199,8 +200,11 @@ def _cell(cell: Any) -> str:
     place, mark, name = str(cell).partition(" ")
     if mark and place.startswith("#") and place[1:].isdigit():
         return f'<a href="#f{place[1:]}">{_text(name)}</a>'
-    text = _text("" if cell is None else cell)
-    return text.replace(" → ", "\u00a0→\u00a0").replace(" at ", " at\u00a0")
+    text = "" if cell is None else str(cell)
+    scored = re.fullmatch(r"(\S+) (\[.*\])(\*?)", text)
+    if scored:  # a score above its interval, so that more columns fit
+        return f"{_text(scored[1] + scored[3])}<small>{_text(scored[2])}</small>"
+    return _text(text).replace(" → ", "\u00a0→\u00a0").replace(" at ", " at\u00a0")
 
 
 def _figure(figure: Figure, drawn: Drawn, prefix: str, section: Section) -> str:

@@ -218,7 +218,7 @@ def draw_factors(ax, curves):
         The last one is what was found.
     """
     *others, own = curves
-    styles, ends = axes.styles(others), {}
+    styles, ends = axes.styles(["longrope", *others]), {}
     pairs = np.atleast_2d(curves[own]).shape[1]
     for name, curve in curves.items():
         colour, _, dash = axes.STYLES["longrope"] if name == own else styles[name]

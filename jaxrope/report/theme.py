@@ -108,7 +108,8 @@ th:first-child, td:first-child { text-align: left; }
 td:first-child { font-weight: 600; }
 .words th, .words td { text-align: left; white-space: normal; }
 .words td { min-width: 6rem; }
-td small { color: var(--soft); font-size: .85em; }
+td small { display: block; color: var(--soft); font-size: .85em; }
+td[data-label="Model"], td[data-label="Window"] { white-space: nowrap; }
 .figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr));
   gap: 1rem; margin: .75rem 0; align-items: start; }
 figure { margin: 0; padding: .8rem .9rem .6rem; min-width: 0; }
