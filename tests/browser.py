@@ -74,12 +74,16 @@ class Browser:
         """Opens a file in a window of `width` pixels."""
         scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
         self.call("Emulation.setEmulatedMedia", media=media, features=scheme)
-        size = dict(width=width, height=900, deviceScaleFactor=1, mobile=width < 600)
-        self.call("Emulation.setDeviceMetricsOverride", **size)
+        self._resize(width, 900)
         self.events.clear()
         self.call("Page.navigate", url=path.resolve().as_uri())
         while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._read())
+
+    def grow(self) -> None:
+        """Makes the window as high as the page."""
+        size = self.call("Page.getLayoutMetrics")
+        self._resize(size["cssLayoutViewport"]["clientWidth"], size["cssContentSize"]["height"])
 
     def evaluate(self, expression: str):
         """Returns the value of a JavaScript expression."""
@@ -99,6 +103,10 @@ class Browser:
     def pdf(self) -> bytes:
         """Returns the page as it is printed."""
         return base64.b64decode(self.call("Page.printToPDF", preferCSSPageSize=True)["data"])
+
+    def _resize(self, width: int, height: int) -> None:
+        size = dict(width=width, height=height, deviceScaleFactor=1, mobile=width < 600)
+        self.call("Emulation.setDeviceMetricsOverride", **size)
 
     def _read(self) -> dict:
         while b"\0" not in self._rest:

@@ -201,8 +201,12 @@ def test_tables_by_hand():
 
 @pytest.fixture
 def workdirs(tmp_path):
+    return write_workdirs(tmp_path)
+
+
+def write_workdirs(folder):
     """A search and a training in one folder, an evaluation in another."""
-    first, second = tmp_path / "first", tmp_path / "second"
+    first, second = folder / "first", folder / "second"
     first.mkdir()
     second.mkdir()
     best = {"max_len": 4096, "factors": [1.0, 2.0], "start_tokens": 4, "attention_factor": 1.15}

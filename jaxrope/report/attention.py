@@ -168,13 +168,26 @@ def _patterns(found: Attention):
             )
         )
         made += [_curve_figure(row, words) for row in own if row.get("heads")]
-    cells = [["", "tokens", "from", "compared on", "JS, nats", "root of JS"]]
-    for row in found.lists["similarities"]:
-        divergences = (f"{row[name]:.4f}" for name in ("js", "root_js"))
-        words = (row["label"], f"{row['length']:,}", row["reference"], row["kind"])
-        cells.append([*words, *divergences])
-    title = "Jensen-Shannon divergence of attention patterns; 0 is the same, 0.693 nats the most"
-    return [(title, cells)] if found.lists["similarities"] else [], made
+    return _similarities(found.lists["similarities"]), made
+
+
+def _similarities(rows: Sequence[Row]) -> list[tables.Table]:
+    """Returns a table for each kind of comparison: label by length."""
+    made = []
+    for kind, reference in dict.fromkeys((row["kind"], row["reference"]) for row in rows):
+        own = [row for row in rows if (row["kind"], row["reference"]) == (kind, reference)]
+        lengths = sorted({row["length"] for row in own})
+        cells = [["", *(f"{length:,}" for length in lengths)]]
+        for label in dict.fromkeys(row["label"] for row in own):
+            some = [row for row in own if row["label"] == label]
+            told = {r["length"]: f"{r['js']:.4f} [{r['root_js']:.4f}]" for r in some}
+            cells.append([label, *(told.get(length, "") for length in lengths)])
+        title = (
+            f"Jensen-Shannon divergence from {reference}, patterns compared on: {kind}; nats, "
+            "0.693 at most [its root, a metric]"
+        )
+        made.append((title, cells))
+    return made
 
 
 def _curve_figure(row: Row, words: str) -> Figure:

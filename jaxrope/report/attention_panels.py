@@ -10,6 +10,7 @@ from jaxrope.report import axes, maps, panels
 BROAD = (8.0, 3.7)  # inches, of a map with a number in each cell
 INK = "#0b0c0d"  # of a number in a coloured cell, in either theme
 HEADS = "#7f7f7f"
+MOST_TICKS = 6  # of distances
 # name -> (title, unit)
 STATISTICS = {
     "entropy": ("Attention entropy", "nats"),
@@ -139,8 +140,10 @@ def draw_objectives(ax, rows):
 
 def bar(ax, drawn, unit, ticks=None):
     """A narrow colour bar of few colours: 256 of them are a third of the page."""
-    steps = np.linspace(*drawn.get_clim(), 33)
-    made = ax.figure.colorbar(drawn, ax=ax, ticks=ticks, boundaries=steps, aspect=25, pad=0.02)
+    from matplotlib.ticker import MaxNLocator
+
+    steps, found = np.linspace(*drawn.get_clim(), 33), ticks or MaxNLocator(5)
+    made = ax.figure.colorbar(drawn, ax=ax, ticks=found, boundaries=steps, aspect=25, pad=0.02)
     made.outline.set_visible(False)
     made.ax.tick_params(length=0)
     made.set_label(unit)
@@ -167,7 +170,11 @@ def _curve(row):
 
 def _scale(ax, row, title):
     ax.set_yscale("log")
+    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # a power's exponent is too small
+    ax.yaxis.set_minor_formatter(lambda value, _: "")
     if row["axis"] in ("distance", "interpolated"):
         ax.set_xscale("symlog", base=2, linthresh=1)
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+        powers = range(int(np.log2(max(row["edges"][-1], 2))) + 1)
+        shown = [2**power for power in powers if power % -(-len(powers) // MOST_TICKS) == 0]
+        ax.set_xticks(shown, [f"{value:,}" for value in shown])
     ax.set(title=title, xlabel=AXES.get(row["axis"], row["axis"]), ylabel="attention to one key")

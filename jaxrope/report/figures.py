@@ -155,6 +155,7 @@ def svg_element(svg: str) -> str:
     text = svg[svg.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
+    text = re.sub(r"<style.*?</style>", "", text, flags=re.DOTALL)  # it would be the whole page's
     text = re.sub(r"font-family: [^;\"]*(; )?", "", text)  # it is the page's
     return re.sub(r"font: (?:(\d{3}) )?([\d.]+px) [^;\"]*", _font, text)
 

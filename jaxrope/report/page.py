@@ -13,6 +13,8 @@ from typing import Any
 
 from jaxrope.report import theme
 
+LONG = 60  # characters of a cell that make a table one of words
+_NUMBER = re.compile(r"[-+]?\d|inf|nan|None|failed|$")
 MOST_NUMBERS = 200  # rows of a figure's numbers that the page itself has; its CSV has all
 
 
@@ -150,7 +152,7 @@ def _facts(facts: Sequence[tuple[str, str, str]]) -> str:
         + "</dd></div>"
         for name, value, remark in facts
     ]
-    return f'<dl class="facts">{"".join(tiles)}</dl>' if tiles else ""
+    return f'<dl class="facts">{"".join(tiles)}</dl>' if len(tiles) > 1 else ""
 
 
 def _section(section: Section, place: tuple[int, int], drawn) -> str:
@@ -179,20 +181,29 @@ def _grid(figures: str) -> str:
 
 
 def _table(cells: Sequence[Sequence[Any]], kind: str = "numbers") -> str:
-    header = [_text(cell) for cell in cells[0]]
-    head = "".join(f'<th scope="col">{cell}</th>' for cell in header)
-    rows = "".join(
+    """Returns a table; `kind` "words" becomes a list of cards on a phone."""
+    header, rows = cells[0], cells[1:]
+    columns = list(zip(*rows, strict=True)) or [()] * len(header)
+    wordy = [any(not _NUMBER.match(str(cell)) for cell in column) for column in columns]
+    if any(len(str(cell)) > LONG for row in rows for cell in row):
+        kind = "words"
+    looks = [' class="text"' if is_text else "" for is_text in wordy]
+    names = [_text(cell) for cell in header]
+    head = "".join(
+        f'<th scope="col"{look}>{name}</th>' for name, look in zip(names, looks, strict=True)
+    )
+    body = "".join(
         "<tr>"
         + "".join(
-            f'<td data-label="{name}">{_cell(cell)}</td>'
-            for name, cell in zip(header, row, strict=True)
+            f'<td{look} data-label="{name}">{_cell(cell)}</td>'
+            for name, look, cell in zip(names, looks, row, strict=True)
         )
         + "</tr>"
-        for row in cells[1:]
+        for row in rows
     )
     return (
         f'<div class="wide" tabindex="0"><table class="{kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"<tbody>{body}</tbody></table></div>"
     )
 
 

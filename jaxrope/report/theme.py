@@ -106,7 +106,7 @@ tbody tr:last-child td { border-bottom: 0; }
 th { font-weight: 600; color: var(--soft); font-size: .82rem; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { font-weight: 600; }
-.words th, .words td { text-align: left; white-space: normal; }
+.text, .words th, .words td { text-align: left; white-space: normal; }
 .words td { min-width: 6rem; }
 td small { display: block; color: var(--soft); font-size: .85em; }
 td[data-label="Model"], td[data-label="Window"] { white-space: nowrap; }
@@ -115,6 +115,7 @@ td[data-label="Model"], td[data-label="Window"] { white-space: nowrap; }
 figure { margin: 0; padding: .8rem .9rem .6rem; min-width: 0; }
 figure.broad { grid-column: 1 / -1; }
 .drawing { overflow-x: auto; }
+figure svg * { stroke-linejoin: round; }
 figure svg { width: 100%; height: auto; display: block; }
 figure.broad svg { max-width: 60rem; margin: 0 auto; }
 figcaption { font-size: .86rem; color: var(--soft); margin-top: .35rem; line-height: 1.45; }

@@ -1,0 +1,105 @@
+"""The page in a real browser: whole figures, nothing wider than the window, text that can be read.
+
+Skips, and says so, where there is no Chromium; see browser.py for where one is looked for.
+"""
+
+import json
+
+import browser
+import pytest
+import report_attention_test
+import report_test
+
+from jaxrope.report import __main__ as program
+
+WIDTHS, THEMES = (390, 1280), ("light", "dark")
+LEAST_PIXELS = 8.5  # of the height of the smallest letters
+LEAST_CONTRAST = 4.5  # WCAG 2, level AA
+PROGRAM = browser.find()
+pytestmark = pytest.mark.skipif(
+    not PROGRAM, reason="no Chromium: install one, or say where it is in $CHROMIUM"
+)
+
+CHECK = (Path(__file__).parent / "report_check.js").read_text(encoding="utf-8")
+CHECK = CHECK.replace("LEAST_PIXELS", str(LEAST_PIXELS))
+CHECK = CHECK.replace("LEAST_CONTRAST", str(LEAST_CONTRAST))
+
+
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """A page of a search, a training, an evaluation with a map and a text at floor, attention."""
+    folder = tmp_path_factory.mktemp("workdirs")
+    for part in (workdirs := report_test.write_workdirs(folder)):
+        assert part.is_dir()
+    third = folder / "attention"
+    third.mkdir()
+    (third / "attention.json").write_text(json.dumps(report_attention_test.content()))
+    program.write([*workdirs, third], folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def chromium(tmp_path_factory):
+    with browser.running(PROGRAM, tmp_path_factory.mktemp("profile")) as found:
+        yield found
+
+
+def opened(chromium, path, width, theme):
+    """Opens a page in a window as high as itself, so that each point of it can be looked at."""
+    chromium.open(path, width=width, dark=theme == "dark")
+    chromium.grow()
+    return chromium
+
+
+@pytest.mark.parametrize("theme", THEMES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_the_page_is_whole_and_can_be_read(chromium, page, width, theme):
+    shown = opened(chromium, page, width, theme)
+    count, wrong = shown.evaluate(CHECK)
+    assert wrong == []
+    assert count > 300  # letters were looked at
+    told = [
+        e for e in shown.events if e.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown")
+    ]
+    assert told == []
+    asked = [e for e in shown.events if e.get("method") == "Network.requestWillBeSent"]
+    urls = {event["params"]["request"]["url"].partition(":")[0] for event in asked}
+    assert urls <= {"file", "data"} and sum("html" in str(event) for event in asked) >= 1
+
+
+@pytest.mark.parametrize("theme", THEMES)
+def test_what_is_opened_can_be_read_too(chromium, page, theme):
+    shown = opened(chromium, page, 390, theme)
+    shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    shown.grow()
+    count, wrong = shown.evaluate(CHECK)
+    assert wrong == [] and count > 1000
+
+
+def test_the_themes_differ_and_print_is_on_white(chromium, page):
+    ground = "getComputedStyle(document.body).backgroundColor"
+    found = [opened(chromium, page, 1280, theme).evaluate(ground) for theme in THEMES]
+    assert found == ["rgb(244, 245, 247)", "rgb(17, 20, 23)"]
+    chromium.open(page, width=1280, dark=True, media="print")
+    assert chromium.evaluate(ground) == "rgba(0, 0, 0, 0)"
+    ink = "getComputedStyle(document.querySelector('figure svg text')).fill"
+    assert chromium.evaluate(ink) == "rgb(0, 0, 0)"
+    assert chromium.pdf().startswith(b"%PDF")
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ("document.body.style.color = 'rgb(230, 230, 230)'", "contrast"),
+        ("document.querySelector('h1').style.minWidth = '3000px'", "wider than the window"),
+        ("document.querySelector('figure svg').style.width = '90px'", "figure of"),
+        ("document.querySelector('figure svg text').style.fontSize = '5px'", "letters of"),
+        ("document.querySelector('figure svg text').style.fill = '#cccccc'", "contrast"),
+        ("document.querySelector('figure svg defs path').remove()", "shape that is not there"),
+        ("document.querySelector('figure svg text').setAttribute('x', -50)", "text cut off"),
+    ],
+)
+def test_the_check_sees_what_is_broken(chromium, page, change, told):
+    shown = opened(chromium, page, 1280, "light")
+    shown.evaluate(change)
+    assert told in " ".join(shown.evaluate(CHECK)[1])
