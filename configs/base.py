@@ -259,7 +259,7 @@ def search() -> ConfigDict:
     section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # n̂ is one of these
     section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | a number: of every candidate of a search, times attention_multiples
     section.attention_multiples = (1.0,)  # a candidate's attention factor is attention_factor times one of these
-    section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document
+    section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each of another document; attention_objective has three more
     section.highest = 0.0  # the largest factor that a candidate may have; 0 = algorithm.bound * target_len / training_len
     section.multiply = False  # a second search: its factors multiply those of config.rope, for a model that was fine-tuned with these
     section.seeds = ()  # rope.json files, or workdirs with one: more seeds, each with its factors for target_len
@@ -284,6 +284,26 @@ def critical_search() -> ConfigDict:
     section.critical_low = 0  # rotary pair, from 0: the lowest that may be critical; 0 = the first with less than 10 turns in training_len
     section.critical_high = 0  # rotary pair: the highest that may be; 0 = the first with less than 1 turn, the theoretical one; equal to critical_low: this pair alone
     return section
+
+
+def attention_objective(name: str) -> dict:
+    """A search.objective that looks at attention in needle documents, beside the trained length's: entropy_shift | pattern | needle_mass (search/attention_objective.py)."""
+    section = dict(
+        name=name,
+        num_samples=4,  # documents of target_len tokens, each with a shorter twin of the trained length
+        num_keys=1,  # needles in each, one of which is asked for
+        place="spread",  # start: before the text | spread: anywhere in it
+        needle_weight=0.0,  # the answers' loss, nats a token, is added times this; 0 = attention alone
+    )
+    of_heads = dict(
+        heads=(),  # (layer, head) that count, from 0; () = all, each by the share of attention that it gives the needle at the trained length
+    )
+    of_distance = dict(
+        view="below",  # below: distances below the trained length | relative: distance / length
+        num_queries=16,  # of each text, evenly in its second half
+        num_bins=32,  # of distance, equally wide
+    )
+    return section | (of_distance if name == "pattern" else of_heads)
 
 
 def hosts() -> ConfigDict:

@@ -8,6 +8,7 @@ import numpy as np
 from jaxrope import files, llama, rope, setup
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluation.rows import USUAL_CONSTANTS
+from jaxrope.search.judging import Reference
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
 _LAWS = dict.fromkeys(("su", "yarn", "none", "rope"))
@@ -82,6 +83,21 @@ def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -
             f"{target_len:,}, got {given:,}."
         )
     return given or model.original_len
+
+
+def reference(config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
+    """Returns the rope and the length that the weights were trained with: in a second search those
+    of config.rope.
+    """
+    trained = training_len(config, model, extended)
+    tuned = extended.bucket if config.search.multiply else llama.own_rope(model).bucket(trained)
+    found = rope.build(
+        tuned.factors,
+        theta=model.theta,
+        start_tokens=tuned.start_tokens,
+        attention_factor=tuned.attention_factor,
+    )
+    return Reference(found, trained)
 
 
 def is_recovery(config, extended: Extension | None) -> bool:

@@ -118,7 +118,8 @@ def prepare(config) -> Problem:
     loaded = setup.load_model(config)
     known = baselines.make(config, shape, loaded.rope_fn, trained)
     _check_layers(space, known)
-    section, task = config.search.objective.to_dict(), _task(config, loaded, forward)
+    section = config.search.objective.to_dict()
+    task = _task(config, loaded, forward, baselines.reference(config, shape, extended))
     judge = objective.make(section, task)
     memory = plan.memory(
         shape,
@@ -341,7 +342,9 @@ def _fresh(
     return objective.make(section | {"num_samples": settings.batch}, task)
 
 
-def _task(config, loaded, forward: llama.ForwardSettings) -> objective.Task:
+def _task(
+    config, loaded, forward: llama.ForwardSettings, reference: objective.Reference
+) -> objective.Task:
     tokenizer, _ = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
     return objective.Task(
         config=loaded.config,
@@ -356,6 +359,7 @@ def _task(config, loaded, forward: llama.ForwardSettings) -> objective.Task:
         tokenizer=tokenizer,
         target_len=config.target_len,
         seed=config.seed,
+        reference=reference,
     )
 
 

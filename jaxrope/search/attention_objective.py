@@ -1,0 +1,330 @@
+"""Objectives that look at attention: does a longer text change how the heads attend?
+
+Each reads needle documents of the target length with a candidate, and the same ones, shorter, with
+the rope and the length that the weights were trained on; what a candidate is told is how far the
+first is from the second. Low entropy is no aim: a head that only sinks has it. All can be
+differentiated in the rope. Whole rows are computed for the queries that count alone, so that the
+cost is that of the forward passes. The pass at the trained length depends on no candidate and is
+made once for a batch of them; it is counted for each.
+
+`needle_weight` adds the loss of the answers' tokens, nats, times it; 0: attention alone.
+
+Letters: W samples, B batch of 1, T length, M answer tokens, Q queries, L layers, N heads, E bins of
+distance.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrope import collectives, llama
+from jaxrope.analysis import patterns, rows
+from jaxrope.data import needles
+from jaxrope.errors import InputError, choose
+from jaxrope.search import judging
+from jaxrope.search.judging import Objective, Task, check_whole
+
+_SINK = 1  # first keys that entropies and patterns leave out
+_TRAINED = "trained_"  # of names in a sample: what is read at the trained length
+
+
+def entropy_shift(
+    task: Task,
+    *,
+    num_samples: int,
+    num_keys: int,
+    place: str,
+    heads: tuple[tuple[int, int], ...],
+    needle_weight: float,
+) -> Objective:
+    """How far the entropy of attention moves where the answer is written: the mean of |H / ln n -
+    that of the trained length| over the answer's tokens and heads, the sink left out.
+
+    Args:
+      task: the model and the text.
+      num_samples, num_keys, place: see objective.needle.
+      heads: (layer, head) that count, all the same; (): all, each by the probability that it gives
+        the needle at the trained length, so that those count that retrieve.
+      needle_weight: see the module.
+    """
+    count_fn = _head_weights(task.config, heads)
+    samples = _samples(task, num_samples, num_keys, place)
+
+    def row_fn(row, needle_BT, length):
+        rest = rows.without_first(row, _SINK)
+        return rows.normalised_entropy(rest), rows.mass(row, needle_BT)
+
+    def term_fn(found, trained, present_M):
+        shift_LMN = jnp.abs(found[0] - trained[0])
+        weights_LN = count_fn(_over_answers(trained[1], present_M), task.settings.mesh)
+        return _over_heads(_over_answers(shift_LMN, present_M), weights_LN, task.settings.mesh)
+
+    return _objective(task, samples, (row_fn, term_fn), "entropy shift", needle_weight)
+
+
+def needle_mass(
+    task: Task,
+    *,
+    num_samples: int,
+    num_keys: int,
+    place: str,
+    heads: tuple[tuple[int, int], ...],
+    needle_weight: float,
+) -> Objective:
+    """-ln of the probability that retrieval heads give to the needle where the answer is written,
+    mean over the answer's tokens, nats.
+
+    Args:
+      task: the model and the text.
+      num_samples, num_keys, place: see objective.needle.
+      heads, needle_weight: see entropy_shift.
+    """
+    count_fn = _head_weights(task.config, heads)
+    samples = _samples(task, num_samples, num_keys, place)
+
+    def row_fn(row, needle_BT, length):
+        return rows.mass(row, needle_BT)
+
+    def term_fn(found, trained, present_M):
+        mesh = task.settings.mesh
+        weights_LN = count_fn(_over_answers(trained, present_M), mesh)
+        mass_M = _over_heads(jnp.moveaxis(found, 1, 0), weights_LN, mesh)
+        least = jnp.finfo(mass_M.dtype).tiny
+        return jnp.sum(-jnp.log(jnp.maximum(mass_M, least)) * present_M) / jnp.sum(present_M)
+
+    return _objective(task, samples, (row_fn, term_fn), "-ln needle mass", needle_weight)
+
+
+def pattern(
+    task: Task,
+    *,
+    num_samples: int,
+    num_keys: int,
+    place: str,
+    view: str,
+    num_queries: int,
+    num_bins: int,
+    needle_weight: float,
+) -> Objective:
+    """How far attention by distance is from that of the trained length: the Jensen-Shannon
+    divergence of the two curves, nats, mean over heads, the sink left out.
+
+    Args:
+      task: the model and the text.
+      num_samples, num_keys, place: see objective.needle.
+      view: "below": distances below the trained length; "relative": distance / length, which is
+        that of the trained length divided by the extension.
+      num_queries: of each text, evenly in its second half.
+      num_bins: of distance, equally wide.
+      needle_weight: see the module.
+    """
+    edges_fn = choose("search.objective.view", view, VIEWS)
+    check_whole(num_queries=(num_queries, 1), num_bins=(num_bins, 2))
+    trained_len = _reference(task).length
+    for name, value, most in (
+        ("num_queries", num_queries, trained_len // 2),
+        ("num_bins", num_bins, trained_len),
+    ):
+        if value > most:
+            raise InputError(
+                f"search.objective.{name} must be at most {most} for a trained length of "
+                f"{trained_len:,} tokens, got {value}."
+            )
+    window, scales = task.config.sliding_window, {}
+    places = {n: _second_half(n, num_queries) for n in (task.target_len, trained_len)}
+    edges = {n: edges_fn(n, trained_len, num_bins) for n in places}
+    for length, positions in places.items():
+        pairs = patterns.pair_counts(positions, length, window=window, first_keys=_SINK)
+        counts = patterns.binned(pairs, edges[length])
+        scales[length] = np.diff(edges[length]) / np.maximum(counts, 1)
+    samples = _samples(task, num_samples, num_keys, place, places)
+
+    def row_fn(row, needle_BT, length):
+        return rows.by_distance(rows.without_first(row, _SINK), edges[length])
+
+    def curve(mass_LQNE, length):
+        scale_E = jnp.asarray(scales[length], mass_LQNE.dtype)
+        return jnp.einsum("LQNE,E->LNE", mass_LQNE, scale_E)
+
+    def term_fn(found, trained, present_M):
+        js_LN = patterns.js(curve(found, task.target_len), curve(trained, trained_len))
+        return _over_heads(js_LN, jnp.ones_like(js_LN), task.settings.mesh)
+
+    return _objective(task, samples, (row_fn, term_fn), "pattern JS", needle_weight)
+
+
+VIEWS = {
+    "below": lambda length, trained, bins: np.rint(np.linspace(0, trained, bins + 1)).astype(int),
+    "relative": lambda length, trained, bins: np.rint(np.linspace(0, length, bins + 1)).astype(int),
+}
+
+
+def _second_half(length: int, count: int) -> np.ndarray:
+    return np.rint(np.linspace(length // 2, length - 1, count)).astype(int)
+
+
+def _reference(task: Task) -> judging.Reference:
+    if task.reference is None:
+        raise ValueError("An objective of attention needs task.reference.")
+    return task.reference
+
+
+def _samples(
+    task: Task, num_samples: int, num_keys: int, place: str, queries: dict | None = None
+) -> dict[str, np.ndarray]:
+    """Returns both texts of each sample, [W, T] but the tokens, which are [W, T + 1].
+
+    "weights_WT": 1 where a token of the answer is predicted; "needle_WT": 1 at the needle that is
+    asked for; "picks_WT": the queries that count, 1, 2, ..., else 0: those of `queries` by the
+    length of the text, else those that predict the answer. Names of the shorter text begin with
+    "trained_".
+    """
+    lengths = {"": task.target_len, _TRAINED: _reference(task).length}
+    settings, samples = {"": "target_len", _TRAINED: "search.training_len"}, {}
+    for prefix, length in lengths.items():
+        made = judging.needle_documents(
+            task,
+            num_samples=num_samples,
+            num_keys=num_keys,
+            place=place,
+            length=length,
+            setting=settings[prefix],
+        )
+        weights, needle, picks = (np.zeros((num_samples, length), np.float32) for _ in range(3))
+        for i, document in enumerate(made):
+            asked = np.array(document.answers[0]) - 1  # column t predicts token t + 1
+            weights[i, asked] = 1
+            needle[i, slice(*document.spans[0])] = 1
+            chosen = asked if queries is None else queries[length]
+            picks[i, chosen] = 1 + np.arange(len(chosen))
+        samples[f"{prefix}tokens_WT"] = np.stack([document.tokens for document in made])
+        of = {"weights_WT": weights, "needle_WT": needle, "picks_WT": picks}
+        samples |= {f"{prefix}{name}": x_WT for name, x_WT in of.items()}
+    return samples
+
+
+def _lay_out(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+    """Returns both texts of each sample as they lie over the mesh; picks stay whole numbers."""
+    laid = {}
+    for prefix in ("", _TRAINED):
+        tokens_WT = samples[f"{prefix}tokens_WT"]
+
+        def place(name, prefix=prefix, tokens_WT=tokens_WT):
+            return llama.lay_out(settings, tokens_WT, samples[f"{prefix}{name}_WT"])
+
+        picks_WT = place("picks")["weights_BT"].astype(np.int32)
+        own = {"needle_BT": place("needle")["weights_BT"], "picks_BT": picks_WT}
+        laid |= {f"{prefix}{name}": x for name, x in (place("weights") | own).items()}
+    return laid
+
+
+def _objective(
+    task: Task,
+    samples: dict[str, np.ndarray],
+    functions: tuple[Callable, Callable],
+    unit: str,
+    needle_weight: float,
+) -> Objective:
+    """Returns the objective of a term and of the answers' tokens.
+
+    Args:
+      task, needle_weight: see entropy_shift.
+      samples: of `_samples`.
+      functions: row_fn, (row, needle_BT, length) -> leaves [B, ...] of a query; and term_fn,
+        (what it found with the candidate, the same at the trained length, present_M) -> scalar.
+        Found are leaves [L, M, ...]; present_M is 1 for queries that there are.
+      unit: of the term.
+    """
+    if isinstance(needle_weight, bool) or not isinstance(needle_weight, int | float):
+        needle_weight = math.nan
+    if not 0 <= needle_weight < math.inf:
+        raise InputError(
+            "search.objective.needle_weight must be a number of 0 or more, got "
+            f"{needle_weight}. Use 0 for attention alone."
+        )
+    (row_fn, term_fn), reference, settings = functions, _reference(task), task.settings
+    answers_fn = judging.nll_of(task.config, settings)
+    # a fresh sample may have an answer of more tokens than these, but never more than digits
+    most = int(max(samples["picks_WT"].max(), needles.DIGITS))
+
+    def probe(params, r, row, length):
+        def probe_fn(seen):
+            one_fn = functools.partial(row_fn, needle_BT=row["needle_BT"], length=length)
+            return rows.over_rows(seen, row["picks_BT"], most, one_fn, mesh=settings.mesh)
+
+        x_BTD, found = llama.probe(
+            task.config,
+            params,
+            row["tokens_BT"],
+            r,
+            probe_fn=probe_fn,
+            positions_BT=row["positions_BT"],
+            settings=settings,
+        )
+        return x_BTD, jax.tree.map(lambda leaf: leaf[:, 0], found)  # the batch is one sample
+
+    def loss_fn(params, r, sample):
+        row = {name: x_T[None] for name, x_T in sample.items()}
+        before = {n.removeprefix(_TRAINED): x for n, x in row.items() if n.startswith(_TRAINED)}
+        x_BTD, found = probe(params, r, row, task.target_len)
+        known = jax.tree.map(jnp.asarray, reference.rope)
+        _, trained = probe(params, known, before, reference.length)
+        number_M1 = jnp.arange(1, most + 1)[:, None]
+        present_M = jnp.sum((row["picks_BT"] == number_M1).astype(x_BTD.dtype), axis=1)
+        present_M = collectives.sum_over(present_M, settings.mesh, "context")
+        loss = term_fn(found, trained, present_M)
+        return loss + needle_weight * answers_fn(params, x_BTD, row) if needle_weight else loss
+
+    return Objective(
+        loss_fn=loss_fn,
+        samples=samples,
+        lay_out=functools.partial(_lay_out, settings),
+        fitness_fn=np.asarray,
+        unit=f"{unit} + {needle_weight:g} needle nats" if needle_weight else unit,
+        sample_tokens=task.target_len + reference.length,
+    )
+
+
+def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
+    """Returns (needle mass_LN at the trained length, mesh) -> what each head counts, [L, N]; on a
+    mesh those of this device.
+    """
+    shape = config.num_layers, config.num_heads
+    chosen_LN = np.zeros(shape, np.float32)
+    for head in heads:
+        whole = isinstance(head, list | tuple) and len(head) == 2
+        whole = whole and all(isinstance(x, int) and not isinstance(x, bool) for x in head)
+        if not whole or not all(0 <= x < most for x, most in zip(head, shape, strict=True)):
+            raise InputError(
+                f"search.objective.heads must be pairs (layer, head) from (0, 0) to "
+                f"({shape[0] - 1}, {shape[1] - 1}), got {head}."
+            )
+        chosen_LN[tuple(head)] = 1
+
+    def count(mass_LN, mesh):
+        if not len(heads):
+            return jax.lax.stop_gradient(mass_LN)
+        own = mass_LN.shape[1]
+        first = jax.lax.axis_index("tensor") * own if own < shape[1] else 0
+        return jax.lax.dynamic_slice_in_dim(
+            jnp.asarray(chosen_LN, mass_LN.dtype), first, own, axis=1
+        )
+
+    return count
+
+
+def _over_answers(x_LMN, present_M):
+    """The mean over the queries that there are, [L, N]."""
+    return jnp.einsum("LMN,M->LN", x_LMN, present_M / jnp.sum(present_M))
+
+
+def _over_heads(x_XLN, weights_LN, mesh):
+    """The weighted mean over layers and the heads of all devices."""
+    sums = jnp.einsum("...LN,LN->...", x_XLN, weights_LN), jnp.sum(weights_LN)
+    total, weight = collectives.sum_over(sums, mesh, *collectives.TENSOR)
+    return total / jnp.maximum(weight, jnp.finfo(weight.dtype).tiny)

@@ -1,0 +1,196 @@
+"""What an objective is, and what all of them are made with.
+
+An objective is the loss of one rope on one sample, so that it can be vmapped over ropes and
+differentiated in them. Samples are cut on the host once and are the same for every candidate. On a
+mesh each device has its part of the parameters and of a sample, and the loss of the whole.
+
+Letters: P candidates, W samples, T length.
+"""
+
+import dataclasses
+import hashlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrope import collectives, llama, losses, rope
+from jaxrope.data import needles
+from jaxrope.errors import InputError, choose
+
+CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
+
+
+class Reference(NamedTuple):
+    """How the model attends where it was trained.
+
+    Attributes:
+      rope: of that length, without layers or with.
+      length: tokens the weights were trained on.
+    """
+
+    rope: rope.Rope
+    length: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """What every objective is made from.
+
+    Attributes:
+      config: the model's shape.
+      settings: how the model is run.
+      documents: text to judge by, data.TokenDocuments.
+      tokenizer: of the documents.
+      target_len: tokens that the factors are searched for.
+      seed: of the samples drawn.
+      skip: samples that are passed over: those after them are fresh ones, for a gradient.
+      reference: what a candidate's attention is compared with; None: nothing is.
+    """
+
+    config: llama.LlamaConfig
+    settings: llama.ForwardSettings
+    documents: Any
+    tokenizer: Any
+    target_len: int
+    seed: int
+    skip: int = 0
+    reference: Reference | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Objective:
+    """A way to judge candidates.
+
+    Attributes:
+      loss_fn: (params, rope, sample) -> scalar float32; lower is better. A sample is {name: [T]},
+        of what `lay_out` gives; with a mesh in the settings all arguments are this device's.
+      samples: pytree of numpy arrays, first axis W.
+      lay_out: samples -> {name: [W, T]}, as they lie over the mesh.
+      fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
+      unit: what the fitness is, for tables.
+      sample_tokens: forward tokens of one candidate on one sample.
+      weights_W: float64, what each sample's loss weighs in a candidate's mean; None: all the same.
+    """
+
+    loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
+    samples: Any
+    lay_out: Callable[[Any], dict[str, np.ndarray]]
+    fitness_fn: Callable[[np.ndarray], np.ndarray]
+    unit: str
+    sample_tokens: int
+    weights_W: np.ndarray | None = None
+
+    def mean(self, losses_PW: np.ndarray) -> np.ndarray:
+        """Returns mean losses_P of the candidates, which `fitness_fn` takes."""
+        if self.weights_W is None:
+            return losses_PW.mean(axis=1)
+        return np.average(losses_PW, axis=1, weights=self.weights_W)
+
+    def first(self, count: int) -> "Objective":
+        """Returns the objective of the first `count` samples alone."""
+        samples = jax.tree.map(lambda leaf: leaf[:count], self.samples)
+        weights_W = None if self.weights_W is None else self.weights_W[:count]
+        return dataclasses.replace(self, samples=samples, weights_W=weights_W)
+
+    @property
+    def num_samples(self) -> int:
+        return len(jax.tree.leaves(self.samples)[0])
+
+    @property
+    def candidate_tokens(self) -> int:
+        """Forward tokens of one candidate."""
+        return self.num_samples * self.sample_tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the samples and of unequal weights: only searches with the same one are
+        comparable."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves((self.samples, self.weights_W)):
+            digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + leaf.tobytes())
+        return digest.hexdigest()
+
+
+def check_whole(**values: tuple[int, int]) -> None:
+    """Refuses an argument, (value, minimum), that is no whole number or below its minimum."""
+    for name, (value, least) in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < least:
+            raise InputError(
+                f"search.objective.{name} must be a whole number from {least} on, got {value}."
+            )
+
+
+def needle_documents(
+    task: Task, *, num_samples: int, num_keys: int, place: str, length: int, setting: str
+) -> list[needles.NeedleDocument]:
+    """Returns documents of one token more than `length`, in which a number is hidden and asked for.
+
+    Sample i is document i of those of the seed (`data.needles`), its depth the i-th of a sequence
+    that is spread evenly wherever it ends, so that more samples begin with the fewer ones. Words,
+    numbers and depths of sample i are the same at every length.
+
+    Args:
+      task: the text and the seed.
+      num_samples, num_keys, place: see objective.needle.
+      length: tokens that are read.
+      setting: the key that says how long they are, for messages.
+
+    Raises:
+      InputError: an argument is out of range, or the text or the length is too short.
+    """
+    most = len(needles.NOUNS) // 2
+    check_whole(num_samples=(num_samples, 1), num_keys=(num_keys, 1))
+    if num_keys > most:
+        raise InputError(f"search.objective.num_keys must be at most {most}, got {num_keys}.")
+    depth_fn = choose("search.objective.place", place, PLACES)
+    source = needles.Source(task.tokenizer, needles.text(task.documents), "search", setting)
+    return [
+        needles.make_document(
+            source,
+            length=length + 1,
+            num_keys=num_keys,
+            seed=task.seed,
+            index=i,
+            depth=depth_fn(i),
+        )
+        for i in range(task.skip, task.skip + num_samples)
+    ]
+
+
+PLACES = {"start": lambda index: None, "spread": needles.spread_depth}
+
+
+def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
+    """Returns (params, rope, sample of llama.lay_out) -> mean NLL in nats of what counts."""
+    cost_fn = nll_of(config, settings)
+
+    def loss_fn(params, r, sample):
+        row = {name: x_T[None] for name, x_T in sample.items()}
+        x_BTD = llama.hidden(
+            config, params, row["tokens_BT"], r, positions_BT=row["positions_BT"], settings=settings
+        )
+        return cost_fn(params, x_BTD, row)
+
+    return loss_fn
+
+
+def nll_of(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
+    """Returns (params, x_BTD of llama.hidden, row of llama.lay_out) -> mean NLL of what counts."""
+
+    def cost_fn(params, x_BTD, row):
+        nll_BT = losses.token_nll(
+            x_BTD,
+            llama.head_DV(config, params),
+            row["targets_BT"],
+            chunk=CHUNK,
+            mesh=settings.mesh,
+            vocab_size=config.vocab_size,
+        )
+        sums = jnp.sum(nll_BT * row["weights_BT"]), jnp.sum(row["weights_BT"])
+        total, count = collectives.sum_over(sums, settings.mesh, "context")
+        return total / count
+
+    return cost_fn
