@@ -4,6 +4,7 @@ Skips, and says so, where there is no Chromium; see browser.py for where one is 
 """
 
 import json
+from pathlib import Path
 
 import browser
 import pytest

@@ -55,9 +55,9 @@ def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None
     folders = [one.folder for one in found]
     if len(found) > 1:
         together = comparison.folder([one.folder.title for one in found], [o.part for o in found])
-        folders += [together] if together else []
+        folders = [together, *folders] if together else folders
     drawn, made = assets.make(folders, assets.folder_of(out).name)
-    text = page.render(*_title(found), _summary(found), folders, drawn)
+    text = page.render(*_title(found), _summary(found, len(folders)), folders, drawn)
     assets.write(made, assets.folder_of(out))
     files.write_text_atomic(out, text)
 
@@ -87,12 +87,17 @@ def _title(found: list[collect.Workdir]) -> tuple[str, str]:
     return title, f"What jaxrope wrote into {count}"
 
 
-def _summary(found: list[collect.Workdir]) -> list[list[str]]:
-    """Returns the cells of the table at the top, without columns that nobody fills."""
+def _summary(found: list[collect.Workdir], count: int) -> list[list[str]]:
+    """Returns the cells of the table at the top, without columns that nobody fills.
+
+    Args:
+      found: the workdirs, which are the last of the page's folders.
+      count: of the page's folders.
+    """
     lines = [line for one in found for line in one.lines]
     columns = [name for name in collect.COLUMNS if any(line.get(name) for line in lines)]
     cells = [["Workdir", *columns]]
-    for place, one in enumerate(found):
+    for place, one in enumerate(found, start=count - len(found)):
         for line in one.lines:
             cells.append([f"#{place} {one.folder.title}", *(line.get(n, "") for n in columns)])
     return cells

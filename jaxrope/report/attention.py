@@ -234,7 +234,8 @@ def _needles(found: Attention):
     made, rows = [], found.lists["needles"]
     for label in dict.fromkeys(row["label"] for row in rows):
         own = [row for row in rows if row["label"] == label]
-        trained = found.trained_lens.get(label)
+        trained = found.trained_lens.get(label, 0)
+        trained = trained if any(row["length"] <= trained for row in own) else None
         mean = sum(row["score"] for row in own) / len(own)
         made.append(
             Figure(
@@ -262,7 +263,9 @@ def _needles(found: Attention):
         made.append(
             Figure(
                 name="prediction",
-                drawing=figures.one(lambda ax: draw.draw_predictions(ax, predictions)),
+                drawing=figures.one(
+                    lambda ax: draw.draw_predictions(ax, predictions), draw.size_of(predictions)
+                ),
                 alt="How well each statistic tells failures from successes. "
                 + ", ".join(f"{_title(row['name'])} {row['auroc']:.2f}" for row in predictions),
                 caption="AUROC for predicting that a needle is missed, with its 95% interval; "
@@ -281,7 +284,7 @@ def _objectives(found: Attention):
         cells.append([row["objective"], cost, score, _interval(row)])
     figure = Figure(
         name="objectives",
-        drawing=figures.one(lambda ax: draw.draw_objectives(ax, rows)),
+        drawing=figures.one(lambda ax: draw.draw_objectives(ax, rows), draw.size_of(rows)),
         alt="Held-out retrieval of the factors that each objective found. "
         + ", ".join(f"{row['objective']} {row['score']:.2f}" for row in rows),
         caption="Held-out retrieval of the factors found, with its 95% interval.",

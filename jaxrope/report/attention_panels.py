@@ -138,6 +138,11 @@ def draw_objectives(ax, rows):
     ax.set(title="Held-out retrieval", xlabel="share found", xlim=(-0.03, 1.03))
 
 
+def size_of(rows) -> tuple[float, float]:
+    """Returns inches of a figure with a line for each of `rows`."""
+    return 4.4, 1.1 + 0.34 * len(rows)
+
+
 def bar(ax, drawn, unit, ticks=None):
     """A narrow colour bar of few colours: 256 of them are a third of the page."""
     from matplotlib.ticker import MaxNLocator

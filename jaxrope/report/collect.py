@@ -28,9 +28,9 @@ class Part:
       lines: what the summary says.
       scores: the lines of evaluations alone.
       rows: of evaluations.
-      factors: what was found last, by rotary pair, or None.
-      steps: of a training, or [].
-      generations: of a search, or [].
+      factors: what was found, by rotary pair, or None.
+      steps: of trainings: name of a stage, or "" -> rows.
+      generations: of searches, in the same way.
       original_len: tokens, or None.
     """
 
@@ -39,8 +39,8 @@ class Part:
     scores: list[Line] = dataclasses.field(default_factory=list)
     rows: list[Row] = dataclasses.field(default_factory=list)
     factors: Any = None
-    steps: list[Row] = dataclasses.field(default_factory=list)
-    generations: list[Row] = dataclasses.field(default_factory=list)
+    steps: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
+    generations: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     original_len: int | None = None
 
 
@@ -138,7 +138,7 @@ def _search(path: Path, journal: Path, origin, published: Row) -> Part:
         sections=[searches.section(content, seen, origin=origin, published=published)],
         lines=[searches.line(content)],
         factors=content["best"]["factors"],
-        generations=content["generations"],
+        generations={"": content["generations"]},
         original_len=searches.original_len(content) or None,
     )
 
@@ -149,9 +149,9 @@ def _running(path: Path, origin, published: Row) -> Part:
         raise ValueError("its first line says no target_len")
     return Part(
         sections=[searches.running_section(seen, origin=origin, published=published)],
-        lines=[searches.running_line(seen)],
+        lines=[searches.running_line(seen, origin[1])],
         factors=seen["best"] and seen["best"]["factors"],
-        generations=seen["generations"],
+        generations={"": seen["generations"]},
         original_len=seen["original_len"],
     )
 
@@ -168,7 +168,7 @@ def _training(path: Path, origin) -> Part:
     return Part(
         sections=[trainings.section(rows, origin=origin)],
         lines=[trainings.line(rows, origin[1])],
-        steps=trainings.steps(rows),
+        steps={"": trainings.steps(rows)},
     )
 
 
@@ -194,27 +194,35 @@ def _attention(path: Path) -> Part:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    """Returns parts as one; of what there can be only one of, the last."""
-    together: dict[str, Any] = {}
-    for field in dataclasses.fields(Part):
-        values = [getattr(part, field.name) for part in parts]
-        if field.name in ("sections", "lines", "scores"):
-            together[field.name] = [item for value in values for item in value]
-        elif field.name == "original_len":
-            together[field.name] = min((value for value in values if value), default=None)
-        else:
-            some = [value for value in values if value is not None and len(value)]
-            together[field.name] = some[-1] if some else values[-1] if values else None
-    return Part(**together)
+    """Returns parts as one. The rows of a suite, and the factors, are the first part's with any."""
+    rows: list[Row] = []
+    for part in parts:
+        known = {row["suite"] for row in rows}
+        rows += [row for row in part.rows if row["suite"] not in known]
+    return Part(
+        sections=[section for part in parts for section in part.sections],
+        lines=[line for part in parts for line in part.lines],
+        scores=[line for part in parts for line in part.scores],
+        rows=rows,
+        factors=next((part.factors for part in parts if part.factors is not None), None),
+        steps={name: rows for part in parts for name, rows in part.steps.items()},
+        generations={name: rows for part in parts for name, rows in part.generations.items()},
+        original_len=min((part.original_len for part in parts if part.original_len), default=None),
+    )
 
 
 def _named(part: Part, name: str, told: Row) -> Part:
     """Returns a stage's part, with its name wherever it is spoken of."""
-    sections = [dataclasses.replace(s, stage=name) for s in part.sections]
     lines = [{**line, "What": f"{name}: {line['What']}"} for line in part.lines]
     if lines and "seconds" in told:
         lines[0] = {**lines[0], "Cost": _cost([told])}
-    return dataclasses.replace(part, sections=sections, lines=lines)
+    return dataclasses.replace(
+        part,
+        sections=[dataclasses.replace(section, stage=name) for section in part.sections],
+        lines=lines,
+        steps={name: rows for rows in part.steps.values()},
+        generations={name: rows for rows in part.generations.values()},
+    )
 
 
 def _recipe_lines(part: Part, stages: Sequence[Row]) -> list[Line]:

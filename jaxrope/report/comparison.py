@@ -7,6 +7,7 @@ from jaxrope.report import curves, evaluations, figures, searches
 from jaxrope.report.page import Figure, Folder, Section
 
 Row = Mapping[str, Any]
+MOST_LINES = 8  # of runs in one figure; more cannot be told apart
 
 
 def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
@@ -19,8 +20,8 @@ def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
     made = [
         _evaluations(names, parts),
         _factors(names, parts),
-        _runs("Searches", curves.draw_searches, names, [part.generations for part in parts]),
-        _runs("Training", curves.draw_losses, names, [part.steps for part in parts]),
+        _runs("Searches", curves.draw_searches, _lines(names, parts, "generations", least=2)),
+        _runs("Training", curves.draw_losses, _lines(names, parts, "steps", least=1)),
     ]
     sections = [section for section in made if section is not None]
     return Folder("Side by side", ", ".join(names), [], sections) if sections else None
@@ -63,9 +64,18 @@ def _factors(names, parts) -> Section | None:
     return Section("Factors", [], [searches.factors_figure(found, None)], "", {})
 
 
-def _runs(title: str, draw, names, runs) -> Section | None:
-    found = {name: rows for name, rows in zip(names, runs, strict=True) if rows}
-    if len(found) < 2:
+def _lines(names, parts, kind: str, *, least: int) -> dict[str, list[Row]]:
+    """Returns {workdir, or workdir/stage: rows}, of runs with `least` rows at least."""
+    found = {}
+    for name, part in zip(names, parts, strict=True):
+        for stage, rows in getattr(part, kind).items():
+            if len(rows) >= least:
+                found[f"{name}/{stage}" if stage else name] = rows
+    return found
+
+
+def _runs(title: str, draw, found: Mapping[str, list[Row]]) -> Section | None:
+    if not 2 <= len(found) <= MOST_LINES:
         return None
     key = "best" if "best" in next(iter(found.values()))[0] else "loss"
     ends = ", ".join(f"{name} {rows[-1][key]:.4g}" for name, rows in found.items())
@@ -75,7 +85,7 @@ def _runs(title: str, draw, names, runs) -> Section | None:
     figure = Figure(
         name=title.lower(),
         drawing=figures.one(lambda ax: draw(ax, found)),
-        alt=f"{title} of {len(found)} workdirs; at the end: {ends}.",
+        alt=f"{title} of {len(found)} runs; at the end: {ends}.",
         caption=f"{title}: at the end {ends}.",
         numbers=numbers,
     )

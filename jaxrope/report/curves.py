@@ -73,9 +73,12 @@ def draw_losses(ax, runs):
         ax.plot(tokens, smooth, color=styles[name][0], linestyle=styles[name][2])
         ends[name] = (smooth[-1], styles[name][0])
     ax.set(title="Training loss", xlabel="trained tokens", ylabel="nats per token (running mean)")
-    ax.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
-    ax.tick_params(axis="x", rotation=20)
+    ax.xaxis.set_major_formatter(lambda value, _: _count(value))
     axes.name_ends(ax, ends)
+
+
+def _count(value: float) -> str:
+    return f"{value / 1e6:g}M" if abs(value) >= 1e6 else f"{value / 1e3:g}k" if value else "0"
 
 
 def draw_searches(ax, runs):

@@ -9,8 +9,8 @@ from jaxrope.report import figures, floors, maps, panels, tables, tabulated
 from jaxrope.report.page import Figure, Section
 
 Row = Mapping[str, Any]
+MOST_TABLES = 3  # of tasks; more are one table
 MOST_OPEN = 16  # figures of one evaluation that are shown without a click
-SHORT_TITLES = {"passkey": "Pass key", "perplexity": "Perplexity"}
 CAPTIONS = {
     "perplexity": "Perplexity with its 95% interval over windows.",
     "difference": "Paired difference of mean NLL with its 95% interval over windows.",
@@ -28,7 +28,7 @@ def complete(rows: Sequence[Row]) -> list[Row]:
 def section(content: Row) -> Section:
     """Returns the section of an evaluation; `content` is that of eval.json."""
     rows, original_len = complete(content["rows"]), content["model"]["original_len"]
-    made = tables.evaluation_tables(rows, original_len=original_len)
+    made = _tables(rows, original_len)
     if content.get("ruler"):
         made.append(tables.ruler_table(content["ruler"]))
     shown = charts(rows, original_len)
@@ -78,7 +78,7 @@ def lines(content: Row) -> list[dict[str, str]]:
             {
                 "What": f"evaluation, {label}",
                 "Model": Path(model["source"]).name,
-                "Window": f"{model['original_len']:,} → {longest:,}",
+                "Window": _window(model["original_len"], longest),
                 **scores,
                 "Cost": "" if found else cost,
             }
@@ -121,6 +121,35 @@ def _numbers(name: str, rows: Sequence[Row]) -> tabulated.Numbers:
 def _columns(items: Row) -> list[str]:
     has_scores = "score" in items or "found" in items
     return ["depth"] if has_scores and "depth" in items else []
+
+
+def _window(original_len: int, longest: int) -> str:
+    beyond = longest > original_len
+    return f"{original_len:,} → {longest:,}" if beyond else f"{original_len:,}"
+
+
+def _tables(rows: Sequence[Row], original_len: int | None) -> list[tables.Table]:
+    """Returns the tables of the rows; many tasks are one table, with a row for each and label."""
+    tasks = list(panels.task_panels(rows))
+    if len(tasks) <= MOST_TABLES:
+        return tables.evaluation_tables(rows, original_len=original_len)
+    others = [row for row in rows if row["suite"] not in tasks]
+    some = [
+        {**row, "suite": "task", "label": f"{row['suite']}, {row['label']}"}
+        for task in tasks
+        for row in rows
+        if row["suite"] == task
+    ]
+    ((_, cells),) = tables.evaluation_tables(some)
+    low = {
+        f"{task}, {label}"
+        for task in tasks
+        for label in floors.labels([row for row in rows if row["suite"] == task], original_len)
+    }
+    marked = [[f"{name} ◦" if name in low else name, *rest] for name, *rest in cells]
+    title = "Mean score of each task [95% interval]"
+    title += "; ◦ at floor inside the model's own window, and not drawn" if low else ""
+    return [*tables.evaluation_tables(others, original_len=original_len), (title, marked)]
 
 
 def _score(own, suite: str, rows: Sequence[Row] = (), original_len: int | None = None) -> str:

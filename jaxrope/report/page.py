@@ -14,7 +14,7 @@ from typing import Any
 from jaxrope.report import theme
 
 LONG = 60  # characters of a cell that make a table one of words
-_NUMBER = re.compile(r"[-+]?\d|inf|nan|None|failed|$")
+_NUMBER = re.compile(r"\[?[-+]?\d|inf|nan|None|failed|$")
 MOST_NUMBERS = 200  # rows of a figure's numbers that the page itself has; its CSV has all
 
 

@@ -137,11 +137,13 @@ def line(content: Row) -> dict[str, str]:
     }
 
 
-def running_line(journal: Row) -> dict[str, str]:
+def running_line(journal: Row, config: Row) -> dict[str, str]:
     """Returns what the summary says of a search that is not finished."""
     best = journal["best"]
+    path = config["model"]["path"] if "model" in config else ""
     return {
         "What": "search, not finished",
+        "Model": Path(path).name,
         "Window": f"{journal['original_len']:,} → {journal['target_len']:,}",
         "Perplexity": "" if best is None else f"fitness {tables.number(best['fitness'])} so far",
         "Cost": f"{duration(journal['seconds'])} so far",

@@ -1,6 +1,7 @@
 """From the files of a training to a section of a page."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxrope.report import figures, tables, tabulated
@@ -56,7 +57,7 @@ def line(rows: Sequence[Row], config: Row) -> dict[str, str]:
     path = config["model"]["path"] if "model" in config else ""
     return {
         "What": f"training, loss {found[0]['loss']:.3f} → {last['loss']:.3f}",
-        "Model": path.rstrip("/").rpartition("/")[2],
+        "Model": Path(path).name,
         "Window": f"rows of {config['train']['seq_len']:,}" if "train" in config else "",
         "Cost": f"{last['step']:,} steps, {tokens:,} tokens",
     }
