@@ -51,7 +51,15 @@ def measured(q, k, mask, options, sets=None):
     return compiled(run, q, k, jax.tree.map(jnp.asarray, mask), sets)
 
 
-@pytest.mark.parametrize("name", CASES)
+SLOW = ("one block", "wider window", "packed, window", "blind")  # what the others have, otherwise
+
+
+def cases(names, slow):
+    """Parameters of which some are marked as slow."""
+    return [pytest.param(n, marks=pytest.mark.slow) if n in slow else n for n in names]
+
+
+@pytest.mark.parametrize("name", cases(CASES, SLOW))
 def test_equals_the_definition(name):
     make_mask, heads, kv_heads, options = CASES[name]
     mask = make_mask()
@@ -193,7 +201,7 @@ CURVES = {  # mask, bins
 }
 
 
-@pytest.mark.parametrize("name", CURVES)
+@pytest.mark.parametrize("name", cases(CURVES, ("packed, wide", "some queries")))
 def test_curves_equal_the_definition(name):
     make_mask, bins = CURVES[name]
     mask = make_mask()

@@ -143,20 +143,14 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     whole_rows = PartitionSpec(sharding.BATCH_AXES)
     spread_rows = sharding.row_sharding(mesh).spec
     of_rows = {name: whole_rows if name == "places_BM" else spread_rows for name in rows}
-    tokens = None if "places_BM" in rows else _CONTEXT
-    of_found = Stats(
-        **{
-            name: PartitionSpec(
-                None, sharding.BATCH_AXES, tokens, None if name in _WITHOUT_HEADS else "tensor"
-            )
-            for name in Stats._fields
-        }
-    )
+    of_queries = None, sharding.BATCH_AXES, None if "places_BM" in rows else _CONTEXT
+    of_found = {name: PartitionSpec(*of_queries, "tensor") for name in Stats._fields}
+    of_found |= {name: PartitionSpec(*of_queries) for name in _WITHOUT_HEADS}
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(weights, PartitionSpec(), of_rows),
-        out_specs=of_found,
+        out_specs=Stats(**of_found),
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )(params, r, rows)
 
