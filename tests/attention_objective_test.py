@@ -225,42 +225,57 @@ def test_each_has_the_slope_of_its_differences(task, params, section):
         assert float(factors_slope[1]) == pytest.approx((up - down) * 2**9, rel=0.02)
 
 
+MESHES = {
+    "pattern": (PATTERN | dict(needle_weight=1.0), dict(context=2, fsdp=2, tensor=2), "all_gather"),
+    "heads": (SHIFT | dict(heads=((0, 3), (1, 0))), dict(context=2, tensor=2), "ring"),
+    "shift": (SHIFT, dict(context=4, tensor=2), "ring"),
+    "mass": (MASS, dict(context=2, tensor=2), "ulysses"),
+}
+SLOW = {"shift", "mass"}
+
+
 @pytest.mark.parametrize(
-    "section, sizes, backend",
-    [
-        (SHIFT | dict(heads=((0, 3), (1, 0))), dict(context=4, tensor=2), "ring"),
-        (PATTERN | dict(needle_weight=1.0), dict(context=2, fsdp=2, tensor=2), "all_gather"),
-        pytest.param(MASS, dict(context=2, tensor=2), "ulysses", marks=pytest.mark.slow),
-        pytest.param(SHIFT, dict(context=2, tensor=2), "ring", marks=pytest.mark.slow),
-    ],
-    ids=str,
+    "case", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in MESHES]
 )
-def test_every_mesh_gives_the_same(task, params, section, sizes, backend):
+def test_every_mesh_gives_the_same(task, params, case):
     """Answers and needles lie on some of the devices, heads on others."""
+    section, sizes, backend = MESHES[case]
     section, r = section | dict(num_samples=1), candidate()
     one = objective.make(section, task)
-    wanted = evaluator.evaluate(make(one, (task.config, params), 2), [r, task.reference.rope])
-    mesh = mesh_of(8, **sizes)
-    settings = dataclasses.replace(task.settings, mesh=mesh, attention=backend)
+    wanted = evaluator.evaluate(make(one, (task.config, params), 1), [r])
+    mesh, settings = on_mesh(task, sizes, backend)
     judge = objective.make(section, dataclasses.replace(task, settings=settings))
-    made = evaluator.make(judge, task.config, params, per_device=2, mesh=mesh)
-    found = evaluator.evaluate(made, [r, task.reference.rope])
-    np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=1e-6)
-    slopes = []
-    for how, own in ((one, mesh_of(1)), (judge, mesh)):
-        gradient_fn = evaluator.gradient_fn(how, task.config, own)
-        spread = evaluator.make(how, task.config, params, per_device=1, mesh=own)
+    made = evaluator.make(judge, task.config, params, per_device=1, mesh=mesh)
+    np.testing.assert_allclose(evaluator.evaluate(made, [r]), wanted, rtol=2e-5, atol=1e-6)
+
+
+def on_mesh(task, sizes, backend):
+    mesh = mesh_of(8, **sizes)
+    return mesh, dataclasses.replace(task.settings, mesh=mesh, attention=backend)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MESHES)
+def test_every_mesh_gives_the_same_slopes(task, params, case):
+    section, sizes, backend = MESHES[case]
+    section, r, slopes = section | dict(num_samples=1), candidate(), []
+    mesh, settings = on_mesh(task, sizes, backend)
+    spread_task = dataclasses.replace(task, settings=settings)
+    for own_task, own in ((task, mesh_of(1)), (spread_task, mesh)):
+        judge = objective.make(section, own_task)
+        gradient_fn = evaluator.gradient_fn(judge, task.config, own)
+        spread = evaluator.make(judge, task.config, params, per_device=1, mesh=own)
         sample = jax.tree.map(lambda leaf: leaf[0], spread.samples)
         slopes.append(gradient_fn(spread.params, jax.tree.map(jnp.asarray, r), sample))
-    np.testing.assert_allclose(slopes[0][1], slopes[1][1], rtol=1e-3, atol=1e-6)
-    np.testing.assert_allclose(slopes[0][2], slopes[1][2], rtol=1e-3, atol=1e-6)
+    for one, other in zip(*slopes, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize(
     "name",
     [
-        "pattern",
-        pytest.param("entropy_shift", marks=pytest.mark.slow),
+        pytest.param("pattern", marks=pytest.mark.slow),
+        "entropy_shift",
         pytest.param("needle_mass", marks=pytest.mark.slow),
     ],
 )
@@ -316,7 +331,7 @@ def test_the_builder_has_every_key(task, name):
         (SHIFT | dict(heads=(3,)), "heads must be pairs .* got 3"),
         (MASS | dict(heads=((0, True),)), "heads must be pairs"),
         (SHIFT | dict(needle_weight=-1), "needle_weight must be a number of 0 or more, got -1"),
-        (SHIFT | dict(needle_weight="1"), "needle_weight must be a number of 0 or more, got nan"),
+        (SHIFT | dict(needle_weight="1"), "needle_weight must be a number of 0 or more, got '1'"),
         (SHIFT | dict(num_samples=0), "num_samples must be a whole number from 1 on, got 0"),
         (SHIFT | dict(place="end"), "Unknown search.objective.place 'end'"),
         (PATTERN | dict(view="far"), "Unknown search.objective.view 'far'.* below, relative"),

@@ -240,13 +240,7 @@ def _objective(
         Found are leaves [L, M, ...]; present_M is 1 for queries that there are.
       unit: of the term.
     """
-    if isinstance(needle_weight, bool) or not isinstance(needle_weight, int | float):
-        needle_weight = math.nan
-    if not 0 <= needle_weight < math.inf:
-        raise InputError(
-            "search.objective.needle_weight must be a number of 0 or more, got "
-            f"{needle_weight}. Use 0 for attention alone."
-        )
+    _check_weight(needle_weight)
     (row_fn, term_fn), reference, settings = functions, _reference(task), task.settings
     answers_fn = judging.nll_of(task.config, settings)
     # a fresh sample may have an answer of more tokens than these, but never more than digits
@@ -257,15 +251,8 @@ def _objective(
             one_fn = functools.partial(row_fn, needle_BT=row["needle_BT"], length=length)
             return rows.over_rows(seen, row["picks_BT"], most, one_fn, mesh=settings.mesh)
 
-        x_BTD, found = llama.probe(
-            task.config,
-            params,
-            row["tokens_BT"],
-            r,
-            probe_fn=probe_fn,
-            positions_BT=row["positions_BT"],
-            settings=settings,
-        )
+        how = dict(positions_BT=row["positions_BT"], settings=settings, probe_fn=probe_fn)
+        x_BTD, found = llama.probe(task.config, params, row["tokens_BT"], r, **how)
         return x_BTD, jax.tree.map(lambda leaf: leaf[:, 0], found)  # the batch is one sample
 
     def loss_fn(params, r, sample):
@@ -288,6 +275,15 @@ def _objective(
         unit=f"{unit} + {needle_weight:g} needle nats" if needle_weight else unit,
         sample_tokens=task.target_len + reference.length,
     )
+
+
+def _check_weight(needle_weight) -> None:
+    number = isinstance(needle_weight, int | float) and not isinstance(needle_weight, bool)
+    if not number or not 0 <= needle_weight < math.inf:
+        raise InputError(
+            "search.objective.needle_weight must be a number of 0 or more, got "
+            f"{needle_weight!r}. Use 0 for attention alone."
+        )
 
 
 def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
