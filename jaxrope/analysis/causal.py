@@ -68,15 +68,7 @@ def mask_best(
       InputError: a size leaves too few heads to draw from, or a number is no count.
     """
     total = len(ranking)
-    for name, value in (("num_draws", num_draws), ("num_samples", num_samples)):
-        if value < 1:
-            raise InputError(f"causal.{name} must be 1 or more, got {value}.")
-    for size in sizes:
-        if not 1 <= size <= total // 2:
-            raise InputError(
-                f"causal.sizes must be from 1 to {total // 2}, half of the model's heads, so that "
-                f"as many others can be drawn, got {size}."
-            )
+    _check(total, sizes, num_draws=num_draws, num_samples=num_samples)
     whole_W = np.asarray(found_fn(params), np.float64)
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(total) for _ in range(num_draws)]
@@ -103,6 +95,18 @@ def mask_best(
             )
         )
     return tested
+
+
+def _check(total: int, sizes: Sequence[int], **counts: int) -> None:
+    for name, value in counts.items():
+        if value < 1:
+            raise InputError(f"causal.{name} must be 1 or more, got {value}.")
+    for size in sizes:
+        if not 1 <= size <= total // 2:
+            raise InputError(
+                f"causal.sizes must be from 1 to {total // 2}, half of the model's heads, so that "
+                f"as many others can be drawn, got {size}."
+            )
 
 
 def _interval(difference_JW, num_samples: int, seed: int) -> tuple[float, float]:

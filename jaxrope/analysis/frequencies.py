@@ -15,7 +15,7 @@ weighted by p, by p (s - E[s]) and by that times the distance, give all of them.
 
 Letters: B batch, T queries, S keys, N heads, K kv heads, G = N // K, H head dim, R rotary pairs,
 Q terms: the R pairs, and the dims that do not turn as one more where there are any; C block of
-queries, X block of keys.
+queries, X block of keys, Y sums.
 """
 
 from typing import NamedTuple
@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import masks, rope
-from jaxrope.analysis import sweep
+from jaxrope.analysis import blocks, sweep
 
 
 class EntropyTerms(NamedTuple):
@@ -80,39 +80,30 @@ def entropy_terms(
       mask: which key a query may see.
       block: tokens in a block.
     """
-    num_pairs = r.factors_R.shape[-1]
+    num_pairs, mask = r.factors_R.shape[-1], mask.of_batch(len(q_BTNH))
     q, k = _turned(q_BTNH, k_BSKH, r, mask)
-    scale = q.shape[-1] ** -0.5
-    mask = mask.of_batch(len(q))
-    moved = {"moved": _moved(r, mask.q_positions_BT)}, {"moved": _moved(r, mask.kv_positions_BS)}
+    scale, found = q.shape[-1] ** -0.5, sweep.softmax(q, k, mask, block=block)
 
-    def rows_fn(fold, q_BKGCH, _):
-        found = sweep.softmax(fold, q_BKGCH)
+    def visit(carry, part):
+        p, centred = part.weights_BKGCX, part.centred_BKGCX
+        moved_BCX = part.queries[:, :, None] - part.keys[:, None]
+        w = p * centred
+        kinds = p, w, w * moved_BCX[:, None, None].astype(w.dtype)
+        sums = [sweep.dot("BKGCX,BXKH->HBKGC", kind, part.k_BXKH) for kind in kinds]
+        return jax.tree.map(jnp.add, carry, (jnp.sum(w * centred, axis=-1), *sums))
 
-        def visit(carry, part):
-            p = found.weights(part)
-            centred = jnp.where(p > 0, part.logits_BKGCX - found.mean[..., None], 0.0)
-            w = p * centred
-            turned = part.queries["moved"][:, :, None] - part.keys["moved"][:, None]
-            kinds = p, w, w * turned.astype(w.dtype)[:, None, None]
-            sums = [sweep.dot("BKGCX,BXKH->BKGCH", kind, part.k_BXKH) for kind in kinds]
-            variance = jnp.sum(w * centred, axis=-1)
-            return jax.tree.map(jnp.add, carry, (variance, *sums))
-
-        zero = jnp.zeros_like(q_BKGCH)
-        start = zero[..., 0], zero, zero, zero
-        variance, p_keys, w_keys, moved_keys = fold(visit, start)
-        slope = rope.inv_freq(r) / r.factors_R
-        slope = slope.astype(zero.dtype).reshape((1,) * 4 + (num_pairs,))
-        return EntropyTerms(
-            lse_BTN=found.lse,
-            expected_BTNQ=scale * _sum_pairs(q_BKGCH * p_keys, num_pairs),
-            temperature_BTN=-variance,
-            gain_BTNQ=-scale * _sum_pairs(q_BKGCH * w_keys, num_pairs),
-            factor_BTNR=scale * slope * _cross(q_BKGCH, moved_keys, num_pairs),
-        )
-
-    return sweep.over_queries(q, k, mask, rows_fn, block=block, queries=moved[0], keys=moved[1])
+    start = sweep.zeros(q, k), *[sweep.zeros(q, k, q.shape[-1])] * 3
+    moved = _moved(r, mask.q_positions_BT), _moved(r, mask.kv_positions_BS)
+    sums = sweep.second_look((q, k, mask), found, visit, start, block=block, extra=moved)
+    variance, p_keys, w_keys, moved_keys = (blocks.by_head(x, q.shape[2]) for x in sums)
+    slope_R = (rope.inv_freq(r) / r.factors_R).astype(q.dtype)
+    return EntropyTerms(
+        lse_BTN=found.lse,
+        expected_BTNQ=scale * _sum_pairs(q * p_keys, num_pairs),
+        temperature_BTN=-variance,
+        gain_BTNQ=-scale * _sum_pairs(q * w_keys, num_pairs),
+        factor_BTNR=scale * slope_R[None, None, None] * _cross(q, moved_keys, num_pairs),
+    )
 
 
 def norms(x_BTNH: jax.Array, num_pairs: int) -> jax.Array:
@@ -149,33 +140,28 @@ def logit_rows(
     q_BTNH: jax.Array, k_BSKH: jax.Array, r: rope.Rope, mask: masks.Mask, *, block: int
 ) -> LogitRows:
     """Returns the moments of each term of the logits, for `usage`; arguments as `entropy_terms`."""
-    num_pairs = r.factors_R.shape[-1]
+    num_pairs, mask = r.factors_R.shape[-1], mask.of_batch(len(q_BTNH))
     q, k = _turned(q_BTNH, k_BSKH, r, mask)
-    scale = q.shape[-1] ** -0.5
+    scale, num_heads = q.shape[-1] ** -0.5, q.shape[2]
     centre_B1KH = jnp.mean(k, axis=1, keepdims=True)  # large means would cancel in the squares
-    centre_BK11H = jnp.swapaxes(centre_B1KH, 1, 2)[:, :, None]
+    keys_BT, distance_BT = _mean_distance(q, k, mask, block)
+    sums = _moments((q, k - centre_B1KH, mask), distance_BT, num_pairs, block)
+    some_BTNQ = jnp.maximum(keys_BT, 1.0)[..., None, None]
+    centre = scale * _sum_pairs(q * _every_head(centre_B1KH, num_heads), num_pairs)
+    mean = scale * _sum_pairs(q * sums["k"], num_pairs) / some_BTNQ
+    squares = scale**2 * _quadratic(q, sums, num_pairs) - some_BTNQ * mean**2
 
-    def rows_fn(fold, q_BKGCH, _):
-        keys_BC, distance_BC = _mean_distance(fold, q_BKGCH)
-        some = jnp.maximum(keys_BC, 1.0)[:, None, None, :, None]
-        sums, distance_squares = _moments(fold, q_BKGCH, distance_BC, num_pairs)
-        mean = scale * _sum_pairs(q_BKGCH * sums["k"][:, :, None], num_pairs) / some
-        squares = scale**2 * _quadratic(q_BKGCH, sums, num_pairs) - some * mean**2
-        centre = scale * _sum_pairs(q_BKGCH * centre_BK11H, num_pairs)
+    def spread(x_BT):
+        return jnp.broadcast_to(x_BT[..., None], q.shape[:-1])
 
-        def spread(x_BC):
-            return jnp.broadcast_to(x_BC[:, None, None], q_BKGCH.shape[:-1])
-
-        return LogitRows(
-            keys_BTN=spread(keys_BC),
-            mean_BTNQ=jnp.where(keys_BC[:, None, None, :, None] > 0, mean + centre, 0.0),
-            squares_BTNQ=jnp.maximum(squares, 0.0),
-            products_BTNQ=scale * _sum_pairs(q_BKGCH * sums["off"][:, :, None], num_pairs),
-            distance_BTN=spread(distance_BC),
-            distance_squares_BTN=spread(distance_squares),
-        )
-
-    return sweep.over_queries(q, k - centre_B1KH, mask, rows_fn, block=block)
+    return LogitRows(
+        keys_BTN=spread(keys_BT),
+        mean_BTNQ=jnp.where(keys_BT[..., None, None] > 0, mean + centre, 0.0),
+        squares_BTNQ=jnp.maximum(squares, 0.0),
+        products_BTNQ=scale * _sum_pairs(q * sums["off"], num_pairs),
+        distance_BTN=spread(distance_BT),
+        distance_squares_BTN=spread(sums["distance"]),
+    )
 
 
 class Usage(NamedTuple):
@@ -240,51 +226,70 @@ def _cross(q, k, num_pairs: int) -> jax.Array:
     return q_first * k_second - q_second * k_first
 
 
-def _mean_distance(fold, q_BKGCH) -> tuple[jax.Array, jax.Array]:
-    """(how many keys each query sees, their mean distance), [B, C]."""
+def _every_head(x_BTKH, num_heads: int) -> jax.Array:
+    """[B, T, N, H]: each query head has what its kv head has."""
+    return jnp.repeat(x_BTKH, num_heads // x_BTKH.shape[2], axis=2)
 
-    def visit(carry, part):
-        seen = part.seen_BCX.astype(carry[0].dtype)
-        return carry[0] + seen.sum(-1), carry[1] + jnp.sum(seen * part.distances(), axis=-1)
 
-    none = jnp.zeros_like(q_BKGCH[:, 0, 0, :, 0])
-    keys, total = fold(visit, (none, none))
+def _mean_distance(q, k, mask: masks.Mask, block: int) -> tuple[jax.Array, jax.Array]:
+    """(how many keys each query sees, their mean distance), [B, T]."""
+
+    def visit(carry, _, __, own):
+        keys, total = carry[0]
+        seen = masks.allowed(own).astype(keys.dtype)
+        off = seen * sweep.distances(own).astype(keys.dtype)
+        return (keys + jnp.sum(seen, axis=-1), total + jnp.sum(off, axis=-1)), None
+
+    none = jnp.zeros(q.shape[:2], q.dtype)
+    (keys, total), _ = blocks.walk(
+        visit, ((none, none), None), (q[..., :0], k[..., :0]), mask, block
+    )
     return keys, total / jnp.maximum(keys, 1.0)
 
 
-def _moments(fold, q_BKGCH, distance_BC, num_pairs: int):
-    """(sums over the keys that a query sees, sum of squares of the distance from its mean): of the
-    keys "k", of keys times the distance from its mean "off", of products of the two dims of each
-    pair "aa", "ab", "bb", and of the squared term of the rest "rest".
+def _moments(arrays, distance_BT, num_pairs: int, block: int) -> dict[str, jax.Array]:
+    """Sums over the keys that each query sees, [B, T, N, ...]: of the keys "k", of keys times the
+    distance from its mean "off", of products of the two dims of each pair "aa", "ab", "bb", of the
+    squared term of the rest "rest"; and [B, T], of the square of that distance, "distance".
     """
-    batch, kv_heads, _, size, dim = q_BKGCH.shape
-    dtype = q_BKGCH.dtype
+    q, k, mask = arrays
+    dtype, num_heads, dim = q.dtype, q.shape[2], k.shape[3]
+    has_rest = dim > 2 * num_pairs
 
-    def visit(carry, part):
-        sums, distance_squares = carry
-        seen = part.seen_BCX.astype(dtype)
-        off = seen * (part.distances().astype(dtype) - distance_BC[..., None])
-        a, b, rest = jnp.split(part.k_BXKH, (num_pairs, 2 * num_pairs), axis=-1)
+    def visit(carry, query, k_BXKH, own):
+        rest_BCNH, distance_BC = query
+        seen = masks.allowed(own).astype(dtype)
+        off = seen * (sweep.distances(own).astype(dtype) - distance_BC[..., None])
+        a, b, rest = jnp.split(k_BXKH, (num_pairs, 2 * num_pairs), axis=-1)
         found = {
-            name: sweep.dot("BCX,BXKY->BKCY", seen, x)
-            for name, x in {"k": part.k_BXKH, "aa": a * a, "ab": a * b, "bb": b * b}.items()
+            name: sweep.dot("BCX,BXKY->YBKC", seen, x)[..., None, :]
+            for name, x in {"k": k_BXKH, "aa": a * a, "ab": a * b, "bb": b * b}.items()
         }
-        found["off"] = sweep.dot("BCX,BXKY->BKCY", off, part.k_BXKH)
-        term = sweep.dot("BKGCH,BXKH->BKGCX", q_BKGCH[..., 2 * num_pairs :], rest)
-        found["rest"] = jnp.sum(seen[:, None, None] * term**2, axis=-1)
-        return jax.tree.map(jnp.add, sums, found), distance_squares + jnp.sum(off * off, axis=-1)
+        found["off"] = sweep.dot("BCX,BXKY->YBKC", off, k_BXKH)[..., None, :]
+        if has_rest:
+            terms = blocks.logits(rest_BCNH, rest, 1.0)
+            found["rest"] = jnp.sum(seen[:, None, None] * terms**2, axis=-1)
+        found["distance"] = jnp.sum(off * off, axis=-1)
+        return jax.tree.map(jnp.add, carry[0], found), None
 
     widths = {"k": dim, "off": dim, "aa": num_pairs, "ab": num_pairs, "bb": num_pairs}
-    start = {name: jnp.zeros((batch, kv_heads, size, y), dtype) for name, y in widths.items()}
-    start["rest"] = jnp.zeros(q_BKGCH.shape[:-1], dtype)
-    return fold(visit, (start, jnp.zeros((batch, size), dtype)))
+    of_keys = q[:, :, : k.shape[2]]  # one query head for each kv head
+    start = {name: sweep.zeros(of_keys, k, y) for name, y in widths.items()}
+    start["distance"] = jnp.zeros(q.shape[:2], dtype)
+    if has_rest:
+        start["rest"] = sweep.zeros(q, k)
+    pairs = (q[..., 2 * num_pairs :], distance_BT), k
+    sums, _ = blocks.walk(visit, (start, None), pairs, mask, block)
+    found = {n: _every_head(blocks.by_head(sums[n], k.shape[2]), num_heads) for n in widths}
+    if has_rest:
+        found["rest"] = blocks.by_head(sums["rest"], num_heads)
+    return found | {"distance": sums["distance"]}
 
 
-def _quadratic(q_BKGCH, sums, num_pairs: int) -> jax.Array:
+def _quadratic(q_BTNH, sums, num_pairs: int) -> jax.Array:
     """The sum over keys of each term's square, [..., Q], of what `_moments` summed."""
-    a, b, rest = jnp.split(q_BKGCH, (num_pairs, 2 * num_pairs), axis=-1)
-    aa, ab, bb = (sums[name][:, :, None] for name in ("aa", "ab", "bb"))
-    squares = a**2 * aa + 2 * a * b * ab + b**2 * bb
-    if not rest.shape[-1]:
+    a, b, _ = jnp.split(q_BTNH, (num_pairs, 2 * num_pairs), axis=-1)
+    squares = a**2 * sums["aa"] + 2 * a * b * sums["ab"] + b**2 * sums["bb"]
+    if "rest" not in sums:
         return squares
     return jnp.concatenate([squares, sums["rest"][..., None]], axis=-1)

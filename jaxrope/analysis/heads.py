@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.analysis import rows, sweep
+from jaxrope.analysis import blocks, rows, sweep
 from jaxrope.errors import InputError, choose
 
 Head = tuple[int, int]  # (layer, head), from 0
@@ -218,20 +218,23 @@ def first_masses(seen: llama.Seen, *, first: int, block: int) -> jax.Array:
       first: E.
       block: tokens in a block.
     """
+    arrays = _rotated(seen)
+    places = jnp.arange(first)[None, None]
+
+    def visit(mass, part):
+        is_key = (part.mask.kv_positions_BS[:, :, None] == places).astype(mass.dtype)
+        return mass + sweep.dot("BKGCX,BXE->EBKGC", part.weights_BKGCX, is_key)
+
+    found, start = sweep.softmax(*arrays, block=block), sweep.zeros(*arrays[:2], first)
+    mass = sweep.second_look(arrays, found, visit, start, block=block)
+    return jnp.sum(blocks.by_head(mass, arrays[0].shape[2]), axis=1)
+
+
+def _rotated(seen: llama.Seen):
+    """(q, k, mask) of a layer as attention reads them, float32 or wider."""
     q, k = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
-
-    def rows_fn(fold, q_BKGCH, _):
-        found = sweep.softmax(fold, q_BKGCH)
-
-        def visit(mass, part):
-            places = jnp.arange(first)[None, None]
-            is_key = (part.keys["position"][:, :, None] == places).astype(mass.dtype)
-            return mass + sweep.dot("BKGCX,BXE->BKGCE", found.weights(part), is_key)
-
-        return fold(visit, jnp.zeros((*q_BKGCH.shape[:-1], first), q_BKGCH.dtype))
-
-    mass_BTNE = sweep.over_queries(q, k, seen.mask, rows_fn, block=block)
-    return jnp.sum(mass_BTNE, axis=1)
+    dtype = jnp.promote_types(q.dtype, jnp.float32)
+    return q.astype(dtype), k.astype(dtype), seen.mask.of_batch(len(q))
 
 
 def sink_scores(masses, length: int, *, above: float = 0.3) -> np.ndarray:
@@ -251,21 +254,21 @@ def sink_scores(masses, length: int, *, above: float = 0.3) -> np.ndarray:
     return np.mean(alpha > above, axis=0)
 
 
-def _previous_token(queries, keys):
-    return queries["position"][:, :, None] - keys["position"][:, None] == 1
+def _previous_token(part):
+    return sweep.distances(part.mask) == 1
 
 
-def _duplicate_token(queries, keys):
-    same = queries["token"][:, :, None] == keys["token"][:, None]
-    return same & (queries["position"][:, :, None] != keys["position"][:, None])
+def _duplicate_token(part):
+    same = part.queries[:, :, None] == part.keys["token"][:, None]
+    return same & (sweep.distances(part.mask) != 0)
 
 
-def _induction(queries, keys):
-    same = queries["token"][:, :, None] == keys["previous"][:, None]
-    return same & (keys["position"][:, None] > 0)
+def _induction(part):
+    same = part.queries[:, :, None] == part.keys["previous"][:, None]
+    return same & (part.mask.kv_positions_BS[:, None] > 0)
 
 
-# where a head of that kind looks: (queries, keys) of a block -> bool [B, C, X]
+# where a head of that kind looks: sweep.Part -> bool [B, C, X]
 PATTERNS = {
     "previous_token": _previous_token,
     "duplicate_token": _duplicate_token,
@@ -300,29 +303,23 @@ def positional_masses(
       InputError: an unknown pattern.
     """
     looks_fn = choose("heads.pattern", pattern, PATTERNS)
-    q, k = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
+    arrays = _rotated(seen)
     before_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))[:, :-1]
 
-    def rows_fn(fold, q_BKGCH, _):
-        found = sweep.softmax(fold, q_BKGCH)
+    def visit(carry, part):
+        counts = part.seen_BCX
+        if exclude_first:
+            counts &= part.mask.kv_positions_BS[:, None] > 0
+        if exclude_current:
+            counts &= sweep.distances(part.mask) != 0
+        looks = counts & looks_fn(part)
+        sums = [jnp.sum(part.weights_BKGCX * x[:, None, None], axis=-1) for x in (looks, counts)]
+        return jax.tree.map(jnp.add, carry, tuple(sums))
 
-        def visit(carry, part):
-            counts = part.seen_BCX
-            if exclude_first:
-                counts &= part.keys["position"][:, None] > 0
-            if exclude_current:
-                counts &= part.distances() > 0
-            looks = counts & looks_fn(part.queries, part.keys)
-            weights = found.weights(part)
-            sums = [jnp.sum(weights * x[:, None, None], axis=-1) for x in (looks, counts)]
-            return jax.tree.map(jnp.add, carry, tuple(sums))
-
-        none = jnp.zeros(q_BKGCH.shape[:-1], q_BKGCH.dtype)
-        return fold(visit, (none, none))
-
-    queries, keys = {"token": tokens_BT}, {"token": tokens_BT, "previous": before_BT}
-    found = sweep.over_queries(q, k, seen.mask, rows_fn, block=block, queries=queries, keys=keys)
-    return tuple(jnp.sum(x, axis=1) for x in found)
+    extra = tokens_BT, {"token": tokens_BT, "previous": before_BT}
+    found, start = sweep.softmax(*arrays, block=block), (sweep.zeros(*arrays[:2]),) * 2
+    masses = sweep.second_look(arrays, found, visit, start, block=block, extra=extra)
+    return tuple(jnp.sum(blocks.by_head(x, arrays[0].shape[2]), axis=1) for x in masses)
 
 
 def without_heads(params: dict, heads: Sequence[Head]) -> dict:
