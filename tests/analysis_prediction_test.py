@@ -52,6 +52,7 @@ def test_areas_that_are_known():
     assert prediction.auroc([1, 2, 2, 3], failed) == 0.875
     assert np.isnan(prediction.auroc([1, 2], [True, True]))  # no pair
     # the length alone tells all, and nothing among equal lengths
+    assert prediction.auroc([1, 2, 2, 3], [0, 1, 0, 1], [8, 8, 9, 9]) == 1.0  # 2 is in both
     assert np.isnan(prediction.auroc([1, 1, 2, 2], failed, [8, 8, 9, 9]))
     assert prediction.auroc([1, 1, 2, 2, 1, 2], [0, 0, 1, 1, 1, 0], [8, 8, 9, 9, 8, 9]) == 0.5
 
