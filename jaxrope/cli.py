@@ -10,9 +10,11 @@ import argparse
 import errno
 import os
 import re
+import shlex
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -111,6 +113,14 @@ def arguments(
     """
     argv = sys.argv[1:] if argv is None else list(argv)
     _run(lambda: run_fn(_parse(None, doc, add_arguments_fn, argv)))
+
+
+def write_command(workdir: Path) -> None:
+    """Writes what was typed into command.txt, if this process is train.py or search.py."""
+    program = Path(sys.argv[0]).name
+    if program in ("train.py", "search.py"):
+        text = f"python {program} {shlex.join(sys.argv[1:])}\n"
+        files.write_text_atomic(workdir / "command.txt", text)
 
 
 def print_line(text: str) -> None:

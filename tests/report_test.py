@@ -14,6 +14,7 @@ from jaxrope import report, rope
 from jaxrope.errors import InputError
 from jaxrope.report import __main__ as program
 from jaxrope.report import (
+    assets,
     axes,
     collect,
     comparison,
@@ -215,6 +216,16 @@ def workdirs(tmp_path):
     return write_workdirs(tmp_path)
 
 
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """The folder of a page of both workdirs, which tests only read."""
+    folder = tmp_path_factory.mktemp("written")
+    workdirs = write_workdirs(folder)
+    (workdirs[0] / "command.txt").write_text("python search.py --config=a.py\n")
+    program.write(workdirs, folder / "report.html")
+    return folder
+
+
 def write_workdirs(folder):
     """A search and a training in one folder, an evaluation in another."""
     first, second = folder / "first", folder / "second"
@@ -279,10 +290,8 @@ class Checker(HTMLParser):
         assert self.open.pop() == tag
 
 
-def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
-    out = tmp_path / "report.html"
-    program.write(workdirs, out)
-    html = out.read_text(encoding="utf-8")
+def test_the_page_is_whole_and_by_itself(written):
+    html = (written / "report.html").read_text(encoding="utf-8")
     checker = Checker()
     checker.feed(html)
     assert checker.open == []
@@ -291,7 +300,7 @@ def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
     used = set(re.findall(r"url\(#([^)]+)\)", html))
     used |= {load[1:] for load in checker.loads if load.startswith("#")}
     assert used <= set(checker.ids)
-    assert all((tmp_path / link).is_file() for link in checker.links if link[0] != "#")
+    assert all((written / link).is_file() for link in checker.links if link[0] != "#")
     assert checker.tags.count("figure") == 2 + 2 + 4 == html.count('role="img" aria-label="')
     assert "<b>" not in html and "&lt;b&gt;" in html and "mine &amp; &lt;co&gt;" in html
     assert "prefers-color-scheme: dark" in html and "@media print" in html
@@ -299,36 +308,44 @@ def test_the_page_is_whole_and_by_itself(workdirs, tmp_path):
     assert "#e69f00" not in html and "DejaVu" not in html  # colours and type are the page's
 
 
-def test_every_figure_lies_beside_the_page_with_its_numbers(workdirs, tmp_path):
-    program.write(workdirs, tmp_path / "report.html")
-    made = sorted(path.name for path in (tmp_path / "report_files").iterdir())
+def test_every_figure_lies_beside_the_page_with_its_numbers(written):
+    made = sorted(path.name for path in (written / "report_files").iterdir())
     assert {Path(name).suffix for name in made} == {".svg", ".png", ".csv", ".json"}
     assert len(made) == 3 * 8 + 1
-    (csv,) = (tmp_path / "report_files").glob("2-second-*-perplexity.csv")
+    (csv,) = (written / "report_files").glob("2-second-*-perplexity.csv")
     assert csv.read_text().splitlines()[:3] == [
         "label,length,perplexity,low,high",
         "none,512,32.9,30.0,36.0",
         "none,4096,107.1,90.0,126.0",
     ]
-    (factors,) = (tmp_path / "report_files").glob("1-first-*-factors.csv")
+    (factors,) = (written / "report_files").glob("1-first-*-factors.csv")
     assert factors.read_text() == "rotary pair,yarn,searched\n0,1.0,1.0\n1,8.0,2.0\n"
-    (png,) = (tmp_path / "report_files").glob("*-rate.png")
+    (png,) = (written / "report_files").glob("*-rate.png")
     assert png.read_bytes().startswith(b"\x89PNG")
-    (svg,) = (tmp_path / "report_files").glob("*-rate.svg")
+    (svg,) = (written / "report_files").glob("*-rate.svg")
     assert ElementTree.parse(svg).getroot().get("width") == "316.8pt"
-    program.write(workdirs[:1], tmp_path / "report.html")  # what is no longer made goes
-    assert len(list((tmp_path / "report_files").iterdir())) == 3 * 4 + 1
 
 
-def test_every_figure_has_the_command_and_the_config_behind_it(workdirs, tmp_path):
-    (workdirs[0] / "command.txt").write_text("python search.py --config=a.py\n")
-    program.write(workdirs, tmp_path / "report.html")
-    html = (tmp_path / "report.html").read_text(encoding="utf-8")
+def test_every_figure_has_the_command_and_the_config_behind_it(written):
+    html = (written / "report.html").read_text(encoding="utf-8")
     figures_of = [part.partition("</figure>")[0] for part in html.split("<figure")[1:]]
     assert [("search.py" in one, "jaxrope.evaluate" in one) for one in figures_of] == (
         [(True, False)] * 4 + [(False, True)] * 4
     )
     assert all("<pre>{" in one and "<table" in one for one in figures_of)
+
+
+def test_files_that_are_no_longer_made_are_removed_and_others_stay(tmp_path):
+    folder = tmp_path / "report_files"
+    assets.write({"a.svg": b"1", "b.svg": b"2"}, folder)
+    (folder / "mine.txt").write_text("kept")
+    assets.write({"b.svg": b"3"}, folder)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found.keys() == {"b.svg", "files.json", "mine.txt"} and found["b.svg"] == b"3"
+    (folder / "files.json").write_text('["../page.html", "mine.txt", 3]')
+    (tmp_path / "page.html").write_text("kept")
+    assets.write({}, folder)
+    assert (tmp_path / "page.html").exists() and not (folder / "mine.txt").exists()
 
 
 def test_the_summary_comes_first_and_says_what_was_found(workdirs):
@@ -416,16 +433,15 @@ def test_wrong_arguments_are_one_line_and_leave_nothing(tmp_path, monkeypatch, c
 
 def test_the_program_writes_the_page_or_nothing(workdirs, tmp_path, capsys):
     out = tmp_path / "made" / "page.html"
-    run_program(*workdirs, f"--out={out}")
+    (workdirs[0] / "metrics.jsonl").unlink()
+    run_program(workdirs[0], f"--out={out}")
     assert out.is_file() and "page.html and page_files" in capsys.readouterr().out
     before = out.read_bytes()
     (workdirs[1] / "eval.json").write_text("{")
-    with pytest.raises(SystemExit):
-        run_program(*workdirs, f"--out={out}")
-    assert out.read_bytes() == before
-    with pytest.raises(SystemExit):
-        run_program(*workdirs, f"--out={tmp_path / 'other.html'}")
-    assert not list(tmp_path.glob("other*"))
+    for other in (out, tmp_path / "other.html"):
+        with pytest.raises(SystemExit):
+            run_program(*workdirs, f"--out={other}")
+    assert out.read_bytes() == before and not list(tmp_path.glob("other*"))
 
 
 @pytest.mark.parametrize("theme_", [0, 1], ids=["light", "dark"])

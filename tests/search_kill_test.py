@@ -65,7 +65,10 @@ def test_the_program_from_end_to_end(tmp_path):
     assert process.returncode == 0, errors
     assert "searched" in out and "wrote rope.json" in out
     names = sorted(path.name for path in (tmp_path / "run").iterdir() if path.name[0] != ".")
-    assert names == ["config.json", "journal.jsonl", "result.json", "rope.json", "search.png"]
+    wanted = ["config.json", "journal.jsonl", "result.json", "rope.json", "search.png"]
+    assert names == ["command.txt", *wanted]
+    command = (tmp_path / "run" / "command.txt").read_text()
+    assert command.startswith("python search.py ") and f"--workdir={tmp_path / 'run'}" in command
 
     process = search_py(tmp_path, f"--workdir={tmp_path / 'run'}", "--config.target_len=32")
     _, errors = process.communicate()

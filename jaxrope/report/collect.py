@@ -220,8 +220,8 @@ def _named(part: Part, name: str, told: Row) -> Part:
         part,
         sections=[dataclasses.replace(section, stage=name) for section in part.sections],
         lines=lines,
-        steps={name: rows for rows in part.steps.values()},
-        generations={name: rows for rows in part.generations.values()},
+        steps={name + key: rows for key, rows in part.steps.items()},
+        generations={name + key: rows for key, rows in part.generations.items()},
     )
 
 

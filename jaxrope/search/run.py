@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files, hosts, rope
+from jaxrope import cli, files, hosts, rope
 from jaxrope.errors import InputError
 from jaxrope.lock import run_lock
 from jaxrope.progress import Progress
@@ -98,6 +98,7 @@ def _open(config, workdir: Path, told: dict) -> list[dict]:
     _remove_leftovers(workdir)
     rows = journal.open_journal(workdir / "journal.jsonl", told)
     files.write_json_atomic(workdir / "config.json", config.to_dict())
+    cli.write_command(workdir)
     return rows
 
 

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from jaxrope import files, pretrained, rope, setup
+from jaxrope import cli, files, pretrained, rope, setup
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.pretrained import Pretrained
@@ -64,8 +64,9 @@ def copy_tokenizer(tokenizer_at: Path | str, workdir: Path) -> None:
 
 
 def write_config(config, workdir: Path) -> None:
-    """Writes the resolved config."""
+    """Writes the resolved config, and the command that gave it."""
     files.write_json_atomic(workdir / "config.json", plain(config))
+    cli.write_command(workdir)
 
 
 def check_workdir(workdir: Path) -> None:
