@@ -322,3 +322,18 @@ def test_a_reader_that_has_read_enough(tmp_path):
     )
     assert done.stderr == b""
     assert done.stdout.strip() in (b"141", b"0")  # 0: it had written all before the pipe was closed
+
+
+@pytest.mark.parametrize("program", ["train.py", "search.py"])
+def test_the_command_is_kept_as_it_can_be_typed_again(program, tmp_path, monkeypatch):
+    argv = [f"/some/where/{program}", "--config=a b.py", "--config.seed=3"]
+    monkeypatch.setattr(sys, "argv", argv)
+    cli.write_command(tmp_path)
+    text = (tmp_path / "command.txt").read_text()
+    assert text == f"python {program} '--config=a b.py' --config.seed=3\n"
+
+
+def test_another_program_leaves_no_command(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/some/where/pytest", "--config=a.py"])
+    cli.write_command(tmp_path)
+    assert not list(tmp_path.iterdir())
