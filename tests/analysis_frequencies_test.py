@@ -132,6 +132,8 @@ def test_the_entropy_is_split_over_pairs(found):
     np.testing.assert_allclose(entropy.entropy_BTN, swapped(case.entropy(terms.sum(-1))), **ROUGH)
     expected = np.einsum("bnts,bntsq->btnq", weights, terms)
     np.testing.assert_allclose(entropy.expected_BTNQ, expected, **ROUGH)
+    parts = entropy.lse_BTN - entropy.expected_BTNQ.sum(-1)
+    np.testing.assert_allclose(entropy.entropy_BTN, parts, rtol=1e-9, atol=1e-9)
     lse = np.log(np.sum(np.exp(terms.sum(-1)) * case.seen, axis=-1))
     np.testing.assert_allclose(entropy.lse_BTN, swapped(lse), **ROUGH)
 

@@ -3,6 +3,7 @@ masking against a model without the heads.
 """
 
 import dataclasses
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -123,6 +124,16 @@ def test_a_needle_document_is_a_trial():
             heads.find_span(document.tokens, BytesTokenizer().encode(line))
             == (document.spans[asked])
         )
+
+
+def test_a_number_needs_tokens_of_its_own():
+    class Letters:
+        def decode(self, ids):
+            return "x1"
+
+    document = SimpleNamespace(tokens=np.arange(9), spans=[(2, 5)], numbers=["123"], answers=[[8]])
+    with pytest.raises(InputError, match="of the tokens 2 to 4, where the number 123 stands, none"):
+        heads.number_trial(Letters(), document)
 
 
 def test_a_span_stands_in_one_place():
@@ -299,6 +310,19 @@ def test_masking_the_heads_that_matter_shows():
         fake_params(), ranking, found_fn, sizes=(1, 2), num_draws=3, num_samples=500, seed=0
     )
     assert again == found
+
+
+def test_half_of_the_heads_leaves_the_other_half_to_be_drawn():
+    ranking, masked = heads.ranked(np.random.default_rng(2).random((4, 8))), []
+
+    def found_fn(params):
+        masked.append(set(ranking) - left(params))
+        return [True]
+
+    how = dict(sizes=(16,), num_draws=2, num_samples=1, seed=3)
+    (found,) = causal.mask_best(fake_params(), ranking, found_fn, **how)
+    best = set(ranking[:16])
+    assert set(found.heads) == best and masked == [set(), best] + [set(ranking) - best] * 2
 
 
 def test_masking_heads_that_do_nothing_shows_nothing():

@@ -1,5 +1,5 @@
 """Streaming statistics against weights that are whole, in float64 numpy: every mask, heads of all
-kinds, any cut into blocks, any order of merging, and a real model.
+kinds, any cut into blocks, any order of merging. analysis_real_test.py has real models.
 """
 
 import dataclasses
@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, masks, pretrained, rope
+from jaxrope import llama, masks, rope
 from jaxrope.analysis import curves, divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.errors import InputError
@@ -29,14 +29,6 @@ CASES = {  # mask, heads, kv heads, options
     "some queries": (dense.some_queries, 4, 2, Options(block=16, local=8)),
     "across": (dense.across, 4, 2, Options(block=13, local=6)),
 }
-
-
-def needles(batch, length):
-    """Two sets of keys for each row: a span, and single tokens; the second row has no span."""
-    sets = np.zeros((batch, length, 2), bool)
-    sets[0, 9:14, 0] = True
-    sets[:, 5::11, 1] = True
-    return sets
 
 
 def compiled(fn, *operands):
@@ -64,7 +56,7 @@ def test_equals_the_definition(name):
     make_mask, heads, kv_heads, options = CASES[name]
     mask = make_mask()
     q, k = dense.inputs(mask, heads, kv_heads)
-    sets = needles(2, 48)
+    sets = dense.needles(2, 48)
     wanted = (
         dense.statistics(
             q,
@@ -269,61 +261,6 @@ def turned_logits(q, k, mask, r):
         )
 
     return dense.logits_of(turn(q), turn(k))
-
-
-def real_attention(model, tokens, r):
-    """Yields (q, k), rotated, of every layer."""
-
-    def probe_fn(seen):
-        return tuple(rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
-
-    run = jax.jit(functools.partial(llama.probe, probe_fn=probe_fn), static_argnums=0)
-    q, k = run(model.config, model.params, tokens, r)[1]
-    yield from zip(np.asarray(q), np.asarray(k), strict=True)
-
-
-def check_real(model, r, *, attention_factor):
-    """Every layer, head and query of a real model on 160 tokens, and some queries alone."""
-    r = dataclasses.replace(r, attention_factor=np.float32(attention_factor))
-    tokens = np.random.default_rng(3).integers(5, 250, (1, 160)).astype(np.int32)
-    sets = needles(1, 160)
-    options, few = Options(block=64, local=32), np.array([[159, 0, 80]])
-    how = dict(options=options)
-    found = measuring.measure(
-        model.config, model.params, tokens, r, given=measuring.Given(sets_BTZ=sets), **how
-    )
-    given = measuring.Given(sets_BTZ=sets, queries_BM=few)
-    some = measuring.measure(model.config, model.params, tokens, r, given=given, **how)
-    assert len(found) == len(some) == model.config.num_layers
-    for ours, picked, (q, k) in zip(found, some, real_attention(model, tokens, r), strict=True):
-        wanted = dense.statistics(q, k, dense.causal(160), local=32, bins=9, sets=sets)
-        dense.assert_same(ours, wanted)
-        dense.assert_same(picked, {name: x[:, few[0]] for name, x in wanted.items()})
-
-
-def test_attention_of_a_real_model():
-    model = pretrained.load(pretrained.__file__.rpartition("pretrained")[0] + "models/stdlib-2m")
-    check_real(model, model.rope_fn(160), attention_factor=1.15)
-
-
-@pytest.mark.slow
-def test_attention_of_books(books_6m):
-    model = pretrained.load(books_6m)
-    check_real(model, rope.make("yarn", **yarn_of(model))(160), attention_factor=1.3)
-
-
-def yarn_of(model):
-    config = model.config
-    return dict(
-        factor=4.0,
-        beta_fast=32.0,
-        beta_slow=1.0,
-        attention_factor=1.1,
-        head_dim=config.head_dim,
-        rotary_dim=config.rotary_dim,
-        theta=config.theta,
-        original_len=config.original_len,
-    )
 
 
 def test_packed_documents_are_measured_apart(tiny_model):

@@ -53,6 +53,14 @@ def inputs(mask, heads, kv_heads, *, dim=8, dtype=np.float32, batch=2, loud=3.0)
     return q.astype(dtype), rng.normal(size=(batch, kv_len, kv_heads, dim)).astype(dtype)
 
 
+def needles(batch, length):
+    """Two sets of keys for each row: a span, and single tokens; the second row has no span."""
+    sets = np.zeros((batch, length, 2), bool)
+    sets[0, 9:14, 0] = True
+    sets[:, 5::11, 1] = True
+    return sets
+
+
 def seen_by(mask, batch):
     """Returns bool [B, T, S], by the definition of a mask."""
     q, kv = np.asarray(mask.q_positions_BT), np.asarray(mask.kv_positions_BS)

@@ -73,9 +73,14 @@ def logits(q_BCNH: jax.Array, k_BXKH: jax.Array, scale: float) -> jax.Array:
     )
 
 
+def steps_back(mask: Mask) -> jax.Array:
+    """Returns positions from query back to key, int32 [B, T, S], below 0 for keys ahead."""
+    return mask.q_positions_BT[:, :, None] - mask.kv_positions_BS[:, None, :]
+
+
 def distances(mask: Mask) -> jax.Array:
     """Returns tokens between query and key, int32 [B, T, S], 0 or more; of keys ahead, too."""
-    return jnp.abs(mask.q_positions_BT[:, :, None] - mask.kv_positions_BS[:, None, :])
+    return jnp.abs(steps_back(mask))
 
 
 def by_head(x: jax.Array, num_heads: int) -> jax.Array:

@@ -128,9 +128,9 @@ def _by_distance(p_BNCX, seen_BCX, mask: Mask, bins: Bins) -> Curve:
     to be put into bins. Otherwise every pair is put there by itself, a hundred times as slow.
     """
     q_len, kv_len = seen_BCX.shape[1:]
-    ahead_BCX = mask.q_positions_BT[:, :, None] - mask.kv_positions_BS[:, None]
+    back_BCX = blocks.steps_back(mask)
     place_CX = jnp.arange(q_len)[:, None] - jnp.arange(kv_len)[None]
-    more_BCX = ahead_BCX - place_CX[None]
+    more_BCX = back_BCX - place_CX[None]
     least, most = (
         reduce(jnp.where(seen_BCX, more_BCX, other), axis=(1, 2))
         for reduce, other in ((jnp.min, 2**30), (jnp.max, -(2**30)))
@@ -141,7 +141,7 @@ def _by_distance(p_BNCX, seen_BCX, mask: Mask, bins: Bins) -> Curve:
         return _into_bins(_diagonals(p_BNCX), _diagonals(seen_BCX), delta_BD, bins)
 
     def one_by_one():
-        flat = (x.reshape(*x.shape[:-2], -1) for x in (p_BNCX, seen_BCX, ahead_BCX))
+        flat = (x.reshape(*x.shape[:-2], -1) for x in (p_BNCX, seen_BCX, back_BCX))
         return _into_bins(*flat, bins)
 
     # a block without a pair has least > most

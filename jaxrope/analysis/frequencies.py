@@ -32,23 +32,21 @@ class EntropyTerms(NamedTuple):
     """The entropy of each query and head, and its slopes; float32 or wider, nats.
 
     Attributes:
+      entropy_BTN: H.
       lse_BTN: log-sum-exp of the logits.
-      expected_BTNQ: E_p[s_f]; entropy = lse - its sum over Q.
+      expected_BTNQ: E_p[s_f]; H = lse - its sum over Q, large numbers whose difference is rounded
+        coarser than H.
       temperature_BTN: dH / d temperature.
       gain_BTNQ: dH / d gain; its sum over Q is the one of the temperature.
       factor_BTNR: dH / d factor.
     """
 
+    entropy_BTN: jax.Array
     lse_BTN: jax.Array
     expected_BTNQ: jax.Array
     temperature_BTN: jax.Array
     gain_BTNQ: jax.Array
     factor_BTNR: jax.Array
-
-    @property
-    def entropy_BTN(self) -> jax.Array:
-        """H, nats."""
-        return self.lse_BTN - jnp.sum(self.expected_BTNQ, axis=-1)
 
 
 def logit_terms(q_BTNH: jax.Array, k_BSKH: jax.Array, r: rope.Rope, mask: masks.Mask) -> jax.Array:
@@ -82,7 +80,7 @@ def entropy_terms(
     """
     num_pairs, mask = r.factors_R.shape[-1], mask.of_batch(len(q_BTNH))
     q, k = _turned(q_BTNH, k_BSKH, r, mask)
-    scale, found = q.shape[-1] ** -0.5, sweep.softmax(q, k, mask, block=block)
+    scale, found = q.shape[-1] ** -0.5, sweep.level(q, k, mask, block=block)
 
     def visit(carry, part):
         p, centred = part.weights_BKGCX, part.centred_BKGCX
@@ -98,6 +96,7 @@ def entropy_terms(
     variance, p_keys, w_keys, moved_keys = (blocks.by_head(x, q.shape[2]) for x in sums)
     slope_R = (rope.inv_freq(r) / r.factors_R).astype(q.dtype)
     return EntropyTerms(
+        entropy_BTN=found.entropy,
         lse_BTN=found.lse,
         expected_BTNQ=scale * _sum_pairs(q * p_keys, num_pairs),
         temperature_BTN=-variance,
@@ -117,7 +116,8 @@ def norms(x_BTNH: jax.Array, num_pairs: int) -> jax.Array:
 
 
 class LogitRows(NamedTuple):
-    """Moments of s_f over the keys that a query sees, each counted once; distances in tokens.
+    """Moments of s_f over the keys that a query sees, each counted once; distances in tokens, below
+    0 for keys ahead.
 
     Attributes:
       keys_BTN: how many it sees.
@@ -237,7 +237,7 @@ def _mean_distance(q, k, mask: masks.Mask, block: int) -> tuple[jax.Array, jax.A
     def visit(carry, _, __, own):
         keys, total = carry[0]
         seen = masks.allowed(own).astype(keys.dtype)
-        off = seen * sweep.distances(own).astype(keys.dtype)
+        off = seen * blocks.steps_back(own).astype(keys.dtype)
         return (keys + jnp.sum(seen, axis=-1), total + jnp.sum(off, axis=-1)), None
 
     none = jnp.zeros(q.shape[:2], q.dtype)
@@ -259,7 +259,7 @@ def _moments(arrays, distance_BT, num_pairs: int, block: int) -> dict[str, jax.A
     def visit(carry, query, k_BXKH, own):
         rest_BCNH, distance_BC = query
         seen = masks.allowed(own).astype(dtype)
-        off = seen * (sweep.distances(own).astype(dtype) - distance_BC[..., None])
+        off = seen * (blocks.steps_back(own).astype(dtype) - distance_BC[..., None])
         a, b, rest = jnp.split(k_BXKH, (num_pairs, 2 * num_pairs), axis=-1)
         found = {
             name: sweep.dot("BCX,BXKY->YBKC", seen, x)[..., None, :]

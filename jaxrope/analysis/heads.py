@@ -75,11 +75,20 @@ def number_trial(tokenizer: Any, document: Any, asked: int = 0) -> Trial:
       tokenizer: of the document.
       document: data.needles.NeedleDocument.
       asked: which of its questions; what comes behind the answer is cut off.
+
+    Raises:
+      InputError: none of the needle's tokens has digits alone.
     """
     begin, end = document.spans[asked]
     digits = [
         i for i in range(begin, end) if tokenizer.decode([document.tokens[i]]).strip().isdigit()
     ]
+    if not digits:
+        raise InputError(
+            f"heads.number_trial: of the tokens {begin} to {end - 1}, where the number "
+            f"{document.numbers[asked]} stands, none has digits alone. Take a tokenizer that "
+            "parts digits from letters."
+        )
     steps = document.answers[asked]
     return Trial(document.tokens[: steps[-1] + 1], tuple(steps), (digits[0], digits[-1] + 1))
 
@@ -225,7 +234,7 @@ def first_masses(seen: llama.Seen, *, first: int, block: int) -> jax.Array:
         is_key = (part.mask.kv_positions_BS[:, :, None] == places).astype(mass.dtype)
         return mass + sweep.dot("BKGCX,BXE->EBKGC", part.weights_BKGCX, is_key)
 
-    found, start = sweep.softmax(*arrays, block=block), sweep.zeros(*arrays[:2], first)
+    found, start = sweep.level(*arrays, block=block), sweep.zeros(*arrays[:2], first)
     mass = sweep.second_look(arrays, found, visit, start, block=block)
     return jnp.sum(blocks.by_head(mass, arrays[0].shape[2]), axis=1)
 
@@ -255,12 +264,12 @@ def sink_scores(masses, length: int, *, above: float = 0.3) -> np.ndarray:
 
 
 def _previous_token(part):
-    return sweep.distances(part.mask) == 1
+    return blocks.steps_back(part.mask) == 1
 
 
 def _duplicate_token(part):
     same = part.queries[:, :, None] == part.keys["token"][:, None]
-    return same & (sweep.distances(part.mask) != 0)
+    return same & (blocks.steps_back(part.mask) != 0)
 
 
 def _induction(part):
@@ -311,13 +320,13 @@ def positional_masses(
         if exclude_first:
             counts &= part.mask.kv_positions_BS[:, None] > 0
         if exclude_current:
-            counts &= sweep.distances(part.mask) != 0
+            counts &= blocks.steps_back(part.mask) != 0
         looks = counts & looks_fn(part)
         sums = [jnp.sum(part.weights_BKGCX * x[:, None, None], axis=-1) for x in (looks, counts)]
         return jax.tree.map(jnp.add, carry, tuple(sums))
 
     extra = tokens_BT, {"token": tokens_BT, "previous": before_BT}
-    found, start = sweep.softmax(*arrays, block=block), (sweep.zeros(*arrays[:2]),) * 2
+    found, start = sweep.level(*arrays, block=block), (sweep.zeros(*arrays[:2]),) * 2
     masses = sweep.second_look(arrays, found, visit, start, block=block, extra=extra)
     return tuple(jnp.sum(blocks.by_head(x, arrays[0].shape[2]), axis=1) for x in masses)
 

@@ -168,12 +168,12 @@ def merge(one: State, other: State) -> State:
         lead = (1,) * (x.ndim - m.ndim)
         return x * share.reshape(lead + m.shape) + y * other_share.reshape(lead + m.shape)
 
-    both = _merge_softmax(Softmax(*one[:3]), Softmax(*other[:3]))
+    both = merge_softmax(Softmax(*one[:3]), Softmax(*other[:3]))
     is_other = (other.m > one.m) | ((other.m == one.m) & (other.key < one.key))
     return State(
         *both,
         l2=one.l2 * share**2 + other.l2 * other_share**2,
-        rest=_merge_softmax(one.rest, other.rest),
+        rest=merge_softmax(one.rest, other.rest),
         key=jnp.where(is_other, other.key, one.key),
         **{name: add(getattr(one, name), getattr(other, name)) for name in _MASSES},
         visible=one.visible + other.visible,
@@ -188,7 +188,7 @@ def of_block(q_BCNH, keys: Keys, mask: Mask, options: Options) -> State:
     """Returns the state of one block of keys."""
     seen = allowed(mask)[:, None, None]
     logits = blocks.logits(q_BCNH, keys.k_BSKH, options.scale)
-    whole, e = _softmax(logits, seen)
+    whole, e = softmax_of(logits, seen)
     distance = jnp.where(seen, blocks.distances(mask)[:, None, None], 0)
     near = jnp.min(jnp.where(seen, distance, _NO_KEY))
     is_top = (logits == whole.m[..., None]) & seen
@@ -215,7 +215,8 @@ def of_block(q_BCNH, keys: Keys, mask: Mask, options: Options) -> State:
     )
 
 
-def _merge_softmax(one: Softmax, other: Softmax) -> Softmax:
+def merge_softmax(one: Softmax, other: Softmax) -> Softmax:
+    """Returns the sums over the keys of both, which are disjoint."""
     m = jnp.maximum(one.m, other.m)
     # where nothing was seen m is -1e30 and l, u are 0: no product below is infinite
     moved = ((x.m - m, x) for x in (one, other))
@@ -225,8 +226,8 @@ def _merge_softmax(one: Softmax, other: Softmax) -> Softmax:
     return Softmax(m, l_one + l_other, u_one + u_other)
 
 
-def _softmax(logits, seen):
-    """Returns (Softmax over the last axis, e^(s - m))."""
+def softmax_of(logits, seen):
+    """Returns (Softmax over the last axis, e^(s - m)); `seen` is broadcast to the logits."""
     m = jnp.max(jnp.where(seen, logits, MASKED), axis=-1)
     # the largest has exactly 0: scale * x - m as one instruction would leave what m was rounded by
     z = jnp.where(seen & (logits != m[..., None]), logits - m[..., None], 0)
@@ -244,7 +245,7 @@ def _first_keys(logits, e, seen, whole: Softmax, kv_positions_BX):
         is_first = positions == 0
         sink = jnp.sum(jnp.where(is_first, e, 0), axis=-1)
         first = jnp.sum(jnp.where(positions < FIRST_KEYS, e, 0), axis=-1)
-        return sink, first, _softmax(logits, seen & ~is_first)[0]
+        return sink, first, softmax_of(logits, seen & ~is_first)[0]
 
     def none():
         zeros = jnp.zeros_like(whole.l)

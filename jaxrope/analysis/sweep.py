@@ -1,5 +1,5 @@
-"""Two walks over all pairs of queries and keys: the first finds the softmax of each query, the
-second goes through the keys again with their probabilities known.
+"""Two walks over all pairs of queries and keys: the first finds the level of each query's logits,
+the second goes through the keys again with their probabilities known.
 
 Letters: B batch, T queries, S keys, N heads, K kv heads, G = N // K, H head dim, C block of
 queries, X block of keys.
@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrope.analysis import blocks
+from jaxrope.analysis import blocks, state
 from jaxrope.attention.blockwise import MASKED
 from jaxrope.masks import Mask, allowed
 
@@ -38,46 +38,51 @@ class Part(NamedTuple):
     mask: Mask
 
 
-class Softmax(NamedTuple):
-    """Of each query and head, [B, T, N], nats; zeros where no key is seen.
+class Level(NamedTuple):
+    """Of each query and head, [B, T, N], nats; zeros, and a total of 1, where no key is seen.
 
     Attributes:
-      lse: log-sum-exp of the logits.
-      mean: of the logits under their softmax; the entropy is lse - mean.
+      top: the greatest logit, from which the others are counted: a logit of 30 has lost digits
+        that probabilities need, and entropy is a small difference of large numbers.
+      total: sum of e^(s - top).
+      offset: mean of s - top under the softmax.
     """
 
-    lse: jax.Array
-    mean: jax.Array
+    top: jax.Array
+    total: jax.Array
+    offset: jax.Array
+
+    @property
+    def lse(self) -> jax.Array:
+        """Log-sum-exp of the logits."""
+        return self.top + jnp.log(self.total)
+
+    @property
+    def entropy(self) -> jax.Array:
+        """Entropy of the softmax."""
+        return jnp.log(self.total) - self.offset
 
 
-def softmax(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Softmax:
-    """Returns the softmax of each query, of rotated queries and keys in float32 or wider."""
-    scale = q_BTNH.shape[-1] ** -0.5
+def level(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Level:
+    """Returns the level of each query's logits, of rotated queries and keys in float32 or wider."""
+    scale, zero = q_BTNH.shape[-1] ** -0.5, zeros(q_BTNH, k_BSKH)
 
     def visit(carry, q_BCNH, k_BXKH, own):
-        (top, total, offset), _ = carry
-        seen = allowed(own)[:, None, None]
-        logits = jnp.where(seen, blocks.logits(q_BCNH, k_BXKH, scale), MASKED)
-        new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
-        shrink = jnp.exp(top - new_top)
-        z = jnp.where(seen, logits - new_top[..., None], 0.0)
-        e = jnp.where(seen, jnp.exp(z), 0.0)
-        moved = jnp.where(total > 0, (top - new_top) * total, 0.0)
-        offset = shrink * (offset + moved) + jnp.sum(e * z, axis=-1)
-        return (new_top, shrink * total + jnp.sum(e, axis=-1), offset), None
+        logits = blocks.logits(q_BCNH, k_BXKH, scale)
+        found, _ = state.softmax_of(logits, allowed(own)[:, None, None])
+        return state.merge_softmax(carry[0], found), None
 
-    zero = zeros(q_BTNH, k_BSKH)
-    start = jnp.full_like(zero, MASKED), zero, zero
-    (top, total, offset), _ = blocks.walk(visit, (start, None), (q_BTNH, k_BSKH), mask, block)
-    some, total = total > 0, jnp.where(total > 0, total, 1.0)
-    top = jnp.where(some, top, 0.0)
-    found = Softmax(top + jnp.log(total), top + offset / total)
+    start = state.Softmax(jnp.full_like(zero, MASKED), zero, zero)
+    sums, _ = blocks.walk(visit, (start, None), (q_BTNH, k_BSKH), mask, block)
+    some = sums.l != 0  # what is not a number stays it
+    total = jnp.where(some, sums.l, 1.0)
+    found = Level(jnp.where(some, sums.m, 0.0), total, sums.u / total)
     return jax.tree.map(lambda x: blocks.by_head(x, q_BTNH.shape[2]), found)
 
 
 def second_look(
     arrays: tuple[jax.Array, jax.Array, Mask],
-    found: Softmax,
+    found: Level,
     visit_fn: Callable[[Any, Part], Any],
     start: Any,
     *,
@@ -88,7 +93,7 @@ def second_look(
 
     Args:
       arrays: (q_BTNH, k_BSKH, mask), rotated, float32 or wider.
-      found: what `softmax` found of them.
+      found: what `level` found of them.
       visit_fn: sees leaves [..., C] of the queries of a part.
       start: of the carry; see `zeros`.
       block: tokens in a block.
@@ -102,15 +107,16 @@ def second_look(
         return jnp.moveaxis(x_BCKG, 1, 3)[..., None]
 
     def visit(carry, query, key, own):
-        (q_BCNH, lse_BCN, mean_BCN, queries), (k_BXKH, keys) = query, key
-        seen_BCX = allowed(own)
+        (q_BCNH, known, queries), (k_BXKH, keys) = query, key
+        seen_BCX, top, total, offset = allowed(own), *map(of_keys, known)
         seen, logits = seen_BCX[:, None, None], blocks.logits(q_BCNH, k_BXKH, scale)
-        weights = jnp.where(seen, jnp.exp(logits - of_keys(lse_BCN)), 0.0)
-        centred = jnp.where(seen, logits - of_keys(mean_BCN), 0.0)
+        below = jnp.where(seen, logits - top, 0.0)
+        weights = jnp.where(seen, jnp.exp(below) / total, 0.0)
+        centred = jnp.where(seen, below - offset, 0.0)
         part = Part(weights, centred, seen_BCX, k_BXKH, queries, keys, own)
         return visit_fn(carry[0], part), None
 
-    pairs = (q_BTNH, found.lse, found.mean, extra[0]), (k_BSKH, extra[1])
+    pairs = (q_BTNH, found, extra[0]), (k_BSKH, extra[1])
     return blocks.walk(visit, (start, None), pairs, mask, block)[0]
 
 
@@ -119,11 +125,6 @@ def zeros(q_BTNH: jax.Array, k_BSKH: jax.Array, *lead: int) -> jax.Array:
     *lead] at the end."""
     (batch, length, num_heads, _), kv_heads = q_BTNH.shape, k_BSKH.shape[2]
     return jnp.zeros((*lead, batch, kv_heads, num_heads // kv_heads, length), q_BTNH.dtype)
-
-
-def distances(mask: Mask) -> jax.Array:
-    """Returns positions from key to query, [B, T, S], below 0 for keys ahead."""
-    return mask.q_positions_BT[:, :, None] - mask.kv_positions_BS[:, None]
 
 
 def dot(letters: str, x: jax.Array, y: jax.Array) -> jax.Array:
