@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import ring_package, side_by_side, waste
+from benchmarks import attention_statistics, ring_package, side_by_side, waste
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -91,3 +91,46 @@ def test_without_an_old_python_the_package_is_passed_over(tmp_path, monkeypatch)
     monkeypatch.setattr(ring_package, "PYTHONS", ("no-such-python",))
     place, why = ring_package.install(str(tmp_path / "there"))
     assert place is None and "no-such-python" in why
+
+
+def measured(tokens, **changes):
+    record = dict(tokens=tokens, program_mib=tokens / 100, peak_rss_mib=500.0, seconds=2.0)
+    return record | dict(mass_is_whole=True) | changes
+
+
+@pytest.mark.parametrize(
+    "changes, limit_gib, code, says",
+    [
+        ({}, 0.6, 0, "ok: 0.49 GiB at most, of 0.6 GiB"),
+        ({}, 0.4, 1, "FAILED: 0.49 GiB at most, of 0.4 GiB"),
+        (
+            dict(program_mib=88.0),
+            24.0,
+            1,
+            "tokens x4.00, program's memory x4.40, peak memory x1.00",
+        ),
+        (dict(mass_is_whole=False), 24.0, 1, "FAILED"),
+    ],
+)
+def test_growth_of_attention_statistics_is_judged(capsys, changes, limit_gib, code, says):
+    records = [measured(2000), measured(8000, **changes)]
+    assert attention_statistics.judge(records, limit_gib) == code
+    assert says in capsys.readouterr().out
+    assert attention_statistics.expected(records[0], 8000) == 32.0
+
+
+@pytest.mark.slow
+def test_attention_statistics_of_two_lengths_in_one_command(tmp_path):
+    file, model = tmp_path / "found.jsonl", ROOT / "jaxrope" / "models" / "stdlib-2m"
+    command = [sys.executable, "-m", "benchmarks.attention_statistics", f"--model={model}"]
+    command += ["--lengths=256,512", "--block=64", f"--text={__file__}", f"--jsonl={file}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "256 -> 512: tokens x2.00" in done.stdout and "ok: " in done.stdout
+    one, two = lines(file)
+    assert (one["tokens"], two["tokens"], two["queries"]) == (256, 512, 512)
+    assert one["pairs"] * 3.9 < two["pairs"] < one["pairs"] * 4
+    assert one["program_mib"] < two["program_mib"] < 2.1 * one["program_mib"]
+    for record in (one, two):
+        assert record["mass_is_whole"] and record["peak_rss_mib"] > 100
+        assert all(0 < share < 1 for share in record["normalised_entropy"])
