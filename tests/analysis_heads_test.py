@@ -72,6 +72,7 @@ def test_hits_by_hand():
     found = heads.hits(top_keys, tokens, (6, 7, 8), (1, 4))
     assert found.tolist() == [3, 2, 0, 1, 1]
     assert heads.hits(top_keys, tokens, (6, 7, 8), (2, 4)).tolist() == [2, 1, 0, 0, 1]
+    assert heads.hits(top_keys, tokens, (6, 7, 8), (1, 3)).tolist() == [2, 2, 0, 1, 1]
 
 
 @pytest.mark.parametrize("steps, span", [((20, 21, 22), (3, 19)), ((24, 30, 32), (1, 23))])
@@ -157,7 +158,7 @@ def test_sinks_are_those_of_dense_attention(tiny_config, read, block):
 @pytest.mark.parametrize("above", [0.3, 0.05])
 def test_sinks_are_judged_in_each_sample(above):
     length, masses = 64, np.zeros((2, 1, 2, 3))
-    masses[0, 0, 0] = [64 * 0.5, 63 * 0.31, 62 * 0.06]
+    masses[0, 0, 0] = [64 * 0.5, 63 * 0.302, 62 * 0.0505]
     masses[1, 0, 0] = [64 * 0.01, 63 * 0.29, 62 * 0.04]
     found = heads.sink_scores(masses, length, above=above)
     wanted = {0.3: [0.5, 0.5, 0.0], 0.05: [0.5, 1.0, 0.5]}[above]
