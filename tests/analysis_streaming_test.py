@@ -130,6 +130,20 @@ def test_a_sink_hides_nothing():
     dense.assert_same(found, wanted)
 
 
+@pytest.mark.parametrize("loud", [1.0, 6.0])
+def test_rows_of_131072_keys_are_as_exact(loud):
+    """256 merges of a state, and sums over as many keys: almost even attention, and sharp one."""
+    keys = np.arange(131_072, dtype=np.int32)[None]
+    mask = masks.Mask(keys[:, [131_071, 65_537, 300]], keys)
+    q, k = dense.inputs(mask, 2, 1, batch=1, loud=loud)
+    sets = np.zeros((1, 131_072, 1), bool)
+    sets[:, 1000:90_000] = True
+    found = measured(q, k, mask, Options(block=512), sets)
+    wanted = dense.statistics(q, k, mask, local=64, bins=18, sets=sets)
+    dense.assert_same(found, wanted)
+    assert wanted["entropy"].max() > (11 if loud == 1.0 else 3) and wanted["set_mass"].max() > 0.5
+
+
 def test_what_is_no_number_is_not_taken_for_nothing():
     mask = dense.causal(16)
     q, k = dense.inputs(mask, 2, 2)
