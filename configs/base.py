@@ -27,6 +27,7 @@ def get_config() -> ConfigDict:
     config.optimizer = optimizer()
     config.checkpoint = checkpoint()
     config.search = search()
+    config.analysis = analysis()
     config.hosts = hosts()
     config.join = join()
     config.recipe = ()  # stages that train.py runs one after another: (name, "search" | "train" | "join" | "evaluate", (("dotted.key", value), ...)); "{name}" in a text is the folder of an earlier one
@@ -304,6 +305,37 @@ def attention_objective(name: str) -> dict:
         num_bins=32,  # of distance, equally wide
     )
     return section | (of_distance if name == "pattern" else of_heads)
+
+
+def analysis() -> ConfigDict:
+    """The experiments of python -m jaxrope.analysis (arXiv 2406.13282); lengths are multiples of the pre-trained one."""
+    section = ConfigDict()
+    section.settings = ("none", "pi", "ntk", "yarn", "abf", "searched")  # ropes, each trained on with train.steps steps of train.batch_size rows of the pre-trained length; searched: by config.search
+    section.factor = 16.0  # of pi, ntk, yarn and searched; no length below is beyond it
+    section.theta_times = 100.0  # abf has so many times the model's theta
+    section.untrained = True  # perplexity and patterns of the settings before that training, too
+    section.perplexity = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0)  # lengths of texts
+    section.patterns = (0.5, 1.0, 2.0, 4.0, 8.0)  # lengths at which attention is read; 0.5 and 2 are the paper's
+    section.needles = (1.0, 2.0, 4.0, 8.0, 16.0)  # lengths of retrieval
+    section.sequences = 10  # texts at each length, each of another document
+    section.queries = 64  # tokens of a text whose attention is read, evenly in its second half
+    section.tasks = ("passkey", "needle")  # what is retrieved: passkey | needle (one of eval.needle_keys)
+    section.trials = 12  # questions of each task at each length
+    section.depths = 6  # cells of depth in a heat map
+    section.haystack = True  # Fu's needle, once inside the window: is it within reach of the model?
+    section.twin_steps = 80  # optimizer steps of the model trained at twice the length with plain rope
+    section.longer = 4  # length of the rows of the longer training, which has as many tokens
+    section.longer_setting = "abf"  # whose training is done with longer rows, too
+    section.heads = dict(
+        setting="yarn",  # whose heads are looked at beside those of the pre-trained model
+        multiple=4.0,  # length at which they are
+        above=0.1,  # retrieval score of a retrieval head
+        sizes=(1, 2, 4),  # numbers of heads that are masked
+        draws=5,  # sets of other heads that are masked for comparison
+    )
+    section.second = ()  # (("dotted.key", value), ...): what differs for a second, smaller model; () = none
+    section.second_settings = ("none", "pi", "ntk", "yarn", "abf")  # its settings
+    return section
 
 
 def hosts() -> ConfigDict:

@@ -38,7 +38,7 @@ FLOORS = {
     4: ("generation", "analysis"),
     5: ("evaluation",),
     6: ("training", "search"),
-    7: ("report", "evaluate", "generate", "demo", "topology", "recipe"),
+    7: ("report", "evaluate", "generate", "demo", "topology", "recipe", "explain"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -46,6 +46,7 @@ FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 PROGRAMS = (
     "train.py",
     "search.py",
+    "jaxrope/analysis/__main__.py",
     "jaxrope/convert/__main__.py",
     "jaxrope/demo.py",
     "jaxrope/evaluate.py",
@@ -173,7 +174,7 @@ def test_the_mathematics_needs_only_jax_and_numpy(part):
 
 def test_pictures_are_drawn_only_for_programs():
     users = {name for name, tree in SOURCES.items() if "report" in own_imports(tree)}
-    runs_programs = ("jaxrope/report/", "jaxrope/recipe/")
+    runs_programs = ("jaxrope/report/", "jaxrope/recipe/", "jaxrope/explain/")
     assert {name for name in users if not name.startswith(runs_programs)} <= set(PROGRAMS)
 
 

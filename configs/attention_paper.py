@@ -1,0 +1,64 @@
+"""The attention perspective on RoPE extensions (arXiv 2406.13282) on books-6m, and PI's help on stdlib-2m beside it.
+
+  python -m jaxrope.analysis --config=configs/attention_paper.py --workdir=runs/attention
+
+Six settings, each trained on with 0.33 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
+and twice, as the paper has them) and further; pass keys and one of six needles up to 8,192. findings.md says what holds, and
+python -m jaxrope.report runs/attention shows it. --dry_run says what it costs. In a few minutes, without use for its numbers:
+--config=configs/attention_paper.py:quick
+"""
+
+from configs import base, demo_pretrain
+
+MODEL = "../shared/models/books-6m"
+SECOND = "jaxrope/models/stdlib-2m"
+# What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of needles and patterns.
+BUDGETS = {
+    "whole": dict(steps=40, rows=16, twin=80, search=12, sequences=10, trials=12, depths=6, longest=16.0, draws=5),
+    "quick": dict(steps=2, rows=4, twin=2, search=1, sequences=2, trials=2, depths=2, longest=4.0, draws=1),
+}
+
+
+def get_config(budget="whole"):
+    """Returns the configuration of the experiments; `budget` is "whole" or "quick"."""
+    if budget not in BUDGETS:
+        raise ValueError(f"--config=configs/attention_paper.py:{budget}: unknown '{budget}'. Known: {', '.join(BUDGETS)}.")
+    spent = BUDGETS[budget]
+    config = base.get_config()
+    config.model = base.checkpoint_model(MODEL)
+    config.data.train_files = ("../shared/books/train/*.txt",)
+    config.data.eval_files = ("../shared/books/val/*.txt",)
+    config.data.needle_share = 0.2  # else a model of this size forgets how to retrieve; the same rows for every setting
+    config.data.needle_weight = 8.0
+    config.data.needle_keys = 2  # as many as have room in 512 tokens
+    config.forward.remat = "none"
+    config.train.steps, config.train.batch_size, config.train.accumulation = spent["steps"], spent["rows"], 2
+    config.optimizer.learning_rate = 5e-4
+    config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["steps"] - 1), final_fraction=0.0)
+    config.optimizer.b2 = 0.95
+    config.checkpoint.every, config.checkpoint.keep_last = 40, 1
+    config.search.method = "gradient"
+    config.search.gradient.steps = spent["search"]
+    config.search.start_tokens = (0,)
+    config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
+    config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=20_000)
+    config.eval.offset_tokens = 20_000
+    section = config.analysis
+    section.twin_steps, section.sequences, section.trials = spent["twin"], spent["sequences"], spent["trials"]
+    section.depths, section.heads.draws = spent["depths"], spent["draws"]
+    for key in ("perplexity", "patterns", "needles"):
+        section[key] = tuple(multiple for multiple in section[key] if multiple <= spent["longest"])
+    texts = base.data()
+    demo_pretrain.texts(texts)
+    section.second = (
+        ("model.path", SECOND),
+        ("data.train_files", texts.train_files),
+        ("data.eval_files", texts.eval_files),
+        ("data.exclude", texts.exclude),
+        ("data.needle_share", 0.0),  # it was never taught to retrieve
+        ("eval.offset_tokens", 2_000),
+        ("analysis.longer_setting", ""),  # no longer training
+        ("analysis.tasks", ("passkey",)),
+        ("analysis.haystack", False),
+    )
+    return config
