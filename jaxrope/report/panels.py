@@ -123,7 +123,7 @@ def _curve(rows, values_fn):
 
 
 def draw_by_length(ax, curves, original_len):
-    """{label: (lengths, values, low, high)} with their intervals, each label's beside the others'."""
+    """{label: (lengths, values, low, high)}, with their intervals side by side."""
     styles, ends = axes.styles(curves), {}
     for place, (label, (x, y, low, high)) in enumerate(curves.items()):
         if not len(x):
