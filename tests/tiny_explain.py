@@ -1,5 +1,5 @@
-"""The experiments of configs/attention_paper.py in seconds: a random Llama of two layers for 512 bytes,
-and a smaller one beside it.
+"""The experiments of configs/attention_paper.py in seconds: a random Llama of two layers for 512
+bytes, and a smaller one beside it.
 
   python -m jaxrope.analysis --config=tests/tiny_explain.py:FOLDER --workdir=DIR
 
