@@ -84,11 +84,12 @@ def geometry(config):
     return {name: getattr(config, name) for name in names} | dict(attention_factor=1.2)
 
 
-def in_parts(fn, mask, *operands, totals=False):
-    """Returns fn(q, k, ..., mask) with tokens in zigzag order over four devices, put back."""
-    mesh = mesh_of(context=4, data=2)
+def in_parts(fn, mask, *operands, totals=False, context=4):
+    """Returns fn(q, k, ..., mask) with tokens in zigzag order over `context` devices, put back."""
+    mesh = mesh_of(context=context, data=8 // context)
     order = [
-        attention.order("ring", x.shape[1], 4) for x in (mask.q_positions_BT, mask.kv_positions_BS)
+        attention.order("ring", x.shape[1], context)
+        for x in (mask.q_positions_BT, mask.kv_positions_BS)
     ]
     spec = PartitionSpec(None, "context")
 

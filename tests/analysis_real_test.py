@@ -15,6 +15,7 @@ from jaxrope import llama, masks, pretrained, rope, sharding
 from jaxrope.analysis import curves, frequencies, heads, measuring, patterns, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.data import tokenizer
+from tests.analysis_mesh_test import in_parts
 
 LENGTH = 160
 SETTINGS = llama.ForwardSettings()
@@ -145,14 +146,24 @@ def test_every_layer_of_books(of_books):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["of_code", "of_books"])
-def test_a_ring_of_eight_devices(name, request):
-    reading = request.getfixturevalue(name)
+def test_every_layer_of_the_shipped_model_on_eight_devices(of_code):
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=8, tensor=1))
     settings = llama.ForwardSettings(attention="ring", attention_block=16, mesh=mesh)
-    where = llama.param_shardings(reading.model.config, mesh)
-    params = sharding.put(reading.model.params, where)
-    check_model(reading, Options(block=16, local=32), settings, params)
+    where = llama.param_shardings(of_code.model.config, mesh)
+    params = sharding.put(of_code.model.params, where)
+    check_model(of_code, Options(block=16, local=32), settings, params)
+
+
+@pytest.mark.parametrize("name", ["packed", pytest.param("both ways", marks=pytest.mark.slow)])
+def test_a_ring_of_eight_devices_on_attention_of_books(of_books, name):
+    """The same queries and keys as on one device, whose forward pass rounds otherwise."""
+    mask, options = MASKS[name](), Options(block=16, local=32, spread="ring")
+
+    def local(q, k, mask, index):
+        return streaming.statistics(q, k, mask, options, index_BS=index)
+
+    found = in_parts(local, mask, of_books.q, of_books.k, context=8)
+    dense.assert_same(found, dense.statistics(of_books.q, of_books.k, mask, local=32, bins=9))
 
 
 def test_the_same_by_pairs_and_for_sinks(of_books):
