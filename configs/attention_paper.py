@@ -2,9 +2,9 @@
 
   python -m jaxrope.analysis --config=configs/attention_paper.py --workdir=runs/attention
 
-Six settings, each trained on with 0.33 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
+Six settings, each trained on with 0.25 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
 and twice, as the paper has them) and further; pass keys and one of six needles up to 8,192. findings.md says what holds, and
-python -m jaxrope.report runs/attention shows it. --dry_run says what it costs. In a few minutes, without use for its numbers:
+python -m jaxrope.report runs/attention shows it. About 45 minutes on two idle cores; --dry_run says what it costs. In a few minutes, without use for its numbers:
 --config=configs/attention_paper.py:quick
 """
 
@@ -14,7 +14,7 @@ MODEL = "../shared/models/books-6m"
 SECOND = "jaxrope/models/stdlib-2m"
 # What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of needles and patterns.
 BUDGETS = {
-    "whole": dict(steps=40, rows=16, twin=80, search=12, sequences=10, trials=12, depths=6, longest=16.0, draws=5),
+    "whole": dict(steps=30, rows=16, twin=60, search=12, sequences=10, trials=8, depths=4, longest=16.0, draws=5),
     "quick": dict(steps=2, rows=4, twin=2, search=1, sequences=2, trials=2, depths=2, longest=4.0, draws=1),
 }
 
@@ -36,7 +36,7 @@ def get_config(budget="whole"):
     config.optimizer.learning_rate = 5e-4
     config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["steps"] - 1), final_fraction=0.0)
     config.optimizer.b2 = 0.95
-    config.checkpoint.every, config.checkpoint.keep_last = 40, 1
+    config.checkpoint.every, config.checkpoint.keep_last = 15, 1
     config.search.method = "gradient"
     config.search.gradient.steps = spent["search"]
     config.search.start_tokens = (0,)

@@ -257,8 +257,10 @@ def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _command() -> str:
     """Returns what was typed; train.py evaluates as well, at the end of a recipe's stages."""
-    program = Path(sys.argv[0]).name
-    shown = program if program in ("train.py", "search.py") else "-m jaxrope.evaluate"
+    path = Path(sys.argv[0])
+    shown = path.name if path.name in ("train.py", "search.py") else "-m jaxrope.evaluate"
+    if path.name == "__main__.py" and path.parent.parent.name == "jaxrope":  # it evaluates as well
+        shown = f"-m jaxrope.{path.parent.name}"
     return f"python {shown} {shlex.join(sys.argv[1:])}"
 
 

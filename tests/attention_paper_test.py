@@ -12,14 +12,23 @@ import numpy as np
 import pytest
 
 from jaxrope import experiment, explain, llama
+from jaxrope.analysis import heads
 from jaxrope.errors import InputError
-from jaxrope.explain import claims, findings, numbers, parts, plan
+from jaxrope.evaluation import scoring
+from jaxrope.explain import claims, findings, measuring, numbers, parts, plan, subjects
 from jaxrope.explain.findings import FAILS, HOLDS, OPEN, Measured
 from jaxrope.report import attention
 from tests import tiny_eval, tiny_explain
 
 ROOT = Path(__file__).resolve().parent.parent
 NAN = math.nan
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    path = tmp_path_factory.mktemp("explain") / "material"
+    tiny_explain.prepare(path)
+    return path
 
 
 # verdicts
@@ -286,14 +295,46 @@ def test_table_1_compares_half_with_the_base_and_twice_with_the_twin():
     assert rows["pi", 4]["root_js"] == pytest.approx(math.sqrt(wanted), rel=0.05)
 
 
+def test_what_is_masked_is_what_retrieves(folder, monkeypatch):
+    """Of a model that answers with one head: masking it costs all, masking others nothing."""
+    made = plan.make(tiny_explain.get_config(str(folder)))[0]
+    made.config.analysis.unlock()
+    made.config.analysis.heads.update(sizes=(1, 2), draws=2)
+    loaded = subjects.load(made, made.subjects[0], folder)
+    asked = {
+        (task, n): [
+            subjects.Question(np.arange(n, dtype=np.int32) % 250, (n - 1,), (3, 4), 0.0, i)
+            for i in range(2)
+        ]
+        for task in plan.TASKS
+        for n in (512,)
+    }
+    material = measuring.Material(made, np.zeros((2, 64), np.int32), asked, None)
+    scores = np.zeros((4, 2, 4))
+    scores[:, 1, 2], scores[:, 0, 3] = 0.9, 0.5
+    right = heads.Retrieval(scores, scores, np.ones(4))
+    monkeypatch.setattr(heads, "retrieval", lambda *_, **how: how["tick"](2048) or right)
+
+    def score(model, rows, **_):
+        alive = np.any(np.asarray(model.params["layers"]["o_LNHD"])[1, 2])
+        assert rows.shape == (4, 513)
+        return None, np.full((4, 512), alive)
+
+    monkeypatch.setattr(scoring, "score", score)
+    ticks = []
+    told, _ = measuring.read_heads(loaded, material, ticks.append)
+    assert told["retrieval_heads"] == [(1, 2), (0, 3)] and told["accuracy"] == 1
+    first, second = told["causal"]
+    assert first["heads"] == ((1, 2),) and (first["top"], first["random"]) == (0.0, 1.0)
+    assert second["heads"] == ((1, 2), (0, 3)) and second["effect"] == 1.0
+    assert set(told["maps"]) == {"retrieval", "needle_mass", "sink_head", *heads.PATTERNS}
+    assert sum(ticks) == 2048 + 2 * (64 + 64)
+    made = dataclasses.replace(found({}), heads={"base": told})
+    (one,) = claims.retrieval_heads(made)
+    assert one.verdict == HOLDS and "2 of 8 heads are retrieval heads" in one.evidence
+
+
 # what is refused
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("explain") / "material"
-    tiny_explain.prepare(path)
-    return path
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ import numpy as np
 from jaxrope.analysis import patterns, prediction, streaming
 from jaxrope.evaluation import statistics
 from jaxrope.explain.findings import Measured, mean_of
-from jaxrope.explain.plan import BASE, HALF, TWICE, TWIN, Study
+from jaxrope.explain.plan import BASE, HALF, TWICE, TWIN, Study, untrained
 
 RELATIVE_BINS = 32
 FLOOR = 0.05  # share of questions
@@ -176,10 +176,17 @@ def similarities(found: Found) -> list[Row]:
     return made
 
 
+def shown(found: Found) -> list[str]:
+    """Returns the labels that figures have: all but settings before their training."""
+    hidden = {untrained(name) for name in found.texts}
+    return [name for name in found.texts if name not in hidden]
+
+
 def statistic_rows(found: Found) -> list[Row]:
     """Returns statistics of texts against length, and of answers."""
     made = []
-    for label, (told, _) in found.texts.items():
+    for label in shown(found):
+        told, _ = found.texts[label]
         for length, named in told["lengths"].items():
             for name, values_WLN in named.items():
                 values_W = np.mean(values_WLN, axis=(1, 2))
@@ -205,7 +212,7 @@ def curve_rows(found: Found) -> list[Row]:
     paper's figure has them; and by the place of the key, for the last query."""
     figure = {found.length(multiple) for multiple in (HALF, TWICE)}
     made = []
-    for label in found.texts:
+    for label in shown(found):
         for length in found.study.lengths(found.study.config.analysis.patterns):
             edges = _edges(length)
             curve_LNS = found.curves(label, length).mean(axis=0)

@@ -105,15 +105,21 @@ def digest(part: Part, workdir: Path) -> str:
     """Returns a digest of what a measurement depends on."""
     config = part.study.config
     section = config.analysis.to_dict()
-    for key in ("settings", "second_settings", "second", "perplexity", "haystack", "untrained"):
-        del section[key]
+    asked = {key: section[key] for key in _OF_ANALYSIS[part.kind]}
     evaluated = {key: config.eval[key] for key in _OF_EVALUATION}
-    told = [section, evaluated, config.data.to_dict(), config.seed, config.forward.compute_dtype]
+    read = [config.data[key] for key in ("eval_files", "tokenizer", "text_field")]
+    told = [asked, evaluated, read, config.seed, config.original_len, config.forward.compute_dtype]
     made = [_made_from(path, workdir) for path in (part.subject.model, part.subject.rope)]
     text = json.dumps([part.kind, part.study.title, told, made], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+_QUESTIONS = ("tasks", "trials")
+_OF_ANALYSIS = {  # what each kind of measurement depends on
+    "texts": ("sequences", "patterns", "queries"),
+    "answers": (*_QUESTIONS, "needles"),
+    "heads": (*_QUESTIONS, "sequences", "patterns", "heads"),
+}
 _OF_EVALUATION = (
     "offset_tokens",
     "needle_keys",

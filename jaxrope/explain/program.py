@@ -45,6 +45,9 @@ def run(config, workdir: Path, dry_run: bool, *, command: str = "") -> int:
     if code:
         return code
     with run_lock(workdir):
+        if command:
+            for name, _, _ in made.recipe:
+                files.write_text_atomic(workdir / name / "command.txt", f"{command}\n")
         parts.run(todo, materials, workdir)
         found = [_found(study, workdir) for study in studies]
         second = found[1] if len(found) > 1 else None

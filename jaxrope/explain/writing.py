@@ -110,7 +110,8 @@ def drawn(found: Found, content: Mapping[str, Any]) -> Iterator[Drawn]:
 def _figures(found: Found, content: Mapping[str, Any]):
     """Yields (name, draws it, its numbers)."""
     own = found.study.shape.original_len
-    rows = [row for row in found.evaluation if "untrained" not in row["label"]]
+    labels = numbers.shown(found)
+    rows = [row for row in found.evaluation if row["label"] in labels]
     scores = tabulated.scores(found.evaluation, "perplexity")
     yield "fig1_ppl_vs_length", lambda: report.perplexity_figure(rows, original_len=own), scores
     yield from _pattern_figures(found, content["curves"])
@@ -132,7 +133,7 @@ def _figures(found: Found, content: Mapping[str, Any]):
 def _pattern_figures(found: Found, curves: Sequence[Mapping[str, Any]]):
     """Figure 2: plain RoPE at half and twice the trained length, extensions at twice."""
     half, twice = found.length(HALF), found.length(TWICE)
-    settings = [name for name in found.texts if "untrained" not in name]
+    settings = numbers.shown(found)
     wanted = [(BASE, half), *((name, twice) for name in settings)]
     by_place = {(r["label"], r["length"]): r for r in curves if r["axis"] == "distance"}
     for label, length in wanted:
