@@ -1,7 +1,5 @@
 """The paper's claims, one function each: what of the measurements decides it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from jaxrope.analysis.prediction import Prediction
@@ -38,12 +36,7 @@ def all_of(first: Found, second: Found | None, predicted) -> list[Finding]:
 
 def extensions(found: Found) -> list[str]:
     """Returns the trained settings that extend."""
-    return [name for name in _settings(found) if name != PLAIN]
-
-
-def _settings(found: Found) -> Sequence[str]:
-    section = found.study.config.analysis
-    return section.second_settings if found.study.name else section.settings
+    return [name for name in found.settings if name != PLAIN]
 
 
 def perplexity(found: Found) -> Finding:
@@ -68,7 +61,7 @@ def perplexity(found: Found) -> Finding:
 
 def kept_within(found: Found) -> Finding:
     """Table 1, first row: YaRN and NTK leave patterns as they were, PI does not."""
-    half, rows = found.length(HALF), _settings(found)
+    half, rows = found.length(HALF), found.settings
     if "pi" not in rows:
         return finding("patterns-kept-within", _WITHIN, [], "PI is not among the settings.")
     base = found.curves(BASE, half)
@@ -206,7 +199,7 @@ def larger_helped(first: Found, second: Found) -> list[Finding]:
             ("perplexity", "perplexity"),
         )
     ]
-    if not all("pi" in _settings(found) for found in models):
+    if not all("pi" in found.settings for found in models):
         return [finding(*claim, [], "PI is not among the settings of both.") for claim in claims]
     floors = [name for name, f in zip(names, models, strict=True) if _cannot_retrieve(f)]
     gains = [] if floors else [_retrieval_gain(found) for found in models]

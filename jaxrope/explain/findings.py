@@ -1,8 +1,9 @@
 """What the paper found, and whether it holds here: numbers in, verdicts out.
 
 Every claim is that a number is above 0, such as how much nearer a pattern is. It holds if the whole
-95% interval is above 0, it does not hold if the whole interval is below; anything else is not
-decided. A claim about several settings holds if it does for all, and does not if it fails for one.
+95% interval is above the least difference that counts, and does not hold if the whole interval is
+below minus that; anything else is not decided. A claim about several settings holds if it does for
+all, and does not if it fails for one.
 """
 
 import math
@@ -23,6 +24,7 @@ class Measured(NamedTuple):
       what: in words.
       value, low, high: the number.
       unit: of it, or "".
+      least: a smaller difference is none, however sure: texts alone would make 1e-6 nats "hold".
     """
 
     what: str
@@ -30,6 +32,7 @@ class Measured(NamedTuple):
     low: float
     high: float
     unit: str = ""
+    least: float = 0.0
 
 
 class Finding(NamedTuple):
@@ -72,10 +75,11 @@ class Finding(NamedTuple):
 
 
 def judge(measured: Measured) -> str:
-    """Returns the verdict on the claim that a number is above 0."""
+    """Returns the verdict on the claim that a number is above 0 by what counts."""
     if not all(map(math.isfinite, measured[1:4])):
         return OPEN
-    return HOLDS if measured.low > 0 else FAILS if measured.high < 0 else OPEN
+    least = measured.least
+    return HOLDS if measured.low > least else FAILS if measured.high < -least else OPEN
 
 
 def finding(name: str, claim: str, measured: Sequence[Measured], remark: str = "") -> Finding:
@@ -89,11 +93,14 @@ def finding(name: str, claim: str, measured: Sequence[Measured], remark: str = "
     return Finding(name, claim, verdict, parts, remark)
 
 
+LEAST = {"nats": 1e-3, "nats a token": 1e-3}  # differences that count, by unit
+
+
 def mean_of(what: str, values_W, *, num_samples: int, seed: int, unit: str = "") -> Measured:
     """Returns the mean of one number for each text or trial, with its bootstrap interval."""
     values_W = np.asarray(values_W, np.float64)
     low, high = statistics.bootstrap_interval(values_W, num_samples=num_samples, seed=seed)
-    return Measured(what, float(values_W.mean()), low, high, unit)
+    return Measured(what, float(values_W.mean()), low, high, unit, LEAST.get(unit, 0.0))
 
 
 def difference_of_means(
@@ -107,7 +114,8 @@ def difference_of_means(
         for values in (one_W, other_V)
     ]
     low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
-    return Measured(what, float(one_W.mean() - other_V.mean()), float(low), float(high), unit)
+    value = float(one_W.mean() - other_V.mean())
+    return Measured(what, value, float(low), float(high), unit, LEAST.get(unit, 0.0))
 
 
 def above(measured: Measured, level: float) -> Measured:

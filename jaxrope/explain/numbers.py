@@ -55,6 +55,12 @@ class Found:
     haystack: Row | None
 
     @property
+    def settings(self) -> Sequence[str]:
+        """The settings that were trained."""
+        section = self.study.config.analysis
+        return section.second_settings if self.study.name else section.settings
+
+    @property
     def resamples(self) -> dict[str, int]:
         """How intervals are made."""
         config = self.study.config
@@ -251,7 +257,7 @@ def map_rows(found: Found) -> list[Row]:
             made.append(row)
     twice = found.length(TWICE)
     for label, (told, _) in found.texts.items():
-        if label not in (BASE, *found.study.config.analysis.settings):
+        if label not in (BASE, *found.settings):
             continue
         where = {"label": label, "length": twice}
         entropy = np.mean(told["lengths"][str(twice)]["entropy"], axis=0)

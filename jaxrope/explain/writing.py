@@ -16,7 +16,7 @@ from jaxrope.explain import findings as judged
 from jaxrope.explain import numbers
 from jaxrope.explain.findings import Finding
 from jaxrope.explain.numbers import Found
-from jaxrope.explain.plan import BASE, HALF, TWICE, TWIN
+from jaxrope.explain.plan import BASE, HALF, TWICE
 from jaxrope.report import attention, attention_panels, figures, tables, tabulated
 
 FORMAT = "jaxrope.findings/1"
@@ -49,7 +49,7 @@ def write(
         files.write_text_atomic(folder / FIGURES / f"{name}.csv", _csv(rows))
         if figure is not None:
             files.write_bytes_atomic(folder / FIGURES / f"{name}.png", figures.png_file(figure))
-    cells = table1_cells(content["similarities"])
+    cells = table1_cells(content["similarities"], found.settings)
     table = [("Table 1: Jensen-Shannon divergence, nats [95%], 0.693 at most", cells)]
     files.write_text_atomic(folder / FIGURES / "table1_js.md", tables.as_markdown(table))
     cli.print_line("\n" + tables.as_text(table))
@@ -191,10 +191,12 @@ def _needle_figures(found: Found, content: Mapping[str, Any]):
             )
 
 
-def table1_cells(similarities: Sequence[Mapping[str, Any]]) -> list[list[str]]:
+def table1_cells(
+    similarities: Sequence[Mapping[str, Any]], settings: Sequence[str]
+) -> list[list[str]]:
     """Returns Table 1 as the paper has it: a line for each reference, a column for each setting."""
     own = [row for row in similarities if row["kind"] == "same length"]
-    labels = list(dict.fromkeys(row["label"] for row in own if row["label"] not in (TWIN,)))
+    labels = [BASE, *settings]
     cells = [["compared with", *labels]]
     for reference in dict.fromkeys(row["reference"] for row in own):
         told = {r["label"]: r for r in own if r["reference"] == reference}
