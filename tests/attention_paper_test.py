@@ -244,6 +244,8 @@ def test_length_alone_is_no_uncertainty():
     made = found(answers={"base": base, "pi": rows})
     first, second = claims.uncertainty(made, numbers.predictions(made, ["pi"]))
     assert first.verdict == HOLDS and second.verdict != HOLDS
+    (within, said), _ = second.parts
+    assert "at equal length" in within.what and said == OPEN and abs(within.value) < 0.2
 
 
 def test_at_floor_nothing_is_said_of_errors():

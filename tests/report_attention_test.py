@@ -180,6 +180,15 @@ def test_a_map_has_a_cell_for_each_layer_and_head():
     assert level.numbers[:2] == [["layer", "head 0", "head 1", "head 2"], [0, 1.0, 2.0, 3.0]]
 
 
+@pytest.mark.parametrize("value", [0.0, 2.0, -2.0])
+def test_a_map_of_equal_values_is_drawn(value):
+    row = {"label": "yarn", "length": 2048, "name": "retrieval", "values_LN": [[value] * 3] * 2}
+    shown = attention.sections(attention.read(content() | {"maps": [row]}))
+    (found,) = next(one for one in shown if one.title == "Attention: heads").figures
+    low, high = found.drawing.axes[0].get_images()[0].get_clim()
+    assert low == value < high and np.isfinite(high)
+
+
 def test_a_needle_map_has_the_entropy_in_each_cell_and_a_line_at_the_trained_length():
     none, yarn, _ = sections()["Attention: needle"].figures
     ax = none.drawing.axes[0]

@@ -84,6 +84,8 @@ def draw_layers(ax, row, same):
     values = np.array(row["values_LN"], np.float64)
     known = np.concatenate([np.ravel(np.array(one, np.float64)) for one in same])
     low, high = np.nanmin(known), np.nanmax(known)
+    if low == high:  # such as a score that no head has
+        high = low + (abs(low) or 1.0)
     look = {"cmap": colormaps["viridis"], "vmin": low, "vmax": high}
     if low < 0 < high:  # a difference: what has risen and what has fallen
         most = max(-low, high)
