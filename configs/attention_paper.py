@@ -12,7 +12,7 @@ from configs import base, demo_pretrain
 
 MODEL = "../shared/models/books-6m"
 SECOND = "jaxrope/models/stdlib-2m"
-# What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of needles and patterns.
+# What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of the trained length.
 BUDGETS = {
     "whole": dict(steps=30, rows=16, twin=60, search=12, sequences=10, trials=8, depths=4, longest=16.0, draws=5),
     "quick": dict(steps=2, rows=4, twin=2, search=1, sequences=2, trials=2, depths=2, longest=4.0, draws=1),
@@ -44,6 +44,7 @@ def get_config(budget="whole"):
     config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=20_000)
     config.eval.offset_tokens = 20_000
     section = config.analysis
+    section.factor = spent["longest"]
     section.twin_steps, section.sequences, section.trials = spent["twin"], spent["sequences"], spent["trials"]
     section.depths, section.heads.draws = spent["depths"], spent["draws"]
     for key in ("perplexity", "patterns", "needles"):
