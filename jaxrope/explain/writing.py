@@ -226,6 +226,10 @@ def _about(found: Found) -> dict[str, str]:
         "Entropy": "In nats, at the tokens of the answer that the model itself wrote. `entropy` is "
         "the mean over heads and layers, `entropy_of_mean` that of their mean row.",
     }
+    told["Verdicts"] = (
+        "By 95% intervals; where settings are compared in nats, a difference below "
+        f"{judged.LEAST['nats']:g} decides nothing, however sure it is."
+    )
     row = found.haystack
     if row is not None:
         metrics = row["metrics"]
