@@ -352,6 +352,15 @@ def test_what_is_masked_is_what_retrieves(folder, monkeypatch):
     made = dataclasses.replace(found({}), heads={"base": told})
     (one,) = claims.retrieval_heads(made)
     assert one.verdict == HOLDS and "2 of 8 heads are retrieval heads" in one.evidence
+    assert [part.what for part, _ in one.parts] == [
+        "share lost by masking the best 2 beyond as many others"
+    ]
+    told["causal"][0] |= {"effect": -0.5, "low": -0.6, "high": -0.4}  # of one head: told, no more
+    (one,) = claims.retrieval_heads(dataclasses.replace(made, heads={"base": told}))
+    assert one.verdict == HOLDS and "Of fewer: share lost by masking the best 1" in one.evidence
+    told["causal"][1] |= {"effect": -0.5, "low": -0.6, "high": -0.4}
+    (one,) = claims.retrieval_heads(dataclasses.replace(made, heads={"base": told}))
+    assert one.verdict == FAILS
 
 
 # what is refused

@@ -11,6 +11,7 @@ from jaxrope.explain.findings import (
     difference_of_means,
     finding,
     mean_of,
+    said,
 )
 from jaxrope.explain.numbers import Found
 from jaxrope.explain.plan import BASE, HALF, LONGER, PLAIN, TWICE, TWIN
@@ -235,19 +236,22 @@ def _perplexity_gain(found: Found) -> np.ndarray:
 
 
 def retrieval_heads(found: Found) -> list[Finding]:
-    """Wu et al.: few heads retrieve, and masking them costs more than masking others."""
+    """Wu et al.: few heads retrieve, and masking them costs more than masking others. The largest
+    number of heads decides: what one of several like it does, the others do without it.
+    """
     made = []
     for label, told in found.heads.items():
-        measured = [numbers.causal_effect(row) for row in told["causal"]]
+        *fewer, most = [numbers.causal_effect(row) for row in told["causal"]] or [None]
+        more = "".join(f" Of fewer: {said(one)}." for one in fewer)
         count, total = len(told["retrieval_heads"]), np.size(told["maps"]["retrieval"])
         made.append(
             finding(
                 f"retrieval-heads-{label}",
                 f"Retrieval heads cause retrieval (not in the paper): {label} at "
                 f"{told['length']:,}",
-                measured,
+                [] if most is None else [most],
                 f"{count} of {total} heads are retrieval heads; with all heads "
-                f"{told['accuracy']:.2f} of {told['trials']} questions are answered.",
+                f"{told['accuracy']:.2f} of {told['trials']} questions are answered.{more}",
             )
         )
     return made
