@@ -3,11 +3,14 @@ it (P 64, T 40: 1,312 candidates), descents along the gradient, and both.
 
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
-MODEL is a Hugging Face folder. All searches have the same samples, seed by seed, and the cost is
-counted alike: a token in a forward pass is 1, in a gradient 3. Each search is a folder of the
-workdir and goes on where it was killed; the traces of benchmarks/traces stand for evolutions that
-were run before (--traces="" runs them anew). Prints a table and writes points.jsonl and cost.png.
---quick: one seed, a tenth of the generations and steps.
+MODEL is a Hugging Face folder; with the shipped one go the texts of the demo:
+  --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
+
+All searches have the same samples, seed by seed, and the cost is counted alike: a token in a
+forward pass is 1, in a gradient 3. Each search is a folder of the workdir and goes on where it was
+killed; the traces of benchmarks/traces stand for evolutions that were run before (--traces="" runs
+them anew). Prints a table and writes points.jsonl and cost.png. --quick: one seed, a tenth of the
+generations and steps.
 """
 
 import argparse
@@ -22,6 +25,7 @@ GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
 DESCENTS = (1 / 40, 1 / 10, 1 / 4)  # each is a descent of its own, its rate falling to zero
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
+STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
 BATCH = 2  # texts of a step
 
@@ -33,8 +37,8 @@ def main(argv=None) -> int:
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
-    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on")
-    parser.add_argument("--held_out", default=BOOKS[1])
+    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
+    parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
     parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
     parser.add_argument("--methods", default="evolution,gradient,hybrid")
     parser.add_argument("--traces", default="benchmarks/traces")
@@ -113,7 +117,7 @@ def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     config.seed = seed
     length = args.factor * _original_len(args.model)
     config.target_len = length
-    config.data.train_files = (args.train,)
+    config.data = _texts(args)
     config.search.objective.num_samples = max(1, SAMPLE_TOKENS // length)
     config.search.objective.offset_tokens = args.offset
     if args.quick:
@@ -198,7 +202,7 @@ class HeldOut:
         loaded = pretrained.load(Path(args.model), dtype="float32")
         tokenizer = data.load_tokenizer(loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
         documents = data.load_documents(
-            (args.held_out,),
+            _texts(args).eval_files,
             tokenizer,
             cache_dir="",
             text_field="text",
@@ -274,6 +278,19 @@ def _table(points: list[dict]) -> str:
             each = " ".join(f"{value:.3f}" for value in values)
             lines.append(f"{method:<12}{tokens:>16,}{sum(values) / len(values):>22.3f}  {each}")
     return "\n".join(lines)
+
+
+def _texts(args):
+    """Returns config.data with the files that are searched on, and those held out."""
+    from configs import base, demo_pretrain
+
+    section = base.data()
+    demo_pretrain.texts(section)
+    if args.train != STDLIB:
+        section.train_files, section.exclude = (args.train,), ()
+    if args.held_out != STDLIB:
+        section.eval_files = (args.held_out,)
+    return section
 
 
 def _original_len(model: str) -> int:
