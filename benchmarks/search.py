@@ -1,5 +1,6 @@
 """What a search finds on books it has not seen, against what it costs: evolution as the paper has
-it (P 64, T 40: 1,312 candidates), descents along the gradient, and both.
+it (P 64, T 40: 1,312 candidates), descents along the gradient, and both; a candidate is judged by
+--samples texts where the paper has five.
 
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
@@ -20,10 +21,9 @@ from pathlib import Path
 
 from jaxrope import heap
 
-SAMPLE_TOKENS = 8192  # of a candidate: two samples of 4,096 tokens, one of 8,192
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
-DESCENTS = (1 / 40, 1 / 10, 1 / 4)  # each is a descent of its own, its rate falling to zero
+DESCENTS = (1 / 40, 1 / 10)  # each is a descent of its own, its rate falling to zero
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
@@ -36,6 +36,7 @@ def main(argv=None) -> int:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=2, help="texts that judge a candidate")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
     parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
     parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
@@ -84,21 +85,24 @@ def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
 
 
 def _full_cost(args) -> int:
-    return 1312 * SAMPLE_TOKENS // (10 if args.quick else 1)
+    return 1312 * _candidate_cost(args) // (10 if args.quick else 1)
+
+
+def _candidate_cost(args) -> int:
+    return args.samples * args.factor * _original_len(args.model)
 
 
 def _steps(args, share: float, *, hybrid: bool) -> int:
     """Returns the steps of a descent that, with judging what there is, costs `share`; a hybrid
     gives half of it to the evolution."""
-    judging = 12 * SAMPLE_TOKENS  # of baselines, seeds and the end
+    judging = 12 * _candidate_cost(args)  # of baselines, seeds and the end
     left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
-    length = args.factor * _original_len(args.model)
-    return max(2, int(left / (GRADIENT_COST * BATCH * length)))
+    return max(2, int(left / (GRADIENT_COST * BATCH * _candidate_cost(args) / args.samples)))
 
 
 def _short_evolution(args, share: float) -> dict:
     """Returns the settings of an evolution for half of `share`: small steps from a good start."""
-    candidates = max(12, int(share * _full_cost(args) / 2 / SAMPLE_TOKENS))
+    candidates = max(12, int(share * _full_cost(args) / 2 / _candidate_cost(args)))
     children = 8 if candidates < 100 else 16
     algorithm = {"population": children, "parents": children // 2, "mutation_probability": 0.1}
     algorithm |= {"mutations": children // 2, "crossovers": children // 2}
@@ -115,10 +119,9 @@ def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     with config.unlocked():
         config.model = base.checkpoint_model(args.model)
     config.seed = seed
-    length = args.factor * _original_len(args.model)
-    config.target_len = length
+    config.target_len = args.factor * _original_len(args.model)
     config.data = _texts(args)
-    config.search.objective.num_samples = max(1, SAMPLE_TOKENS // length)
+    config.search.objective.num_samples = args.samples
     config.search.objective.offset_tokens = args.offset
     if args.quick:
         config.search.algorithm.iterations = 4
