@@ -52,12 +52,12 @@ def get_config(budget="whole"):
 def stages(spent):
     """Returns the stages; `spent` is one of BUDGETS."""
     (steps_2x, rows_2x), (steps_4x, rows_4x) = spent["finetune"]
-    # A fifth of the rows asks for magic numbers hidden in text; a quarter are short pieces with the original rope.
-    mixture = (("data.needle_share", 0.2), ("data.needle_weight", 8.0), ("data.short_share", 0.25))
+    # Half of the rows asks for magic numbers hidden in text; a fifth are short pieces with the original rope.
+    mixture = (("data.needle_share", 0.5), ("data.needle_weight", 8.0), ("data.short_share", 0.2))
     extended = ("model.path", "{finetune_4x}")
     recovery = (extended, ("search.attention_factor", "rope"), ("eval.suites", ()))
     mixed = dict(
-        name="mix", num_samples=spent["samples"], text_weight=1.0, needle_weight=0.3, offset_tokens=20_000, num_keys=6, place="spread"
+        name="mix", num_samples=2 * spent["samples"], text_weight=1.0, needle_weight=0.3, offset_tokens=20_000, num_keys=6, place="spread"
     )
     return (
         ("search_2x", "search", (("target_len", 1024), ("eval.suites", ()))),
