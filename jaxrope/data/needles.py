@@ -8,8 +8,8 @@ counted, and each needle is a line of its own at a given depth. A key is one nou
 
 One generator serves evaluation, search and training, each with random numbers of its own, and
 training with words of its own: what is learned from is never what is asked. Those are the words of
-the training text: of a model that was trained on a hundred nouns, all needles with other ones that
-it missed had been found before (docs/recipes.md).
+the training text: a model that was trained on 260 nouns missed some others, always the same, that
+it had found before (docs/recipes.md).
 """
 
 import collections
