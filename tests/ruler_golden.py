@@ -102,6 +102,9 @@ OFFLINE = {
     ("books", "fwe", 2048, 42): (
         "abf546c0e6850ba7a1eea2983982ea15400a301fa4ad3559bc150cbb2df1bcde"
     ),
+    ("pieces", "vt", 1024, 128): (
+        "7dc6cb1fcf582654dfaa847c640f88b0af82938bba82a991b603ef5264f90cd8"
+    ),
     ("pieces", "fwe", 512, 42): (
         "243463b502d1424a3ec15dd1c851f6436a83dcc558c6c3f18e872de038dd5db9"
     ),

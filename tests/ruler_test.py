@@ -32,6 +32,7 @@ from jaxrope.evaluation.ruler import metrics, niah, prompts, sources, variables,
 from jaxrope.evaluation.ruler.prompts import Draws, Order, Unmade
 
 MODELS = Path(data.__file__).parent.parent / "models"
+NEW_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 OFFLINE_TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "fwe")
 
 
@@ -221,26 +222,16 @@ def test_lm_eval_4_fwe_keeps_the_tokens_of_the_answer_free(pieces, options):
 
 @pytest.mark.parametrize("task", ruler.NAMES)
 @pytest.mark.parametrize("length", [1536, 2100])
-def test_bos_prompt_and_answer_fit(options, tokenizer_of, task, length):
-    tokenizer = tokenizer_of("pieces")
-    with_bos = dataclasses.replace(tokenizer, bos_id=0)
-    plain, shifted = (items(t, options, task, length) for t in (tokenizer, with_bos))
-    new_tokens = ruler.TEMPLATES[task].new_tokens
-    for one, other in zip(plain, shifted, strict=True):
-        assert one.prompt == other.prompt and one.max_new_tokens == new_tokens
-        size = len(tokenizer.encode(one.prompt))
-        assert size + new_tokens <= length
-        assert other.max_new_tokens == min(new_tokens, length - size - 1)
-
-
-def test_an_answer_gives_way_to_bos(options, tokenizer_of):
-    """A prompt of 394 tokens has 127 of the 128 left when bos is there, too."""
-    (sample,) = generate(tokenizer_of("pieces"), options, "niah_single_1", 1024, count=1)
-    for bos_id, length, wanted in ((None, 0, 128), (0, 0, 127), (0, 1, 128)):
-        tokenizer = dataclasses.replace(tokenizer_of("pieces"), bos_id=bos_id)
-        found = items(tokenizer, options, "niah_single_1", sample.length + length, count=1)
-        if found[0].prompt == sample.prompt:
-            assert found[0].max_new_tokens == wanted
+def test_prompt_and_answer_fit_bos_left_out(options, pieces, task, length):
+    """Bos changes no prompt; with it the last token of an answer, which nobody reads, may be the
+    only one beyond the length.
+    """
+    plain = items(pieces, options, task, length)
+    assert plain == items(dataclasses.replace(pieces, bos_id=0), options, task, length)
+    for item in plain:
+        assert item.max_new_tokens == NEW_TOKENS[task.partition("_")[0]]
+        assert len(pieces.encode(item.prompt)) + item.max_new_tokens <= length
+    assert tasks.TASKS[f"ruler/{task}"].exceeds
 
 
 @pytest.mark.parametrize("task", ruler.NAMES)
@@ -339,7 +330,10 @@ def test_keys_are_nvidias_list_without_the_list():
 
 
 def test_two_names_alike_are_drawn_again(monkeypatch, pieces, options):
-    """NVIDIA's script stops with an IndexError if that happens while it looks for the size."""
+    """NVIDIA's script stops with an IndexError if that happens while it looks for the size.
+
+    Where it happens in a question, as with seed 128 in ruler_golden.py, both draw again.
+    """
     plain = variables._names
     calls = []
 

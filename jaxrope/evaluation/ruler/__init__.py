@@ -3,8 +3,8 @@
 For the same tokenizer, length, seed and words the prompts are NVIDIA's to the byte, where their
 scripts need no download (niah_single_1, niah_multikey_2, niah_multikey_3, vt, fwe) and, given the
 same files, in cwe, qa_1 and qa_2. The essay tasks differ by where a sentence ends (sources.py).
-NVIDIA's length counts the prompt and the answer but not bos, which the model reads too: a prompt
-that bos makes a token too long is left as it is, and its answer may be a token shorter.
+NVIDIA's length counts the prompt and the answer but not bos. With bos there may be one token more;
+as the last token of an answer is not read, no place that is read lies beyond the length.
 
     prompts    templates, what is asked for, random numbers
     fit        how large a haystack may be
@@ -111,13 +111,11 @@ def make_items(name: str, request: Request) -> list[Item]:
         count=request.count,
         seed=request.options.seed,
     )
-    num_bos = 0 if tokenizer.bos_id is None else 1
-    new_tokens = TEMPLATES[name].new_tokens
     return [
         Item(
             prompt=sample.prompt,
             answers=sample.outputs,
-            max_new_tokens=min(new_tokens, request.length - sample.length + new_tokens - num_bos),
+            max_new_tokens=TEMPLATES[name].new_tokens,
             about=_about(name, index, sample),
         )
         for index, sample in enumerate(generate(order, request.options))
@@ -153,6 +151,7 @@ TASKS: dict[str, Task] = {
         make=_maker(name),
         score=metrics.match_part if template is prompts.QA else metrics.match_all,
         columns=("depth",) if _has_depth(name) else (),
+        exceeds=True,  # by bos
     )
     for name, template in TEMPLATES.items()
 }
