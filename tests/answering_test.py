@@ -176,6 +176,12 @@ def test_an_answer_ends_at_eos_its_limit_or_a_stop(
     assert written(model, prompts, stops=stops) == [(wanted, count)] * 2
 
 
+def test_an_answer_ends_at_its_own_limit_and_not_at_its_mates(model, monkeypatch):
+    replace_generation(monkeypatch, TOKENIZER, lambda prompt: "abcdefgh")
+    prompts = prompts_of(9, limit=3) + prompts_of(20, limit=7)
+    assert written(model, prompts) == [("abc", 3), ("abcdefg", 7)]
+
+
 def test_ticks_add_up_to_what_was_planned(model, monkeypatch):
     replace_generation(monkeypatch, TOKENIZER, lambda prompt: "a")
     prompts, told = prompts_of(9, 20, 11, limit=7), []
@@ -209,6 +215,7 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
     assert result.chance == 0.0 and result.columns == ("depth",)
     assert result.fingerprint != results[0].fingerprint
     assert all(prompt[0] == 256 for _, prompts, _ in calls for prompt in prompts)  # bos
+    assert [len(prompts) for _, prompts, _ in calls] == [4] * 4  # two batches at each length
     most = sum(1 + len(item.prompt) + 4 for item in asked)
     assert evaluation.costs(model, make_bench(), ("sums",)) == {"sums": most}
 
@@ -302,6 +309,7 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     assert again.seconds >= sum(line["seconds"] for line in lines_of(tmp_path))
     # what has been changed is asked anew, and nothing else
     assert answered(trials=9)[1] == 2
+    assert [len(prompts) for _, prompts, _ in calls] == [3]  # as large as for 9
     other = llama.own_rope(dataclasses.replace(model.config, theta=5e3))
     assert answered(dataclasses.replace(model, rope_fn=other))[1] == 7
     assert answered(dataclasses.replace(model, identity="other"))[1] == 7
@@ -315,8 +323,22 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     assert asked == 0 and rescored.metrics["score"] == 0.5
 
 
+def test_an_item_that_may_write_more_is_asked_anew_and_no_other(model, sums, monkeypatch, tmp_path):
+    model = dataclasses.replace(model, identity="weights")
+    replace_generation(monkeypatch, TOKENIZER, last_two)
+    for limits, asked in (((4, 5, 6), 3), ((4, 7, 6), 1), ((4, 5, 6), 0)):
+        items = [Item(f"{i:02d}", ("0",), limit, {}) for i, limit in enumerate(limits)]
+        task = dataclasses.replace(SUMS, make=lambda request, items=items: items, columns=())
+        monkeypatch.setitem(TASKS, "sums", task)
+        before = len(lines_of(tmp_path))
+        bench = dataclasses.replace(make_bench(), journal=journal.Journal(tmp_path))
+        list(evaluation.run(model, bench, ("sums",)))
+        assert len(lines_of(tmp_path)) - before == asked
+
+
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()[1:]]
+    path = folder / "items.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.exists() else []
 
 
 def test_a_line_says_what_was_asked_of_whom(model, sums, monkeypatch, tmp_path):
