@@ -321,6 +321,20 @@ def test_trap_texts_follow_in_the_order_of_their_names_and_repeat(tmp_path):
 # what is our own
 
 
+def test_a_cut_within_a_word_changes_no_token():
+    class Words:
+        bos_id = None
+
+        def encode(self, text):
+            return np.array([hash(word) % 2**31 for word in text.split()], np.int32)
+
+    text = "seventeen-letters " + "sevenly " * 500  # eight characters a word, but for the first
+    source = haystack.Source(1, lambda i, chars: text[:chars], "niah-pd")
+    for count in (10, 100):
+        found = haystack._leading_tokens(Words(), source, 0, count)
+        assert found.tolist() == Words().encode(text)[:count].tolist()
+
+
 def test_every_haystack_begins_with_another_text(tmp_path):
     files = write(tmp_path, "Aa. " * 900, "Bb. " * 900, "Cc. " * 900)
     items = make(800, files, trials=3, depths=2)
