@@ -3,12 +3,14 @@
 The second half skips where lm-eval is not installed (extra `harness`).
 """
 
+import collections
 import dataclasses
 import importlib.util
 import json
-import math
+import re
 import sys
 
+import jax
 import numpy as np
 import pytest
 
@@ -16,10 +18,11 @@ from configs import base
 from jaxrope import cli, evaluate, evaluation, generation, llama, rope
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import harness_run, perplexity, rows, scoring
+from jaxrope.evaluation import harness, harness_run, perplexity, rows, scoring
 from jaxrope.evaluation.harness import Pair, Question, Reader, rolling_pairs, row_lengths
 from jaxrope.evaluation.journal import Journal
 from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.report import tables
 
 has_lm_eval = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not has_lm_eval, reason="needs lm-eval (extra `harness`)")
@@ -193,6 +196,8 @@ def bucketed(model):
 def test_a_request_has_the_factors_of_its_own_length(model):
     rope_fn = bucketed(model)
     assert row_lengths(rope_fn, 64) == [24, 64]
+    # larger weights: a random model of this size hardly looks at positions
+    model = dataclasses.replace(model, params=jax.tree.map(lambda x: 4 * x, model.params))
     long = dataclasses.replace(model, rope_fn=rope_fn)
     pairs = random_pairs((20, 4), (30, 4))
     found = make_reader(long).loglikelihoods(pairs)
@@ -200,9 +205,9 @@ def test_a_request_has_the_factors_of_its_own_length(model):
         size = len(pair.context) + len(pair.continuation) - 1
         own = dataclasses.replace(model, rope_fn=lambda n, size=size: rope_fn(size))
         wanted = make_reader(own).loglikelihoods([pair])[0][0]
-        assert value == pytest.approx(wanted, abs=1e-4)
+        assert value == pytest.approx(wanted, rel=1e-4)
     fixed = dataclasses.replace(model, rope_fn=lambda n: rope_fn(64))
-    assert make_reader(fixed).loglikelihoods(pairs)[0][0] != pytest.approx(found[0][0], abs=1e-3)
+    assert make_reader(fixed).loglikelihoods(pairs)[0][0] != pytest.approx(found[0][0], rel=1e-2)
 
 
 def test_rows_that_are_methods_have_the_factors_of_the_longest_length(model):
@@ -282,6 +287,47 @@ def test_answers_are_kept_and_not_asked_again(model, tmp_path):
     assert other[2] > 0 and other[0] != first[0]
 
 
+@pytest.mark.parametrize("batch_tokens", [128, 100_000])
+def test_the_cost_is_what_is_read(model, batch_tokens):
+    told = []
+    bench = dataclasses.replace(make_bench(batch_tokens=batch_tokens), tick=told.append)
+    counter = harness.Counter(model, bench, 64)
+    for reader in (counter, Reader(model, bench, 64)):
+        pairs = random_pairs((5, 3), (9, 2), (7, 7), (5, 3), (30, 20))
+        assert len(reader.loglikelihoods(pairs)) == 5
+        assert len(reader.generate([Question(ids(256, 65), ("zz",), 4)])) == 1
+        assert len(reader.rolling([ids(*range(70))], prefix=256)) == 1
+    assert counter.tokens == sum(told) > 6 * 64
+    with pytest.raises(InputError, match="its beginning would be lost"):
+        counter.loglikelihoods(random_pairs((65, 1)))
+
+
+def test_a_table_has_a_column_for_each_task():
+    rows = [
+        dict(suite=f"harness/{task}", label=label, length=64, items={"shots": [shots]})
+        | dict(metrics={metric: score, "low": low, "high": score + 0.1})
+        for task, shots, metric, scores, low in (
+            ("hellaswag", 10, "acc_norm", (0.5, 0.25), 0.1),
+            ("mmlu", 5, "acc", (0.3, 0.2), None),
+        )
+        for label, score in zip(("none", "yarn"), scores, strict=True)
+    ]
+    ((title, cells),) = tables.evaluation_tables(rows)
+    assert title == "Tasks of lm-evaluation-harness [95% interval]"
+    assert cells == [
+        ["", "hellaswag (10 shots): acc_norm", "mmlu (5 shots): acc"],
+        ["none", "0.5000 [0.1000, 0.6000]", "0.3000"],
+        ["yarn", "0.2500 [0.1000, 0.3500]", "0.2000"],
+    ]
+
+
+def test_a_table_says_that_there_is_no_key_token():
+    metrics = dict(longppl=None, low=None, high=None, ppl=3.0, n_key_token=0, n_token=9)
+    row = dict(suite="longppl", label="none", length=64, items={}, metrics=metrics)
+    ((_, cells),) = tables.evaluation_tables([row])
+    assert cells[1] == ["none", "no key token"]
+
+
 def test_the_scores_of_the_leaderboard():
     assert harness_run.LEADERBOARD == {
         "arc_challenge": (25, "acc_norm"),
@@ -301,8 +347,14 @@ def test_the_scores_of_the_leaderboard():
 
 def test_results_of_ruler_are_told_by_length():
     told = {"alias": "x", "512,none": 0.75, "512_stderr,none": "N/A", "4096,none": -1}
-    (found,) = harness_run._by_length("niah_single_1", told, 600)
-    assert found[0] == 512 and found[1]["score"] == 0.75 and math.isnan(found[1]["low"])
+    samples = [{"512": 1.0, "4096": -1.0}, {"512": 0.5, "4096": -1.0}, {"256": 0.25}]
+    found = {"results": {"niah": told | {"256,none": 0.25}}, "samples": {"niah": samples}}
+    made = harness_run._by_length("niah", found, make_bench())
+    assert list(made) == [256, 512]  # -1: there is no question of 4096 tokens
+    assert made[512] == {"score": 0.75, "low": 0.5, "high": 1.0}
+    assert made[256] == {"score": 0.25, "low": 0.25, "high": 0.25}
+    found["results"]["niah"] = {"acc,none": 0.5}
+    assert harness_run._by_length("niah", found, make_bench()) == {}
 
 
 @pytest.mark.parametrize("written", ["config", "jinja", "named", "nothing"])
@@ -364,3 +416,383 @@ def test_lm_eval_is_asked_for_only_where_it_is_needed(model, monkeypatch):
 def test_a_row_whose_window_slides_has_none(model):
     slow = dataclasses.replace(model, window=16)
     assert not list(harness_run.evaluate(slow, make_bench(harness=dict(tasks=("x",)))))
+
+
+# ------- with lm-eval: tasks in YAML of a local file, and its own that need no download
+
+QUESTIONS = [
+    ("The capital of", " the city", [" the", " zqx", " of the city of London"], 0),
+    ("It was a dark and stormy", "", [" night", " fish", " the"], 0),
+    ("", "", ["Once upon a time", "zzz qqq", "He said that he was"], 2),
+    ("She looked at him and ", "", ["smiled", "xylophone", "said nothing"], 2),
+    ("Mr.", "", [" and Mrs.", "Q", " Holmes"], 1),
+]
+CHOICE = """\
+task: {name}
+dataset_path: json
+dataset_kwargs:
+  data_files:
+    test: {path}
+test_split: test
+fewshot_split: test
+{shots}
+"""
+CHOICE_BODY = """\
+output_type: multiple_choice
+doc_to_text: "{{context}}"
+doc_to_choice: "{{choices}}"
+doc_to_target: label
+target_delimiter: ""
+metric_list:
+  - metric: acc
+    aggregation: mean
+    higher_is_better: true
+  - metric: acc_norm
+    aggregation: mean
+    higher_is_better: true
+"""
+WRITE_BODY = """\
+output_type: generate_until
+doc_to_text: "{{context}} then"
+doc_to_target: "{{choices[0]}}"
+generation_kwargs:
+  until: ["."]
+  max_gen_toks: 12
+  do_sample: false
+metric_list:
+  - metric: exact_match
+    aggregation: mean
+    higher_is_better: true
+"""
+ROLLING_BODY = """\
+output_type: loglikelihood_rolling
+doc_to_text: ""
+doc_to_target: "{{text}}"
+metric_list:
+  - metric: word_perplexity
+  - metric: byte_perplexity
+  - metric: bits_per_byte
+"""
+
+
+@pytest.fixture
+def local_tasks(tmp_path):
+    """A folder with tasks of a file: local_choice, local_write, local_rolling."""
+    lines = [
+        dict(
+            context=before + after, choices=choices, label=label, text="A text. " * 90 + choices[0]
+        )
+        for before, after, choices, label in QUESTIONS
+    ]
+    path = tmp_path / "questions.jsonl"
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    bodies = {"choice": CHOICE_BODY, "write": WRITE_BODY, "rolling": ROLLING_BODY}
+    for name, body in bodies.items():
+        shots = "num_fewshot: 2" if name == "choice" else ""
+        head = CHOICE.format(name=f"local_{name}", path=path, shots=shots)
+        (tmp_path / f"{name}.yaml").write_text(head + body, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.fixture
+def offline(monkeypatch, tmp_path):
+    """Nothing is asked of the network, and nothing is left in the user's folders."""
+    for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    import datasets.config
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_OFFLINE", True)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "datasets")
+
+
+@pytest.fixture
+def books(books_6m):
+    """books-6m as a row, with its folder."""
+    from jaxrope import data, pretrained
+
+    loaded = pretrained.load(books_6m)
+    model = EvalModel(
+        config=loaded.config,
+        params=jax.device_put(loaded.params),
+        rope_fn=loaded.rope_fn,
+        tokenizer=data.load_tokenizer(books_6m),
+        settings=llama.ForwardSettings(attention_block=64),
+        label="none",
+    )
+    return model, books_6m
+
+
+def run_tasks(model, folder, include, names, **options):
+    options = dict(tasks=tuple(names), include_path=str(include), max_length=128) | options
+    bench = make_bench(harness=options, lengths=(512,), suites=("harness",), chunk_tokens=64)
+    bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
+    cost = evaluation.cost(model, bench, ("harness",))
+    found = {
+        r.suite.removeprefix("harness/"): r for r in evaluation.run(model, bench, ("harness",))
+    }
+    return found | {"cost": cost}
+
+
+@needs_lm_eval
+def test_a_task_of_a_file_has_the_scores_of_the_exported_model(
+    books, local_tasks, offline, tmp_path
+):
+    """lm_eval's own model of Hugging Face on what `export` writes: answer for answer."""
+    torch = pytest.importorskip("torch", reason="needs torch")
+    transformers = pytest.importorskip("transformers", reason="needs transformers")
+    from lm_eval.models.huggingface import HFLM
+
+    from jaxrope import pretrained
+    from jaxrope.convert import exporting
+    from jaxrope.evaluation import harness_lm
+
+    model, folder = books
+    exporting.export_folder(pretrained.load(folder, dtype=None), tmp_path / "hf")
+    names = ["local_choice", "local_write", "local_rolling"]
+    theirs = HFLM(
+        pretrained=transformers.AutoModelForCausalLM.from_pretrained(
+            tmp_path / "hf", dtype=torch.float32
+        ),
+        tokenizer=transformers.AutoTokenizer.from_pretrained(tmp_path / "hf"),
+        max_length=128,
+        batch_size=2,
+    )
+    ours = harness_lm.HarnessLM(Reader(model, make_bench(chunk_tokens=64), 128))
+    for name in names:
+        loaded = harness_lm.load(name, shots=None, include_path=str(local_tasks), metadata={})
+        found = [
+            harness_lm.run(lm, loaded, limit=0, with_chat_template=False) for lm in (ours, theirs)
+        ]
+        mine, wanted = (
+            {k: v for k, v in one["results"][name].items() if isinstance(v, float)} for one in found
+        )
+        assert mine == pytest.approx(wanted, rel=1e-4) and len(mine) >= 2
+        answers = [[s["resps"] for s in one["samples"][name]] for one in found]
+        if name == "local_write":
+            assert answers[0] == answers[1] and any(str(a) != "[['']]" for a in answers[0])
+            continue
+        flat = [np.array([float(str(_first(r))) for r in some]) for some in map(_values, answers)]
+        np.testing.assert_allclose(flat[0], flat[1], atol=2e-3, rtol=1e-4)
+
+
+def _values(answers):
+    return [value for answer in answers for value in answer]
+
+
+def _first(answer):
+    """The number in [[(value, greedy)]] or [value]."""
+    while isinstance(answer, list | tuple):
+        answer = answer[0]
+    return answer
+
+
+@needs_lm_eval
+def test_the_suite_has_a_result_for_each_task(books, local_tasks, offline):
+    model, folder = books
+    found = run_tasks(model, folder, local_tasks, ["local_choice", "local_rolling"])
+    choice = found["local_choice"]
+    assert list(choice.metrics) == ["acc", "low", "high", "acc_norm"]
+    assert choice.length == 128 and choice.items["shots"] == [2] and choice.tokens > 0
+    assert len(choice.items["item"]) == len(QUESTIONS) == len(set(choice.items["item"]))
+    assert choice.metrics["low"] < choice.metrics["acc"] < choice.metrics["high"]
+    assert choice.tokens + found["local_rolling"].tokens == found["cost"]
+    # by hand, without examples: the sum of log-probabilities decides
+    bare = run_tasks(model, folder, local_tasks, ["local_choice"], shots=0)["local_choice"]
+    right = 0
+    for before, after, choices, label in QUESTIONS:
+        context = (before + after).rstrip()
+        gap = (before + after)[len(context) :]
+        values = []
+        for choice_text in choices:
+            whole = model.tokenizer.encode(context + gap + choice_text)
+            head = model.tokenizer.encode(context)
+            tokens = np.concatenate([[1], whole])[None].astype(np.int32)
+            nll_WT, _ = scoring.score(model, tokens, batch_tokens=64)
+            values.append(-nll_WT[0, len(head) :].sum())
+        right += int(np.argmax(values)) == label
+    assert bare.metrics["acc"] == right / len(QUESTIONS) and bare.items["shots"] == [0]
+
+
+@needs_lm_eval
+def test_every_row_answers_the_same_questions(books, local_tasks, offline):
+    """Examples are drawn by a seed that is set again for each row."""
+    model, folder = books
+    options = dict(tasks=("local_choice",), include_path=str(local_tasks), max_length=128)
+    bench = make_bench(harness=options, lengths=(512,), suites=("harness",))
+    bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
+    pi = rows.method_row("pi", model.config, rope_len=2048).rope_fn
+    both = [
+        next(evaluation.run(row, bench, ("harness",)))
+        for row in (model, dataclasses.replace(model, rope_fn=pi, label="pi"))
+    ]
+    assert both[0].fingerprint == both[1].fingerprint
+    assert both[0].items["item"] == both[1].items["item"]
+
+
+class Oracle:
+    """A reader that knows the answers: what is asked for stands in the prompt."""
+
+    def __init__(self, model, max_length, answer_fn):
+        self.model, self.max_length, self._answer_fn = model, max_length, answer_fn
+
+    def generate(self, questions):
+        return [self._answer_fn(self.model.tokenizer.decode(q.tokens)) for q in questions]
+
+    def loglikelihoods(self, pairs):
+        known = {
+            (before + after).strip(): choices[label] for before, after, choices, label in QUESTIONS
+        }
+        found = []
+        for pair in pairs:
+            context, text = (self.model.tokenizer.decode(tokens) for tokens in pair)
+            is_right = text.strip() == known[context.strip()].strip()
+            found.append((0.0 if is_right else -9.0, is_right))
+        return found
+
+
+@needs_lm_eval
+def test_an_oracle_is_always_right(books, local_tasks, offline):
+    from jaxrope.evaluation import harness_lm
+
+    oracle = harness_lm.HarnessLM(Oracle(books[0], 512, None))
+    loaded = harness_lm.load("local_choice", shots=0, include_path=str(local_tasks), metadata={})
+    found = harness_lm.run(oracle, loaded, limit=0, with_chat_template=False)
+    assert found["results"]["local_choice"]["acc,none"] == 1.0
+
+
+def needle(prompt):
+    """The number of the key that is asked for at the end of a prompt of RULER."""
+    asked = re.findall(r"special magic number for (.+?) mentioned in the provided text", prompt)[-1]
+    return re.search(rf"special magic numbers? for {re.escape(asked)} is: (\d+)", prompt).group(1)
+
+
+def most_frequent(prompt):
+    words = re.findall(r"\b[a-z]{6}\b", prompt.split("coded text", 2)[-1])
+    return " ".join(word for word, _ in collections.Counter(words).most_common(3))
+
+
+@pytest.mark.slow
+@needs_lm_eval
+@pytest.mark.parametrize(
+    "task, answer_fn",
+    [("niah_single_1", needle), ("niah_multikey_2", needle), ("ruler_fwe", most_frequent)],
+)
+def test_tasks_of_ruler_run_without_a_network(books, offline, task, answer_fn):
+    """An oracle scores 1, the model between 0 and 1, and no prompt is cut."""
+    from jaxrope.evaluation import harness_lm
+
+    model, folder = books
+    metadata = {"tokenizer": str(folder), "max_seq_lengths": [768]}
+    loaded = harness_lm.load(task, shots=None, include_path="", metadata=metadata)
+    oracle = harness_lm.HarnessLM(Oracle(model, 1024, answer_fn))
+    found = harness_lm.run(oracle, loaded, limit=6, with_chat_template=False)
+    assert found["results"][task]["768,none"] == 1.0
+    ours = harness_lm.HarnessLM(Reader(model, make_bench(chunk_tokens=64), 1024))
+    found = harness_lm.run(ours, loaded, limit=2, with_chat_template=False)
+    assert 0 <= found["results"][task]["768,none"] <= 1
+    if task == "ruler_fwe":  # lm-eval's prompts leave no room for the answer
+        with pytest.raises(InputError, match="its beginning would be lost. Raise eval.lengths"):
+            tight = harness_lm.HarnessLM(Reader(model, make_bench(chunk_tokens=64), 768))
+            harness_lm.run(tight, loaded, limit=2, with_chat_template=False)
+
+
+@needs_lm_eval
+def test_data_that_is_not_at_hand_is_one_line(model, offline):
+    for name, message in (
+        ("hellaswag", "'hellaswag' cannot be had here"),
+        ("hellaswog", "Unknown task 'hellaswog' in eval.harness.tasks"),
+        ("niah_single_1", "'niah_single_1' cannot be had here"),  # no tokenizer's folder
+    ):
+        with pytest.raises(InputError, match=message) as refused:
+            evaluation.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
+        assert "\n" not in str(refused.value)
+
+
+class Request:
+    """What lm_eval calls an Instance."""
+
+    def __init__(self, *args):
+        self.args = args
+
+
+@needs_lm_eval
+def test_an_empty_context_is_bos(model):
+    from jaxrope.evaluation import harness_lm
+
+    lm = harness_lm.HarnessLM(make_reader(model))
+    (found,) = lm.loglikelihood([Request("", "abc")], disable_tqdm=True)
+    assert found == make_reader(model).loglikelihoods([Pair(ids(256), ids(*b"abc"))])[0]
+    assert lm.prefix_token_id == 256 and lm.eot_token_id == 257
+    (rolled,) = lm.loglikelihood_rolling([Request("abc")])
+    assert rolled == pytest.approx(found[0], abs=1e-6)
+    bare = dataclasses.replace(model.tokenizer, bos_id=None)
+    assert (
+        harness_lm.HarnessLM(
+            make_reader(dataclasses.replace(model, tokenizer=bare))
+        ).prefix_token_id
+        == 257
+    )
+    none = dataclasses.replace(bare, eos_id=None)
+    with pytest.raises(InputError, match="has neither a begin nor an end token"):
+        _ = harness_lm.HarnessLM(
+            make_reader(dataclasses.replace(model, tokenizer=none))
+        ).prefix_token_id
+
+
+@needs_lm_eval
+def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(model):
+    from jaxrope.evaluation import harness_lm
+
+    lm = harness_lm.HarnessLM(make_reader(model))
+    moved = lm.loglikelihood([Request("ab ", "c"), Request("ab", " c")], disable_tqdm=True)
+    assert moved[0] == moved[1]
+
+
+@needs_lm_eval
+def test_bos_is_put_in_front_once(books):
+    from jaxrope.evaluation import harness_lm
+
+    lm = harness_lm.HarnessLM(make_reader(books[0]))
+    assert lm.tok_encode("A text")[0] == 1 and lm.tok_encode("A text").count(1) == 1
+    assert lm.tok_encode("<s>A text") == lm.tok_encode("A text")
+    assert lm.tok_encode("A text", add_special_tokens=False) == lm.tok_encode("A text")[1:]
+
+
+@needs_lm_eval
+def test_gen_kwargs_are_understood(model):
+    from jaxrope.evaluation import harness_lm
+
+    lm = harness_lm.HarnessLM(make_reader(model))
+    (plain,) = lm.generate_until([Request("abc", {"until": [], "max_gen_toks": 8})])
+    stop = plain[4]
+    (cut,) = lm.generate_until([Request("abc", {"until": stop, "max_gen_toks": 8})])
+    assert cut == plain[: plain.find(stop)]
+    question = lm._question("abc", {"until": ["", "x"], "do_sample": False, "temperature": 0.7})
+    assert question.stops == ("x",) and question.max_new_tokens == 256  # lm_eval's own default
+    with pytest.raises(InputError, match="a task samples"):
+        lm._question("abc", {"do_sample": True, "temperature": 0.7})
+
+
+@needs_lm_eval
+def test_a_chat_template_is_used_if_there_is_one(model):
+    from jaxrope.evaluation import harness_lm
+
+    template = (
+        "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
+    )
+    template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    lm = harness_lm.HarnessLM(make_reader(model), name="x", chat_template=template)
+    history = [{"role": "user", "content": "hello"}]
+    assert lm.apply_chat_template(history) == "<s>[user]hello[assistant]"
+    assert lm.apply_chat_template(history, add_generation_prompt=False) == "<s>[user]hello"
+    assert lm.chat_template(True) == template and lm.chat_template(False) is None
+    assert lm.tokenizer_name == "x" and lm.max_length == 64
+    bare = harness_lm.HarnessLM(make_reader(model))
+    with pytest.raises(InputError, match="chat_template is set, but the tokenizer has none"):
+        bare.apply_chat_template(history)
+    strict = harness_lm.HarnessLM(
+        make_reader(model), chat_template="{{ raise_exception('no system') }}"
+    )
+    with pytest.raises(InputError, match="the template refuses a prompt: no system"):
+        strict.apply_chat_template(history)

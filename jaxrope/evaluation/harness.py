@@ -246,3 +246,29 @@ class Reader:
                 lines.append(dict(**about, text=answer.text, seconds=seconds))
             bench.journal.add(place, lines)
         return [found[i] for i in range(len(prompts))]
+
+
+@dataclasses.dataclass
+class Counter(Reader):
+    """A Reader that reads nothing: it refuses what one would, and counts what one would read.
+
+    Attributes:
+      tokens: that were read and written, at most.
+    """
+
+    tokens: int = 0
+
+    def __post_init__(self):
+        self._has_warned = True  # it is told when it is done
+
+    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
+        batch = max(1, self.bench.batch_tokens // size)
+        filled = len(rows) + (-len(rows) % batch if len(rows) > batch else 0)
+        self.tokens += filled * size
+        return [(0.0, False)] * len(rows)
+
+    def _write(
+        self, prompts: list[answering.Prompt], limit: int, stops: tuple[str, ...]
+    ) -> list[str]:
+        self.tokens += sum(prompt.planned for prompt in prompts)
+        return [""] * len(prompts)

@@ -170,6 +170,24 @@ def load(name: str, *, shots: int | None, include_path: str, metadata: dict) -> 
     return loaded
 
 
+def ask(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> None:
+    """Makes the requests that `run` makes, and nothing of the answers."""
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        task.build_all_requests(
+            limit=limit or None,
+            rank=0,
+            world_size=1,
+            apply_chat_template=with_chat_template,
+            chat_template=lm.apply_chat_template if with_chat_template else None,
+            tokenizer_name=lm.tokenizer_name if with_chat_template else "",
+        )
+        kinds = dict.fromkeys(instance.request_type for instance in task.instances)
+        for kind in kinds:
+            made = [i for i in task.instances if i.request_type == kind for _ in range(i.repeats)]
+            getattr(lm, kind)(made, disable_tqdm=True)
+
+
 def run(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> dict:
     """Returns lm_eval's results: "results", "groups", "samples", ... of what `load` gave.
 
