@@ -328,7 +328,7 @@ def test_a_cut_within_a_word_changes_no_token():
         def encode(self, text):
             return np.array([hash(word) % 2**31 for word in text.split()], np.int32)
 
-    text = "seventeen-letters " + "sevenly " * 500  # eight characters a word, but for the first
+    text = "ten-letter " + "sevenly " * 500  # eight characters a word, but for the first
     source = haystack.Source(1, lambda i, chars: text[:chars], "niah-pd")
     for count in (10, 100):
         found = haystack._leading_tokens(Words(), source, 0, count)
