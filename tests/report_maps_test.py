@@ -97,6 +97,10 @@ def test_nothing_to_map_is_no_file(tmp_path):
     assert not (tmp_path / "maps.png").exists()
 
 
+def texts_of(ax):
+    return [text.get_text().replace("\n", " ") for text in ax.texts]
+
+
 def test_what_is_at_floor_inside_its_window_is_said_and_not_drawn():
     wanted = (
         "At floor inside the model's own window of 512 tokens, not above chance (0), and not "
@@ -108,15 +112,15 @@ def test_what_is_at_floor_inside_its_window_is_said_and_not_drawn():
     (title, _), *_ = tables.evaluation_tables(ROWS[4:], original_len=512)
     assert title == f"Kv: score [95% interval]. {wanted}"
     kv = figures.evaluation_figures(ROWS, original_len=512)["kv"].axes[0]
-    assert [text.get_text() for text in kv.texts] == [wanted] and not kv.get_lines()
+    assert texts_of(kv) == [wanted] and not kv.get_lines()
     low = [row("niah", "none", 512, NONE), row("niah", "none", 2048, NONE), *ROWS[2:4]]
     said, yarn = maps.collect(low, 512)
     assert said.sentence == floors.sentence(low, 512) and yarn.title == "niah, yarn: depth"
     figure = report.maps_figure(low, original_len=512)
-    assert said.sentence in {text.get_text() for ax in figure.axes for text in ax.texts}
+    assert said.sentence in [text for ax in figure.axes for text in texts_of(ax)]
     curves = figures.evaluation_figures(low, original_len=512)["niah"].axes[0]
     assert [tuple(line.get_ydata()) for line in curves.get_lines()[:1]] == [(1.0, 0.25)]
-    assert said.sentence in {text.get_text() for text in curves.texts}
+    assert said.sentence in texts_of(curves)
 
 
 @pytest.mark.parametrize(("chance", "is_low"), [(0.0, False), (0.04, False), (0.05, True)])

@@ -126,7 +126,7 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
     _draw_by_length(ax, curves, original_len)
     ax.set(title=title, ylabel=unit, ylim=(-0.05, 1.05))
     if said:
-        ax.text(0.02, 0.5, said, transform=ax.transAxes, wrap=True, va="center", fontsize=7.5)
+        maps.write(ax, said, (0.02, 0.55))
 
 
 def needle_rows(rows) -> list[Row]:
