@@ -98,6 +98,14 @@ def test_items_are_the_same_at_any_time_and_other_with_another_length(name, mode
     assert {len(text) for text in prints[0]} == {64}
 
 
+def test_a_haystack_of_its_own_needs_no_held_out_text(bench):
+    assert not evaluation.needs_text(bench, ("niah", "kv", "ruler"))
+    options = bench.options.copy_and_resolve_references()
+    options.niah.haystack = ()
+    other = evaluation.bench(options, documents=None, seed=0)
+    assert evaluation.needs_text(other, ("niah",)) and not evaluation.needs_text(other, ("kv",))
+
+
 def anew(bench):
     """Returns a bench that has made nothing yet."""
     return evaluation.bench(bench.options, documents=None, seed=bench.seed)
