@@ -540,6 +540,7 @@ def test_a_task_of_a_file_has_the_scores_of_the_exported_model(
 ):
     """lm_eval's own model of Hugging Face on what `export` writes: answer for answer."""
     torch = pytest.importorskip("torch", reason="needs torch")
+    pytest.importorskip("accelerate", reason="needs accelerate, as lm_eval[hf] does")
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     from lm_eval.models.huggingface import HFLM
 
@@ -561,6 +562,8 @@ def test_a_task_of_a_file_has_the_scores_of_the_exported_model(
     ours = harness_lm.HarnessLM(Reader(model, make_bench(chunk_tokens=64), 128))
     for name in names:
         loaded = harness_lm.load(name, shots=None, include_path=str(local_tasks), metadata={})
+        # its rolling windows put bos before a text that has one, and score that one: a trap
+        theirs.add_bos_token = False if name == "local_rolling" else None
         found = [
             harness_lm.run(lm, loaded, limit=0, with_chat_template=False) for lm in (ours, theirs)
         ]

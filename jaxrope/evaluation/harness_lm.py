@@ -72,7 +72,11 @@ class HarnessLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Returns the log-likelihood of each text, nats."""
+        """Returns the log-likelihood of each text, nats: every token of it once.
+
+        lm_eval's own model of Hugging Face puts bos before a text that its tokenizer has put bos
+        before, and scores the second one too, unless it is told add_bos_token=False.
+        """
         texts = [self.tok_encode(r.args[0], add_special_tokens=False) for r in requests]
         found = self._reader.rolling(map(_ids, texts), prefix=self.prefix_token_id)
         for request, answer in zip(requests, found, strict=True):
