@@ -21,6 +21,7 @@ def get_config() -> ConfigDict:
     config.data = data()
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # devices on each axis; one of them may be -1 (the rest)
     config.eval = evaluation()
+    config.suites = config.eval.get_ref("suites")  # another name of eval.suites, for the command line
     config.train = training()
     config.lora = lora()
     config.optimizer = optimizer()
@@ -76,7 +77,7 @@ def data() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """What is measured, by evaluate.py and on the way by train.py."""
     section = ConfigDict()
-    section.suites = ("perplexity", "passkey")  # which evaluators run
+    section.suites = FieldReference(("perplexity", "passkey"))  # which evaluators run
     section.lengths = (512,)  # tokens the model reads; each is a column
     section.label = ""  # name of the configured model's row; "" = the rope's method
     section.methods = ()  # further rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor; or a rope.json
@@ -86,17 +87,89 @@ def evaluation() -> ConfigDict:
     section.num_windows = 16  # windows of text at each length
     section.windows_per_doc = 4  # at most, of one document
     section.offset_tokens = 0  # tokens of each document that are passed over
-    section.batch_tokens = 8192  # tokens in one forward pass, at most (one window at least)
+    section.batch_tokens = 8192  # tokens in one forward pass, or in the cache of a batch that is answered, at most (one window or prompt at least)
+    section.chunk_tokens = 512  # tokens of a prompt that are read at one time where answers are generated; a multiple of 16 * mesh.context
     section.window = 0  # tokens in a window that slides over the text, in every row; 0 = each length in one window
     section.stride = 128  # tokens by which a sliding window moves; the row "sliding" has a window of original_len tokens
     section.bos_per_window = True  # every sliding window begins with bos; False: only the first
     section.aggregation = "token_mean"  # token_mean | window_mean | doc_mean
+    section.protocol = ""  # how the suite "perplexity" counts: "" as above | proof_pile_yarn | pg19_sliding_256 | books3_256k: as the papers' scripts, with their windows, documents and aggregation in place of those above
+    section.protocol_options = dict(
+        documents=0,  # read at each length; 0 = the protocol's
+        min_tokens=0,  # of such a document; 0 = the protocol's
+        stride=0,  # tokens a window moves; 0 = the protocol's; LongRoPE took 4096 for PG19 in long windows
+        max_strides=0,  # a document ends after so many strides; 0 = with its text, 10 = as microsoft/LongRoPE does, where it hides all but 2,560 tokens
+        whole_windows=False,  # windows that reach beyond the text are left out, as LongRoPE's branch cube_longrope does
+    )
+    section.harness = dict(
+        tasks=(),  # of lm-evaluation-harness, for the suite "harness"; --tasks=A,B sets both
+        shots=-1,  # examples before each question; -1 = the Open LLM Leaderboard's 25, 10, 5 and 0 for its four tasks, else the task's own
+        limit=0,  # questions of each task; 0 = all
+        max_length=0,  # tokens of a request, at most; 0 = the longest of `lengths`
+        include_path="",  # folder of further tasks, as YAML
+        chat_template=False,  # prompts are put into the tokenizer's chat template
+        allow_truncation=False,  # a longer request loses its beginning, which is told once; False: it is refused
+    )
+    section.longppl = dict(
+        evaluator="",  # checkpoint that finds the key tokens, with its own tokenizer; "" = each row for itself
+        documents=8,  # of `lengths` tokens or more, read at each length
+        context=4096,  # K: tokens of the short context, and the first tokens of a text, which are never key
+        window=1024,  # d: tokens that share a short context
+        alpha=2.0,  # a key token's loss falls by more than this with the long context, nats
+        beta=-2.0,  # and is then below minus this
+    )
     section.passkey_trials = 12  # at each length
     section.passkey_filler = "grass"  # grass: the sentences of the paper | text: data.eval_files
     section.passkey_zero_padded = False  # keys from 00000, not from 10000
     section.needle_keys = (6,)  # needles in a document of the suite "needle", one of which is asked; each number is a table of its own
     section.needle_trials = 24  # documents at each length, for each number of keys
     section.needle_filler = "text"  # text: data.eval_files | grass: the sentences of the pass key
+    section.passkey_compat = dict(
+        trials=0,  # at each length, of "passkey_longrope" and "passkey_yarn"; 0 = as their scripts: 10 and 20
+        seed=42,  # of Python's generator, set anew for each length, as LongRoPE does; YaRN sets none
+        chars_per_token=3.65,  # characters that LongRoPE takes for a token
+        step_chars=128,  # characters by which YaRN lengthens a prompt
+    )
+    section.number_string = dict(
+        trials=20,  # of "number_string" and "passkey_infinitebench" at each length
+        official=False,  # InfiniteBench's own numbers of lines, places and repeats, at 8192, 16384, ... 262144 tokens; trials counts for nothing then
+    )
+    section.niah = dict(
+        trials=1,  # haystacks, each beginning with another text; every one has a needle at each depth
+        depths=10,  # places of the needle in each haystack, from 0 to 100%
+        depth_spacing="linear",  # linear | sigmoid: denser towards both ends
+        haystack=(),  # files or globs; () = data.eval_files
+        needle="\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny day.\n",
+        question="What is the best thing to do in San Francisco?",
+        answer="eat a sandwich and sit in Dolores Park on a sunny day.",  # part of the needle that is looked for
+        score="overlap",  # overlap (share of the answer's words) | substring (all or nothing) | rouge1 | fu_compat (as the original's figure: a perfect answer has 11/12)
+        max_new_tokens=50,  # of an answer
+        compat=False,  # prompts as the original's code makes them: shorter by about buffer, with more than one bos
+        buffer=200,  # tokens left free for question and answer; only with compat
+    )
+    section.kv = dict(
+        trials=20,  # JSON objects at each length
+        pairs=0,  # of each; 0 = as many as fit; Liu et al.: 75, 140, 300
+        query_first=False,  # the key stands before the object, too
+        max_new_tokens=100,  # of an answer
+    )
+    section.lines = dict(
+        trials=20,  # records at each length
+        lines=0,  # of each; 0 = as many as fit; LongEval: 200 to 1350
+        names="words",  # words (brave-otter) | numbers (1, 2, ...)
+        completion=True,  # the prompt ends with the beginning of the answer, as LongEval has it for a model without instructions
+        score="last",  # the number of the answer that counts: last, as LongEval does | first
+        max_new_tokens=15,  # of an answer; LongEval: 15 with completion, 100 without
+    )
+    section.ruler = dict(
+        tasks=(),  # of the suite "ruler": names of its 13 tasks; () = those that need no file, and those whose files are named here
+        samples=500,  # questions of each task at each length; NVIDIA's number
+        seed=42,  # NVIDIA's; prompts do not change with config.seed
+        essays=(),  # text files or globs to hide needles in: niah_single_2, niah_single_3, niah_multikey_1, niah_multivalue, niah_multiquery
+        squad="",  # SQuAD's dev-v2.0.json, for qa_1
+        hotpotqa="",  # HotpotQA's hotpot_dev_distractor_v1.json, for qa_2
+        english_words="",  # RULER's english_words.json, for lists of cwe with more than 8,166 words
+    )
     section.bootstrap_samples = 10_000  # of an interval
     return section
 

@@ -56,6 +56,7 @@ def main(
     doc: str,
     compile_fn: Callable | None = None,
     runs_recipes: bool = False,
+    rewrite_fn: Callable[[Sequence[str]], list[str]] = list,
     argv: Sequence[str] | None = None,
 ) -> None:
     """Runs one program.
@@ -66,6 +67,7 @@ def main(
       compile_fn: `compile_fn(config, topology, workdir)` is --compile_only; topology is "" for this
         machine's devices, workdir may be None. None: the program has no such flag.
       runs_recipes: whether it takes a config with a recipe.
+      rewrite_fn: arguments -> arguments; what it does to a flag of the program's own.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
@@ -74,7 +76,7 @@ def main(
     if argv is None:
         heap.keep()
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: _main(run_fn, compile_fn, runs_recipes, doc, argv))
+    _run(lambda: _main(run_fn, compile_fn, runs_recipes, doc, rewrite_fn(argv)))
 
 
 def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) -> None:

@@ -1,14 +1,20 @@
-"""Measures a model over lengths and rope methods: perplexity on held-out text, pass key retrieval.
+"""Measures a model over lengths and rope methods: perplexity on held-out text, retrieval, tasks.
 
-  python -m jaxrope.evaluate --config=configs/base.py --workdir=runs/eval --config.model.path=MODEL
+  python -m jaxrope.evaluate --config=configs/eval.py --workdir=runs/eval --config.model.path=MODEL
+  ... --config.suites='("perplexity","passkey","ruler")'
+  ... --tasks=arc_challenge,hellaswag,mmlu,truthfulqa_mc2
 
 Rows are the configured model and rope, `config.eval.methods` and `config.eval.checkpoints`; columns
 are `config.eval.lengths`. All rows of a column answer the same items. Writes eval.json, eval.md,
-eval_nll.npz (every scored token's NLL) and eval.png into the workdir, and prints the tables.
+eval_nll.npz (every scored token's NLL), eval.png and eval_maps.png into the workdir, and prints the
+tables. What is finished is kept in items.jsonl and items/: the same command goes on from there.
+--tasks runs tasks of lm-evaluation-harness (an optional extra) in place of the suites.
 """
 
 import dataclasses
+import hashlib
 import io
+import json
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
@@ -18,10 +24,24 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from jaxrope import cli, data, evaluation, files, hosts, llama, pretrained, report, setup, sharding
+from jaxrope import (
+    cli,
+    data,
+    evaluation,
+    files,
+    hosts,
+    leaves,
+    llama,
+    pretrained,
+    report,
+    setup,
+    sharding,
+)
 from jaxrope.errors import InputError
 from jaxrope.evaluation import rows, summary
+from jaxrope.evaluation.journal import Journal
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
+from jaxrope.lock import run_lock
 from jaxrope.progress import Progress, duration
 from jaxrope.report import tables
 
@@ -61,21 +81,25 @@ class Plan:
 def run(config, workdir: Path, dry_run: bool) -> None:
     """Evaluates what `config` asks for and writes what was found into `workdir`."""
     plan = make_plan(config)
-    total = forward_tokens(plan)
+    told = costs(plan)
+    total = sum(told.values())
     operations = 2 * llama.num_params(plan.base.config) * total
     cli.print_line(
         f"{len(plan.specs)} rows x {len(plan.bench.lengths)} lengths: {total:,} forward tokens, "
         f"{operations:.1e} floating point operations and those of attention"
     )
     if dry_run:
+        for name, tokens in told.items():
+            cli.print_line(f"  {name}: {tokens:,} forward tokens at most")
         return
-    results = []
-    with Progress(total, unit="tokens") as progress:
-        for result in measure(plan, progress):
-            results.append(result)
-            progress.write(_line(result))
-    if hosts.is_main():
-        write(plan, workdir, results)
+    with run_lock(workdir):
+        results, journal = [], Journal(workdir)
+        with Progress(total, unit="tokens") as progress:
+            for result in measure(plan, progress, journal):
+                results.append(result)
+                progress.write(_line(result))
+        if hosts.is_main():
+            write(plan, workdir, results)
 
 
 def make_plan(config) -> Plan:
@@ -87,8 +111,9 @@ def make_plan(config) -> Plan:
     mesh = sharding.make_mesh(config.mesh)
     base = load(config, _main_path(config), mesh)
     specs = make_specs(config, base)
-    tokenizer, _ = setup.tokenizer(config, base.tokenizer_dir, base.config.vocab_size)
+    tokenizer, place = setup.tokenizer(config, base.tokenizer_dir, base.config.vocab_size)
     bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
+    bench = dataclasses.replace(bench, tokenizer_dir=str(place))
     if evaluation.needs_text(bench, config.eval.suites):
         documents = setup.documents(
             config, config.data.eval_files, tokenizer, setting="data.eval_files"
@@ -101,15 +126,23 @@ def make_plan(config) -> Plan:
     return plan
 
 
-def forward_tokens(plan: Plan) -> int:
-    """Returns the tokens that all rows read, as if every checkpoint had the base's window."""
-    total = 0
+def costs(plan: Plan) -> dict[str, int]:
+    """Returns the tokens that all rows read and write, at most, by suite, as if every checkpoint
+    had the base's window.
+    """
+    total: dict[str, int] = {}
     for spec in plan.specs:
         has_own = spec.method == "model" or rows.is_file(spec.method)
         like = dataclasses.replace(spec, method=rows.OWN) if has_own else spec
         model = _model(plan, like, plan.base)
-        total += evaluation.cost(model, plan.bench, plan.config.eval.suites)
+        for name, tokens in evaluation.costs(model, plan.bench, plan.config.eval.suites).items():
+            total[name] = total.get(name, 0) + tokens
     return total
+
+
+def forward_tokens(plan: Plan) -> int:
+    """Returns the sum of `costs`."""
+    return sum(costs(plan).values())
 
 
 def load(config, path: str, mesh: Mesh) -> pretrained.Pretrained:
@@ -159,20 +192,29 @@ def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
     return sorted(specs, key=lambda spec: paths.index(spec.path))
 
 
-def measure(plan: Plan, progress: Progress) -> Iterator[Result]:
-    """Yields all results. One checkpoint beside config.model is in memory at a time."""
-    config, bench = plan.config, _counted(plan.bench, progress)
+def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> Iterator[Result]:
+    """Yields all results. One checkpoint beside config.model is in memory at a time.
+
+    Args:
+      plan: what is to be measured.
+      progress: is told the tokens that were read and written.
+      journal: what was finished before, and where items are kept; None = nowhere.
+    """
+    config, bench = plan.config, _counted(plan.bench, progress, journal)
     loaded, path = plan.base, _main_path(config)
+    identity = _identity(plan, loaded) if journal else ""
     for spec in plan.specs:
         if spec.path != path:
             loaded = None  # the one before it goes first
             loaded, path = load(config, spec.path, plan.mesh), spec.path
+            identity = _identity(plan, loaded) if journal else ""
             _check_tokenizer(plan, spec, loaded)
-        yield from evaluation.run(_model(plan, spec, loaded), bench, config.eval.suites)
+        model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
+        yield from evaluation.run(model, bench, config.eval.suites)
 
 
 def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
-    """Writes eval.json, eval.md, eval_nll.npz and eval.png, and prints the tables."""
+    """Writes eval.json, eval.md, eval_nll.npz and the figures, and prints the tables."""
     config, baseline = plan.config, plan.config.eval.baseline
     found = summary.differences(
         results, baseline=baseline, num_samples=config.eval.bootstrap_samples, seed=config.seed
@@ -183,18 +225,26 @@ def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
         "config": config.to_dict(),
         "model": plan.base.config.to_json_dict() | {"source": plan.base.source},
         "rows": summary.record(results, found, baseline=baseline),
+        "ruler": summary.of_ruler(results),
     }
     files.write_json_atomic(workdir / "eval.json", content)
     arrays = {f"{r.label}|{r.length}": r.nll_WT for r in results if r.nll_WT is not None}
     write_arrays(workdir / "eval_nll.npz", arrays)
-    made = tables.evaluation_tables(content["rows"])
+    original_len = plan.base.config.original_len
+    made = tables.evaluation_tables(content["rows"], original_len=original_len)
+    if content["ruler"]:
+        made.append(tables.ruler_table(content["ruler"]))
+    made.append(tables.cost_table(content["rows"]))
     files.write_text_atomic(workdir / "eval.md", tables.as_markdown(made))
     cli.print_line(tables.as_text(made))
-    try:
-        original_len = plan.base.config.original_len
-        report.evaluation_figure(content["rows"], workdir / "eval.png", original_len=original_len)
-    except InputError as error:  # no plotting library is no reason to fail after hours
-        cli.print_line(f"eval.png is left out: {error}")
+    for name, draw in (
+        ("eval.png", report.evaluation_figure),
+        ("eval_maps.png", report.maps_figure),
+    ):
+        try:
+            draw(content["rows"], workdir / name, original_len=original_len)
+        except InputError as error:  # no plotting library is no reason to fail after hours
+            cli.print_line(f"{name} is left out: {error}")
     cli.print_line(f"wrote eval.json, eval.md and eval_nll.npz into {workdir}")
 
 
@@ -249,7 +299,20 @@ def _check_tokenizer(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> N
         )
 
 
-def _counted(bench: Bench, progress: Progress) -> Bench:
+def _identity(plan: Plan, loaded: pretrained.Pretrained) -> str:
+    """Returns a digest of all but the factors that answers depend on."""
+    not_asked = ("rope", "original_len", "max_len")  # the factors say it
+    shape = {k: v for k, v in loaded.config.to_json_dict().items() if k not in not_asked}
+    told = {
+        "weights": leaves.describe(loaded.params),
+        "shape": shape,
+        "tokenizer": plan.tokenizer.fingerprint,
+        "compute_dtype": plan.config.forward.compute_dtype,
+    }
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _counted(bench: Bench, progress: Progress, journal: Journal | None) -> Bench:
     done = 0
 
     def tick(tokens: int) -> None:
@@ -257,7 +320,12 @@ def _counted(bench: Bench, progress: Progress) -> Bench:
         done += tokens
         progress.update(done)
 
-    return dataclasses.replace(bench, tick=tick)
+    def skip(tokens: int) -> None:
+        nonlocal done
+        done += tokens
+        progress.skip(tokens)
+
+    return dataclasses.replace(bench, tick=tick, skip=skip, journal=journal or Journal())
 
 
 def _line(result: Result) -> str:
@@ -270,5 +338,29 @@ def _line(result: Result) -> str:
     )
 
 
+def with_tasks(argv: Sequence[str]) -> list[str]:
+    """Returns arguments in which --tasks=A,B is written as the config keys that it stands for.
+
+    It runs the suite "harness" alone, unless a later argument names suites.
+
+    Raises:
+      InputError: no task is named.
+    """
+    made = []
+    for argument in argv:
+        name, equals, names = argument.partition("=")
+        if name not in ("--tasks", "-tasks"):
+            made.append(argument)
+            continue
+        if not equals or not names.strip(" ,"):
+            raise InputError(
+                f"--tasks names tasks of lm-eval, got '{argument}'. For example "
+                "--tasks=hellaswag,mmlu."
+            )
+        named = [task.strip() for task in names.split(",") if task.strip()]
+        made += ["--config.eval.suites=('harness',)", f"--config.eval.harness.tasks={tuple(named)}"]
+    return made
+
+
 if __name__ == "__main__":
-    cli.main(run, doc=__doc__)
+    cli.main(run, doc=__doc__, rewrite_fn=with_tasks)

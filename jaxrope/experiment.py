@@ -21,6 +21,7 @@ from jaxrope import errors
 from jaxrope.errors import InputError
 
 SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
+_ALIASES = ("suites",)  # other names of keys, which are set through them and gone afterwards
 _MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _NEEDED = {
     int: "a whole number",
@@ -49,7 +50,12 @@ def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> Confi
     config.lock()
     override(config, assignments)
     _refuse_non_finite(config)
-    return config.copy_and_resolve_references().lock()
+    resolved = config.copy_and_resolve_references()
+    with resolved.unlocked():
+        for name in _ALIASES:
+            if name in resolved:
+                del resolved[name]
+    return resolved.lock()
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) -> None:

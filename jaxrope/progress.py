@@ -64,6 +64,10 @@ class Progress:
             self._drawn_at = now
             self._draw(self._pending)
 
+    def skip(self, amount):
+        """Says that so much more had been done before: it counts, but not for the rate."""
+        self._seen = collections.deque((then, done + amount) for then, done in self._seen)
+
     def write(self, text):
         """Writes a whole line of its own; the live line goes on below it."""
         self._put(f"\r{' ' * self._width}\r{text}\n" if self._live and self._width else f"{text}\n")

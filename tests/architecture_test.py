@@ -65,6 +65,8 @@ ONLY_IN = {
     "gguf": ("jaxrope/convert/rope_gguf.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/training/",),
+    "lm_eval": ("jaxrope/evaluation/harness_lm.py",),
+    "jinja2": ("jaxrope/evaluation/harness_lm.py",),  # lm-eval brings it
     "optax": ("jaxrope/optimizer.py", "jaxrope/training/", "jaxrope/search/gradient.py"),
 }
 MATHEMATICS = ("rope/", "masks.py", "losses.py", "attention/")  # jax and numpy, nothing else

@@ -44,6 +44,17 @@ def test_rate_and_eta_count_from_where_a_resumed_run_began(clock):
     )
 
 
+def test_what_was_done_before_counts_but_not_for_the_rate(clock):
+    stream = io.StringIO()
+    progress = Progress(1000, unit="tokens", stream=stream, clock=clock)
+    clock.now += 10
+    progress.update(50)
+    progress.skip(400)
+    clock.now += 10
+    progress.update(500)
+    assert stream.getvalue().splitlines()[-1] == "500/1,000 tokens  5 tokens/s  ETA 1m40s"
+
+
 def test_the_rate_is_that_of_the_last_minute(clock):
     stream = io.StringIO()
     progress = Progress(0, unit="items", stream=stream, clock=clock)

@@ -48,7 +48,7 @@ def own_rope(workdir, name):
 def test_every_stage_leaves_its_files(whole):
     trained = {"config.json", "model.json", "rope.json", "metrics.jsonl", "checkpoints", "loss.png"}
     searched = {"config.json", "journal.jsonl", "result.json", "rope.json", "search.png"}
-    measured = {"eval.json", "eval.md", "eval.png", "eval_nll.npz"}
+    measured = {"eval.json", "eval.md", "eval.png", "eval_nll.npz", "items.jsonl", "items"}
     wanted = dict.fromkeys(
         ("search_2x", "search_4x", "second", "recover_1x", "recover_2x"), searched
     )

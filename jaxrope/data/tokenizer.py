@@ -37,7 +37,11 @@ class Tokenizer(Protocol):
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
+    def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]: ...
+
     def decode(self, ids: Iterable[int]) -> str: ...
+
+    def token(self, number: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -57,9 +61,27 @@ class BytesTokenizer:
         """Returns the ids of each text."""
         return [self.encode(text) for text in texts]
 
+    def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids, int64 [T, 2]: begin and end of each one's character in `text`).
+
+        Args:
+          text: the text.
+          special: `<s>` is put in front; it has the characters 0 to 0.
+        """
+        sizes = [len(character.encode("utf-8")) for character in text]
+        begins = np.repeat(np.arange(len(text)), sizes)
+        ids, spans_T2 = self.encode(text), np.stack([begins, begins + 1], axis=1)
+        if not special:
+            return ids, spans_T2
+        return np.insert(ids, 0, self.bos_id), np.insert(spans_T2, 0, 0, axis=0)
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text; `<s>` and `</s>` are left out, broken UTF-8 becomes U+FFFD."""
         return bytes(int(i) for i in ids if i < 256).decode("utf-8", errors="replace")
+
+    def token(self, number: int) -> str:
+        """Returns how a token is written, special ones too."""
+        return {256: "<s>", 257: "</s>"}.get(number) or self.decode([number])
 
 
 @dataclass(frozen=True)
@@ -81,9 +103,25 @@ class JsonTokenizer:
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(one.ids, np.int32) for one in encoded]
 
+    def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Returns (ids, int64 [T, 2]: begin and end of each one's characters in `text`).
+
+        Args:
+          text: the text.
+          special: the tokens are added that the file itself says are (its post_processor), as in
+            transformers; theirs are the characters 0 to 0.
+        """
+        encoded = self.backend.encode(text, add_special_tokens=special)
+        spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
+        return np.array(encoded.ids, np.int32), spans_T2
+
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text, special tokens left out."""
         return self.backend.decode([int(i) for i in ids], skip_special_tokens=True)
+
+    def token(self, number: int) -> str:
+        """Returns how a token is written, special ones too."""
+        return self.backend.id_to_token(int(number))
 
 
 def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokenizer:

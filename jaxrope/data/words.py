@@ -1,4 +1,6 @@
-"""The words that magic numbers are for. They are frozen: every needle document depends on them."""
+"""The words that magic numbers are for, and with adjectives the names of lines. They are frozen:
+every needle document and every record of lines depends on them.
+"""
 
 NOUNS = tuple(
     """
@@ -37,5 +39,31 @@ NOUNS = tuple(
     vessel village vine violin voice wagon waiter wall walnut watch water wave wax weaver wheat
     wheel whip whistle widow wife wind window wine wing wolf woman wood wool worker world worm
     wreath wrist yard year
+    """.split()
+)
+
+ADJECTIVES = tuple(
+    """
+    able amber ancient angry autumn bare bitter black blank blue blunt bold brave brief
+    bright brisk broad broken brown busy calm careful careless certain cheap cheerful chief
+    chilly civil clean clear clever cloudy coarse cold common cool costly crimson crisp
+    crooked cruel curious curly damp dark dear deep dense dim distant double dry dull dusty
+    eager early eastern easy elder empty endless equal even evil faint fair faithful famous
+    fancy fast feeble fierce fine firm flat fond foolish foreign former frail free frequent
+    fresh friendly frosty full gentle giant glad gloomy golden gracious grand grateful grave
+    great green grey grim happy hard harsh hasty heavy hidden high hollow holy honest hot
+    huge humble hungry idle inner jolly keen kind large last late lawful lazy lean light
+    little lively local lonely long loose loud lovely low loyal lucky mad main merry mild
+    modern modest moist muddy mute narrow native near neat nervous new nimble noble noisy
+    northern odd old open orderly outer pale patient peaceful perfect plain playful pleasant
+    polite poor present pretty private proud public pure purple quaint quick quiet rapid
+    rare raw ready recent red regular remote rich ripe rough round royal rude rustic sad
+    safe scarce scarlet secret serious severe shabby shallow sharp short shy sick silent
+    silver simple single slender slight slim slow sly small smart smooth sober soft solemn
+    solid sore sour southern spare stale steady steep stern stiff still stormy stout strange
+    strict strong sturdy subtle sudden sunny sure sweet swift tall tame tender tense thick
+    thin thirsty tidy tight timid tiny tired tough true twin upper upright urgent useful
+    vain vast violet vivid warm weak wealthy weary western wet white whole wicked wide wild
+    wise witty wooden worthy wrong yellow young
     """.split()
 )

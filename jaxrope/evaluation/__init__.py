@@ -1,14 +1,25 @@
 """What a model can do at a length: evaluators behind one interface, for evaluate.py and train.py.
 
 An evaluator is a function (EvalModel, Bench) -> iterator of Result, one for each length; whoever
-runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`.
+runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`; a task
+that is answered by generation is a line of `tasks.TASKS`.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
 
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import needle, passkey, perplexity
+from jaxrope.evaluation import (
+    answering,
+    harness_run,
+    longppl,
+    needle,
+    passkey,
+    perplexity,
+    ruler,
+    tasks,
+)
 from jaxrope.evaluation.scoring import Bench, EvalModel, Evaluate, Result
 
 __all__ = [
@@ -18,7 +29,9 @@ __all__ = [
     "Evaluator",
     "Result",
     "bench",
+    "chosen",
     "cost",
+    "costs",
     "run",
     "scalars",
 ]
@@ -60,7 +73,23 @@ EVALUATORS: dict[str, Evaluator] = {
         forward_tokens=needle.forward_tokens,
         needs_text=lambda bench: bench.needle_filler == "text",
     ),
+    "harness": Evaluator(
+        evaluate=harness_run.evaluate,
+        items=harness_run.check,
+        forward_tokens=harness_run.forward_tokens,
+        needs_text=lambda bench: False,
+    ),
+    "longppl": Evaluator(
+        evaluate=longppl.evaluate,
+        items=longppl.passages,
+        forward_tokens=longppl.forward_tokens,
+        needs_text=lambda bench: True,
+    ),
 }
+
+
+# name -> (its section of config.eval) -> the evaluators that it means
+GROUPS = {"ruler": ruler.chosen}
 
 
 def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None = None) -> Bench:
@@ -112,8 +141,37 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
         needle_filler=section.needle_filler,
         bootstrap_samples=section.bootstrap_samples,
         seed=seed,
+        options=section,
     )
     return dataclasses.replace(found, tick=tick) if tick else found
+
+
+def known() -> dict[str, Evaluator]:
+    """Returns every evaluator by the name that eval.suites gives it."""
+    return EVALUATORS | {
+        name: Evaluator(
+            evaluate=functools.partial(answering.evaluate, name),
+            items=functools.partial(answering.check, name),
+            forward_tokens=functools.partial(answering.forward_tokens, name),
+            needs_text=lambda bench, name=name: tasks.needs_text(name, bench.options),
+        )
+        for name in tasks.TASKS
+    }
+
+
+def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
+    """Returns the evaluators that `suites` names, those of GROUPS one by one.
+
+    Raises:
+      InputError: an unknown name.
+    """
+    if not suites:
+        raise InputError(f"eval.suites is empty. Known: {', '.join(known())}.")
+    every, names = known(), []
+    for suite in suites:
+        choose("eval.suites", suite, every | GROUPS)
+        names += GROUPS[suite](bench.options[suite]) if suite in GROUPS else [suite]
+    return {name: every[name] for name in names}
 
 
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
@@ -122,7 +180,7 @@ def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
     """
-    for evaluator in _chosen(suites):
+    for evaluator in chosen(bench, suites).values():
         yield from evaluator.evaluate(model, bench)
 
 
@@ -132,7 +190,7 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
     Raises:
       InputError: whatever `run` would refuse: too little text, a length beyond the rope's last.
     """
-    for evaluator in _chosen(suites):
+    for evaluator in chosen(bench, suites).values():
         for length in bench.lengths:
             model.rope_fn(min(model.window, length) or length)
             evaluator.items(model, bench, length)
@@ -140,25 +198,23 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
 
 
 def cost(model: EvalModel, bench: Bench, suites) -> int:
-    """Returns the forward tokens that `run` will take."""
-    return sum(
-        evaluator.forward_tokens(model, bench, length)
-        for evaluator in _chosen(suites)
-        for length in bench.lengths
-    )
+    """Returns the forward tokens that `run` will take, at most."""
+    return sum(costs(model, bench, suites).values())
+
+
+def costs(model: EvalModel, bench: Bench, suites) -> dict[str, int]:
+    """Returns the forward tokens that `run` will take, at most, by suite."""
+    return {
+        name: sum(evaluator.forward_tokens(model, bench, length) for length in bench.lengths)
+        for name, evaluator in chosen(bench, suites).items()
+    }
 
 
 def needs_text(bench: Bench, suites) -> bool:
     """Returns whether any of `suites` uses documents."""
-    return any(evaluator.needs_text(bench) for evaluator in _chosen(suites))
+    return any(evaluator.needs_text(bench) for evaluator in chosen(bench, suites).values())
 
 
 def scalars(results) -> dict[str, float]:
     """Returns results as {"perplexity/512": 32.9, ...}: each one's score, for a line of metrics."""
     return {f"{r.suite}/{r.length}": next(iter(r.metrics.values())) for r in results}
-
-
-def _chosen(suites) -> list[Evaluator]:
-    if not suites:
-        raise InputError(f"eval.suites is empty. Known: {', '.join(EVALUATORS)}.")
-    return [choose("eval.suites", suite, EVALUATORS) for suite in suites]

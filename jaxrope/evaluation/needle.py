@@ -86,20 +86,21 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
 
 
 def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocument]) -> Result:
-    watch = scoring.Stopwatch()
+    watch, suite = scoring.Stopwatch(bench.journal), f"needle-{keys}"
     rows = np.stack([trial.tokens for trial in trials])
     # the model reads the whole document; what follows the last token is not scored
     rows = np.concatenate([rows, rows[:, :1]], axis=1)
-    scored = scoring.score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+    length, prints = rows.shape[1] - 1, [scoring.fingerprint(trial.tokens) for trial in trials]
+    scored = scoring.score_kept(model, bench, rows, suite=suite, length=length, items=prints)
     # column t of what is scored is about token t + 1
     places = [np.array(trial.answers[0]) - 1 for trial in trials]
     nlls, digits = ([x_WT[i, at] for i, at in enumerate(places)] for x_WT in scored)
     found = [bool(hits.all()) for hits in digits]
     low, high = statistics.wilson_interval(sum(found), len(found))
     return Result(
-        suite=f"needle-{keys}",
+        suite=suite,
         label=model.label,
-        length=rows.shape[1] - 1,
+        length=length,
         metrics={
             "accuracy": sum(found) / len(found),
             "low": low,
@@ -113,9 +114,12 @@ def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocume
             "depth": [trial.depths[0] for trial in trials],
             "found": found,
             "nll": [float(np.mean(nll, dtype=np.float64)) for nll in nlls],
+            "item": prints,
         },
         nll_WT=None,
         fingerprint=scoring.fingerprint(rows, [trial.answers for trial in trials]),
-        tokens=len(trials) * (rows.shape[1] - 1),
+        tokens=len(trials) * length,
         seconds=watch.seconds(),
+        chance=0.0,
+        columns=("depth",),
     )

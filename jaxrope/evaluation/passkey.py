@@ -5,7 +5,8 @@ cut by characters, so that its length in tokens is only roughly known; here it i
 and has exactly the length asked for, bos and answer counted. Depths are stratified over the
 trials where theirs are random, and the digits are read from one forward pass rather than generated.
 Under greedy decoding the two agree: the key comes out right if and only if each of its digits is
-the first choice after those before it.
+the first choice after those before it. What their scripts ask for, to the letter and generated, is
+in `passkey_compat`.
 
 Legend: W trials, T tokens a row predicts.
 """
@@ -80,12 +81,14 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     if model.window:
         return
     for length in bench.lengths:
-        watch = scoring.Stopwatch()
+        watch = scoring.Stopwatch(bench.journal)
         trials = make_trials(model, bench, length)
         rows = np.stack([trial.tokens for trial in trials])
         # the model reads all `length` tokens; what follows the last one is not scored
         rows = np.concatenate([rows, rows[:, :1]], axis=1)
-        _, hit_WT = scoring.score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+        prints = [scoring.fingerprint(trial.tokens) for trial in trials]
+        how = dict(suite="passkey", length=length, items=prints)
+        _, hit_WT = scoring.score_kept(model, bench, rows, **how)
         # column t of hit_WT is about token t + 1
         digits = [
             hit_WT[i, [length - 1 + place for place in trial.answer]]
@@ -107,11 +110,14 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 "key": [trial.key for trial in trials],
                 "depth": [trial.depth for trial in trials],
                 "found": found,
+                "item": prints,
             },
             nll_WT=None,
             fingerprint=scoring.fingerprint(rows, [trial.answer for trial in trials]),
             tokens=forward_tokens(model, bench, length),
             seconds=watch.seconds(),
+            chance=0.0,
+            columns=("depth",),
         )
 
 

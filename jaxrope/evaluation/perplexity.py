@@ -7,7 +7,8 @@ at least `window - stride` tokens of context.
 
 YaRN's and LongRoPE's scripts count differently by one: their window of `max_length` tokens holds
 bos and max_length - 1 tokens of text and scores those; here it holds bos and `window` - 1 tokens
-of text and scores `window`, the last one being predicted without being read.
+of text and scores `window`, the last one being predicted without being read. `protocols` counts as
+they do.
 
 Legend: W windows of text, T scored tokens of one, M forward windows over all of them.
 """
@@ -19,7 +20,7 @@ import numpy as np
 
 from jaxrope import data
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import scoring, statistics
+from jaxrope.evaluation import protocols, scoring, statistics
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 
 
@@ -82,7 +83,7 @@ def score_windows(
     plan = spans(num_tokens, window=window, stride=bench.stride)
     bos_first = bench.bos_per_window
     rows = np.concatenate([sliding_rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
-    found = scoring.score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+    found = scoring.score_kept(model, bench, rows, suite="perplexity", length=num_tokens)
     nll_WT, hit_WT = (
         np.concatenate(
             [part[i :: len(plan), span.scored - span.end :] for i, span in enumerate(plan)], axis=1
@@ -97,11 +98,14 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
 
     Metrics: `perplexity` under the bench's aggregation, its `low` and `high` (95%, bootstrap over
     the units that the aggregation averages), `nll` (its logarithm, nats per token), `accuracy`
-    (share of tokens that were the most probable one).
+    (share of tokens that were the most probable one). With eval.protocol, those of `protocols`.
     """
+    if bench.options.protocol:
+        yield from protocols.evaluate(model, bench)
+        return
     aggregate = choose("eval.aggregation", bench.aggregation, statistics.AGGREGATIONS)
     for length in bench.lengths:
-        watch = scoring.Stopwatch()
+        watch = scoring.Stopwatch(bench.journal)
         windows = text_windows(model, bench, length)
         nll_WT, hit_WT, plan = score_windows(model, windows.tokens_WT, bench)
         docs_W = np.asarray(windows.doc_ids_W)
@@ -128,6 +132,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 "window_start": [int(start) for start in windows.starts_W],
                 "position_edges": edges.tolist(),
                 "position_nll": curve.tolist(),
+                "item": [scoring.fingerprint(row) for row in windows.tokens_WT],
             },
             nll_WT=nll_WT,
             fingerprint=scoring.fingerprint(windows.tokens_WT),
@@ -137,7 +142,9 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
 
 
 def text_windows(model: EvalModel, bench: Bench, length: int):
-    """Returns the data.Windows that a model is scored on at `length`."""
+    """Returns the data.Windows that a model is scored on at `length`; see protocols.texts."""
+    if bench.options.protocol:
+        return protocols.texts(model, bench, length)
     if bench.documents is None:
         raise InputError("eval.suites has 'perplexity', which needs text: set data.eval_files.")
     return data.eval_windows(
@@ -152,6 +159,8 @@ def text_windows(model: EvalModel, bench: Bench, length: int):
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens the model reads for one length."""
+    if bench.options.protocol:
+        return protocols.forward_tokens(model, bench, length)
     window = min(model.window, length) or length
     plan = spans(length, window=window, stride=bench.stride)
     return bench.num_windows * window * len(plan)

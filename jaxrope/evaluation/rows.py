@@ -72,6 +72,8 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
         raise InputError(f"eval.methods: '{name}' takes no attention factor. Write 'sliding'.")
     if method == SLIDING:
         return Row(name, llama.own_rope(config), config.original_len)
+    if method == OWN and not at:
+        return Row(name, llama.own_rope(config), window)  # with its lengths, if it has several
     if at:
         law = _law(name, law)
 

@@ -21,12 +21,13 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxrope import llama, losses, sharding
+from jaxrope.evaluation.journal import Journal, Place, row_digest
 from jaxrope.rope import Rope
 
 CHUNK = 512  # positions whose logits exist at one time: 4096 words take 8 MiB a row
 
 
-def _ignore(tokens: int) -> None:
+def ignore(tokens: int) -> None:
     """Reports progress to nobody."""
 
 
@@ -42,6 +43,8 @@ class EvalModel:
       settings: a llama.ForwardSettings; over its mesh the params lie and rows are spread.
       label: the row's name in tables.
       window: tokens of the window that slides over a longer text; 0 = one whole window.
+      identity: digest of all but the factors that its answers depend on; "" = nothing is kept in
+        a journal.
     """
 
     config: Any
@@ -51,6 +54,7 @@ class EvalModel:
     settings: Any
     label: str
     window: int = 0
+    identity: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,6 +80,11 @@ class Bench:
       bootstrap_samples: resamples of an interval.
       seed: of everything that is drawn.
       tick: is told how many tokens a finished batch had.
+      options: config.eval, read only: the sections of suites that have one.
+      journal: what was answered before, and where answers are kept.
+      skip: is told how many tokens of a batch need not be read, since the journal has it.
+      made: questions that were made for one row, for the next one (answering.questions).
+      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
     """
 
     documents: Any
@@ -95,7 +104,12 @@ class Bench:
     needle_filler: str
     bootstrap_samples: int
     seed: int
-    tick: Callable[[int], None] = _ignore
+    tick: Callable[[int], None] = ignore
+    options: Any = None
+    journal: Journal = dataclasses.field(default_factory=Journal)
+    skip: Callable[[int], None] = ignore
+    made: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    tokenizer_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,6 +127,8 @@ class Result:
       fingerprint: of the tokens scored: equal for two rows that answered the same items.
       tokens: forward tokens it took.
       seconds: wall time it took, the first use of a shape with its compilation.
+      chance: the score of a model that answers at random; None: it has no such thing.
+      columns: names in `items` whose cells are drawn against length, such as ("depth",).
     """
 
     suite: str
@@ -124,6 +140,8 @@ class Result:
     fingerprint: str
     tokens: int
     seconds: float
+    chance: float | None = None
+    columns: tuple[str, ...] = ()
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
@@ -160,7 +178,7 @@ def score_batch(params, rope, rows, *, config, settings, chunk):
 
 
 def score(
-    model: EvalModel, rows: np.ndarray, *, batch_tokens: int, tick: Callable[[int], None] = _ignore
+    model: EvalModel, rows: np.ndarray, *, batch_tokens: int, tick: Callable[[int], None] = ignore
 ) -> tuple[np.ndarray, np.ndarray]:
     """Scores rows of tokens.
 
@@ -176,18 +194,79 @@ def score(
     Raises:
       InputError: T is longer than the rope's last bucket.
     """
-    num_rows, length = rows.shape[0], rows.shape[1] - 1
-    rope = model.rope_fn(length)
+    rope, size = model.rope_fn(rows.shape[1] - 1), _batch_size(model, rows, batch_tokens)
+    nlls, hits = [], []
+    for nll_BT, hit_BT in _batches(model, rope, rows, size):
+        nlls.append(nll_BT)
+        hits.append(hit_BT)
+        tick(nll_BT.size)
+    return np.concatenate(nlls), np.concatenate(hits)
+
+
+def score_kept(
+    model: EvalModel,
+    bench: Bench,
+    rows: np.ndarray,
+    *,
+    suite: str,
+    length: int,
+    items: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `score` does; rows that the bench's journal has are not read again, the others
+    are kept there, each batch when it is finished.
+
+    Args:
+      model: what predicts.
+      bench: batch_tokens, journal, tick and skip are used.
+      rows: see `score`.
+      suite, length: whose rows they are, as in Result.
+      items: fingerprints by which rows are known; () = each row's own.
+    """
+    if not (bench.journal.keeps and model.identity):
+        return score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+    rope = model.rope_fn(rows.shape[1] - 1)
+    place = Place(row_digest(model.identity, rope), model.label, suite, length)
+    items = items or [fingerprint(row) for row in rows]
+    known = bench.journal.find(place, items)
+    found = {i: bench.journal.arrays(line) for i, line in known.items()}
+    if found:
+        bench.skip(len(found) * (rows.shape[1] - 1))
+    left = np.array([i for i in range(len(rows)) if i not in found], np.int64)
+    # of all rows: a batch has the rows that it would have had, and the same bits come out
+    size, watch, done = _batch_size(model, rows, bench.batch_tokens), Stopwatch(), 0
+    for nll_BT, hit_BT in _batches(model, rope, rows[left], size) if len(left) else ():
+        own = left[done : done + len(nll_BT)]
+        done, seconds = done + len(own), watch.lap() / len(own)
+        lines = [{"item": items[i], "seconds": round(seconds, 6)} for i in own]
+        bench.journal.add(place, lines, {"nll": nll_BT, "hit": hit_BT})
+        found |= {int(i): {"nll": nll_BT[j], "hit": hit_BT[j]} for j, i in enumerate(own)}
+        bench.tick(nll_BT.size)
+    nll_WT, hit_WT = (np.stack([found[i][name] for i in range(len(rows))]) for name in _KEPT)
+    return nll_WT, hit_WT
+
+
+_KEPT = ("nll", "hit")
+
+
+def _batch_size(model: EvalModel, rows: np.ndarray, batch_tokens: int) -> int:
+    """Returns the rows of a batch: those of batch_rows, and as many as the mesh divides."""
     ways = sharding.ways(model.settings.mesh, *sharding.BATCH_AXES)
-    size = math.ceil(batch_rows(num_rows, length, batch_tokens) / ways) * ways
-    nlls, hits, pending = [], [], None
+    return math.ceil(batch_rows(len(rows), rows.shape[1] - 1, batch_tokens) / ways) * ways
+
+
+def _batches(
+    model: EvalModel, rope: Rope, rows: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (nll_BT, hit_BT) of one batch after another; the device works on the next one."""
+    length, pending = rows.shape[1] - 1, None
 
     def read(batch, count):
-        for kept, values in zip((nlls, hits), batch, strict=True):
-            kept.append(llama.natural_order(model.settings, np.asarray(values), length)[:count])
-        tick(count * length)
+        return tuple(
+            llama.natural_order(model.settings, np.asarray(values), length)[:count]
+            for values in batch
+        )
 
-    for start in range(0, num_rows, size):
+    for start in range(0, len(rows), size):
         part = rows[start : start + size]
         # the last batch is filled up with its last row: a second shape would compile again
         full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
@@ -200,10 +279,9 @@ def score(
             chunk=min(CHUNK, length),
         )
         if pending is not None:
-            read(*pending)  # while the device works on the next one
+            yield read(*pending)
         pending = batch, len(part)
-    read(*pending)
-    return np.concatenate(nlls), np.concatenate(hits)
+    yield read(*pending)
 
 
 def _put(settings, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
@@ -226,13 +304,22 @@ def fingerprint(rows: np.ndarray | Sequence[int], *extra: object) -> str:
 
 
 class Stopwatch:
-    """Seconds since it was made."""
+    """Seconds since it was made, and those that answers which a journal gave since had taken."""
 
-    def __init__(self):
-        self._start = time.perf_counter()
+    def __init__(self, journal: Journal | None = None):
+        self._start = self._lap = time.perf_counter()
+        self._journal = journal or Journal()
+        self._recalled = self._journal.recalled_seconds
 
     def seconds(self) -> float:
-        return time.perf_counter() - self._start
+        """Returns the seconds since it was made, with those of what was answered before."""
+        before = self._journal.recalled_seconds - self._recalled
+        return time.perf_counter() - self._start + before
+
+    def lap(self) -> float:
+        """Returns the seconds since the last call of this."""
+        then, self._lap = self._lap, time.perf_counter()
+        return self._lap - then
 
 
 Evaluate = Callable[[EvalModel, Bench], Iterator[Result]]

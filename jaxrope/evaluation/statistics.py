@@ -60,6 +60,34 @@ def bootstrap_interval(
     return float(low), float(high)
 
 
+def clustered_interval(
+    sums_D: Sequence[float],
+    counts_D: Sequence[int],
+    *,
+    num_samples: int,
+    seed: int,
+    level: float = 0.95,
+) -> tuple[float, float]:
+    """Returns the percentile interval of sum(sums_D) / sum(counts_D), documents being resampled.
+
+    It is for a mean over parts of documents, which are no independent draws (Davison & Hinkley
+    1997, §3.8).
+
+    Args:
+      sums_D: of each document's values.
+      counts_D: of each document's values, at least 1.
+      num_samples, seed, level: see `bootstrap_interval`.
+    """
+    sums_D, counts_D = np.asarray(sums_D, np.float64), np.asarray(counts_D, np.float64)
+    if sums_D.shape != counts_D.shape or sums_D.ndim != 1 or not np.all(counts_D >= 1):
+        raise ValueError(f"One sum and one count for each document, got {sums_D}, {counts_D}.")
+    rng = np.random.default_rng(seed)
+    draws_ND = rng.integers(len(sums_D), size=(num_samples, len(sums_D)))
+    means_N = sums_D[draws_ND].sum(axis=1) / counts_D[draws_ND].sum(axis=1)
+    low, high = np.quantile(means_N, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
 def compare(
     nll_a_WT: np.ndarray, nll_b_WT: np.ndarray, *, num_samples: int, seed: int
 ) -> Difference:

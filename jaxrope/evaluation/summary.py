@@ -4,7 +4,7 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
-from jaxrope.evaluation import statistics
+from jaxrope.evaluation import ruler, statistics
 from jaxrope.evaluation.scoring import Result
 from jaxrope.evaluation.statistics import Difference
 
@@ -32,6 +32,16 @@ def differences(
     }
 
 
+def of_ruler(results: Sequence[Result]) -> dict[str, dict]:
+    """Returns {label: what RULER says of it}, see ruler.summary; {} without its tasks."""
+    scores: dict[str, dict[str, dict[int, float]]] = {}
+    for result in results:
+        if result.suite.startswith("ruler/"):
+            tasks = scores.setdefault(result.label, {})
+            tasks.setdefault(result.suite, {})[result.length] = result.metrics["score"]
+    return {label: ruler.summary(tasks) for label, tasks in scores.items()}
+
+
 def record(results: Sequence[Result], found: Differences, *, baseline: str) -> list[dict]:
     """Returns results as JSON values, without the NLL of tokens. What is not finite is null."""
     rows = []
@@ -46,6 +56,8 @@ def record(results: Sequence[Result], found: Differences, *, baseline: str) -> l
             "tokens": result.tokens,
             "seconds": round(result.seconds, 3),
             "tokens_per_second": round(result.tokens / result.seconds, 1),
+            "chance": result.chance,
+            "columns": list(result.columns),
         }
         difference = found.get((result.label, result.length))
         if result.nll_WT is not None and difference:

@@ -138,8 +138,7 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
     if not config.eval.suites:
         return
     bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
-    for suite in config.eval.suites:
-        choose("eval.suites", suite, evaluation.EVALUATORS)
+    evaluation.chosen(bench, config.eval.suites)  # refuses unknown names
     for name in config.eval.methods:
         _check_method(stage, known, "eval.methods", name)
     for entry in config.eval.checkpoints:

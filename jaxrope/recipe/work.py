@@ -60,7 +60,8 @@ def run(kind: str, config, folder: Path) -> Outcome:
     found = KINDS[kind].run(config, folder)
     if found.code or not config.eval.suites:
         return found
-    with search.exit_at_once(f"{folder}: evaluated anew when the same command goes on."):
+    rest = f"{folder} has every item that was evaluated. The same command goes on from there."
+    with search.exit_at_once(rest):
         measured = _evaluated(KINDS[kind].evaluated(config, folder), folder)
     before = found.result["forward_tokens"]
     return Outcome(

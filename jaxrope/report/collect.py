@@ -135,9 +135,10 @@ def _evaluation(content: Mapping[str, Any], folder: Path):
         f"{rows[0]['suite']} at {longest:,}: " + ", ".join(scores),
         f"{sum(row['tokens'] for row in rows):,} forward tokens, {duration(seconds)}",
     ]
-    made = tables.evaluation_tables(rows)
+    made = tables.evaluation_tables(rows, original_len=original_len)
+    made.append(tables.cost_table(rows))
     drawn = figures.evaluation_figures(rows, original_len=original_len)
-    shown = [_figure(drawing, _alt(name, rows), _CAPTIONS[name]) for name, drawing in drawn.items()]
+    shown = [_figure(fig, _alt(name, rows), _caption(name)) for name, fig in drawn.items()]
     title = f"Evaluation of {content['model']['source']}"
     return line, Section(title, made, shown, content["command"], content["config"])
 
@@ -151,9 +152,17 @@ _CAPTIONS = {
 }
 
 
+def _caption(name: str) -> str:
+    if name.startswith("map of "):
+        return f"{name[0].upper()}{name[1:]}: mean score by length, from 0 (red) to 1 (green)."
+    return _CAPTIONS.get(name, f"{name}: mean score with its 95% interval.")
+
+
 def _alt(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     """Returns in words what a figure shows at its right end."""
-    suite = name if name in ("passkey", "needle") else "perplexity"
+    if name.startswith("map of "):
+        return _caption(name)
+    suite = "perplexity" if name in ("difference", "position") else name
     rows = panels.needle_rows(rows) if name == "needle" else rows
     chosen = [row for row in rows if row["suite"] == suite]
     longest = max(row["length"] for row in chosen)
@@ -163,7 +172,7 @@ def _alt(name: str, rows: Sequence[Mapping[str, Any]]) -> str:
     else:
         values = [(r["label"], next(iter(r["metrics"].values()))) for r in ends]
     text = ", ".join(f"{label} {tables.number(value)}" for label, value in values)
-    return f"{_CAPTIONS[name]} At {longest:,} tokens: {text}."
+    return f"{_caption(name)} At {longest:,} tokens: {text}."
 
 
 def _figure(drawing, alt: str, caption: str) -> Figure:

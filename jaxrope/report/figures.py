@@ -9,7 +9,7 @@ from pathlib import Path
 
 from jaxrope import files
 from jaxrope.errors import InputError
-from jaxrope.report import panels
+from jaxrope.report import maps, panels
 from jaxrope.report.panels import FOREGROUND, Row
 
 PANEL = (5.0, 3.4)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
@@ -81,13 +81,21 @@ def needle_figure(
 def evaluation_figure(
     rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
 ):
-    """Draws all that an evaluation found, a panel each. See perplexity_figure."""
+    """Draws all that an evaluation found against length, a panel each. See perplexity_figure."""
     return _panels(list(_evaluation_draws(rows, original_len).values()), path)
 
 
+def maps_figure(rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None):
+    """Draws maps of length and depth, a panel each; None, and no file, if there are none. See
+    perplexity_figure.
+    """
+    draws = _map_draws(rows, original_len)
+    return _panels(list(draws.values()), path) if draws else None
+
+
 def evaluation_figures(rows: Sequence[Row], *, original_len: int | None = None) -> dict:
-    """Returns what evaluation_figure draws as figures of one panel each, by name."""
-    draws = _evaluation_draws(rows, original_len)
+    """Returns what evaluation_figure and maps_figure draw as figures of one panel each, by name."""
+    draws = _evaluation_draws(rows, original_len) | _map_draws(rows, original_len)
     return {name: _one(draw, None) for name, draw in draws.items()}
 
 
@@ -146,8 +154,17 @@ def as_svg(figure) -> str:
 
 def _evaluation_draws(rows, original_len):
     draws = {name: draw for name, (draw, has) in panels.PANELS.items() if has(rows)}
+    draws |= panels.task_panels(rows)
     return {
         name: lambda ax, draw=draw: draw(ax, rows, original_len) for name, draw in draws.items()
+    }
+
+
+def _map_draws(rows, original_len):
+    found = maps.collect(rows, original_len)
+    return {
+        f"map of {shown.title}": lambda ax, shown=shown: maps.draw(ax, shown, original_len)
+        for shown in found
     }
 
 

@@ -4,10 +4,12 @@ Colours are Okabe and Ito's, which people with any colour vision tell apart; eac
 same colour, marker and dash everywhere, and lines are named at their ends.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+
+from jaxrope.report import floors, maps
 
 # method -> (colour, marker, dash); other labels take what is left, in order of appearance
 STYLES = {
@@ -77,22 +79,54 @@ def draw_difference(ax, rows, original_len):
 
 def draw_passkey(ax, rows, original_len):
     """Share of pass keys found against length."""
-    curves = {
-        label: _curve(some, lambda row: [row["metrics"][k] for k in ("accuracy", "low", "high")])
-        for label, some in _of_suite(rows, "passkey").items()
-    }
-    _draw_by_length(ax, curves, original_len)
-    ax.set(title="Pass key found", ylabel="share of trials", ylim=(-0.05, 1.05))
+    own = [row for row in rows if row["suite"] == "passkey"]
+    _draw_scores(ax, own, original_len, title="Pass key found", unit="share of trials")
 
 
 def draw_needle(ax, rows, original_len):
     """Share of needles found against length, a line for each label and number of keys."""
-    curves = {
-        label: _curve(some, lambda row: [row["metrics"][k] for k in ("accuracy", "low", "high")])
-        for label, some in _of_suite(needle_rows(rows), "needle").items()
+    own = needle_rows(rows)
+    _draw_scores(ax, own, original_len, title="Needle found", unit="share of trials")
+
+
+def draw_task(ax, rows, original_len, suite):
+    """Mean score of a task that is answered by generation, against length."""
+    own = [row for row in rows if row["suite"] == suite]
+    _draw_scores(ax, own, original_len, title=suite, unit="mean score")
+
+
+def task_panels(rows) -> dict[str, Callable]:
+    """Returns {suite: draws its panel} of the tasks that are answered by generation."""
+    suites = dict.fromkeys(row["suite"] for row in rows if next(iter(row["metrics"])) == "score")
+    return {
+        suite: lambda ax, rows, original_len, suite=suite: draw_task(ax, rows, original_len, suite)
+        for suite in suites
     }
+
+
+def _draw_scores(ax, rows, original_len, *, title, unit):
+    """Draws the scores of one suite; labels that are at floor are named in a sentence."""
+    low = floors.labels(rows, original_len)
+    drawn = [row for row in rows if row["label"] not in low]
+    said = floors.sentence(rows, original_len)
+    if not drawn:
+        ax.set(title=title)
+        maps.say(ax, said)
+        return
+    by_label: dict[str, list[Row]] = {}
+    for row in sorted(drawn, key=lambda row: row["length"]):
+        by_label.setdefault(row["label"], []).append(row)
+
+    def interval(row):
+        metrics = row["metrics"]
+        return [next(iter(metrics.values())), metrics["low"], metrics["high"]]
+
+    order = dict.fromkeys(row["label"] for row in drawn)
+    curves = {label: _curve(by_label[label], interval) for label in order}
     _draw_by_length(ax, curves, original_len)
-    ax.set(title="Needle found", ylabel="share of trials", ylim=(-0.05, 1.05))
+    ax.set(title=title, ylabel=unit, ylim=(-0.05, 1.05))
+    if said:
+        maps.write(ax, said, (0.02, 0.55))
 
 
 def needle_rows(rows) -> list[Row]:

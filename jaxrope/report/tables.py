@@ -8,18 +8,32 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from jaxrope.report import floors
+
 Row = Mapping[str, Any]
 Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is the header
 
 
-def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
-    """Returns a table for each suite, and one of the differences from the baseline."""
+def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -> list[Table]:
+    """Returns a table for each suite, one of the tasks of lm-evaluation-harness, and one of the
+    differences from the baseline.
+
+    Args:
+      rows: of eval.json.
+      original_len: tokens the model was trained on; a title says what is at floor within them.
+    """
     made = []
-    for suite in dict.fromkeys(row["suite"] for row in rows):
+    tasks = [row for row in rows if row["suite"].startswith("harness/")]
+    tasks = [row for row in tasks if "score" not in row["metrics"]]  # those of RULER have lengths
+    if tasks:
+        made.append(_harness_table(tasks))
+    for suite in dict.fromkeys(row["suite"] for row in rows if row not in tasks):
         chosen = [row for row in rows if row["suite"] == suite]
         name = next(iter(chosen[0]["metrics"]))
         title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
-        made.append((f"{title} [95% interval]", _cells(chosen, _score)))
+        said = floors.sentence(chosen, original_len)
+        shown = f"{title} [95% interval]" + (f". {said}" if said else "")
+        made.append((shown, _cells(chosen, _score)))
     compared = [row for row in rows if row.get("difference")]
     if compared:
         title = (
@@ -28,6 +42,30 @@ def evaluation_tables(rows: Sequence[Row]) -> list[Table]:
         )
         made.append((title, _cells(compared, _gap)))
     return made
+
+
+def ruler_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Returns the mean over RULER's tasks at each length, the effective length and the averages
+    with weights that grow (wAvg inc) or fall (wAvg dec) with the length, in per cent.
+    """
+    first = next(iter(found.values()))
+    lengths = [f"{int(length):,}" for length in first["mean"]]
+    cells = [["", *lengths, "effective length", "wAvg inc", "wAvg dec"]]
+    for label, one in found.items():
+        means = [f"{value:.1f}" for value in one["mean"].values()]
+        reached = f"{one['effective_length']:,}" if one["effective_length"] else "none"
+        cells.append([label, *means, reached, f"{one['wavg_inc']:.1f}", f"{one['wavg_dec']:.1f}"])
+    return " ".join([f"RULER: mean score, per cent ({first['version']}).", *first["notes"]]), cells
+
+
+def cost_table(rows: Sequence[Row]) -> Table:
+    """Returns what each suite took of each label: forward tokens, and tokens per second."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    cells = [["", *suites]]
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [row for row in rows if row["label"] == label]
+        cells.append([label, *(_cost([r for r in own if r["suite"] == s]) for s in suites)])
+    return "Cost: tokens read and written, and tokens per second", cells
 
 
 def as_text(tables: Sequence[Table]) -> str:
@@ -65,6 +103,27 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if value < 10_000 else f"{value:.3g}"
 
 
+def _harness_table(rows: Sequence[Row]) -> Table:
+    """Returns a row for each label, and a column for each task with the metric that is shown."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    scored = {(row["label"], row["suite"]): row for row in rows}
+    first = {row["suite"]: next(iter(row["metrics"])) for row in rows}
+    shots = {row["suite"]: ", ".join(map(str, row["items"]["shots"])) for row in rows}
+    heads = [f"{s.removeprefix('harness/')} ({shots[s]} shots): {first[s]}" for s in suites]
+    cells = [["", *heads]]
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [scored.get((label, suite)) for suite in suites]
+        cells.append([label, *(_share(row) if row else "" for row in own)])
+    return "Tasks of lm-evaluation-harness [95% interval]", cells
+
+
+def _share(row: Row) -> str:
+    metrics = row["metrics"]
+    score, low, high = next(iter(metrics.values())), metrics["low"], metrics["high"]
+    shown = f"{score:.4f}" if score is not None else "none"
+    return shown if low is None else f"{shown} [{low:.4f}, {high:.4f}]"
+
+
 def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]]:
     lengths = sorted({row["length"] for row in rows})
     by_place = {(row["label"], row["length"]): cell_fn(row) for row in rows}
@@ -78,7 +137,16 @@ def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]
 def _score(row: Row) -> str:
     metrics = row["metrics"]
     score = next(iter(metrics.values()))
+    if metrics.get("n_key_token") == 0:  # of LongPPL
+        return "no key token"
     return f"{number(score)} [{number(metrics['low'])}, {number(metrics['high'])}]"
+
+
+def _cost(rows: Sequence[Row]) -> str:
+    if not rows:
+        return ""
+    tokens, seconds = (sum(row[name] for row in rows) for name in ("tokens", "seconds"))
+    return f"{tokens:,}, {tokens / max(seconds, 1e-3):,.0f}/s"
 
 
 def _gap(row: Row) -> str:

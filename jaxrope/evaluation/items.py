@@ -1,0 +1,89 @@
+"""What a task that is answered by generation is made of: questions with their answers, a request
+for some of them, and the task itself.
+
+A task knows no model: it makes prompts and scores texts. Whoever runs it is `answering`.
+"""
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One question.
+
+    Attributes:
+      prompt: text the model reads; bos is put before it by whoever encodes it, if the tokenizer
+        has one.
+      answers: what is looked for in the text that the model writes.
+      max_new_tokens: tokens it may write.
+      about: what tables and maps group by: {"depth": 0.25, "task": "vt"}.
+      tokens: int32, bos included, if the prompt is built to the token; None: encode(prompt).
+    """
+
+    prompt: str
+    answers: tuple[str, ...]
+    max_new_tokens: int
+    about: dict[str, float | int | str]
+    tokens: np.ndarray | None = dataclasses.field(default=None, compare=False)
+
+    def fingerprint(self) -> str:
+        """Returns the SHA-256 of the tokens (else the prompt) and the answers, as hex: equal on
+        any machine, so that two systems can show that they were asked the same.
+        """
+        if self.tokens is None:
+            asked, kind = self.prompt.encode("utf-8"), "text"
+        else:
+            asked, kind = np.ascontiguousarray(self.tokens, "<i4").tobytes(), "tokens"
+        head = json.dumps([kind, len(asked), list(self.answers)], ensure_ascii=True)
+        return hashlib.sha256(head.encode("ascii") + asked).hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """Which questions are asked for.
+
+    Attributes:
+      tokenizer: data.Tokenizer of the model.
+      length: tokens; bos, prompt and max_new_tokens together have no more.
+      count: items.
+      seed: of everything that is drawn.
+      documents: held-out data.TokenDocuments, or None.
+      options: the suite's own section of config.eval.
+    """
+
+    tokenizer: Any
+    length: int
+    count: int
+    seed: int
+    documents: Any
+    options: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A kind of question, and how an answer to it is judged.
+
+    Attributes:
+      make: the items of a request; raises InputError when they cannot fit.
+      score: (text the model wrote, item) -> 0 to 1.
+      chance: mean score of a model that answers at random.
+      stops: texts at which an answer ends; they are no part of it.
+      needs_text: whether it uses documents (config.data.eval_files).
+      columns: names in Item.about whose cells are drawn against length, such as ("depth",).
+      exceeds: prompts may have more tokens than the length they are named for: what a benchmark
+        that counts in characters, or with another tokenizer, makes of it.
+    """
+
+    make: Callable[[Request], list[Item]]
+    score: Callable[[str, Item], float]
+    chance: float = 0.0
+    stops: tuple[str, ...] = ()
+    needs_text: bool = False
+    columns: tuple[str, ...] = ()
+    exceeds: bool = False

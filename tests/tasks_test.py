@@ -1,0 +1,111 @@
+"""Every task of the registry against two models that need no weights: one that knows the answer
+scores 1, one that answers at random scores chance. A task that is registered is tested here.
+"""
+
+import numpy as np
+import pytest
+
+from configs import base
+from jaxrope import data, evaluation, llama
+from jaxrope.evaluation import answering
+from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluation.tasks import TASKS
+from tests import ruler_files
+from tests.conftest import ROOT
+from tests.written import replace_generation
+
+LENGTH, COUNT = 4096, 6
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    return data.load_tokenizer(ROOT / "jaxrope" / "models" / "stdlib-2m")
+
+
+@pytest.fixture(scope="module")
+def bench(tmp_path_factory):
+    """A few items of each task, the files that some need, and no documents."""
+    folder = tmp_path_factory.mktemp("files")
+    section = base.get_config().eval
+    essay = str(ruler_files.write_essay(folder / "essay.json"))
+    novel = folder / "novel.txt"
+    novel.write_text("It was a dark night. The rain fell on the roofs of the town. " * 600)
+    with section.unlocked():
+        section.update(lengths=(LENGTH,), bootstrap_samples=200)
+        section.ruler.update(
+            samples=COUNT,
+            essays=(essay,),
+            squad=str(ruler_files.write_squad(folder / "squad.json")),
+            hotpotqa=str(ruler_files.write_hotpotqa(folder / "hotpotqa.json")),
+        )
+        section.niah.update(haystack=(str(novel),), depths=COUNT)
+        for name in ("passkey_compat", "number_string", "kv", "lines"):
+            section[name].trials = COUNT
+    return evaluation.bench(section, documents=None, seed=1)
+
+
+@pytest.fixture
+def model(tokenizer, tiny_config):
+    """No weights: nothing may run."""
+    return EvalModel(
+        config=tiny_config,
+        params=None,
+        rope_fn=lambda length: None,
+        tokenizer=tokenizer,
+        settings=llama.ForwardSettings(),
+        label="oracle",
+    )
+
+
+def result_of(name, model, bench):
+    (result,) = evaluation.run(model, bench, (name,))
+    assert result.suite == name and len(result.items["score"]) >= COUNT - 1
+    return result
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_model_that_knows_the_answer_scores_1(name, model, bench, monkeypatch):
+    asked = answering.questions(name, model, bench, LENGTH)
+    known = {tuple(q.prompt.tokens.tolist()): f" {' '.join(q.item.answers)}" for q in asked}
+    # what fills up a batch is no question
+    replace_generation(monkeypatch, model.tokenizer, lambda prompt: known.get(tuple(prompt), ""))
+    result = result_of(name, model, bench)
+    assert result.items["score"] == [1.0] * len(asked), result.items["text"]
+    assert TASKS[name].exceeds or all(np.array(result.items["prompt_tokens"]) <= LENGTH)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_a_model_that_answers_at_random_scores_chance(name, model, bench, monkeypatch):
+    rng = np.random.default_rng(5)
+
+    def text_fn(prompt):
+        return model.tokenizer.decode(rng.integers(model.tokenizer.vocab_size, size=40))
+
+    replace_generation(monkeypatch, model.tokenizer, text_fn)
+    result = result_of(name, model, bench)
+    scores = result.items["score"]
+    assert np.mean(scores) == pytest.approx(TASKS[name].chance, abs=0.05)
+    assert result.metrics["low"] <= TASKS[name].chance + 0.05 <= result.metrics["high"] + 0.05
+    assert len({*result.items["item"]}) == len(scores)  # no question comes twice
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_items_are_the_same_at_any_time_and_other_with_another_length(name, model, bench):
+    first, again = (answering.questions(name, model, b, LENGTH) for b in (bench, anew(bench)))
+    other = answering.questions(name, model, bench, LENGTH - 512)
+    prints = [[q.item.fingerprint() for q in asked] for asked in (first, again, other)]
+    assert prints[0] == prints[1] and not {*prints[0]} & {*prints[2]}
+    assert {len(text) for text in prints[0]} == {64}
+
+
+def test_a_haystack_of_its_own_needs_no_held_out_text(bench):
+    assert not evaluation.needs_text(bench, ("niah", "kv", "ruler"))
+    options = bench.options.copy_and_resolve_references()
+    options.niah.haystack = ()
+    other = evaluation.bench(options, documents=None, seed=0)
+    assert evaluation.needs_text(other, ("niah",)) and not evaluation.needs_text(other, ("kv",))
+
+
+def anew(bench):
+    """Returns a bench that has made nothing yet."""
+    return evaluation.bench(bench.options, documents=None, seed=bench.seed)
