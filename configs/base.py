@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.data = data()
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # devices on each axis; one of them may be -1 (the rest)
     config.eval = evaluation()
-    config.suites = config.eval.get_ref("suites")  # another name of eval.suites, for the command line
     config.train = training()
     config.lora = lora()
     config.optimizer = optimizer()
