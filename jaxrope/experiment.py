@@ -60,7 +60,7 @@ def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> Confi
 
 def _is_alias(config: ConfigDict, name: str) -> bool:
     section, key = _ALIASES[name]
-    if name not in config or key not in config.get(section, ()):
+    if name not in config or section not in config or key not in config[section]:
         return False
     return config.get_ref(name) is config[section].get_ref(key)
 
