@@ -14,12 +14,12 @@ them anew). Prints a table and writes points.jsonl and cost.png. --quick: one se
 generations and steps.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from jaxrope import heap
+from jaxrope import cli, heap
+from jaxrope.errors import choose
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
@@ -28,11 +28,10 @@ BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
 BATCH = 2  # texts of a step
+METHODS = ("evolution", "gradient", "hybrid")
 
 
-def main(argv=None) -> int:
-    """Runs the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="benchmarks.search", description=__doc__.split("\n\n")[0])
+def add_arguments(parser) -> None:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
@@ -45,8 +44,16 @@ def main(argv=None) -> int:
     parser.add_argument("--traces", default="benchmarks/traces")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args(argv)
-    heap.keep()
+
+
+def run(args) -> int:
+    """Runs the searches that are not finished, and scores them all; returns the exit code.
+
+    Raises:
+      InputError: an argument is wrong, or of a search.
+    """
+    for method in args.methods.split(","):
+        choose("--methods", method, dict.fromkeys(METHODS))
     workdir = Path(args.workdir)
     seeds = 1 if args.quick else args.seeds
     traces = [
@@ -307,4 +314,5 @@ def _read(path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    heap.keep()
+    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])

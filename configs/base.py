@@ -232,6 +232,7 @@ def search() -> ConfigDict:
         steps=60,  # of each descent; a step costs three forward passes over its samples
         batch=1,  # samples of a step; no other step has them
         starts=1,  # known methods that descents start from, the best first
+        ramp_moves=3,  # YaRN's ramp moved by a pair at each end at most so often, while that is better: one more start; 0 = none
         learning_rate=0.1,  # of Adam in the slopes of ln(factors), falling to 0 as a half cosine
         attention_rate=0.01,  # of Adam in ln(attention factor), between the least and the greatest of attention_multiples
         b1=0.9,

@@ -43,6 +43,7 @@ def get_config(budget="whole"):
     config.checkpoint.every, config.checkpoint.keep_last = 25, 1
     config.search.method = "gradient"
     config.search.gradient.steps, config.search.gradient.batch = spent["steps"], 2
+    config.search.gradient.ramp_moves = 0  # as in the runs that docs/recipes.md tells of
     config.search.start_tokens = (0,)  # as the paper's fine-tuned models have it; Hugging Face can express no other
     config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
     config.search.objective = dict(name="perplexity", num_samples=spent["samples"], offset_tokens=20_000)
