@@ -23,7 +23,7 @@ from jaxrope.errors import choose
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
-DESCENTS = (1 / 40, 1 / 10)  # each is a descent of its own, its rate falling to zero
+DESCENTS = (1 / 20, 1 / 10)  # each is a descent of its own, its rate falling to zero
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
@@ -102,7 +102,7 @@ def _candidate_cost(args) -> int:
 def _steps(args, share: float, *, hybrid: bool) -> int:
     """Returns the steps of a descent that, with judging what there is, costs `share`; a hybrid
     gives half of it to the evolution."""
-    judging = 12 * _candidate_cost(args)  # of baselines, seeds and the end
+    judging = 30 * _candidate_cost(args)  # of baselines, moved ramps, seeds and the end
     left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
     return max(2, int(left / (GRADIENT_COST * BATCH * _candidate_cost(args) / args.samples)))
 
