@@ -210,7 +210,9 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             identity = _identity(plan, loaded) if journal else ""
             _check_tokenizer(plan, spec, loaded)
         model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
-        yield from evaluation.run(model, bench, config.eval.suites)
+        told = dict(source=loaded.source, original_len=loaded.config.original_len)
+        for result in evaluation.run(model, bench, config.eval.suites):
+            yield dataclasses.replace(result, **told)
 
 
 def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:

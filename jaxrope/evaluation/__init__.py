@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError, TooShort, choose
 from jaxrope.evaluation import (
     answering,
     harness_run,
@@ -188,13 +188,41 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
     """Does what `run` will do, but for running the model.
 
     Raises:
-      InputError: whatever `run` would refuse: too little text, a length beyond the rope's last.
+      InputError: whatever `run` would refuse: too little text, a length beyond the rope's last. Of
+        all suites that do not fit into a length there is one message.
     """
-    for evaluator in chosen(bench, suites).values():
+    found, tight = chosen(bench, suites), []
+    for name, evaluator in found.items():
         for length in bench.lengths:
             model.rope_fn(min(model.window, length) or length)
-            evaluator.items(model, bench, length)
+            try:
+                evaluator.items(model, bench, length)
+            except TooShort as error:
+                tight.append((name, length, error))
+                continue
             evaluator.forward_tokens(model, bench, length)
+    if len(tight) > 1:
+        raise _no_room(tight, [name for name in found if name not in {t[0] for t in tight}])
+    if tight:
+        raise tight[0][2]
+
+
+def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooShort:
+    """Returns the error of several suites and lengths."""
+    told, leasts = [], []
+    for name in dict.fromkeys(name for name, _, _ in tight):
+        own = [(length, error.least) for other, length, error in tight if other == name]
+        least = max((least for _, least in own if least), default=None)
+        needs = f"it takes {least:,}" if least else "it takes far more"
+        told.append(f"{name} into {' and '.join(f'{length:,}' for length, _ in own)} ({needs})")
+        leasts.append(least)
+    wanted = f"of {max(leasts):,} tokens or more" if all(leasts) else "that are longer"
+    remedy = f"; {', '.join(fitting)} fit as they are" if fitting else ""
+    return TooShort(
+        f"eval.lengths: these do not fit: {'; '.join(told)}. Give lengths {wanted}, or leave them "
+        f"out of eval.suites or eval.ruler.tasks{remedy}.",
+        least=max(leasts) if all(leasts) else None,
+    )
 
 
 def cost(model: EvalModel, bench: Bench, suites) -> int:

@@ -127,8 +127,11 @@ class Result:
       fingerprint: of the tokens scored: equal for two rows that answered the same items.
       tokens: forward tokens it took.
       seconds: wall time it took, the first use of a shape with its compilation.
-      chance: the score of a model that answers at random; None: it has no such thing.
+      chance: the score of a model that answers at random, or goes on with the text as if it were
+        not asked; None: there is no such thing.
       columns: names in `items` whose cells are drawn against length, such as ("depth",).
+      source: where the weights are from: rows of one source are one model, whatever their factors.
+      original_len: tokens that model was trained on; None: not told.
     """
 
     suite: str
@@ -142,6 +145,8 @@ class Result:
     seconds: float
     chance: float | None = None
     columns: tuple[str, ...] = ()
+    source: str = ""
+    original_len: int | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
