@@ -120,9 +120,12 @@ def make_plan(config) -> Plan:
         )
         bench = dataclasses.replace(bench, documents=documents)
     plan = Plan(config, specs, base, tokenizer, bench, mesh)
+    described = {_main_path(config): base}
     for spec in specs:
-        if spec.path == _main_path(config):
-            evaluation.check(_model(plan, spec, base), bench, config.eval.suites)
+        if spec.path not in described:
+            described[spec.path] = setup.load_model(_at(config, spec.path), weights=False)
+            _check_tokenizer(plan, spec, described[spec.path])
+        evaluation.check(_model(plan, spec, described[spec.path]), bench, config.eval.suites)
     return plan
 
 
@@ -147,13 +150,17 @@ def forward_tokens(plan: Plan) -> int:
 
 def load(config, path: str, mesh: Mesh) -> pretrained.Pretrained:
     """Returns the checkpoint `path` (config.model, or one beside it) on the devices."""
-    if path != _main_path(config):
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.model = dict(source="checkpoint", path=path)
-    loaded = setup.load_model(config)
+    loaded = setup.load_model(config if path == _main_path(config) else _at(config, path))
     shardings = llama.param_shardings(loaded.config, mesh)
     return dataclasses.replace(loaded, params=sharding.put(loaded.params, shardings))
+
+
+def _at(config, path: str) -> ConfigDict:
+    """Returns the config with another checkpoint as its model."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = dict(source="checkpoint", path=path)
+    return config
 
 
 def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
@@ -208,7 +215,6 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             loaded = None  # the one before it goes first
             loaded, path = load(config, spec.path, plan.mesh), spec.path
             identity = _identity(plan, loaded) if journal else ""
-            _check_tokenizer(plan, spec, loaded)
         model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
         told = dict(source=loaded.source, original_len=loaded.config.original_len)
         for result in evaluation.run(model, bench, config.eval.suites):

@@ -29,6 +29,7 @@ __all__ = [
     "Evaluator",
     "Result",
     "bench",
+    "bench_of",
     "chosen",
     "cost",
     "costs",
@@ -118,6 +119,11 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
             "eval.lengths names one length at least, each of 1 token or more, got "
             f"{tuple(section.lengths)}."
         )
+    if any(length < 1 for length in section.ruler.lengths):
+        raise InputError(
+            "eval.ruler.lengths holds lengths of 1 token or more, or none (eval.lengths), got "
+            f"{tuple(section.ruler.lengths)}."
+        )
     if section.bootstrap_samples < 100:
         raise InputError(
             "eval.bootstrap_samples is at least 100 (a 95% interval needs its tails), got "
@@ -174,14 +180,20 @@ def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
     return {name: every[name] for name in names}
 
 
+def bench_of(name: str, bench: Bench) -> Bench:
+    """Returns the bench of a suite: those of RULER may have lengths of their own."""
+    lengths = bench.options.ruler.lengths if name.startswith("ruler/") else ()
+    return dataclasses.replace(bench, lengths=tuple(lengths)) if lengths else bench
+
+
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
     """Yields what every evaluator named in `suites` finds.
 
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
     """
-    for evaluator in chosen(bench, suites).values():
-        yield from evaluator.evaluate(model, bench)
+    for name, evaluator in chosen(bench, suites).items():
+        yield from evaluator.evaluate(model, bench_of(name, bench))
 
 
 def check(model: EvalModel, bench: Bench, suites) -> None:
@@ -193,7 +205,7 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
     """
     found, tight = chosen(bench, suites), []
     for name, evaluator in found.items():
-        for length in bench.lengths:
+        for length in bench_of(name, bench).lengths:
             model.rope_fn(min(model.window, length) or length)
             try:
                 evaluator.items(model, bench, length)
@@ -233,7 +245,10 @@ def cost(model: EvalModel, bench: Bench, suites) -> int:
 def costs(model: EvalModel, bench: Bench, suites) -> dict[str, int]:
     """Returns the forward tokens that `run` will take, at most, by suite."""
     return {
-        name: sum(evaluator.forward_tokens(model, bench, length) for length in bench.lengths)
+        name: sum(
+            evaluator.forward_tokens(model, bench, length)
+            for length in bench_of(name, bench).lengths
+        )
         for name, evaluator in chosen(bench, suites).items()
     }
 

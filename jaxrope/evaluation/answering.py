@@ -332,11 +332,11 @@ def _answers(
 
 
 def _chance(task: Task, asked: Sequence[Question], tokenizer) -> float:
-    """Returns the mean score of answers that are stretches of the prompts, spread over each: what
-    a model gets that goes on with the text and has not understood the question.
-
-    It is above 0 where words in common count, or much of a short prompt is one answer long.
+    """Returns what a model scores that has not understood a question: 0, or what stretches of the
+    prompts do, each as long as an answer and spread over them.
     """
+    if not task.copying_scores:
+        return 0.0
     scores = []
     for item, prompt in asked:
         last = max(len(prompt.tokens) - prompt.max_new_tokens, 0)

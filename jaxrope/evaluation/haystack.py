@@ -243,8 +243,8 @@ def _exact_tokens(request: Request, hay: np.ndarray, depth: float) -> tuple[np.n
         least = request.length - room + 1  # a token of haystack
         raise TooShort(
             f"eval.lengths: a needle, its question and its answer without a haystack have "
-            f"{least - 1} tokens, got length {request.length}. Leave it out, or leave 'niah' out of "
-            "eval.suites.",
+            f"{least - 1} tokens, got length {request.length}. Leave it out, or leave "
+            "'niah' out of eval.suites.",
             least=least,
         )
     hay = hay[:room]
@@ -296,4 +296,4 @@ def _joined(*parts) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
-TASK = Task(make, score, needs_text=True, columns=("depth",))
+TASK = Task(make, score, needs_text=True, columns=("depth",), copying_scores=True)

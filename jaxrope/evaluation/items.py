@@ -77,6 +77,8 @@ class Task:
       stops: texts at which an answer ends; they are no part of it.
       needs_text: whether it uses documents (config.data.eval_files).
       columns: names in Item.about whose cells are drawn against length, such as ("depth",).
+      copying_scores: words count that stand all over the text, so that whoever goes on with it has
+        points for nothing: what that is, is chance; else chance is 0.
       exceeds: prompts may have more tokens than the length they are named for: what a benchmark
         that counts in characters, or with another tokenizer, makes of it.
     """
@@ -86,4 +88,5 @@ class Task:
     stops: tuple[str, ...] = ()
     needs_text: bool = False
     columns: tuple[str, ...] = ()
+    copying_scores: bool = False
     exceeds: bool = False

@@ -83,7 +83,8 @@ class Bench:
       options: config.eval, read only: the sections of suites that have one.
       journal: what was answered before, and where answers are kept.
       skip: is told how many tokens of a batch need not be read, since the journal has it.
-      made: questions that were made for one row, for the next one (answering.questions).
+      made: questions that were made for one row, for the next one (answering.questions), and
+        what was read for them ("files").
       tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
     """
 

@@ -177,6 +177,7 @@ TASKS: dict[str, Task] = {
         make=_maker(name),
         score=metrics.match_part if template is prompts.QA else metrics.match_all,
         columns=("depth",) if _has_depth(name) else (),
+        copying_scores=template in (prompts.COMMON_WORDS, prompts.FREQUENT_WORDS),
         exceeds=True,  # by bos
     )
     for name, template in TEMPLATES.items()
