@@ -1,6 +1,7 @@
 """Every task of the registry against models that need no weights: one that knows the answer scores
 1; one that writes tokens at random scores chance, or less where one that copies a stretch of its
-prompt has points for nothing. A task that is registered is tested here, the other suites in oracles_test.
+prompt has points for nothing. A task that is registered is tested here, other suites in
+oracles_test.
 """
 
 import numpy as np
