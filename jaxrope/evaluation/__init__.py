@@ -229,7 +229,7 @@ def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooS
         told.append(f"{name} into {' and '.join(f'{length:,}' for length, _ in own)} ({needs})")
         leasts.append(least)
     wanted = f"of {max(leasts):,} tokens or more" if all(leasts) else "that are longer"
-    remedy = f"; {', '.join(fitting)} fit as they are" if fitting else ""
+    remedy = f"; what fits: {', '.join(fitting)}" if fitting else ""
     return TooShort(
         f"eval.lengths: these do not fit: {'; '.join(told)}. Give lengths {wanted}, or leave them "
         f"out of eval.suites or eval.ruler.tasks{remedy}.",
