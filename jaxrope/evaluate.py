@@ -209,14 +209,15 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
     """
     config, bench = plan.config, _counted(plan.bench, progress, journal)
     loaded, path = plan.base, _main_path(config)
-    identity = _identity(plan, loaded) if journal else ""
+    weights = leaves.describe(loaded.params)
     for spec in plan.specs:
         if spec.path != path:
             loaded = None  # the one before it goes first
             loaded, path = load(config, spec.path, plan.mesh), spec.path
-            identity = _identity(plan, loaded) if journal else ""
+            weights = leaves.describe(loaded.params)
+        identity = _identity(plan, loaded, weights) if journal else ""
         model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
-        told = dict(source=loaded.source, original_len=loaded.config.original_len)
+        told = dict(weights=_digest(weights), original_len=loaded.config.original_len)
         for result in evaluation.run(model, bench, config.eval.suites):
             yield dataclasses.replace(result, **told)
 
@@ -307,16 +308,20 @@ def _check_tokenizer(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> N
         )
 
 
-def _identity(plan: Plan, loaded: pretrained.Pretrained) -> str:
+def _identity(plan: Plan, loaded: pretrained.Pretrained, weights: dict) -> str:
     """Returns a digest of all but the factors that answers depend on."""
     not_asked = ("rope", "original_len", "max_len")  # the factors say it
     shape = {k: v for k, v in loaded.config.to_json_dict().items() if k not in not_asked}
     told = {
-        "weights": leaves.describe(loaded.params),
+        "weights": weights,
         "shape": shape,
         "tokenizer": plan.tokenizer.fingerprint,
         "compute_dtype": plan.config.forward.compute_dtype,
     }
+    return _digest(told)
+
+
+def _digest(told) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

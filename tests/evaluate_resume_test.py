@@ -279,3 +279,9 @@ def test_the_digest_of_a_row_knows_all_of_its_factors():
     ]
     assert len({digest(), *others}) == 6 and digest() == digest()
     assert journal.row_digest("", None) == ""
+
+
+def test_rows_say_what_their_model_is(whole):
+    rows = content_of(whole)["rows"]
+    assert len({row["weights"] for row in rows}) == 1 and len(rows[0]["weights"]) == 64
+    assert {row["original_len"] for row in rows} == {256}

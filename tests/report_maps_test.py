@@ -133,23 +133,23 @@ def test_floor_is_what_the_lower_end_of_the_interval_does_not_clear(chance, is_l
 
 def test_rows_of_one_model_are_judged_together():
     """Factors that fail inside the window where the model's own do not are no inability of it."""
-    none, pi = row("kv", "none", 512, GOOD, source="a"), row("kv", "pi", 512, NONE, source="a")
+    none, pi = row("kv", "none", 512, GOOD, weights="a"), row("kv", "pi", 512, NONE, weights="a")
     assert floors.labels([none, pi], 512) == []
-    other = row("kv", "other", 512, NONE, source="b")
+    other = row("kv", "other", 512, NONE, weights="b")
     assert floors.labels([none, pi, other], 512) == ["other"]
     assert floors.labels([none | {"metrics": pi["metrics"]}, pi], 512) == ["none", "pi"]
 
 
 def test_the_window_is_that_of_the_rows_own_model():
-    rows = [row("kv", "short", 1024, NONE, original_len=512, source="a")]
-    rows += [row("kv", "long", 1024, NONE, original_len=2048, source="b")]
+    rows = [row("kv", "short", 1024, NONE, original_len=512, weights="a")]
+    rows += [row("kv", "long", 1024, NONE, original_len=2048, weights="b")]
     assert floors.labels(rows, 512) == ["long"]
     assert "window of 2,048 tokens" in floors.sentence(rows, 512)
 
 
 def test_needles_of_each_number_are_judged_by_themselves():
-    rows = [row("needle-1", "none", 512, GOOD, source="a")]
-    rows += [row("needle-6", "none", 512, NONE, source="a")]
+    rows = [row("needle-1", "none", 512, GOOD, weights="a")]
+    rows += [row("needle-6", "none", 512, NONE, weights="a")]
     assert floors.labels(panels.needle_rows(rows), 512) == ["none, 6 keys"]
 
 

@@ -131,7 +131,7 @@ class Result:
       chance: the score of a model that answers at random, or goes on with the text as if it were
         not asked; None: there is no such thing.
       columns: names in `items` whose cells are drawn against length, such as ("depth",).
-      source: where the weights are from: rows of one source are one model, whatever their factors.
+      weights: digest of them: rows with the same are one model, whatever their factors.
       original_len: tokens that model was trained on; None: not told.
     """
 
@@ -146,7 +146,7 @@ class Result:
     seconds: float
     chance: float | None = None
     columns: tuple[str, ...] = ()
-    source: str = ""
+    weights: str = ""
     original_len: int | None = None
 
 

@@ -58,7 +58,7 @@ def record(results: Sequence[Result], found: Differences, *, baseline: str) -> l
             "tokens_per_second": round(result.tokens / result.seconds, 1),
             "chance": result.chance,
             "columns": list(result.columns),
-            "source": result.source,
+            "weights": result.weights,
             "original_len": result.original_len,
         }
         difference = found.get((result.label, result.length))

@@ -16,7 +16,7 @@ def labels(rows: Sequence[Row], original_len: int | None) -> list[str]:
     own window and is at no length there above chance, by the lower end of its 95% interval.
 
     Args:
-      rows: of eval.json, of one suite. Each says what its model is and was trained on ("source",
+      rows: of eval.json, of one suite. Each says what its model is and was trained on ("weights",
         "original_len"); in older files each label is a model.
       original_len: tokens the model was trained on, where a row does not say it; None = not known,
         then such a row is not at floor.
@@ -58,7 +58,7 @@ def _window(row: Row, original_len: int | None) -> int | None:
 
 
 def _model(row: Row) -> str:
-    return row.get("source") or row["label"]
+    return row.get("weights") or row["label"]
 
 
 def _above(row: Row) -> bool:

@@ -139,8 +139,8 @@ def needle_rows(rows) -> list[Row]:
         return f"{row['label']}, {row['suite'].removeprefix('needle-')} keys"
 
     def own(row):
-        model = row.get("source") or row["label"]
-        return {"label": label(row), "source": f"{model} {row['suite']}"} if many else {}
+        model = row.get("weights") or row["label"]
+        return {"label": label(row), "weights": f"{model} {row['suite']}"} if many else {}
 
     return [{**row, "suite": "needle"} | own(row) for row in some]
 
