@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference
 def get_config() -> ConfigDict:
     """Returns the configuration that every experiment file starts from."""
     config = ConfigDict()
-    config.seed = 0  # one seed for everything random
+    config.seed = 0  # one seed for everything random, but for prompts that follow a benchmark's own: eval.ruler.seed, eval.passkey_compat.seed
     config.model = checkpoint_model(path="")  # what to start from
     config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else its own scaling; "file": path; "preset": name; or a method with its constants
     config.target_len = 0  # tokens the model is to be extended to; 0 = the model's own
@@ -162,6 +162,7 @@ def evaluation() -> ConfigDict:
     )
     section.ruler = dict(
         tasks=(),  # of the suite "ruler": names of its 13 tasks; () = those that need no file, and those whose files are named here
+        lengths=(),  # tokens, as config.eval.lengths, for these tasks alone; () = those
         samples=500,  # questions of each task at each length; NVIDIA's number
         seed=42,  # NVIDIA's; prompts do not change with config.seed
         essays=(),  # text files or globs to hide needles in: niah_single_2, niah_single_3, niah_multikey_1, niah_multivalue, niah_multiquery

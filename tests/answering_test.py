@@ -148,6 +148,23 @@ def test_prompts_are_batched_by_length_and_few_shapes_are_compiled(model, monkey
     assert {options.policy for _, _, options in calls} == {"fixed"}
 
 
+def test_prompts_that_together_exceed_the_length_are_no_batch(model, monkeypatch):
+    """A batch makes room for its longest prompt and its longest answer, which may be of two."""
+    long, short = prompts_of(58, limit=6)[0], prompts_of(10, limit=20, seed=1)[0]
+    together, alone = (
+        [generated(monkeypatch, some, model, length=64, rows=2)[1] for some in lists]
+        for lists in ([[long, short]], [[long], [short]])
+    )
+    assert together[0] == [answers[0] for answers in alone]
+    assert [answer.num_tokens <= n for answer, n in zip(together[0], (6, 20), strict=True)]
+    calls = replace_generation(monkeypatch, TOKENIZER, last_two)
+    written(model, [long, short, *prompts_of(9, 44, limit=20)], rows=4)
+    # filled up with one chunk of the last prompt, so that the number of rows is the same
+    sizes = [[len(prompt) for prompt in batch] for _, batch, _ in calls]
+    assert sizes == [[58, 16, 16, 16], [9, 10, 44, 16]]
+    assert [options.max_new_tokens for _, _, options in calls] == [6, 20]
+
+
 def test_batch_tokens_bound_the_cache_and_the_mesh_divides_a_batch(model):
     prompts = prompts_of(45, 20, 20, 20, 20, 20, 20)  # 50 tokens at most
     assert answering.batch_size(model, prompts, 200) == 4  # 7 rows: 4 and 3
@@ -220,8 +237,23 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
     assert evaluation.costs(model, make_bench(), ("sums",)) == {"sums": most}
 
 
+def test_chance_is_what_copying_scores(model, sums, monkeypatch):
+    replace_generation(monkeypatch, TOKENIZER, last_two)
+    for stops, wanted in (((), 1 / 32), ((".",), 0.0)):
+        task = dataclasses.replace(SUMS, copying_scores=True, stops=stops)
+        task = dataclasses.replace(task, score=lambda text, item: float("06" in text))
+        monkeypatch.setitem(TASKS, "sums", task)
+        (result,) = evaluation.run(model, make_bench(), ("sums",))
+        # of the 32 stretches of 4 tokens of prompt 6 of 7 the last one has its number
+        assert result.chance == pytest.approx(wanted / 7)
+
+
+def tenths(text, item):
+    return int(text) / 10 if text.isdecimal() else 0.0
+
+
 def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkeypatch):
-    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=lambda t, i: int(t) / 10))
+    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=tenths))
     replace_generation(monkeypatch, TOKENIZER, last_two)
     (result,) = evaluation.run(model, make_bench(), ("sums",))
     values = np.arange(7) / 10

@@ -407,6 +407,16 @@ def test_refused_before_anything_runs(model, options, message):
         evaluation.check(model, bench, ("harness",))
 
 
+@pytest.mark.parametrize("name", ["ruler_vt", "ruler"])
+def test_trap_a_task_that_lm_eval_would_make_for_ever_is_refused(model, name):
+    """With a tokenizer of few entries no worked example of variable tracking has 500 tokens."""
+    message = (
+        rf"'{name}': lm-eval never ends where the worked example of ruler_vt has more than 500"
+    )
+    with pytest.raises(InputError, match=message):
+        evaluation.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
+
+
 def test_lm_eval_is_asked_for_only_where_it_is_needed(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
     monkeypatch.delitem(sys.modules, "jaxrope.evaluation.harness_lm", raising=False)
@@ -654,15 +664,65 @@ class Oracle:
             found.append((0.0 if is_right else -9.0, is_right))
         return found
 
+    def rolling(self, texts, *, prefix):
+        return [0.0 for _ in texts]
+
+
+class Guesser(Oracle):
+    """A reader that answers at random."""
+
+    def __init__(self, model, seed):
+        super().__init__(model, 512, None)
+        self._rng = np.random.default_rng(seed)
+
+    def generate(self, questions):
+        size = self.model.tokenizer.vocab_size
+        return [self.model.tokenizer.decode(self._rng.integers(size, size=3)) for _ in questions]
+
+    def loglikelihoods(self, pairs):
+        # as if each text had one token: what is short is no likelier, by acc nor by acc_norm
+        return [(float(value), False) for value in np.log(self._rng.random(len(pairs)))]
+
+    def rolling(self, texts, *, prefix):
+        return [-len(tokens) * float(np.log(self.model.tokenizer.vocab_size)) for tokens in texts]
+
+
+def first_choice(prompt):
+    """The text that local_write asks for."""
+    known = {f"{before}{after} then".strip(): some[0] for before, after, some, _ in QUESTIONS}
+    return known[prompt.strip()]
+
 
 @needs_lm_eval
-def test_an_oracle_is_always_right(books, local_tasks, offline):
+@pytest.mark.parametrize(
+    "name, metric, best, chance",
+    [
+        ("local_choice", "acc", 1.0, 1 / 3),
+        ("local_write", "exact_match", 1.0, 0.0),
+        ("local_rolling", "bits_per_byte", 0.0, None),
+    ],
+)
+def test_an_oracle_is_always_right_and_a_guesser_by_chance(
+    books, local_tasks, offline, name, metric, best, chance
+):
     from jaxrope.evaluation import harness_lm
 
-    oracle = harness_lm.HarnessLM(Oracle(books[0], 512, None))
-    loaded = harness_lm.load("local_choice", shots=0, include_path=str(local_tasks), metadata={})
-    found = harness_lm.run(oracle, loaded, limit=0, with_chat_template=False)
-    assert found["results"]["local_choice"]["acc,none"] == 1.0
+    loaded = harness_lm.load(name, shots=0, include_path=str(local_tasks), metadata={})
+
+    def score(reader):
+        lm = harness_lm.HarnessLM(reader)
+        found = harness_lm.run(lm, loaded, limit=0, with_chat_template=False)
+        return found["results"][name][f"{metric},none"]
+
+    assert score(Oracle(books[0], 512, first_choice)) == best
+    if chance is None:  # every token of a text takes 12 bits, of which its bytes share
+        texts = ["A text. " * 90 + choices[0] for _, _, choices, _ in QUESTIONS]
+        tokens = sum(len(books[0].tokenizer.encode(text)) for text in texts)
+        wanted = 12 * tokens / sum(len(text.encode()) for text in texts)
+        assert score(Guesser(books[0], 0)) == pytest.approx(wanted, rel=1e-4)
+        return
+    scores = [score(Guesser(books[0], seed)) for seed in range(10)]
+    assert np.mean(scores) == pytest.approx(chance, abs=0.2)
 
 
 def needle(prompt):

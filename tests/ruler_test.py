@@ -6,6 +6,7 @@ same tokenizers (ruler_golden.py).
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import random
 import re
@@ -25,7 +26,7 @@ from ruler_golden import OFFLINE, SCORES, WITH_FILES
 from configs import base
 from jaxrope import data
 from jaxrope.data import BytesTokenizer
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluation import ruler, tasks
 from jaxrope.evaluation.items import Item, Request
 from jaxrope.evaluation.ruler import metrics, niah, prompts, sources, variables, words
@@ -130,6 +131,17 @@ def test_quirk_1_what_cannot_fit_raises_where_nvidias_loop_never_ends(pieces, op
     )
 
 
+@pytest.mark.parametrize("task", ["niah_single_1", "niah_multikey_3", "vt", "fwe"])
+def test_quirk_1_the_length_that_fits_is_said(pieces, options, task):
+    with pytest.raises(TooShort) as caught:
+        items(pieces, options, task, 150)
+    least = caught.value.least
+    assert f"it does into {least}. Give longer lengths" in str(caught.value)
+    assert len(items(pieces, options, task, least)) == 3
+    with pytest.raises(TooShort):
+        items(pieces, options, task, least - 16)
+
+
 def test_quirk_1_an_example_that_is_never_short_enough_raises(options):
     """vt hangs with tokenizers of few entries: its example has to fit into 500 tokens."""
     with pytest.raises(InputError, match="ruler/vt begins with a worked example of at most 500"):
@@ -215,6 +227,41 @@ def test_lm_eval_3_vt_is_assigned_in_lines(pieces, options):
 def test_lm_eval_4_fwe_keeps_the_tokens_of_the_answer_free(pieces, options):
     (sample,) = generate(pieces, options, "fwe", 1024, count=1)
     assert sample.length == len(pieces.encode(sample.prompt)) + 50 <= 1024
+
+
+def test_lm_eval_5_sizes_are_found_by_bisection(pieces, options, monkeypatch):
+    """lm-eval adds lines one step after another, which is another size and other random numbers."""
+    tried, real = [], ruler.fit.tokens
+
+    def tokens(make, order, units):
+        tried.append(units)
+        return real(make, order, units)
+
+    monkeypatch.setattr(ruler.fit, "tokens", tokens)
+    generate(pieces, options, "niah_single_1", 2048, count=1)
+    first, *rest = tried
+    assert first == 5 and len(rest) <= 10  # of up to some hundred lines
+    assert any(later < before for before, later in itertools.pairwise(rest))
+
+
+def test_lm_eval_6_the_answer_of_cwe_begins_right_behind_its_colon(pieces, options):
+    """lm-eval puts two new lines between the prompt and the answer."""
+    (item,) = items(pieces, options, "cwe", 1024, count=1)
+    assert item.prompt.endswith(" Answer: The top 10 words that appear most often in the list are:")
+
+
+def test_trap_the_length_counts_the_answer(pieces, options):
+    """max_seq_length is of prompt and tokens_to_generate together."""
+    for task, tokens in (("niah_single_1", 128), ("vt", 30)):
+        (sample,) = generate(pieces, options, task, 2048, count=1)
+        assert sample.length == len(pieces.encode(sample.prompt)) + tokens <= 2048
+
+
+def test_trap_the_depth_of_a_needle_is_drawn_and_not_spread(pieces, options):
+    depths = [
+        item.about["depth"] for item in items(pieces, options, "niah_single_1", 2048, count=10)
+    ]
+    assert len(set(depths)) < 10 and depths != sorted(depths)
 
 
 # What is asked

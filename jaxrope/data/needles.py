@@ -21,7 +21,7 @@ import numpy as np
 from jaxrope.data.corpus import TokenDocuments
 from jaxrope.data.tokenizer import Tokenizer, continuation
 from jaxrope.data.words import NOUNS
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, TooShort
 
 OPENING = (
     "A special magic number is hidden within the following text. Make sure to memorize it. I will "
@@ -132,9 +132,10 @@ def make_document(
     ending, marks = _questions(source.tokenizer, words[:num_asked], numbers)
     room = length - len(opening) - len(ending) - sum(map(len, lines))
     if room < 0:
-        raise InputError(
+        raise TooShort(
             f"{source.setting}: {num_keys} needles and {num_asked} questions without any text "
-            f"have {length - room} tokens, got length {length}. Use a longer one, or fewer keys."
+            f"have {length - room} tokens, got length {length}. Use a longer one, or fewer keys.",
+            least=length - room,
         )
     filler = source.haystack(room, text_word)
     places = np.rint(depths * room).astype(np.int64)

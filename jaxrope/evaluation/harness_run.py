@@ -17,6 +17,8 @@ from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.evaluation import scoring, statistics
 from jaxrope.evaluation.harness import SUITE, Counter, Reader, row_lengths
+from jaxrope.evaluation.ruler import variables
+from jaxrope.evaluation.ruler.prompts import Draws, Order
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 
 # Open LLM Leaderboard, as LongRoPE reports it (section 4.2): examples, and the score
@@ -26,6 +28,7 @@ LEADERBOARD: dict[str, tuple[int, str]] = {
     "mmlu": (5, "acc"),
     "truthfulqa_mc2": (0, "acc"),
 }
+_WITH_VT = ("ruler", "ruler_vt")  # tasks of lm-eval that have RULER's variable tracking
 
 
 def check(model: EvalModel, bench: Bench, length: int) -> None:
@@ -52,7 +55,24 @@ def check(model: EvalModel, bench: Bench, length: int) -> None:
             "(chat_template in tokenizer_config.json, or chat_template.jinja). Leave it out."
         )
     for name in options.tasks:
+        if name in _WITH_VT:
+            _check_vt(name, model.tokenizer)
         _loaded(bench, name)
+
+
+def _check_vt(name: str, tokenizer) -> None:
+    """Refuses a task that lm-eval would make for ever: as NVIDIA's, its variable tracking draws a
+    worked example until one has at most 500 tokens.
+    """
+    order = Order("vt", lambda text: len(tokenizer.encode(text)), length=4096, count=1, seed=42)
+    try:
+        variables.example(order, Draws(order.seed))
+    except InputError:
+        raise InputError(
+            f"eval.harness.tasks: '{name}': lm-eval never ends where the worked example of ruler_vt"
+            f" has more than {variables.EXAMPLE_TOKENS} tokens, as with this tokenizer. Leave it "
+            "out, or use a tokenizer with more entries."
+        ) from None
 
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
@@ -100,6 +120,8 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         by_length = _by_length(name, found, bench) or {
             reader.max_length: scores(name, found["results"][name])
         }
+        # lengths of one task are answered together: each has an equal part of the cost
+        cost, seconds = sum(counts) // len(by_length), watch.seconds() / len(by_length)
         for length, metrics in by_length.items():
             yield Result(
                 suite=f"{SUITE}/{name}",
@@ -113,8 +135,8 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 },
                 nll_WT=None,
                 fingerprint=scoring.fingerprint((), *prompts.values()),
-                tokens=sum(counts),
-                seconds=watch.seconds(),
+                tokens=cost,
+                seconds=seconds,
             )
 
 

@@ -136,6 +136,8 @@ def _evaluation(content: Mapping[str, Any], folder: Path):
         f"{sum(row['tokens'] for row in rows):,} forward tokens, {duration(seconds)}",
     ]
     made = tables.evaluation_tables(rows, original_len=original_len)
+    if content.get("ruler"):
+        made.append(tables.ruler_table(content["ruler"]))
     made.append(tables.cost_table(rows))
     drawn = figures.evaluation_figures(rows, original_len=original_len)
     shown = [_figure(fig, _alt(name, rows), _caption(name)) for name, fig in drawn.items()]

@@ -131,14 +131,18 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
 
 def needle_rows(rows) -> list[Row]:
     """Returns the rows of suites "needle-K" as those of one suite; where there are several K, a
-    label says its own."""
+    label says its own, and what a model can do (see floors) is judged for each K by itself."""
     some = [row for row in rows if row["suite"].startswith("needle-")]
     many = len({row["suite"] for row in some}) > 1
 
     def label(row):
         return f"{row['label']}, {row['suite'].removeprefix('needle-')} keys"
 
-    return [{**row, "suite": "needle"} | ({"label": label(row)} if many else {}) for row in some]
+    def own(row):
+        model = row.get("weights") or row["label"]
+        return {"label": label(row), "weights": f"{model} {row['suite']}"} if many else {}
+
+    return [{**row, "suite": "needle"} | own(row) for row in some]
 
 
 def _curve(rows, values_fn):
