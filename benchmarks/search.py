@@ -57,10 +57,10 @@ def run(args) -> int:
     workdir = Path(args.workdir)
     seeds = 1 if args.quick else args.seeds
     traces = [
-        dict(method=method, seed=seed, points=points)
+        dict(method=method, seed=seed, share=share, points=points)
         for method in args.methods.split(",")
         for seed in range(seeds)
-        for points in _traces(args, workdir, method, seed)
+        for share, points in _traces(args, workdir, method, seed).items()
     ]
     points = _score(args, workdir, traces)
     print(_table(points))
@@ -71,15 +71,16 @@ def run(args) -> int:
     return 0
 
 
-def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
-    """Returns, of each run of a method, what it had found after which cost, best last."""
+def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dict]]:
+    """Returns, of each run of a method, by its share of the paper's cost, what it had found after
+    which cost, best last."""
     name = f"{Path(args.model).name}_{args.factor}x_{method}_seed{seed}"
     if method == "evolution":
         kept = Path(args.traces) / f"{name}.jsonl"
         if args.traces and kept.exists():
-            return [_read(kept)]
-        return [evolution_trace(_run(args, workdir / name, seed, {}))]
-    found = []
+            return {1.0: _read(kept)}
+        return {1.0: evolution_trace(_run(args, workdir / name, seed, {}))}
+    found = {}
     for share in DESCENTS:
         steps = _steps(args, share, hybrid=method == "hybrid")
         keys = {"search.method": method, "search.gradient.steps": steps}
@@ -87,7 +88,7 @@ def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
         if method == "hybrid":
             keys |= _short_evolution(args, share)
         rows = _run(args, workdir / f"{name}_{steps}", seed, keys)
-        found.append([last_point(rows)])
+        found[share] = [last_point(rows)]
     return found
 
 
@@ -147,7 +148,7 @@ def evolution_trace(rows: list[dict]) -> list[dict]:
     for row in rows:
         if "fitness" not in row:
             continue
-        tokens += len(row["losses"]) * rows[0]["target_len"]
+        tokens += row.get("raced", len(row["losses"])) * rows[0]["target_len"]
         if "genome" in row and row["fitness"] is not None:
             if not found or row["fitness"] < found[-1]["fitness"]:
                 found.append(_point(row, tokens, row.get("attention_factor", number)))
@@ -174,22 +175,25 @@ def _point(row: dict, tokens: int, attention_factor: float) -> dict:
 
 
 def _score(args, workdir: Path, traces: list[dict]) -> list[dict]:
-    """Returns a point for each cost: method, seed, tokens, fitness, held-out perplexity."""
+    """Returns a point for each cost: method, seed, share of the paper's cost, tokens, fitness,
+    held-out perplexity."""
     held_out = HeldOut(args)
+    nothing = {"seed": 0, "share": 0.0, "tokens": 0}
     points = [
-        {"method": name, "seed": 0, "tokens": 0, "perplexity": held_out.perplexity(choice)}
+        {"method": name, **nothing, "perplexity": held_out.perplexity(choice)}
         for name, choice in held_out.known().items()
     ]
     for trace in traces:
-        costs = [trace["points"][-1]["tokens"]]
+        whole = trace["points"][-1]["tokens"]
+        costs = {trace["share"]: whole}
         if len(trace["points"]) > 1:
-            costs = [int(share * trace["points"][-1]["tokens"]) for share in SHARES]
-        for tokens in costs:
+            costs = {share: int(share * whole) for share in SHARES}
+        for share, tokens in costs.items():
             reached = [point for point in trace["points"] if point["tokens"] <= tokens]
             if not reached:
                 continue
-            point = {"method": trace["method"], "seed": trace["seed"], "tokens": tokens}
-            point |= {"fitness": reached[-1]["fitness"]}
+            point = {"method": trace["method"], "seed": trace["seed"], "share": share}
+            point |= {"tokens": tokens, "fitness": reached[-1]["fitness"]}
             points.append(point | {"perplexity": held_out.perplexity(reached[-1])})
             print(json.dumps(points[-1]), flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -283,10 +287,12 @@ def _table(points: list[dict]) -> str:
     lines = [f"{'method':<12}{'forward tokens':>16}{'held-out perplexity':>22}  seeds"]
     for method in dict.fromkeys(point["method"] for point in points):
         some = [point for point in points if point["method"] == method]
-        for tokens in sorted({point["tokens"] for point in some}):
-            values = [point["perplexity"] for point in some if point["tokens"] == tokens]
-            each = " ".join(f"{value:.3f}" for value in values)
-            lines.append(f"{method:<12}{tokens:>16,}{sum(values) / len(values):>22.3f}  {each}")
+        for share in sorted({point["share"] for point in some}):
+            alike = [point for point in some if point["share"] == share]
+            tokens = sum(point["tokens"] for point in alike) / len(alike)
+            mean = sum(point["perplexity"] for point in alike) / len(alike)
+            each = " ".join(f"{point['perplexity']:.3f}" for point in alike)
+            lines.append(f"{method:<12}{tokens:>16,.0f}{mean:>22.3f}  {each}")
     return "\n".join(lines)
 
 
