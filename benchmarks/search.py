@@ -66,7 +66,7 @@ def run(args) -> int:
     print(_table(points))
     from jaxrope import report
 
-    report.cost_figure([p for p in points if p["tokens"]], workdir / "cost.png")
+    report.cost_figure(_at_mean_cost(points), workdir / "cost.png")
     print(f"wrote points.jsonl and cost.png into {workdir}")
     return 0
 
@@ -294,6 +294,19 @@ def _table(points: list[dict]) -> str:
             each = " ".join(f"{point['perplexity']:.3f}" for point in alike)
             lines.append(f"{method:<12}{tokens:>16,.0f}{mean:>22.3f}  {each}")
     return "\n".join(lines)
+
+
+def _at_mean_cost(points: list[dict]) -> list[dict]:
+    """Returns the searches' points, those of a method and a share at the mean of their costs."""
+    costs: dict[tuple, list[int]] = {}
+    for point in points:
+        costs.setdefault((point["method"], point["share"]), []).append(point["tokens"])
+    means = {key: sum(tokens) / len(tokens) for key, tokens in costs.items()}
+    return [
+        point | {"tokens": means[point["method"], point["share"]]}
+        for point in points
+        if point["tokens"]
+    ]
 
 
 def _texts(args):
