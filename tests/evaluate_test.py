@@ -140,8 +140,9 @@ def test_what_is_wrong_is_refused_before_anything_runs(config, monkeypatch, valu
         evaluate.make_plan(change(config, **values))
 
 
-def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(config, tmp_path):
-    made = rope.make(
+def ends_at_100():
+    """A rope whose only bucket serves 100 tokens."""
+    return rope.make(
         "longrope",
         head_dim=8,
         theta=10_000.0,
@@ -150,6 +151,10 @@ def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(c
         attention_factor=1.0,
         max_len=100,
     )
+
+
+def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(config, tmp_path):
+    made = ends_at_100()
     rope.save(tmp_path / "rope.json", made, {})
     with config.unlocked():
         config.rope = dict(method="file", path=str(tmp_path / "rope.json"))
@@ -160,15 +165,7 @@ def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(c
 def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
     config, tmp_path, tiny_config, monkeypatch
 ):
-    ends = rope.make(
-        "longrope",
-        head_dim=8,
-        theta=10_000.0,
-        original_len=64,
-        factors=(1.0,) * 4,
-        attention_factor=1.0,
-        max_len=100,
-    )
+    ends = ends_at_100()
     made, read = setup.load_model(config), []
 
     def load_model(config, weights=True):

@@ -1,6 +1,6 @@
 """Suites that generate nothing against a model that knows every token, and one that knows none.
 
-What is answered by generation is in tasks_test, tasks of lm-eval in harness_test.
+What is answered by generation is in tasks_test, tasks of lm-eval in harness_tasks_test.
 """
 
 import math
