@@ -111,6 +111,7 @@ def _config(source: Path, spent: dict) -> ConfigDict:
     config.eval.num_windows, config.eval.windows_per_doc = spent["windows"], 1
     config.search.start_tokens = (0,)
     config.search.gradient.steps = spent["descent"][0]
+    config.search.gradient.ramp_moves = 0  # as in the run that docs/paper_tables.md tells of
     algorithm = config.search.algorithm
     algorithm.population, children, algorithm.iterations = spent["evolution"]
     algorithm.parents = algorithm.population // 2

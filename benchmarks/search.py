@@ -1,73 +1,86 @@
 """What a search finds on books it has not seen, against what it costs: evolution as the paper has
-it (P 64, T 40: 1,312 candidates), descents along the gradient, and both.
+it (P 64, T 40: 1,312 candidates), descents along the gradient, and both; a candidate is judged by
+--samples texts where the paper has five.
 
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
-MODEL is a Hugging Face folder. All searches have the same samples, seed by seed, and the cost is
-counted alike: a token in a forward pass is 1, in a gradient 3. Each search is a folder of the
-workdir and goes on where it was killed; the traces of benchmarks/traces stand for evolutions that
-were run before (--traces="" runs them anew). Prints a table and writes points.jsonl and cost.png.
---quick: one seed, a tenth of the generations and steps.
+MODEL is a Hugging Face folder; with the shipped one go the texts of the demo:
+  --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
+
+All searches have the same samples, seed by seed, and the cost is counted alike: a token in a
+forward pass is 1, in a gradient 3. Each search is a folder of the workdir and goes on where it was
+killed; the traces of benchmarks/traces stand for evolutions that were run before (--traces="" runs
+them anew). Prints a table and writes points.jsonl and cost.png. --quick: one seed, a tenth of the
+generations and steps.
 """
 
-import argparse
 import json
 import sys
 from pathlib import Path
 
-from jaxrope import heap
+from jaxrope import cli, heap
+from jaxrope.errors import choose
 
-SAMPLE_TOKENS = 8192  # of a candidate: two samples of 4,096 tokens, one of 8,192
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
-DESCENTS = (1 / 40, 1 / 10, 1 / 4)  # each is a descent of its own, its rate falling to zero
+DESCENTS = (1 / 20, 1 / 10)  # each is a descent of its own, its rate falling to zero
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
+STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
 BATCH = 2  # texts of a step
+METHODS = ("evolution", "gradient", "hybrid")
 
 
-def main(argv=None) -> int:
-    """Runs the benchmark; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="benchmarks.search", description=__doc__.split("\n\n")[0])
+def add_arguments(parser) -> None:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--samples", type=int, default=2, help="texts that judge a candidate")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
-    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on")
-    parser.add_argument("--held_out", default=BOOKS[1])
+    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
+    parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
     parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
     parser.add_argument("--methods", default="evolution,gradient,hybrid")
     parser.add_argument("--traces", default="benchmarks/traces")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--quick", action="store_true")
-    args = parser.parse_args(argv)
-    heap.keep()
+
+
+def run(args) -> int:
+    """Runs the searches that are not finished, and scores them all; returns the exit code.
+
+    Raises:
+      InputError: an argument is wrong, or of a search.
+    """
+    for method in args.methods.split(","):
+        choose("--methods", method, dict.fromkeys(METHODS))
     workdir = Path(args.workdir)
     seeds = 1 if args.quick else args.seeds
     traces = [
-        dict(method=method, seed=seed, points=points)
+        dict(method=method, seed=seed, share=share, points=points)
         for method in args.methods.split(",")
         for seed in range(seeds)
-        for points in _traces(args, workdir, method, seed)
+        for share, points in _traces(args, workdir, method, seed).items()
     ]
     points = _score(args, workdir, traces)
     print(_table(points))
     from jaxrope import report
 
-    report.cost_figure([p for p in points if p["tokens"]], workdir / "cost.png")
+    report.cost_figure(_at_mean_cost(points), workdir / "cost.png")
     print(f"wrote points.jsonl and cost.png into {workdir}")
     return 0
 
 
-def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
-    """Returns, of each run of a method, what it had found after which cost, best last."""
+def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dict]]:
+    """Returns, of each run of a method, by its share of the paper's cost, what it had found after
+    which cost, best last."""
     name = f"{Path(args.model).name}_{args.factor}x_{method}_seed{seed}"
     if method == "evolution":
         kept = Path(args.traces) / f"{name}.jsonl"
         if args.traces and kept.exists():
-            return [_read(kept)]
-        return [evolution_trace(_run(args, workdir / name, seed, {}))]
-    found = []
+            return {1.0: _read(kept)}
+        return {1.0: evolution_trace(_run(args, workdir / name, seed, {}))}
+    found = {}
     for share in DESCENTS:
         steps = _steps(args, share, hybrid=method == "hybrid")
         keys = {"search.method": method, "search.gradient.steps": steps}
@@ -75,26 +88,29 @@ def _traces(args, workdir: Path, method: str, seed: int) -> list[list[dict]]:
         if method == "hybrid":
             keys |= _short_evolution(args, share)
         rows = _run(args, workdir / f"{name}_{steps}", seed, keys)
-        found.append([last_point(rows)])
+        found[share] = [last_point(rows)]
     return found
 
 
 def _full_cost(args) -> int:
-    return 1312 * SAMPLE_TOKENS // (10 if args.quick else 1)
+    return 1312 * _candidate_cost(args) // (10 if args.quick else 1)
+
+
+def _candidate_cost(args) -> int:
+    return args.samples * args.factor * _original_len(args.model)
 
 
 def _steps(args, share: float, *, hybrid: bool) -> int:
     """Returns the steps of a descent that, with judging what there is, costs `share`; a hybrid
     gives half of it to the evolution."""
-    judging = 12 * SAMPLE_TOKENS  # of baselines, seeds and the end
+    judging = 30 * _candidate_cost(args)  # of baselines, moved ramps, seeds and the end
     left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
-    length = args.factor * _original_len(args.model)
-    return max(2, int(left / (GRADIENT_COST * BATCH * length)))
+    return max(2, int(left / (GRADIENT_COST * BATCH * _candidate_cost(args) / args.samples)))
 
 
 def _short_evolution(args, share: float) -> dict:
     """Returns the settings of an evolution for half of `share`: small steps from a good start."""
-    candidates = max(12, int(share * _full_cost(args) / 2 / SAMPLE_TOKENS))
+    candidates = max(12, int(share * _full_cost(args) / 2 / _candidate_cost(args)))
     children = 8 if candidates < 100 else 16
     algorithm = {"population": children, "parents": children // 2, "mutation_probability": 0.1}
     algorithm |= {"mutations": children // 2, "crossovers": children // 2}
@@ -111,10 +127,9 @@ def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     with config.unlocked():
         config.model = base.checkpoint_model(args.model)
     config.seed = seed
-    length = args.factor * _original_len(args.model)
-    config.target_len = length
-    config.data.train_files = (args.train,)
-    config.search.objective.num_samples = max(1, SAMPLE_TOKENS // length)
+    config.target_len = args.factor * _original_len(args.model)
+    config.data = _texts(args)
+    config.search.objective.num_samples = args.samples
     config.search.objective.offset_tokens = args.offset
     if args.quick:
         config.search.algorithm.iterations = 4
@@ -133,7 +148,7 @@ def evolution_trace(rows: list[dict]) -> list[dict]:
     for row in rows:
         if "fitness" not in row:
             continue
-        tokens += len(row["losses"]) * rows[0]["target_len"]
+        tokens += row.get("raced", len(row["losses"])) * rows[0]["target_len"]
         if "genome" in row and row["fitness"] is not None:
             if not found or row["fitness"] < found[-1]["fitness"]:
                 found.append(_point(row, tokens, row.get("attention_factor", number)))
@@ -160,22 +175,25 @@ def _point(row: dict, tokens: int, attention_factor: float) -> dict:
 
 
 def _score(args, workdir: Path, traces: list[dict]) -> list[dict]:
-    """Returns a point for each cost: method, seed, tokens, fitness, held-out perplexity."""
+    """Returns a point for each cost: method, seed, share of the paper's cost, tokens, fitness,
+    held-out perplexity."""
     held_out = HeldOut(args)
+    nothing = {"seed": 0, "share": 0.0, "tokens": 0}
     points = [
-        {"method": name, "seed": 0, "tokens": 0, "perplexity": held_out.perplexity(choice)}
+        {"method": name, **nothing, "perplexity": held_out.perplexity(choice)}
         for name, choice in held_out.known().items()
     ]
     for trace in traces:
-        costs = [trace["points"][-1]["tokens"]]
+        whole = trace["points"][-1]["tokens"]
+        costs = {trace["share"]: whole}
         if len(trace["points"]) > 1:
-            costs = [int(share * trace["points"][-1]["tokens"]) for share in SHARES]
-        for tokens in costs:
+            costs = {share: int(share * whole) for share in SHARES}
+        for share, tokens in costs.items():
             reached = [point for point in trace["points"] if point["tokens"] <= tokens]
             if not reached:
                 continue
-            point = {"method": trace["method"], "seed": trace["seed"], "tokens": tokens}
-            point |= {"fitness": reached[-1]["fitness"]}
+            point = {"method": trace["method"], "seed": trace["seed"], "share": share}
+            point |= {"tokens": tokens, "fitness": reached[-1]["fitness"]}
             points.append(point | {"perplexity": held_out.perplexity(reached[-1])})
             print(json.dumps(points[-1]), flush=True)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -198,7 +216,7 @@ class HeldOut:
         loaded = pretrained.load(Path(args.model), dtype="float32")
         tokenizer = data.load_tokenizer(loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
         documents = data.load_documents(
-            (args.held_out,),
+            _texts(args).eval_files,
             tokenizer,
             cache_dir="",
             text_field="text",
@@ -269,11 +287,39 @@ def _table(points: list[dict]) -> str:
     lines = [f"{'method':<12}{'forward tokens':>16}{'held-out perplexity':>22}  seeds"]
     for method in dict.fromkeys(point["method"] for point in points):
         some = [point for point in points if point["method"] == method]
-        for tokens in sorted({point["tokens"] for point in some}):
-            values = [point["perplexity"] for point in some if point["tokens"] == tokens]
-            each = " ".join(f"{value:.3f}" for value in values)
-            lines.append(f"{method:<12}{tokens:>16,}{sum(values) / len(values):>22.3f}  {each}")
+        for share in sorted({point["share"] for point in some}):
+            alike = [point for point in some if point["share"] == share]
+            tokens = sum(point["tokens"] for point in alike) / len(alike)
+            mean = sum(point["perplexity"] for point in alike) / len(alike)
+            each = " ".join(f"{point['perplexity']:.3f}" for point in alike)
+            lines.append(f"{method:<12}{tokens:>16,.0f}{mean:>22.3f}  {each}")
     return "\n".join(lines)
+
+
+def _at_mean_cost(points: list[dict]) -> list[dict]:
+    """Returns the searches' points, those of a method and a share at the mean of their costs."""
+    costs: dict[tuple, list[int]] = {}
+    for point in points:
+        costs.setdefault((point["method"], point["share"]), []).append(point["tokens"])
+    means = {key: sum(tokens) / len(tokens) for key, tokens in costs.items()}
+    return [
+        point | {"tokens": means[point["method"], point["share"]]}
+        for point in points
+        if point["tokens"]
+    ]
+
+
+def _texts(args):
+    """Returns config.data with the files that are searched on, and those held out."""
+    from configs import base, demo_pretrain
+
+    section = base.data()
+    demo_pretrain.texts(section)
+    if args.train != STDLIB:
+        section.train_files, section.exclude = (args.train,), ()
+    if args.held_out != STDLIB:
+        section.eval_files = (args.held_out,)
+    return section
 
 
 def _original_len(model: str) -> int:
@@ -287,4 +333,5 @@ def _read(path: Path) -> list[dict]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    heap.keep()
+    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])

@@ -12,7 +12,7 @@ from ml_collections.config_dict import FieldReference
 def get_config() -> ConfigDict:
     """Returns the configuration that every experiment file starts from."""
     config = ConfigDict()
-    config.seed = 0  # one seed for everything random
+    config.seed = 0  # one seed for everything random, but for prompts that follow a benchmark's own: eval.ruler.seed, eval.passkey_compat.seed
     config.model = checkpoint_model(path="")  # what to start from
     config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else its own scaling; "file": path; "preset": name; or a method with its constants
     config.target_len = 0  # tokens the model is to be extended to; 0 = the model's own
@@ -21,7 +21,6 @@ def get_config() -> ConfigDict:
     config.data = data()
     config.mesh = dict(data=-1, fsdp=1, context=1, tensor=1)  # devices on each axis; one of them may be -1 (the rest)
     config.eval = evaluation()
-    config.suites = config.eval.get_ref("suites")  # another name of eval.suites, for the command line
     config.train = training()
     config.lora = lora()
     config.optimizer = optimizer()
@@ -164,6 +163,7 @@ def evaluation() -> ConfigDict:
     )
     section.ruler = dict(
         tasks=(),  # of the suite "ruler": names of its 13 tasks; () = those that need no file, and those whose files are named here
+        lengths=(),  # tokens, as config.eval.lengths, for these tasks alone; () = those
         samples=500,  # questions of each task at each length; NVIDIA's number
         seed=42,  # NVIDIA's; prompts do not change with config.seed
         essays=(),  # text files or globs to hide needles in: niah_single_2, niah_single_3, niah_multikey_1, niah_multivalue, niah_multiquery
@@ -234,6 +234,7 @@ def search() -> ConfigDict:
         steps=60,  # of each descent; a step costs three forward passes over its samples
         batch=1,  # samples of a step; no other step has them
         starts=1,  # known methods that descents start from, the best first
+        ramp_moves=3,  # YaRN's ramp moved by a pair at each end at most so often, while that is better: one more start; 0 = none
         learning_rate=0.1,  # of Adam in the slopes of ln(factors), falling to 0 as a half cosine
         attention_rate=0.01,  # of Adam in ln(attention factor), between the least and the greatest of attention_multiples
         b1=0.9,

@@ -12,6 +12,18 @@ class InputError(ValueError):
     """
 
 
+class TooShort(InputError):
+    """A length has no room for what is asked at it.
+
+    Attributes:
+      least: tokens of a length that has; None: not known.
+    """
+
+    def __init__(self, message: str, *, least: int | None):
+        super().__init__(message)
+        self.least = least
+
+
 class UnsupportedError(InputError, NotImplementedError):
     """What was asked for is right, but what was chosen by name cannot do it; the message names
     those that can.

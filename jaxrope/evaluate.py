@@ -120,9 +120,12 @@ def make_plan(config) -> Plan:
         )
         bench = dataclasses.replace(bench, documents=documents)
     plan = Plan(config, specs, base, tokenizer, bench, mesh)
+    described = {_main_path(config): base}
     for spec in specs:
-        if spec.path == _main_path(config):
-            evaluation.check(_model(plan, spec, base), bench, config.eval.suites)
+        if spec.path not in described:
+            described[spec.path] = setup.load_model(_at(config, spec.path), weights=False)
+            _check_tokenizer(plan, spec, described[spec.path])
+        evaluation.check(_model(plan, spec, described[spec.path]), bench, config.eval.suites)
     return plan
 
 
@@ -147,13 +150,17 @@ def forward_tokens(plan: Plan) -> int:
 
 def load(config, path: str, mesh: Mesh) -> pretrained.Pretrained:
     """Returns the checkpoint `path` (config.model, or one beside it) on the devices."""
-    if path != _main_path(config):
-        config = config.copy_and_resolve_references()
-        with config.unlocked():
-            config.model = dict(source="checkpoint", path=path)
-    loaded = setup.load_model(config)
+    loaded = setup.load_model(config if path == _main_path(config) else _at(config, path))
     shardings = llama.param_shardings(loaded.config, mesh)
     return dataclasses.replace(loaded, params=sharding.put(loaded.params, shardings))
+
+
+def _at(config, path: str) -> ConfigDict:
+    """Returns the config with another checkpoint as its model."""
+    config = config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = dict(source="checkpoint", path=path)
+    return config
 
 
 def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
@@ -202,15 +209,17 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
     """
     config, bench = plan.config, _counted(plan.bench, progress, journal)
     loaded, path = plan.base, _main_path(config)
-    identity = _identity(plan, loaded) if journal else ""
+    weights = leaves.describe(loaded.params)
     for spec in plan.specs:
         if spec.path != path:
             loaded = None  # the one before it goes first
             loaded, path = load(config, spec.path, plan.mesh), spec.path
-            identity = _identity(plan, loaded) if journal else ""
-            _check_tokenizer(plan, spec, loaded)
+            weights = leaves.describe(loaded.params)
+        identity = _identity(plan, loaded, weights) if journal else ""
         model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
-        yield from evaluation.run(model, bench, config.eval.suites)
+        told = dict(weights=_digest(weights), original_len=loaded.config.original_len)
+        for result in evaluation.run(model, bench, config.eval.suites):
+            yield dataclasses.replace(result, **told)
 
 
 def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
@@ -301,16 +310,20 @@ def _check_tokenizer(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> N
         )
 
 
-def _identity(plan: Plan, loaded: pretrained.Pretrained) -> str:
+def _identity(plan: Plan, loaded: pretrained.Pretrained, weights: dict) -> str:
     """Returns a digest of all but the factors that answers depend on."""
     not_asked = ("rope", "original_len", "max_len")  # the factors say it
     shape = {k: v for k, v in loaded.config.to_json_dict().items() if k not in not_asked}
     told = {
-        "weights": leaves.describe(loaded.params),
+        "weights": weights,
         "shape": shape,
         "tokenizer": plan.tokenizer.fingerprint,
         "compute_dtype": plan.config.forward.compute_dtype,
     }
+    return _digest(told)
+
+
+def _digest(told) -> str:
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
 
 

@@ -21,7 +21,7 @@ from jaxrope import errors
 from jaxrope.errors import InputError
 
 SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
-_ALIASES = ("suites",)  # other names of keys, which are set through them and gone afterwards
+_ALIASES = {"suites": ("eval", "suites")}  # names by which a config may have a key once more
 _MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _NEEDED = {
     int: "a whole number",
@@ -50,12 +50,19 @@ def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> Confi
     config.lock()
     override(config, assignments)
     _refuse_non_finite(config)
+    aliases = [name for name in _ALIASES if _is_alias(config, name)]
     resolved = config.copy_and_resolve_references()
     with resolved.unlocked():
-        for name in _ALIASES:
-            if name in resolved:
-                del resolved[name]
+        for name in aliases:
+            del resolved[name]
     return resolved.lock()
+
+
+def _is_alias(config: ConfigDict, name: str) -> bool:
+    section, key = _ALIASES[name]
+    if name not in config or section not in config or key not in config[section]:
+        return False
+    return config.get_ref(name) is config[section].get_ref(key)
 
 
 def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) -> None:

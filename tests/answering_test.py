@@ -148,6 +148,23 @@ def test_prompts_are_batched_by_length_and_few_shapes_are_compiled(model, monkey
     assert {options.policy for _, _, options in calls} == {"fixed"}
 
 
+def test_prompts_that_together_exceed_the_length_are_no_batch(model, monkeypatch):
+    """A batch makes room for its longest prompt and its longest answer, which may be of two."""
+    long, short = prompts_of(58, limit=6)[0], prompts_of(10, limit=20, seed=1)[0]
+    together, alone = (
+        [generated(monkeypatch, some, model, length=64, rows=2)[1] for some in lists]
+        for lists in ([[long, short]], [[long], [short]])
+    )
+    assert together[0] == [answers[0] for answers in alone]
+    assert [answer.num_tokens <= n for answer, n in zip(together[0], (6, 20), strict=True)]
+    calls = replace_generation(monkeypatch, TOKENIZER, last_two)
+    written(model, [long, short, *prompts_of(9, 44, limit=20)], rows=4)
+    # filled up with one chunk of the last prompt, so that the number of rows is the same
+    sizes = [[len(prompt) for prompt in batch] for _, batch, _ in calls]
+    assert sizes == [[58, 16, 16, 16], [9, 10, 44, 16]]
+    assert [options.max_new_tokens for _, _, options in calls] == [6, 20]
+
+
 def test_batch_tokens_bound_the_cache_and_the_mesh_divides_a_batch(model):
     prompts = prompts_of(45, 20, 20, 20, 20, 20, 20)  # 50 tokens at most
     assert answering.batch_size(model, prompts, 200) == 4  # 7 rows: 4 and 3
@@ -174,6 +191,12 @@ def test_an_answer_ends_at_eos_its_limit_or_a_stop(
     replace_generation(monkeypatch, TOKENIZER, lambda prompt: text)
     prompts = prompts_of(9, 20, limit=limit)
     assert written(model, prompts, stops=stops) == [(wanted, count)] * 2
+
+
+def test_an_answer_ends_at_its_own_limit_and_not_at_its_mates(model, monkeypatch):
+    replace_generation(monkeypatch, TOKENIZER, lambda prompt: "abcdefgh")
+    prompts = prompts_of(9, limit=3) + prompts_of(20, limit=7)
+    assert written(model, prompts) == [("abc", 3), ("abcdefg", 7)]
 
 
 def test_ticks_add_up_to_what_was_planned(model, monkeypatch):
@@ -209,12 +232,28 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
     assert result.chance == 0.0 and result.columns == ("depth",)
     assert result.fingerprint != results[0].fingerprint
     assert all(prompt[0] == 256 for _, prompts, _ in calls for prompt in prompts)  # bos
+    assert [len(prompts) for _, prompts, _ in calls] == [4] * 4  # two batches at each length
     most = sum(1 + len(item.prompt) + 4 for item in asked)
     assert evaluation.costs(model, make_bench(), ("sums",)) == {"sums": most}
 
 
+def test_chance_is_what_copying_scores(model, sums, monkeypatch):
+    replace_generation(monkeypatch, TOKENIZER, last_two)
+    for stops, wanted in (((), 1 / 32), ((".",), 0.0)):
+        task = dataclasses.replace(SUMS, copying_scores=True, stops=stops)
+        task = dataclasses.replace(task, score=lambda text, item: float("06" in text))
+        monkeypatch.setitem(TASKS, "sums", task)
+        (result,) = evaluation.run(model, make_bench(), ("sums",))
+        # of the 32 stretches of 4 tokens of prompt 6 of 7 the last one has its number
+        assert result.chance == pytest.approx(wanted / 7)
+
+
+def tenths(text, item):
+    return int(text) / 10 if text.isdecimal() else 0.0
+
+
 def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkeypatch):
-    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=lambda t, i: int(t) / 10))
+    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=tenths))
     replace_generation(monkeypatch, TOKENIZER, last_two)
     (result,) = evaluation.run(model, make_bench(), ("sums",))
     values = np.arange(7) / 10
@@ -302,6 +341,7 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     assert again.seconds >= sum(line["seconds"] for line in lines_of(tmp_path))
     # what has been changed is asked anew, and nothing else
     assert answered(trials=9)[1] == 2
+    assert [len(prompts) for _, prompts, _ in calls] == [3]  # as large as for 9
     other = llama.own_rope(dataclasses.replace(model.config, theta=5e3))
     assert answered(dataclasses.replace(model, rope_fn=other))[1] == 7
     assert answered(dataclasses.replace(model, identity="other"))[1] == 7
@@ -315,8 +355,22 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     assert asked == 0 and rescored.metrics["score"] == 0.5
 
 
+def test_an_item_that_may_write_more_is_asked_anew_and_no_other(model, sums, monkeypatch, tmp_path):
+    model = dataclasses.replace(model, identity="weights")
+    replace_generation(monkeypatch, TOKENIZER, last_two)
+    for limits, asked in (((4, 5, 6), 3), ((4, 7, 6), 1), ((4, 5, 6), 0)):
+        items = [Item(f"{i:02d}", ("0",), limit, {}) for i, limit in enumerate(limits)]
+        task = dataclasses.replace(SUMS, make=lambda request, items=items: items, columns=())
+        monkeypatch.setitem(TASKS, "sums", task)
+        before = len(lines_of(tmp_path))
+        bench = dataclasses.replace(make_bench(), journal=journal.Journal(tmp_path))
+        list(evaluation.run(model, bench, ("sums",)))
+        assert len(lines_of(tmp_path)) - before == asked
+
+
 def lines_of(folder):
-    return [json.loads(line) for line in (folder / "items.jsonl").read_text().splitlines()[1:]]
+    path = folder / "items.jsonl"
+    return [json.loads(line) for line in path.read_text().splitlines()[1:]] if path.exists() else []
 
 
 def test_a_line_says_what_was_asked_of_whom(model, sums, monkeypatch, tmp_path):

@@ -322,7 +322,8 @@ def texts() -> Iterator[tuple[Path, str]]:
     folders = [ROOT / "configs", PACKAGE, ROOT / "tests", ROOT / ".ci"]
     paths = [path for folder in folders for path in folder.rglob("*")]
     for path in [*paths, *ROOT.glob("*")]:
-        if path.is_file() and "__pycache__" not in path.parts:
+        # in a worktree .git is a file that names a folder
+        if path.is_file() and not {"__pycache__", ".git"} & {*path.parts}:
             try:
                 yield path, path.read_text(encoding="utf-8")
             except UnicodeDecodeError:

@@ -4,10 +4,11 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import attention_statistics, ring_package, side_by_side, waste
+from benchmarks import attention_statistics, ring_package, search, side_by_side, waste
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -134,3 +135,41 @@ def test_attention_statistics_of_two_lengths_in_one_command(tmp_path):
     for record in (one, two):
         assert record["mass_is_whole"] and record["peak_rss_mib"] > 100
         assert all(0 < share < 1 for share in record["normalised_entropy"])
+
+
+def journal(**gradient):
+    """A header, and three candidates judged by two texts, one of them by one text alone."""
+    header = {"target_len": 100, "search": {"attention_factor": 1.5, "gradient": gradient}}
+    known = dict(factors=[1.0, 2.0], start_tokens=0, attention_factor=1.2)
+    return [
+        header,
+        known | {"baseline": "yarn", "losses": [3.0, 3.0], "fitness": 20.0},
+        known | {"genome": [1], "losses": [2.0, 2.0], "fitness": 7.4},
+        known | {"genome": [2], "losses": [1.0, None], "fitness": 2.7, "raced": 1},
+        known | {"genome": [3], "losses": [1.5, 1.5], "fitness": 4.5},
+    ]
+
+
+def test_a_trace_has_the_best_so_far_and_its_cost():
+    points = search.evolution_trace(journal())
+    assert [(p["fitness"], p["tokens"]) for p in points] == [(7.4, 400), (2.7, 500), (2.7, 700)]
+
+
+def test_a_descent_costs_three_passes_a_text_and_a_race_what_was_read():
+    rows = journal(batch=2)
+    rows += [{"descent": "yarn", "step": i, "loss": 1.0} for i in range(4)]
+    rows += [{"ramp": [1, 3], "losses": [2.0, 2.0], "fitness": 7.0}]
+    found = search.last_point(rows)
+    assert found["fitness"] == 2.7
+    assert found["tokens"] == 200 + 200 + 100 + 200 + 4 * 3 * 2 * 100 + 200
+
+
+@pytest.mark.parametrize(("samples", "factor"), [(2, 8), (1, 16)])
+def test_steps_of_a_descent_stay_within_their_share(samples, factor):
+    args = SimpleNamespace(
+        samples=samples, factor=factor, quick=False, model=str(ROOT / "jaxrope/models/stdlib-2m")
+    )
+    for share in search.DESCENTS:
+        judged = 30 * samples * factor * 256
+        cost = judged + search._steps(args, share, hybrid=False) * 3 * 2 * factor * 256
+        assert 0.9 * share < cost / (1312 * samples * factor * 256) <= share

@@ -17,6 +17,7 @@ from jaxrope import evaluate, experiment, files, generation, rope, setup
 from jaxrope.errors import InputError
 from jaxrope.evaluation import journal, scoring
 from jaxrope.evaluation.journal import Journal, Place
+from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place("row", "none", "perplexity", 64)
@@ -185,6 +186,39 @@ def test_a_process_that_is_killed_goes_on_and_leaves_the_same_bits(tmp_path):
     assert len(lines_of(a)) == len(lines_of(b)) == 2 * (6 + 6 + 4 + 6)
 
 
+def on_two_processes(folder, workdir):
+    """Rows spread over both; process 0 keeps the items."""
+    return processes.Job(
+        workdir.parent / f"{workdir.name}.logs",
+        *("-m", "jaxrope.evaluate", f"--workdir={workdir}", "--config.mesh.data=2"),
+        f"--config={ROOT / 'tests' / 'tiny_eval.py'}:{folder}",
+        processes=2,
+        devices=1,
+    )
+
+
+@pytest.mark.slow
+def test_two_processes_that_are_killed_go_on_and_leave_the_same_bits(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    with on_two_processes(tmp_path, a) as job:
+        assert job.wait() == [0, 0], job.log(0) + job.log(1)
+    path = b / "items.jsonl"
+    with on_two_processes(tmp_path, b) as job:
+        while not path.exists() or path.read_bytes().count(b"\n") < 1 + 14:
+            assert job.processes[0].poll() is None, "it ended before it could be killed"
+            time.sleep(0.002)
+        for process in job.processes.values():
+            process.send_signal(signal.SIGKILL)
+        assert job.wait() == [-signal.SIGKILL] * 2
+    assert not (b / "eval.json").exists()
+    with on_two_processes(tmp_path, b) as job:
+        assert job.wait() == [0, 0], job.log(0) + job.log(1)
+    contents = [content_of(workdir, without=("command", "config")) for workdir in (a, b)]
+    assert json.dumps(contents[0]) == json.dumps(contents[1])
+    assert arrays_of(a) == arrays_of(b)
+    assert len(lines_of(a)) == len(lines_of(b)) == 2 * (6 + 6 + 4 + 6)
+
+
 def test_a_torn_line_and_a_lost_part_are_asked_anew(tmp_path):
     first = Journal(tmp_path)
     lines = [{"item": name, "seconds": 1.5} for name in "ab"]
@@ -245,3 +279,9 @@ def test_the_digest_of_a_row_knows_all_of_its_factors():
     ]
     assert len({digest(), *others}) == 6 and digest() == digest()
     assert journal.row_digest("", None) == ""
+
+
+def test_rows_say_what_their_model_is(whole):
+    rows = content_of(whole)["rows"]
+    assert len({row["weights"] for row in rows}) == 1 and len(rows[0]["weights"]) == 64
+    assert {row["original_len"] for row in rows} == {256}

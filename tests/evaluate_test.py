@@ -1,6 +1,7 @@
 """The program: rows, what it writes, and what it refuses before anything runs."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -139,8 +140,9 @@ def test_what_is_wrong_is_refused_before_anything_runs(config, monkeypatch, valu
         evaluate.make_plan(change(config, **values))
 
 
-def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(config, tmp_path):
-    made = rope.make(
+def ends_at_100():
+    """A rope whose only bucket serves 100 tokens."""
+    return rope.make(
         "longrope",
         head_dim=8,
         theta=10_000.0,
@@ -149,10 +151,59 @@ def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(c
         attention_factor=1.0,
         max_len=100,
     )
+
+
+def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(config, tmp_path):
+    made = ends_at_100()
     rope.save(tmp_path / "rope.json", made, {})
     with config.unlocked():
         config.rope = dict(method="file", path=str(tmp_path / "rope.json"))
     with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
+        evaluate.make_plan(config)
+
+
+def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
+    config, tmp_path, tiny_config, monkeypatch
+):
+    ends = ends_at_100()
+    made, read = setup.load_model(config), []
+
+    def load_model(config, weights=True):
+        read.append(weights)
+        if config.model.source == "scratch":
+            return made
+        return Pretrained(tiny_config, {}, None, ends, "other")
+
+    monkeypatch.setattr(setup, "load_model", load_model)
+    change(config, checkpoints=(("other", str(tmp_path), "model"),))
+    with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
+        evaluate.make_plan(config)
+    assert read == [True, False]  # its weights are not read for that
+
+
+def test_all_that_does_not_fit_is_told_at_once(config):
+    change(config, suites=("kv", "passkey", "ruler"), lengths=(300, 2048))
+    config.eval.ruler.tasks = ("fwe", "niah_single_1")
+    config.eval.kv.trials = config.eval.ruler.samples = 2
+    with pytest.raises(InputError) as refused:
+        evaluate.make_plan(config)
+    assert re.fullmatch(
+        r"eval\.lengths: these do not fit: kv into 300 \(it takes 4\d\d\); ruler/fwe into 300 "
+        r"\(it takes 576\); ruler/niah_single_1 into 300 \(it takes 9\d\d\)\. Give lengths of "
+        r"9\d\d tokens or more, or leave them out of eval\.suites or eval\.ruler\.tasks; what "
+        r"fits: passkey\.",
+        str(refused.value),
+    )
+
+
+def test_ruler_may_have_lengths_of_its_own(config):
+    change(config, suites=("passkey", "ruler"), lengths=(512, 600), methods=("none",))
+    config.eval.ruler.update(tasks=("fwe",), samples=2, lengths=(700,))
+    plan = evaluate.make_plan(config)
+    assert evaluate.costs(plan)["passkey"] == 12 * (512 + 600)
+    assert 2 * 600 < evaluate.costs(plan)["ruler/fwe"] <= 2 * 701
+    config.eval.ruler.lengths = (0,)
+    with pytest.raises(InputError, match=r"eval.ruler.lengths holds .* got \(0,\)"):
         evaluate.make_plan(config)
 
 

@@ -305,7 +305,9 @@ def test_a_wrong_number_is_refused(changes, message):
 
 def test_an_unknown_suite_is_refused(model):
     bench = evaluation.bench(eval_section(), documents=None, seed=0)
-    with pytest.raises(InputError, match="Unknown eval.suites 'ruller'.*passkey, perplexity"):
+    with pytest.raises(
+        InputError, match="Unknown eval.suites 'ruller'. Did you mean 'ruler'.*passkey, "
+    ):
         list(evaluation.run(model, bench, ("ruller",)))
     with pytest.raises(InputError, match="eval.suites is empty"):
         list(evaluation.run(model, bench, ()))

@@ -286,6 +286,13 @@ def test_the_scorer_is_the_one_that_is_asked_for(tmp_path):
     )
 
 
+def test_trap_the_printed_score_is_not_the_one_of_the_figure():
+    """The script prints ten times ROUGE-1's F of the whole needle; the figure shows words found."""
+    assert haystack.rouge1(ANSWER, NEEDLE) == pytest.approx(0.727, abs=1e-3)
+    assert haystack.fu_compat(ANSWER, ANSWER) == pytest.approx(11 / 12)
+    assert base.get_config().eval.niah.score == "overlap"
+
+
 # rouge_score 0.1.2, RougeScorer(["rouge1"], use_stemmer=False).score(needle, response)
 @pytest.mark.parametrize(
     "text, expected",
@@ -321,6 +328,20 @@ def test_trap_texts_follow_in_the_order_of_their_names_and_repeat(tmp_path):
 # what is our own
 
 
+def test_a_cut_within_a_word_changes_no_token():
+    class Words:
+        bos_id = None
+
+        def encode(self, text):
+            return np.array([hash(word) % 2**31 for word in text.split()], np.int32)
+
+    text = "ten-letter " + "sevenly " * 500  # eight characters a word, but for the first
+    source = haystack.Source(1, lambda i, chars: text[:chars], "niah-pd")
+    for count in (10, 100):
+        found = haystack._leading_tokens(Words(), source, 0, count)
+        assert found.tolist() == Words().encode(text)[:count].tolist()
+
+
 def test_every_haystack_begins_with_another_text(tmp_path):
     files = write(tmp_path, "Aa. " * 900, "Bb. " * 900, "Cc. " * 900)
     items = make(800, files, trials=3, depths=2)
@@ -343,7 +364,7 @@ def test_documents_are_a_haystack_like_files(tmp_path, shipped_tokenizer):
 
 def test_who_knows_the_answer_scores_one_and_who_does_not_scores_zero(tmp_path):
     task = TASKS["niah"]
-    assert task.chance == 0.0 and task.columns == ("depth",)
+    assert task.columns == ("depth",)
     for item in make(1000, write(tmp_path, story(1)), trials=1):
         assert task.score(f" {item.answers[0]}", item) == 1.0
         assert task.score(" 1234 nothing", item) == 0.0 and task.score("", item) == 0.0

@@ -186,7 +186,9 @@ def test_a_text_ends_with_a_whole_character(room):
     tokenizer = data.BytesTokenizer()
     ids = tokenizer.encode("ab\u00e9\u20ac")  # bytes 1 1 2 3
     documents = dataclasses.make_dataclass("Documents", ["names", "doc"])(["x"], lambda i: ids)
-    found = longppl._passage(tokenizer, tokenizer, documents, 0, room).model
+    passage = longppl._passage(tokenizer, tokenizer, documents, 0, room)
+    found = passage.model
+    assert passage.evaluator.tokens.tolist() == [256, *found.tokens.tolist()]
     assert tokenizer.decode(found.tokens) == ("ab" if room == 3 else "ab\u00e9")
     assert found.spans_T2.tolist()[:2] == [[0, 1], [1, 2]]
     assert found.spans_T2.tolist()[2:] == [[2, 3]] * (0 if room == 3 else 2)

@@ -232,6 +232,19 @@ def test_seven_billion_fit_on_one_device(tmp_path):
     assert total[0] == pytest.approx(12 * every, abs=1000)
 
 
+def test_arithmetic_of_a_token():
+    """Llama-2-7B with rank 8 on all seven: PEFT counts 19,988,480 parameters that are trained."""
+    model = llama.SHAPES["llama2_7b"]
+    changes = dict(rank=8, targets=ALL[:-1], train_norms=False, train_embeddings=False)
+    lora = made(model, **changes)
+    assert lora_lib.num_trained(model, lora) == 19_988_480
+    products = 6_738_415_616 - 32_000 * 4096  # the embedding is looked up
+    attention = 6 * 32 * 4096 * 4096
+    found = step_lib.flops_per_token(model, 4096, lora)
+    assert found == pytest.approx(4 * products + 6 * 19_988_480 + attention, rel=1e-8)
+    assert step_lib.flops_per_token(model, 4096) == 6 * products + attention
+
+
 @pytest.fixture(scope="module")
 def run_of(tmp_path_factory):
     """(texts, config, workdir) of a finished run with adapters."""

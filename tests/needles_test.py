@@ -155,6 +155,29 @@ def test_training_has_words_of_its_own():
     assert not drawn["training"] & (drawn["evaluation"] | drawn["search"])
 
 
+def spelled(numbers):
+    """Words of small letters, one for each number."""
+    return ["word" + chr(97 + i // 26) + chr(97 + i % 26) for i in numbers]
+
+
+def test_words_of_the_text_are_learned_from_and_never_asked(tmp_path):
+    many = spelled(range(len(NOUNS)))
+    text = " ".join(2 * many + ["once"] + 2 * ["Proper", "the", "a1b2", NOUNS[1]])
+    documents = documents_of(tmp_path, text, "brook " * 2)
+    found = needles.training_words(documents, BytesTokenizer())
+    assert found == tuple(sorted({*many, "brook"} - set(NOUNS[1::2])))
+    source = needles.Source(BytesTokenizer(), needles.text(documents), "training", "x", found)
+    document = make(source, length=1500, num_keys=6)
+    assert set(document.words) <= set(found) and len(set(document.words)) == 6
+    assert needles.most_tokens(source, 6, 6) > needles.most_tokens(make_source(), 1, 1)
+
+
+def test_a_text_of_too_few_words_is_learned_from_with_nouns(tmp_path):
+    few = spelled(range(len(NOUNS) - 1))
+    documents = documents_of(tmp_path, " ".join(2 * few))
+    assert needles.training_words(documents, BytesTokenizer()) == NOUNS[::2]
+
+
 def test_the_words_are_frozen():
     assert len(NOUNS) == len(set(NOUNS)) == 527
     assert all(word.isalpha() and word.islower() for word in NOUNS)

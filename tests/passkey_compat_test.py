@@ -225,7 +225,13 @@ def test_trap_yarn_ends_at_its_900_000_characters(monkeypatch):
     message = r"'passkey_yarn' has 3,599 characters of filler, .* fewer than 4,096 tokens"
     with pytest.raises(InputError, match=message):
         make("passkey_yarn", 4096)
-    assert make("passkey_longrope", 4096)  # which doubles its sentences until they are enough
+
+
+def test_trap_longrope_doubles_its_sentences_until_they_are_enough(monkeypatch):
+    monkeypatch.setattr(passkey_compat, "YARN_REPEATS", 40)
+    (first, *_) = make("passkey_longrope", 4096)
+    own = len(passkey_compat.OPENING + passkey_compat.KEY_LINE + passkey_compat.QUESTION)
+    assert len(first.prompt) > 14_950 > 40 * len(GRASS) and len(first.prompt) < 14_950 + own + 10
 
 
 def test_trap_the_scripts_differ_in_their_number_of_trials():
@@ -300,7 +306,6 @@ def test_an_infinitebench_prompt_by_hand():
 @pytest.mark.parametrize("name", NAMES)
 def test_who_knows_the_key_scores_one_and_who_does_not_scores_zero(name):
     task = TASKS[name]
-    assert task.chance == 0.0
     for item in make(name, 1024):
         (key,) = item.answers
         assert task.score(f" {key}. Remember", item) == 1.0

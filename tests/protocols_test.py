@@ -243,6 +243,8 @@ def test_the_interval_draws_documents_not_windows():
     sums, counts = [10.0, 300.0], [10, 100]
     low, high = statistics.clustered_interval(sums, counts, num_samples=400, seed=0)
     assert (low, high) == (1.0, 3.0)  # a draw of one document twice, or of the other
+    middle = statistics.clustered_interval(sums, counts, num_samples=400, seed=0, level=0.2)
+    assert middle == pytest.approx([310 / 110] * 2)  # of each once: values weigh, not documents
     one = statistics.clustered_interval([6.0], [3], num_samples=100, seed=0)
     assert one == (2.0, 2.0)
     with pytest.raises(ValueError, match="One sum and one count for each document"):

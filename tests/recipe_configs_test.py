@@ -92,3 +92,20 @@ def test_the_twin_has_the_stages_of_the_issue():
     tiny = stages_of("recipe_books", "tiny")
     assert tiny.keys() == found.keys()
     assert tiny["finetune_2x"].config.train.steps < found["finetune_2x"].config.train.steps
+
+
+def test_retrieval_is_measured_to_sixteen_times_the_window_of_six_rows():
+    found = stages_of("retrieval_books", "runs/other")
+    lengths = (1024, 2048, 4096, 8192)
+    names = [f"search_{length}" for length in lengths]
+    assert [*found] == [*names, "searched", "compare"] and found["searched"].uses == (*names,)
+    assert tuple(found[name].config.target_len for name in names) == lengths
+    section = found["compare"].config.eval
+    assert (*section.methods, *(entry[0] for entry in section.checkpoints)) == (
+        *("pi", "ntk", "yarn"),
+        *("searched", "fine-tuned"),  # "none" is the model's own rope, the first row
+    )
+    assert section.checkpoints[1][1] == "runs/other/join"
+    assert section.lengths == (256, 512, *lengths) and section.ruler.lengths == (512, *lengths)
+    assert section.suites == ("passkey", "needle", "ruler") and section.needle_keys == (6,)
+    assert [*stages_of("retrieval_books", "tiny")] == ["search_1024", "searched", "compare"]

@@ -326,6 +326,17 @@ def test_keys_of_a_newer_version_change_nothing(whole, texts, monkeypatch):
     assert recipe.run(config, whole, False) == 0
 
 
+def test_what_rows_of_training_are_made_of_changes_no_search(whole, texts, tmp_path):
+    workdir = shutil.copytree(whole, tmp_path / "run")
+    edit_record(workdir / "search_2x", lambda found: found.update({"data.needle_weight": 1.0}))
+    config = tiny_recipe.make_config(texts)
+    config.data.needle_weight = 3.0
+    with pytest.raises(
+        InputError, match=r"'finetune_2x' of recipe: .* data\.needle_weight 1\.0, the config has 3"
+    ):
+        recipe.run(config, workdir, False)
+
+
 def test_an_argument_that_a_section_has_got_is_a_change(whole, texts, tmp_path):
     workdir = shutil.copytree(whole, tmp_path / "run")
     edit_record(workdir / "search_2x", lambda told: told.pop("search.algorithm.parents"))

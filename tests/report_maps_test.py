@@ -1,6 +1,7 @@
 """Maps of length and depth, curves of tasks, costs, and what is at floor inside its own window."""
 
 import dataclasses
+import json
 import math
 
 import numpy as np
@@ -9,8 +10,9 @@ from matplotlib.colors import to_hex
 
 from jaxrope import report
 from jaxrope.evaluation import statistics, summary
+from jaxrope.evaluation.ruler import metrics
 from jaxrope.evaluation.scoring import Result
-from jaxrope.report import evaluations, figures, floors, maps, tables
+from jaxrope.report import collect, evaluations, figures, floors, maps, panels, tables
 
 
 def row(suite, label, length, scores, depths=None, **more):
@@ -97,6 +99,10 @@ def test_nothing_to_map_is_no_file(tmp_path):
     assert not (tmp_path / "maps.png").exists()
 
 
+def texts_of(ax):
+    return [text.get_text().replace("\n", " ") for text in ax.texts]
+
+
 def test_what_is_at_floor_inside_its_window_is_said_and_not_drawn():
     wanted = (
         "At floor inside the model's own window of 512 tokens, not above chance (0), and not "
@@ -108,21 +114,48 @@ def test_what_is_at_floor_inside_its_window_is_said_and_not_drawn():
     (title, _), *_ = tables.evaluation_tables(ROWS[4:], original_len=512)
     assert title == f"Kv: score [95% interval]. {wanted}"
     kv = figures.evaluation_figures(ROWS, original_len=512)["kv"].axes[0]
-    assert [text.get_text() for text in kv.texts] == [wanted] and not kv.get_lines()
+    assert texts_of(kv) == [wanted] and not kv.get_lines()
     low = [row("niah", "none", 512, NONE), row("niah", "none", 2048, NONE), *ROWS[2:4]]
     said, yarn = maps.collect(low, 512)
     assert said.sentence == floors.sentence(low, 512) and yarn.title == "niah, yarn: depth"
     figure = report.maps_figure(low, original_len=512)
-    assert said.sentence in {text.get_text() for ax in figure.axes for text in ax.texts}
+    assert said.sentence in [text for ax in figure.axes for text in texts_of(ax)]
     curves = figures.evaluation_figures(low, original_len=512)["niah"].axes[0]
     assert [tuple(line.get_ydata()) for line in curves.get_lines()[:1]] == [(1.0, 0.25)]
-    assert said.sentence in {text.get_text() for text in curves.texts}
+    assert said.sentence in texts_of(curves)
 
 
 @pytest.mark.parametrize(("chance", "is_low"), [(0.0, False), (0.04, False), (0.05, True)])
 def test_floor_is_what_the_lower_end_of_the_interval_does_not_clear(chance, is_low):
     rows = [row("kv", "none", 512, POOR, chance=chance)]  # 0.25 [0.0456, 0.6994]
     assert bool(floors.labels(rows, 512)) == is_low
+
+
+def test_rows_of_one_model_are_judged_together():
+    """Factors that fail inside the window where the model's own do not are no inability of it."""
+    none, pi = row("kv", "none", 512, GOOD, weights="a"), row("kv", "pi", 512, NONE, weights="a")
+    assert floors.labels([none, pi], 512) == []
+    other = row("kv", "other", 512, NONE, weights="b")
+    assert floors.labels([none, pi, other], 512) == ["other"]
+    assert floors.labels([none | {"metrics": pi["metrics"]}, pi], 512) == ["none", "pi"]
+
+
+def test_the_window_is_that_of_the_rows_own_model():
+    rows = [row("kv", "short", 1024, NONE, original_len=512, weights="a")]
+    rows += [row("kv", "long", 1024, NONE, original_len=2048, weights="b")]
+    assert floors.labels(rows, 512) == ["long"]
+    assert "window of 2,048 tokens" in floors.sentence(rows, 512)
+
+
+def test_needles_of_each_number_are_judged_by_themselves():
+    rows = [row("needle-1", "none", 512, GOOD, weights="a")]
+    rows += [row("needle-6", "none", 512, NONE, weights="a")]
+    assert floors.labels(panels.needle_rows(rows), 512) == ["none, 6 keys"]
+
+
+def test_chance_is_told():
+    rows = [row("niah", "none", 512, POOR, chance=0.216)]
+    assert "not above chance (0.22)" in floors.sentence(rows, 512)
 
 
 def test_one_length_above_chance_inside_the_window_is_no_floor():
@@ -150,6 +183,22 @@ def test_costs_are_tokens_and_tokens_per_second_of_each_suite():
         ["", "niah", "kv"],
         ["none", "2,000, 500/s", "2,000, 500/s"],
         ["yarn", "2,000, 500/s", "9, 18/s"],
+    ]
+
+
+def test_a_page_has_the_table_of_ruler(tmp_path):
+    rows = [row("ruler/vt", "none", 512, GOOD), row("ruler/vt", "none", 1024, POOR)]
+    content = {"rows": rows, "model": {"original_len": 512, "source": "a"}, "command": ""}
+    found = {"none": metrics.summary({"ruler/vt": {512: 1.0, 1024: 0.25}})}
+    content |= {"config": {}, "ruler": json.loads(json.dumps(found))}
+    (tmp_path / "eval.json").write_text(json.dumps(content))
+    (section,) = collect.collect(tmp_path).folder.sections
+    title, cells = section.tables[1]
+    assert title.startswith("RULER: mean score") and cells[1][:4] == [
+        "none",
+        "100.0",
+        "25.0",
+        "512",
     ]
 
 

@@ -63,12 +63,12 @@ def write_english_words(path: Path) -> Path:
 
 
 def write_squad(path: Path) -> Path:
-    """Writes six articles of five paragraphs, one question in three without an answer."""
+    """Writes articles of 5 to 30 paragraphs, one question in three without an answer."""
     rng = random.Random(3)
     articles = []
-    for article in range(6):
+    for article, num_paragraphs in enumerate((30, 5, 12, 5, 5)):
         paragraphs = []
-        for paragraph in range(5):
+        for paragraph in range(num_paragraphs):
             asked = [
                 {
                     "question": f"Who {' '.join(_words(rng, 5))}?",

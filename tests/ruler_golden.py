@@ -102,6 +102,9 @@ OFFLINE = {
     ("books", "fwe", 2048, 42): (
         "abf546c0e6850ba7a1eea2983982ea15400a301fa4ad3559bc150cbb2df1bcde"
     ),
+    ("pieces", "vt", 1024, 128): (
+        "7dc6cb1fcf582654dfaa847c640f88b0af82938bba82a991b603ef5264f90cd8"
+    ),
     ("pieces", "fwe", 512, 42): (
         "243463b502d1424a3ec15dd1c851f6436a83dcc558c6c3f18e872de038dd5db9"
     ),
@@ -114,15 +117,15 @@ OFFLINE = {
 WITH_FILES = {
     ("pieces", "qa_1", 1024, 7): (
         5,
-        "6dbad1adef90ec94da4ccc801d73000742f535fdc11ff2ef5e9120b64cf6e7d7",
+        "0c7be45fa3f562f7b87682cc464e1efe54b986cb1e795f991581c236369ef199",
     ),
     ("pieces", "qa_1", 2048, 42): (
         5,
-        "50a634312d74374d0c5a4910d74575adad68fe2b07f916e405b92af06d65f755",
+        "b2b524171cdf77b08dccfc1a24ae01399841b7075d57c7c3c40da3a954eb4719",
     ),
     ("pieces", "qa_1", 4096, 42): (
         5,
-        "b9ec151a0d3fa4d52e72558e18f4e5118130d014695bb03143243b409b93914c",
+        "4aa744e9f4fbf4798588eebabfdab37f75a9a70220697d07838c036aca48adaf",
     ),
     ("pieces", "qa_2", 1024, 7): (
         5,
@@ -150,7 +153,7 @@ WITH_FILES = {
     ),
     ("pieces", "qa_1", 8192, 42): (
         5,
-        "dcac4e5502fb034628bccac95e9920c03ee5cfe48b9f98d67c2a5fa3e1ea7782",
+        "429e0734a434560af1d1f95a2c545e530080fae253de9d42cc24d6f552786a72",
     ),
     ("pieces", "cwe", 131072, 42): (
         2,
@@ -158,7 +161,7 @@ WITH_FILES = {
     ),
     ("stdlib", "qa_1", 2048, 7): (
         5,
-        "f66356a593c2b7b0bf3b773505020e689e5395d798e7d631ab491e9b9ed96e2a",
+        "c28447950a208a2fcf81fea7ead53ab7b486b3d1dcb0574d82e4c404caa6b263",
     ),
     ("stdlib", "qa_2", 2048, 7): (
         5,

@@ -1,51 +1,35 @@
-"""RULER: prompts as NVIDIA's scripts make them, byte for byte, its metrics, and its quirks.
+"""RULER: prompts as NVIDIA's scripts make them, byte for byte, and the suite.
 
 Frozen numbers come from NVIDIA/RULER at commit c3f5e3b, run as it is with wonderwords 3.0.1 and the
 same tokenizers (ruler_golden.py).
 """
 
 import dataclasses
-import hashlib
-import json
 import random
-import re
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ruler_files import (
-    pieces_tokenizer,
-    write_english_words,
-    write_essay,
-    write_hotpotqa,
-    write_squad,
-)
-from ruler_golden import OFFLINE, SCORES, WITH_FILES
+from ruler_files import pieces_tokenizer
+from ruler_golden import OFFLINE, WITH_FILES
+from tiny_ruler import digest, generate, items, make_options
 
 from configs import base
 from jaxrope import data
-from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.evaluation import ruler, tasks
-from jaxrope.evaluation.items import Item, Request
-from jaxrope.evaluation.ruler import metrics, niah, prompts, sources, variables, words
-from jaxrope.evaluation.ruler.prompts import Draws, Order, Unmade
+from jaxrope.evaluation.items import Request
+from jaxrope.evaluation.ruler import metrics, niah, sources, variables, words
+from jaxrope.evaluation.ruler.prompts import Draws, Unmade
 
 MODELS = Path(data.__file__).parent.parent / "models"
+NEW_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}
 OFFLINE_TASKS = ("niah_single_1", "niah_multikey_2", "niah_multikey_3", "vt", "fwe")
 
 
 @pytest.fixture(scope="module")
 def options(tmp_path_factory):
-    """config.eval.ruler that names small files for every task."""
-    folder = tmp_path_factory.mktemp("ruler")
-    section = base.get_config().eval.ruler
-    section.samples = 3
-    section.essays = (str(write_essay(folder / "essay.json")),)
-    section.squad = str(write_squad(folder / "squad.json"))
-    section.hotpotqa = str(write_hotpotqa(folder / "hotpotqa.json"))
-    section.english_words = str(write_english_words(folder / "words.json"))
-    return section
+    return make_options(tmp_path_factory.mktemp("ruler"))
 
 
 @pytest.fixture(scope="module")
@@ -65,25 +49,6 @@ def tokenizer_of(request):
         return data.load_tokenizer(request.getfixturevalue("books_6m"))
 
     return find
-
-
-def generate(tokenizer, options, task, length, *, seed=42, count=3):
-    return ruler.generate(order(tokenizer, task, length, seed=seed, count=count), options)
-
-
-def order(tokenizer, task, length, *, seed=42, count=3):
-    counter = lambda text: len(tokenizer.encode(text))  # noqa: E731
-    return Order(name=task, count_tokens=counter, length=length, count=count, seed=seed)
-
-
-def digest(samples):
-    lines = [[s.input, list(s.outputs), s.length, s.answer_prefix] for s in samples]
-    return hashlib.sha256(json.dumps(lines).encode("ascii")).hexdigest()
-
-
-def items(tokenizer, options, task, length, *, count=3):
-    asked = Request(tokenizer, length, count, seed=9, documents=None, options=options)
-    return tasks.TASKS[f"ruler/{task}"].make(asked)
 
 
 @pytest.mark.parametrize("name, task, length, seed", OFFLINE)
@@ -114,133 +79,21 @@ def test_the_golden_hashes_are_of_every_task_at_two_seeds_and_lengths():
         assert len({seed for _, _, _, seed in of_task}) >= 2, task
 
 
-# Quirks of NVIDIA's scripts
-
-
-@pytest.mark.parametrize("task", ruler.NAMES)
-def test_quirk_1_what_cannot_fit_raises_where_nvidias_loop_never_ends(pieces, options, task):
-    with pytest.raises(InputError) as caught:
-        generate(pieces, options, task, 200)
-    assert re.fullmatch(
-        rf"eval\.lengths: ruler/{task} does not fit into 200 tokens, \d+ of them for the answer: "
-        r"(its shortest prompt takes \d+|it takes more)\. Give longer lengths, or leave it out of "
-        r"eval\.ruler\.tasks\.",
-        str(caught.value),
-    )
-
-
-def test_quirk_1_an_example_that_is_never_short_enough_raises(options):
-    """vt hangs with tokenizers of few entries: its example has to fit into 500 tokens."""
-    with pytest.raises(InputError, match="ruler/vt begins with a worked example of at most 500"):
-        generate(BytesTokenizer(), options, "vt", 8192)
-
-
-def test_quirk_1_more_questions_than_the_file_has_raise(pieces, options):
-    with pytest.raises(InputError, match=r"samples is 13, but the file of eval\.ruler\.hotpotqa"):
-        generate(pieces, options, "qa_2", 2048, count=13)
-
-
-def test_quirk_2_index_is_the_number_of_the_question_not_the_place_of_the_answer(pieces, options):
-    found = items(pieces, options, "niah_single_1", 1024)
-    assert [item.about["index"] for item in found] == [0, 1, 2]
-    for item in found:
-        share = item.prompt.index(item.answers[0]) / len(item.prompt)
-        assert abs(item.about["depth"] - share) <= 0.1
-
-
-def test_quirk_3_cwe_does_not_read_english_words_until_it_needs_them(pieces, options):
-    section = options.copy_and_resolve_references()
-    section.english_words = ""
-    same = generate(pieces, section, "cwe", 1024)
-    assert same == generate(pieces, options, "cwe", 1024)
-    with pytest.raises(InputError, match="of 130000 tokens needs more than 8166 words. Give short"):
-        generate(pieces, section, "cwe", 130_000, count=1)
-
-
-def test_quirk_3_a_git_lfs_pointer_is_named_as_such(tmp_path):
-    (tmp_path / "w.json").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
-    with pytest.raises(InputError, match=r"english_words: .*w\.json is a git-lfs pointer"):
-        sources.read_words(str(tmp_path / "w.json"))
-
-
-def test_quirk_4_the_words_are_those_of_one_version_of_wonderwords():
-    nouns, adjectives, verbs = words.read()
-    assert (len(nouns), len(adjectives), len(verbs)) == (6782, 910, 1041)
-    found = words.all_words()
-    assert len(found) == 8166
-    assert hashlib.sha256("\n".join(found).encode()).hexdigest() == (
-        "393572555cfe9c15fd065aa9df0e9e91368cff81418b4d78025e9a4f57fe2ac4"
-    )
-
-
-def test_quirk_4_changed_words_are_noticed(monkeypatch, tmp_path):
-    (tmp_path / "words.txt").write_text("cat\n\nold\n\ngo\n")
-    monkeypatch.setattr(words, "_FILE", tmp_path / "words.txt")
-    with pytest.raises(AssertionError, match="words.txt was changed"):
-        words.read()
-
-
-def test_quirk_5_an_answer_counts_inside_a_longer_one():
-    item = Item("", ("1234567", "cat"), 1, {})
-    assert metrics.match_all("they are 91234567 and CONCATENATE", item) == 1.0
-    assert metrics.match_all("they are 123456 7", item) == 0.0
-
-
-def test_quirk_6_a_score_says_which_ruler_it_is_of():
-    found = metrics.summary({"ruler/vt": {512: 0.5}})
-    assert found["version"] == "NVIDIA/RULER v1, commit c3f5e3b; words of wonderwords 3.0.1"
-
-
-# Where lm-evaluation-harness differs from NVIDIA
-
-
-def test_lm_eval_1_one_right_answer_of_several_is_all_of_part():
-    assert metrics.match_part("it is B", Item("", ("a1", "b", "c"), 1, {})) == 1.0
-
-
-def test_lm_eval_2_cwe_has_its_example(pieces, options):
-    (sample,) = generate(pieces, options, "cwe", 1024, count=1)
-    assert sample.input.count("Below is a numbered list of words.") == 2
-    example = sample.input.split("\nBelow")[0]
-    assert re.search(r"in the list are: 1\. [^.]+( \d+\. [^.]+){9}$", example)
-
-
-def test_lm_eval_3_vt_is_assigned_in_lines(pieces, options):
-    (sample,) = generate(pieces, options, "vt", 1024, count=1)
-    assert "assgined" not in sample.prompt
-    assert len(re.findall(r"\nVAR [A-Z]+ = VAR [A-Z]+ (?=\n)", sample.input)) == 8  # two chains
-
-
-def test_lm_eval_4_fwe_keeps_the_tokens_of_the_answer_free(pieces, options):
-    (sample,) = generate(pieces, options, "fwe", 1024, count=1)
-    assert sample.length == len(pieces.encode(sample.prompt)) + 50 <= 1024
-
-
 # What is asked
 
 
 @pytest.mark.parametrize("task", ruler.NAMES)
 @pytest.mark.parametrize("length", [1536, 2100])
-def test_bos_prompt_and_answer_fit(options, tokenizer_of, task, length):
-    tokenizer = tokenizer_of("pieces")
-    with_bos = dataclasses.replace(tokenizer, bos_id=0)
-    plain, shifted = (items(t, options, task, length) for t in (tokenizer, with_bos))
-    new_tokens = ruler.TEMPLATES[task].new_tokens
-    for one, other in zip(plain, shifted, strict=True):
-        assert one.prompt == other.prompt and one.max_new_tokens == new_tokens
-        size = len(tokenizer.encode(one.prompt))
-        assert size + new_tokens <= length
-        assert other.max_new_tokens == min(new_tokens, length - size - 1)
-
-
-def test_an_answer_gives_way_to_bos(options, tokenizer_of):
-    """A prompt of 394 tokens has 127 of the 128 left when bos is there, too."""
-    (sample,) = generate(tokenizer_of("pieces"), options, "niah_single_1", 1024, count=1)
-    for bos_id, length, wanted in ((None, 0, 128), (0, 0, 127), (0, 1, 128)):
-        tokenizer = dataclasses.replace(tokenizer_of("pieces"), bos_id=bos_id)
-        found = items(tokenizer, options, "niah_single_1", sample.length + length, count=1)
-        if found[0].prompt == sample.prompt:
-            assert found[0].max_new_tokens == wanted
+def test_prompt_and_answer_fit_bos_left_out(options, pieces, task, length):
+    """Bos changes no prompt; with it the last token of an answer, which nobody reads, may be the
+    only one beyond the length.
+    """
+    plain = items(pieces, options, task, length)
+    assert plain == items(dataclasses.replace(pieces, bos_id=0), options, task, length)
+    for item in plain:
+        assert item.max_new_tokens == NEW_TOKENS[task.partition("_")[0]]
+        assert len(pieces.encode(item.prompt)) + item.max_new_tokens <= length
+    assert tasks.TASKS[f"ruler/{task}"].exceeds
 
 
 @pytest.mark.parametrize("task", ruler.NAMES)
@@ -339,7 +192,10 @@ def test_keys_are_nvidias_list_without_the_list():
 
 
 def test_two_names_alike_are_drawn_again(monkeypatch, pieces, options):
-    """NVIDIA's script stops with an IndexError if that happens while it looks for the size."""
+    """NVIDIA's script stops with an IndexError if that happens while it looks for the size.
+
+    Where it happens in a question, as with seed 128 in ruler_golden.py, both draw again.
+    """
     plain = variables._names
     calls = []
 
@@ -441,89 +297,3 @@ def test_where_a_sentence_ends():
         "It cost 3.50 pounds, i.e. much!",
         "12 came.",
     ]
-
-
-# Metrics
-
-
-def scored(seed):
-    """Returns (predictions, references) of no meaning, with control characters."""
-    rng = random.Random(seed)
-
-    def pick(size):
-        return "".join(rng.choices("abAB1 \n\t\x00", k=size))
-
-    count = rng.randint(1, 9)
-    predictions = [pick(rng.randint(0, 30)) for _ in range(count)]
-    references = [[pick(rng.randint(1, 3)) for _ in range(rng.randint(1, 5))] for _ in range(count)]
-    return predictions, references
-
-
-@pytest.mark.parametrize("seed", range(40))
-def test_metrics_are_those_of_nvidias_functions(seed):
-    predictions, references = scored(seed)
-    found = []
-    for judge in (metrics.match_all, metrics.match_part):
-        pairs = zip(predictions, references, strict=True)
-        found.append(metrics.percent([judge(p, Item("", tuple(r), 1, {})) for p, r in pairs]))
-    assert tuple(found) == SCORES[seed]
-
-
-def test_control_characters_become_lines():
-    assert metrics.clean(" \x00a\tb\x1fc \n") == "a\nb\nc"
-    assert metrics.clean("\x7f é ") == "\x7f é"
-
-
-# Rows of the table of NVIDIA's README: six means, effective length, wAvg (inc), wAvg (dec).
-PUBLISHED = [
-    ((96.7, 96.6, 96.4, 96.0, 95.4, 95.1), 131072, 95.7, 96.3),  # Jamba-1.5-large
-    ((96.6, 96.3, 95.2, 93.2, 87.0, 81.2), 65536, 89.0, 94.1),  # GPT-4-1106-preview
-    ((96.2, 96.1, 95.1, 93.0, 78.8, 23.7), 32768, 70.6, 90.4),
-    ((82.3, 78.4, 73.7, 69.1, 68.1, 65.0), None, 69.9, 75.7),
-]
-
-
-@pytest.mark.parametrize("means, effective, increasing, decreasing", PUBLISHED)
-def test_effective_length_and_weighted_averages_are_the_published_ones(
-    means, effective, increasing, decreasing
-):
-    lengths = [4096 * 2**i for i in range(6)]
-    scores = {
-        f"ruler/{task}": {n: mean / 100 for n, mean in zip(lengths, means, strict=True)}
-        for task in ruler.NAMES
-    }
-    found = ruler.summary(scores)
-    assert found["effective_length"] == effective
-    assert found["wavg_inc"] == pytest.approx(increasing, abs=0.06)
-    assert found["wavg_dec"] == pytest.approx(decreasing, abs=0.06)
-    assert found["mean"] == pytest.approx(dict(zip(lengths, means, strict=True)))
-
-
-def test_the_mark_has_to_be_exceeded():
-    assert metrics.effective_length({512: 85.6, 1024: 85.59}) is None
-    assert metrics.effective_length({512: 85.61, 1024: 50.0, 2048: 86.0}) == 2048
-
-
-def test_a_summary_of_some_tasks_says_so():
-    found = ruler.summary({"ruler/vt": {512: 1.0, 1024: 0.0}, "ruler/fwe": {512: 0.5, 1024: 0.5}})
-    assert found["tasks"] == ["fwe", "vt"]
-    assert found["mean"] == {512: 75.0, 1024: 25.0}
-    assert found["wavg_inc"] == pytest.approx(125 / 3)
-    assert found["notes"] == [
-        "The means are over 2 of RULER's 13 tasks; 85.6 is the mark for all of them."
-    ]
-
-
-def test_singular_and_plural_of_the_needles(pieces, options):
-    (one,) = generate(pieces, options, "niah_single_1", 1024, count=1)
-    assert one.input.startswith("A special magic number is hidden within the following text. Make")
-    assert one.answer_prefix.endswith("mentioned in the provided text is")
-    (four,) = generate(pieces, options, "niah_multiquery", 2048, count=1)
-    assert four.input.startswith("Some special magic numbers are hidden within the following text.")
-    assert re.search(r"magic numbers for [^,]+, [^,]+, [^,]+, and \S+ mentioned", four.input)
-    assert len(four.outputs) == 4
-
-
-def test_prompts_are_cut_at_the_last_answer():
-    question, prefix = prompts.QA.split("x Answer: a\nQuestion: b Answer:")
-    assert (question, prefix) == ("x Answer: a\nQuestion: b", " Answer:")

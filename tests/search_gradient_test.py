@@ -15,7 +15,14 @@ from jaxrope.errors import InputError
 from jaxrope.search import evaluator, gradient, objective, problem
 
 SETTINGS = gradient.Settings(
-    steps=8, batch=1, starts=1, learning_rate=0.3, attention_rate=0.05, b1=0.8, b2=0.95
+    ramp_moves=0,
+    steps=8,
+    batch=1,
+    starts=1,
+    learning_rate=0.3,
+    attention_rate=0.05,
+    b1=0.8,
+    b2=0.95,
 )
 
 
@@ -148,7 +155,9 @@ def test_gradient_is_the_same_on_every_mesh(tiny_model, sizes, backend):
 def descending(tmp_path, **keys):
     """Returns a config; "a__b" stands for the key a.b."""
     config = tiny(tmp_path)
-    for name, value in (dict(search__method="gradient", search__gradient__steps=4) | keys).items():
+    usual = dict(search__method="gradient", search__gradient__steps=4)
+    usual |= dict(search__gradient__ramp_moves=0)
+    for name, value in (usual | keys).items():
         config.update_from_flattened_dict({name.replace("__", "."): value})
     return config
 
@@ -214,6 +223,7 @@ def test_steps_have_text_of_their_own(tmp_path):
     [
         (dict(search__method="gradint"), r"Unknown search\.method 'gradint'. .*gradient"),
         (dict(search__gradient__steps=0), r"gradient\.steps must be a whole number from 1 on"),
+        (dict(search__gradient__ramp_moves=-1), r"ramp_moves must be a whole number from 0 on"),
         (dict(search__gradient__b1=1.0), r"gradient\.b1 must be a positive number, below 1"),
         (dict(search__gradient__learning_rate=0.0), r"learning_rate must be a positive"),
         (dict(search__compare=False), r"search\.compare must be True for method 'gradient'"),

@@ -1,5 +1,7 @@
-"""Every task of the registry against two models that need no weights: one that knows the answer
-scores 1, one that answers at random scores chance. A task that is registered is tested here.
+"""Every task of the registry against models that need no weights: one that knows the answer scores
+1; one that writes tokens at random scores chance, or less where one that copies a stretch of its
+prompt has points for nothing. A task that is registered is tested here, other suites in
+oracles_test.
 """
 
 import numpy as np
@@ -78,15 +80,37 @@ def test_a_model_that_knows_the_answer_scores_1(name, model, bench, monkeypatch)
 def test_a_model_that_answers_at_random_scores_chance(name, model, bench, monkeypatch):
     rng = np.random.default_rng(5)
 
-    def text_fn(prompt):
+    def tokens_fn(prompt):
         return model.tokenizer.decode(rng.integers(model.tokenizer.vocab_size, size=40))
 
-    replace_generation(monkeypatch, model.tokenizer, text_fn)
+    replace_generation(monkeypatch, model.tokenizer, tokens_fn)
     result = result_of(name, model, bench)
     scores = result.items["score"]
-    assert np.mean(scores) == pytest.approx(TASKS[name].chance, abs=0.05)
-    assert result.metrics["low"] <= TASKS[name].chance + 0.05 <= result.metrics["high"] + 0.05
+    assert np.mean(scores) <= result.chance + 0.05
+    assert result.metrics["low"] <= result.chance + 0.05
     assert len({*result.items["item"]}) == len(scores)  # no question comes twice
+    if name not in ("niah", "ruler/cwe", "ruler/fwe"):
+        assert result.chance == 0.0
+        return
+    drawn = []  # stretches of the prompts, as long as an answer
+    for item, prompt in answering.questions(name, model, bench, LENGTH):
+        last = max(len(prompt.tokens) - prompt.max_new_tokens, 1)
+        for start in rng.integers(last, size=60):
+            piece = prompt.tokens[start : start + prompt.max_new_tokens]
+            drawn.append(TASKS[name].score(model.tokenizer.decode(piece), item))
+    assert result.chance == pytest.approx(np.mean(drawn), abs=0.05)
+
+
+def test_chance_is_high_where_words_of_the_text_count(model, bench, monkeypatch):
+    """By copying, much of cwe and fwe is had, and Fu's words by overlap; a needle is not."""
+    replace_generation(monkeypatch, model.tokenizer, lambda prompt: "")
+    found = {
+        name: result_of(name, model, bench).chance
+        for name in ("ruler/cwe", "ruler/fwe", "ruler/niah_single_1", "niah", "passkey_longrope")
+    }
+    assert found["ruler/cwe"] > 0.2 and found["ruler/fwe"] > 0.2
+    assert found["ruler/niah_single_1"] == found["passkey_longrope"] == 0.0
+    assert 0 < found["niah"] < 0.3
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -96,6 +120,14 @@ def test_items_are_the_same_at_any_time_and_other_with_another_length(name, mode
     prints = [[q.item.fingerprint() for q in asked] for asked in (first, again, other)]
     assert prints[0] == prints[1] and not {*prints[0]} & {*prints[2]}
     assert {len(text) for text in prints[0]} == {64}
+
+
+def test_a_haystack_of_its_own_needs_no_held_out_text(bench):
+    assert not evaluation.needs_text(bench, ("niah", "kv", "ruler"))
+    options = bench.options.copy_and_resolve_references()
+    options.niah.haystack = ()
+    other = evaluation.bench(options, documents=None, seed=0)
+    assert evaluation.needs_text(other, ("niah",)) and not evaluation.needs_text(other, ("kv",))
 
 
 def anew(bench):

@@ -45,7 +45,7 @@ def get_config(folder: str):
     config.data.tokenizer = "bytes"
     config.data.eval_files = (str(text),)
     config.data.cache_dir = str(Path(folder) / "cache")
-    config.suites = ("perplexity", "passkey", "needle", "kv")
+    config.eval.suites = ("perplexity", "passkey", "needle", "kv")
     config.eval.lengths = (512,)
     config.eval.methods = ("none", "pi")
     config.eval.baseline = "pi"

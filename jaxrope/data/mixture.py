@@ -1,10 +1,10 @@
 """Batches of several kinds of rows: long text, documents with needles, packed short pieces.
 
 Needle rows teach retrieval at the length that is trained: each is a document of `data.needles` with
-1, 2, ... keys in turn, all of which are asked for one after another. Short rows are LongRoPE2's
-mixed context window (arXiv 2502.20082, section 3.3): pieces of at most the original length, packed,
-each seeing itself alone, and turned by the original rope, so that what the model knew of short
-texts stays.
+1, 2, ... keys in turn, words of the text, all of which are asked for one after another. Short rows
+are LongRoPE2's mixed context window (arXiv 2502.20082, section 3.3): pieces of at most the original
+length, packed, each seeing itself alone, and turned by the original rope, so that what the model
+knew of short texts stays.
 
 Which kind a row is, and what is in it, is a function of its number, counted over all steps. Kinds
 lie evenly: of the first n rows each kind has its share, to within two. Tokens of all rows count
@@ -26,7 +26,7 @@ from jaxrope.data.loader import Rows, TrainLoader, empty_rows, packed_rows
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 
-FORMAT = "jaxrope.mixture/1"
+FORMAT = "jaxrope.mixture/2"
 LONG, SHORT = 0, 1  # rope ids: that of the length that is trained, and the original one
 
 
@@ -110,9 +110,9 @@ class MixtureLoader:
         self._needle_share, self._short_share = (
             Fraction(str(share)) for share in (shares.needle, shares.short)
         )
-        self._source = needles.Source(
-            tokenizer, needles.text(documents), "training", "train.seq_len"
-        )
+        haystack = needles.text(documents)
+        keys = needles.training_words(documents, tokenizer) if shares.needle else ()
+        self._source = needles.Source(tokenizer, haystack, "training", "train.seq_len", keys)
         self._short = None
         if shares.short:
             added = (bos_id is not None) + (eos_id is not None)
@@ -122,7 +122,7 @@ class MixtureLoader:
             self._check_room()
         self.num_rows, self.num_targets = text.num_rows, text.num_targets
         described = [FORMAT, text.fingerprint, dataclasses.asdict(shares), tokenizer.fingerprint]
-        words = [needles.OPENING, needles.NEEDLE, needles.QUESTION, *needles.NOUNS]
+        words = [needles.OPENING, needles.NEEDLE, needles.QUESTION, *keys]
         told = json.dumps([*described, words]).encode("ascii")
         self.fingerprint = hashlib.sha256(told).hexdigest()
 

@@ -7,9 +7,12 @@ counted, and each needle is a line of its own at a given depth. A key is one nou
 "adjective-noun". LongRoPE2's needle-driven perplexity (arXiv 2502.20082) has them at the start.
 
 One generator serves evaluation, search and training, each with random numbers of its own, and
-training with words of its own: what is learned from is never what is asked.
+training with words of its own: what is learned from is never what is asked. Those are the words of
+the training text: a model that was trained on 260 nouns missed some others, always the same, that
+it had found before (docs/recipes.md).
 """
 
+import collections
 import dataclasses
 from collections.abc import Callable
 
@@ -18,7 +21,7 @@ import numpy as np
 from jaxrope.data.corpus import TokenDocuments
 from jaxrope.data.tokenizer import Tokenizer, continuation
 from jaxrope.data.words import NOUNS
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, TooShort
 
 OPENING = (
     "A special magic number is hidden within the following text. Make sure to memorize it. I will "
@@ -33,12 +36,14 @@ GRASS = "The grass is green. The sky is blue. The sun is yellow. Here we go. The
 DIGITS = 7
 _GOLDEN = (5**0.5 - 1) / 2
 
+_ASKED = NOUNS[1::2]
 # use -> (number of its random stream, words of its keys)
 _USES = {
-    "evaluation": (1, NOUNS[1::2]),
-    "search": (2, NOUNS[1::2]),
+    "evaluation": (1, _ASKED),
+    "search": (2, _ASKED),
     "training": (3, NOUNS[::2]),
 }
+_READ_TOKENS = 1_000_000  # of all documents together, that words are taken from
 
 Haystack = Callable[[int, int], np.ndarray]  # (tokens, a random word of 64 bits) -> ids
 
@@ -52,12 +57,19 @@ class Source:
       haystack: gives the text between the needles: `grass` or `text`.
       use: "evaluation", "search" or "training".
       setting: the config key that says how long a document is, for messages.
+      words: keys are drawn from these; (): from nouns of the use's own.
     """
 
     tokenizer: Tokenizer
     haystack: Haystack
     use: str
     setting: str
+    words: tuple[str, ...] = ()
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """What keys are drawn from."""
+        return self.words or _USES[self.use][1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,7 +121,7 @@ def make_document(
         raise ValueError(
             f"1 <= num_asked <= num_keys <= {len(NOUNS) // 2}, got {num_asked}, {num_keys}."
         )
-    words, numbers, anywhere, text_word = _draw(source.use, seed, index, num_keys)
+    words, numbers, anywhere, text_word = _draw(source, seed, index, num_keys)
     depths = np.where(depth is None, 0.0, anywhere)
     depths[0] = 0.0 if depth is None else depth
     encode = source.tokenizer.encode
@@ -122,9 +134,10 @@ def make_document(
     ending, marks = _questions(source.tokenizer, words[:num_asked], numbers)
     room = length - len(opening) - len(ending) - sum(map(len, lines))
     if room < 0:
-        raise InputError(
+        raise TooShort(
             f"{source.setting}: {num_keys} needles and {num_asked} questions without any text "
-            f"have {length - room} tokens, got length {length}. Use a longer one, or fewer keys."
+            f"have {length - room} tokens, got length {length}. Use a longer one, or fewer keys.",
+            least=length - room,
         )
     filler = source.haystack(room, text_word)
     places = np.rint(depths * room).astype(np.int64)
@@ -149,7 +162,7 @@ def spread_depth(index: int) -> float:
 
 def most_tokens(source: Source, num_keys: int, num_asked: int) -> int:
     """Returns a bound of the tokens that needles and questions have without any text."""
-    encode, nouns = source.tokenizer.encode, _USES[source.use][1]
+    encode, nouns = source.tokenizer.encode, source.keys
     digits = DIGITS + 1  # each a token, and a space before them
     line = max(len(encode(NEEDLE.format(word=w, number=""))) for w in nouns) + digits
     question = max(len(encode(QUESTION.format(word=w))) for w in nouns) + digits + len(encode("."))
@@ -187,6 +200,20 @@ def text(documents: TokenDocuments) -> Haystack:
     return haystack
 
 
+def training_words(documents: TokenDocuments, tokenizer: Tokenizer) -> tuple[str, ...]:
+    """Returns words of the text that no evaluation and no search asks for, in the order of the
+    alphabet: in small letters, of 4 or more, written twice or more often in a million tokens. Where
+    a text has too few of these, the nouns of training.
+    """
+    share = _READ_TOKENS // len(documents) + 1
+    counts: collections.Counter[str] = collections.Counter()
+    for doc in range(len(documents)):
+        counts.update(tokenizer.decode(documents.tokens(doc, 0, share).tolist()).split())
+    found = {word for word, count in counts.items() if count > 1 and len(word) >= 4}
+    found = {word for word in found if word.isalpha() and word.islower()} - set(_ASKED)
+    return tuple(sorted(found)) if len(found) >= len(NOUNS) else _USES["training"][1]
+
+
 def _spans(begins, order, sizes) -> tuple[tuple[int, int], ...]:
     """Returns (begin, end) of lines put into a text, at `begins` without each other, in `order`."""
     sizes = np.array(sizes)
@@ -211,10 +238,10 @@ def _questions(tokenizer: Tokenizer, words, numbers) -> tuple[np.ndarray, list[l
     return np.concatenate([np.asarray(part, np.int32) for part in parts]), marks
 
 
-def _draw(use: str, seed: int, index: int, num_keys: int):
+def _draw(source: Source, seed: int, index: int, num_keys: int):
     """Returns (words, numbers, depths from 0 to 1, a random word for the haystack)."""
-    stream, nouns = _USES[use]
-    draw = _stream(stream, seed, index)
+    nouns = source.keys
+    draw = _stream(_USES[source.use][0], seed, index)
     words = tuple(nouns[i] for i in np.argsort(draw(len(nouns)), kind="stable")[:num_keys])
     text_word = int(draw(1)[0])
     low = 10 ** (DIGITS - 1)

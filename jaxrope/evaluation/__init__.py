@@ -9,7 +9,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError, TooShort, choose
 from jaxrope.evaluation import (
     answering,
     harness_run,
@@ -29,6 +29,7 @@ __all__ = [
     "Evaluator",
     "Result",
     "bench",
+    "bench_of",
     "chosen",
     "cost",
     "costs",
@@ -118,6 +119,11 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
             "eval.lengths names one length at least, each of 1 token or more, got "
             f"{tuple(section.lengths)}."
         )
+    if any(length < 1 for length in section.ruler.lengths):
+        raise InputError(
+            "eval.ruler.lengths holds lengths of 1 token or more, or none (eval.lengths), got "
+            f"{tuple(section.ruler.lengths)}."
+        )
     if section.bootstrap_samples < 100:
         raise InputError(
             "eval.bootstrap_samples is at least 100 (a 95% interval needs its tails), got "
@@ -174,27 +180,61 @@ def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
     return {name: every[name] for name in names}
 
 
+def bench_of(name: str, bench: Bench) -> Bench:
+    """Returns the bench of a suite: those of RULER may have lengths of their own."""
+    lengths = bench.options.ruler.lengths if name.startswith("ruler/") else ()
+    return dataclasses.replace(bench, lengths=tuple(lengths)) if lengths else bench
+
+
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
     """Yields what every evaluator named in `suites` finds.
 
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
     """
-    for evaluator in chosen(bench, suites).values():
-        yield from evaluator.evaluate(model, bench)
+    for name, evaluator in chosen(bench, suites).items():
+        yield from evaluator.evaluate(model, bench_of(name, bench))
 
 
 def check(model: EvalModel, bench: Bench, suites) -> None:
     """Does what `run` will do, but for running the model.
 
     Raises:
-      InputError: whatever `run` would refuse: too little text, a length beyond the rope's last.
+      InputError: whatever `run` would refuse: too little text, a length beyond the rope's last. Of
+        all suites that do not fit into a length there is one message.
     """
-    for evaluator in chosen(bench, suites).values():
-        for length in bench.lengths:
+    found, tight = chosen(bench, suites), []
+    for name, evaluator in found.items():
+        for length in bench_of(name, bench).lengths:
             model.rope_fn(min(model.window, length) or length)
-            evaluator.items(model, bench, length)
+            try:
+                evaluator.items(model, bench, length)
+            except TooShort as error:
+                tight.append((name, length, error))
+                continue
             evaluator.forward_tokens(model, bench, length)
+    if len(tight) > 1:
+        raise _no_room(tight, [name for name in found if name not in {t[0] for t in tight}])
+    if tight:
+        raise tight[0][2]
+
+
+def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooShort:
+    """Returns the error of several suites and lengths."""
+    told, leasts = [], []
+    for name in dict.fromkeys(name for name, _, _ in tight):
+        own = [(length, error.least) for other, length, error in tight if other == name]
+        least = max((least for _, least in own if least), default=None)
+        needs = f"it takes {least:,}" if least else "it takes far more"
+        told.append(f"{name} into {' and '.join(f'{length:,}' for length, _ in own)} ({needs})")
+        leasts.append(least)
+    wanted = f"of {max(leasts):,} tokens or more" if all(leasts) else "that are longer"
+    remedy = f"; what fits: {', '.join(fitting)}" if fitting else ""
+    return TooShort(
+        f"eval.lengths: these do not fit: {'; '.join(told)}. Give lengths {wanted}, or leave them "
+        f"out of eval.suites or eval.ruler.tasks{remedy}.",
+        least=max(leasts) if all(leasts) else None,
+    )
 
 
 def cost(model: EvalModel, bench: Bench, suites) -> int:
@@ -205,7 +245,10 @@ def cost(model: EvalModel, bench: Bench, suites) -> int:
 def costs(model: EvalModel, bench: Bench, suites) -> dict[str, int]:
     """Returns the forward tokens that `run` will take, at most, by suite."""
     return {
-        name: sum(evaluator.forward_tokens(model, bench, length) for length in bench.lengths)
+        name: sum(
+            evaluator.forward_tokens(model, bench, length)
+            for length in bench_of(name, bench).lengths
+        )
         for name, evaluator in chosen(bench, suites).items()
     }
 

@@ -22,6 +22,7 @@ from jaxrope.evaluation.journal import Place, row_digest
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 from jaxrope.rope import Rope
 
+_STRETCHES = 32  # of each prompt, whose mean score is chance
 _KEPT_TOKENS = 1 << 26  # of questions that are kept for the next row: about 0.5 GiB with their text
 
 
@@ -147,12 +148,7 @@ def write(
     """
     rope = _Column(model.rope_fn(how.length), how.limit or how.length)
     writer = generation.Model(model.config, model.params, rope, model.settings)
-    # equal limits together: a batch runs until its longest answer ends
-    order = sorted(
-        range(len(prompts)), key=lambda i: (prompts[i].max_new_tokens, len(prompts[i].tokens), i)
-    )
-    for start in range(0, len(order), how.rows):
-        batch = order[start : start + how.rows]
+    for batch in _batches(prompts, rows=how.rows, limit=rope.max_len):
         answers = _write_batch(writer, model.tokenizer, [prompts[i] for i in batch], how, tick)
         yield dict(zip(batch, answers, strict=True))
 
@@ -184,6 +180,24 @@ class _Column:
     @property
     def buckets(self) -> tuple["_Column"]:
         return (self,)
+
+
+def _batches(prompts: Sequence[Prompt], *, rows: int, limit: int) -> Iterator[list[int]]:
+    """Yields the prompts of each batch, by index: equal limits together, for a batch runs until its
+    longest answer ends, and none whose longest prompt has no room for that answer.
+    """
+    order = sorted(
+        range(len(prompts)), key=lambda i: (prompts[i].max_new_tokens, len(prompts[i].tokens), i)
+    )
+    batch: list[int] = []
+    for i in order:  # the answers of each are at least as long as those before
+        longest = max(len(prompts[j].tokens) for j in (*batch, i))
+        if batch and (len(batch) == rows or longest + prompts[i].max_new_tokens > limit):
+            yield batch
+            batch = []
+        batch.append(i)
+    if batch:
+        yield batch
 
 
 def _key(name: str, model: EvalModel, bench: Bench, length: int) -> tuple:
@@ -283,7 +297,7 @@ def _result(name: str, model: EvalModel, bench: Bench, length: int) -> Result:
         fingerprint=scoring.fingerprint((), *prints),
         tokens=sum(sizes) + sum(answer.num_tokens for answer in answers),
         seconds=watch.seconds(),
-        chance=task.chance,
+        chance=_chance(task, asked, model.tokenizer),
         columns=task.columns,
     )
 
@@ -315,6 +329,23 @@ def _answers(
         ]
         bench.journal.add(place, lines)
     return [found[i] for i in range(len(asked))]
+
+
+def _chance(task: Task, asked: Sequence[Question], tokenizer) -> float:
+    """Returns what a model scores that has not understood a question: 0, or what stretches of the
+    prompts do, each as long as an answer and spread over them.
+    """
+    if not task.copying_scores:
+        return 0.0
+    scores = []
+    for item, prompt in asked:
+        last = max(len(prompt.tokens) - prompt.max_new_tokens, 0)
+        for start in np.linspace(0, last, _STRETCHES).astype(int):
+            text = tokenizer.decode(prompt.tokens[start : start + prompt.max_new_tokens])
+            for stop in task.stops:
+                text = text.partition(stop)[0]
+            scores.append(task.score(text, item))
+    return float(np.mean(scores))
 
 
 def _score(name: str, text: str, item: Item) -> float:

@@ -2,12 +2,26 @@
 
 from collections.abc import Callable
 
-from jaxrope.errors import InputError
+from jaxrope.errors import TooShort
 
 
 def num_tokens(tokenizer, text: str) -> int:
     """Returns the tokens that a model reads for `text`, bos counted."""
     return (tokenizer.bos_id is not None) + len(tokenizer.encode(text))
+
+
+def check_least(tokens: int, *, limit: int, setting: str) -> None:
+    """Refuses a length of `limit` tokens that the shortest prompt and its answer exceed.
+
+    Raises:
+      TooShort: so it is.
+    """
+    if tokens > limit:
+        raise TooShort(
+            f"eval.lengths: the shortest prompt of '{setting}' and its answer have {tokens:,} "
+            f"tokens, got length {limit:,}. Leave it out, or leave '{setting}' out of eval.suites.",
+            least=tokens,
+        )
 
 
 def most_units(
@@ -26,14 +40,10 @@ def most_units(
       guess: what is tried first; 0 = twice the least, and some.
 
     Raises:
-      InputError: not even `least` units fit.
+      TooShort: not even `least` units fit.
     """
     first = low_tokens = count_fn(least)
-    if low_tokens > limit:
-        raise InputError(
-            f"eval.lengths: the shortest prompt of '{setting}' and its answer have {low_tokens:,} "
-            f"tokens, got length {limit:,}. Leave it out, or leave '{setting}' out of eval.suites."
-        )
+    check_least(first, limit=limit, setting=setting)
     low, high = least, max(guess, 2 * least + 16)
     while (high_tokens := count_fn(high)) <= limit:
         a_unit = max(1, (high_tokens - first) / (high - least))

@@ -100,7 +100,7 @@ class Reader:
           InputError: a continuation has no token, or more than the model reads; or a pair is too
             long and may not be cut.
         """
-        rows = [self._fit_pair(pair) for pair in pairs]
+        rows = [_fit_pair(self, pair) for pair in pairs]
         lengths = row_lengths(self.model.rope_fn, self.max_length)
         keys = [(row.tobytes(), count) for row, count in rows]
         by_length: dict[int, dict[tuple, int]] = {}
@@ -132,7 +132,7 @@ class Reader:
         Raises:
           InputError: a prompt and its answer are too long, and it may not be cut.
         """
-        prompts = [self._fit_prompt(question) for question in questions]
+        prompts = [_fit_prompt(self, question) for question in questions]
         limits = [bucket.max_len for bucket in getattr(self.model.rope_fn, "buckets", ())]
         limits = sorted(n for n in limits if n and n < self.max_length) + [self.max_length]
         groups: dict[tuple, list[int]] = {}
@@ -145,37 +145,8 @@ class Reader:
             texts |= dict(zip(members, answers, strict=True))
         return [texts[i] for i in range(len(questions))]
 
-    def _fit_pair(self, pair: Pair) -> tuple[np.ndarray, int]:
-        """Returns (the tokens of a row, how many at its end are scored)."""
-        count, total = len(pair.continuation), len(pair.context) + len(pair.continuation)
-        if not count:
-            raise InputError(
-                "harness: a continuation has no token of its own: the tokenizer merges it with the "
-                "context. Leave the task out."
-            )
-        if count > self.max_length:
-            raise InputError(
-                f"harness: a continuation has {count} tokens, the model reads {self.max_length} at "
-                "one time. Raise eval.lengths, or leave the task out."
-            )
-        if total - 1 > self.max_length:
-            self._cut(f"a request has {total - 1} tokens", self.max_length)
-        row = np.concatenate([pair.context, pair.continuation]).astype(np.int32)
-        return row[-(self.max_length + 1) :], count
-
-    def _fit_prompt(self, question: Question) -> answering.Prompt:
-        tokens, room = question.tokens, self.max_length - question.max_new_tokens
-        if room < 1:
-            raise InputError(
-                f"harness: an answer of {question.max_new_tokens} tokens leaves no room for a "
-                f"prompt in {self.max_length}. Raise eval.lengths, or leave the task out."
-            )
-        if len(tokens) > room:
-            what = f"a prompt has {len(tokens)} tokens and its answer {question.max_new_tokens}"
-            self._cut(what, self.max_length)
-        return answering.Prompt(np.asarray(tokens[-room:], np.int32), question.max_new_tokens)
-
-    def _cut(self, what: str, limit: int) -> None:
+    def cut(self, what: str, limit: int) -> None:
+        """Refuses what is longer than `limit`, or says that its beginning is lost, once."""
         if not self.allow_truncation:
             raise InputError(
                 f"harness: {what}, the model reads {limit}; its beginning would be lost. Raise "
@@ -246,3 +217,61 @@ class Reader:
                 lines.append(dict(**about, text=answer.text, seconds=seconds))
             bench.journal.add(place, lines)
         return [found[i] for i in range(len(prompts))]
+
+
+@dataclasses.dataclass
+class Counter(Reader):
+    """A Reader that reads nothing: it refuses what one would, and counts what one would read.
+
+    Attributes:
+      tokens: that were read and written, at most.
+    """
+
+    tokens: int = 0
+
+    def __post_init__(self):
+        self._has_warned = True  # it is told when it is done
+
+    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
+        batch = max(1, self.bench.batch_tokens // size)
+        filled = len(rows) + (-len(rows) % batch if len(rows) > batch else 0)
+        self.tokens += filled * size
+        return [(0.0, False)] * len(rows)
+
+    def _write(
+        self, prompts: list[answering.Prompt], limit: int, stops: tuple[str, ...]
+    ) -> list[str]:
+        self.tokens += sum(prompt.planned for prompt in prompts)
+        return [""] * len(prompts)
+
+
+def _fit_pair(reader: Reader, pair: Pair) -> tuple[np.ndarray, int]:
+    """Returns (the tokens of a row, how many at its end are scored)."""
+    count, total = len(pair.continuation), len(pair.context) + len(pair.continuation)
+    if not count:
+        raise InputError(
+            "harness: a continuation has no token of its own: the tokenizer merges it with the "
+            "context. Leave the task out."
+        )
+    if count > reader.max_length:
+        raise InputError(
+            f"harness: a continuation has {count} tokens, the model reads {reader.max_length} at "
+            "one time. Raise eval.lengths, or leave the task out."
+        )
+    if total - 1 > reader.max_length:
+        reader.cut(f"a request has {total - 1} tokens", reader.max_length)
+    row = np.concatenate([pair.context, pair.continuation]).astype(np.int32)
+    return row[-(reader.max_length + 1) :], count
+
+
+def _fit_prompt(reader: Reader, question: Question) -> answering.Prompt:
+    tokens, room = question.tokens, reader.max_length - question.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"harness: an answer of {question.max_new_tokens} tokens leaves no room for a "
+            f"prompt in {reader.max_length}. Raise eval.lengths, or leave the task out."
+        )
+    if len(tokens) > room:
+        what = f"a prompt has {len(tokens)} tokens and its answer {question.max_new_tokens}"
+        reader.cut(what, reader.max_length)
+    return answering.Prompt(np.asarray(tokens[-room:], np.int32), question.max_new_tokens)

@@ -72,7 +72,11 @@ class HarnessLM(TemplateLM):
         return found
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
-        """Returns the log-likelihood of each text, nats."""
+        """Returns the log-likelihood of each text, nats: every token of it once.
+
+        lm_eval's own model of Hugging Face puts bos before a text that its tokenizer has put bos
+        before, and scores the second one too, unless it is told add_bos_token=False.
+        """
         texts = [self.tok_encode(r.args[0], add_special_tokens=False) for r in requests]
         found = self._reader.rolling(map(_ids, texts), prefix=self.prefix_token_id)
         for request, answer in zip(requests, found, strict=True):
@@ -168,6 +172,24 @@ def load(name: str, *, shots: int | None, include_path: str, metadata: dict) -> 
         elif own is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded
+
+
+def ask(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> None:
+    """Makes the requests that `run` makes, and nothing of the answers."""
+    for task in loaded["tasks"].values():
+        task.set_fewshot_seed(seed=_FEWSHOT_SEED)
+        task.build_all_requests(
+            limit=limit or None,
+            rank=0,
+            world_size=1,
+            apply_chat_template=with_chat_template,
+            chat_template=lm.apply_chat_template if with_chat_template else None,
+            tokenizer_name=lm.tokenizer_name if with_chat_template else "",
+        )
+        kinds = dict.fromkeys(instance.request_type for instance in task.instances)
+        for kind in kinds:
+            made = [i for i in task.instances if i.request_type == kind for _ in range(i.repeats)]
+            getattr(lm, kind)(made, disable_tqdm=True)
 
 
 def run(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> dict:

@@ -11,12 +11,15 @@ import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
+import numpy as np
+
 from jaxrope import files
 from jaxrope.errors import InputError
-from jaxrope.evaluation import scoring
-from jaxrope.evaluation.harness import SUITE, Reader
+from jaxrope.evaluation import scoring, statistics
+from jaxrope.evaluation.harness import SUITE, Counter, Reader, row_lengths
+from jaxrope.evaluation.ruler import variables
+from jaxrope.evaluation.ruler.prompts import Draws, Order
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
-from jaxrope.evaluation.statistics import Z_95
 
 # Open LLM Leaderboard, as LongRoPE reports it (section 4.2): examples, and the score
 LEADERBOARD: dict[str, tuple[int, str]] = {
@@ -25,13 +28,15 @@ LEADERBOARD: dict[str, tuple[int, str]] = {
     "mmlu": (5, "acc"),
     "truthfulqa_mc2": (0, "acc"),
 }
+_WITH_VT = ("ruler", "ruler_vt")  # tasks of lm-eval that have RULER's variable tracking
 
 
 def check(model: EvalModel, bench: Bench, length: int) -> None:
-    """Loads the tasks and their data; of the lengths only the longest one counts.
+    """Loads the tasks and makes their questions; of the lengths only the longest one counts.
 
     Raises:
-      InputError: lm-eval is missing, a task is unknown, or its data is not at hand.
+      InputError: lm-eval is missing, a task is unknown, its data is not at hand, or a question is
+        too long and may not be cut.
     """
     options = bench.options.harness
     for key in ("limit", "max_length"):
@@ -50,12 +55,41 @@ def check(model: EvalModel, bench: Bench, length: int) -> None:
             "(chat_template in tokenizer_config.json, or chat_template.jinja). Leave it out."
         )
     for name in options.tasks:
+        if name in _WITH_VT:
+            _check_vt(name, model.tokenizer)
         _loaded(bench, name)
 
 
+def _check_vt(name: str, tokenizer) -> None:
+    """Refuses a task that lm-eval would make for ever: as NVIDIA's, its variable tracking draws a
+    worked example until one has at most 500 tokens.
+    """
+    order = Order("vt", lambda text: len(tokenizer.encode(text)), length=4096, count=1, seed=42)
+    try:
+        variables.example(order, Draws(order.seed))
+    except InputError:
+        raise InputError(
+            f"eval.harness.tasks: '{name}': lm-eval never ends where the worked example of ruler_vt"
+            f" has more than {variables.EXAMPLE_TOKENS} tokens, as with this tokenizer. Leave it "
+            "out, or use a tokenizer with more entries."
+        ) from None
+
+
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
-    """Returns 0: what a task reads is known when its questions are made."""
-    return 0
+    """Returns the tokens that all tasks read and write, at most, as those of the longest length."""
+    if model.window or length != max(bench.lengths):
+        return 0
+    options = bench.options.harness
+    lm, reader = _lm(Counter, model, bench)
+    lengths = row_lengths(reader.model.rope_fn, reader.max_length)
+    told = str(options), bench.batch_tokens, model.tokenizer.fingerprint, *lengths
+    key = "harness tokens", *told
+    if key not in bench.made:
+        for name in options.tasks:
+            how = dict(limit=options.limit, with_chat_template=options.chat_template)
+            _adapter().ask(lm, _loaded(bench, name), **how)
+        bench.made[key] = reader.tokens
+    return bench.made[key]
 
 
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
@@ -66,31 +100,29 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     """
     if model.window:
         return
-    check(model, bench, 0)
-    adapter, options = _adapter(), bench.options.harness
-    max_length = options.max_length or max(bench.lengths)
-    counts = []
+    options, counts = bench.options.harness, []
     counted = dataclasses.replace(
         bench,
         tick=lambda tokens: (counts.append(tokens), bench.tick(tokens)),
         skip=lambda tokens: (counts.append(tokens), bench.skip(tokens)),
     )
-    reader = Reader(_fixed(model, max_length), counted, max_length, options.allow_truncation)
-    lm = adapter.HarnessLM(
-        reader, name=model.tokenizer.fingerprint, chat_template=chat_template(bench.tokenizer_dir)
-    )
+    lm, reader = _lm(Reader, model, counted)
     for name in options.tasks:
         counts.clear()
         watch, loaded = scoring.Stopwatch(bench.journal), _loaded(bench, name)
-        found = adapter.run(
-            lm, loaded, limit=options.limit, with_chat_template=options.chat_template
-        )
+        how = dict(limit=options.limit, with_chat_template=options.chat_template)
+        found = _adapter().run(lm, loaded, **how)
         prompts = {
             f"{task}/{sample['doc_id']}": sample["prompt_hash"]
             for task, samples in sorted(found["samples"].items())
             for sample in samples
         }
-        for length, metrics in _by_length(name, found["results"][name], max_length):
+        by_length = _by_length(name, found, bench) or {
+            reader.max_length: scores(name, found["results"][name])
+        }
+        # lengths of one task are answered together: each has an equal part of the cost
+        cost, seconds = sum(counts) // len(by_length), watch.seconds() / len(by_length)
+        for length, metrics in by_length.items():
             yield Result(
                 suite=f"{SUITE}/{name}",
                 label=model.label,
@@ -99,12 +131,12 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
                 items={
                     "item": list(prompts.values()),
                     "question": list(prompts),
-                    "shots": list(adapter.shots_of(loaded)),
+                    "shots": list(_adapter().shots_of(loaded)),
                 },
                 nll_WT=None,
                 fingerprint=scoring.fingerprint((), *prompts.values()),
-                tokens=sum(counts),
-                seconds=watch.seconds(),
+                tokens=cost,
+                seconds=seconds,
             )
 
 
@@ -139,22 +171,36 @@ def scores(name: str, results: Mapping[str, object]) -> dict[str, float]:
     wanted = LEADERBOARD[name][1] if name in LEADERBOARD else ""
     first = wanted if wanted in metrics else next(iter(metrics))
     error = numbers.get(f"{first}_stderr", math.nan)
-    low, high = (metrics[first] + sign * Z_95 * error for sign in (-1, 1))
+    low, high = (metrics[first] + sign * statistics.Z_95 * error for sign in (-1, 1))
     return {first: metrics[first], "low": low, "high": high} | metrics
 
 
-def _by_length(name: str, results: Mapping[str, object], max_length: int):
-    """Yields (length, metrics): RULER's metrics are called by the lengths they are of."""
-    by_length = {
-        int(key.partition(",")[0]): value
-        for key, value in results.items()
-        if key.partition(",")[0].isdecimal()
-    }
-    if not by_length:
-        yield max_length, scores(name, results)
-    for length, value in sorted(by_length.items()):
-        if value != -1:  # no question of that length
-            yield length, {"score": float(value), "low": math.nan, "high": math.nan}
+def _by_length(name: str, found: Mapping, bench: Bench) -> dict[int, dict[str, float]]:
+    """Returns metrics by length of a task of RULER, whose metrics are called by the lengths they
+    are of; {} for any other task.
+    """
+    made = {}
+    for metric in (key.partition(",")[0] for key in found["results"][name]):
+        if not metric.isdecimal():
+            continue
+        samples = [sample[metric] for sample in found["samples"][name] if metric in sample]
+        values = np.array([value for value in samples if value != -1], np.float64)
+        if len(values):  # else there is no question of that length
+            low, high = statistics.bootstrap_interval(
+                values, num_samples=bench.bootstrap_samples, seed=bench.seed
+            )
+            made[int(metric)] = {"score": float(values.mean()), "low": low, "high": high}
+    return dict(sorted(made.items()))
+
+
+def _lm(kind: type[Reader], model: EvalModel, bench: Bench):
+    """Returns (the adapter, its reader) of a row."""
+    options = bench.options.harness
+    max_length = options.max_length or max(bench.lengths)
+    reader = kind(_fixed(model, max_length), bench, max_length, options.allow_truncation)
+    template = chat_template(bench.tokenizer_dir)
+    name = model.tokenizer.fingerprint
+    return _adapter().HarnessLM(reader, name=name, chat_template=template), reader
 
 
 def _adapter():

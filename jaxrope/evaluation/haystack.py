@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import find_files
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError, TooShort, choose
 from jaxrope.evaluation.items import Item, Request, Task
 
 HEAD = "<|im_start|> This is a very long story book: <book> "
@@ -240,10 +240,12 @@ def _exact_tokens(request: Request, hay: np.ndarray, depth: float) -> tuple[np.n
     tail = tokenizer.encode(TAIL.format(question=options.question))
     room = request.length - options.max_new_tokens - len(head) - len(needle) - len(tail)
     if room < 1:
-        raise InputError(
+        least = request.length - room + 1  # a token of haystack
+        raise TooShort(
             f"eval.lengths: a needle, its question and its answer without a haystack have "
-            f"{request.length - room} tokens, got length {request.length}. Leave it out, or leave "
-            "'niah' out of eval.suites."
+            f"{least - 1} tokens, got length {request.length}. Leave it out, or leave "
+            "'niah' out of eval.suites.",
+            least=least,
         )
     hay = hay[:room]
     place = _place(tokenizer, hay, depth, lambda text: text.endswith("."))
@@ -294,4 +296,4 @@ def _joined(*parts) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
-TASK = Task(make, score, needs_text=True, columns=("depth",))
+TASK = Task(make, score, needs_text=True, columns=("depth",), copying_scores=True)

@@ -55,6 +55,7 @@ class Request:
       seed: of everything that is drawn.
       documents: held-out data.TokenDocuments, or None.
       options: the suite's own section of config.eval.
+      kept: what was read for one request, for the next one.
     """
 
     tokenizer: Any
@@ -63,6 +64,7 @@ class Request:
     seed: int
     documents: Any
     options: Any
+    kept: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,18 +74,19 @@ class Task:
     Attributes:
       make: the items of a request; raises InputError when they cannot fit.
       score: (text the model wrote, item) -> 0 to 1.
-      chance: mean score of a model that answers at random.
       stops: texts at which an answer ends; they are no part of it.
       needs_text: whether it uses documents (config.data.eval_files).
       columns: names in Item.about whose cells are drawn against length, such as ("depth",).
+      copying_scores: words count that stand all over the text, so that whoever goes on with it has
+        points for nothing: what that is, is chance; else chance is 0.
       exceeds: prompts may have more tokens than the length they are named for: what a benchmark
         that counts in characters, or with another tokenizer, makes of it.
     """
 
     make: Callable[[Request], list[Item]]
     score: Callable[[str, Item], float]
-    chance: float = 0.0
     stops: tuple[str, ...] = ()
     needs_text: bool = False
     columns: tuple[str, ...] = ()
+    copying_scores: bool = False
     exceeds: bool = False

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxrope.data.needles import GRASS
 from jaxrope.data.tokenizer import continuation
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluation import scoring, statistics
 from jaxrope.evaluation.scoring import Bench, EvalModel, Result
 
@@ -170,9 +170,10 @@ def _make_trial(tokenizer, fill, *, key: str, depth: float, length: int) -> Tria
     answer = continuation(tokenizer, QUESTION, f" {key}")
     room = length - sum(map(len, (opening, key_line, question, answer)))
     if room < 0:
-        raise InputError(
+        raise TooShort(
             f"eval.lengths: a pass key prompt without filler has {length - room} tokens, "
-            f"got length {length}. Leave it out, or leave 'passkey' out of eval.suites."
+            f"got length {length}. Leave it out, or leave 'passkey' out of eval.suites.",
+            least=length - room,
         )
     before = round(depth * room)
     filler_before, filler_after = fill(depth, before, room - before)

@@ -18,7 +18,7 @@ import random
 import re
 
 from jaxrope.data.needles import GRASS
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluation.fitting import num_tokens
 from jaxrope.evaluation.items import Item, Request, Task
 from jaxrope.evaluation.passkey import KEY_LINE, OPENING, QUESTION
@@ -127,10 +127,11 @@ def _checked(request: Request):
         )
     needed = _own_tokens(request.tokenizer) + MAX_NEW_TOKENS
     if needed > request.length:
-        raise InputError(
+        raise TooShort(
             f"eval.lengths: a pass key prompt without filler and its answer have {needed} tokens, "
             f"got length {request.length}. Leave it out, or leave 'passkey_longrope' and "
-            "'passkey_yarn' out of eval.suites."
+            "'passkey_yarn' out of eval.suites.",
+            least=needed,
         )
     return options
 

@@ -16,7 +16,7 @@ from collections.abc import Callable
 
 from jaxrope.data.words import ADJECTIVES, NOUNS
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation.fitting import most_units, num_tokens
+from jaxrope.evaluation.fitting import check_least, most_units, num_tokens
 from jaxrope.evaluation.items import Item, Request, Task
 
 KV_HEAD = "Extract the value corresponding to the specified key in the JSON object below.\n\n"
@@ -145,6 +145,8 @@ def _fitting(
         )
     if not asked:
         sizes = dict(limit=limit, least=least, setting=suite)
+        shortest = _longest(items_fn(least, request.count))
+        check_least(shortest, limit=limit, setting=suite)
         # one item is soon tried; the others have nearly its size
         guess = most_units(lambda n: _longest(items_fn(n, 1)), **sizes)
         asked = most_units(lambda n: _longest(items_fn(n, request.count)), **sizes, guess=guess)

@@ -83,7 +83,8 @@ class Bench:
       options: config.eval, read only: the sections of suites that have one.
       journal: what was answered before, and where answers are kept.
       skip: is told how many tokens of a batch need not be read, since the journal has it.
-      made: questions that were made for one row, for the next one (answering.questions).
+      made: questions that were made for one row, for the next one (answering.questions), and
+        what was read for them ("files").
       tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
     """
 
@@ -127,8 +128,11 @@ class Result:
       fingerprint: of the tokens scored: equal for two rows that answered the same items.
       tokens: forward tokens it took.
       seconds: wall time it took, the first use of a shape with its compilation.
-      chance: the score of a model that answers at random; None: it has no such thing.
+      chance: the score of a model that answers at random, or goes on with the text as if it were
+        not asked; None: there is no such thing.
       columns: names in `items` whose cells are drawn against length, such as ("depth",).
+      weights: digest of them: rows with the same are one model, whatever their factors.
+      original_len: tokens that model was trained on; None: not told.
     """
 
     suite: str
@@ -142,6 +146,8 @@ class Result:
     seconds: float
     chance: float | None = None
     columns: tuple[str, ...] = ()
+    weights: str = ""
+    original_len: int | None = None
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))

@@ -58,6 +58,8 @@ def record(results: Sequence[Result], found: Differences, *, baseline: str) -> l
             "tokens_per_second": round(result.tokens / result.seconds, 1),
             "chance": result.chance,
             "columns": list(result.columns),
+            "weights": result.weights,
+            "original_len": result.original_len,
         }
         difference = found.get((result.label, result.length))
         if result.nll_WT is not None and difference:

@@ -51,6 +51,7 @@ def request(name: str, *, tokenizer, bench, length: int) -> Request:
         seed=bench.seed,
         documents=bench.documents,
         options=options,
+        kept=bench.made.setdefault("files", {}),
     )
 
 

@@ -138,7 +138,7 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
     if not config.eval.suites:
         return
     bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
-    evaluation.chosen(bench, config.eval.suites)  # refuses unknown names
+    names = evaluation.chosen(bench, config.eval.suites)  # refuses unknown names
     for name in config.eval.methods:
         _check_method(stage, known, "eval.methods", name)
     for entry in config.eval.checkpoints:
@@ -148,7 +148,8 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
                 _check_method(stage, known, "eval.checkpoints", entry[2])
     if evaluation.needs_text(bench, config.eval.suites):
         _check_text(config, "eval_files")
-    longest, asked = _longest(stage, known), config.eval.window or max(config.eval.lengths)
+    lengths = [length for name in names for length in evaluation.bench_of(name, bench).lengths]
+    longest, asked = _longest(stage, known), config.eval.window or max(lengths)
     if longest and asked > longest:
         raise InputError(
             f"eval.lengths has {asked:,} tokens, but its rope ends at {longest:,}. Leave out what "

@@ -34,6 +34,13 @@ DEPENDS_ON = {  # the sections and keys that change what a kind of stage leaves
     "evaluate": _COMMON,
 }
 MEASURES = ("eval", "data.eval_files")  # they change no more than its evaluation
+TAUGHT = (  # of the section data, which no stage but "train" reads
+    "data.mode",
+    "data.needle_keys",
+    "data.needle_share",
+    "data.needle_weight",
+    "data.short_share",
+)
 FREE = (  # they change memory, time and lines of logs
     "data.cache_dir",
     "forward.attention",
@@ -62,6 +69,7 @@ def settings(stage: Stage) -> dict[str, Any]:
         for key, value in experiment.dotted_keys(stage.config).items()
         if not isinstance(value, ConfigDict) and _is_in(key, wanted) and not _is_in(key, FREE)
         if stage.config.eval.suites or not _is_in(key, MEASURES)
+        if _is_read(stage, key)
     }
     return json.loads(json.dumps(found, default=lambda value: value.to_dict()))
 
@@ -132,7 +140,8 @@ def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later:
     Raises:
       InputError: what differs, before and now.
     """
-    before, now = found["config"], settings(stage)
+    before = {key: value for key, value in found["config"].items() if _is_read(stage, key)}
+    now = settings(stage)
     changed = [
         key
         for key in {**before, **now}
@@ -161,6 +170,10 @@ def _content(stage: Stage, known: Mapping[str, str]) -> dict[str, Any]:
         "config": settings(stage),
         "made_from": {name: known[name] for name in stage.uses},
     }
+
+
+def _is_read(stage: Stage, key: str) -> bool:
+    return stage.kind == "train" or key not in TAUGHT
 
 
 def _is_chosen(stage: Stage, key: str) -> bool:

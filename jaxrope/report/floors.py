@@ -1,6 +1,8 @@
 """Tasks that a model cannot do even inside its own window: said in one sentence, and not drawn.
 
-A curve or a map of them would look like a failure beyond the window, which it is not.
+A curve or a map of them would look like a failure beyond the window, which it is not. A model is
+its weights: rows that differ in their factors alone are judged together, so that factors which
+fail where the model's own do not are drawn as the failure that they are.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,41 +12,53 @@ Row = Mapping[str, Any]
 
 
 def labels(rows: Sequence[Row], original_len: int | None) -> list[str]:
-    """Returns the labels that are at floor, in order: each measured inside the window at one length
-    at least, and at none of them above chance by the lower end of its 95% interval.
+    """Returns the labels that are at floor, in order: those of a model that was measured inside its
+    own window and is at no length there above chance, by the lower end of its 95% interval.
 
     Args:
-      rows: of eval.json, of one suite.
-      original_len: tokens the model was trained on; None = not known, then none is at floor.
+      rows: of eval.json, of one suite. Each says what its model is and was trained on ("weights",
+        "original_len"); in older files each label is a model.
+      original_len: tokens the model was trained on, where a row does not say it; None = not known,
+        then such a row is not at floor.
     """
-    return [
-        label for label, own in _inside(rows, original_len).items() if not any(map(_above, own))
-    ]
+    inside = _inside(rows, original_len)
+    models = {label: _model(own[0]) for label, own in inside.items()}
+    able = {models[label] for label, own in inside.items() if any(map(_above, own))}
+    return [label for label, model in models.items() if model not in able]
 
 
 def sentence(rows: Sequence[Row], original_len: int | None) -> str:
     """Returns which labels are at floor, with the numbers that say so; "" if none is."""
     inside = _inside(rows, original_len)
-    told = []
+    told, windows, chances = [], {}, {}
     for label in labels(rows, original_len):
         row = max(inside[label], key=lambda row: row["length"])
         score, low, high = _interval(row)
         told.append(f"{label} {score:.2f} [{low:.2f}, {high:.2f}] at {row['length']:,}")
+        windows[f"{_window(row, original_len):,}"] = chances[f"{row['chance']:.2g}"] = None
     if not told:
         return ""
     return (
-        f"At floor inside the model's own window of {original_len:,} tokens, not above chance "
-        f"({rows[0]['chance']:g}), and not drawn: {', '.join(told)}."
+        f"At floor inside the model's own window of {' or '.join(windows)} tokens, not above "
+        f"chance ({' or '.join(chances)}), and not drawn: {', '.join(told)}."
     )
 
 
 def _inside(rows: Sequence[Row], original_len: int | None) -> dict[str, list[Row]]:
     found: dict[str, list[Row]] = {}
     for row in rows:
-        known = row.get("chance") is not None and original_len
-        if known and row["length"] <= original_len:
+        window = _window(row, original_len)
+        if row.get("chance") is not None and window and row["length"] <= window:
             found.setdefault(row["label"], []).append(row)
     return found
+
+
+def _window(row: Row, original_len: int | None) -> int | None:
+    return row.get("original_len") or original_len
+
+
+def _model(row: Row) -> str:
+    return row.get("weights") or row["label"]
 
 
 def _above(row: Row) -> bool:

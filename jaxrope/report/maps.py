@@ -5,6 +5,7 @@ Colours and scale are those of Fu et al. (2024, "Data Engineering for Scaling La
 """
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -67,9 +68,10 @@ def draw(ax, shown: Map, original_len: int | None) -> None:
     colours = LinearSegmentedColormap.from_list("retrieval", COLOURS)
     height, width = shown.cells.shape
     edges = np.arange(width + 1), np.arange(height + 1)
-    mesh = ax.pcolormesh(*edges, shown.cells, cmap=colours, vmin=0, vmax=1)
+    border = dict(edgecolors="grey", linestyle="--", linewidth=0.5)
+    mesh = ax.pcolormesh(*edges, shown.cells, cmap=colours, vmin=0, vmax=1, **border)
     ax.invert_yaxis()  # depth 0, the beginning of the text, is at the top
-    ax.grid(True, color="grey", linestyle="--", linewidth=0.5, alpha=0.5)
+    ax.grid(False)
     ax.set_xticks(np.arange(width) + 0.5, [f"{n:,}" for n in shown.lengths], rotation=45)
     ax.set_yticks(np.arange(height) + 0.5, shown.names)
     inside = sum(n <= original_len for n in shown.lengths) if original_len else 0
@@ -82,7 +84,12 @@ def draw(ax, shown: Map, original_len: int | None) -> None:
 def say(ax, text: str) -> None:
     """Writes a sentence where there is nothing to draw."""
     ax.set_axis_off()
-    ax.text(0, 0.9, text, transform=ax.transAxes, wrap=True, va="top", fontsize=9)
+    write(ax, text, (0.0, 0.9))
+
+
+def write(ax, text: str, place: tuple[float, float]) -> None:
+    """Writes a sentence in lines that fit into a panel, from a place in shares of it downwards."""
+    ax.text(*place, textwrap.fill(text, 60), transform=ax.transAxes, va="top", fontsize=8)
 
 
 def _map(rows: Sequence[Row], title: str, column: str) -> Map:

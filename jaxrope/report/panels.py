@@ -100,19 +100,23 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
     draw_by_length(ax, curves, original_len)
     ax.set(title=title, ylabel=unit, ylim=(-0.05, 1.05))
     if said:
-        ax.text(0.02, 0.5, said, transform=ax.transAxes, wrap=True, va="center", fontsize=7.5)
+        maps.write(ax, said, (0.02, 0.55))
 
 
 def needle_rows(rows) -> list[Row]:
     """Returns the rows of suites "needle-K" as those of one suite; where there are several K, a
-    label says its own."""
+    label says its own, and what a model can do (see floors) is judged for each K by itself."""
     some = [row for row in rows if row["suite"].startswith("needle-")]
     many = len({row["suite"] for row in some}) > 1
 
     def label(row):
         return f"{row['label']}, {row['suite'].removeprefix('needle-')} keys"
 
-    return [{**row, "suite": "needle"} | ({"label": label(row)} if many else {}) for row in some]
+    def own(row):
+        model = row.get("weights") or row["label"]
+        return {"label": label(row), "weights": f"{model} {row['suite']}"} if many else {}
+
+    return [{**row, "suite": "needle"} | own(row) for row in some]
 
 
 def _curve(rows, values_fn):

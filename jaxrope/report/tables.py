@@ -15,14 +15,19 @@ Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is t
 
 
 def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -> list[Table]:
-    """Returns a table for each suite, and one of the differences from the baseline.
+    """Returns a table for each suite, one of the tasks of lm-evaluation-harness, and one of the
+    differences from the baseline.
 
     Args:
       rows: of eval.json.
       original_len: tokens the model was trained on; a title says what is at floor within them.
     """
     made = []
-    for suite in dict.fromkeys(row["suite"] for row in rows):
+    tasks = [row for row in rows if row["suite"].startswith("harness/")]
+    tasks = [row for row in tasks if "score" not in row["metrics"]]  # those of RULER have lengths
+    if tasks:
+        made.append(_harness_table(tasks))
+    for suite in dict.fromkeys(row["suite"] for row in rows if row not in tasks):
         chosen = [row for row in rows if row["suite"] == suite]
         name = next(iter(chosen[0]["metrics"]))
         title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
@@ -98,6 +103,27 @@ def number(value: float | None) -> str:
     return f"{value:.2f}" if value < 10_000 else f"{value:.3g}"
 
 
+def _harness_table(rows: Sequence[Row]) -> Table:
+    """Returns a row for each label, and a column for each task with the metric that is shown."""
+    suites = list(dict.fromkeys(row["suite"] for row in rows))
+    scored = {(row["label"], row["suite"]): row for row in rows}
+    first = {row["suite"]: next(iter(row["metrics"])) for row in rows}
+    shots = {row["suite"]: ", ".join(map(str, row["items"]["shots"])) for row in rows}
+    heads = [f"{s.removeprefix('harness/')} ({shots[s]} shots): {first[s]}" for s in suites]
+    cells = [["", *heads]]
+    for label in dict.fromkeys(row["label"] for row in rows):
+        own = [scored.get((label, suite)) for suite in suites]
+        cells.append([label, *(_share(row) if row else "" for row in own)])
+    return "Tasks of lm-evaluation-harness [95% interval]", cells
+
+
+def _share(row: Row) -> str:
+    metrics = row["metrics"]
+    score, low, high = next(iter(metrics.values())), metrics["low"], metrics["high"]
+    shown = f"{score:.4f}" if score is not None else "none"
+    return shown if low is None else f"{shown} [{low:.4f}, {high:.4f}]"
+
+
 def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]]:
     lengths = sorted({row["length"] for row in rows})
     by_place = {(row["label"], row["length"]): cell_fn(row) for row in rows}
@@ -111,6 +137,8 @@ def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]
 def _score(row: Row) -> str:
     metrics = row["metrics"]
     score = next(iter(metrics.values()))
+    if metrics.get("n_key_token") == 0:  # of LongPPL
+        return "no key token"
     return f"{number(score)} [{number(metrics['low'])}, {number(metrics['high'])}]"
 
 

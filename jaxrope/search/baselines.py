@@ -268,10 +268,17 @@ def yarn_on_top(
       factor: target length / trained.
       beta_fast, beta_slow: turns.
     """
+    constants = dict(theta=theta, trained=trained, beta_fast=beta_fast, beta_slow=beta_slow)
     if factors_R.ndim > 1:
-        constants = dict(theta=theta, trained=trained, factor=factor)
-        constants |= dict(beta_fast=beta_fast, beta_slow=beta_slow)
+        constants |= dict(factor=factor)
         return np.stack([yarn_on_top(layer_R, **constants) for layer_R in factors_R])
+    return ramp_factors(*yarn_borders(factors_R, **constants), len(factors_R), factor)
+
+
+def yarn_borders(
+    factors_R: np.ndarray, *, theta: float, trained: int, beta_fast: float, beta_slow: float
+) -> tuple[int, int]:
+    """Returns the pairs between which YaRN ramps on top of factors; arguments as `yarn_on_top`."""
     pairs = np.arange(len(factors_R))
     inv_freq_R = rope.base_inv_freq(theta, 2 * len(pairs)) / factors_R
     falling_R = np.minimum.accumulate(np.log(trained * inv_freq_R / (2 * np.pi)))
@@ -286,8 +293,12 @@ def yarn_on_top(
         return float(np.interp(-log_turns, -falling_R, pairs))
 
     low = max(math.floor(pair_of(beta_fast)), 0)
-    high = min(math.ceil(pair_of(beta_slow)), 2 * len(pairs) - 1)
-    ramp_R = np.clip((pairs - low) / (high - low or 0.001), 0, 1)
+    return low, min(math.ceil(pair_of(beta_slow)), 2 * len(pairs) - 1)
+
+
+def ramp_factors(low: int, high: int, num_pairs: int, factor: float) -> np.ndarray:
+    """Returns 1 up to pair `low`, `factor` from `high` on, between them frequencies that ramp."""
+    ramp_R = np.clip((np.arange(num_pairs) - low) / (high - low or 0.001), 0, 1)
     return 1 / (ramp_R / factor + 1 - ramp_R)
 
 

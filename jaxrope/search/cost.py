@@ -7,7 +7,7 @@ import jax
 
 from jaxrope.errors import choose
 from jaxrope.progress import duration
-from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan
+from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan, ramp
 from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
 
 _GIB = 2**30
@@ -28,12 +28,14 @@ def estimate(config) -> str:
     evolved = problem.settings.num_evaluations() if breeds else seeded
     compared = baselines.comparisons(problem.known, problem.attention_factor)
     num_compared = len(compared) if config.search.compare else 0
-    total, batch = evolved + num_compared, problem.per_device * problem.num_groups
-    sloped = descent.tokens(problem)
+    moved = ramp.most_candidates(problem)
+    total, batch = evolved + num_compared + moved, problem.per_device * problem.num_groups
+    sloped = descent.tokens(problem, descent.planned_steps(problem))
     tokens = total * judge.candidate_tokens + sloped
     operations = plan.forward_operations(problem.model, judge.sample_tokens)
     rows = {
-        "candidates": f"{total:,} ({evolved:,} by evolution, {num_compared} baselines)",
+        "candidates": f"{total:,} ({evolved:,} by evolution, {num_compared} baselines"
+        + (f", at most {moved} to move YaRN's ramp)" if moved else ")"),
         "forward tokens": f"{tokens:,} ({judge.num_samples} samples of "
         f"{judge.sample_tokens:,} a candidate" + (f"; {sloped:,} by descents)" if sloped else ")"),
         "operations": f"{operations * tokens / judge.sample_tokens:.2e}",

@@ -17,7 +17,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxrope import sharding
 from jaxrope.errors import InputError
 from jaxrope.progress import Progress
-from jaxrope.search import evaluator, gradient, journal
+from jaxrope.search import evaluator, gradient, journal, ramp
 from jaxrope.search.baselines import Baseline
 from jaxrope.search.genome import Choice
 from jaxrope.search.loop import Bench
@@ -35,17 +35,27 @@ class Found(NamedTuple):
     choice: Choice
 
 
-def tokens(problem: Problem) -> int:
-    """Returns the forward tokens that all descents cost."""
-    settings = problem.gradient
-    if settings is None:
+def tokens(problem: Problem, steps: int) -> int:
+    """Returns the forward tokens that steps of descents cost."""
+    if problem.gradient is None:
         return 0
-    steps = min(settings.starts, len(_seeds(problem))) * settings.steps
-    return COST * steps * settings.batch * problem.objective.sample_tokens
+    return COST * steps * problem.gradient.batch * problem.objective.sample_tokens
+
+
+def planned_steps(problem: Problem) -> int:
+    """Returns the steps of all descents, where YaRN's ramp stays as it is."""
+    settings = problem.gradient
+    return min(settings.starts, len(_seeds(problem))) * settings.steps if settings else 0
+
+
+def steps_in(rows: list[dict]) -> int:
+    """Returns the steps that the journal has."""
+    return sum("descent" in row for row in rows)
 
 
 def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[Found]:
-    """Returns where the descents have ended; none where the method has none.
+    """Returns where the descents have ended, and YaRN with its ramp moved where that is better;
+    none where the method has none.
 
     Args:
       problem: what is searched for.
@@ -60,14 +70,19 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     settings = problem.gradient
     if settings is None:
         return []
-    starts = _starts(problem, compared)[: settings.starts]
+    moved = ramp.run(problem, bench, rows, compared)
+    starts = _starts(problem, moved, compared)[: settings.starts]
     gradient_fn = evaluator.gradient_fn(problem.objective, problem.model, problem.mesh)
     found = []
-    with Progress(len(starts) * settings.steps, unit="steps", start=_count(rows)) as progress:
+    with Progress(len(starts) * settings.steps, unit="steps", start=steps_in(rows)) as progress:
         for i, start in enumerate(starts):
             told_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
             step_fn = functools.partial(_measure, problem, bench, gradient_fn)
             found.append(_descend(problem, bench, rows, start, (step_fn, told_fn)))
+    if moved:
+        bucket = moved.baseline.bucket
+        choice = Choice(np.array(bucket.factors), bucket.start_tokens, bucket.attention_factor)
+        found.append(Found(moved.baseline.name, choice))
     return found
 
 
@@ -138,10 +153,14 @@ def _seeds(problem: Problem) -> list[Baseline]:
     return [known for known in problem.known if known.is_seed]
 
 
-def _starts(problem: Problem, compared: list[dict]) -> list[Baseline]:
-    """Returns the seeds, best first by their fitness with the attention factor of the search."""
+def _starts(problem: Problem, moved: ramp.Moved | None, compared: list[dict]) -> list[Baseline]:
+    """Returns the seeds and what `moved` is, best first by their fitness with the attention factor
+    of the search."""
     fitness = {row["baseline"]: journal.fitness_of(row) for row in compared}  # the last row counts
-    return sorted(_seeds(problem), key=lambda known: fitness[known.name])
+    found = _seeds(problem)
+    if moved:
+        found, fitness["ramp"] = [*found, moved.baseline], moved.fitness
+    return sorted(found, key=lambda known: fitness[known.name])
 
 
 def _bounds(problem: Problem) -> gradient.Bounds:
@@ -166,10 +185,6 @@ def _check(bench: Bench, row: dict, step: int, choice: Choice) -> None:
             "one that this search would ask for there (another version of numpy or jaxrope?). Use "
             "another --workdir."
         )
-
-
-def _count(rows: list[dict]) -> int:
-    return sum("descent" in row for row in rows)
 
 
 def _tell_progress(progress: Progress, name: str, before: int, row: dict) -> None:

@@ -37,17 +37,18 @@ class Settings:
     steps: int
     batch: int
     starts: int
+    ramp_moves: int
     learning_rate: float
     attention_rate: float
     b1: float
     b2: float
 
     def __post_init__(self):
-        for name in ("steps", "batch", "starts"):
+        for name, least in {"steps": 1, "batch": 1, "starts": 1, "ramp_moves": 0}.items():
             value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
                 raise InputError(
-                    f"search.gradient.{name} must be a whole number from 1 on, got {value}."
+                    f"search.gradient.{name} must be a whole number from {least} on, got {value}."
                 )
         limits = {"learning_rate": math.inf, "attention_rate": math.inf, "b1": 1.0, "b2": 1.0}
         for name, limit in limits.items():

@@ -4,6 +4,8 @@ The first line is the header: all that the results depend on. Then, in the order
 
     a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
                       "fitness", ...}
+    a moved ramp     {"ramp", ... as a known method}
+    a step           {"descent", "step", ...}, see descent.py
     a candidate      {"generation", "index", "genome", "factors", "start_tokens",
                       "attention_factor", "losses", "fitness", "failure", "seconds"}
     a batch that     {"event": "out_of_memory", "generation", "batch_size", "seconds"}

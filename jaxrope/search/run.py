@@ -243,7 +243,7 @@ def _provenance(
 ) -> dict[str, Any]:
     """Returns how the factors came about; nothing in it differs between two runs of one search."""
     judge, section = problem.objective, problem.config.search
-    evaluations = len(state.seen_EG) + len(compared)
+    evaluations = len(state.seen_EG) + len(compared) + sum("ramp" in row for row in rows)
     brief = ("baseline", "attention_factor", "fitness")
     return {
         "made_by": "jaxrope search",
@@ -261,7 +261,7 @@ def _provenance(
         "stop_reason": evolution.stop_reason(state),
         "evaluations": evaluations,
         "forward_tokens": evaluations * judge.candidate_tokens
-        + descent.tokens(problem)
+        + descent.tokens(problem, descent.steps_in(rows))
         - journal.spared(rows, judge.num_samples) * judge.sample_tokens,
         "baselines": [{name: row[name] for name in brief} for row in compared],
     }

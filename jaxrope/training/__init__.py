@@ -206,7 +206,7 @@ def _describe(plan: Plan, begun_at: int | None, say: Callable[[str], None]) -> N
     abstract, shardings = abstract_state(plan.program)
     compiled, _ = compile_step(plan, abstract, shardings)
     state = sum(_device_bytes(leaf) for leaf in jax.tree.leaves(abstract))
-    flops = flops_per_token(plan.model, train.seq_len)
+    flops = flops_per_token(plan.model, train.seq_len, plan.program.lora)
     tokens = train.batch_size * train.seq_len
     analysis = compiled.memory_analysis()
     working = analysis.temp_size_in_bytes if analysis else 0

@@ -239,7 +239,8 @@ def _timing(run: Run, step: int) -> dict[str, float | int | None]:
     timing["data_wait_s"] = run.clock.waited / run.clock.steps
     peak = chips.peak_flops(plan.mesh.devices.flat[0])
     if peak:
-        flops = step_lib.flops_per_token(plan.model, plan.config.train.seq_len) * rate
+        seq_len, lora = plan.config.train.seq_len, plan.program.lora
+        flops = step_lib.flops_per_token(plan.model, seq_len, lora) * rate
         timing["mfu"] = flops / (peak * plan.mesh.size)
     timing["eta_s"] = timing["step_s"] * (plan.config.train.steps - step)
     timing["durable_step"] = run.store.durable_step

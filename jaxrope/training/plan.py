@@ -257,12 +257,18 @@ def _with_special_ids(model: llama.LlamaConfig, tokenizer) -> llama.LlamaConfig:
 
 def _bench(config, tokenizer, train_documents):
     """Returns (what is evaluated on the way, or None; remarks)."""
-    if not config.data.eval_files or not config.eval.suites:
-        return None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
+    nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
+    if not config.eval.suites:
+        return nothing
+    bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
+    if not evaluation.needs_text(bench, config.eval.suites):
+        return bench, ()
+    if not config.data.eval_files:
+        return nothing
     held_out = setup.documents(config, config.data.eval_files, tokenizer, setting="data.eval_files")
     shared = data.overlap(train_documents, held_out)
     remarks = [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
-    return evaluation.bench(config.eval, documents=held_out, seed=config.seed), remarks
+    return dataclasses.replace(bench, documents=held_out), remarks
 
 
 def _check_evaluation(plan: Plan) -> None:

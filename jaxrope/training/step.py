@@ -225,15 +225,23 @@ def _choose(good, new, old):
     return jax.tree.map(lambda a, b: jnp.where(good, a, b), new, old)
 
 
-def flops_per_token(config: llama.LlamaConfig, seq_len: int) -> float:
+def flops_per_token(
+    config: llama.LlamaConfig, seq_len: int, lora: lora_lib.Lora | None = None
+) -> float:
     """Returns the arithmetic of one trained token: forward and backward, nothing recomputed.
 
-    6 for each weight of a matrix product and 6 * num_layers * (num_heads * head_dim) * seq_len for
-    attention, whose causal half is counted once (Kaplan et al. 2020, section 2.1, with the causal
-    half; PaLM, appendix B, counts it twice).
+    6 for each weight of a matrix product (4 where it is frozen: it has no gradient of its own) and
+    6 * num_layers * (num_heads * head_dim) * seq_len for attention, whose causal half is counted
+    once (Kaplan et al. 2020, section 2.1, with the causal half; PaLM, appendix B, counts it twice).
     """
-    weights = llama.num_params(config)
-    if not config.tie_embeddings:
-        weights -= config.vocab_size * config.embed_dim  # a look-up is no product
+    parts = lora_lib.split(lora_lib.abstract_params(config, lora, "float32"), lora)
+    trained, frozen = (_product_weights(part, config) for part in parts)
     width = config.num_heads * config.head_dim
-    return 6.0 * weights + 6.0 * config.num_layers * width * seq_len
+    return 6.0 * trained + 4.0 * frozen + 6.0 * config.num_layers * width * seq_len
+
+
+def _product_weights(params: dict, config: llama.LlamaConfig) -> int:
+    weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    if "embed_VD" in params and not config.tie_embeddings:
+        weights -= params["embed_VD"].size  # a look-up is no product
+    return weights

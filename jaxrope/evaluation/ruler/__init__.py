@@ -3,8 +3,8 @@
 For the same tokenizer, length, seed and words the prompts are NVIDIA's to the byte, where their
 scripts need no download (niah_single_1, niah_multikey_2, niah_multikey_3, vt, fwe) and, given the
 same files, in cwe, qa_1 and qa_2. The essay tasks differ by where a sentence ends (sources.py).
-NVIDIA's length counts the prompt and the answer but not bos, which the model reads too: a prompt
-that bos makes a token too long is left as it is, and its answer may be a token shorter.
+NVIDIA's length counts the prompt and the answer but not bos. With bos there may be one token more;
+as the last token of an answer is not read, no place that is read lies beyond the length.
 
     prompts    templates, what is asked for, random numbers
     fit        how large a haystack may be
@@ -13,11 +13,12 @@ that bos makes a token too long is left as it is, and its answer may be a token 
     metrics    scores, effective length, weighted averages
 """
 
+import dataclasses
 from collections.abc import Callable
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError, TooShort, choose
 from jaxrope.evaluation.items import Item, Request, Task
-from jaxrope.evaluation.ruler import counts, metrics, niah, prompts, qa, sources, variables
+from jaxrope.evaluation.ruler import counts, fit, metrics, niah, prompts, qa, sources, variables
 from jaxrope.evaluation.ruler.metrics import summary
 from jaxrope.evaluation.ruler.niah import Needles
 from jaxrope.evaluation.ruler.prompts import Order, Sample, Template
@@ -68,30 +69,39 @@ def chosen(options) -> tuple[str, ...]:
     return tuple(f"ruler/{name}" for name in options.tasks or given)
 
 
-def generate(order: Order, options) -> list[Sample]:
+def generate(order: Order, options, kept: dict | None = None) -> list[Sample]:
     """Returns what NVIDIA's script writes for the task order.name.
 
     Args:
       order: which task, how many questions, how long, which seed.
       options: config.eval.ruler, for the files it names.
+      kept: what was read of them before, and is now.
 
     Raises:
-      InputError: it does not fit, or a file is missing.
+      TooShort: it does not fit.
+      InputError: a file is missing.
     """
-    name = order.name
+    name, kept = order.name, {} if kept is None else kept
+
+    def once(read_fn, paths, *more):
+        key = read_fn.__name__, paths
+        if key not in kept:
+            kept[key] = read_fn(paths, *more)
+        return kept[key]
+
     if name in NEEDLES:
         is_essay = NEEDLES[name].haystack == "essay"
-        essay = sources.read_essay(options.essays, name) if is_essay else None
+        essay = once(sources.read_essay, tuple(options.essays), name) if is_essay else None
         return niah.samples(NEEDLES[name], order, essay)
     if name == "vt":
         return variables.samples(order)
     if name == "cwe":
-        return counts.common_words(order, sources.read_words(options.english_words))
+        return counts.common_words(order, once(sources.read_words, options.english_words))
     if name == "fwe":
         return counts.frequent_words(order)
     if name == "qa_1":
-        return qa.samples(order, sources.read_squad(options.squad, name), "eval.ruler.squad")
-    read = sources.read_hotpotqa(options.hotpotqa, name)
+        return qa.samples(order, once(sources.read_squad, options.squad, name), "eval.ruler.squad")
+    read = once(sources.read_hotpotqa, options.hotpotqa, name)
     return qa.samples(order, read, "eval.ruler.hotpotqa")
 
 
@@ -99,6 +109,7 @@ def make_items(name: str, request: Request) -> list[Item]:
     """Returns the questions of a task, as the runner asks them.
 
     Raises:
+      TooShort: it does not fit; it says which length does.
       InputError: as `generate`, or eval.ruler.samples is below 1.
     """
     if request.count < 1:
@@ -111,17 +122,30 @@ def make_items(name: str, request: Request) -> list[Item]:
         count=request.count,
         seed=request.options.seed,
     )
-    num_bos = 0 if tokenizer.bos_id is None else 1
-    new_tokens = TEMPLATES[name].new_tokens
     return [
         Item(
             prompt=sample.prompt,
             answers=sample.outputs,
-            max_new_tokens=min(new_tokens, request.length - sample.length + new_tokens - num_bos),
+            max_new_tokens=TEMPLATES[name].new_tokens,
             about=_about(name, index, sample),
         )
-        for index, sample in enumerate(generate(order, request.options))
+        for index, sample in enumerate(_generated(order, request))
     ]
+
+
+def _generated(order: Order, request: Request) -> list[Sample]:
+    def at(length: int) -> list[Sample]:
+        told = dataclasses.replace(order, length=length)
+        return generate(told, request.options, request.kept)
+
+    try:
+        return at(order.length)
+    except TooShort:
+        key = "ruler least", order.name, order.length, order.count
+        if key not in request.kept:
+            request.kept[key] = fit.least_length(at, order.length)
+        new_tokens, least = TEMPLATES[order.name].new_tokens, request.kept[key]
+        raise fit.refusal(order, None, new_tokens, least=least) from None
 
 
 def _about(name: str, index: int, sample: Sample) -> dict[str, float | int | str]:
@@ -153,6 +177,8 @@ TASKS: dict[str, Task] = {
         make=_maker(name),
         score=metrics.match_part if template is prompts.QA else metrics.match_all,
         columns=("depth",) if _has_depth(name) else (),
+        copying_scores=template in (prompts.COMMON_WORDS, prompts.FREQUENT_WORDS),
+        exceeds=True,  # by bos
     )
     for name, template in TEMPLATES.items()
 }

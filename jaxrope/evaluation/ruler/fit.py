@@ -6,13 +6,14 @@ sizes are tried in the same order.
 
 from collections.abc import Callable
 
-from jaxrope.errors import InputError
+from jaxrope.errors import TooShort
 from jaxrope.evaluation.ruler.prompts import Order, Sample, Template, Unmade
 
 # Draws of the smallest haystack. Their lengths vary, so one that is too long may be followed by one
 # that fits, which NVIDIA's loop waits for: after FEW draws so does this, up to MANY, where what is
 # missing is no more than lengths vary by.
 FEW, MANY = 50, 200
+_UNIT = 16  # tokens by which the shortest length that fits is told
 
 Make = Callable[[int], tuple[str, list[str]]]  # units of haystack -> (prompt, answers)
 
@@ -80,7 +81,7 @@ def samples(
       step: units taken away; a haystack of `step` units or fewer is not made smaller.
 
     Raises:
-      InputError: a question does not fit.
+      TooShort: a question does not fit.
     """
     return [_sample(make, order, template, index, units, step) for index in range(order.count)]
 
@@ -114,17 +115,50 @@ def _hopeless(smallest: list[int | None], length: int) -> bool:
     return min(known) - length > max(known) - min(known)
 
 
-def refusal(order: Order, shortest: int | None, new_tokens: int) -> InputError:
+def least_length(make_fn: Callable[[int], object], length: int) -> int | None:
+    """Returns a length at which questions can be made: a multiple of 16 tokens beyond `length`, the
+    shortest one as far as bisection finds it; None if there is none up to 16 times `length`.
+
+    Args:
+      make_fn: makes all questions of a length; raises TooShort if it cannot.
+      length: tokens, at which it cannot.
+    """
+
+    def fits(units: int) -> bool:
+        try:
+            make_fn(_UNIT * units)
+        except TooShort:
+            return False
+        return True
+
+    low = length // _UNIT
+    high = low + 1
+    while not fits(high):
+        low, high = high, 2 * high - length // _UNIT + 1
+        if high * _UNIT > 16 * max(length, _UNIT):
+            return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if fits(middle) else (middle, high)
+    return high * _UNIT
+
+
+def refusal(
+    order: Order, shortest: int | None, new_tokens: int, *, least: int | None = None
+) -> TooShort:
     """Returns the error of a task that a length has no room for.
 
     Args:
       order: what was asked for.
       shortest: tokens of the shortest prompt that was tried, with its answer; None if unknown.
       new_tokens: of the answer.
+      least: tokens with which it fits; None if unknown.
     """
     needs = f"its shortest prompt takes {shortest}" if shortest else "it takes more"
-    return InputError(
+    needs = f"it does into {least}" if least else needs
+    return TooShort(
         f"eval.lengths: ruler/{order.name} does not fit into {order.length} tokens, "
         f"{new_tokens} of them for the answer: {needs}. Give longer lengths, or leave it out of "
-        "eval.ruler.tasks."
+        "eval.ruler.tasks.",
+        least=least,
     )

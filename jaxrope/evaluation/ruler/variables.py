@@ -25,8 +25,8 @@ def samples(order: Order) -> list[Sample]:
         then never ends), or a question does not fit.
     """
     draws = Draws(order.seed)
-    example = _example(order, draws)
-    kept = order.count_tokens(example) + VARIABLES.new_tokens
+    worked = example(order, draws)
+    kept = order.count_tokens(worked) + VARIABLES.new_tokens
     step = 5 if order.length < SHORT else 10
 
     def make(units: int) -> tuple[str, list[str]]:
@@ -34,14 +34,18 @@ def samples(order: Order) -> list[Sample]:
 
     def make_with_example(index: int, units: int) -> tuple[str, list[str]]:
         text, names = make(units)
-        return f"{_renamed(example, draws)}\n{text}", names
+        return f"{_renamed(worked, draws)}\n{text}", names
 
     units = fit.largest(make, order, step=step, kept=kept)
     return fit.samples(make_with_example, order, VARIABLES, units=units, step=step)
 
 
-def _example(order: Order, draws: Draws) -> str:
-    """Returns the worked example: its names have three letters, its value is 12345."""
+def example(order: Order, draws: Draws) -> str:
+    """Returns the worked example: its names have three letters, its value is 12345.
+
+    Raises:
+      InputError: it has more than 500 tokens, whatever is drawn.
+    """
 
     def make(units: int) -> tuple[str, list[str]]:
         return _prompt(draws, units, letters=3, value=EXAMPLE_VALUE)

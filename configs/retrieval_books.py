@@ -1,0 +1,54 @@
+"""Retrieval against length, to sixteen times the window of books-6m: none, PI, NTK, YaRN, searched, fine-tuned.
+
+  python train.py --config=configs/retrieval_books.py --workdir=runs/retrieval_books
+
+needs runs/recipe_books, made by configs/recipe_books.py, for the row "fine-tuned"; with another one --config=configs/retrieval_books.py:FOLDER.
+Searches factors of the untrained model for 1,024, 2,048, 4,096 and 8,192 tokens, joins them (each length takes the shortest that has it) and
+measures six rows: pass keys and one of six needles from 256 tokens on, RULER's needles from 512 on, for a prompt of theirs with the 128 tokens of
+its answer has more than 256. runs/retrieval_books/compare has eval.md (tables with intervals and the cost in tokens per second), eval.png (curves)
+and eval_maps.png (length x depth). --dry_run says what each stage takes; --config=configs/retrieval_books.py:tiny is to see it run.
+"""
+
+from configs import base
+
+MODEL = "../shared/models/books-6m"
+LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
+TARGETS = LENGTHS[2:]
+# What is spent: steps and judging samples of a search, and items of each suite at each length.
+BUDGETS = {
+    "whole": dict(steps=30, samples=4, passkeys=24, needles=48, ruler=24),
+    "tiny": dict(steps=1, samples=1, passkeys=2, needles=2, ruler=1),
+}
+
+
+def get_config(recipe="runs/recipe_books"):
+    """Returns the configuration; `recipe` is the workdir of a finished recipe, or "tiny", which has no fine-tuned row."""
+    is_tiny = recipe == "tiny"
+    spent = BUDGETS["tiny" if is_tiny else "whole"]
+    targets = TARGETS[:1] if is_tiny else TARGETS
+    config = base.get_config()
+    config.model = base.checkpoint_model(MODEL)
+    config.data.train_files = ("../shared/books/train/*.txt",)
+    config.data.eval_files = ("../shared/books/val/*.txt",)
+    config.search.method = "gradient"
+    config.search.gradient.steps, config.search.gradient.batch = spent["steps"], 2
+    config.search.start_tokens = (0,)
+    config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
+    config.search.objective = dict(name="perplexity", num_samples=spent["samples"], offset_tokens=20_000)
+    config.eval.suites = ()
+    config.eval.lengths = LENGTHS[: len(targets) + 2]
+    config.eval.methods = ("pi", "ntk", "yarn")
+    config.eval.batch_tokens = 32_768
+    config.eval.passkey_trials, config.eval.needle_trials = spent["passkeys"], spent["needles"]
+    config.eval.ruler.tasks = ("niah_single_1", "niah_multikey_2")
+    config.eval.ruler.lengths = LENGTHS[1 : len(targets) + 2]
+    config.eval.ruler.samples = spent["ruler"]
+    extended = (("searched", "{searched}", "model"),)
+    if not is_tiny:
+        extended += (("fine-tuned", f"{recipe}/join", "model"),)
+    config.recipe = (
+        *((f"search_{target}", "search", (("target_len", target),)) for target in targets),
+        ("searched", "join", (("join.ropes", tuple(f"{{search_{target}}}" for target in targets)),)),
+        ("compare", "evaluate", (("eval.suites", ("passkey", "needle", "ruler")), ("eval.checkpoints", extended))),
+    )
+    return config

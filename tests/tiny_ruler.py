@@ -1,0 +1,41 @@
+"""RULER as tests ask it: small files for every task, and what is made of them."""
+
+import hashlib
+import json
+
+from ruler_files import write_english_words, write_essay, write_hotpotqa, write_squad
+
+from configs import base
+from jaxrope.evaluation import ruler, tasks
+from jaxrope.evaluation.items import Request
+from jaxrope.evaluation.ruler.prompts import Order
+
+
+def make_options(folder):
+    """config.eval.ruler that names small files for every task."""
+    section = base.get_config().eval.ruler
+    section.samples = 3
+    section.essays = (str(write_essay(folder / "essay.json")),)
+    section.squad = str(write_squad(folder / "squad.json"))
+    section.hotpotqa = str(write_hotpotqa(folder / "hotpotqa.json"))
+    section.english_words = str(write_english_words(folder / "words.json"))
+    return section
+
+
+def generate(tokenizer, options, task, length, *, seed=42, count=3):
+    return ruler.generate(order(tokenizer, task, length, seed=seed, count=count), options)
+
+
+def order(tokenizer, task, length, *, seed=42, count=3):
+    counter = lambda text: len(tokenizer.encode(text))  # noqa: E731
+    return Order(name=task, count_tokens=counter, length=length, count=count, seed=seed)
+
+
+def digest(samples):
+    lines = [[s.input, list(s.outputs), s.length, s.answer_prefix] for s in samples]
+    return hashlib.sha256(json.dumps(lines).encode("ascii")).hexdigest()
+
+
+def items(tokenizer, options, task, length, *, count=3):
+    asked = Request(tokenizer, length, count, seed=9, documents=None, options=options)
+    return tasks.TASKS[f"ruler/{task}"].make(asked)

@@ -1,0 +1,35 @@
+"""Tasks that are answered by generation, asked on the way through training."""
+
+import pytest
+
+from jaxrope import training
+from jaxrope.evaluation.items import Item, Task
+from jaxrope.evaluation.tasks import SECTIONS, TASKS
+from tests import tiny_run
+
+
+def make(request):
+    return [Item("abcdefgh"[i:], ("a",), 3, {}) for i in range(request.count)]
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    """Four steps of training, without held-out text, on all devices of the mesh."""
+    monkeypatch.setitem(TASKS, "letters", Task(make, lambda text, item: float(len(text) > 0)))
+    monkeypatch.setitem(SECTIONS, "letters", lambda options: options.letters)
+    tiny_run.write_texts(tmp_path / "texts")
+    config = tiny_run.make_config(tmp_path / "texts")
+    config.data.eval_files = ()
+    config.train.update(steps=4, eval_every=2)
+    config.eval.suites = ("letters",)
+    config.eval.letters = dict(trials=5)
+    return config
+
+
+def test_train_asks_a_task_as_it_asks_any_suite(config, tmp_path):
+    assert training.train(config, tmp_path / "run") == 0
+    found = {row["step"]: row["eval"] for row in tiny_run.rows(tmp_path / "run") if "eval" in row}
+    assert list(found) == [2, 4]
+    assert all(list(scores) == ["letters/32"] for scores in found.values())
+    assert all(0 <= scores["letters/32"] <= 1 for scores in found.values())
+    assert not (tmp_path / "run" / "items.jsonl").exists()  # other weights at every step
