@@ -6,7 +6,7 @@ import pytest
 from jaxrope import llama
 from jaxrope.analysis import answers, texts
 from jaxrope.errors import InputError
-from tests.analysis_heads_test import SETTINGS, attention_of, loud
+from tests.tiny_heads import SETTINGS, attention_of, loud
 
 LENGTH = 41  # more than the trained length
 

@@ -16,8 +16,8 @@ from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.search import attention_objective, baselines, evaluator, objective
 from tests import search_config
-from tests.analysis_heads_test import attention_of, loud
 from tests.search_evaluator_test import make, mesh_of
+from tests.tiny_heads import attention_of, loud
 
 LENGTH, TRAINED = 560, 430
 SHIFT = dict(

@@ -9,7 +9,7 @@ from pathlib import Path
 import browser
 import pytest
 import report_attention_test
-import report_test
+import tiny_report
 
 from jaxrope.report import __main__ as program
 
@@ -30,7 +30,7 @@ CHECK = CHECK.replace("LEAST_CONTRAST", str(LEAST_CONTRAST))
 def page(tmp_path_factory):
     """A page of a search, a training, an evaluation with a map and a text at floor, attention."""
     folder = tmp_path_factory.mktemp("workdirs")
-    for part in (workdirs := report_test.write_workdirs(folder)):
+    for part in (workdirs := tiny_report.write_workdirs(folder)):
         assert part.is_dir()
     third = folder / "attention"
     third.mkdir()

@@ -1,0 +1,252 @@
+"""From workdirs to sections and lines: what programs wrote is told, and nothing that is broken."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxrope import rope
+from jaxrope.errors import InputError
+from jaxrope.report import (
+    collect,
+    comparison,
+    evaluations,
+    page,
+    ropes,
+)
+from tests.tiny_report import (
+    LABELS,
+    lines_of,
+    names_of,
+    row,
+    write_workdirs,
+)
+
+
+@pytest.fixture
+def workdirs(tmp_path):
+    return write_workdirs(tmp_path)
+
+
+def test_the_summary_comes_first_and_says_what_was_found(workdirs):
+    first, second = (collect.collect(folder).lines for folder in workdirs)
+    search, training = first
+    assert search["What"] == "search" and search["Window"] == "to 4,096"
+    assert search["Perplexity"] == "56.00 (yarn 60.00) of the search"
+    assert search["Cost"] == "1m30s, 123,456 forward tokens"
+    assert training["What"] == "training, loss 3.990 → 3.600"
+    assert (training["Window"], training["Cost"]) == ("rows of 512", "40 steps, 2,560 tokens")
+    assert [line["What"] for line in second] == [f"evaluation, {n}" for n in LABELS]
+    none, yarn, mine = second
+    assert none["Window"] == "512 → 4,096" and none["Model"] == "base"
+    assert (none["Perplexity"], mine["Perplexity"]) == ("107.10 at 4,096", "inf at 4,096")
+    assert (yarn["Pass key"], mine["Pass key"]) == ("1.00 at 512", "")
+    assert none["Cost"] == "14s, 7,000 forward tokens" and yarn["Cost"] == ""
+
+
+def test_every_figure_says_in_words_what_it_shows(workdirs):
+    folders = [collect.collect(folder).folder for folder in workdirs]
+    alts = [one.alt for folder in folders for part in folder.sections for one in part.figures]
+    assert any("best 56.00 after 5" in alt for alt in alts)
+    assert any("At 4,096 tokens: none 107.10, yarn 40.30" in alt for alt in alts)
+    assert any("from 3.990 to 3.600 in 40 steps" in alt for alt in alts)
+    assert all(len(alt) > 30 for alt in alts)
+
+
+def test_two_figures_on_a_page_keep_their_own_shapes():
+    figure = page.Figure("n", None, "", "", [])
+    drawn = page.Drawn('<svg><path id="m"/><use href="#m"/><g clip-path="url(#m)"/></svg>', [])
+    section = page.Section("t", [], [figure, figure], "", {})
+    folder = page.Folder("x", "x", [], [section])
+    html = page.render("t", "", [["a"]], [folder], {(0, 0, 0): drawn, (0, 0, 1): drawn})
+    assert 'id="f0s0g0-m"' in html and 'href="#f0s0g1-m"' in html and "url(#f0s0g1-m)" in html
+
+
+def test_a_score_stands_above_its_interval_and_a_workdir_is_a_link():
+    assert page._cell("-0.02 [-0.03, -0.01]*") == "-0.02*<small>[-0.03, -0.01]</small>"
+    assert page._cell("#1 <run>") == '<a href="#f1">&lt;run&gt;</a>'
+    assert page._cell("37.26 at 8,192") == "37.26 at\u00a08,192"
+    assert page._cell(None) == ""
+
+
+def test_what_cannot_be_shown_is_refused(tmp_path, workdirs):
+    with pytest.raises(InputError, match="nowhere: no such folder"):
+        collect.collect(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="has none of result.json, .*, nor has a folder in it"):
+        collect.collect(tmp_path / "empty")
+    for text in ("{}", "[]", "{", '{"rows": []}'):
+        (workdirs[1] / "eval.json").write_text(text)
+        with pytest.raises(InputError, match="eval.json is not what its program writes"):
+            collect.collect(workdirs[1])
+    (workdirs[0] / "metrics.jsonl").write_text('{"step": 1}\n')
+    with pytest.raises(InputError, match="metrics.jsonl is not what its program writes"):
+        collect.collect(workdirs[0])
+
+
+@pytest.fixture
+def recipe(tmp_path, workdirs):
+    """A recipe of four stages, one of them not run; two searches and an evaluation."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    first, second = workdirs
+    (first / "metrics.jsonl").unlink()
+    (first / "config.json").unlink()
+    for name in ("search_b", "search_a"):
+        shutil.copytree(first, folder / name)
+    shutil.copytree(second, folder / "compare")
+    content = json.loads((second / "eval.json").read_text())
+    content["command"] = "python train.py --config=r.py --workdir=run"
+    (folder / "compare" / "eval.json").write_text(json.dumps(content))
+    done = {"seconds": 3600.0, "forward_tokens": 1000, "trained_tokens": 0}
+    stages = [
+        {"name": "search_b", "kind": "search", "uses": [], **done},
+        {"name": "search_a", "kind": "search", "uses": ["search_b"], **done},
+        {"name": "tuned", "kind": "train", "uses": []},
+        {"name": "compare", "kind": "evaluate", "uses": ["search_a"], **done},
+    ]
+    told = {"format": "jaxrope.recipe/1", "stages": stages}
+    (folder / "recipe.json").write_text(json.dumps(told))
+    return folder
+
+
+def test_a_recipe_is_one_line_and_expands_into_its_stages(recipe):
+    found = collect.collect(recipe)
+    stages = [section.stage for section in found.folder.sections]
+    assert stages == ["compare", "search_a", "search_b"]  # the result first, and what it is of
+    first, *others = found.lines
+    assert first["What"] == "recipe of 3 of 4 stages, none" and len(others) == 2
+    assert first["Cost"] == "3h00m, 3,000 forward tokens"
+    assert first["Perplexity"] == "107.10 at 4,096" and others[0]["What"] == "yarn"
+    facts = {name: (value, remark) for name, value, remark in found.folder.facts}
+    assert facts["Window"][0] == "512 → 4,096"
+    assert facts["Perplexity"] == ("107.10", "at 4,096; yarn 40.30; mine & <co> inf")
+    commands = [section.command for section in found.folder.sections]
+    assert commands[1:] == [
+        f"python train.py --config=r.py --workdir=run --config.stages={name}"
+        for name in ("search_a", "search_b")
+    ]
+
+
+def test_a_folder_of_workdirs_expands_too(tmp_path, workdirs):
+    found = collect.collect(tmp_path)
+    assert [section.stage for section in found.folder.sections] == ["first", "first", "second"]
+    assert found.lines[0]["What"] == "first: search"
+
+
+def test_a_recipe_that_is_broken_is_refused(recipe):
+    (recipe / "recipe.json").write_text('{"stages": [1]}')
+    with pytest.raises(InputError, match="recipe.json is not what its program writes"):
+        collect.collect(recipe)
+
+
+def candidate(generation, fitness):
+    return {"generation": generation, "factors": [1.0, fitness], "start_tokens": 2} | {
+        "fitness": fitness,
+        "seconds": 30.0,
+    }
+
+
+def test_a_search_that_is_not_finished_is_shown_from_its_journal(tmp_path):
+    folder = tmp_path / "running"
+    folder.mkdir()
+    lines = [
+        {"format": "jaxrope.journal/1", "target_len": 4096, "original_len": 512},
+        {"baseline": "pi", "fitness": 90.0, "factors": [8.0, 8.0], "attention_factor": 1.0},
+        {"descent": "pi", "step": 0, "loss": 4.5, "seconds": 1.0},
+        {"descent": "pi", "step": 1, "loss": 4.25, "seconds": 1.0},
+        candidate(0, 60.0),
+        candidate(0, 70.0),
+        candidate(1, 50.0),
+        candidate(1, None),
+    ]
+    text = "".join(json.dumps(line) + "\n" for line in lines)
+    (folder / "journal.jsonl").write_text(text + '{"generation": 2, "fit')  # torn
+    found = collect.collect(folder)
+    assert found.lines[0]["What"] == "search, not finished"
+    assert found.lines[0]["Perplexity"] == "fitness 50.00 so far"
+    assert found.lines[0]["Cost"] == "2m02s so far"
+    (section,) = found.folder.sections
+    progress, descent, factors = section.figures
+    assert progress.numbers[1:] == [[0, 60.0, 65.0], [1, 50.0, 50.0]]
+    assert [0.0, 0.0, 1.0] in [list(line.get_xdata()) for line in lines_of(progress.drawing)]
+    assert "pi 4.250" in descent.alt
+    assert factors.numbers == [["rotary pair", "pi", "best so far"], [0, 8.0, 1.0], [1, 8.0, 50.0]]
+    (folder / "journal.jsonl").write_text('{"no": "header"}\n')
+    with pytest.raises(InputError, match="journal.jsonl is not .* says no target_len"):
+        collect.collect(folder)
+
+
+def test_a_rope_is_shown_beside_the_methods_by_their_formulas(tmp_path, workdirs):
+    geometry = dict(head_dim=8, theta=10_000.0, original_len=512)
+    buckets = [
+        dict(max_len=n, factors=f, start_tokens=0, attention_factor=1.0)
+        for n, f in ((1024, [1.0, 1.0, 1.5, 2.0]), (4096, [1.0, 2.0, 7.0, 8.0]))
+    ]
+    path = workdirs[1] / "rope.json"
+    rope.save(path, rope.make("longrope", **geometry, buckets=buckets), {})
+    figure = collect.collect(workdirs[1]).folder.sections[0].figures[0]
+    header, *rows = figure.numbers
+    assert header == ["rotary pair", "pi", "ntk", "yarn", "to 1,024", "to 4,096"]
+    found = dict(zip(header, zip(*rows, strict=True), strict=True))
+    assert found["to 4,096"] == (1.0, 2.0, 7.0, 8.0) and found["pi"] == (8.0,) * 4
+    np.testing.assert_allclose(found["ntk"], 8.0 ** (np.arange(4) / 3))
+    assert found["yarn"][0] == 1.0 and found["yarn"][-1] == 8.0
+    beside = ropes.published([str(path), "2048k_la2_256k"])
+    assert list(beside) == ["second", "published 2048k_la2_256k"]
+    figure = collect.collect(workdirs[0], beside).folder.sections[0].figures[-1]
+    assert figure.numbers[0][2:4] == ["second", "published 2048k_la2_256k"]
+    assert len(figure.numbers) == 1 + 64
+
+
+def test_workdirs_are_compared_on_common_axes(workdirs, recipe, tmp_path):
+    both = [collect.collect(folder) for folder in (workdirs[0], recipe)]
+    found = comparison.folder(["first", "run"], [one.part for one in both])
+    assert [section.title for section in found.sections] == ["Factors", "Searches"]
+    factors, searches = (section.figures[0] for section in found.sections)
+    assert factors.numbers[0] == ["rotary pair", "first", "run"]
+    assert names_of(searches.drawing) == {"first", "run/search_a", "run/search_b"}
+
+    other = json.loads((workdirs[1] / "eval.json").read_text())
+    other["rows"][3]["metrics"]["perplexity"] = 38.5
+    (tmp_path / "third").mkdir()
+    (tmp_path / "third" / "eval.json").write_text(json.dumps(other))
+    both = [collect.collect(folder) for folder in (workdirs[1], tmp_path / "third")]
+    (section,) = comparison.folder(["a", "b"], [one.part for one in both]).sections
+    rows = section.figures[0].numbers[1:]
+    assert ["yarn, a", 4096, 40.3, 34.0, 48.0] in rows and ["yarn, b", 4096, 38.5, 34, 48] in rows
+    assert len(rows) == 5 + 1  # what both have measured is shown once
+    assert section.title == "Evaluations"
+    other["rows"][3]["fingerprint"] = "of another text"
+    (tmp_path / "third" / "eval.json").write_text(json.dumps(other))
+    both[1] = collect.collect(tmp_path / "third")
+    (section,) = comparison.folder(["a", "b"], [one.part for one in both]).sections
+    assert section.title == "Evaluations, not all of them of the same text"
+
+
+def test_nothing_in_common_is_not_compared(workdirs):
+    parts = [collect.collect(folder).part for folder in workdirs]
+    assert comparison.folder(["a", "b"], parts) is None
+
+
+def test_older_evaluations_have_maps_too():
+    items = {"depth": [0.1, 0.9], "found": [True, False], "key": [1, 2]}
+    (one,) = evaluations.complete([row("passkey", "none", 512, 0.5, 0.1, 0.9, items=items)])
+    assert one["columns"] == ["depth"]
+    names = [figure.name for figure in evaluations.charts([one], 512)]
+    assert names == ["passkey", "map of passkey, none: depth"]
+
+
+def test_many_tasks_are_one_table():
+    rows = [
+        {**row(f"task{i}", "none", 512, 0.0, 0.0, 0.4), "chance": 0.0, "columns": []}
+        for i in range(5)
+    ]
+    for i, one in enumerate(rows):
+        low = i / 10
+        one["metrics"] = {"score": low + 0.1, "low": low, "high": low + 0.2}
+    ((title, cells),) = evaluations._tables(rows, 512)
+    assert "◦ at floor" in title and len(cells) == 6
+    assert cells[1] == ["task0, none ◦", "0.10 [0.00, 0.20]"]
+    assert cells[2] == ["task1, none", "0.20 [0.10, 0.30]"]
