@@ -19,10 +19,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from benchmarks import verdict
-from benchmarks.paper_stages import geometry, measure
+from benchmarks.paper_stages import measure, write_known
 from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
-from jaxrope import cli, files, heap, recipe, rope, setup
+from jaxrope import cli, files, heap, recipe, setup
 from jaxrope.errors import InputError
 from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
@@ -256,7 +256,7 @@ def _trainings(spent: dict, base_len: int) -> tuple:
 
 def _evaluations(config: ConfigDict, workdir: Path, base_len: int) -> tuple:
     model, suites = config.model.path, ("perplexity", "needle")
-    fixed = _methods(config, workdir / "ropes", 8 * base_len)
+    fixed = write_known(config, BESIDE, workdir / "ropes", 8 * base_len)
     found = [(label, f"{{{stage}}}/rope.json") for label, stage in SEARCHED.items()]
     rows = [(label, model, path) for label, path in (*fixed, *found)]
     trained = [
@@ -269,22 +269,6 @@ def _evaluations(config: ConfigDict, workdir: Path, base_len: int) -> tuple:
         measure("searches", rows, (base_len, 8 * base_len), suites),
         measure("mixed", trained, (base_len, 4 * base_len), suites),
     )
-
-
-def _methods(config: ConfigDict, folder: Path, length: int) -> list[tuple[str, str]]:
-    """Writes NTK and YaRN for `length` as rope.json, as searched factors are: also for less."""
-    shape, found = setup.model_config(config), []
-    for name in BESIDE:
-        constants = USUAL_CONSTANTS[name](length / shape.original_len)
-        path = folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        rope.save(
-            path,
-            rope.make(name, **geometry(shape), **constants),
-            {"made_by": "benchmarks.ablation"},
-        )
-        found.append((name, str(path)))
-    return found
 
 
 if __name__ == "__main__":

@@ -86,6 +86,25 @@ def measure(name: str, rows, lengths, suites=("perplexity",)) -> tuple:
     return name, "evaluate", (at(model), first, ("eval.suites", suites), *changes)
 
 
+def write_known(config: ConfigDict, names, folder: Path, length: int) -> list[tuple[str, str]]:
+    """Writes methods for `length` as rope.json, as searched factors are: also for less.
+
+    Returns:
+      (method, path) of each.
+    """
+    shape, found = setup.model_config(config), []
+    for name in names:
+        constants, path = (
+            USUAL_CONSTANTS[name](length / shape.original_len),
+            folder / f"{name}.json",
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        made = rope.make(name, **geometry(shape), **constants)
+        rope.save(path, made, {"made_by": "benchmarks.paper_stages"})
+        found.append((name, str(path)))
+    return found
+
+
 def _config(source: Path, spent: dict) -> ConfigDict:
     """Returns base.py with the sections of the twin that count, and this one's budget."""
     said = json.loads((source / "finetune_4x" / "config.json").read_text(encoding="utf-8"))

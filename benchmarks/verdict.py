@@ -120,12 +120,25 @@ def _judge(pool: Pool, pair: Pair) -> Judged:
         raise ValueError(f"{pair} answered other items: they cannot be compared.")
     if better.nll_WT is None:
         return _judge_trials(pair, better.found, worse.found)
-    found = statistics.compare(better.nll_WT, worse.nll_WT, num_samples=_BOOTSTRAP, seed=0)
-    shares = [math.expm1(min(nats, 700.0)) for nats in (found.mean, found.low, found.high)]
-    mean, low, high = (f"{100 * share:+.2f}%" for share in shares)
+    found = _compare(better, worse)
+    mean, low, high = (f"{percent:+.2f}%" for percent in _percents(found))
     told = f"{pair.better} against {pair.worse} at {pair.length:,}: {mean} [{low}, {high}]"
     verdict = "holds" if found.high < 0 else "does not hold" if found.low > 0 else "not decided"
     return Judged(pair, verdict, told, max(-found.high, found.low))
+
+
+def perplexity_gap(pool: Pool, label: str, other: str, length: int) -> tuple[float, float, float]:
+    """Returns by how many percent the perplexity of `label` is above that of `other`, with its 95%
+    interval, paired over windows."""
+    return _percents(_compare(*(pool[PERPLEXITY, name, length] for name in (label, other))))
+
+
+def _compare(one: Scored, other: Scored) -> statistics.Difference:
+    return statistics.compare(one.nll_WT, other.nll_WT, num_samples=_BOOTSTRAP, seed=0)
+
+
+def _percents(found: statistics.Difference) -> tuple[float, float, float]:
+    return tuple(100 * math.expm1(min(nats, 700.0)) for nats in (found.mean, found.low, found.high))
 
 
 def _judge_trials(pair: Pair, better: Sequence[bool], worse: Sequence[bool]) -> Judged:
@@ -147,12 +160,15 @@ def sign_test(wins: int, losses: int) -> float:
     return min(1.0, 2 * tail)
 
 
-def sentence(ordering: str, judged: Sequence[Judged]) -> str:
+def sentence(
+    ordering: str, judged: Sequence[Judged], *, whose: str = "The paper's ordering"
+) -> str:
     """Returns whether an ordering holds, in one sentence: every pair that does not is named.
 
     Args:
       ordering: in words, as the paper has it.
       judged: its pairs.
+      whose: it is, at the beginning of the sentence.
     """
     by_verdict = {
         verdict: [one for one in judged if one.verdict == verdict]
@@ -162,14 +178,14 @@ def sentence(ordering: str, judged: Sequence[Judged]) -> str:
     if not wrong and not open_:
         closest = min(right, key=lambda one: one.distance)
         more = "the closest pair is " if len(right) > 1 else ""
-        return f"The paper's ordering ({ordering}) holds: {more}{closest.told}."
+        return f"{whose} ({ordering}) holds: {more}{closest.told}."
     parts = [_listed(wrong)] if wrong else []
     if open_:
         parts.append(("not decided: " if wrong else "") + _listed(open_))
     if right:
         parts.append(f"{len(right)} of {len(judged)} pairs are as it says")
     verdict = "does not hold" if wrong else "is not decided"
-    return f"The paper's ordering ({ordering}) {verdict}: {'; '.join(parts)}."
+    return f"{whose} ({ordering}) {verdict}: {'; '.join(parts)}."
 
 
 def _listed(judged: Sequence[Judged]) -> str:

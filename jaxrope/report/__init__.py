@@ -14,6 +14,7 @@ from jaxrope.report.figures import (
     perplexity_figure,
     position_figure,
     search_figure,
+    tradeoff_figure,
     training_figure,
 )
 
@@ -27,5 +28,6 @@ __all__ = [
     "perplexity_figure",
     "position_figure",
     "search_figure",
+    "tradeoff_figure",
     "training_figure",
 ]

@@ -16,6 +16,7 @@ from jaxrope.report.panels import Row
 PANEL = (4.4, 3.2)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {
     "axes.edgecolor": FOREGROUND,
+    "axes.formatter.useoffset": False,  # a narrow range has whole numbers, not what is beside one
     "axes.labelcolor": FOREGROUND,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -131,6 +132,11 @@ def search_figure(
 def cost_figure(points: Sequence[Row], path: Path | None = None):
     """Draws held-out perplexity against the cost of searches; see panels.draw_cost."""
     return _one(lambda ax: panels.draw_cost(ax, points), path)
+
+
+def tradeoff_figure(points: Sequence[Row], path: Path | None = None):
+    """Draws needles found against perplexity; see panels.draw_tradeoff."""
+    return _one(lambda ax: panels.draw_tradeoff(ax, points), path)
 
 
 def search_figures(

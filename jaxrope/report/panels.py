@@ -8,6 +8,7 @@ import numpy as np
 from jaxrope.report import axes, floors, maps
 
 SMOOTHING = 15  # the training loss is a mean over a fifteenth of the run to either side
+FAR = 20.0  # percent of perplexity: who is farther off would press all others together
 
 Row = Mapping[str, Any]
 
@@ -264,6 +265,37 @@ def draw_cost(ax, points):
     ax.set_xscale("log")
     ax.set(title="Held-out perplexity against cost", xlabel="forward tokens", ylabel="perplexity")
     axes.name_ends(ax, ends)
+
+
+def draw_tradeoff(ax, points):
+    """Share of needles found against perplexity beside that of YaRN, each with its interval.
+
+    Args:
+      ax: where.
+      points: "label" (points of one label look alike), "percent" and "share", each (value, low,
+        high). What is more than FAR percent off is told in words.
+    """
+    styles = axes.styles(dict.fromkeys(point["label"] for point in points))
+    far, named = [], set()
+    for point in points:
+        (x, *x_ends), (y, *y_ends) = point["percent"], point["share"]
+        if abs(x) > FAR:
+            far.append(f"{point['label']} {x:+.0f}%, {y:.2f}")
+            continue
+        colour, marker, _ = styles[point["label"]]
+        ax.hlines(y, *x_ends, color=colour, alpha=0.45, linewidth=1.2)
+        ax.vlines(x, *y_ends, color=colour, alpha=0.45, linewidth=1.2)
+        name = "" if point["label"] in named else point["label"]
+        ax.plot(x, y, color=colour, marker=marker, markersize=7, linestyle="", label=name or None)
+        named.add(point["label"])
+    ax.axvline(0, color=axes.FOREGROUND, linewidth=0.8)
+    ax.set(title="Needles found against perplexity", ylabel="share of trials")
+    ax.set_xlabel("perplexity above YaRN's, %")
+    ax.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
+    if far:
+        low, high = ax.get_ylim()
+        ax.set_ylim(low - 0.18 * (high - low), high)
+        maps.write(ax, f"Far off: {'; '.join(far)}.", (0.02, 0.1))
 
 
 # name -> (draws a panel from rows and the original length, whether the rows have what it shows)
