@@ -62,8 +62,42 @@ def test_a_claim_about_several_settings(intervals, verdict):
     assert found.verdict == verdict
     plain = found.plain()
     assert plain["holds"] is {HOLDS: True, FAILS: False, OPEN: None}[verdict]
-    assert found.evidence.startswith("Not decided: ") == (verdict == OPEN)
+    assert bool(found.why) == (verdict == OPEN) and plain["why"] == found.why
     assert found.evidence.endswith("Remark.") and json.dumps(plain, allow_nan=False)
+
+
+@pytest.mark.parametrize(
+    ("intervals", "why"),
+    [
+        (((1, 2),), ""),
+        (((-1, 1),), "the interval includes 0"),
+        (((0.0, 1),), "the interval includes 0"),
+        (((0.1, 2),), "the interval reaches below 0.25 nats, too little to count"),
+        (((-1, 1), (1, 2), (-2, 2)), "the interval includes 0 (2 of 3)"),
+        (
+            ((-1, 1), (0.1, 0.2)),
+            "the interval includes 0 (1 of 2); the interval reaches below 0.25 nats, too little to "
+            "count (1 of 2)",
+        ),
+        (((-1, NAN),), "there is no interval"),
+        (((NAN, NAN),), "the number is not defined"),
+    ],
+)
+def test_what_is_not_decided_says_why(intervals, why):
+    measured = [
+        Measured("x", low if math.isfinite(low) else NAN, low, high, "nats", 0.25)
+        for low, high in intervals
+    ]
+    made = findings.finding("name", "claim", measured)
+    assert made.why == why
+    text = findings.as_markdown([made], {})
+    assert f"**{made.verdict}**{f': {why}' if why else ''} | x" in text
+
+
+def test_without_a_measurement_the_remark_says_why():
+    assert findings.finding("name", "claim", [], "PI is missing.").why == "PI is missing"
+    made = findings.finding("name", "claim", [])
+    assert made.why == "nothing could be measured" and made.evidence.startswith("nothing could")
 
 
 def test_evidence_has_the_interval_and_the_unit():

@@ -48,7 +48,8 @@ def content():
         "trained_lens": {"yarn": 1024},
         "findings": [
             {"finding": "Patterns are kept", "holds": True, "evidence": "JS 0.01 < 0.2"},
-            {"finding": "Longer training helps", "holds": None, "evidence": ""},
+            {"finding": "Longer training helps", "holds": None, "evidence": "+0.1 [-0.2, +0.4]"}
+            | {"why": "the interval includes 0"},
         ],
         "statistics": [
             {"label": label, "length": n, "name": name, "value": value, "low": value - 0.1}
@@ -113,7 +114,7 @@ def lines_x(figure):
 
 def test_the_summary_says_what_holds(workdir):
     (line,) = collect.collect(workdir).lines
-    assert line["What"] == "attention, 1 of 2 findings hold"
+    assert line["What"] == "attention, 1 of 2 findings hold, 1 not decided"
     assert (line["Model"], line["Window"]) == ("tiny", "512 → 2,048")
 
 
@@ -128,7 +129,9 @@ def test_findings_come_first():
         "Attention as an objective",
     ]
     ((_, cells),) = found["Findings"].tables
-    assert [row[1] for row in cells] == ["Here", "holds", "not measured"]
+    told = "not decided: the interval includes 0"
+    assert [row[1] for row in cells] == ["Here", "holds", told]
+    assert cells[2][2] == "+0.1 [-0.2, +0.4]"
     assert all("<a>" in one.command and one.config == {"seed": 3} for one in found.values())
 
 
@@ -245,3 +248,38 @@ def test_another_format_and_broken_rows_are_refused(workdir, change, told):
     with pytest.raises(InputError, match="attention.json is not what its program writes") as raised:
         collect.collect(workdir)
     assert told in str(raised.value) and "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "mass", [[0.1, 0.11, 0.105], [0.0123, 0.0124, 0.0123], [0.4, 0.01, 1e-6], [0.3, 0.2, 0.1]]
+)
+def test_curves_have_a_label_and_two_ticks_in_the_narrowest_range(mass):
+    row = {"label": "yarn", "length": 4, "axis": "distance", "edges": [0, 1, 2, 4], "mass": mass}
+    changed = content() | {"curves": [row | {"heads": [mass, mass]}]}
+    section = attention.sections(attention.read(changed))[2]
+    for one in section.figures:
+        (ax,) = one.drawing.axes
+        assert ax.get_ylabel() == "attention to one key"
+        one.drawing.draw_without_rendering()
+        low, high = ax.get_ylim()
+        ticks = zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)
+        shown = [label.get_text() for tick, label in ticks if low <= tick <= high]
+        assert 2 <= len(set(shown)) == len(shown) <= 14 and all(map(float, shown))
+
+
+def test_a_statistic_without_a_unit_has_its_name_at_the_axis():
+    section = sections()["Attention: uncertainty"]
+    labels = [one.drawing.axes[0].get_ylabel() for one in section.figures]
+    assert labels == ["nats", "0 to 1", "share", "of my own"]
+
+
+def test_a_statistic_in_a_narrow_range_has_plain_numbers():
+    rows = [
+        {"label": label, "length": n, "name": "sink", "value": 0.9 + i * 1e-6}
+        for i, (label, n) in enumerate((label, n) for label in LABELS for n in LENGTHS)
+    ]
+    section = attention.sections(attention.read(content() | {"statistics": rows}))[1]
+    (ax,) = section.figures[0].drawing.axes
+    section.figures[0].drawing.draw_without_rendering()
+    assert ax.yaxis.get_offset_text().get_text() == ""
+    assert len({label.get_text() for label in ax.get_yticklabels()}) >= 3

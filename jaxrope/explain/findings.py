@@ -6,6 +6,7 @@ below minus that; anything else is not decided. A claim about several settings h
 all, and does not if it fails for one.
 """
 
+import collections
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -56,8 +57,21 @@ class Finding(NamedTuple):
     def evidence(self) -> str:
         """What was measured, in a sentence."""
         told = "; ".join(said(part) for part, _ in self.parts) or "nothing could be measured"
-        lead = "Not decided: " if self.verdict == OPEN else ""
-        return f"{lead}{told}.{f' {self.remark}' if self.remark else ''}"
+        return f"{told}.{f' {self.remark}' if self.remark else ''}"
+
+    @property
+    def why(self) -> str:
+        """Why it is not decided, in few words; "" if it is."""
+        if self.verdict != OPEN:
+            return ""
+        if not self.parts:
+            return self.remark.rstrip(".") or "nothing could be measured"
+        reasons = collections.Counter(_why(part) for part, verdict in self.parts if verdict == OPEN)
+        count = len(self.parts)
+        return "; ".join(
+            reason if count == 1 else f"{reason} ({some} of {count})"
+            for reason, some in reasons.items()
+        )
 
     def plain(self) -> dict[str, Any]:
         """Returns it as JSON has it."""
@@ -66,6 +80,7 @@ class Finding(NamedTuple):
             "claim": self.claim,
             "verdict": self.verdict,
             "holds": {HOLDS: True, FAILS: False, OPEN: None}[self.verdict],
+            "why": self.why,
             "evidence": self.evidence,
             "measured": [
                 {k: _finite(v) for k, v in part._asdict().items()} | {"verdict": verdict}
@@ -80,6 +95,18 @@ def judge(measured: Measured) -> str:
         return OPEN
     least = measured.least
     return HOLDS if measured.low > least else FAILS if measured.high < -least else OPEN
+
+
+def _why(measured: Measured) -> str:
+    """Returns why a number decides nothing."""
+    value, low, high = measured[1:4]
+    if not math.isfinite(value):
+        return "the number is not defined"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return "there is no interval"
+    if low <= 0 <= high:
+        return "the interval includes 0"
+    return f"the interval reaches below {measured.least:g} {measured.unit}, too little to count"
 
 
 def finding(name: str, claim: str, measured: Sequence[Measured], remark: str = "") -> Finding:
@@ -147,7 +174,9 @@ def as_markdown(findings: Sequence[Finding], about: Mapping[str, str]) -> str:
     for title, text in about.items():
         lines += [f"**{title}.** {text}", ""]
     lines += ["| Finding | Here | Evidence (95% intervals) |", "|---|---|---|"]
-    lines += [f"| {one.claim} | **{one.verdict}** | {one.evidence} |" for one in findings]
+    for one in findings:
+        more = f": {one.why}" if one.why else ""
+        lines.append(f"| {one.claim} | **{one.verdict}**{more} | {one.evidence} |")
     return "\n".join(lines) + "\n"
 
 

@@ -92,7 +92,8 @@ def attention_json(
 
 def _plain_finding(one: Finding) -> dict[str, Any]:
     plain = one.plain()
-    return {"finding": one.claim, **{key: plain[key] for key in ("holds", "verdict", "evidence")}}
+    kept = ("holds", "verdict", "why", "evidence")
+    return {"finding": one.claim, **{key: plain[key] for key in kept}}
 
 
 def drawn(found: Found, content: Mapping[str, Any]) -> Iterator[Drawn]:

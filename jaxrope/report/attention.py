@@ -4,7 +4,7 @@
  "command": text, "config": {...},                what made it
  "model": {"source", "original_len"},             original_len in tokens
  "trained_lens": {label: tokens},                 of the continual training of each setting
- "findings": [{"finding", "holds", "evidence"}],  holds: true, false, or null = not measured
+ "findings": [{"finding", "holds", "why", "evidence"}],
  "statistics": [{"label", "length", "name", "value", "low", "high"}],
  "curves": [{"label", "length", "axis", "edges", "mass", "heads"}],
  "similarities": [{"label", "length", "reference", "kind", "js", "root_js"}],
@@ -14,9 +14,10 @@
  "objectives": [{"objective", "forward_tokens", "score", "low", "high"}]}
 
 A label names a setting ("none", "yarn"), a length is in tokens. What is not there is not shown, and
-keys that are not listed are ignored. Of a row, "low", "high" (a 95% interval), "heads" and
+keys that are not listed are ignored. Of a row, "low", "high" (a 95% interval), "heads", "why" and
 "partial" may be missing or null.
 
+  findings      holds: true, false, or null = not decided, and "why"; evidence has the intervals.
   statistics    of a query at that length, mean over heads: name is one of STATISTICS, or another
                 that is drawn under its own name.
   curves        mean attention to one key (mass of a bin / its keys) against "axis", one of AXES:
@@ -98,6 +99,7 @@ def line(found: Attention) -> dict[str, str]:
     lengths = [row["length"] for rows in found.lists.values() for row in rows if "length" in row]
     told = [row["holds"] for row in found.lists["findings"]]
     held = f", {sum(map(bool, told))} of {len(told)} findings hold" if told else ""
+    held += f", {told.count(None)} not decided" if None in told else ""
     return {
         "What": f"attention{held}",
         "Model": Path(found.source).name,
@@ -123,10 +125,11 @@ def sections(found: Attention) -> list[Section]:
 
 
 def _findings(found: Attention):
-    words = {True: "holds", False: "does not hold", None: "not measured"}
+    words = {True: "holds", False: "does not hold", None: "not decided"}
     cells = [["Finding", "Here", "Evidence"]]
     for row in found.lists["findings"]:
-        cells.append([row["finding"], words[row["holds"]], row["evidence"]])
+        why = f": {row['why']}" if row.get("why") else ""
+        cells.append([row["finding"], words[row["holds"]] + why, row["evidence"]])
     return [("What the paper found, and whether it holds here", cells)], []
 
 

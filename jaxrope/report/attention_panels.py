@@ -49,7 +49,7 @@ def draw_statistic(ax, rows, name, original_len):
     if values.min() > 0 and values.max() > 10 * values.min():
         ax.set_yscale("log")
     panels.draw_by_length(ax, curves, original_len)
-    title, unit = STATISTICS.get(name, (name, ""))
+    title, unit = STATISTICS.get(name, (name, name))
     ax.set(title=title, ylabel=unit)
     axes.plain_ticks(ax)
 
@@ -177,8 +177,7 @@ def _curve(row):
 
 def _scale(ax, row, title):
     ax.set_yscale("log")
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # a power's exponent is too small
-    ax.yaxis.set_minor_formatter(lambda value, _: "")
+    axes.plain_ticks(ax)  # a power's exponent is too small
     if row["axis"] in ("distance", "interpolated"):
         ax.set_xscale("symlog", base=2, linthresh=1)
         powers = range(int(np.log2(max(row["edges"][-1], 2))) + 1)

@@ -60,15 +60,20 @@ def smooth(values: np.ndarray, weights: np.ndarray, reach: int = 4) -> np.ndarra
 
 
 def plain_ticks(ax) -> None:
-    """Writes 40 where a logarithmic axis would write 4x10^1."""
+    """Writes 40 where a logarithmic axis would write 4x10^1; there are two ticks at least, however
+    narrow its range is."""
     if ax.get_yscale() != "log":
         return
-    from matplotlib.ticker import LogLocator
+    from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = ax.get_ylim()
     base = 2 if high / low > 12 and ax.yaxis.get_transform().base == 2 else 10
-    steps = (1.0, 2.0, 5.0) if high / low > 8 else (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0)
-    ax.yaxis.set_major_locator(LogLocator(base=base, subs=(1.0,) if base == 2 else steps))
+    least = (1000, (1.0,)), (8, (1.0, 2.0, 5.0)), (1, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
+    steps = next(steps for ratio, steps in least if high / low > ratio)
+    found = LogLocator(base=base, subs=(1.0,) if base == 2 else steps)
+    if sum(low <= tick <= high for tick in found.tick_values(low, high)) < 2:
+        found = MaxNLocator(4)
+    ax.yaxis.set_major_locator(found)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_formatter(lambda value, _: "")
 
