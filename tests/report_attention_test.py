@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jaxrope.errors import InputError
-from jaxrope.report import attention, collect
+from jaxrope.report import attention, attention_panels, collect
 
 LABELS, LENGTHS, DEPTHS = ("none", "yarn"), (512, 1024, 2048), (0.0, 0.5, 1.0)
 
@@ -271,6 +271,12 @@ def test_a_statistic_without_a_unit_has_its_name_at_the_axis():
     section = sections()["Attention: uncertainty"]
     labels = [one.drawing.axes[0].get_ylabel() for one in section.figures]
     assert labels == ["nats", "0 to 1", "share", "of my own"]
+    for name, wanted in (
+        ("normalised_entropy", ("Entropy / ln(keys)", "0 to 1")),
+        ("needle_mass at the answer", ("Mass on the needle at the answer", "share")),
+        ("mine at the answer", ("mine at the answer", "")),
+    ):
+        assert attention_panels.told(name) == wanted
 
 
 def test_a_statistic_in_a_narrow_range_has_plain_numbers():

@@ -138,7 +138,7 @@ def _uncertainty(found: Attention):
     made = []
     for name in dict.fromkeys(row["name"] for row in rows):
         own = [row for row in rows if row["name"] == name]
-        title, unit = draw.STATISTICS.get(name, (name, ""))
+        title, unit = draw.told(name)
         made.append(
             Figure(
                 name=name,
@@ -215,7 +215,7 @@ def _curve_numbers(rows: Sequence[Row]) -> tabulated.Numbers:
 def _heads(found: Attention):
     made, maps = [], found.lists["maps"]
     for row in maps:
-        title, unit = draw.STATISTICS.get(row["name"], (row["name"], ""))
+        title, unit = draw.told(row["name"])
         same = [r["values_LN"] for r in maps if r["name"] == row["name"]]
         values, place = row["values_LN"], f"{row['label']} at {row['length']:,} tokens"
         flat = [value for line in values for value in line if value is not None]
@@ -261,7 +261,7 @@ def _needles(found: Attention):
         partial = row.get("partial")
         bounds = _interval(row)
         told = "" if partial is None else f"{partial:+.3f}"
-        cells.append([_title(row["name"]), f"{row['auroc']:.3f}", bounds, told])
+        cells.append([draw.told(row["name"])[0], f"{row['auroc']:.3f}", bounds, told])
     if predictions:
         made.append(
             Figure(
@@ -270,7 +270,9 @@ def _needles(found: Attention):
                     lambda ax: draw.draw_predictions(ax, predictions), draw.size_of(predictions)
                 ),
                 alt="How well each statistic tells failures from successes. "
-                + ", ".join(f"{_title(row['name'])} {row['auroc']:.2f}" for row in predictions),
+                + ", ".join(
+                    f"{draw.told(row['name'])[0]} {row['auroc']:.2f}" for row in predictions
+                ),
                 caption="AUROC for predicting that a needle is missed, with its 95% interval; "
                 "0.5 (the line) is chance.",
                 numbers=tabulated.columns(predictions, ("name", "auroc", "low", "high", "partial")),
@@ -300,10 +302,6 @@ def _interval(row: Row) -> str:
     if row.get("low") is None or row.get("high") is None:
         return ""
     return f"[{row['low']:.3f}, {row['high']:.3f}]"
-
-
-def _title(name: str) -> str:
-    return draw.STATISTICS.get(name, (name, ""))[0]
 
 
 def _ends(rows: Sequence[Row], key: str) -> str:

@@ -15,8 +15,8 @@ MOST_TICKS = 6  # of distances
 STATISTICS = {
     "entropy": ("Attention entropy", "nats"),
     "normalised_entropy": ("Entropy / ln(keys)", "0 to 1"),
-    "non_sink_entropy": ("Entropy without the sink", "nats"),
-    "entropy_of_mean": ("Entropy of the mean of heads", "nats"),
+    "non_sink_entropy": ("Entropy without sink", "nats"),
+    "entropy_of_mean": ("Entropy of the mean", "nats"),
     "effective_tokens": ("Effective tokens", "tokens"),
     "participation": ("Participation ratio", "tokens"),
     "sink": ("Mass on the first token", "share"),
@@ -26,6 +26,10 @@ STATISTICS = {
     "max_p": ("Largest share of one key", "share"),
     "retrieval": ("Retrieval score", "share of copied tokens"),
     "js": ("JS from the trained pattern", "nats"),
+    "sink_head": ("Sink on the first token", "share of texts"),
+    "previous_token": ("Attention to the token before", "share of attention"),
+    "duplicate_token": ("Attention to the same token", "share of attention"),
+    "induction": ("Attention to what followed it", "share of attention"),
 }
 # axis of a curve -> in words
 AXES = {
@@ -34,6 +38,15 @@ AXES = {
     "interpolated": "distance / factor, tokens",
     "key": "position of the key, for the last query",
 }
+
+
+def told(name: str) -> tuple[str, str]:
+    """Returns (title, unit) of a statistic: "entropy", "entropy at the answer", or its own name."""
+    known, where, place = name.partition(" at ")
+    if known not in STATISTICS:
+        return name, ""
+    title, unit = STATISTICS[known]
+    return f"{title}{where}{place}", unit
 
 
 def draw_statistic(ax, rows, name, original_len):
@@ -49,8 +62,8 @@ def draw_statistic(ax, rows, name, original_len):
     if values.min() > 0 and values.max() > 10 * values.min():
         ax.set_yscale("log")
     panels.draw_by_length(ax, curves, original_len)
-    title, unit = STATISTICS.get(name, (name, name))
-    ax.set(title=title, ylabel=unit)
+    title, unit = told(name)
+    ax.set(title=title, ylabel=unit or name)
     axes.plain_ticks(ax)
 
 
@@ -94,7 +107,7 @@ def draw_layers(ax, row, same):
     ax.grid(False)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    title, unit = STATISTICS.get(row["name"], (row["name"], ""))
+    title, unit = told(row["name"])
     ax.set(title=f"{title}: {row['label']}, {row['length']:,}", xlabel="head", ylabel="layer")
     bar(ax, image, unit)
 
@@ -128,7 +141,7 @@ def draw_needles(ax, rows, trained_len):
 
 def draw_predictions(ax, rows):
     """AUROC of each predictor with its interval, against 0.5."""
-    names = [STATISTICS.get(row["name"], (row["name"], ""))[0] for row in rows]
+    names = [told(row["name"])[0] for row in rows]
     _dots(ax, names, rows, "auroc")
     ax.axvline(0.5, color=axes.FOREGROUND, linestyle=":", linewidth=1)
     ax.set(title="Predicting a failure", xlabel="AUROC", xlim=(0, 1))
@@ -151,6 +164,8 @@ def bar(ax, drawn, unit, ticks=None):
 
     steps, found = np.linspace(*drawn.get_clim(), 33), ticks or MaxNLocator(5)
     made = ax.figure.colorbar(drawn, ax=ax, ticks=found, boundaries=steps, aspect=25, pad=0.02)
+    made.formatter = lambda value, _: f"{value:g}"  # no power of ten beside the bar
+    made.update_ticks()
     made.outline.set_visible(False)
     made.ax.tick_params(length=0)
     made.set_label(unit)

@@ -185,9 +185,13 @@ def _table(cells: Sequence[Sequence[Any]], kind: str = "numbers") -> str:
     header, rows = cells[0], cells[1:]
     columns = list(zip(*rows, strict=True)) or [()] * len(header)
     wordy = [any(not _NUMBER.match(str(cell)) for cell in column) for column in columns]
-    if any(len(str(cell)) > LONG for row in rows for cell in row):
+    lengthy = [any(len(str(cell)) > LONG for cell in column) for column in columns]
+    if any(lengthy):
         kind = "words"
-    looks = [' class="text"' if is_text else "" for is_text in wordy]
+    looks = [
+        ' class="text long"' if is_long else ' class="text"' if is_text else ""
+        for is_text, is_long in zip(wordy, lengthy, strict=True)
+    ]
     names = [_text(cell) for cell in header]
     head = "".join(
         f'<th scope="col"{look}>{name}</th>' for name, look in zip(names, looks, strict=True)

@@ -157,6 +157,8 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
     justify-content: space-between; text-align: right; overflow-wrap: anywhere; }
   .words td::before { content: attr(data-label); color: var(--soft); font-weight: 400;
     flex: none; text-align: left; }
+  .words td.long { display: block; text-align: left; padding: .25rem 0; }
+  .words td.long::before { display: block; font-size: .85em; }
   .words td:empty { display: none; }
   .words td:first-child { font-weight: 650; text-align: left; }
   .words td:first-child::before { content: none; }
