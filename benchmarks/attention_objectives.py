@@ -227,6 +227,7 @@ def _searches(args, spent: dict, base_len: int) -> tuple:
         changes = (
             ("seed", seed),
             ("target_len", FACTOR * base_len),
+            ("search.training_len", base_len),
             ("search.objective", objective | dict(num_samples=spent["samples"])),
             ("search.algorithm.iterations", FACTOR + (name in TEXT)),
         )

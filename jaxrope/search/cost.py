@@ -8,6 +8,7 @@ import jax
 from jaxrope.errors import choose
 from jaxrope.progress import duration
 from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan, ramp
+from jaxrope.search.objective import OF_ATTENTION
 from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
 
 _GIB = 2**30
@@ -52,7 +53,8 @@ def estimate(config) -> str:
 
 def planned_tokens(config) -> int:
     """Returns the forward tokens of a search as its config alone tells them: of children and
-    descents, without baselines and seeds.
+    descents, without baselines and seeds, and with the shorter texts of an objective of attention
+    where the config says the trained length.
 
     Raises:
       InputError: a setting breaks its rule.
@@ -66,7 +68,9 @@ def planned_tokens(config) -> int:
     if method.descends:
         descents = gradient.settings_for(section.gradient.to_dict())
         tokens += descent.COST * descents.starts * descents.steps * descents.batch
-    return tokens * config.target_len
+    looks = section.objective.name in OF_ATTENTION
+    trained_len = (section.training_len or config.original_len) if looks else 0
+    return tokens * (config.target_len + trained_len)
 
 
 def _time(problem: Problem, total: float, batch: int, operations: float) -> str:

@@ -20,6 +20,7 @@ from jaxrope.search.judging import CHUNK, Objective, Reference, Task, check_whol
 __all__ = [
     "CHUNK",
     "OBJECTIVES",
+    "OF_ATTENTION",
     "Objective",
     "Reference",
     "Task",
@@ -159,14 +160,12 @@ def mix(
     )
 
 
-OBJECTIVES = {
-    "perplexity": perplexity,
-    "needle": needle,
-    "mix": mix,
+OF_ATTENTION = {
     "entropy_shift": attention_objective.entropy_shift,
     "pattern": attention_objective.pattern,
     "needle_mass": attention_objective.needle_mass,
 }
+OBJECTIVES = {"perplexity": perplexity, "needle": needle, "mix": mix} | OF_ATTENTION
 
 
 def _lay_out_weighted(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
