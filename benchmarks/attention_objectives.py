@@ -9,11 +9,13 @@ objective of attention reads each document of the target length and a twin of th
 and both are counted, so that it has 8 generations where one of text alone has 9. Scored on
 held-out books by perplexity and by six-key needles, both paired. The stages are those of a recipe:
 the same command goes on where it was stopped, also with more --seeds. Prints tables with a sentence
-each and writes attention_objectives.md, .json and .png. Planned for 24 minutes on 2 idle cores, and
+each and writes attention_objectives.md, .json and .png, and attention.json for the page of
+python -m jaxrope.report. Planned for 24 minutes on 2 idle cores, and
 20 more for each further seed. --quick: to see it run, without use for its numbers.
 """
 
 import json
+import shlex
 import sys
 from pathlib import Path
 
@@ -25,6 +27,7 @@ from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
 from jaxrope import cli, files, heap, recipe, report, setup
 from jaxrope.errors import InputError
+from jaxrope.report import attention
 
 FACTOR = 8  # target / original length
 # breed: candidates of a generation, the first one and all others; samples: of a candidate.
@@ -77,7 +80,29 @@ def run(args) -> int:
     made = [scores(pool, base_len, *asked[2:]), retrieval(*asked), perplexity(*asked)]
     verdict.report([*made, cost(results)], _about(args, spent), workdir, "attention_objectives")
     report.tradeoff_figure(points(*asked), workdir / "attention_objectives.png")
+    model = {"source": config.model.path, "original_len": base_len}
+    files.write_json_atomic(
+        workdir / "attention.json",
+        {"format": attention.FORMAT, "command": command(), "config": {}, "model": model}
+        | {"objectives": found_by(pool, results, asked[1], asked[2])},
+    )
     return 0
+
+
+def command() -> str:
+    """Returns what was typed."""
+    return f"python -m benchmarks.attention_objectives {shlex.join(sys.argv[1:])}"
+
+
+def found_by(pool: Pool, results: dict[str, dict], length: int, needle: str) -> list[dict]:
+    """Returns for the page what each search cost, and which share of held-out needles it finds."""
+    made = []
+    for name, result in results.items():
+        metrics = pool[needle, name, length].metrics
+        row = {"objective": name, "forward_tokens": result["forward_tokens"]}
+        row |= {"score": metrics["accuracy"], "low": metrics["low"], "high": metrics["high"]}
+        made.append(row)
+    return made
 
 
 def keys(seeds: int) -> list[tuple[str, int]]:

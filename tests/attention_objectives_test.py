@@ -14,6 +14,7 @@ from benchmarks import attention_objectives as benchmark
 from benchmarks.verdict import PERPLEXITY, Scored
 from jaxrope import report
 from jaxrope.errors import InputError
+from jaxrope.report import attention, collect
 from tests import tiny_twin
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -116,6 +117,21 @@ def test_points_have_both_intervals():
     assert x[0] == pytest.approx(value) and y[0] == 0.75
 
 
+def test_the_page_has_what_each_search_finds(tmp_path):
+    pool = pool_of(pattern=(3.0, 30))
+    results = {"needle": result(1000), "pattern": result(1250)}
+    rows = benchmark.found_by(pool, results, *ASKED)
+    assert rows[1] == {"objective": "pattern", "forward_tokens": 1250} | {
+        "score": 0.75,
+        "low": 0.65,
+        "high": 0.85,
+    }
+    content = {"format": attention.FORMAT, "model": {"source": "a", "original_len": 512}}
+    (section,) = attention.sections(attention.read(content | {"objectives": rows}))
+    (_, cells), *_ = section.tables
+    assert cells[2] == ["pattern", "1,250", "0.75", "[0.650, 0.850]"]
+
+
 def command(workdir, *more):
     environment = os.environ | {"XLA_FLAGS": ""}  # one device: the tiny batches divide by it
     argv = [sys.executable, "-m", "benchmarks.attention_objectives", f"--workdir={workdir}"]
@@ -159,6 +175,9 @@ def test_it_runs_and_goes_on_with_another_seed(tmp_path):
     }
     assert len(read) == 5 and set(read.values()) == {36 * 4096} == {32 * (4096 + 512)}
     assert (workdir / "attention_objectives.png").stat().st_size > 10_000
+    found = collect.collect(workdir)
+    titles = [section.title for section in found.folder.sections]
+    assert "Attention as an objective" in titles and len(titles) == 9
     printed, code = command(workdir, *settings, "--seeds=2")
     assert code == 0 and printed.count("finished before") == 8, printed
     assert "entropy_shift, seed 1" in (workdir / "attention_objectives.md").read_text()
