@@ -74,7 +74,7 @@ def run(args) -> int:
 def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dict]]:
     """Returns, of each run of a method, by its share of the paper's cost, what it had found after
     which cost, best last."""
-    name = f"{Path(args.model).name}_{args.factor}x_{method}_seed{seed}"
+    name = f"{Path(args.model).name}_{args.factor}x_samples{args.samples}_{method}_seed{seed}"
     if method == "evolution":
         kept = Path(args.traces) / f"{name}.jsonl"
         if args.traces and kept.exists():
