@@ -1,6 +1,6 @@
 """What a search finds on books it has not seen, against what it costs: evolution as the paper has
 it (P 64, T 40: 1,312 candidates), descents along the gradient, and both; a candidate is judged by
---samples texts where the paper has five.
+--samples texts where the paper has five, and a step of a descent has as many, fresh ones.
 
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
@@ -27,7 +27,6 @@ DESCENTS = (1 / 20, 1 / 10)  # each is a descent of its own, its rate falling to
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
-BATCH = 2  # texts of a step
 METHODS = ("evolution", "gradient", "hybrid")
 
 
@@ -35,7 +34,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=2, help="texts that judge a candidate")
+    parser.add_argument("--samples", type=int, default=2, help="texts of a candidate, of a step")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
     parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
     parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
@@ -74,7 +73,7 @@ def run(args) -> int:
 def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dict]]:
     """Returns, of each run of a method, by its share of the paper's cost, what it had found after
     which cost, best last."""
-    name = f"{Path(args.model).name}_{args.factor}x_{method}_seed{seed}"
+    name = f"{Path(args.model).name}_{args.factor}x_samples{args.samples}_{method}_seed{seed}"
     if method == "evolution":
         kept = Path(args.traces) / f"{name}.jsonl"
         if args.traces and kept.exists():
@@ -84,7 +83,7 @@ def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dic
     for share in DESCENTS:
         steps = _steps(args, share, hybrid=method == "hybrid")
         keys = {"search.method": method, "search.gradient.steps": steps}
-        keys |= {"search.gradient.batch": BATCH, "search.attention_multiples": MULTIPLES}
+        keys |= {"search.gradient.batch": args.samples, "search.attention_multiples": MULTIPLES}
         if method == "hybrid":
             keys |= _short_evolution(args, share)
         rows = _run(args, workdir / f"{name}_{steps}", seed, keys)
@@ -105,7 +104,7 @@ def _steps(args, share: float, *, hybrid: bool) -> int:
     gives half of it to the evolution."""
     judging = 30 * _candidate_cost(args)  # of baselines, moved ramps, seeds and the end
     left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
-    return max(2, int(left / (GRADIENT_COST * BATCH * _candidate_cost(args) / args.samples)))
+    return max(2, int(left / (GRADIENT_COST * _candidate_cost(args))))
 
 
 def _short_evolution(args, share: float) -> dict:

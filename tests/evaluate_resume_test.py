@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -161,9 +160,10 @@ def test_the_report_has_costs_maps_and_what_is_at_floor(config, whole):
 def start(folder, cwd):
     command = [sys.executable, "-m", "jaxrope.evaluate", "--workdir=run"]
     command.append(f"--config={ROOT / 'tests' / 'tiny_eval.py'}:{folder}")
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     cwd.mkdir(exist_ok=True)
-    return subprocess.Popen(command, cwd=cwd, env=environment, stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, cwd=cwd, env=processes.environment(), stdout=subprocess.DEVNULL
+    )
 
 
 @pytest.mark.slow

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +13,7 @@ from benchmarks import ablation, paper_stages, paper_tables, paper_verdicts, ver
 from benchmarks.verdict import PERPLEXITY, Pair, Scored
 from jaxrope import rope
 from jaxrope.errors import InputError
-from tests import tiny_twin
+from tests import processes, tiny_twin
 
 ROOT = Path(__file__).resolve().parent.parent
 LENGTHS = (512, 1024, 2048, 4096, 8192)
@@ -283,7 +282,7 @@ def test_wrong_critical_pairs_are_refused(text_):
 def run(name, *arguments):
     """Returns (what it printed, exit code)."""
     command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", *arguments]
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device: the tiny batches divide by it
+    environment = processes.environment(devices=1)  # the tiny batches divide by it
     done = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, timeout=1500, env=environment
     )

@@ -1,7 +1,6 @@
 """A whole recipe as a process: killed, signalled, and as two of them."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -14,7 +13,7 @@ import pytest
 from jaxrope import recipe, rope
 from jaxrope.recipe import record
 from tests import tiny_recipe, tiny_run
-from tests.processes import Job
+from tests.processes import Job, environment
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -36,13 +35,12 @@ def whole(texts, tmp_path_factory):
 
 def start(texts, workdir, *flags):
     config = f"--config={ROOT / 'tests' / 'tiny_recipe.py'}:{texts}"
-    environment = os.environ | {"XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
     return subprocess.Popen(
         [sys.executable, str(ROOT / "train.py"), config, f"--workdir={workdir}", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        env=environment,
+        env=environment(),
     )
 
 

@@ -1,6 +1,5 @@
 """search.py as a process: SIGKILL, SIGTERM, its exit codes and what it says."""
 
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.processes import environment
 from tests.search_config import tiny
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,13 +16,12 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def search_py(folder, *flags):
     config = f"--config={ROOT / 'tests' / 'search_config.py'}:{folder}"
-    environment = os.environ | {"XLA_FLAGS": ""}  # one device: starts faster
     return subprocess.Popen(
         [sys.executable, str(ROOT / "search.py"), config, *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
-        env=environment,
+        env=environment(),
     )
 
 
@@ -30,9 +29,7 @@ def search_py(folder, *flags):
 def test_killed_searches_equal_an_undisturbed_one():
     """Three kills; `python tests/kill_search.py --kills 20` is the proof at full size."""
     command = [sys.executable, str(ROOT / "tests" / "kill_search.py"), "--kills=3", "--seed=1"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"XLA_FLAGS": ""}
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=environment())
     assert done.returncode == 0, done.stdout + done.stderr
     assert "3 kills in 1 searches: every result equals" in done.stdout
 

@@ -8,7 +8,7 @@ import pytest
 from search_gradient_test import descending
 
 from jaxrope import files, rope, search
-from jaxrope.search import baselines, problem, ramp
+from jaxrope.search import baselines, descent, problem, ramp
 
 
 def recorded(fitness_fn):
@@ -94,6 +94,20 @@ def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
     assert result.content["evaluations"] == evaluations
     steps = 3 * 4 * config.target_len
     assert result.content["forward_tokens"] == evaluations * 2 * config.target_len + steps
+
+
+@pytest.mark.parametrize(("fitness", "ends"), [(0.5, ["ramp"]), (2.0, ["yarn", "ramp"])])
+def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatch, fitness, ends):
+    found = problem.prepare(moving(tmp_path))
+    yarn = next(known for known in found.known if known.name == "yarn")
+    compared = [
+        {"baseline": known.name, "fitness": 1.0 if known.name == "yarn" else 3.0}
+        for known in found.known
+    ]
+    moved = ramp.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
+    monkeypatch.setattr(ramp, "run", lambda *_: moved)
+    monkeypatch.setattr(descent, "_descend", lambda *args: descent.Found(args[3].name, None))
+    assert [end.name for end in descent.run(found, None, [], compared)] == ends
 
 
 def test_a_killed_climb_goes_on_with_the_same_bytes(tmp_path):

@@ -18,6 +18,7 @@ from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.training import loop, program
 from tests import tiny_run
+from tests.processes import environment
 
 ROOT = Path(__file__).resolve().parent.parent
 ONE = jax.devices()[:1]
@@ -365,7 +366,6 @@ def test_sigterm_to_the_program_saves_and_exits_with_143(texts, tmp_path):
         "    config.train.steps = 100_000\n    config.train.eval_every = 0\n    return config\n"
     )
     (tmp_path / "out").mkdir()
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "XLA_FLAGS": "", "HOME": str(tmp_path)}
     command = [
         sys.executable,
         str(ROOT / "train.py"),
@@ -373,7 +373,11 @@ def test_sigterm_to_the_program_saves_and_exits_with_143(texts, tmp_path):
         "--workdir=~/out/run",
     ]
     process = subprocess.Popen(
-        command, cwd=tmp_path, env=environment, stderr=subprocess.PIPE, text=True
+        command,
+        cwd=tmp_path,
+        env=environment(HOME=str(tmp_path)),
+        stderr=subprocess.PIPE,
+        text=True,
     )
     deadline = time.time() + 120
     while time.time() < deadline and not steps.whole_steps(tmp_path / "out" / "run"):

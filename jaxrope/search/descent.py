@@ -54,8 +54,11 @@ def steps_in(rows: list[dict]) -> int:
 
 
 def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[Found]:
-    """Returns where the descents have ended, and YaRN with its ramp moved where that is better;
-    none where the method has none.
+    """Returns where the descents have ended, and YaRN with its ramp moved where that is better and
+    no descent began there; none where the method has none.
+
+    The end of a descent is not judged against a moved ramp that it began at: the ramp is the best
+    of a dozen by the very texts that judge, so by their noise it wins too often.
 
     Args:
       problem: what is searched for.
@@ -79,7 +82,7 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
             told_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
             step_fn = functools.partial(_measure, problem, bench, gradient_fn)
             found.append(_descend(problem, bench, rows, start, (step_fn, told_fn)))
-    if moved:
+    if moved and moved.baseline not in starts:
         bucket = moved.baseline.bucket
         choice = Choice(np.array(bucket.factors), bucket.start_tokens, bucket.attention_factor)
         found.append(Found(moved.baseline.name, choice))
