@@ -312,7 +312,8 @@ def needle(prompt):
 
 
 def most_frequent(prompt):
-    words = re.findall(r"\b[a-z]{6}\b", prompt.split("coded text", 2)[-1])
+    text = prompt.split("coded words. ", 1)[1].rsplit("Question:", 1)[0]
+    words = re.findall(r"\b[a-z]{6}\b", text)
     return " ".join(word for word, _ in collections.Counter(words).most_common(3))
 
 
