@@ -1,5 +1,7 @@
 """Figures and tables: what is drawn is what the rows say, nothing lost or broken."""
 
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,6 +10,7 @@ from jaxrope.errors import InputError
 from jaxrope.report import (
     axes,
     evaluations,
+    figures,
     tables,
 )
 from tests.tiny_report import BASELINES, GENERATIONS, NEEDLES, ROWS, STEPS, lines_of, names_of
@@ -88,11 +91,30 @@ def test_smoothing_keeps_a_constant_and_its_ends():
 
 def test_names_at_the_ends_do_not_overlap():
     wanted = {"a": 0.5, "b": 0.5, "c": 0.51, "d": 0.99, "e": 1.0}
-    places = axes.spread(wanted, gap=0.07)
-    order = sorted(places.values())
-    assert np.diff(order).min() > 0.069 and 0 <= order[0] and order[-1] <= 1.001
+    heights = dict.fromkeys(wanted, 0.07) | {"e": 0.14}
+    places = axes.spread(wanted, heights)
+    order = sorted(places, key=places.get)
+    apart = np.diff([places[name] for name in order])
+    assert apart[:-1].min() > 0.069 and order[-1] == "e" and apart[-1] > 0.104
+    assert min(places.values()) >= 0 and places["e"] + heights["e"] / 2 <= 1.001
     assert places["a"] < 0.5 < places["c"]
-    assert axes.spread({"x": 0.3}) == {"x": 0.3}
+    assert axes.spread({"x": 0.3}, {"x": 0.07}) == {"x": 0.3}
+
+
+@pytest.mark.parametrize("count", [3, 12, 30])
+def test_a_figure_has_room_for_all_names(count):
+    from matplotlib.text import Text
+
+    def draw(ax):
+        ax.plot([0, 1], [0, 1])
+        axes.name_ends(ax, {f"a name of two lines {i}": (0.5, "k") for i in range(count)})
+
+    figure = figures.one(draw)
+    figure.draw_without_rendering()
+    boxes = [Text.get_window_extent(name) for name in figure.axes[0].texts]  # without its arrow
+    boxes.sort(key=lambda box: box.y0)
+    assert len(boxes) == count
+    assert all(low.y1 <= high.y0 + 2 for low, high in itertools.pairwise(boxes))
 
 
 def test_each_label_has_a_look_of_its_own():

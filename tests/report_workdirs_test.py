@@ -5,6 +5,7 @@ import shutil
 
 import numpy as np
 import pytest
+import report_attention_test
 
 from jaxrope import rope
 from jaxrope.errors import InputError
@@ -127,6 +128,27 @@ def test_a_recipe_is_one_line_and_expands_into_its_stages(recipe):
         f"python train.py --config=r.py --workdir=run --config.stages={name}"
         for name in ("search_a", "search_b")
     ]
+
+
+def test_an_analysis_is_told_by_the_evaluation_of_its_own_model(recipe):
+    """Not by the last stage, which may be another model's."""
+    told = json.loads((recipe / "recipe.json").read_text())
+    told["stages"].append({"name": "other", "kind": "evaluate", "uses": [], "seconds": 1.0})
+    (recipe / "recipe.json").write_text(json.dumps(told))
+    content = json.loads((recipe / "compare" / "eval.json").read_text())
+    content["model"] = {"source": "models/other", "original_len": 64}
+    for one in content["rows"]:
+        one["length"] //= 8
+    shutil.copytree(recipe / "compare", recipe / "other")
+    (recipe / "other" / "eval.json").write_text(json.dumps(content))
+    assert collect.collect(recipe).lines[0]["Window"] == "64 → 512"
+    attention = report_attention_test.content() | {"evaluation": "compare"}
+    (recipe / "attention.json").write_text(json.dumps(attention))
+    found = collect.collect(recipe)
+    assert found.lines[0]["Window"] == "512 → 4,096"
+    assert found.part.original_len == attention["model"]["original_len"]
+    stages = dict.fromkeys(section.stage for section in found.folder.sections)
+    assert list(stages) == ["", "compare", "search_b", "search_a", "other"]
 
 
 def test_a_folder_of_workdirs_expands_too(tmp_path, workdirs):

@@ -17,6 +17,7 @@ from jaxrope.errors import InputError, choose
 HALF, TWICE = 0.5, 2.0  # of the pre-trained length: where the paper compares patterns
 PLAIN, SEARCHED = "none", "searched"
 BASE, TWIN, LONGER = "base", "twin", "longer"
+PERPLEXITY = "perplexity"  # the stage that measures it
 TASKS = ("passkey", "needle")
 
 # setting -> (config.analysis, shape) -> the constants of its rope; that of SEARCHED is found
@@ -187,7 +188,7 @@ def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence
         ("eval.checkpoints", labels),
         ("eval.baseline", BASE),
     )
-    made = [(f"{name}perplexity", "evaluate", (*own, *measured))]
+    made = [(f"{name}{PERPLEXITY}", "evaluate", (*own, *measured))]
     if section.haystack:
         asked = (("eval.suites", ("niah",)), ("eval.lengths", (length,)), ("eval.label", BASE))
         made.append((f"{name}haystack", "evaluate", (*own, *asked)))

@@ -79,7 +79,7 @@ def _found(study: Study, workdir: Path) -> Found:
     read = {kind: {} for kind in parts.KINDS}
     for part in parts.all_of(study):
         read[part.kind][part.subject.label] = parts.read(part, workdir)
-    rows = _rows(workdir / f"{study.name}perplexity")
+    rows = _rows(workdir / f"{study.name}{plan.PERPLEXITY}")
     haystack = None
     if study.config.analysis.haystack:
         asked = _rows(workdir / f"{study.name}haystack")

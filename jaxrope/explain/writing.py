@@ -16,7 +16,7 @@ from jaxrope.explain import findings as judged
 from jaxrope.explain import numbers
 from jaxrope.explain.findings import Finding
 from jaxrope.explain.numbers import Found
-from jaxrope.explain.plan import BASE, HALF, TWICE
+from jaxrope.explain.plan import BASE, HALF, PERPLEXITY, TWICE
 from jaxrope.report import attention, attention_panels, figures, tables, tabulated
 
 FORMAT = "jaxrope.findings/1"
@@ -78,6 +78,7 @@ def attention_json(
         "format": attention.FORMAT,
         "config": study.config.to_dict(),
         "model": {"source": str(study.config.model.path), "original_len": study.shape.original_len},
+        "evaluation": f"{study.name}{PERPLEXITY}",
         "trained_lens": trained,
         "findings": [_plain_finding(one) for one in findings],
         "statistics": numbers.statistic_rows(found),

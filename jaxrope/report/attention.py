@@ -3,6 +3,7 @@
 {"format": "jaxrope.attention/1",
  "command": text, "config": {...},                what made it
  "model": {"source", "original_len"},             original_len in tokens
+ "evaluation": name,                              of the stage with its settings' perplexity
  "trained_lens": {label: tokens},                 of the continual training of each setting
  "findings": [{"finding", "holds", "why", "evidence"}],
  "statistics": [{"label", "length", "name", "value", "low", "high"}],
@@ -36,10 +37,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxrope.report import attention_panels as draw
-from jaxrope.report import figures, tables, tabulated
+from jaxrope.report import evaluations, figures, tables, tabulated
 from jaxrope.report.page import Figure, Section
 
 FORMAT = "jaxrope.attention/1"
+MOST_TABLES = 2  # of a section that are shown without a click
 LISTS = (
     "findings",
     "statistics",
@@ -120,7 +122,9 @@ def sections(found: Attention) -> list[Section]:
     ):
         if any(found.lists[name] for name in has):
             shown, drawn = make(found)
-            made.append(Section(title, shown, drawn, *found.origin))
+            shown, more = shown[:MOST_TABLES], shown[MOST_TABLES:]
+            folded = len(drawn) > evaluations.MOST_OPEN
+            made.append(Section(title, shown, drawn, *found.origin, more=more, is_folded=folded))
     return made
 
 

@@ -6,7 +6,7 @@ same colour, marker and dash everywhere, and lines are named at their ends.
 
 import re
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 
@@ -27,6 +27,9 @@ SPARE = (
     ("#d55e00", "h", "--"),
 )
 NAME_WIDTH = 16  # characters of a name beside a line; a longer one is broken
+_NAME_INCHES = 0.2  # of a name of one line: 9.5 points of text, and some room
+_LINE_INCHES = 0.16  # of each further line
+_PUSHES = 1000  # of names that are moved apart
 FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which follows the theme
 
 
@@ -101,15 +104,20 @@ def name_ends(ax, ends: dict[str, tuple[float, str]]) -> None:
       ax: where.
       ends: name -> (value at the right end, colour of the line).
     """
+    shown = {name: textwrap.fill(name, NAME_WIDTH, max_lines=3) for name in ends}
+    inches = {name: _NAME_INCHES + _LINE_INCHES * text.count("\n") for name, text in shown.items()}
     ax.margins(x=0.04)
-    ax.figure.draw_without_rendering()
+    panel = _panel_inches(ax)
+    if (needed := sum(inches.values())) > panel:
+        width, height = ax.figure.get_size_inches()
+        ax.figure.set_size_inches(width, height * needed / panel)
+        panel = _panel_inches(ax)
     to_axes = ax.transData + ax.transAxes.inverted()
     right = ax.get_xlim()[1]
     wanted = {name: to_axes.transform((right, value))[1] for name, (value, _) in ends.items()}
     wanted = {name: min(max(place, 0.0), 1.0) for name, place in wanted.items()}
-    shown = {name: textwrap.fill(name, NAME_WIDTH, max_lines=3) for name in ends}
-    lines = max((text.count("\n") + 1 for text in shown.values()), default=1)
-    for name, place in spread(wanted, gap=0.075 + 0.05 * (lines - 1)).items():
+    gaps = {name: size / panel for name, size in inches.items()}
+    for name, place in spread(wanted, gaps).items():
         ax.annotate(
             shown[name],
             xy=(1.0, wanted[name]),
@@ -123,16 +131,23 @@ def name_ends(ax, ends: dict[str, tuple[float, str]]) -> None:
         )
 
 
-def spread(wanted: dict[str, float], gap: float = 0.075) -> dict[str, float]:
-    """Returns heights near the wanted ones, `gap` apart and within 0 to 1 where they fit.
+def _panel_inches(ax) -> float:
+    """Returns how high a panel is, as the figure lays it out."""
+    ax.figure.draw_without_rendering()
+    return ax.get_window_extent().height / ax.figure.dpi
 
-    `gap` is a share of the panel's height: 9.5 points of text need 0.07 of 2.7 inches.
+
+def spread(wanted: Mapping[str, float], heights: Mapping[str, float]) -> dict[str, float]:
+    """Returns places near the wanted ones, so far apart that names of these heights, as shares of
+    the panel's, do not overlap, and within the panel; where there is room for all of them.
     """
     order = sorted(wanted, key=wanted.get)
     places = np.array([wanted[name] for name in order])
-    for _ in range(200):  # neighbours push one another apart, half each
-        places = np.clip(places, 0.0, 1.0)
-        push = np.maximum(gap - np.diff(places), 0) / 2
+    sizes = np.array([heights[name] for name in order])
+    gaps = (sizes[:-1] + sizes[1:]) / 2
+    for _ in range(_PUSHES):  # neighbours push one another apart, half each
+        places = np.clip(places, sizes / 2, 1.0 - sizes / 2)
+        push = np.maximum(gaps - np.diff(places), 0) / 2
         places[:-1] -= push
         places[1:] += push
     return dict(zip(order, places.tolist(), strict=True))

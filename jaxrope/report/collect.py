@@ -67,7 +67,7 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
         raise InputError(f"{path}: no such folder. Give a workdir of search.py, train.py, ...")
     told = _recipe(path)
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_results(p))
-    names = [name for name in _order(told) if name in inside]
+    names = [name for name in _order(told, _own_evaluation(path)) if name in inside]
     names += [name for name in inside if name not in names]
     searched = any((path / name / "journal.jsonl").is_file() for name in (".", *names))
     parts = [_read(path, published or {}, searched)] if _has_results(path) else []
@@ -81,6 +81,8 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
             "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analysis`."
         )
     part = _joined(parts)
+    if _has_results(path) and parts[0].original_len:  # of what lies in the folder itself
+        part = dataclasses.replace(part, original_len=parts[0].original_len)
     lines = _recipe_lines(part, list(told.values())) if told and part.scores else part.lines
     sections = _with_commands(part.sections)
     folder = Folder(path.name or str(path), str(path), _facts(lines), sections)
@@ -99,10 +101,19 @@ def _recipe(path: Path) -> dict[str, Row]:
     return _made(recipe, lambda: {row["name"]: row for row in _json(recipe)["stages"]})
 
 
-def _order(told: Mapping[str, Row]) -> list[str]:
-    """Returns the stages as the page has them: the last one and what it is made from come first."""
+def _own_evaluation(path: Path) -> str:
+    """Returns the stage with the perplexity of an analysis' settings; "" where there is none."""
+    own = path / "attention.json"
+    return _made(own, lambda: _json(own).get("evaluation", "")) if own.is_file() else ""
+
+
+def _order(told: Mapping[str, Row], first: str) -> list[str]:
+    """Returns the stages as the page has them: `first`, else the last one and what it is made
+    from, come before the others."""
     if not told:
         return []
+    if first in told:
+        return list(dict.fromkeys([first, *told]))
     last = list(told)[-1]
     return list(dict.fromkeys([last, *told[last].get("uses", ()), *told]))
 

@@ -44,7 +44,8 @@ def section(content: Row) -> Section:
 
 
 def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
-    """Returns every figure of the rows: curves, then maps."""
+    """Returns every figure of the rows: curves, then maps. What is at floor is said above its
+    table, and is no figure here."""
     drawn = figures.evaluation_figures(rows, original_len=original_len)
     shown = {f"map of {one.title}": one for one in maps.collect(rows, original_len)}
     return [
@@ -56,6 +57,7 @@ def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
             numbers=tabulated.of_map(shown[name]) if name in shown else _numbers(name, rows),
         )
         for name, drawing in drawn.items()
+        if any(ax.axison for ax in drawing.axes)
     ]
 
 
