@@ -87,9 +87,10 @@ def say(ax, text: str) -> None:
     write(ax, text, (0.0, 0.9))
 
 
-def write(ax, text: str, place: tuple[float, float]) -> None:
-    """Writes a sentence in lines that fit into a panel, from a place in shares of it downwards."""
-    ax.text(*place, textwrap.fill(text, 60), transform=ax.transAxes, va="top", fontsize=8)
+def write(ax, text: str, place: tuple[float, float], width: int = 60) -> None:
+    """Writes a sentence in lines of `width` characters, from a place in shares of the panel
+    downwards."""
+    ax.text(*place, textwrap.fill(text, width), transform=ax.transAxes, va="top", fontsize=8)
 
 
 def _map(rows: Sequence[Row], title: str, column: str) -> Map:

@@ -295,7 +295,7 @@ def draw_tradeoff(ax, points):
     if far:
         low, high = ax.get_ylim()
         ax.set_ylim(low - 0.18 * (high - low), high)
-        maps.write(ax, f"Far off: {'; '.join(far)}.", (0.02, 0.1))
+        maps.write(ax, f"Far off: {'; '.join(far)}.", (0.02, 0.14), width=44)
 
 
 # name -> (draws a panel from rows and the original length, whether the rows have what it shows)
