@@ -1,6 +1,6 @@
 # Every target makes its own environment; the second time that is instant.
 #   make demo                                        extend the small model that ships with the project
-#   make test                                        the tests; at most 10 minutes on 2 cores
+#   make test                                        the tests, some 3,600
 #   make test PYTHON=python3.12 VENV=.venv-3.12      the same on another Python
 #   make test PARITY=0 AOT=0                         without torch and transformers, without libtpu
 #   make proof                                       what the TPU compiler proves; a quarter of an hour

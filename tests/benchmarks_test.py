@@ -171,5 +171,5 @@ def test_steps_of_a_descent_stay_within_their_share(samples, factor):
     )
     for share in search.DESCENTS:
         judged = 30 * samples * factor * 256
-        cost = judged + search._steps(args, share, hybrid=False) * 3 * 2 * factor * 256
+        cost = judged + search._steps(args, share, hybrid=False) * 3 * samples * factor * 256
         assert 0.9 * share < cost / (1312 * samples * factor * 256) <= share
