@@ -4,7 +4,7 @@
 
 Six settings, each trained on with 0.25 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
 and twice, as the paper has them) and further; pass keys and one of six needles up to 8,192. findings.md says what holds, and
-python -m jaxrope.report runs/attention shows it. About 45 minutes on two idle cores; --dry_run says what it costs. In a few minutes, without use for its numbers:
+python -m jaxrope.report runs/attention shows it. 90 minutes on one core; --dry_run says what it costs. In a few minutes, without use for its numbers:
 --config=configs/attention_paper.py:quick
 """
 

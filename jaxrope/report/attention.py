@@ -61,6 +61,7 @@ class Attention(NamedTuple):
     Attributes:
       source: of the model.
       original_len: tokens the rope was trained on.
+      evaluation: the stage with its settings' perplexity, or "".
       trained_lens: label -> tokens of the continual training.
       origin: the command, and the config.
       lists: name of LISTS -> rows.
@@ -68,6 +69,7 @@ class Attention(NamedTuple):
 
     source: str
     original_len: int
+    evaluation: str
     trained_lens: Mapping[str, int]
     origin: tuple[str, Row]
     lists: Mapping[str, list[Row]]
@@ -90,6 +92,7 @@ def read(content: Row) -> Attention:
     return Attention(
         source=str(model["source"]),
         original_len=int(model["original_len"]),
+        evaluation=str(content.get("evaluation") or ""),
         trained_lens=content.get("trained_lens") or {},
         origin=(content.get("command") or "", content.get("config") or {}),
         lists=lists,

@@ -32,6 +32,7 @@ class Part:
       steps: of trainings: name of a stage, or "" -> rows.
       generations: of searches, in the same way.
       original_len: tokens, or None.
+      evaluation: of an analysis: the stage with its settings' perplexity, else "".
     """
 
     sections: list[Section] = dataclasses.field(default_factory=list)
@@ -42,6 +43,7 @@ class Part:
     steps: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     generations: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     original_len: int | None = None
+    evaluation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,10 +69,11 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
         raise InputError(f"{path}: no such folder. Give a workdir of search.py, train.py, ...")
     told = _recipe(path)
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_results(p))
-    names = [name for name in _order(told, _own_evaluation(path)) if name in inside]
+    searched = any((path / name / "journal.jsonl").is_file() for name in (".", *inside))
+    own = _read(path, published or {}, searched) if _has_results(path) else None
+    names = [name for name in _order(told, own.evaluation if own else "") if name in inside]
     names += [name for name in inside if name not in names]
-    searched = any((path / name / "journal.jsonl").is_file() for name in (".", *names))
-    parts = [_read(path, published or {}, searched)] if _has_results(path) else []
+    parts = [own] if own else []
     parts += [
         _named(_read(path / name, published or {}, searched), name, told.get(name, {}))
         for name in names
@@ -81,8 +84,8 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
             "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analysis`."
         )
     part = _joined(parts)
-    if _has_results(path) and parts[0].original_len:  # of what lies in the folder itself
-        part = dataclasses.replace(part, original_len=parts[0].original_len)
+    if own and own.original_len:
+        part = dataclasses.replace(part, original_len=own.original_len)
     lines = _recipe_lines(part, list(told.values())) if told and part.scores else part.lines
     sections = _with_commands(part.sections)
     folder = Folder(path.name or str(path), str(path), _facts(lines), sections)
@@ -99,12 +102,6 @@ def _recipe(path: Path) -> dict[str, Row]:
     if not recipe.is_file():
         return {}
     return _made(recipe, lambda: {row["name"]: row for row in _json(recipe)["stages"]})
-
-
-def _own_evaluation(path: Path) -> str:
-    """Returns the stage with the perplexity of an analysis' settings; "" where there is none."""
-    own = path / "attention.json"
-    return _made(own, lambda: _json(own).get("evaluation", "")) if own.is_file() else ""
 
 
 def _order(told: Mapping[str, Row], first: str) -> list[str]:
@@ -201,6 +198,7 @@ def _attention(path: Path) -> Part:
         sections=attention.sections(content),
         lines=[attention.line(content)],
         original_len=content.original_len,
+        evaluation=content.evaluation,
     )
 
 
@@ -219,6 +217,7 @@ def _joined(parts: Sequence[Part]) -> Part:
         steps={name: rows for part in parts for name, rows in part.steps.items()},
         generations={name: rows for part in parts for name, rows in part.generations.items()},
         original_len=min((part.original_len for part in parts if part.original_len), default=None),
+        evaluation=next((part.evaluation for part in parts if part.evaluation), ""),
     )
 
 
