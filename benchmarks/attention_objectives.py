@@ -10,8 +10,8 @@ and both are counted, so that it has 8 generations where one of text alone has 9
 held-out books by perplexity and by six-key needles, both paired. The stages are those of a recipe:
 the same command goes on where it was stopped, also with more --seeds. Prints tables with a sentence
 each and writes attention_objectives.md, .json and .png, and attention.json for the page of
-python -m jaxrope.report. Planned for 24 minutes on 2 idle cores, and
-20 more for each further seed. --quick: to see it run, without use for its numbers.
+python -m jaxrope.report. 36 minutes on one core beside other
+work, and most of that for each further seed. --quick: to see it run, without use for its numbers.
 """
 
 import json

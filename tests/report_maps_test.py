@@ -115,6 +115,8 @@ def test_what_is_at_floor_inside_its_window_is_said_and_not_drawn():
     assert title == f"Kv: score [95% interval]. {wanted}"
     kv = figures.evaluation_figures(ROWS, original_len=512)["kv"].axes[0]
     assert texts_of(kv) == [wanted] and not kv.get_lines()
+    shown = [figure.name for figure in evaluations.charts(ROWS, 512)]
+    assert "kv" not in shown and len(shown) > 1  # a page says it above the table
     low = [row("niah", "none", 512, NONE), row("niah", "none", 2048, NONE), *ROWS[2:4]]
     said, yarn = maps.collect(low, 512)
     assert said.sentence == floors.sentence(low, 512) and yarn.title == "niah, yarn: depth"
