@@ -1,57 +1,6 @@
-"""Searches rope factors for a longer window, without training (LongRoPE, Algorithm 1).
+"""Searches rope factors for a longer window: `python -m jaxrope.search` from a checkout."""
 
-  python search.py --config=configs/base.py --workdir=runs/search --config.model.path=MODEL \\
-      --config.target_len=4096 --config.data.train_files='books/*.txt'
-
-Writes rope.json (the factors, for train.py and for `python -m jaxrope.convert`), journal.jsonl,
-result.json and search.png, and prints the factors found beside none, PI, NTK and YaRN. Started
-again with the same --workdir it goes on where it was stopped or killed. `config.sweep` runs the
-product of listed values, each in a folder of its own.
-"""
-
-from jaxrope import cli
-
-
-def run(config, workdir, dry_run):
-    """Searches; jax is imported only once the command line is known to be right."""
-    from jaxrope import search
-
-    rest = f"{workdir} has every batch that was finished. The same command goes on from there."
-    with search.exit_at_once(rest):
-        if not config.sweep:
-            run_one(config, workdir, dry_run)
-        elif dry_run:
-            for name, member in search.members(config).items():
-                cli.print_line(name)
-                run_one(member, workdir, dry_run)
-        else:
-            cli.print_line(search.run_sweep(config, workdir, run_one))
-
-
-def run_one(config, workdir, dry_run=False):
-    """Runs one search, or says what it costs; returns its result."""
-    from jaxrope import hosts, report, search
-
-    if dry_run:
-        cli.print_line(search.estimate(config))
-        return None
-    result = search.search(config, workdir)
-    if not hosts.is_main():
-        return result
-    report.search_figure(
-        result.generations, result.baselines, workdir / "search.png", factors=result.factors
-    )
-    cli.print_line(result.table)
-    cli.print_line(f"wrote rope.json, journal.jsonl, result.json and search.png into {workdir}")
-    return result
-
-
-def compile_only(config, topology, workdir):
-    """Compiles a batch for a TPU slice that need not be here, and says what it takes."""
-    from jaxrope.topology import compile_search
-
-    compile_search(config, topology, workdir)
-
+from jaxrope.search.__main__ import main
 
 if __name__ == "__main__":
-    cli.main(run, doc=__doc__, compile_fn=compile_only)
+    main()

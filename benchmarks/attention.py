@@ -14,7 +14,7 @@ import argparse
 import os
 import sys
 
-from jaxrope import heap
+from jaxrope.shell import heap
 
 DEVICES, HEADS, HEAD_DIM = 8, 8, 64
 LAYOUTS = {"MHA": 8, "GQA": 2, "MQA": 1}  # kv heads
@@ -142,7 +142,9 @@ def _compile(backend, ulysses, case):
     import numpy as np
     from jax.sharding import NamedSharding, PartitionSpec
 
-    from jaxrope import attention, masks, sharding
+    from jaxrope import attention
+    from jaxrope.attention import masks
+    from jaxrope.mesh import sharding
 
     spread = backend in attention.SPREAD
     num = DEVICES if spread else 1

@@ -93,7 +93,8 @@ def _ours(backend):
     def attend_fn(q, k, v):
         import jax.numpy as jnp
 
-        from jaxrope import attention, masks
+        from jaxrope import attention
+        from jaxrope.attention import masks
 
         places = jnp.arange(q.shape[1], dtype=jnp.int32)[None]
         kernel = "cudnn" if backend == "flash" else "blockwise"

@@ -25,9 +25,11 @@ from benchmarks import verdict
 from benchmarks.paper_stages import measure, write_known
 from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
-from jaxrope import cli, files, heap, recipe, report, setup
+from jaxrope import recipe, report, setup
 from jaxrope.errors import InputError
 from jaxrope.report import attention
+from jaxrope.shell import cli, heap
+from jaxrope.store import files
 
 FACTOR = 8  # target / original length
 # breed: candidates of a generation, the first one and all others; samples: of a candidate.

@@ -110,8 +110,9 @@ def prepare(args, length: int):
     """Returns (the compiled program, what it takes, places of the queries, seconds to compile)."""
     import numpy as np
 
-    from jaxrope import llama, pretrained, rope
+    from jaxrope import llama, rope
     from jaxrope.analysis import measuring, streaming
+    from jaxrope.convert import pretrained
 
     model = pretrained.load(args.model)
     config = model.config

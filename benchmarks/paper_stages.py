@@ -14,7 +14,6 @@ from ml_collections import ConfigDict
 
 from configs import base
 from jaxrope import rope, setup
-from jaxrope.evaluation.rows import USUAL_CONSTANTS
 from jaxrope.search import baselines
 
 STARTS = (0, 2, 4, 8, 16, 32, 64, 128, 256)  # n̂ of the paper's Table 2
@@ -95,7 +94,7 @@ def write_known(config: ConfigDict, names, folder: Path, length: int) -> list[tu
     shape, found = setup.model_config(config), []
     for name in names:
         constants, path = (
-            USUAL_CONSTANTS[name](length / shape.original_len),
+            rope.USUAL_CONSTANTS[name](length / shape.original_len),
             folder / f"{name}.json",
         )
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +204,7 @@ def _trainings(source: Path, spent: dict, lengths) -> tuple:
             "train",
             (
                 *at_four,
-                ("rope", dict(method="yarn") | USUAL_CONSTANTS["yarn"](4.0)),
+                ("rope", dict(method="yarn") | rope.USUAL_CONSTANTS["yarn"](4.0)),
             ),
         ),
         ("tuned_searched", "train", (*at_four, searched)),
@@ -310,7 +309,7 @@ def _write_starts(config: ConfigDict, folder: Path, lengths) -> None:
         buckets = []
         for length in lengths[1:3]:
             factor = length / shape.original_len
-            made = rope.make(method, **geometry(shape), **USUAL_CONSTANTS[method](factor))
+            made = rope.make(method, **geometry(shape), **rope.USUAL_CONSTANTS[method](factor))
             buckets.append(dataclasses.replace(made.bucket(length), max_len=length))
         for start in STARTS:
             changed = [dataclasses.replace(bucket, start_tokens=start) for bucket in buckets]

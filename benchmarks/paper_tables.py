@@ -17,8 +17,10 @@ import sys
 from pathlib import Path
 
 from benchmarks import paper_stages, paper_verdicts, verdict
-from jaxrope import cli, files, heap, recipe
+from jaxrope import recipe
 from jaxrope.errors import InputError
+from jaxrope.shell import cli, heap
+from jaxrope.store import files
 
 NEEDED = ("search_2x", "search_4x", "finetune_2x", "finetune_4x", "second", "join")
 

@@ -18,8 +18,8 @@ import json
 import sys
 from pathlib import Path
 
-from jaxrope import cli, heap
 from jaxrope.errors import choose
+from jaxrope.shell import cli, heap
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
@@ -120,7 +120,8 @@ def _short_evolution(args, share: float) -> dict:
 def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     """Runs a search, or goes on with it; returns the rows of its journal."""
     from configs import base
-    from jaxrope import files, search
+    from jaxrope import search
+    from jaxrope.store import files
 
     config = base.get_config()
     with config.unlocked():
@@ -208,7 +209,8 @@ class HeldOut:
         import jax
         import numpy as np
 
-        from jaxrope import data, llama, pretrained
+        from jaxrope import data, llama
+        from jaxrope.convert import pretrained
         from jaxrope.search import objective
 
         self.length = args.factor * _original_len(args.model)
@@ -239,7 +241,6 @@ class HeldOut:
     def known(self) -> dict[str, dict]:
         """Returns YaRN with its own and with the search's attention factor."""
         from jaxrope import rope
-        from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
         model, factor = self.model, self.length / self.model.original_len
         geometry = dict(
@@ -248,7 +249,7 @@ class HeldOut:
             theta=model.theta,
             original_len=model.original_len,
         )
-        bucket = rope.make("yarn", **geometry, **USUAL_CONSTANTS["yarn"](factor)).bucket(
+        bucket = rope.make("yarn", **geometry, **rope.USUAL_CONSTANTS["yarn"](factor)).bucket(
             self.length
         )
         su = rope.attention_factor("su", factor=factor, original_len=model.original_len)
@@ -322,7 +323,8 @@ def _texts(args):
 
 
 def _original_len(model: str) -> int:
-    from jaxrope import files, pretrained
+    from jaxrope.convert import pretrained
+    from jaxrope.store import files
 
     return pretrained.read_config(files.as_path(model)).original_len
 

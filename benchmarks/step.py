@@ -13,7 +13,7 @@ import functools
 import os
 import sys
 
-from jaxrope import heap
+from jaxrope.shell import heap
 
 TRAIN = ((8, 512), (2, 2048))  # rows, tokens
 EVALUATE = ((8, 512), (2, 2048), (1, 4096))  # candidates at a time, tokens
@@ -57,8 +57,9 @@ def training(model, rows, tokens, block):
     import numpy as np
 
     from configs import base
-    from jaxrope import llama, optimizer
-    from jaxrope.training import step as step_lib
+    from jaxrope import llama
+    from jaxrope.train import optimizer
+    from jaxrope.train import step as step_lib
 
     ids_BT = _tokens(model, rows, tokens + 1)
     settings = llama.ForwardSettings(attention_block=block, remat="none")
@@ -115,7 +116,8 @@ def evaluation(model, rows, tokens, block):
     import jax
     import numpy as np
 
-    from jaxrope import llama, rope, sharding
+    from jaxrope import llama, rope
+    from jaxrope.mesh import sharding
     from jaxrope.search import evaluator, objective
 
     ids_T = _tokens(model, 1, tokens + 1)[0]
@@ -171,7 +173,7 @@ def _torch_evaluation(folder, ids_T, factors_PR, config, attention):
 
 def _run(case, args, rows, tokens, rounds, about) -> dict:
     from benchmarks import side_by_side
-    from jaxrope import pretrained
+    from jaxrope.convert import pretrained
 
     model = pretrained.load(args.model)
     unit, fns = case(model, rows, tokens, args.block)

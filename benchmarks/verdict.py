@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files
-from jaxrope.evaluation import statistics
+from jaxrope.evaluate import statistics
 from jaxrope.report import tables
+from jaxrope.store import files
 
 PERPLEXITY = "perplexity"
 LEVEL = 0.05  # of the sign test, two-sided

@@ -340,7 +340,7 @@ def analysis() -> ConfigDict:
 
 
 def hosts() -> ConfigDict:
-    """Several processes: how long they wait for each other (jaxrope/hosts.py)."""
+    """Several processes: how long they wait for each other (jaxrope/mesh/hosts.py)."""
     section = ConfigDict()
     section.timeout_seconds = 300  # the longest wait for another process, at the start and at every meeting point
     section.heartbeat_seconds = 100  # a process that is silent for so long is dead; then the others end

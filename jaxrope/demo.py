@@ -16,11 +16,11 @@ import sys
 import time
 from pathlib import Path
 
-from jaxrope import cli
 from jaxrope.errors import InputError
-from jaxrope.experiment import load
-from jaxrope.files import write_json_atomic
-from jaxrope.progress import duration
+from jaxrope.shell import cli
+from jaxrope.shell.experiment import load
+from jaxrope.shell.progress import duration
+from jaxrope.store.files import write_json_atomic
 
 MODEL = Path("jaxrope/models/stdlib-2m")
 

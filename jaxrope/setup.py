@@ -7,10 +7,12 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import attention, data, files, llama, pretrained, rope
+from jaxrope import attention, data, llama, rope
+from jaxrope.convert import pretrained
+from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError, choose, nearest
 from jaxrope.llama import LlamaConfig
-from jaxrope.pretrained import Pretrained
+from jaxrope.store import files
 
 
 def model_config(config) -> LlamaConfig:

@@ -10,11 +10,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import evaluation, llama
+from jaxrope import evaluate, llama
 from jaxrope.analysis import causal, heads
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate.scoring import EvalModel
 from tests.tiny_heads import SETTINGS, loud, read_text
 
 
@@ -160,7 +160,7 @@ def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
         section.update(
             dict(needle_filler="grass", needle_keys=(1,), needle_trials=3, lengths=(420,))
         )
-    bench = evaluation.bench(section, documents=None, seed=7)
+    bench = evaluate.bench(section, documents=None, seed=7)
     model = EvalModel(
         config=tiny_config,
         params=None,
@@ -172,7 +172,7 @@ def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
     nlls = []
 
     def found_fn(params):
-        (result,) = evaluation.needle.evaluate(dataclasses.replace(model, params=params), bench)
+        (result,) = evaluate.needle.evaluate(dataclasses.replace(model, params=params), bench)
         nlls.append(result.items["nll"])
         return result.items["found"]
 

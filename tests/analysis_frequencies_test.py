@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, masks, rope
+from jaxrope import llama, rope
 from jaxrope.analysis import frequencies
+from jaxrope.attention import masks
 
 FACTORS = np.array([1.0, 1.7, 4.0])
 CASES = {

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, masks
+from jaxrope import llama
 from jaxrope.analysis import heads, rows
+from jaxrope.attention import masks
 from jaxrope.data import BytesTokenizer, needles
 from jaxrope.errors import InputError
 from tests.tiny_heads import SETTINGS, probed, read_text

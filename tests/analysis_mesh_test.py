@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrope import attention, llama, rope, sharding
+from jaxrope import attention, llama, rope
 from jaxrope.analysis import curves, divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 
 LENGTH = 48
 

@@ -11,10 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, masks, pretrained, rope, sharding
+from jaxrope import llama, rope
 from jaxrope.analysis import curves, frequencies, heads, measuring, patterns, streaming
 from jaxrope.analysis.streaming import Options
+from jaxrope.attention import masks
+from jaxrope.convert import pretrained
 from jaxrope.data import tokenizer
+from jaxrope.mesh import sharding
 from tests.analysis_mesh_test import in_parts
 
 LENGTH = 160

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, masks, rope
+from jaxrope import llama, rope
 from jaxrope.analysis import curves, divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
+from jaxrope.attention import masks
 from jaxrope.errors import InputError
 
 CASES = {  # mask, heads, kv heads, options

@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import evaluation, generation, llama, sharding
+from jaxrope import evaluate, generate, llama
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import answering, journal, statistics
-from jaxrope.evaluation.answering import Prompt, Writing
-from jaxrope.evaluation.items import Item, Request, Task
-from jaxrope.evaluation.scoring import EvalModel
-from jaxrope.evaluation.tasks import SECTIONS, TASKS
+from jaxrope.evaluate import answering, journal, statistics
+from jaxrope.evaluate.answering import Prompt, Writing
+from jaxrope.evaluate.items import Item, Request, Task
+from jaxrope.evaluate.scoring import EvalModel
+from jaxrope.evaluate.tasks import SECTIONS, TASKS
+from jaxrope.mesh import sharding
 from tests.written import replace_generation
 
 TOKENIZER = BytesTokenizer()
@@ -65,7 +66,7 @@ def make_bench(trials=7, lengths=(64,), **values):
         section.update(lengths=lengths, chunk_tokens=16, batch_tokens=256, bootstrap_samples=200)
         section.sums = dict(trials=trials)
         section.update(values)
-    return evaluation.bench(section, documents=None, seed=3)
+    return evaluate.bench(section, documents=None, seed=3)
 
 
 def prompts_of(*sizes, limit=5, seed=0):
@@ -83,7 +84,7 @@ def written(model, prompts, **values):
 
 def generated(monkeypatch, prompts, model, **values):
     """Returns the tokens that were made for each prompt, and the answers."""
-    made, real = {}, generation.stream
+    made, real = {}, generate.stream
 
     def stream(model, rows, options, **more):
         for new in real(model, rows, options, **more):
@@ -91,7 +92,7 @@ def generated(monkeypatch, prompts, model, **values):
                 made.setdefault(tuple(rows[row]), []).append(token)
             yield new
 
-    monkeypatch.setattr(generation, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     answers = written(model, prompts, **values)
     return [made[tuple(prompt.tokens.tolist())] for prompt in prompts], answers
 
@@ -109,7 +110,7 @@ def test_it_writes_what_one_forward_pass_of_the_whole_text_would(model, monkeypa
         assert logits[i, start : start + len(tokens)].argmax(-1).tolist() == tokens
         assert len(tokens) == 5 or tokens[-1] == 257
         assert answer.num_tokens == len(tokens)
-        stream = generation.TextStream(TOKENIZER, prompt.tokens)
+        stream = generate.TextStream(TOKENIZER, prompt.tokens)
         text = "".join([stream.push(token) for token in tokens if token != 257])
         assert answer.text == text + stream.finish()
     assert written(model, prompts[:1], rows=3)[0] == answers[0]  # whoever its mates are
@@ -213,7 +214,7 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
 
     calls = replace_generation(monkeypatch, TOKENIZER, text_fn)
     bench = make_bench(lengths=(48, 64))
-    results = list(evaluation.run(model, bench, ("sums",)))
+    results = list(evaluate.run(model, bench, ("sums",)))
     assert [(r.suite, r.length, r.label) for r in results] == [
         ("sums", 48, "none"),
         ("sums", 64, "none"),
@@ -234,7 +235,7 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
     assert all(prompt[0] == 256 for _, prompts, _ in calls for prompt in prompts)  # bos
     assert [len(prompts) for _, prompts, _ in calls] == [4] * 4  # two batches at each length
     most = sum(1 + len(item.prompt) + 4 for item in asked)
-    assert evaluation.costs(model, make_bench(), ("sums",)) == {"sums": most}
+    assert evaluate.costs(model, make_bench(), ("sums",)) == {"sums": most}
 
 
 def test_chance_is_what_copying_scores(model, sums, monkeypatch):
@@ -243,7 +244,7 @@ def test_chance_is_what_copying_scores(model, sums, monkeypatch):
         task = dataclasses.replace(SUMS, copying_scores=True, stops=stops)
         task = dataclasses.replace(task, score=lambda text, item: float("06" in text))
         monkeypatch.setitem(TASKS, "sums", task)
-        (result,) = evaluation.run(model, make_bench(), ("sums",))
+        (result,) = evaluate.run(model, make_bench(), ("sums",))
         # of the 32 stretches of 4 tokens of prompt 6 of 7 the last one has its number
         assert result.chance == pytest.approx(wanted / 7)
 
@@ -255,7 +256,7 @@ def tenths(text, item):
 def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkeypatch):
     monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=tenths))
     replace_generation(monkeypatch, TOKENIZER, last_two)
-    (result,) = evaluation.run(model, make_bench(), ("sums",))
+    (result,) = evaluate.run(model, make_bench(), ("sums",))
     values = np.arange(7) / 10
     assert result.metrics["score"] == pytest.approx(0.3)
     wanted = statistics.bootstrap_interval(values, num_samples=200, seed=3)
@@ -265,8 +266,8 @@ def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkey
 def test_a_model_whose_window_slides_is_not_asked(model, sums, monkeypatch):
     replace_generation(monkeypatch, TOKENIZER, lambda prompt: pytest.fail("it was asked"))
     sliding = dataclasses.replace(model, window=32)
-    assert list(evaluation.run(sliding, make_bench(), ("sums",))) == []
-    assert evaluation.cost(sliding, make_bench(), ("sums",)) == 0
+    assert list(evaluate.run(sliding, make_bench(), ("sums",))) == []
+    assert evaluate.cost(sliding, make_bench(), ("sums",)) == 0
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_cut(model, sums, monkeypatch):
@@ -274,7 +275,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_cut(model, sums, monkeypatc
     for asked in (item, dataclasses.replace(item, tokens=np.zeros(61, np.int32))):
         monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, make=lambda r, i=asked: [i]))
         with pytest.raises(InputError) as refused:
-            evaluation.check(model, make_bench(), ("sums",))
+            evaluate.check(model, make_bench(), ("sums",))
         assert str(refused.value) == (
             "eval.lengths: item 1 of 'sums' has 61 tokens and its answer 4, 65 in all, got length "
             "64. Leave the length out, or 'sums' out of eval.suites."
@@ -282,7 +283,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_cut(model, sums, monkeypatc
     asked = dataclasses.replace(item, tokens=np.arange(60, dtype=np.int32))
     monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, make=lambda r: [asked]))
     calls = replace_generation(monkeypatch, TOKENIZER, lambda prompt: "7")
-    list(evaluation.run(model, make_bench(), ("sums",)))
+    list(evaluate.run(model, make_bench(), ("sums",)))
     assert calls[0][1] == [list(range(60))]  # the tokens themselves, no bos put before them
 
 
@@ -298,7 +299,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_cut(model, sums, monkeypatc
 )
 def test_a_setting_out_of_range_is_refused(model, sums, values, message):
     with pytest.raises(InputError, match=message):
-        evaluation.check(model, make_bench(**values), ("sums",))
+        evaluate.check(model, make_bench(**values), ("sums",))
 
 
 def test_questions_are_made_once_for_all_rows(model, sums, monkeypatch):
@@ -307,14 +308,14 @@ def test_questions_are_made_once_for_all_rows(model, sums, monkeypatch):
     monkeypatch.setitem(TASKS, "sums", task)
     replace_generation(monkeypatch, TOKENIZER, last_two)
     bench = make_bench()
-    evaluation.check(model, bench, ("sums",))
-    evaluation.cost(model, bench, ("sums",))
+    evaluate.check(model, bench, ("sums",))
+    evaluate.cost(model, bench, ("sums",))
     for label in ("a", "b"):
-        list(evaluation.run(dataclasses.replace(model, label=label), bench, ("sums",)))
+        list(evaluate.run(dataclasses.replace(model, label=label), bench, ("sums",)))
     assert made == [64]
     monkeypatch.setattr(answering, "_KEPT_TOKENS", 10)  # too many to be kept
-    list(evaluation.run(model, make_bench(), ("sums",)))
-    list(evaluation.run(model, dataclasses.replace(bench, seed=4), ("sums",)))
+    list(evaluate.run(model, make_bench(), ("sums",)))
+    list(evaluate.run(model, dataclasses.replace(bench, seed=4), ("sums",)))
     assert made == [64] * 3
 
 
@@ -328,7 +329,7 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
         kept, skipped = journal.Journal(tmp_path), []
         before = len(lines_of(tmp_path))
         bench = dataclasses.replace(make_bench(**values), journal=kept, skip=skipped.append)
-        (result,) = evaluation.run(model, bench, ("sums",))
+        (result,) = evaluate.run(model, bench, ("sums",))
         asked = len(lines_of(tmp_path)) - before
         assert bool(calls) == (asked > 0 or not model.identity)
         return result, asked, sum(skipped)
@@ -364,7 +365,7 @@ def test_an_item_that_may_write_more_is_asked_anew_and_no_other(model, sums, mon
         monkeypatch.setitem(TASKS, "sums", task)
         before = len(lines_of(tmp_path))
         bench = dataclasses.replace(make_bench(), journal=journal.Journal(tmp_path))
-        list(evaluation.run(model, bench, ("sums",)))
+        list(evaluate.run(model, bench, ("sums",)))
         assert len(lines_of(tmp_path)) - before == asked
 
 
@@ -377,7 +378,7 @@ def test_a_line_says_what_was_asked_of_whom(model, sums, monkeypatch, tmp_path):
     replace_generation(monkeypatch, TOKENIZER, last_two)
     bench = dataclasses.replace(make_bench(trials=2), journal=journal.Journal(tmp_path))
     model = dataclasses.replace(model, identity="weights")
-    (result,) = evaluation.run(model, bench, ("sums",))
+    (result,) = evaluate.run(model, bench, ("sums",))
     lines = lines_of(tmp_path)
     assert {line["item"] for line in lines} == set(result.items["item"])
     assert {(line["label"], line["suite"], line["length"]) for line in lines} == {
@@ -390,8 +391,8 @@ def test_a_line_says_what_was_asked_of_whom(model, sums, monkeypatch, tmp_path):
 
 def test_a_prompt_of_128k_needs_nothing_of_its_square(model):
     """The step that reads a chunk, traced for a prompt of 131,072 tokens: its largest array."""
-    from jaxrope.generation import program
-    from jaxrope.generation import state as states
+    from jaxrope.generate import program
+    from jaxrope.generate import state as states
 
     length, chunk = 131_072, 512
     config = dataclasses.replace(model.config, max_len=length)

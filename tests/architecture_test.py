@@ -9,68 +9,56 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import experiment
+from jaxrope.shell import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
-    0: (
-        "errors",
-        "heap",
-        "files",
-        "hosts",
-        "rollcall",
-        "replicas",
-        "leaves",
-        "progress",
-        "lock",
-        "steps",
-        "digest",
-        "chips",
-    )
-    + ("rope", "masks"),
-    1: ("attention", "sharding", "collectives", "chunked", "losses"),
-    2: ("llama",),
-    3: ("optimizer", "checkpoint", "convert", "data", "pretrained", "setup")
-    + ("experiment", "cli"),
-    4: ("generation", "analysis"),
-    5: ("evaluation",),
-    6: ("training", "search"),
-    7: ("report", "evaluate", "generate", "demo", "topology", "recipe", "explain"),
+    0: ("errors",),
+    1: ("mesh",),
+    2: ("store", "attention"),
+    3: ("shell", "rope"),
+    4: ("llama", "data"),
+    5: ("convert",),
+    6: ("setup", "analysis", "generate", "demo"),
+    7: ("evaluate", "report"),
+    8: ("search", "train"),
+    9: ("topology",),
+    10: ("recipe",),
+    11: ("analyse",),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
-# Flags are parsed in these programs only, and through jaxrope/cli.py.
+# Flags are parsed in these programs only, and through jaxrope/shell/cli.py.
 PROGRAMS = (
     "train.py",
     "search.py",
-    "jaxrope/analysis/__main__.py",
-    "jaxrope/convert/__main__.py",
     "jaxrope/demo.py",
-    "jaxrope/evaluate.py",
-    "jaxrope/generate.py",
-    "jaxrope/report/__main__.py",
+    *(
+        f"jaxrope/{name}/__main__.py"
+        for name in "analyse analysis convert evaluate generate report search train".split()
+    ),
 )
 
 # Library -> the only files or folders of the package that may import it.
 ONLY_IN = {
-    "orbax": ("jaxrope/checkpoint.py",),
+    "orbax": ("jaxrope/store/checkpoint.py",),
     "matplotlib": ("jaxrope/report/",),
     "torch": (),
     "transformers": (),
-    "absl": ("jaxrope/cli.py", "jaxrope/experiment.py"),
-    "argparse": ("jaxrope/cli.py",),
+    "absl": ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py"),
+    "argparse": ("jaxrope/shell/cli.py",),
     "safetensors": ("jaxrope/convert/",),
     "gguf": ("jaxrope/convert/rope_gguf.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
-    "tensorboardX": ("jaxrope/training/",),
-    "lm_eval": ("jaxrope/evaluation/harness_lm.py",),
-    "jinja2": ("jaxrope/evaluation/harness_lm.py",),  # lm-eval brings it
-    "optax": ("jaxrope/optimizer.py", "jaxrope/training/", "jaxrope/search/gradient.py"),
+    "tensorboardX": ("jaxrope/train/",),
+    "lm_eval": ("jaxrope/evaluate/harness_lm.py",),
+    "jinja2": ("jaxrope/evaluate/harness_lm.py",),  # lm-eval brings it
+    "optax": ("jaxrope/train/", "jaxrope/search/gradient.py"),
 }
-MATHEMATICS = ("rope/", "masks.py", "losses.py", "attention/")  # jax and numpy, nothing else
+MATHEMATICS = ("rope/", "llama/losses.py", "attention/")  # jax and numpy, nothing else
 
 # Spellings of Hugging Face; everywhere else the words are those of LlamaConfig.
 HUGGING_FACE_NAMES = {
@@ -174,7 +162,8 @@ def test_the_mathematics_needs_only_jax_and_numpy(part):
 
 def test_pictures_are_drawn_only_for_programs():
     users = {name for name, tree in SOURCES.items() if "report" in own_imports(tree)}
-    runs_programs = ("jaxrope/report/", "jaxrope/recipe/", "jaxrope/explain/")
+    runs_programs = ("jaxrope/report/", "jaxrope/recipe/", "jaxrope/analyse/")
+    runs_programs += ("jaxrope/evaluate/program.py",)
     assert {name for name in users if not name.startswith(runs_programs)} <= set(PROGRAMS)
 
 
@@ -187,7 +176,7 @@ def test_configs_import_nothing_of_the_package():
 
 def test_only_programs_can_be_run_or_see_the_command_line():
     for name, tree in SOURCES.items():
-        if name not in (*PROGRAMS, "jaxrope/cli.py"):
+        if name not in (*PROGRAMS, "jaxrope/shell/cli.py"):
             assert not re.search(r"sys\.argv|__name__ == '__main__'", ast.unparse(tree)), name
 
 
@@ -228,7 +217,7 @@ def words_read(tree: ast.AST) -> Iterator[str]:
 
 
 def test_every_key_of_base_is_read_somewhere():
-    shell = ("jaxrope/cli.py", "jaxrope/experiment.py")
+    shell = ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py")
     words = {w for name, tree in SOURCES.items() if name not in shell for w in words_read(tree)}
     assert "a_key_that_nothing_reads" not in words
     keys = experiment.dotted_keys(experiment.load(str(ROOT / "configs" / "base.py")))

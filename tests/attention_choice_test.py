@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxrope import attention, masks
-from jaxrope.attention import cudnn
+from jaxrope import attention
+from jaxrope.attention import cudnn, masks
 from jaxrope.errors import InputError
-from jaxrope.sharding import AXES
+from jaxrope.mesh.sharding import AXES
 
 
 def mesh_of(**sizes):

@@ -10,11 +10,12 @@ import pytest
 from scipy.spatial import distance as scipy_distance
 
 from configs import base
-from jaxrope import data, files, llama, rope, search, setup
+from jaxrope import data, llama, rope, search, setup
 from jaxrope.analysis import patterns
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.search import attention_objective, baselines, cost, evaluator, objective
+from jaxrope.store import files
 from tests import search_config
 from tests.search_evaluator_test import make, mesh_of
 from tests.tiny_heads import attention_of, loud

@@ -11,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope import experiment, explain
+from jaxrope import analyse
+from jaxrope.analyse import claims, measuring, parts, plan, subjects
+from jaxrope.analyse.findings import FAILS, HOLDS, OPEN
 from jaxrope.analysis import heads
 from jaxrope.errors import InputError
-from jaxrope.evaluation import scoring
-from jaxrope.explain import claims, measuring, parts, plan, subjects
-from jaxrope.explain.findings import FAILS, HOLDS, OPEN
+from jaxrope.evaluate import scoring
 from jaxrope.report import attention
+from jaxrope.shell import experiment
 from tests import tiny_eval, tiny_explain
 from tests.tiny_study import found, study
 
@@ -108,7 +109,7 @@ def test_wrong_keys_are_refused_before_any_work(folder, tmp_path, key, value, to
     config = tiny_explain.get_config(str(folder))
     config.analysis[key] = value
     with pytest.raises(InputError) as raised:
-        explain.run(config, tmp_path / "run", False)
+        analyse.run(config, tmp_path / "run", False)
     assert told in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
@@ -121,14 +122,14 @@ def test_wrong_numbers_of_heads_are_refused(folder, tmp_path, key, value, told):
     config = tiny_explain.get_config(str(folder))
     config.analysis.heads[key] = value
     with pytest.raises(InputError, match=told):
-        explain.run(config, tmp_path / "run", False)
+        analyse.run(config, tmp_path / "run", False)
 
 
 def test_a_model_from_scratch_is_refused(folder, tmp_path):
     config = tiny_explain.get_config(str(folder))
     config.model = dict(source="scratch", **tiny_eval.SHAPE)
     with pytest.raises(InputError, match="model.source must be 'checkpoint': a pre-trained model"):
-        explain.run(config, tmp_path / "run", False)
+        analyse.run(config, tmp_path / "run", False)
 
 
 def test_stages_have_equal_tokens_and_their_ropes(folder):
@@ -257,7 +258,7 @@ def test_a_finished_program_does_nothing_again(whole, folder, monkeypatch):
     record = (whole / "record.jsonl").read_text()
     monkeypatch.setattr(parts, "_make", lambda *_: pytest.fail("measured again"))
     config = tiny_explain.get_config(str(folder))
-    assert explain.run(config, whole, False) == 0
+    assert analyse.run(config, whole, False) == 0
     same = {path for path in before if path.read_bytes() == before[path]}
     changed = {path.name for path in before.keys() - same}
     assert changed <= {"attention.json", "findings.json"}  # the command in them
@@ -269,7 +270,7 @@ def test_a_measurement_that_is_not_there_is_made_and_is_the_same(whole, folder):
     path = whole / "measured" / "answers-pi.json"
     before, lines = json.loads(path.read_text()), (whole / "record.jsonl").read_text()
     path.unlink()
-    assert explain.run(tiny_explain.get_config(str(folder)), whole, False) == 0
+    assert analyse.run(tiny_explain.get_config(str(folder)), whole, False) == 0
     after = json.loads(path.read_text())
     assert after["told"] == before["told"] and after["digest"] == before["digest"]
     more = (whole / "record.jsonl").read_text()[len(lines) :].splitlines()

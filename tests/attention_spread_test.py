@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType
 
-from jaxrope import attention, masks
-from jaxrope.attention import hops
-from jaxrope.sharding import AXES
+from jaxrope import attention
+from jaxrope.attention import hops, masks
+from jaxrope.mesh.sharding import AXES
 
 BATCH, LENGTH, HEAD_DIM = 2, 48, 8
 

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import attention, masks
+from jaxrope import attention
+from jaxrope.attention import masks
 from jaxrope.errors import InputError
 
 BATCH, HEAD_DIM = 2, 8

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from jaxrope.explain import claims, findings, numbers
-from jaxrope.explain.findings import FAILS, HOLDS, OPEN, Measured
+from jaxrope.analyse import claims, findings, numbers
+from jaxrope.analyse.findings import FAILS, HOLDS, OPEN, Measured
 from tests.tiny_study import found, inside, trials
 
 NAN = math.nan

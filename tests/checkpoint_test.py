@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
-from jaxrope import checkpoint, steps
-from jaxrope.digest import digest
 from jaxrope.errors import InputError
-from jaxrope.lock import run_lock
+from jaxrope.mesh.digest import digest
+from jaxrope.store import checkpoint, steps
+from jaxrope.store.lock import run_lock
 
 
 def make_tree(seed=0):

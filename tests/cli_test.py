@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import cli
 from jaxrope.errors import InputError
+from jaxrope.shell import cli
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
@@ -254,7 +254,7 @@ def test_help_of_commands(capsys):
 
 PROGRAM = """
 '''Frobnicates \u2014 n\u0302.'''
-from jaxrope import cli
+from jaxrope.shell import cli
 
 def run(config, workdir, dry_run):
     cli.print_line(f'n\u0302 = {workdir.name}')

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import experiment
 from jaxrope.errors import InputError
+from jaxrope.shell import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = "recipes.py"  # what the configs for pods have in common; no experiment

@@ -13,8 +13,8 @@ from hf_models import CASES, random_tensors, write
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from jaxrope import pretrained, rope
-from jaxrope.convert import exporting, importing, rope_export, safetensors_io
+from jaxrope import rope
+from jaxrope.convert import exporting, importing, pretrained, rope_export, safetensors_io
 from jaxrope.errors import InputError
 from tests.rope_samples import run
 

@@ -16,8 +16,7 @@ import pytest
 from hf_models import CASES, random_tensors, write
 from safetensors.numpy import save_file
 
-from jaxrope import pretrained
-from jaxrope.convert import importing, safetensors_io
+from jaxrope.convert import importing, pretrained, safetensors_io
 from jaxrope.errors import InputError
 
 LLAMA, TIED = CASES["llama"], CASES["llama tied with biases"]

@@ -15,8 +15,7 @@ from parity_test import (
     torch_logits,
 )
 
-from jaxrope import pretrained
-from jaxrope.convert import exporting
+from jaxrope.convert import exporting, pretrained
 from jaxrope.errors import InputError
 from tests.rope_samples import SHORT, rope_of, rows, run
 

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 from hf_models import CASES, write
 
-from jaxrope import pretrained
-from jaxrope.convert import exporting, rope_export
+from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import FORMATS, Settings, convert, read
 from jaxrope.errors import InputError
 from tests.rope_samples import GEOMETRIES, LONG, SHORT, needs, rope_of, rows, run, same, saved

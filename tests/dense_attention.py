@@ -7,7 +7,7 @@ Letters: B batch, T queries, S keys, N heads.
 import jax
 import numpy as np
 
-from jaxrope import masks
+from jaxrope.attention import masks
 
 
 def ids(*rows):

@@ -12,10 +12,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope import evaluate, experiment, files, generation, rope, setup
+from jaxrope import generate, rope, setup
 from jaxrope.errors import InputError
-from jaxrope.evaluation import journal, scoring
-from jaxrope.evaluation.journal import Journal, Place
+from jaxrope.evaluate import journal, program, scoring
+from jaxrope.evaluate.journal import Journal, Place
+from jaxrope.shell import experiment
+from jaxrope.store import files
 from tests import processes
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -69,7 +71,7 @@ def config(load, monkeypatch):
 def whole(folder, config):
     """The folder of an undisturbed run."""
     if not (folder / "whole" / "eval.json").exists():
-        evaluate.run(config, folder / "whole", False)
+        program.run(config, folder / "whole", False)
     return folder / "whole"
 
 
@@ -92,7 +94,7 @@ def test_a_run_that_ended_anywhere_goes_on_from_there(config, whole, tmp_path, m
 
         monkeypatch.setattr(files, "append_jsonl", append)
         try:
-            evaluate.run(config, tmp_path, False)
+            program.run(config, tmp_path, False)
             assert number == 100
         except Killed:
             continue
@@ -106,8 +108,8 @@ def test_a_finished_run_that_is_started_again_runs_nothing(config, whole, tmp_pa
     shutil.copytree(whole, tmp_path / "again")
     (tmp_path / "again" / "eval.json").unlink()
     monkeypatch.setattr(scoring, "score_batch", lambda *_, **__: pytest.fail("it ran"))
-    monkeypatch.setattr(generation, "stream", lambda *_, **__: pytest.fail("it ran"))
-    evaluate.run(config, tmp_path / "again", False)
+    monkeypatch.setattr(generate, "stream", lambda *_, **__: pytest.fail("it ran"))
+    program.run(config, tmp_path / "again", False)
     assert content_of(tmp_path / "again") == content_of(whole)
     rows = [json.loads((d / "eval.json").read_text())["rows"] for d in (tmp_path / "again", whole)]
     for again, first in zip(*rows, strict=True):  # what it took is what it took the first time
@@ -129,7 +131,7 @@ def test_a_changed_question_is_asked_anew_and_no_other(config, whole, tmp_path, 
     shutil.copytree(whole, tmp_path / "more")
     with config.unlocked():
         config.eval.passkey_trials = 5  # other depths: other prompts, but for the first
-    evaluate.run(config, tmp_path / "more", False)
+    program.run(config, tmp_path / "more", False)
     new = [json.loads(line) for line in lines_of(tmp_path / "more")[len(lines_of(whole)) :]]
     assert {line["suite"] for line in new} == {"passkey"} and len(new) == 2 * 5
 
@@ -145,7 +147,7 @@ def test_other_weights_are_asked_anew(config, whole, tmp_path, load, monkeypatch
     with config.unlocked():
         config.eval.suites = ("perplexity",)
         config.eval.methods = ("none",)
-    evaluate.run(config, tmp_path / "other", False)
+    program.run(config, tmp_path / "other", False)
     assert len(lines_of(tmp_path / "other")) == len(lines_of(whole)) + 6
 
 

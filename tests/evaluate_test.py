@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import cli, evaluate, llama, rope, setup
+from jaxrope import llama, rope, setup
+from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
-from jaxrope.pretrained import Pretrained
+from jaxrope.evaluate import program
+from jaxrope.shell import cli
 
 BOOK = "It was a dark and stormy night; the rain fell in torrents. " * 40
 
@@ -45,7 +47,7 @@ def change(config, **values):
 
 
 def test_the_program_writes_what_it_found(config, tmp_path, capsys):
-    evaluate.run(config, tmp_path, False)
+    program.run(config, tmp_path, False)
     content = json.loads((tmp_path / "eval.json").read_text())
     assert content["format"] == "jaxrope.eval/1"
     assert content["config"]["eval"]["num_windows"] == 4
@@ -77,49 +79,49 @@ def test_the_program_writes_what_it_found(config, tmp_path, capsys):
 
 def test_a_dry_run_says_the_cost_and_writes_nothing(config, tmp_path, capsys):
     (tmp_path / "out").mkdir()
-    evaluate.run(config, tmp_path / "out", True)
+    program.run(config, tmp_path / "out", True)
     assert not list((tmp_path / "out").iterdir())
     # 3 rows x 4 windows x (64 + 128), and sliding: 64, then 128 in 3 windows of 64
     assert f"{3 * 4 * 192 + 4 * (64 + 3 * 64):,} forward tokens" in capsys.readouterr().out
 
 
 def test_the_cost_is_what_is_read(config):
-    plan = evaluate.make_plan(config)
+    plan = program.make_plan(config)
     told = []
 
     class Count:
         def update(self, done):
             told.append(done)
 
-    list(evaluate.measure(plan, Count()))
-    assert told[-1] == evaluate.forward_tokens(plan)
+    list(program.measure(plan, Count()))
+    assert told[-1] == program.forward_tokens(plan)
 
 
 def test_factors_may_be_fixed_for_one_length(config):
-    plan = evaluate.make_plan(change(config, rope_len=256))
-    model = evaluate._model(plan, evaluate.Spec("pi", "", "pi"), plan.base)
+    plan = program.make_plan(change(config, rope_len=256))
+    model = program._model(plan, program.Spec("pi", "", "pi"), plan.base)
     assert model.rope_fn(64).factors_R.tolist() == [4.0] * 4
 
 
 def test_the_configured_rope_is_the_first_row(config):
     with config.unlocked():
         config.rope = dict(method="ntk", factor=3.0)
-    assert [spec.label for spec in evaluate.make_plan(config).specs][:2] == ["ntk", "none"]
+    assert [spec.label for spec in program.make_plan(config).specs][:2] == ["ntk", "none"]
     change(config, label="mine")
-    assert evaluate.make_plan(config).specs[0].label == "mine"
+    assert program.make_plan(config).specs[0].label == "mine"
     change(config, label="", methods=("ntk",))
     with pytest.raises(InputError, match="two rows are named 'ntk'. Set eval.label"):
-        evaluate.make_plan(config)
+        program.make_plan(config)
 
 
 def test_the_models_own_rope_is_the_row_none(config):
-    assert [spec.label for spec in evaluate.make_plan(config).specs] == [
+    assert [spec.label for spec in program.make_plan(config).specs] == [
         "none",
         "pi",
         "yarn",
         "sliding",
     ]
-    plan = evaluate.make_plan(change(config, methods=("pi",)))
+    plan = program.make_plan(change(config, methods=("pi",)))
     assert [spec.label for spec in plan.specs] == ["none", "pi"]
 
 
@@ -135,9 +137,9 @@ def test_the_models_own_rope_is_the_row_none(config):
     ],
 )
 def test_what_is_wrong_is_refused_before_anything_runs(config, monkeypatch, values, message):
-    monkeypatch.setattr(evaluate.evaluation, "run", lambda *_: pytest.fail("it ran"))
+    monkeypatch.setattr(program.suites, "run", lambda *_: pytest.fail("it ran"))
     with pytest.raises(InputError, match=message):
-        evaluate.make_plan(change(config, **values))
+        program.make_plan(change(config, **values))
 
 
 def ends_at_100():
@@ -159,7 +161,7 @@ def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(c
     with config.unlocked():
         config.rope = dict(method="file", path=str(tmp_path / "rope.json"))
     with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
-        evaluate.make_plan(config)
+        program.make_plan(config)
 
 
 def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
@@ -177,7 +179,7 @@ def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
     monkeypatch.setattr(setup, "load_model", load_model)
     change(config, checkpoints=(("other", str(tmp_path), "model"),))
     with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
-        evaluate.make_plan(config)
+        program.make_plan(config)
     assert read == [True, False]  # its weights are not read for that
 
 
@@ -186,7 +188,7 @@ def test_all_that_does_not_fit_is_told_at_once(config):
     config.eval.ruler.tasks = ("fwe", "niah_single_1")
     config.eval.kv.trials = config.eval.ruler.samples = 2
     with pytest.raises(InputError) as refused:
-        evaluate.make_plan(config)
+        program.make_plan(config)
     assert re.fullmatch(
         r"eval\.lengths: these do not fit: kv into 300 \(it takes 4\d\d\); ruler/fwe into 300 "
         r"\(it takes 576\); ruler/niah_single_1 into 300 \(it takes 9\d\d\)\. Give lengths of "
@@ -199,21 +201,21 @@ def test_all_that_does_not_fit_is_told_at_once(config):
 def test_ruler_may_have_lengths_of_its_own(config):
     change(config, suites=("passkey", "ruler"), lengths=(512, 600), methods=("none",))
     config.eval.ruler.update(tasks=("fwe",), samples=2, lengths=(700,))
-    plan = evaluate.make_plan(config)
-    assert evaluate.costs(plan)["passkey"] == 12 * (512 + 600)
-    assert 2 * 600 < evaluate.costs(plan)["ruler/fwe"] <= 2 * 701
+    plan = program.make_plan(config)
+    assert program.costs(plan)["passkey"] == 12 * (512 + 600)
+    assert 2 * 600 < program.costs(plan)["ruler/fwe"] <= 2 * 701
     config.eval.ruler.lengths = (0,)
     with pytest.raises(InputError, match=r"eval.ruler.lengths holds .* got \(0,\)"):
-        evaluate.make_plan(config)
+        program.make_plan(config)
 
 
 def test_text_is_read_only_if_an_evaluator_uses_it(config):
     with config.unlocked():
         config.data.eval_files = ()
-    plan = evaluate.make_plan(change(config, suites=("passkey",), lengths=(450,)))
+    plan = program.make_plan(change(config, suites=("passkey",), lengths=(450,)))
     assert plan.bench.documents is None
     with pytest.raises(InputError, match="data.eval_files"):
-        evaluate.make_plan(change(config, suites=("perplexity",), lengths=(64,)))
+        program.make_plan(change(config, suites=("perplexity",), lengths=(64,)))
 
 
 def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_path, capsys):
@@ -232,7 +234,7 @@ def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_
             num_windows=2,
             stride=16,
         )
-    evaluate.run(config, tmp_path, False)
+    program.run(config, tmp_path, False)
     rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
     assert [row["label"] for row in rows] == ["none", "yarn", "base, sliding"]
     assert len({row["fingerprint"] for row in rows}) == 1
@@ -241,7 +243,7 @@ def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_
 
 def test_a_missing_plotting_library_costs_no_result(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    evaluate.run(change(config, lengths=(64,), methods=("none",)), tmp_path, False)
+    program.run(change(config, lengths=(64,), methods=("none",)), tmp_path, False)
     assert (tmp_path / "eval.json").is_file() and not (tmp_path / "eval.png").exists()
     assert "eval.png is left out: Figures need matplotlib" in capsys.readouterr().out
 
@@ -249,6 +251,6 @@ def test_a_missing_plotting_library_costs_no_result(config, tmp_path, monkeypatc
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
     argv = ["--config=configs/base.py", f"--workdir={tmp_path}", "--config.eval.lenghts=(1,)"]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(evaluate.run, doc=evaluate.__doc__, argv=argv)
+        cli.main(program.run, doc=program.__doc__, argv=argv)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and "lengths" in error

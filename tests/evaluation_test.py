@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import evaluation, llama, losses, rope, sharding
+from jaxrope import evaluate, llama, rope
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import rows, scoring, statistics, summary
-from jaxrope.evaluation.scoring import EvalModel, Result
+from jaxrope.evaluate import rows, scoring, statistics, summary
+from jaxrope.evaluate.scoring import EvalModel, Result
+from jaxrope.llama import losses
+from jaxrope.mesh import sharding
 
 
 @pytest.fixture
@@ -300,17 +302,17 @@ def eval_section(**changes):
 )
 def test_a_wrong_number_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        evaluation.bench(eval_section(**changes), documents=None, seed=0)
+        evaluate.bench(eval_section(**changes), documents=None, seed=0)
 
 
 def test_an_unknown_suite_is_refused(model):
-    bench = evaluation.bench(eval_section(), documents=None, seed=0)
+    bench = evaluate.bench(eval_section(), documents=None, seed=0)
     with pytest.raises(
         InputError, match="Unknown eval.suites 'ruller'. Did you mean 'ruler'.*passkey, "
     ):
-        list(evaluation.run(model, bench, ("ruller",)))
+        list(evaluate.run(model, bench, ("ruller",)))
     with pytest.raises(InputError, match="eval.suites is empty"):
-        list(evaluation.run(model, bench, ()))
+        list(evaluate.run(model, bench, ()))
 
 
 def result(label, nll, *, length=8, print_="a", **metrics):
@@ -357,7 +359,7 @@ def test_the_record_is_json_without_infinities():
 
 
 def test_scalars_are_the_score_of_each_suite_and_length():
-    found = evaluation.scalars(
+    found = evaluate.scalars(
         [result("x", np.zeros((1, 8))), result("x", np.zeros((1, 9)), length=9)]
     )
     assert found == {"perplexity/8": 1.0, "perplexity/9": 1.0}

@@ -6,8 +6,8 @@ import textwrap
 
 import pytest
 
-from jaxrope import experiment
 from jaxrope.errors import InputError
+from jaxrope.shell import experiment
 
 FILE = """
 from ml_collections import ConfigDict

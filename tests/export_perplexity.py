@@ -12,7 +12,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from jaxrope import data, llama, losses, pretrained
+from jaxrope import data, llama
+from jaxrope.convert import pretrained
+from jaxrope.llama import losses
 
 
 def our_nll(model, tokens, rope_len):

@@ -8,7 +8,7 @@ import stat
 
 import pytest
 
-from jaxrope import files
+from jaxrope.store import files
 
 
 def test_text_is_written_whole_and_readable_by_everybody(tmp_path):

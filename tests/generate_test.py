@@ -12,11 +12,13 @@ import pytest
 from hf_models import CASES, write
 
 from configs import base
-from jaxrope import cli, data, evaluation, generate, generation, llama, pretrained, rope
-from jaxrope.evaluation import passkey, scoring
-from jaxrope.generation import Model, Options, TextStream
+from jaxrope import data, evaluate, generate, llama, rope
+from jaxrope.convert import pretrained
+from jaxrope.evaluate import passkey, scoring
+from jaxrope.generate import Model, Options, TextStream
+from jaxrope.generate.__main__ import main
 
-SHIPPED = Path(generate.__file__).parent / "models" / "stdlib-2m"
+SHIPPED = Path(data.__file__).parent.parent / "models" / "stdlib-2m"
 BYTES = data.BytesTokenizer()
 
 
@@ -63,7 +65,7 @@ def test_streamed_text_is_the_text_decoded_at_once(text):
 
 def program(*arguments):
     argv = [f"--checkpoint={SHIPPED}", "--chunk=32", *arguments]
-    cli.arguments(generate.add_arguments, generate.run, doc=generate.__doc__, argv=argv)
+    main(argv)
 
 
 def refused(capsys, *arguments):
@@ -156,7 +158,7 @@ def test_torch_generates_the_same(tmp_path, name):
     theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
     model, how = loaded_model(tmp_path), dict(max_new_tokens=14, do_sample=False, eos_token_id=None)
     prompts = [np.random.default_rng(n).integers(3, 96, n).tolist() for n in (24, 32, 33, 60)]
-    new = generation.generate(model, prompts, Options(max_new_tokens=14, chunk=16))
+    new = generate.generate(model, prompts, Options(max_new_tokens=14, chunk=16))
     for tokens, ours in zip(prompts, new, strict=True):
         with torch.no_grad():
             found = theirs.eval().generate(torch.as_tensor([tokens]), pad_token_id=0, **how)
@@ -185,7 +187,7 @@ def key_prompts(tokenizer, lengths):
     section = base.get_config().eval
     with section.unlocked():
         section.passkey_trials = 1
-    bench = evaluation.bench(section, documents=None, seed=0)
+    bench = evaluate.bench(section, documents=None, seed=0)
     fields = dict(config=None, params=None, rope_fn=None, settings=None, label="")
     asked = scoring.EvalModel(tokenizer=tokenizer, **fields)
     trials = [passkey.make_trials(asked, bench, length)[0] for length in lengths]
@@ -200,7 +202,7 @@ def test_a_pass_key_is_found_when_decoding_crosses_a_border(books_6m):
     lengths = (512, 513, 514, 515, 516, 517, 518, 700)
     prompts, keys = key_prompts(tokenizer, lengths)
     assert sum(len(prompt) <= 512 < len(prompt) + 5 for prompt in prompts) >= 4
-    timing = generation.Timing()
-    new = generation.generate(model, prompts, Options(max_new_tokens=5), timing=timing)
+    timing = generate.Timing()
+    new = generate.generate(model, prompts, Options(max_new_tokens=5), timing=timing)
     assert timing.prefill_tokens > sum(map(len, prompts)) + 4 * 512
     assert [tokenizer.decode(tokens).strip() for tokens in new] == keys

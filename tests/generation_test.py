@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import generation, llama, rope, sharding
+from jaxrope import generate, llama, rope
 from jaxrope.errors import InputError
-from jaxrope.generation import Model, Options, policy, program, run, sampling
-from jaxrope.generation import state as states
-from jaxrope.generation.options import Sampling
+from jaxrope.generate import Model, Options, policy, program, run, sampling
+from jaxrope.generate import state as states
+from jaxrope.generate.options import Sampling
+from jaxrope.mesh import sharding
 
 TOLERANCE = 2e-5
 GEOMETRY = dict(head_dim=8, theta=10_000.0, original_len=24)
@@ -118,7 +119,7 @@ def test_every_token_is_that_of_the_whole_sequence(model, record, lengths, met):
     """On both sides of every border, at the border and one beyond it, in one batch; borders are
     met on the way, or by the prompts.
     """
-    new = generation.generate(model, batch(lengths), options(10))
+    new = generate.generate(model, batch(lengths), options(10))
     assert [len(tokens) for tokens in new] == [10] * 4
     seen = assert_whole(model, record, lambda row, now: now)
     assert {23, 24, 25, 26, 39, 40, 41, 42} <= seen if met else {24, 25, 40, 41} <= seen
@@ -133,25 +134,25 @@ def test_the_factors_differ_where_the_tests_look(model):
 @pytest.mark.parametrize("how", [{}, dict(temperature=2.0, top_k=50, top_p=0.9)], ids=str)
 def test_a_row_does_not_depend_on_its_mates_or_its_place(model, how):
     prompts, others = batch((23, 7, 38, 60)), batch((9, 62, 30, 24), seed=1)
-    new = generation.generate(model, prompts, options(6, **how))
-    assert generation.generate(model, prompts[::-1], options(6, **how))[::-1] == new
+    new = generate.generate(model, prompts, options(6, **how))
+    assert generate.generate(model, prompts[::-1], options(6, **how))[::-1] == new
     for i in range(3):
         mixed = [*others[: 3 - i], prompts[i], *others[3 - i :]][:4]
-        assert generation.generate(model, mixed, options(6, **how))[3 - i] == new[i]
+        assert generate.generate(model, mixed, options(6, **how))[3 - i] == new[i]
         if not how:
-            alone = generation.generate(model, [prompts[i]], options(90 - len(prompts[i])))[0]
+            alone = generate.generate(model, [prompts[i]], options(90 - len(prompts[i])))[0]
             assert alone[:6] == new[i]
 
 
 def test_draws_follow_the_seed_and_the_prompt(model):
     same = [prompt(9), prompt(9), *batch((20, 60))]
     how = dict(temperature=2.0, top_k=50, top_p=0.9)
-    drawn = generation.generate(model, same, options(12, **how))
-    again = generation.generate(model, same, options(12, **how))
-    other = generation.generate(model, same, options(12, seed=1, **how))
+    drawn = generate.generate(model, same, options(12, **how))
+    again = generate.generate(model, same, options(12, **how))
+    other = generate.generate(model, same, options(12, seed=1, **how))
     assert drawn == again and drawn[0] != drawn[1]
     assert all(a != b for a, b in zip(drawn, other, strict=True))
-    greedy = [generation.generate(model, same, options(6, seed=n)) for n in (0, 1)]
+    greedy = [generate.generate(model, same, options(6, seed=n)) for n in (0, 1)]
     assert greedy[0] == greedy[1] and greedy[0][0] == greedy[0][1]
 
 
@@ -159,14 +160,14 @@ def test_a_cache_made_again_has_the_bits_of_a_fresh_one(model, record):
     """Rows cross a border at different times; the one that has just crossed is compared with the
     same tokens read at another place of another batch.
     """
-    generation.generate(model, batch((22, 38, 20, 60)), options(8))
+    generate.generate(model, batch((22, 38, 20, 60)), options(8))
     crossed = 0
     for state, rows in zip(record.states, record.rows, strict=True):
         for i, tokens in enumerate(rows):
             if len(tokens) not in (25, 41):
                 continue
             fresh = run._Batch(model, [prompt(60), prompt(3), prompt(4), tokens], options(8))
-            fresh = fresh.read(fresh.empty(), [3], generation.Timing())
+            fresh = fresh.read(fresh.empty(), [3], generate.Timing())
             ours = jax.tree.map(lambda x, i=i: x[i], (state.lengths_B, state.rope, state.logits_BV))
             theirs = jax.tree.map(lambda x: x[3], (fresh.lengths_B, fresh.rope, fresh.logits_BV))
             kept = (state.cache.keys_LBSKH[:, i], state.cache.values_LBSKH[:, i])
@@ -181,8 +182,8 @@ def test_a_cache_made_again_has_the_bits_of_a_fresh_one(model, record):
 def test_chunks_do_not_change_what_is_read(model, record):
     """61 tokens end inside a chunk of 16; two of 48 read them in another way."""
     prompts = batch((61, 48, 15, 60))
-    generation.generate(model, prompts, options(1))
-    generation.generate(model, prompts, options(1, chunk=48))
+    generate.generate(model, prompts, options(1))
+    generate.generate(model, prompts, options(1, chunk=48))
     one, other = (state.logits_BV for state in record.states)
     assert not np.array_equal(one, other)
     np.testing.assert_allclose(one, other, rtol=0, atol=TOLERANCE)
@@ -191,16 +192,16 @@ def test_chunks_do_not_change_what_is_read(model, record):
 
 @pytest.mark.parametrize("name", ("fixed", "keep"))
 def test_policies_that_read_once(model, record, name):
-    lengths, timing = (20, 24, 38, 60), generation.Timing()
-    generation.generate(model, batch(lengths), options(8, policy=name), timing=timing)
+    lengths, timing = (20, 24, 38, 60), generate.Timing()
+    generate.generate(model, batch(lengths), options(8, policy=name), timing=timing)
     wanted = {"fixed": lambda row, _: lengths[row] + 8, "keep": lambda row, _: lengths[row]}
     assert_whole(model, record, wanted[name])
     assert timing.prefill_tokens == sum(lengths)
 
 
 def test_recompute_reads_again_at_borders_alone(model):
-    timing = generation.Timing()
-    generation.generate(model, batch((20, 38, 10, 60)), options(8), timing=timing)
+    timing = generate.Timing()
+    generate.generate(model, batch((20, 38, 10, 60)), options(8), timing=timing)
     assert timing.prefill_tokens == 20 + 38 + 10 + 60 + 25 + 41
     assert timing.decode_tokens == 32
 
@@ -208,30 +209,30 @@ def test_recompute_reads_again_at_borders_alone(model):
 def test_no_row_is_read_again_that_needs_no_token_after_the_border(model):
     """25 tokens are planned, or the token that crosses ends the row."""
     prompts = batch((20, 3, 4, 61))
-    timing = generation.Timing()
-    new = generation.generate(model, prompts, options(5), timing=timing)
+    timing = generate.Timing()
+    new = generate.generate(model, prompts, options(5), timing=timing)
     assert timing.prefill_tokens == 88
     count = iter(range(100))
 
     def stop_fn(row, _):
         return row == 0 and next(count) == 4
 
-    ended = generation.generate(model, prompts, options(8), stop_fn=stop_fn, timing=timing)
+    ended = generate.generate(model, prompts, options(8), stop_fn=stop_fn, timing=timing)
     assert ended[0] == new[0] and timing.prefill_tokens == 2 * 88
 
 
 @pytest.mark.parametrize("name", ("fixed", "keep"))
 def test_a_formula_in_the_length(tiny_config, record, name):
     model, lengths = make_model(tiny_config, DYNAMIC), (30, 25, 10, 70)
-    generation.generate(model, batch(lengths), options(4, policy=name))
+    generate.generate(model, batch(lengths), options(4, policy=name))
     assert_whole(model, record, lambda row, _: lengths[row] + 4 * (name == "fixed"))
-    generation.stream(model, [prompt(20)], options(4))  # to original_len it does not change
+    generate.stream(model, [prompt(20)], options(4))  # to original_len it does not change
 
 
 @pytest.mark.parametrize("window", (1, 20))
 def test_sliding_window(tiny_config, record, window):
     model = make_model(tiny_config, sliding_window=window, block=16)
-    generation.generate(model, batch((5, 22, 38, 60)), options(5))
+    generate.generate(model, batch((5, 22, 38, 60)), options(5))
     assert_whole(model, record, lambda row, now: now)
 
 
@@ -248,7 +249,7 @@ def test_factors_of_each_layer(tiny_config, record, sizes):
 
     rope_fn.buckets, rope_fn.bucket, rope_fn.max_len = LONGROPE.buckets[1:2], LONGROPE.bucket, 40
     model = make_model(tiny_config, rope_fn, mesh=mesh)
-    generation.generate(model, batch((22, 10, 26, 35)), options(5, chunk=32))
+    generate.generate(model, batch((22, 10, 26, 35)), options(5, chunk=32))
     assert {24, 25} <= assert_whole(model, record, lambda row, now: now)
     assert policy.of_rows(rope_fn, [10, 30], 2).factors_R.shape == (2, 2, 4)
 
@@ -270,7 +271,7 @@ def test_a_mesh_gives_what_one_device_gives(tiny_config, record, sizes, changes)
     """
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1) | sizes)
     model = make_model(tiny_config, mesh=mesh, **changes)
-    generation.generate(
+    generate.generate(
         model, batch((23, 7, 40, 62, 24)), options(4, chunk=16 * mesh.shape["context"])
     )
     assert {23, 24, 25, 26, 40, 41} <= assert_whole(model, record, lambda row, now: now)
@@ -285,10 +286,10 @@ def test_nothing_is_compiled_twice(tiny_config, monkeypatch):
     )
     model = make_model(tiny_config, block=48)
     prompts = [prompt(n) for n in (33, 3, 70)]
-    generation.warm_up(model, prompts, options(20, chunk=48))
+    generate.warm_up(model, prompts, options(20, chunk=48))
     assert sorted(traced) == [(1, 16), (1, 32), (1, 48), (3, 1)]
-    generation.generate(model, prompts, options(20, chunk=48))
-    generation.generate(model, [prompt(n) for n in (50, 40, 9)], options(26, chunk=48, seed=3))
+    generate.generate(model, prompts, options(20, chunk=48))
+    generate.generate(model, [prompt(n) for n in (50, 40, 9)], options(26, chunk=48, seed=3))
     assert len(traced) == 4
 
 
@@ -336,9 +337,9 @@ def test_128k_tokens_of_a_model_of_seven_billion():
 
 def test_stop_tokens_and_stop_functions(model, record):
     prompts, how = batch((9, 12, 13, 60)), dict(temperature=2.0, top_k=50, top_p=0.9)
-    free = generation.generate(model, prompts, options(12, **how))
+    free = generate.generate(model, prompts, options(12, **how))
     stop = (free[0][4], free[1][7])
-    ended = generation.generate(model, prompts, options(12, stop=stop, **how))
+    ended = generate.generate(model, prompts, options(12, stop=stop, **how))
     for new, tokens in zip(free, ended, strict=True):
         first = next((i for i, token in enumerate(new) if token in stop), 12)
         assert tokens == new[: first + 1]
@@ -349,7 +350,7 @@ def test_stop_tokens_and_stop_functions(model, record):
         calls.append((row, token))
         return row in (1, 3)
 
-    steps = list(generation.stream(model, prompts, options(3), stop_fn=stop_fn))
+    steps = list(generate.stream(model, prompts, options(3), stop_fn=stop_fn))
     assert [[row for row, _ in new] for new in steps] == [[0, 1, 2, 3], [0, 2], [0, 2]]
     assert calls == [pair for new in steps for pair in new]
     assert record.states[-1].lengths_B.tolist() == [11, 13, 15, 61]  # ended rows grow no more
@@ -436,13 +437,13 @@ def test_messages_of_options(change, message):
 )
 def test_what_cannot_end_is_refused_before_it_begins(model, prompts, how, message):
     with pytest.raises(InputError, match=message):
-        generation.stream(model, prompts, options(**how))
+        generate.stream(model, prompts, options(**how))
     with pytest.raises(InputError, match=message):
-        generation.warm_up(model, prompts, options(**how))
+        generate.warm_up(model, prompts, options(**how))
 
 
 def test_a_formula_cannot_be_recomputed(tiny_config):
     model = make_model(tiny_config, DYNAMIC)
     message = "generate.policy 'recompute' needs a rope with length buckets: .*'dynamic_ntk'"
     with pytest.raises(InputError, match=message):
-        generation.stream(model, [prompt(20)], options(8))
+        generate.stream(model, [prompt(20)], options(8))

@@ -9,7 +9,7 @@ import pytest
 from tiny_harness import books_model, eval_model, ids, make_reader, needs_lm_eval
 
 from jaxrope.errors import InputError
-from jaxrope.evaluation.harness import Pair
+from jaxrope.evaluate.harness import Pair
 
 
 @pytest.fixture
@@ -26,7 +26,7 @@ class Request:
 
 @needs_lm_eval
 def test_an_empty_context_is_bos(model):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     lm = harness_lm.HarnessLM(make_reader(model))
     (found,) = lm.loglikelihood([Request("", "abc")], disable_tqdm=True)
@@ -50,7 +50,7 @@ def test_an_empty_context_is_bos(model):
 
 @needs_lm_eval
 def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(model):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     lm = harness_lm.HarnessLM(make_reader(model))
     moved = lm.loglikelihood([Request("ab ", "c"), Request("ab", " c")], disable_tqdm=True)
@@ -59,7 +59,7 @@ def test_spaces_at_the_end_of_a_context_belong_to_the_continuation(model):
 
 @needs_lm_eval
 def test_bos_is_put_in_front_once(books_6m):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     lm = harness_lm.HarnessLM(make_reader(books_model(books_6m)))
     assert lm.tok_encode("A text")[0] == 1 and lm.tok_encode("A text").count(1) == 1
@@ -69,7 +69,7 @@ def test_bos_is_put_in_front_once(books_6m):
 
 @needs_lm_eval
 def test_gen_kwargs_are_understood(model):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     lm = harness_lm.HarnessLM(make_reader(model))
     (plain,) = lm.generate_until([Request("abc", {"until": [], "max_gen_toks": 8})])
@@ -84,7 +84,7 @@ def test_gen_kwargs_are_understood(model):
 
 @needs_lm_eval
 def test_a_chat_template_is_used_if_there_is_one(model):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     template = (
         "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 from tiny_harness import books_model, eval_model, make_bench, needs_lm_eval
 
-from jaxrope import evaluation
+from jaxrope import evaluate
 from jaxrope.errors import InputError
-from jaxrope.evaluation import rows, scoring
-from jaxrope.evaluation.harness import Reader
+from jaxrope.evaluate import rows, scoring
+from jaxrope.evaluate.harness import Reader
 
 
 @pytest.fixture
@@ -118,10 +118,8 @@ def run_tasks(model, folder, include, names, **options):
     options = dict(tasks=tuple(names), include_path=str(include), max_length=128) | options
     bench = make_bench(harness=options, lengths=(512,), suites=("harness",), chunk_tokens=64)
     bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
-    cost = evaluation.cost(model, bench, ("harness",))
-    found = {
-        r.suite.removeprefix("harness/"): r for r in evaluation.run(model, bench, ("harness",))
-    }
+    cost = evaluate.cost(model, bench, ("harness",))
+    found = {r.suite.removeprefix("harness/"): r for r in evaluate.run(model, bench, ("harness",))}
     return found | {"cost": cost}
 
 
@@ -135,9 +133,8 @@ def test_a_task_of_a_file_has_the_scores_of_the_exported_model(
     transformers = pytest.importorskip("transformers", reason="needs transformers")
     from lm_eval.models.huggingface import HFLM
 
-    from jaxrope import pretrained
-    from jaxrope.convert import exporting
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.convert import exporting, pretrained
+    from jaxrope.evaluate import harness_lm
 
     model, folder = books
     exporting.export_folder(pretrained.load(folder, dtype=None), tmp_path / "hf")
@@ -217,7 +214,7 @@ def test_every_row_answers_the_same_questions(books, local_tasks, offline):
     bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
     pi = rows.method_row("pi", model.config, rope_len=2048).rope_fn
     both = [
-        next(evaluation.run(row, bench, ("harness",)))
+        next(evaluate.run(row, bench, ("harness",)))
         for row in (model, dataclasses.replace(model, rope_fn=pi, label="pi"))
     ]
     assert both[0].fingerprint == both[1].fingerprint
@@ -285,7 +282,7 @@ def first_choice(prompt):
 def test_an_oracle_is_always_right_and_a_guesser_by_chance(
     books, local_tasks, offline, name, metric, best, chance
 ):
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     loaded = harness_lm.load(name, shots=0, include_path=str(local_tasks), metadata={})
 
@@ -325,7 +322,7 @@ def most_frequent(prompt):
 )
 def test_tasks_of_ruler_run_without_a_network(books, offline, task, answer_fn):
     """An oracle scores 1, the model between 0 and 1, and no prompt is cut."""
-    from jaxrope.evaluation import harness_lm
+    from jaxrope.evaluate import harness_lm
 
     model, folder = books
     metadata = {"tokenizer": str(folder), "max_seq_lengths": [768]}
@@ -350,5 +347,5 @@ def test_data_that_is_not_at_hand_is_one_line(model, offline):
         ("niah_single_1", "'niah_single_1' cannot be had here"),  # no tokenizer's folder
     ):
         with pytest.raises(InputError, match=message) as refused:
-            evaluation.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
+            evaluate.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
         assert "\n" not in str(refused.value)

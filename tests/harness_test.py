@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from tiny_harness import eval_model, ids, make_bench, make_reader
 
-from jaxrope import cli, evaluate, evaluation, generation, rope
+from jaxrope import generate, rope
 from jaxrope.errors import InputError
-from jaxrope.evaluation import harness, harness_run, perplexity, rows, scoring
-from jaxrope.evaluation.harness import Pair, Question, Reader, rolling_pairs, row_lengths
-from jaxrope.evaluation.journal import Journal
+from jaxrope.evaluate import harness, harness_run, perplexity, program, rows, scoring, suites
+from jaxrope.evaluate.harness import Pair, Question, Reader, rolling_pairs, row_lengths
+from jaxrope.evaluate.journal import Journal
 from jaxrope.report import tables
+from jaxrope.shell import cli
 
 
 @pytest.fixture
@@ -97,10 +98,10 @@ def test_log_likelihoods_are_those_of_each_request_alone(model):
 def test_a_greedy_continuation_is_told(model):
     prompt = ids(256, 65, 66, 67)
     reader = make_reader(model)
-    text = generation.generate(
-        generation.Model(model.config, model.params, model.rope_fn, model.settings),
+    text = generate.generate(
+        generate.Model(model.config, model.params, model.rope_fn, model.settings),
         [prompt],
-        generation.Options(max_new_tokens=3, chunk=16),
+        generate.Options(max_new_tokens=3, chunk=16),
     )[0]
     other = [*text[:2], (text[2] + 1) % 256]
     found = reader.loglikelihoods([Pair(prompt, ids(*text)), Pair(prompt, ids(*other))])
@@ -189,10 +190,10 @@ def test_generated_text_is_that_of_generation(model):
         Question(ids(256, *b"x"), (), 6),
     ]
     found = make_reader(model).generate(questions)
-    writer = generation.Model(model.config, model.params, model.rope_fn, model.settings)
+    writer = generate.Model(model.config, model.params, model.rope_fn, model.settings)
     for question, text in zip(questions, found, strict=True):
-        options = generation.Options(max_new_tokens=question.max_new_tokens, chunk=16, stop=(257,))
-        (new,) = generation.generate(writer, [question.tokens], options)
+        options = generate.Options(max_new_tokens=question.max_new_tokens, chunk=16, stop=(257,))
+        (new,) = generate.generate(writer, [question.tokens], options)
         assert text == model.tokenizer.decode(new)
 
 
@@ -335,7 +336,7 @@ def test_a_chat_template_is_found_where_tokenizers_keep_it(tmp_path, written):
 
 
 def test_tasks_of_the_command_line_are_keys_of_the_config():
-    found = evaluate.with_tasks(["--workdir=x", "--tasks=hellaswag, mmlu", "--config=a.py"])
+    found = program.with_tasks(["--workdir=x", "--tasks=hellaswag, mmlu", "--config=a.py"])
     assert found == [
         "--workdir=x",
         "--config.eval.suites=('harness',)",
@@ -344,12 +345,12 @@ def test_tasks_of_the_command_line_are_keys_of_the_config():
     ]
     for wrong in ("--tasks", "--tasks=", "--tasks=,"):
         with pytest.raises(InputError, match="--tasks names tasks of lm-eval, got '--tasks"):
-            evaluate.with_tasks([wrong])
+            program.with_tasks([wrong])
 
 
 def test_the_command_line_takes_tasks(capsys):
     argv = ["--config=configs/base.py", "--tasks=hellaswag,mmlu", "--print_config"]
-    cli.main(lambda *_: 1, doc="", rewrite_fn=evaluate.with_tasks, argv=argv)
+    cli.main(lambda *_: 1, doc="", rewrite_fn=program.with_tasks, argv=argv)
     section = json.loads(capsys.readouterr().out)["eval"]
     assert section["suites"] == ["harness"]
     assert section["harness"]["tasks"] == ["hellaswag", "mmlu"]
@@ -368,7 +369,7 @@ def test_the_command_line_takes_tasks(capsys):
 def test_refused_before_anything_runs(model, options, message):
     bench = make_bench(harness=options)
     with pytest.raises(InputError, match=message):
-        evaluation.check(model, bench, ("harness",))
+        suites.check(model, bench, ("harness",))
 
 
 @pytest.mark.parametrize("name", ["ruler_vt", "ruler"])
@@ -378,14 +379,14 @@ def test_trap_a_task_that_lm_eval_would_make_for_ever_is_refused(model, name):
         rf"'{name}': lm-eval never ends where the worked example of ruler_vt has more than 500"
     )
     with pytest.raises(InputError, match=message):
-        evaluation.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
+        suites.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
 
 
 def test_lm_eval_is_asked_for_only_where_it_is_needed(model, monkeypatch):
     monkeypatch.setitem(sys.modules, "lm_eval", None)  # as if it were not installed
-    monkeypatch.delitem(sys.modules, "jaxrope.evaluation.harness_lm", raising=False)
+    monkeypatch.delitem(sys.modules, "jaxrope.evaluate.harness_lm", raising=False)
     with pytest.raises(InputError, match=r"needs the package lm-eval .*pip install jaxrope\[harne"):
-        evaluation.check(model, make_bench(harness=dict(tasks=("x",))), ("harness",))
+        suites.check(model, make_bench(harness=dict(tasks=("x",))), ("harness",))
 
 
 def test_a_row_whose_window_slides_has_none(model):

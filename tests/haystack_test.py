@@ -15,9 +15,9 @@ from jaxrope import data
 from jaxrope.data import BytesTokenizer
 from jaxrope.data.words import NOUNS
 from jaxrope.errors import InputError
-from jaxrope.evaluation import haystack
-from jaxrope.evaluation.items import Request
-from jaxrope.evaluation.tasks import TASKS
+from jaxrope.evaluate import haystack
+from jaxrope.evaluate.items import Request
+from jaxrope.evaluate.tasks import TASKS
 
 NEEDLE = (
     "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny "

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jaxrope import heap
+from jaxrope.shell import heap
 
 PROGRAM = """
 import os, sys

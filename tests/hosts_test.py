@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrope import data, hosts, replicas, rollcall, sharding, steps, training
+from jaxrope import data
 from jaxrope.errors import InputError
-from jaxrope.training import loop
+from jaxrope.mesh import hosts, replicas, rollcall, sharding
+from jaxrope.store import steps
+from jaxrope.train import loop
+from jaxrope.train import run as training
 from tests import processes, search_config, tiny_run
 
 MEET = """

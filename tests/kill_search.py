@@ -25,8 +25,8 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
-from jaxrope import files  # noqa: E402
 from jaxrope.search import journal, problem  # noqa: E402
+from jaxrope.store import files  # noqa: E402
 from tests.search_config import tiny  # noqa: E402
 
 ITERATIONS = 30

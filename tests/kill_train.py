@@ -111,7 +111,7 @@ def kill_some(folder: Path, kills: int, seconds: tuple[float, float], rng: rando
 
 
 def newest(workdir: Path) -> int | None:
-    from jaxrope import steps
+    from jaxrope.store import steps
 
     whole = steps.whole_steps(workdir)
     return whole[-1] if whole else None

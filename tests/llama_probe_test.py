@@ -10,7 +10,10 @@ import numpy as np
 import pytest
 from hf_models import CASES, write
 
-from jaxrope import llama, masks, pretrained, rope, sharding
+from jaxrope import llama, rope
+from jaxrope.attention import masks
+from jaxrope.convert import pretrained
+from jaxrope.mesh import sharding
 
 PACKED = (9, 1, 14)
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, losses, rope
+from jaxrope import llama, rope
 from jaxrope.errors import InputError
-from jaxrope.llama import ForwardSettings, LlamaConfig
+from jaxrope.llama import ForwardSettings, LlamaConfig, losses
 
 logits = jax.jit(llama.logits, static_argnums=0, static_argnames="settings")
 PI4 = dict(head_dim=8, theta=10_000.0, original_len=64, factor=4.0)

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluation import longppl, rows, scoring
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate import longppl, rows, scoring
+from jaxrope.evaluate.scoring import EvalModel
 
 ROOT = Path(__file__).resolve().parent.parent
 STDLIB = ROOT / "jaxrope" / "models" / "stdlib-2m"
@@ -66,11 +67,11 @@ def make_bench(documents, options, **changes):
     with section.unlocked():
         section.update(bootstrap_samples=100, suites=("longppl",), **changes)
         section.longppl.update(dict(documents=1) | options)
-    return evaluation.bench(section, documents=documents, seed=0)
+    return evaluate.bench(section, documents=documents, seed=0)
 
 
 def measure(model, bench):
-    (found,) = evaluation.run(model, bench, ("longppl",))
+    (found,) = evaluate.run(model, bench, ("longppl",))
     return found
 
 
@@ -280,7 +281,7 @@ def test_refused_before_anything_runs(load, tmp_path, options, length, message):
     documents = make_documents(tmp_path, model.tokenizer, TEXT[:1500], "short")
     bench = make_bench(documents, options, lengths=(length,))
     with pytest.raises(InputError, match=message):
-        evaluation.check(model, bench, ("longppl",))
+        evaluate.check(model, bench, ("longppl",))
 
 
 def test_it_needs_text(load):

@@ -11,14 +11,15 @@ import pytest
 from mesh_test import LENGTH, SGD, UNOPTIMIZED, assert_same, geometry, make_batch, mesh_of, tiny
 from tiny_run import differences, final_arrays, make_config, rows, write_texts
 
-from jaxrope import llama, pretrained, rope, sharding
-from jaxrope.convert import exporting
+from jaxrope import llama, rope
+from jaxrope.convert import exporting, pretrained
 from jaxrope.errors import InputError
 from jaxrope.llama import adapters
-from jaxrope.training import lora as lora_lib
-from jaxrope.training import program as program_lib
-from jaxrope.training import step as step_lib
-from jaxrope.training import train
+from jaxrope.mesh import sharding
+from jaxrope.train import lora as lora_lib
+from jaxrope.train import program as program_lib
+from jaxrope.train import step as step_lib
+from jaxrope.train import train
 
 ALL = adapters.TARGETS
 SECTION = dict(rank=3, alpha=6.0, targets=ALL, train_norms=True, train_embeddings=True)
@@ -322,7 +323,7 @@ def test_what_may_not_change(run_of, tmp_path):
         changed.lora[key] = value
         with pytest.raises(InputError, match=message):
             train(changed, workdir, dry_run=True)
-    from jaxrope.training import resume
+    from jaxrope.train import resume
 
     assert resume._told({}) == resume._told({"lora": SECTION | dict(rank=0)})  # an older run
 

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import losses
+from jaxrope.llama import losses
 
 
 def example(length=13, dim=6, vocab=11):

@@ -5,9 +5,10 @@ import numpy as np
 import pytest
 import tiny_run
 
-from jaxrope import sharding, training
+from jaxrope import train
 from jaxrope.errors import InputError
-from jaxrope.training import plan as plan_lib
+from jaxrope.mesh import sharding
+from jaxrope.train import plan as plan_lib
 
 
 @pytest.fixture
@@ -33,13 +34,13 @@ def test_a_run_begun_on_one_mesh_goes_on_on_another(config, tmp_path):
     """The first half keeps its moments in the memory of the host."""
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
     set_mesh(config)
-    assert training.train(config, tmp_path / "one", devices=jax.devices()[:1]) == 0
+    assert train.train(config, tmp_path / "one", devices=jax.devices()[:1]) == 0
     set_mesh(config, context=4, fsdp=2)
     config.train.steps, config.optimizer.offload = 2, True
-    assert training.train(config, tmp_path / "many") == 0
+    assert train.train(config, tmp_path / "many") == 0
     set_mesh(config, data=2, context=2, tensor=2)
     config.train.steps, config.optimizer.offload = 4, False
-    assert training.train(config, tmp_path / "many") == 0
+    assert train.train(config, tmp_path / "many") == 0
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=2e-5)
 
 
@@ -86,11 +87,11 @@ def test_a_process_reads_only_the_rows_of_its_devices():
     ],
 )
 def test_what_does_not_divide_is_refused(config, tmp_path, monkeypatch, sizes, changes, message):
-    monkeypatch.setattr(training, "compile_step", None)
+    monkeypatch.setattr(train, "compile_step", None)
     set_mesh(config, **sizes)
     config.target_len = 64
     for key, value in changes.items():
         section, name = key.split(".")
         config[section][name] = value
     with pytest.raises(InputError, match=message):
-        training.train(config, tmp_path / "run")
+        train.train(config, tmp_path / "run")

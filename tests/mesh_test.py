@@ -8,9 +8,10 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import llama, rope, sharding
-from jaxrope.optimizer import Optimizer
-from jaxrope.training import step as step_lib
+from jaxrope import llama, rope
+from jaxrope.mesh import sharding
+from jaxrope.train import step as step_lib
+from jaxrope.train.optimizer import Optimizer
 
 LENGTH, ROWS = 32, 8
 UNOPTIMIZED = {"xla_backend_optimization_level": 0}  # half the time to compile

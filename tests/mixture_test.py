@@ -8,14 +8,15 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import data, llama, rope, sharding, training
+from jaxrope import data, llama, rope, train
 from jaxrope.data import BytesTokenizer, MixtureLoader, Shares, TrainLoader, needles
 from jaxrope.data.mixture import LONG, SHORT
 from jaxrope.errors import InputError
-from jaxrope.optimizer import Optimizer
-from jaxrope.training import plan as plan_lib
-from jaxrope.training import program as program_lib
-from jaxrope.training import step as step_lib
+from jaxrope.mesh import sharding
+from jaxrope.train import plan as plan_lib
+from jaxrope.train import program as program_lib
+from jaxrope.train import step as step_lib
+from jaxrope.train.optimizer import Optimizer
 from tests import tiny_run
 
 NONE = Shares(needle=0.0, needle_keys=1, needle_weight=1.0, short=0.0, short_len=64)
@@ -319,7 +320,7 @@ def run_config(texts, **changes):
 @pytest.fixture(scope="module")
 def undisturbed(texts, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("mixed-run") / "run"
-    assert training.train(run_config(texts), workdir, devices=jax.devices()[:1]) == 0
+    assert train.train(run_config(texts), workdir, devices=jax.devices()[:1]) == 0
     return workdir
 
 
@@ -333,9 +334,9 @@ def test_a_mixed_run_is_resumed_to_the_bit(texts, undisturbed, tmp_path, monkeyp
 
     monkeypatch.setattr(plan_lib.Plan, "put_batch", put_batch)
     with pytest.raises(KeyboardInterrupt):
-        training.train(run_config(texts), tmp_path, devices=jax.devices()[:1])
+        train.train(run_config(texts), tmp_path, devices=jax.devices()[:1])
     monkeypatch.undo()
-    assert training.train(run_config(texts), tmp_path, devices=jax.devices()[:1]) == 0
+    assert train.train(run_config(texts), tmp_path, devices=jax.devices()[:1]) == 0
     assert tiny_run.differences(tmp_path, undisturbed) == []
     rows = tiny_run.rows(undisturbed)
     assert all(row["tokens"] <= 8 * 480 for row in rows)  # tokens are counted, not their weights
@@ -345,7 +346,7 @@ def test_a_mixed_run_is_resumed_to_the_bit(texts, undisturbed, tmp_path, monkeyp
 def test_a_mixed_run_on_eight_devices_is_that_of_one(texts, undisturbed, tmp_path):
     config = run_config(texts)
     config.mesh = dict(data=2, fsdp=2, context=2, tensor=1)
-    assert training.train(config, tmp_path) == 0
+    assert train.train(config, tmp_path) == 0
     for ours, theirs in zip(*map(tiny_run.rows, (tmp_path, undisturbed)), strict=True):
         assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
         assert ours["tokens"] == theirs["tokens"]
@@ -354,7 +355,7 @@ def test_a_mixed_run_on_eight_devices_is_that_of_one(texts, undisturbed, tmp_pat
 @pytest.mark.parametrize("key, value", [("needle_share", 0.5), ("needle_weight", 1.0)])
 def test_a_mixture_does_not_change_on_the_way(texts, undisturbed, key, value):
     with pytest.raises(InputError, match=rf"data\.{key}: the run in .* began with .*, the config"):
-        training.train(run_config(texts, **{key: value}), undisturbed)
+        train.train(run_config(texts, **{key: value}), undisturbed)
 
 
 def test_without_shares_a_run_is_as_it_was(texts):
@@ -378,4 +379,4 @@ def test_short_rows_are_refused_where_they_are_not_shorter(texts, tmp_path):
     config = run_config(texts, needle_share=0.0)
     config.train.seq_len = 32
     with pytest.raises(InputError, match="rows of train.seq_len 32 tokens are no longer than"):
-        training.train(config, tmp_path)
+        train.train(config, tmp_path)

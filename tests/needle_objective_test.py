@@ -8,10 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import data, files, llama, rope, search
+from jaxrope import data, llama, rope, search
 from jaxrope.data import BytesTokenizer, needles
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, objective
+from jaxrope.store import files
 from tests import search_config
 from tests.search_evaluator_test import make, mesh_of, ropes_of
 

@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import needle, rows, scoring
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate import needle, rows, scoring
+from jaxrope.evaluate.scoring import EvalModel
 
 
 def make_bench(documents=None, **changes):
     section = base.get_config().eval
     with section.unlocked():
         section.update(dict(needle_filler="grass") | changes)
-    return evaluation.bench(section, documents=documents, seed=7)
+    return evaluate.bench(section, documents=documents, seed=7)
 
 
 def make_model(tokenizer=BytesTokenizer(), **changes):  # noqa: B008 (frozen)
@@ -106,7 +107,7 @@ def test_a_sliding_window_is_not_asked():
     assert list(needle.evaluate(model, bench)) == []
     assert needle.forward_tokens(model, bench, 500) == 0
     assert needle.forward_tokens(make_model(), bench, 500) == 2 * 3 * 500
-    assert evaluation.cost(make_model(), bench, ("needle",)) == 2 * 3 * 500
+    assert evaluate.cost(make_model(), bench, ("needle",)) == 2 * 3 * 500
 
 
 @pytest.mark.parametrize(
@@ -130,8 +131,8 @@ def test_trials_are_counted_from_one():
 
 
 def test_text_is_loaded_only_if_it_is_read():
-    assert not evaluation.needs_text(make_bench(), ("needle",))
-    assert evaluation.needs_text(make_bench(needle_filler="text"), ("needle",))
+    assert not evaluate.needs_text(make_bench(), ("needle",))
+    assert evaluate.needs_text(make_bench(needle_filler="text"), ("needle",))
 
 
 def books_accuracy(books_6m, shared, tmp_path, length, method):

@@ -5,9 +5,10 @@ import importlib.util
 import pytest
 
 from configs import base
-from jaxrope import llama, sharding
+from jaxrope import llama
+from jaxrope.mesh import sharding
 from jaxrope.topology import slices
-from jaxrope.training import program as program_lib
+from jaxrope.train import program as program_lib
 
 pytestmark = [
     pytest.mark.slow,

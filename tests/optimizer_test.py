@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import optimizer
 from jaxrope.errors import InputError
+from jaxrope.train import optimizer
 
 SECTION = dict(
     learning_rate=1e-3,

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama
-from jaxrope.evaluation import scoring
-from jaxrope.evaluation.scoring import EvalModel
-from jaxrope.evaluation.tasks import TASKS
+from jaxrope import data, evaluate, llama
+from jaxrope.evaluate import scoring
+from jaxrope.evaluate.scoring import EvalModel
+from jaxrope.evaluate.tasks import TASKS
 
 LENGTH, CONTEXT, WINDOW = 800, 64, 16
 WORDS = 300  # of the vocabulary: a model at random is wrong by ln 300 nats
@@ -41,7 +41,7 @@ SCORES = {
 
 def test_every_suite_is_asked_of_an_oracle():
     """A suite that is added needs a line here, or is a task, which tasks_test takes by itself."""
-    assert {*evaluation.known()} == {*SCORES, *TASKS, "harness"}
+    assert {*evaluate.known()} == {*SCORES, *TASKS, "harness"}
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +56,7 @@ def bench(tmp_path_factory):
         section.update(lengths=(LENGTH,), bootstrap_samples=100, num_windows=2, needle_keys=(1, 6))
         section.update(passkey_trials=12, needle_trials=12)
         section.longppl.update(documents=1, context=CONTEXT, window=WINDOW)
-    return evaluation.bench(section, documents=documents, seed=0)
+    return evaluate.bench(section, documents=documents, seed=0)
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])
@@ -78,7 +78,7 @@ def test_who_knows_scores_best_and_who_guesses_chance(
         settings=llama.ForwardSettings(),
         label="oracle",
     )
-    results = list(evaluation.run(model, bench, (name,)))
+    results = list(evaluate.run(model, bench, (name,)))
     assert len(results) == (2 if name == "needle" else 1)
     for result in results:
         found = next(iter(result.metrics.values()))
@@ -93,5 +93,5 @@ def test_trap_data_sets_are_not_imitated_under_their_names():
     """LongBench cuts prompts in their middle, BABILong's cut at "Question" never comes about in
     lower case, and HELMET needs 34 GB: none of them is made up here from other text.
     """
-    for name in evaluation.known():
+    for name in evaluate.known():
         assert not any(other in name for other in ("longbench", "babilong", "helmet"))

@@ -17,8 +17,8 @@ import pytest
 from hf_models import CASES, write
 from safetensors import safe_open
 
-from jaxrope import data, llama, pretrained, rope
-from jaxrope.convert import exporting, importing
+from jaxrope import data, llama, rope
+from jaxrope.convert import exporting, importing, pretrained
 
 TOLERANCE = 2e-4
 GEOMETRY = dict(head_dim=64, theta=10_000.0, original_len=512)  # of books-6m

@@ -16,9 +16,9 @@ from jaxrope import data
 from jaxrope.data import BytesTokenizer
 from jaxrope.data.needles import GRASS
 from jaxrope.errors import InputError
-from jaxrope.evaluation import infinitebench, passkey_compat
-from jaxrope.evaluation.items import Item, Request
-from jaxrope.evaluation.tasks import SECTIONS, TASKS
+from jaxrope.evaluate import infinitebench, passkey_compat
+from jaxrope.evaluate.items import Item, Request
+from jaxrope.evaluate.tasks import SECTIONS, TASKS
 
 NAMES = ("passkey_longrope", "passkey_yarn", "passkey_infinitebench", "number_string")
 

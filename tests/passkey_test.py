@@ -6,18 +6,19 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import passkey, rows, scoring
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate import passkey, rows, scoring
+from jaxrope.evaluate.scoring import EvalModel
 
 
 def make_bench(documents=None, **changes):
     section = base.get_config().eval
     with section.unlocked():
         section.update(changes)
-    return evaluation.bench(section, documents=documents, seed=7)
+    return evaluate.bench(section, documents=documents, seed=7)
 
 
 def make_model(tokenizer, **changes):

@@ -6,19 +6,20 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluation import perplexity, rows, scoring, statistics
-from jaxrope.evaluation.perplexity import Span, spans
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate import perplexity, rows, scoring, statistics
+from jaxrope.evaluate.perplexity import Span, spans
+from jaxrope.evaluate.scoring import EvalModel
 
 
 def make_bench(documents=None, **changes):
     section = base.get_config().eval
     with section.unlocked():
         section.update(changes)
-    return evaluation.bench(section, documents=documents, seed=0)
+    return evaluate.bench(section, documents=documents, seed=0)
 
 
 @pytest.fixture

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import experiment, llama, optimizer, rope
+from jaxrope import llama, rope
 from jaxrope.errors import InputError
+from jaxrope.shell import experiment
+from jaxrope.train import optimizer
 
 ROOT = Path(__file__).resolve().parent.parent
 TRAIN = {"128k": 131_072, "256k": 262_144, "512k": 524_288, "2m": 2_097_152}

@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from jaxrope.progress import Progress, duration
+from jaxrope.shell.progress import Progress, duration
 
 
 class Clock:

@@ -16,7 +16,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jaxrope import experiment, llama, sharding, topology  # noqa: E402
+from jaxrope import llama, topology  # noqa: E402
+from jaxrope.mesh import sharding  # noqa: E402
+from jaxrope.shell import experiment  # noqa: E402
 from jaxrope.topology import alone, compile, jobs  # noqa: E402
 
 _MIB, _GIB = 2**20, 2**30

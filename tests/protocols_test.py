@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluation import perplexity, protocols, statistics
-from jaxrope.evaluation.protocols import Window, windows
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate import perplexity, protocols, statistics
+from jaxrope.evaluate.protocols import Window, windows
+from jaxrope.evaluate.scoring import EvalModel
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "jaxrope" / "models" / "stdlib-2m"
@@ -60,7 +61,7 @@ def make_bench(documents=None, *, protocol, options=(), **changes):
     with section.unlocked():
         section.update(protocol=protocol, bootstrap_samples=200, **changes)
         section.protocol_options.update(dict(options))
-    return evaluation.bench(section, documents=documents, seed=0)
+    return evaluate.bench(section, documents=documents, seed=0)
 
 
 def measure(model, bench):
@@ -346,7 +347,7 @@ def test_documents_are_the_same_at_every_length(model, documents):
 def test_refused_before_anything_runs(model, documents, protocol, options, length, message):
     bench = make_bench(documents, protocol=protocol, options=options, lengths=(length,))
     with pytest.raises(InputError, match=message):
-        evaluation.check(model, bench, ("perplexity",))
+        evaluate.check(model, bench, ("perplexity",))
 
 
 def test_a_protocol_needs_text(model):

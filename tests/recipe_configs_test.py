@@ -4,8 +4,9 @@ import math
 
 import pytest
 
-from jaxrope import experiment, llama
+from jaxrope import llama
 from jaxrope.recipe.stages import parse
+from jaxrope.shell import experiment
 from tests.config_test import ROOT
 
 SLICES = ("v5p_64", "v5p_256", "v5e_256", "v6e_256")

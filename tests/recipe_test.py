@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope import files, pretrained, recipe, rope, steps
+from jaxrope import recipe, rope
+from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.recipe import record, work
 from jaxrope.recipe.stages import parse
+from jaxrope.store import files, steps
 from tests import tiny_recipe, tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,11 +7,12 @@ import fsspec
 import pytest
 from etils.epath import backend
 
-from jaxrope import files, lock, rope, steps
+from jaxrope import rope
 from jaxrope.convert import folders
 from jaxrope.data import find_files
 from jaxrope.errors import InputError
-from jaxrope.training.metrics import MetricsLog
+from jaxrope.store import files, lock, steps
+from jaxrope.train.metrics import MetricsLog
 
 
 @pytest.fixture

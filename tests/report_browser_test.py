@@ -11,7 +11,7 @@ import pytest
 import report_attention_test
 import tiny_report
 
-from jaxrope.report import __main__ as program
+from jaxrope import report
 
 WIDTHS, THEMES = (390, 1280), ("light", "dark")
 LEAST_PIXELS = 8.5  # of the height of the smallest letters
@@ -35,7 +35,7 @@ def page(tmp_path_factory):
     third = folder / "attention"
     third.mkdir()
     (third / "attention.json").write_text(json.dumps(report_attention_test.content()))
-    program.write([*workdirs, third], folder / "report.html")
+    report.write([*workdirs, third], folder / "report.html")
     return folder / "report.html"
 
 

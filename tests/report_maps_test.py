@@ -9,9 +9,9 @@ import pytest
 from matplotlib.colors import to_hex
 
 from jaxrope import report
-from jaxrope.evaluation import statistics, summary
-from jaxrope.evaluation.ruler import metrics
-from jaxrope.evaluation.scoring import Result
+from jaxrope.evaluate import statistics, summary
+from jaxrope.evaluate.ruler import metrics
+from jaxrope.evaluate.scoring import Result
 from jaxrope.report import collect, evaluations, figures, floors, maps, panels, tables
 
 

@@ -8,13 +8,13 @@ from pathlib import Path
 import pytest
 
 from jaxrope import report
-from jaxrope.report import __main__ as program
 from jaxrope.report import (
     assets,
     axes,
     figures,
     theme,
 )
+from jaxrope.report.__main__ import main
 from tests.tiny_report import ROWS, write_workdirs
 
 
@@ -41,7 +41,7 @@ def written(tmp_path_factory):
     folder = tmp_path_factory.mktemp("written")
     workdirs = write_workdirs(folder)
     (workdirs[0] / "command.txt").write_text("python search.py --config=a.py\n")
-    program.write(workdirs, folder / "report.html")
+    report.write(workdirs, folder / "report.html")
     return folder
 
 
@@ -134,10 +134,9 @@ def test_files_that_are_no_longer_made_are_removed_and_others_stay(tmp_path):
 
 
 def run_program(*argv):
-    from jaxrope import cli
 
     argv = list(map(str, argv))
-    cli.arguments(program.add_arguments, program.run, doc=program.__doc__, argv=argv)
+    main(argv)
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from jaxrope import data
 from jaxrope.data import BytesTokenizer
 from jaxrope.data.words import ADJECTIVES, NOUNS
 from jaxrope.errors import InputError
-from jaxrope.evaluation import fitting, retrieval
-from jaxrope.evaluation.items import Item, Request
-from jaxrope.evaluation.tasks import TASKS
+from jaxrope.evaluate import fitting, retrieval
+from jaxrope.evaluate.items import Item, Request
+from jaxrope.evaluate.tasks import TASKS
 
 ROOM = 10_000_000  # a length that everything fits
 

@@ -5,9 +5,9 @@ import random
 import pytest
 from ruler_golden import SCORES
 
-from jaxrope.evaluation import ruler
-from jaxrope.evaluation.items import Item
-from jaxrope.evaluation.ruler import metrics
+from jaxrope.evaluate import ruler
+from jaxrope.evaluate.items import Item
+from jaxrope.evaluate.ruler import metrics
 
 
 def scored(seed):

@@ -10,9 +10,9 @@ from tiny_ruler import generate, items, make_options
 
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError, TooShort
-from jaxrope.evaluation import ruler
-from jaxrope.evaluation.items import Item
-from jaxrope.evaluation.ruler import metrics, prompts, sources, words
+from jaxrope.evaluate import ruler
+from jaxrope.evaluate.items import Item
+from jaxrope.evaluate.ruler import metrics, prompts, sources, words
 
 
 @pytest.fixture(scope="module")

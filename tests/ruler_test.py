@@ -17,10 +17,10 @@ from tiny_ruler import digest, generate, items, make_options
 from configs import base
 from jaxrope import data
 from jaxrope.errors import InputError
-from jaxrope.evaluation import ruler, tasks
-from jaxrope.evaluation.items import Request
-from jaxrope.evaluation.ruler import metrics, niah, sources, variables, words
-from jaxrope.evaluation.ruler.prompts import Draws, Unmade
+from jaxrope.evaluate import ruler, tasks
+from jaxrope.evaluate.items import Request
+from jaxrope.evaluate.ruler import metrics, niah, sources, variables, words
+from jaxrope.evaluate.ruler.prompts import Draws, Unmade
 
 MODELS = Path(data.__file__).parent.parent / "models"
 NEW_TOKENS = {"niah": 128, "vt": 30, "cwe": 120, "fwe": 50, "qa": 32}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import files, rope, search
+from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import critical, evolution, genome, journal, problem
 from jaxrope.search.encodings import ENCODINGS
+from jaxrope.store import files
 from tests.search_config import tiny
 from tests.search_spaces import encode, space_of, stream
 

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope, sharding
+from jaxrope import llama, rope
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, objective, plan
 
 LENGTH = 96

@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 from search_config import tiny
 
-from jaxrope import files, llama, rope, search, sharding
+from jaxrope import llama, rope, search
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, gradient, objective, problem
+from jaxrope.store import files
 
 SETTINGS = gradient.Settings(
     ramp_moves=0,

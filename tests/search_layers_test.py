@@ -7,10 +7,12 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import evaluate, files, pretrained, report, rope, search, training
-from jaxrope.convert import exporting
+from jaxrope import report, rope, search, train
+from jaxrope.convert import exporting, pretrained
 from jaxrope.errors import InputError
+from jaxrope.evaluate import program
 from jaxrope.search import genome, journal, problem
+from jaxrope.store import files
 from tests.search_config import tiny, write_model
 
 ONE = jax.devices()[:1]
@@ -97,7 +99,7 @@ def test_training_takes_it(base_config, found, tmp_path):
     config.rope = dict(method="file", path=str(found[0] / "rope.json"))
     config.train.update(seq_len=64, steps=1, batch_size=2)
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     tuned = pretrained.load(tmp_path)
     assert tuned.rope_fn.buckets == rope.load(found[0] / "rope.json").buckets
     assert tuned.rope_fn(64).per_layer and tuned.rope_fn(64).factors_R.shape == (2, 4)
@@ -110,7 +112,7 @@ def test_evaluation_takes_it(base_config, found, tmp_path):
     config.rope = dict(method="file", path=str(found[0] / "rope.json"))
     config.data.eval_files = config.data.train_files
     config.eval.update(suites=("perplexity",), lengths=(64,), num_windows=2, bootstrap_samples=100)
-    evaluate.run(config, tmp_path, False)
+    program.run(config, tmp_path, False)
     rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
     assert np.isfinite(rows[0]["metrics"]["perplexity"])
 
@@ -148,7 +150,7 @@ def test_a_file_for_another_number_of_layers_is_refused(base_config, tmp_path):
         search.search(config, tmp_path / "run")
     config.rope = dict(method="longrope", buckets=[bucket])
     with pytest.raises(InputError, match=message):
-        training.train(config, tmp_path / "run", devices=ONE)
+        train.train(config, tmp_path / "run", devices=ONE)
     with pytest.raises(InputError, match=message):
         pretrained.with_rope(pretrained.load(config.model.path), tmp_path / "rope.json")
 

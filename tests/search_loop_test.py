@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import files, rope
+from jaxrope import rope
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, evolution, genome, journal, loop, objective
+from jaxrope.store import files
 
 SETTINGS = evolution.Settings(
     name="monotone",

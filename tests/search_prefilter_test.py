@@ -5,10 +5,11 @@ import math
 import numpy as np
 import pytest
 
-from jaxrope import files, rope, search
+from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome, journal, prefilter
 from jaxrope.search.encodings import ENCODINGS
+from jaxrope.store import files
 from tests.search_config import tiny
 from tests.search_evolution_test import run, settings_of
 from tests.search_spaces import seeds_of, space_of, stream

@@ -7,9 +7,10 @@ import pytest
 from scipy import stats
 from search_config import tiny
 
-from jaxrope import files, search
+from jaxrope import search
 from jaxrope.errors import InputError
 from jaxrope.search import race
+from jaxrope.store import files
 
 
 def racing(tmp_path, **keys):

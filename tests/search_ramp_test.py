@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from search_gradient_test import descending
 
-from jaxrope import files, rope, search
+from jaxrope import rope, search
 from jaxrope.search import baselines, descent, problem, ramp
+from jaxrope.store import files
 
 
 def recorded(fitness_fn):

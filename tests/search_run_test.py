@@ -10,9 +10,12 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import files, llama, rope, search, sharding
+from jaxrope import llama, rope, search
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, evaluator, evolution, journal, problem, sweep
+from jaxrope.mesh import sharding
+from jaxrope.search import baselines, evaluator, evolution, journal, problem
+from jaxrope.shell import sweep
+from jaxrope.store import files
 from tests.search_config import tiny, write_model
 
 EVALUATIONS = 6 + 2 * 4
@@ -325,7 +328,7 @@ def test_sweep_runs_the_product_once(tmp_path):
         folders.append(folder.name)
         return search.search(member, folder)
 
-    table = search.run_sweep(config, tmp_path / "sweep", search_fn)
+    table = sweep.run(config, tmp_path / "sweep", search_fn)
     names = [f"target_len=64,attention_factor={law}" for law in ("su", 1.0)]
     assert folders == names and [line.split()[0] for line in table.splitlines()[1:]] == names
     content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
@@ -338,7 +341,7 @@ def test_sweep_runs_the_product_once(tmp_path):
         assert row["best_baseline"] == min(r["fitness"] for r in result["baselines"])
     folders.clear()
     (tmp_path / "sweep" / names[1] / "result.json").unlink()
-    assert search.run_sweep(config, tmp_path / "sweep", search_fn) == table
+    assert sweep.run(config, tmp_path / "sweep", search_fn) == table
     assert folders == [names[1]]
 
 
@@ -382,7 +385,7 @@ def test_failing_member_is_named(tmp_path):
     config = tiny(tmp_path)
     config.sweep = (("target_len", (8,)),)
     with pytest.raises(InputError, match=r"sweep member target_len=8: target_len must exceed"):
-        search.run_sweep(config, tmp_path / "sweep", search.search)
+        sweep.run(config, tmp_path / "sweep", search.search)
 
 
 def test_state_is_a_function_of_the_journal(found):

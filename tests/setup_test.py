@@ -6,8 +6,9 @@ import jax
 import pytest
 
 from configs import base
-from jaxrope import data, llama, rope, setup, sharding
+from jaxrope import data, llama, rope, setup
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 
 
 def rope_of(section, config):

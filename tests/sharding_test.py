@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrope import llama, sharding
+from jaxrope import llama
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 
 
 def mesh_of(**sizes):

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama
-from jaxrope.evaluation import answering
-from jaxrope.evaluation.scoring import EvalModel
-from jaxrope.evaluation.tasks import TASKS
+from jaxrope import data, evaluate, llama
+from jaxrope.evaluate import answering
+from jaxrope.evaluate.scoring import EvalModel
+from jaxrope.evaluate.tasks import TASKS
 from tests import ruler_files
 from tests.conftest import ROOT
 from tests.written import replace_generation
@@ -43,7 +43,7 @@ def bench(tmp_path_factory):
         section.niah.update(haystack=(str(novel),), depths=COUNT)
         for name in ("passkey_compat", "number_string", "kv", "lines"):
             section[name].trials = COUNT
-    return evaluation.bench(section, documents=None, seed=1)
+    return evaluate.bench(section, documents=None, seed=1)
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def model(tokenizer, tiny_config):
 
 
 def result_of(name, model, bench):
-    (result,) = evaluation.run(model, bench, (name,))
+    (result,) = evaluate.run(model, bench, (name,))
     assert result.suite == name and len(result.items["score"]) >= COUNT - 1
     return result
 
@@ -123,13 +123,13 @@ def test_items_are_the_same_at_any_time_and_other_with_another_length(name, mode
 
 
 def test_a_haystack_of_its_own_needs_no_held_out_text(bench):
-    assert not evaluation.needs_text(bench, ("niah", "kv", "ruler"))
+    assert not evaluate.needs_text(bench, ("niah", "kv", "ruler"))
     options = bench.options.copy_and_resolve_references()
     options.niah.haystack = ()
-    other = evaluation.bench(options, documents=None, seed=0)
-    assert evaluation.needs_text(other, ("niah",)) and not evaluation.needs_text(other, ("kv",))
+    other = evaluate.bench(options, documents=None, seed=0)
+    assert evaluate.needs_text(other, ("niah",)) and not evaluate.needs_text(other, ("kv",))
 
 
 def anew(bench):
     """Returns a bench that has made nothing yet."""
-    return evaluation.bench(bench.options, documents=None, seed=bench.seed)
+    return evaluate.bench(bench.options, documents=None, seed=bench.seed)

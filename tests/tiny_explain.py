@@ -20,7 +20,8 @@ def prepare(folder: Path) -> None:
     """Writes the texts and both models, which have learnt nothing."""
     import jax
 
-    from jaxrope import checkpoint, files, llama
+    from jaxrope import llama
+    from jaxrope.store import checkpoint, files
 
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(40)]

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluation, llama, pretrained
+from jaxrope import data, evaluate, llama
+from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
-from jaxrope.evaluation.harness import Reader
-from jaxrope.evaluation.scoring import EvalModel
+from jaxrope.evaluate.harness import Reader
+from jaxrope.evaluate.scoring import EvalModel
 
 has_lm_eval = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not has_lm_eval, reason="needs lm-eval (extra `harness`)")
@@ -48,7 +49,7 @@ def make_bench(**changes):
         options = changes.pop("harness", {})
         section.update(dict(bootstrap_samples=100, batch_tokens=512, chunk_tokens=16) | changes)
         section.harness.update(options)
-    return evaluation.bench(section, documents=None, seed=0)
+    return evaluate.bench(section, documents=None, seed=0)
 
 
 def make_reader(model, max_length=64, **changes):

@@ -6,9 +6,9 @@ import json
 from ruler_files import write_english_words, write_essay, write_hotpotqa, write_squad
 
 from configs import base
-from jaxrope.evaluation import ruler, tasks
-from jaxrope.evaluation.items import Request
-from jaxrope.evaluation.ruler.prompts import Order
+from jaxrope.evaluate import ruler, tasks
+from jaxrope.evaluate.items import Request
+from jaxrope.evaluate.ruler.prompts import Order
 
 
 def make_options(folder):

@@ -70,7 +70,7 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
     """Returns the parameters of the newest step, by name."""
     import jax
 
-    from jaxrope import checkpoint
+    from jaxrope.store import checkpoint
 
     params, _ = checkpoint.restore_params(workdir)
     pairs, _ = jax.tree_util.tree_flatten_with_path(params)
@@ -79,7 +79,7 @@ def final_arrays(workdir: Path) -> dict[str, np.ndarray]:
 
 def differences(workdir: Path, reference: Path) -> list[str]:
     """Returns what differs, to the bit, between two finished runs."""
-    from jaxrope import steps
+    from jaxrope.store import steps
 
     found = []
     if rows(workdir) != rows(reference):

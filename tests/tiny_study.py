@@ -5,8 +5,9 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope import experiment, llama
-from jaxrope.explain import numbers, plan
+from jaxrope import llama
+from jaxrope.analyse import numbers, plan
+from jaxrope.shell import experiment
 from tests import tiny_eval
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -3,7 +3,7 @@
 import random
 from pathlib import Path
 
-from jaxrope import recipe, training
+from jaxrope import recipe, train
 from tests import tiny_recipe, tiny_run
 
 
@@ -22,7 +22,7 @@ def make_base(texts: Path, folder: Path, original_len: int = 32) -> None:
     config.model.update(original_len=original_len, max_len=original_len)
     config.train.steps, config.train.eval_every = 1, 0
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
-    assert training.train(config, folder) == 0
+    assert train.train(config, folder) == 0
 
 
 def run(texts: Path, base: Path, folder: Path) -> None:

@@ -9,8 +9,9 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrope import llama, sharding, topology
+from jaxrope import llama, topology
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 from jaxrope.topology import alone, compile, jobs, memory, report, roofline, schedule, slices
 from tests import proof, tiny_run
 

@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrope import llama, losses, rope, training
+from jaxrope import llama, rope, train
+from jaxrope.llama import losses
 from jaxrope.topology import CHIPS, roofline, schedule
 
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -91,7 +92,7 @@ def test_model_flops_of_known_models(name, seq_len, flops):
     model = llama.SHAPES[name]
     work = roofline.train_work(model, settings(), ONE, rows=1, seq_len=seq_len)
     assert work.model_flops == pytest.approx(flops, rel=0.006)
-    per_token = training.flops_per_token(model, seq_len)
+    per_token = train.flops_per_token(model, seq_len)
     assert work.model_flops == pytest.approx(per_token * seq_len, rel=1e-3)
     assert work.tokens == seq_len
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from jaxrope import chips, topology
+from jaxrope import topology
 from jaxrope.errors import InputError
+from jaxrope.mesh import chips
 from jaxrope.topology import slices
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -5,9 +5,10 @@ import math
 import jax
 import pytest
 
-from jaxrope import checkpoint, training
+from jaxrope import train
 from jaxrope.errors import InputError
-from jaxrope.lock import run_lock
+from jaxrope.store import checkpoint
+from jaxrope.store.lock import run_lock
 from tests import tiny_run
 
 ONE = jax.devices()[:1]
@@ -28,31 +29,31 @@ def config(texts):
 def test_a_second_process_is_refused(config, tmp_path):
     with run_lock(tmp_path):
         with pytest.raises(InputError, match="in use by another process"):
-            training.train(config, tmp_path, devices=ONE)
+            train.train(config, tmp_path, devices=ONE)
 
 
 def test_a_folder_that_cannot_be_written_is_refused_before_anything(config, tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written to: Not a directory"):
-        training.train(config, tmp_path / "file" / "run", devices=ONE)
+        train.train(config, tmp_path / "file" / "run", devices=ONE)
 
 
 def test_a_search_is_not_trained_over(config, tmp_path):
     (tmp_path / "journal.jsonl").write_text("")
     with pytest.raises(InputError, match="holds a search"):
-        training.train(config, tmp_path, True, devices=ONE)
+        train.train(config, tmp_path, True, devices=ONE)
 
 
 def test_a_model_is_not_trained_over(config, tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llama"}')
     with pytest.raises(InputError, match="has a config.json that train.py did not write"):
-        training.train(config, tmp_path, True, devices=ONE)
+        train.train(config, tmp_path, True, devices=ONE)
 
 
 def test_an_import_is_not_a_run(config, tmp_path, tiny_params):
     checkpoint.save_params(tmp_path, 0, tiny_params, {})
     with pytest.raises(InputError, match="holds a model without an optimizer's state"):
-        training.train(config, tmp_path, devices=ONE)
+        train.train(config, tmp_path, devices=ONE)
 
 
 REFUSED = {
@@ -93,12 +94,12 @@ def test_a_config_that_fits_nothing_is_refused_before_it_compiles(
     def compiled(*_):
         raise AssertionError("it came as far as compiling")
 
-    monkeypatch.setattr(training, "compile_step", compiled)
+    monkeypatch.setattr(train, "compile_step", compiled)
     value, message = REFUSED[key]
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = value
     with pytest.raises(InputError, match=message) as caught:
-        training.train(config, tmp_path / "run", True, devices=ONE)
+        train.train(config, tmp_path / "run", True, devices=ONE)
     assert "\n" not in str(caught.value)
 
 
@@ -107,4 +108,4 @@ def test_a_row_longer_than_the_model_needs_a_target(config, tmp_path):
     with pytest.raises(
         InputError, match="train.seq_len is 64 tokens, but the model serves 32. Set"
     ):
-        training.train(config, tmp_path, True, devices=ONE)
+        train.train(config, tmp_path, True, devices=ONE)

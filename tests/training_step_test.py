@@ -7,8 +7,8 @@ import optax
 import pytest
 
 from jaxrope import llama
-from jaxrope.optimizer import Optimizer
-from jaxrope.training import step as step_lib
+from jaxrope.train import step as step_lib
+from jaxrope.train.optimizer import Optimizer
 
 
 def make_batch(parts, rows=8, length=16):

@@ -2,9 +2,9 @@
 
 import pytest
 
-from jaxrope import training
-from jaxrope.evaluation.items import Item, Task
-from jaxrope.evaluation.tasks import SECTIONS, TASKS
+from jaxrope import train
+from jaxrope.evaluate.items import Item, Task
+from jaxrope.evaluate.tasks import SECTIONS, TASKS
 from tests import tiny_run
 
 
@@ -27,7 +27,7 @@ def config(tmp_path, monkeypatch):
 
 
 def test_train_asks_a_task_as_it_asks_any_suite(config, tmp_path):
-    assert training.train(config, tmp_path / "run") == 0
+    assert train.train(config, tmp_path / "run") == 0
     found = {row["step"]: row["eval"] for row in tiny_run.rows(tmp_path / "run") if "eval" in row}
     assert list(found) == [2, 4]
     assert all(list(scores) == ["letters/32"] for scores in found.values())

@@ -13,10 +13,13 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import checkpoint, chips, files, llama, pretrained, rope, sharding, steps, training
+from jaxrope import llama, rope, train
+from jaxrope.convert import pretrained
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
-from jaxrope.training import loop, program
+from jaxrope.mesh import chips, sharding
+from jaxrope.store import checkpoint, files, steps
+from jaxrope.train import loop, program
 from tests import tiny_run
 from tests.processes import environment
 
@@ -40,7 +43,7 @@ def config(texts):
 def undisturbed(texts, tmp_path_factory):
     """A run from beginning to end; tests read it and leave it as it is."""
     workdir = tmp_path_factory.mktemp("undisturbed")
-    assert training.train(tiny_run.make_config(texts), workdir, devices=ONE) == 0
+    assert train.train(tiny_run.make_config(texts), workdir, devices=ONE) == 0
     return workdir
 
 
@@ -81,10 +84,10 @@ def test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one(
     config, tmp_path, undisturbed, monkeypatch, step
 ):
     call_at(monkeypatch, step, send(signal.SIGTERM))
-    assert training.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
+    assert train.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
     assert steps.whole_steps(tmp_path)[-1] == step
     monkeypatch.undo()
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert tiny_run.final_arrays(tmp_path).keys() == tiny_run.final_arrays(undisturbed).keys()
     found = tiny_run.differences(tmp_path, undisturbed)
     assert not found or found == ["other steps are kept"]  # the step of the signal is one more
@@ -93,7 +96,7 @@ def test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one(
 def test_ctrl_c_saves_and_stops_and_handlers_are_given_back(config, tmp_path, monkeypatch, capfd):
     before = signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)
     call_at(monkeypatch, 5, send(signal.SIGINT))
-    assert training.train(config, tmp_path, devices=ONE) == 130
+    assert train.train(config, tmp_path, devices=ONE) == 130
     assert steps.whole_steps(tmp_path)[-1] == 5
     assert (signal.getsignal(signal.SIGINT), signal.getsignal(signal.SIGTERM)) == before
     assert "SIGINT: saving and stopping" in capfd.readouterr().err
@@ -107,11 +110,11 @@ def test_an_evaluation_that_a_kill_took_is_made_up_for(config, tmp_path, undistu
         return real(model, bench, suites)
 
     monkeypatch.setattr(loop.evaluation, "run", stopped)
-    assert training.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
+    assert train.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
     assert steps.whole_steps(tmp_path)[-1] == 6
     assert not [row for row in tiny_run.rows(tmp_path) if "eval" in row]
     monkeypatch.undo()
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert not tiny_run.differences(tmp_path, undisturbed)
 
 
@@ -119,20 +122,20 @@ def test_metrics_beyond_the_checkpoint_and_torn_lines_are_cut_off(
     config, tmp_path, undisturbed, monkeypatch
 ):
     call_at(monkeypatch, 3, send(signal.SIGTERM))
-    training.train(config, tmp_path, devices=ONE)
+    train.train(config, tmp_path, devices=ONE)
     monkeypatch.undo()
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert tiny_run.rows(tmp_path) == tiny_run.rows(undisturbed)
 
 
 def test_a_run_that_is_done_is_left_as_it_is(config, tmp_path, capfd):
     config.train.steps = config.checkpoint.every = 3
     config.data.eval_files = ()
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     before = {path: path.stat().st_mtime_ns for path in (tmp_path / "checkpoints").rglob("*")}
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert "going on from step 3 of 3" in capfd.readouterr().err
     assert before == {p: p.stat().st_mtime_ns for p in (tmp_path / "checkpoints").rglob("*")}
 
@@ -140,9 +143,9 @@ def test_a_run_that_is_done_is_left_as_it_is(config, tmp_path, capfd):
 def test_more_steps_lengthen_a_run(config, tmp_path):
     config.data.eval_files = ()
     config.train.steps = 3
-    training.train(config, tmp_path, devices=ONE)
+    train.train(config, tmp_path, devices=ONE)
     config.train.steps = 5
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert [row["step"] for row in tiny_run.rows(tmp_path)] == [1, 2, 3, 4, 5]
 
 
@@ -151,11 +154,11 @@ def test_a_run_goes_on_with_other_devices_and_eight_equal_one(
 ):
     config.data.eval_files = ()
     call_at(monkeypatch, 4, send(signal.SIGTERM))
-    training.train(config, tmp_path, devices=ONE)
+    train.train(config, tmp_path, devices=ONE)
     monkeypatch.undo()
     before = tiny_run.final_arrays(tmp_path)
     config.mesh.update(data=2, fsdp=4)
-    assert training.train(config, tmp_path) == 0
+    assert train.train(config, tmp_path) == 0
     assert before.keys() == tiny_run.final_arrays(tmp_path).keys()
     ours = tiny_run.rows(tmp_path)
     one = [row for row in tiny_run.rows(undisturbed) if "loss" in row]
@@ -171,7 +174,7 @@ def spoil(batch):
 def test_a_step_that_is_not_finite_is_passed_over_and_counted(config, tmp_path, monkeypatch, capfd):
     call_at(monkeypatch, 4, spoil)
     config.data.eval_files = ()
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     found = tiny_run.rows(tmp_path)
     assert [row["bad_steps"] for row in found] == [0, 0, 0, 0] + [1] * 8
     assert found[4]["loss"] == "nan" and math.isfinite(found[5]["loss"])
@@ -193,7 +196,7 @@ def test_too_many_bad_steps_in_a_row_end_the_run_with_the_last_checkpoint_kept(
     monkeypatch.setattr(TrainLoader, "batch", batch)
     config.train.max_bad_steps = 3
     config.checkpoint.every = 4
-    assert training.train(config, tmp_path, devices=ONE) == 1
+    assert train.train(config, tmp_path, devices=ONE) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "stopped at step 7" in lines[0] and "batches 4 to 6" in lines[0]
     assert steps.whole_steps(tmp_path) == [4]
@@ -213,7 +216,7 @@ def test_metrics_that_cannot_be_written_do_not_end_the_training(
         real(path, rows, **kwargs)
 
     monkeypatch.setattr(files, "append_jsonl", full)
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     assert tiny_run.rows(tmp_path) == tiny_run.rows(undisturbed)
     assert capfd.readouterr().err.count("metrics cannot be written (No space left") == 1
 
@@ -223,7 +226,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_with_one_line(
 ):
     config.checkpoint.every = 6
     call_at(monkeypatch, 5, lambda _batch: (tmp_path / "checkpoints").rename(tmp_path / "lost"))
-    assert training.train(config, tmp_path, devices=ONE) == 1
+    assert train.train(config, tmp_path, devices=ONE) == 1
     lines = [line for line in capfd.readouterr().err.splitlines() if line.startswith("error: ")]
     assert len(lines) == 1 and "checkpoints is gone: step 6 was not saved" in lines[0]
 
@@ -233,7 +236,7 @@ def test_a_rope_of_the_config_is_written_and_comes_back(config, tmp_path):
     config.target_len = config.train.seq_len = 64
     config.eval.lengths = (64,)
     config.train.steps = config.train.eval_every = 3
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     loaded = pretrained.load(tmp_path)
     made = rope.make(
         **config.rope.to_dict(), head_dim=8, theta=10_000.0, original_len=32, rotary_dim=8
@@ -241,10 +244,10 @@ def test_a_rope_of_the_config_is_written_and_comes_back(config, tmp_path):
     assert loaded.rope_fn.bucket(64).factors == made.bucket(64).factors
     assert loaded.rope_fn.max_len == loaded.config.max_len == 64
     config.train.steps = 4
-    assert training.train(config, tmp_path, devices=ONE) == 0
+    assert train.train(config, tmp_path, devices=ONE) == 0
     config.rope.factor = 3.0
     with pytest.raises(InputError, match=r"^rope.factor: the run in .* began with 2.0, the config"):
-        training.train(config, tmp_path, devices=ONE)
+        train.train(config, tmp_path, devices=ONE)
 
 
 def test_a_run_may_start_from_a_run_and_a_rope_file(config, tmp_path, undisturbed):
@@ -267,12 +270,12 @@ def test_a_run_may_start_from_a_run_and_a_rope_file(config, tmp_path, undisturbe
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
     config.optimizer.learning_rate = 1e-12
     config.data.eval_files = ()
-    assert training.train(config, tmp_path / "run", devices=ONE) == 0
+    assert train.train(config, tmp_path / "run", devices=ONE) == 0
     for name, value in tiny_run.final_arrays(undisturbed).items():
         np.testing.assert_allclose(tiny_run.final_arrays(tmp_path / "run")[name], value, atol=1e-9)
     config.train.seq_len = 65
     with pytest.raises(InputError, match="train.seq_len is 65 tokens, but the rope ends at 64"):
-        training.train(config, tmp_path / "longer", True, devices=ONE)
+        train.train(config, tmp_path / "longer", True, devices=ONE)
 
 
 def test_moments_lie_where_their_parameters_do(tiny_config, config):
@@ -287,7 +290,7 @@ def test_moments_lie_where_their_parameters_do(tiny_config, config):
 
 
 def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, capsys):
-    assert training.train(config, tmp_path / "run", True, devices=ONE) == 0
+    assert train.train(config, tmp_path / "run", True, devices=ONE) == 0
     said = capsys.readouterr().out
     for words in (
         "parameters: 35,488 (float32)",
@@ -306,7 +309,7 @@ def test_dry_run_reads_no_weights(config, tmp_path, undisturbed, monkeypatch, ca
 
     monkeypatch.setattr(checkpoint, "restore_params", read)
     config.model = dict(source="checkpoint", path=str(undisturbed))
-    assert training.train(config, tmp_path / "run", True, devices=ONE) == 0
+    assert train.train(config, tmp_path / "run", True, devices=ONE) == 0
     assert "parameters: 35,488" in capsys.readouterr().out
 
 
@@ -330,19 +333,19 @@ def test_a_run_does_not_go_on_with_another_setting(config, undisturbed, key):
     section, _, name = key.rpartition(".")
     (config[section] if section else config)[name] = CHANGED[key]
     with pytest.raises(InputError, match=rf"^{key}: the run in .* began with .*another --workdir"):
-        training.train(config, undisturbed, True, devices=ONE)
+        train.train(config, undisturbed, True, devices=ONE)
 
 
 def test_a_run_does_not_go_on_with_other_text(config, undisturbed, texts, tmp_path):
     tiny_run.write_texts(tmp_path)
     config.data.train_files = (f"{tmp_path}/train-*.txt",)
-    assert training.train(config, undisturbed, True, devices=ONE) == 0  # moved, not changed
+    assert train.train(config, undisturbed, True, devices=ONE) == 0  # moved, not changed
     (tmp_path / "train-1.txt").write_text("other words " * 300)
     with pytest.raises(InputError, match=r"^data\.train_files"):
-        training.train(config, undisturbed, True, devices=ONE)
+        train.train(config, undisturbed, True, devices=ONE)
     config.data.train_files = (f"{texts}/train-[01].txt",)
     with pytest.raises(InputError, match=r"^data\.train_files: the run in .* began with"):
-        training.train(config, undisturbed, True, devices=ONE)
+        train.train(config, undisturbed, True, devices=ONE)
 
 
 def test_the_step_line_has_the_share_of_the_peak_where_it_is_known(monkeypatch, config, tmp_path):

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from jaxrope import generation
+from jaxrope import generate
 
 
 def replace_generation(monkeypatch, tokenizer, text_fn: Callable) -> list:
@@ -28,5 +28,5 @@ def replace_generation(monkeypatch, tokenizer, text_fn: Callable) -> list:
             if not left:
                 return
 
-    monkeypatch.setattr(generation, "stream", stream)
+    monkeypatch.setattr(generate, "stream", stream)
     return calls

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, spread
 from jaxrope.analysis.state import Options
+from jaxrope.attention.masks import Mask, allowed
 from jaxrope.attention.zigzag import AXIS
 from jaxrope.errors import InputError
-from jaxrope.masks import Mask, allowed
 
 _MOST_PAIRS = 2**31
 

@@ -15,7 +15,7 @@ from jaxrope import rope
 from jaxrope.analysis import blocks, spread
 from jaxrope.analysis.state import Options
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.masks import Mask, allowed
+from jaxrope.attention.masks import Mask, allowed
 
 Turn = tuple[jax.Array, jax.Array]
 

@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import masks, rope
+from jaxrope import rope
 from jaxrope.analysis import blocks, sweep
+from jaxrope.attention import masks
 
 
 class EntropyTerms(NamedTuple):

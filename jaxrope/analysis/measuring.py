@@ -17,12 +17,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxrope import attention, collectives, llama, rope, sharding
+from jaxrope import attention, llama, rope
 from jaxrope.analysis import spread, streaming
 from jaxrope.analysis.state import Options
 from jaxrope.analysis.streaming import Stats
+from jaxrope.attention.masks import Mask
 from jaxrope.errors import InputError
-from jaxrope.masks import Mask
+from jaxrope.mesh import collectives, sharding
 
 _CONTEXT = "context"
 _WITHOUT_HEADS = ("visible", "bin_pairs")

@@ -17,7 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import collectives, llama, masks, rope
+from jaxrope import llama, rope
+from jaxrope.attention import masks
+from jaxrope.mesh import collectives
 
 _MASKED = -1e30
 _CONTEXT = ("context",)

@@ -13,8 +13,8 @@ from collections.abc import Callable
 
 import jax
 
+from jaxrope.attention.masks import Mask
 from jaxrope.attention.zigzag import AXIS
-from jaxrope.masks import Mask
 
 Step = Callable[..., object]  # (state, keys, mask) -> state
 

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, spread
 from jaxrope.attention.blockwise import MASKED
+from jaxrope.attention.masks import Mask, allowed
 from jaxrope.errors import InputError, choose
-from jaxrope.masks import Mask, allowed
 
 FIRST_KEYS = 4  # as many does StreamingLLM (arXiv 2309.17453) keep
 _NO_KEY = 2**31 - 1

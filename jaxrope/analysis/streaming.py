@@ -30,7 +30,7 @@ from jaxrope.analysis.state import (
     of_block,
 )
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 __all__ = [
     "Keys",

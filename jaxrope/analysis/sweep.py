@@ -13,7 +13,7 @@ import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, state
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.masks import Mask, allowed
+from jaxrope.attention.masks import Mask, allowed
 
 
 class Part(NamedTuple):

@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrope import llama, rope
 from jaxrope.analysis import patterns, rows, streaming
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 SINK = 1  # first keys of a text that `rest` leaves out
 

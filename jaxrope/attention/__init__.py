@@ -14,10 +14,10 @@ from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
 from jaxrope.attention.local import NAMES as KERNELS
+from jaxrope.attention.masks import Mask
 from jaxrope.attention.whole import attend_whole
 from jaxrope.attention.zigzag import inverse, order
 from jaxrope.errors import choose
-from jaxrope.masks import Mask
 
 __all__ = [
     "BACKENDS",

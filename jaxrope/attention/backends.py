@@ -12,9 +12,9 @@ from jax.sharding import Mesh
 
 from jaxrope.attention import cudnn, exchange, local, ring, zigzag
 from jaxrope.attention.hops import Segments, Sizes
+from jaxrope.attention.masks import Mask
 from jaxrope.attention.reference import reference as by_definition
 from jaxrope.errors import UnsupportedError
-from jaxrope.masks import Mask
 
 
 @dataclasses.dataclass(frozen=True)

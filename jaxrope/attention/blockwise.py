@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrope.masks import Mask, allowed, any_allowed, pad
+from jaxrope.attention.masks import Mask, allowed, any_allowed, pad
 
 MASKED = -1e30  # not -inf: the difference of two infinities is not a number
 EMPTY = -1e29  # a row whose maximum lies below has seen no key

@@ -20,9 +20,9 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from jaxrope import sharding
 from jaxrope.attention.backends import Settings
 from jaxrope.attention.blockwise import EMPTY, MASKED
+from jaxrope.mesh import sharding
 
 STRIPE = 16  # tokens
 

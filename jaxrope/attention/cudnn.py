@@ -8,8 +8,8 @@ Letters: B batch, T query length, S key length, N heads, K kv heads, H head dim.
 import jax
 import jax.numpy as jnp
 
+from jaxrope.attention.masks import Mask
 from jaxrope.errors import UnsupportedError
-from jaxrope.masks import Mask
 
 
 def attention(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from jaxrope.attention import local, zigzag
 from jaxrope.attention.hops import Sizes
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from jaxrope.attention import layout as layouts
 from jaxrope.attention import pallas_tpu, tiles
 from jaxrope.attention.layout import Layout
+from jaxrope.attention.masks import Mask, pad
 from jaxrope.attention.pallas_tpu import Queries
-from jaxrope.masks import Mask, pad
 
 LANES = 128  # a block is a multiple of these, but where the interpreter runs it
 

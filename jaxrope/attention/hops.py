@@ -19,8 +19,8 @@ from jaxrope.attention import layout as layouts
 from jaxrope.attention.blockwise import EMPTY, MASKED
 from jaxrope.attention.flash import LANES
 from jaxrope.attention.layout import Layout
+from jaxrope.attention.masks import Mask
 from jaxrope.attention.pallas_tpu import Queries
-from jaxrope.masks import Mask
 
 
 class Sizes(NamedTuple):

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope.attention import blockwise, flash
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 # Names for remat policies: with both saved, a backward pass does not run the attention again.
 OUT, LSE = "attention_out", "attention_lse"

@@ -24,8 +24,8 @@ from jax.experimental.pallas import tpu as pltpu
 
 from jaxrope.attention import tiles
 from jaxrope.attention.layout import MASKED, Carry, Layout
+from jaxrope.attention.masks import Mask
 from jaxrope.attention.tiles import Tiles
-from jaxrope.masks import Mask
 
 _LOG2_E = math.log2(math.e)
 

@@ -5,7 +5,7 @@ one.
 import jax
 import jax.numpy as jnp
 
-from jaxrope.masks import Mask, allowed
+from jaxrope.attention.masks import Mask, allowed
 
 
 def reference(

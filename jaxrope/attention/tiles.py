@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 FIRST, LAST, SKIP, MASKED = 1, 2, 4, 8  # flags: of its run, of its run, do nothing, look at ids
 _FLAG_BITS, _KEY_BITS = 4, 14

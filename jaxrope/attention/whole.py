@@ -10,7 +10,7 @@ from jax.sharding import PartitionSpec
 from jaxrope import attention
 from jaxrope.attention import zigzag
 from jaxrope.attention.backends import Settings
-from jaxrope.masks import Mask
+from jaxrope.attention.masks import Mask
 
 _ROWS = ("data", "fsdp")
 

@@ -8,8 +8,8 @@ python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 import sys
 from collections.abc import Sequence
 
-from jaxrope import cli, pretrained
-from jaxrope.convert import exporting, folders, importing, rope_formats, rope_gguf
+from jaxrope.convert import exporting, folders, importing, pretrained, rope_formats, rope_gguf
+from jaxrope.shell import cli
 
 
 def _import_arguments(parser) -> None:

@@ -16,12 +16,13 @@ import jax
 import numpy as np
 from safetensors import SafetensorError
 
-from jaxrope import files, llama, rope
+from jaxrope import llama, rope
 from jaxrope.convert import card, folders, importing, layout, rope_export, safetensors_io
 from jaxrope.convert import config as hf_config
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
+from jaxrope.store import files
 
 _SAME = 1e-8  # relative: a law computed again differs by 1e-15, a wrong constant by far more
 

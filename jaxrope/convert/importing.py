@@ -14,11 +14,11 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import checkpoint, files
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import folders, layout, safetensors_io, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
+from jaxrope.store import checkpoint, files
 
 TOKENIZER_FILES = (
     "tokenizer.json",

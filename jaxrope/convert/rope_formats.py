@@ -10,12 +10,13 @@ import shlex
 from collections.abc import Callable
 from pathlib import Path
 
-from jaxrope import files, rope
+from jaxrope import rope
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import consumers, rope_config, rope_export, rope_gguf, strict_json
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
+from jaxrope.store import files
 
 _FLAG = "--hf-overrides"  # of vLLM
 _VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them

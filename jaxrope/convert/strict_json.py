@@ -4,8 +4,8 @@ import json
 import math
 from pathlib import Path
 
-from jaxrope import files
 from jaxrope.errors import InputError
+from jaxrope.store import files
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000  # names every tensor; safetensors bounds its header likewise

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope import hosts
 from jaxrope.data.cache import FORMAT, cache_folder, default_cache_dir, read_cache, write_cache
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import SourceFile, find_files
 from jaxrope.data.tokenizer import Tokenizer
+from jaxrope.mesh import hosts
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from jaxrope import files
 from jaxrope.errors import InputError
-from jaxrope.files import sha256_file
+from jaxrope.store import files
+from jaxrope.store.files import sha256_file
 
 
 @dataclass(frozen=True)

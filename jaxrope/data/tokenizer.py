@@ -14,8 +14,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxrope import files
 from jaxrope.errors import InputError
+from jaxrope.store import files
 
 MAX_FILE_BYTES = 1 << 29  # 512 MiB; the largest published tokenizer.json is near 35 MB
 MAX_ID = (1 << 31) - 1  # ids are int32 everywhere behind this module

@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxrope import attention, chunked, collectives, masks, rope, sharding
-from jaxrope.llama import adapters
+from jaxrope import attention, rope
+from jaxrope.attention import masks
+from jaxrope.llama import adapters, chunked
 from jaxrope.llama.config import LlamaConfig
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
+from jaxrope.mesh import collectives, sharding
 
 
 def hidden(

@@ -8,8 +8,9 @@ Letters: B batch, T length.
 
 import numpy as np
 
-from jaxrope import attention, sharding
+from jaxrope import attention
 from jaxrope.llama.settings import ForwardSettings
+from jaxrope.mesh import sharding
 
 
 def token_order(settings: ForwardSettings, length: int) -> np.ndarray | None:

@@ -11,10 +11,11 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from jaxrope import rope, sharding
+from jaxrope import rope
 from jaxrope.llama.config import LlamaConfig
 from jaxrope.llama.forward import logits
 from jaxrope.llama.settings import DTYPES
+from jaxrope.mesh import sharding
 
 _INIT_STDDEV = 0.02  # GPT-2's, and the default of Llama's configs
 

@@ -3,13 +3,15 @@ there, lengths that its factors will not serve."""
 
 from collections.abc import Mapping
 
-from jaxrope import data, evaluation, files, llama, rope, setup, sharding
+from jaxrope import data, evaluate, llama, rope, setup
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation import rows
+from jaxrope.evaluate import rows
+from jaxrope.mesh import sharding
 from jaxrope.recipe.stages import WITH_MODEL, WITH_ROPE, Stage
 from jaxrope.search import evolution
-from jaxrope.training.plan import check_numbers
-from jaxrope.training.program import make_program
+from jaxrope.store import files
+from jaxrope.train.plan import check_numbers
+from jaxrope.train.program import make_program
 
 
 def check(stage: Stage, known: Mapping[str, Stage]) -> None:
@@ -137,8 +139,8 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
     config = stage.config
     if not config.eval.suites:
         return
-    bench = evaluation.bench(config.eval, documents=None, seed=config.seed)
-    names = evaluation.chosen(bench, config.eval.suites)  # refuses unknown names
+    bench = evaluate.bench(config.eval, documents=None, seed=config.seed)
+    names = evaluate.chosen(bench, config.eval.suites)  # refuses unknown names
     for name in config.eval.methods:
         _check_method(stage, known, "eval.methods", name)
     for entry in config.eval.checkpoints:
@@ -146,9 +148,9 @@ def _check_evaluation(stage: Stage, known: Mapping[str, Stage]) -> None:
             _check_place(stage, known, "eval.checkpoints", entry[1], WITH_MODEL)
             if entry[2] != "model":
                 _check_method(stage, known, "eval.checkpoints", entry[2])
-    if evaluation.needs_text(bench, config.eval.suites):
+    if evaluate.needs_text(bench, config.eval.suites):
         _check_text(config, "eval_files")
-    lengths = [length for name in names for length in evaluation.bench_of(name, bench).lengths]
+    lengths = [length for name in names for length in evaluate.bench_of(name, bench).lengths]
     longest, asked = _longest(stage, known), config.eval.window or max(lengths)
     if longest and asked > longest:
         raise InputError(

@@ -8,11 +8,13 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope import checkpoint, files, hosts, llama, rope, setup, sharding, steps
+from jaxrope import llama, rope, setup
+from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
-from jaxrope.pretrained import Pretrained
-from jaxrope.training import resume
+from jaxrope.mesh import hosts, sharding
+from jaxrope.store import checkpoint, files, steps
+from jaxrope.train import resume
 
 
 def run(config, folder: Path) -> rope.RopeFn:

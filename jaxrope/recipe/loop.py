@@ -15,12 +15,15 @@ from typing import Any
 
 import jax
 
-from jaxrope import cli, files, hosts, topology
+from jaxrope import topology
 from jaxrope.errors import InputError
-from jaxrope.lock import run_lock
-from jaxrope.progress import duration
+from jaxrope.mesh import hosts
 from jaxrope.recipe import check, record, work
 from jaxrope.recipe.stages import Stage, chosen, parse
+from jaxrope.shell import cli
+from jaxrope.shell.progress import duration
+from jaxrope.store import files
+from jaxrope.store.lock import run_lock
 
 FORMAT = "jaxrope.recipe/1"
 _COLUMNS = ("stage", "what", "time", "forward tokens", "trained tokens", "perplexity")

@@ -19,9 +19,10 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrope import experiment, files
 from jaxrope.errors import InputError
 from jaxrope.recipe.stages import Stage
+from jaxrope.shell import experiment
+from jaxrope.store import files
 
 FORMAT = "jaxrope.stage/1"
 FILE = "stage.json"

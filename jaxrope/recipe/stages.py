@@ -13,8 +13,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrope import experiment
 from jaxrope.errors import InputError, choose, nearest
+from jaxrope.shell import experiment
 
 KINDS = ("search", "train", "join", "evaluate")
 WITH_MODEL = ("train", "join")  # kinds whose folder is a model

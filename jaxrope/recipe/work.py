@@ -11,8 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxrope import evaluate, files, hosts, report, search, training
+from jaxrope import report, search, train
+from jaxrope.evaluate import program
+from jaxrope.mesh import hosts
 from jaxrope.recipe import join
+from jaxrope.shell.interrupt import exit_at_once
+from jaxrope.store import files
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +65,7 @@ def run(kind: str, config, folder: Path) -> Outcome:
     if found.code or not config.eval.suites:
         return found
     rest = f"{folder} has every item that was evaluated. The same command goes on from there."
-    with search.exit_at_once(rest):
+    with exit_at_once(rest):
         measured = _evaluated(KINDS[kind].evaluated(config, folder), folder)
     before = found.result["forward_tokens"]
     return Outcome(
@@ -72,7 +76,7 @@ def run(kind: str, config, folder: Path) -> Outcome:
 def run_search(config, folder: Path) -> Outcome:
     """See search.py."""
     rest = f"{folder} has every batch that was finished. The same command goes on from there."
-    with search.exit_at_once(rest):
+    with exit_at_once(rest):
         found = search.search(config, folder)
     if hosts.is_main():
         report.search_figure(
@@ -90,7 +94,7 @@ def run_train(config, folder: Path) -> Outcome:
     if not config.train.eval_every:
         with config.unlocked():
             config.eval.suites = ()
-    code = training.train(config, folder)
+    code = train.train(config, folder)
     if code:
         return Outcome(code, {})
     rows = hosts.from_main("metrics", lambda: _metrics(folder))
@@ -132,7 +136,7 @@ def _evaluated(config, folder: Path) -> dict[str, Any]:
     path = folder / "eval.json"
     wanted = json.loads(json.dumps(config.to_dict()))
     if hosts.from_main("evaluated before", lambda: _rows(path, wanted)) is None:
-        evaluate.run(config, folder, dry_run=False)
+        program.run(config, folder, dry_run=False)
     rows = hosts.from_main("evaluation", lambda: _rows(path, wanted))
     own = [row for row in rows if row["label"] == rows[0]["label"]]
     own = [row for row in own if row["suite"] == "perplexity"]
@@ -189,8 +193,8 @@ def _train_tokens(config) -> tuple[int, int]:
 
 
 def _train_what(config) -> str:
-    train = config.train
-    return f"{train.steps:,} steps of {train.batch_size:,} x {train.seq_len:,}"
+    section = config.train
+    return f"{section.steps:,} steps of {section.batch_size:,} x {section.seq_len:,}"
 
 
 KINDS = {

@@ -4,30 +4,24 @@ The only part of the package that knows matplotlib. It reads files and the rows 
 no model.
 """
 
-from jaxrope.report.figures import (
-    cost_figure,
-    difference_figure,
-    evaluation_figure,
-    maps_figure,
-    needle_figure,
-    passkey_figure,
-    perplexity_figure,
-    position_figure,
-    search_figure,
-    tradeoff_figure,
-    training_figure,
-)
+import lazy_loader
 
-__all__ = [
-    "cost_figure",
-    "difference_figure",
-    "evaluation_figure",
-    "maps_figure",
-    "needle_figure",
-    "passkey_figure",
-    "perplexity_figure",
-    "position_figure",
-    "search_figure",
-    "tradeoff_figure",
-    "training_figure",
-]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "document": ["write"],
+        "figures": [
+            "cost_figure",
+            "difference_figure",
+            "evaluation_figure",
+            "maps_figure",
+            "needle_figure",
+            "passkey_figure",
+            "perplexity_figure",
+            "position_figure",
+            "search_figure",
+            "tradeoff_figure",
+            "training_figure",
+        ],
+    },
+)

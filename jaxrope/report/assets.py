@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope import files
 from jaxrope.report import figures, theme
 from jaxrope.report.page import Drawn, Folder
+from jaxrope.store import files
 
 LIST = "files.json"  # what the last page wrote into the folder, so that the next one can tidy up
 

@@ -6,11 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope import files
 from jaxrope.errors import InputError
-from jaxrope.progress import duration
 from jaxrope.report import attention, evaluations, ropes, searches, trainings
 from jaxrope.report.page import Folder, Section
+from jaxrope.shell.progress import duration
+from jaxrope.store import files
 
 COLUMNS = ("What", "Model", "Window", "Perplexity", "Pass key", "Needle", "RULER", "Cost")
 NAMES = ("result.json", "journal.jsonl", "metrics.jsonl", "eval.json", "attention.json")

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope.progress import duration
 from jaxrope.report import figures, floors, maps, panels, tables, tabulated
 from jaxrope.report.page import Figure, Section
+from jaxrope.shell.progress import duration
 
 Row = Mapping[str, Any]
 MOST_TABLES = 3  # of tasks; more are one table

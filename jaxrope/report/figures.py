@@ -7,11 +7,11 @@ import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from jaxrope import files
 from jaxrope.errors import InputError
 from jaxrope.report import maps, panels
 from jaxrope.report.axes import FOREGROUND
 from jaxrope.report.panels import Row
+from jaxrope.store import files
 
 PANEL = (4.4, 3.2)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {

@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files, rope
+from jaxrope import rope
 from jaxrope.errors import InputError
 from jaxrope.report import searches
 from jaxrope.report.page import Section
+from jaxrope.store import files
 
 METHODS = ("pi", "ntk", "yarn")  # drawn beside factors, at the usual constants
 
@@ -42,7 +43,6 @@ def section(
 
 def by_formula(made: rope.RopeFn, max_len: int) -> dict[str, Any]:
     """Returns {method: its factors for `max_len` tokens} of METHODS, for the same geometry."""
-    from jaxrope.evaluation.rows import USUAL_CONSTANTS
 
     factor = max_len / made.original_len
     if factor <= 1:
@@ -53,10 +53,8 @@ def by_formula(made: rope.RopeFn, max_len: int) -> dict[str, Any]:
         theta=made.theta,
         original_len=made.original_len,
     )
-    return {
-        name: rope.make(name, **geometry, **USUAL_CONSTANTS[name](factor)).bucket(max_len).factors
-        for name in METHODS
-    }
+    ropes = {n: rope.make(n, **geometry, **rope.USUAL_CONSTANTS[n](factor)) for n in METHODS}
+    return {name: rope_fn.bucket(max_len).factors for name, rope_fn in ropes.items()}
 
 
 def matching(path: Path) -> dict[str, Any]:

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope.progress import duration
 from jaxrope.report import curves, figures, panels, tables, tabulated
 from jaxrope.report.page import Figure, Section
+from jaxrope.shell.progress import duration
 
 Row = Mapping[str, Any]
 ON_TEXT = "On the text of the search; each method with its better attention factor"

@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.files import as_path, write_json_atomic
 from jaxrope.rope import methods
 from jaxrope.rope.schedule import RopeFn, check_layers
+from jaxrope.store.files import as_path, write_json_atomic
 
 FORMAT = "jaxrope.rope/1"
 _KEYS = (

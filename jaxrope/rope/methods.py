@@ -279,3 +279,12 @@ def _ntk_theta(geometry: Geometry, factor: float) -> float:
     dim = geometry.rotary_dim
     require(dim > 2, "rotary_dim", "exceed 2 for NTK scaling", dim)
     return geometry.theta * factor ** (dim / (dim - 2))
+
+
+# method -> its constants for a factor: YaRN's betas are those of its paper, section 3.2
+USUAL_CONSTANTS: dict[str, Callable[[float], dict]] = {
+    "pi": lambda factor: dict(factor=factor),
+    "ntk": lambda factor: dict(factor=factor),
+    "dynamic_ntk": lambda factor: dict(factor=factor),
+    "yarn": lambda factor: dict(factor=factor, beta_fast=32.0, beta_slow=1.0),
+}

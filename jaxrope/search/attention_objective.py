@@ -22,10 +22,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import collectives, llama
+from jaxrope import llama
 from jaxrope.analysis import patterns, rows
 from jaxrope.data import needles
 from jaxrope.errors import InputError, choose
+from jaxrope.mesh import collectives
 from jaxrope.search import judging
 from jaxrope.search.judging import Objective, Task, check_whole
 

@@ -5,10 +5,10 @@ import math
 
 import numpy as np
 
-from jaxrope import files, llama, rope, setup
+from jaxrope import llama, rope, setup
 from jaxrope.errors import InputError, choose
-from jaxrope.evaluation.rows import USUAL_CONSTANTS
 from jaxrope.search.judging import Reference
+from jaxrope.store import files
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
 _LAWS = dict.fromkeys(("su", "yarn", "none", "rope"))
@@ -230,7 +230,7 @@ def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: i
         np.array(tuned.factors),
         theta=model.theta,
         trained=trained,
-        **USUAL_CONSTANTS["yarn"](config.target_len / trained),
+        **rope.USUAL_CONSTANTS["yarn"](config.target_len / trained),
     )
     made["yarn"] = dataclasses.replace(made["yarn"], factors=rope.as_factors(ramp_R))
     found = [Baseline("none", tuned, True)]
@@ -305,13 +305,10 @@ def ramp_factors(low: int, high: int, num_pairs: int, factor: float) -> np.ndarr
 def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[str, rope.Bucket]:
     """Returns PI, NTK and YaRN from `trained` tokens to `target_len`."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    made = {
-        name: rope.make(
-            name, **geometry, original_len=trained, **USUAL_CONSTANTS[name](target_len / trained)
-        )
-        for name in SEEDS
-    }
-    return {name: _bucket(rope_fn, target_len) for name, rope_fn in made.items()}
+    geometry |= dict(original_len=trained)
+    factor = target_len / trained
+    ropes = {n: rope.make(n, **geometry, **rope.USUAL_CONSTANTS[n](factor)) for n in SEEDS}
+    return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 
 def _listed(config, model: llama.LlamaConfig, taken: list[str]) -> list[Baseline]:

@@ -6,10 +6,10 @@ import time
 import jax
 
 from jaxrope.errors import choose
-from jaxrope.progress import duration
 from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan, ramp
 from jaxrope.search.objective import OF_ATTENTION
 from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
+from jaxrope.shell.progress import duration
 
 _GIB = 2**30
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.

@@ -14,15 +14,15 @@ import jax
 import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrope import sharding
 from jaxrope.errors import InputError
-from jaxrope.progress import Progress
+from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, gradient, journal, ramp
 from jaxrope.search.baselines import Baseline
 from jaxrope.search.genome import Choice
 from jaxrope.search.loop import Bench
 from jaxrope.search.objective import Objective
 from jaxrope.search.problem import Problem, build_rope
+from jaxrope.shell.progress import Progress
 
 COST = 3  # forward passes that a gradient costs: its own, and a backward pass that counts as two
 _POLL_SECONDS = 0.002

@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import llama, rope, sharding
+from jaxrope import llama, rope
+from jaxrope.mesh import sharding
 from jaxrope.search import objective as objectives
 from jaxrope.search.objective import Objective
 

@@ -25,9 +25,10 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import files, hosts
 from jaxrope.errors import InputError
+from jaxrope.mesh import hosts
 from jaxrope.search import evolution
+from jaxrope.store import files
 
 FORMAT = "jaxrope.journal/1"
 

@@ -16,9 +16,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import collectives, llama, losses, rope
+from jaxrope import llama, rope
 from jaxrope.data import needles
 from jaxrope.errors import InputError, choose
+from jaxrope.llama import losses
+from jaxrope.mesh import collectives
 
 CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
 

@@ -10,8 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrope import hosts, rope
+from jaxrope import rope
 from jaxrope.errors import InputError
+from jaxrope.mesh import hosts
 from jaxrope.search import evaluator as evaluators
 from jaxrope.search import evolution, journal
 from jaxrope.search.evaluator import Evaluator

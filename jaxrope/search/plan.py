@@ -8,8 +8,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import llama, sharding
+from jaxrope import llama
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
 from jaxrope.search.objective import CHUNK
 
 _GIB = 2**30

@@ -12,8 +12,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jaxrope
-from jaxrope import digest, llama, rope, setup, sharding
+from jaxrope import llama, rope, setup
 from jaxrope.errors import InputError, choose
+from jaxrope.mesh import digest, sharding
 from jaxrope.search import (
     baselines,
     critical,

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrope import rope
-from jaxrope.evaluation.rows import USUAL_CONSTANTS
 from jaxrope.search import baselines, journal
 from jaxrope.search.baselines import Baseline
 from jaxrope.search.loop import Bench
@@ -106,7 +105,7 @@ def _start(problem: Problem) -> Ramp | None:
     tuned = np.array(problem.space.multiplier or np.ones(problem.space.num_pairs))
     if settings is None or not settings.ramp_moves or "yarn" not in names or tuned.ndim > 1:
         return None
-    constants = dict(USUAL_CONSTANTS["yarn"](_factor(problem)))
+    constants = dict(rope.USUAL_CONSTANTS["yarn"](_factor(problem)))
     del constants["factor"]
     return baselines.yarn_borders(
         tuned, theta=problem.model.theta, trained=problem.trained_len, **constants

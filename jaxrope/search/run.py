@@ -15,10 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import cli, files, hosts, rope
+from jaxrope import rope
 from jaxrope.errors import InputError
-from jaxrope.lock import run_lock
-from jaxrope.progress import Progress
+from jaxrope.mesh import hosts
 from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop, race
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
@@ -31,6 +30,10 @@ from jaxrope.search.problem import (
     prepare,
     versions,
 )
+from jaxrope.shell import cli
+from jaxrope.shell.progress import Progress
+from jaxrope.store import files
+from jaxrope.store.lock import run_lock
 
 FORMAT = "jaxrope.search/1"
 

@@ -7,7 +7,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import attention, masks
+from jaxrope import attention
+from jaxrope.attention import masks
 from jaxrope.llama import LlamaConfig
 
 _SPEC = PartitionSpec(("data", "fsdp"), "context", "tensor", None)

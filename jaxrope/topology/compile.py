@@ -9,9 +9,9 @@ from pathlib import Path
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import chips, sharding
 from jaxrope.errors import InputError
-from jaxrope.search import members
+from jaxrope.mesh import chips, sharding
+from jaxrope.shell.sweep import members
 from jaxrope.topology import memory as memory_lib
 from jaxrope.topology import roofline, schedule, slices
 from jaxrope.topology.jobs import Job, search_job, train_job

@@ -8,13 +8,14 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import chips, llama, setup, sharding
+from jaxrope import llama, setup
 from jaxrope.errors import InputError
+from jaxrope.mesh import chips, sharding
 from jaxrope.search import evaluator, evolution, plan
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
-from jaxrope.training import program as program_lib
-from jaxrope.training.plan import check_numbers
+from jaxrope.train import program as program_lib
+from jaxrope.train.plan import check_numbers
 
 _GIB = 2**30
 _SHARE = 0.9  # of the usable memory: what a search takes of a device that it can ask

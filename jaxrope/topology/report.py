@@ -3,8 +3,8 @@
 import dataclasses
 from typing import Any
 
-from jaxrope import files
-from jaxrope.progress import duration
+from jaxrope.shell.progress import duration
+from jaxrope.store import files
 from jaxrope.topology.roofline import (
     ATTENTION_EFFICIENCY,
     DENSE_EFFICIENCY,

@@ -15,8 +15,8 @@ from importlib import metadata
 import jax
 from jax.experimental import topologies
 
-from jaxrope.chips import CHIPS, Chip
 from jaxrope.errors import InputError, choose
+from jaxrope.mesh.chips import CHIPS, Chip
 
 # Set before libtpu is loaded, where the user has not: without them it asks a metadata server that
 # is not there, takes a machine-wide lock, and warns of both.

@@ -1,0 +1,298 @@
+"""What is trained, what is measured of it and at which lengths: `config.analysis`, checked.
+
+Everything is a multiple of the length that a model was pre-trained at, so that one config serves
+models of several lengths. The paper takes twice and half of it (8,192 and 2,048 of 4,096).
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxrope import llama, setup
+from jaxrope.errors import InputError, choose
+from jaxrope.shell import experiment
+
+HALF, TWICE = 0.5, 2.0  # of the pre-trained length: where the paper compares patterns
+PLAIN, SEARCHED = "none", "searched"
+BASE, TWIN, LONGER = "base", "twin", "longer"
+PERPLEXITY = "perplexity"  # the stage that measures it
+TASKS = ("passkey", "needle")
+
+# setting -> (config.analysis, shape) -> the constants of its rope; that of SEARCHED is found
+ROPES: dict[str, Callable[[Any, llama.LlamaConfig], dict]] = {
+    PLAIN: lambda section, shape: dict(method="none"),
+    "pi": lambda section, shape: dict(method="pi", factor=section.factor),
+    "ntk": lambda section, shape: dict(method="ntk", factor=section.factor),
+    "yarn": lambda section, shape: dict(
+        method="yarn", factor=section.factor, beta_fast=32.0, beta_slow=1.0
+    ),
+    "abf": lambda section, shape: dict(method="abf", new_theta=shape.theta * section.theta_times),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model with a rope that is looked at.
+
+    Attributes:
+      label: its name in tables and figures.
+      model: the folder of its weights; "{name}" is that of a stage.
+      rope: a rope.json, or "": the model's own.
+      trained_len: tokens of the rows it was trained on last.
+      setting: of ROPES or SEARCHED: what its rope is.
+      is_trained: it was continually trained with that rope.
+    """
+
+    label: str
+    model: str
+    rope: str
+    trained_len: int
+    setting: str
+    is_trained: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """One model with all its settings.
+
+    Attributes:
+      name: "" of the first model, else a prefix of its stages.
+      config: of the program, with what differs for this model.
+      shape: of the pre-trained model.
+      stages: for config.recipe.
+      subjects: what is looked at; the first is the pre-trained model itself.
+    """
+
+    name: str
+    config: ConfigDict
+    shape: llama.LlamaConfig
+    stages: tuple
+    subjects: tuple[Subject, ...]
+
+    @property
+    def title(self) -> str:
+        """The name of the model."""
+        return Path(self.config.model.path).name
+
+    def lengths(self, multiples: Sequence[float]) -> list[int]:
+        """Returns multiples of the pre-trained length, tokens."""
+        return [round(multiple * self.shape.original_len) for multiple in multiples]
+
+    def subject(self, label: str) -> Subject:
+        """Returns the subject of this label."""
+        return next(subject for subject in self.subjects if subject.label == label)
+
+
+def make(config) -> list[Study]:
+    """Returns the studies of the first model, and of the second if there is one.
+
+    Raises:
+      InputError: a key of config.analysis is out of range, or does not suit the model.
+    """
+    section = config.analysis
+    studies = [_study(config, "", section.settings)]
+    if section.second:
+        studies.append(_study(_changed(config), "second_", section.second_settings))
+    return studies
+
+
+def untrained(setting: str) -> str:
+    """Returns the label of a setting before its continual training."""
+    return f"{setting}, untrained"
+
+
+def _study(config, name: str, settings: Sequence[str]) -> Study:
+    if config.model.source != "checkpoint":
+        raise InputError(
+            f"model.source must be 'checkpoint': a pre-trained model, got '{config.model.source}'. "
+            "Give the folder of one."
+        )
+    shape = setup.model_config(config)
+    _check(config, shape, settings)
+    return Study(
+        name,
+        config,
+        shape,
+        (*_trainings(config, name, shape, settings), *_evaluations(config, name, shape, settings)),
+        _subjects(config, name, shape, settings),
+    )
+
+
+def _changed(config) -> ConfigDict:
+    """Returns the config of the second model."""
+    made = config.copy_and_resolve_references()
+    for pair in config.analysis.second:
+        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
+            raise InputError(
+                f'analysis.second must hold pairs like ("model.path", "DIR"), got {pair!r}. In a '
+                "tuple of one pair the comma after it is easily lost."
+            )
+        experiment.assign(made, *pair, setting="analysis.second")
+    return made.lock()
+
+
+def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
+    """Returns the stages that make the subjects, all but the twin on equal tokens."""
+    section, length = config.analysis, shape.original_len
+    longest = round(section.factor * length)
+    common = (*_own(config, name), ("target_len", longest), ("eval.suites", ()))
+    made = []
+    if SEARCHED in settings:
+        made.append((f"{name}search", "search", common))
+
+    def train(stage: str, rope: dict, multiple: int, steps: int):
+        rows = config.train.batch_size // multiple
+        changes = (
+            ("rope", rope),
+            ("train.seq_len", multiple * length),
+            ("train.batch_size", rows),
+            ("train.steps", steps),
+            ("train.accumulation", min(config.train.accumulation, rows)),
+        )
+        made.append((name + stage, "train", (*common, *changes)))
+
+    def rope_of(setting: str) -> dict:
+        if setting == SEARCHED:
+            return dict(method="file", path=f"{{{name}search}}/rope.json")
+        return ROPES[setting](section, shape)
+
+    for setting in settings:
+        train(setting, rope_of(setting), 1, config.train.steps)
+    train(TWIN, rope_of(PLAIN), round(TWICE), section.twin_steps)
+    if section.longer_setting in settings:
+        train(LONGER, rope_of(section.longer_setting), section.longer, config.train.steps)
+    return tuple(made)
+
+
+def _own(config, name: str) -> tuple:
+    """Returns what differs for all stages of a model."""
+    return tuple(map(tuple, config.analysis.second)) if name else ()
+
+
+def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
+    """Returns the stages that measure perplexity, and Fu's needle inside the window."""
+    section, length = config.analysis, shape.original_len
+    own = _own(config, name)
+    labels = tuple(
+        (subject.label, subject.model, subject.rope or "model")
+        for subject in _subjects(config, name, shape, settings)[1:]
+    )
+    measured = (
+        ("eval.suites", ("perplexity",)),
+        ("eval.lengths", tuple(round(multiple * length) for multiple in section.perplexity)),
+        ("eval.num_windows", section.sequences),
+        ("eval.windows_per_doc", 1),
+        ("eval.label", BASE),
+        ("eval.checkpoints", labels),
+        ("eval.baseline", BASE),
+    )
+    made = [(f"{name}{PERPLEXITY}", "evaluate", (*own, *measured))]
+    if section.haystack:
+        asked = (("eval.suites", ("niah",)), ("eval.lengths", (length,)), ("eval.label", BASE))
+        made.append((f"{name}haystack", "evaluate", (*own, *asked)))
+    return tuple(made)
+
+
+def _subjects(config, name: str, shape: llama.LlamaConfig, settings) -> tuple[Subject, ...]:
+    section, length, path = config.analysis, shape.original_len, config.model.path
+    found = [Subject(BASE, path, "", length, PLAIN, False)]
+    for setting in settings:
+        found.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
+    if section.untrained:
+        for setting in settings:
+            if setting != PLAIN:
+                at = f"{{{name}{setting}}}/rope.json"
+                found.append(Subject(untrained(setting), path, at, length, setting, False))
+    at_twin, twice = f"{{{name}{TWIN}}}", round(TWICE * length)
+    found.append(Subject(TWIN, at_twin, "", twice, PLAIN, True))
+    if section.longer_setting in settings:
+        longer = section.longer * length
+        at, rope = f"{{{name}{LONGER}}}", section.longer_setting
+        found.append(Subject(f"{rope}, trained longer", at, "", longer, rope, True))
+    return tuple(found)
+
+
+def _check(config, shape: llama.LlamaConfig, settings: Sequence[str]) -> None:
+    section = config.analysis
+    known = dict.fromkeys((*ROPES, SEARCHED))
+    for setting in settings:
+        choose("analysis.settings", setting, known)
+    if PLAIN not in settings or len(set(settings)) != len(settings):
+        raise InputError(
+            f"analysis.settings must have '{PLAIN}', which the others are compared with, and each "
+            f"setting once, got {tuple(settings)}."
+        )
+    if section.factor < TWICE:
+        raise InputError(
+            f"analysis.factor must be {TWICE:g} or more, for patterns are compared at twice the "
+            f"trained length, got {section.factor:g}."
+        )
+    if section.theta_times < 1:
+        raise InputError(f"analysis.theta_times must be 1 or more, got {section.theta_times:g}.")
+    _check_counts(section)
+    _check_multiples(section, shape)
+    for task in section.tasks:
+        choose("analysis.tasks", task, dict.fromkeys(TASKS))
+    for multiple, what in ((round(TWICE), "the twin"), (section.longer, "analysis.longer")):
+        if config.train.batch_size % multiple:
+            raise InputError(
+                f"train.batch_size must be a multiple of {multiple}, the rows of {what} being so "
+                f"many times as long and a step having equal tokens, got {config.train.batch_size}."
+            )
+    causal = section.heads
+    _check_heads(causal, settings, shape)
+    if section.longer > section.factor:
+        raise InputError(
+            f"analysis.longer must be at most analysis.factor, {section.factor:g}, got "
+            f"{section.longer}."
+        )
+
+
+def _check_counts(section) -> None:
+    least = {"sequences": 2, "queries": 1, "trials": 2, "depths": 1, "twin_steps": 1, "longer": 2}
+    for key, bound in least.items():
+        if section[key] < bound:
+            raise InputError(f"analysis.{key} must be {bound} or more, got {section[key]}.")
+    if section.trials % section.depths:
+        raise InputError(
+            f"analysis.trials must be a multiple of analysis.depths, {section.depths}, so that "
+            f"every depth has as many, got {section.trials}."
+        )
+
+
+def _check_multiples(section, shape: llama.LlamaConfig) -> None:
+    needed = {"perplexity": (TWICE,), "patterns": (HALF, TWICE), "needles": (1.0,)}
+    for key, must in needed.items():
+        multiples = section[key]
+        lengths = [multiple * shape.original_len for multiple in multiples]
+        for multiple in must:
+            if multiple not in multiples:
+                raise InputError(
+                    f"analysis.{key} must have {multiple:g}, where settings are compared, got "
+                    f"{tuple(multiples)}. Add it."
+                )
+        if any(length != round(length) or length < 2 for length in lengths):
+            raise InputError(
+                f"analysis.{key} must be multiples of the {shape.original_len:,} tokens of the "
+                f"pre-training that are whole numbers of tokens, got {tuple(multiples)}."
+            )
+        if max(multiples) > section.factor:
+            raise InputError(
+                f"analysis.{key} must be at most analysis.factor, {section.factor:g}, where the "
+                f"extensions end, got {max(multiples):g}."
+            )
+
+
+def _check_heads(causal, settings: Sequence[str], shape: llama.LlamaConfig) -> None:
+    total = shape.num_layers * shape.num_heads
+    for size in causal.sizes:
+        if not 1 <= size <= total // 2:
+            raise InputError(
+                f"analysis.heads.sizes must be from 1 to {total // 2}, half of the model's heads, "
+                f"so that as many others can be drawn, got {size}."
+            )
+    if causal.draws < 1:
+        raise InputError(f"analysis.heads.draws must be 1 or more, got {causal.draws}.")

@@ -1,0 +1,215 @@
+"""A subject in memory: the model, its rope, and the questions that it is asked.
+
+Retrieval is asked as the suites "passkey" and "needle" do, with their documents, but answered by
+greedy generation, as the paper does: where an answer is wrong, its uncertainty is that of what the
+model wrote. The needles' words are held out; documents are the same for all subjects of a model.
+
+Letters: T tokens.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxrope import data, evaluate, generate, llama, rope, setup
+from jaxrope.analyse.plan import Study, Subject
+from jaxrope.analysis import heads
+from jaxrope.convert import pretrained
+from jaxrope.errors import InputError
+from jaxrope.evaluate import EvalModel, needle, passkey, scoring
+from jaxrope.mesh import sharding
+
+
+@dataclasses.dataclass(frozen=True)
+class Loaded:
+    """A subject, ready to be asked; all of it on one device.
+
+    Attributes:
+      subject: which.
+      config: its shape, with the length it was pre-trained at.
+      params: its parameters.
+      rope_fn: its rope by length.
+      settings: how it is run.
+    """
+
+    subject: Subject
+    config: llama.LlamaConfig
+    params: Any
+    rope_fn: rope.RopeFn
+    settings: llama.ForwardSettings
+
+
+class Question(NamedTuple):
+    """A prompt, and what is to be written.
+
+    Attributes:
+      tokens: int32 [T], prompt and answer, exactly the length asked for.
+      steps: places of the answer's tokens, the last ones.
+      span: (begin, end) of the needle's number.
+      depth: share of the text before the needle.
+      trial: number of the needle, the same at every length.
+    """
+
+    tokens: np.ndarray
+    steps: tuple[int, ...]
+    span: tuple[int, int]
+    depth: float
+    trial: int
+
+    @property
+    def prompt(self) -> list[int]:
+        """The tokens before the answer."""
+        return self.tokens[: self.steps[0]].tolist()
+
+    @property
+    def answer(self) -> list[int]:
+        """The tokens that are right."""
+        return self.tokens[list(self.steps)].tolist()
+
+
+def place(path: str, workdir: Path) -> str:
+    """Returns a path with the folders of stages in it."""
+    return path.replace("{", f"{workdir}/").replace("}", "") if path.startswith("{") else path
+
+
+def load(study: Study, subject: Subject, workdir: Path) -> Loaded:
+    """Returns a subject; its stages have been run.
+
+    Raises:
+      InputError: its folder or its rope is not what it should be.
+    """
+    config = study.config.copy_and_resolve_references()
+    with config.unlocked():
+        config.model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
+    found = setup.load_model(config)
+    return Loaded(
+        subject,
+        found.config,
+        jax.device_put(found.params, jax.devices()[0]),
+        _rope_of(subject, found, workdir),
+        one_device(study.config, found.config),
+    )
+
+
+def _rope_of(subject: Subject, found: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+    if not subject.rope:
+        return found.rope_fn
+    shape = found.config
+    geometry = dict(head_dim=shape.head_dim, rotary_dim=shape.rotary_dim, theta=shape.theta)
+    return rope.load(place(subject.rope, workdir), **geometry, num_layers=shape.num_layers)
+
+
+def one_device(config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
+    """Returns how a model is run on the first device alone."""
+    mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
+    return setup.forward_settings(config, mesh, shape)[0]
+
+
+def text_and_tokenizer(study: Study) -> tuple[data.TokenDocuments, data.Tokenizer]:
+    """Returns the held-out text of a model, and its tokenizer.
+
+    Raises:
+      InputError: there is none.
+    """
+    config = study.config
+    found = setup.load_model(config, weights=False)
+    tokenizer, _ = setup.tokenizer(config, found.tokenizer_dir, study.shape.vocab_size)
+    files, setting = config.data.eval_files, "data.eval_files"
+    return setup.documents(config, files, tokenizer, setting=setting), tokenizer
+
+
+def windows(study: Study, documents: data.TokenDocuments, tokenizer, longest: int) -> np.ndarray:
+    """Returns tokens_WT, the texts that all subjects read, bos first; a shorter length is the
+    beginning of the same texts.
+
+    Raises:
+      InputError: there is too little text.
+    """
+    section = study.config.analysis
+    return data.eval_windows(
+        documents,
+        length=longest,
+        num_windows=section.sequences,
+        offset_tokens=study.config.eval.offset_tokens,
+        windows_per_doc=1,
+        bos_id=tokenizer.bos_id,
+    ).tokens_WT[:, :longest]
+
+
+def questions(study: Study, documents, tokenizer, task: str, length: int) -> list[Question]:
+    """Returns the questions of a task at a length, the same for all subjects.
+
+    Raises:
+      InputError: there is no room for them, or the needle's number cannot be found in its text.
+    """
+    section, config = study.config.analysis, study.config
+    bench = evaluate.bench(config.eval, documents=documents, seed=config.seed)
+    bench = dataclasses.replace(bench, passkey_trials=section.trials, needle_trials=section.trials)
+    model = EvalModel(study.shape, None, None, tokenizer, None, task)
+    return ASK[task](model, bench, length)
+
+
+def _pass_keys(model: EvalModel, bench, length: int) -> list[Question]:
+    found = []
+    for i, trial in enumerate(passkey.make_trials(model, bench, length)):
+        steps = tuple(length + at for at in trial.answer)
+        span = _span(trial.tokens, steps)
+        found.append(Question(trial.tokens, steps, span, trial.depth, i))
+    return found
+
+
+def _needles(model: EvalModel, bench, length: int) -> list[Question]:
+    made = needle.make_trials(model, bench, length)
+    found = []
+    for i, document in enumerate(made[bench.needle_keys[0]]):
+        trial = heads.number_trial(model.tokenizer, document)
+        found.append(Question(trial.tokens, trial.steps, trial.span, document.depths[0], i))
+    return found
+
+
+# task -> (model, bench, length) -> its questions
+ASK = {"passkey": _pass_keys, "needle": _needles}
+
+
+def _span(tokens: np.ndarray, steps: Sequence[int]) -> tuple[int, int]:
+    """Returns (begin, end) from the first to the last place of the answer in the prompt: the line
+    of the pass key says it twice."""
+    answer = tokens[list(steps)]
+    views = np.lib.stride_tricks.sliding_window_view(tokens[: steps[0]], len(answer))
+    places = np.flatnonzero(np.all(views == answer, axis=1))
+    if not len(places):
+        raise InputError(
+            "analysis.tasks: the tokens of a pass key are others in its line than in its answer. "
+            "Leave 'passkey' out, for a tokenizer that does not part digits."
+        )
+    return int(places[0]), int(places[-1]) + len(answer)
+
+
+def answers(
+    loaded: Loaded, asked: Sequence[Question], *, batch_tokens: int, chunk: int
+) -> list[list[int]]:
+    """Returns the tokens that the model writes, greedily, as many as the right answer has.
+
+    Args:
+      loaded: the model.
+      asked: questions of one length.
+      batch_tokens: tokens in the cache of a batch, at most.
+      chunk: tokens of a prompt that are read at one time.
+    """
+    model = generate.Model(loaded.config, loaded.params, loaded.rope_fn, loaded.settings)
+    rows = scoring.batch_rows(len(asked), len(asked[0].tokens), batch_tokens)
+    written: list[list[int]] = []
+    for start in range(0, len(asked), rows):
+        part = list(asked[start : start + rows])
+        full = part + part[-1:] * (rows - len(part))  # another number of rows compiles again
+        options = generate.Options(
+            max_new_tokens=max(len(one.steps) for one in full), policy="fixed", chunk=chunk
+        )
+        new = generate.generate(model, [one.prompt for one in full], options)
+        some = zip(part, new, strict=False)
+        written += [tokens[: len(one.steps)] for one, tokens in some]
+    return written

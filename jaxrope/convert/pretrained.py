@@ -1,0 +1,188 @@
+"""A model from wherever it lies: a Hugging Face folder, a workdir, or one checkpoint of it."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxrope import llama, rope
+from jaxrope.convert import folders, importing, strict_json
+from jaxrope.errors import InputError, choose
+from jaxrope.llama import LlamaConfig
+from jaxrope.store import checkpoint, files
+
+
+@dataclasses.dataclass(frozen=True)
+class Pretrained:
+    """A model and what belongs to it.
+
+    Attributes:
+      config: its shape.
+      params: nested dict of host arrays; whoever uses them puts them on devices.
+      tokenizer_dir: where tokenizer.json lies; None: nowhere.
+      rope_fn: rope.json's where there is one, else the model's own.
+      source: the folder, for messages.
+      rope_provenance: how rope.json came about; empty for the model's own rope.
+      notes: what was assumed in reading it.
+    """
+
+    config: LlamaConfig
+    params: dict
+    tokenizer_dir: Path | None
+    rope_fn: rope.RopeFn
+    source: str
+    rope_provenance: dict = dataclasses.field(default_factory=dict)
+    notes: tuple[str, ...] = ()
+
+
+def load(
+    path: Path | str,
+    *,
+    dtype: str | None = "float32",
+    step: int | None = None,
+    weights: bool = True,
+) -> Pretrained:
+    """Reads a model.
+
+    Args:
+      path: a Hugging Face folder, a workdir, or workdir/checkpoints/STEP.
+      dtype: of the parameters, "float32", "bfloat16" or "float16"; None: as they are stored.
+      step: which checkpoint of a workdir; None: the newest whole one.
+      weights: False leaves `params` empty: everything but the arrays is read and checked.
+
+    Raises:
+      InputError: there is no such model, or it is not whole.
+    """
+    folder = folders.open_folder(path)
+    workdir = _workdir(folder)
+    if workdir is not None:
+        return _load_workdir(folder, workdir, dtype, step, weights)
+    if step is not None:
+        raise InputError(
+            f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the"
+            " step out."
+        )
+    if not (folder / "config.json").is_file():
+        raise InputError(
+            f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a"
+            " workdir). Name the folder that has one."
+        )
+    return _load_hf(folder, dtype, weights)
+
+
+def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
+    """Returns the model with the factors of a rope.json in place of its rope.
+
+    Raises:
+      InputError: the file is broken, or for another model.
+    """
+    rope_fn, provenance = _read_rope(files.as_path(path), model.config)
+    return dataclasses.replace(model, rope_fn=rope_fn, rope_provenance=provenance)
+
+
+def read_config(path: Path | str) -> LlamaConfig:
+    """Returns the config of what `load` would read, without its weights.
+
+    Raises:
+      InputError: there is no such model.
+    """
+    folder = folders.open_folder(path)
+    workdir = _workdir(folder)
+    return _model_json(workdir) if workdir is not None else importing.open_model(folder).config
+
+
+def _workdir(folder: Path) -> Path | None:
+    """Returns the workdir that `folder` is or is a checkpoint of; None.
+
+    It is a Hugging Face folder, which may lie inside a workdir.
+    """
+    if (folder / "model.json").is_file():
+        return folder
+    if (folder / "config.json").is_file():
+        return None
+    return next(
+        (place for place in files.absolute(folder).parents[:2] if (place / "model.json").is_file()),
+        None,
+    )
+
+
+def _load_hf(folder: Path, dtype: str | None, weights: bool) -> Pretrained:
+    opened = importing.open_model(folder)
+    config = opened.config
+    params = importing.load_params(opened, dtype=dtype) if weights else {}
+    rope_fn, provenance = _rope_of(folder, config)
+    tokenizer_dir = _tokenizer_dir(folder)
+    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, opened.notes)
+
+
+def _load_workdir(
+    folder: Path, workdir: Path, dtype: str | None, step: int | None, weights: bool
+) -> Pretrained:
+    config = _model_json(workdir)
+    rope_fn, provenance = _rope_of(workdir, config)
+    stored = checkpoint.describe(folder, step)["leaves"]["params"]
+    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
+    params = {}
+    if weights:
+        abstract = _as_stored(config, stored)
+        params, _ = checkpoint.restore_params(folder, abstract, step)
+        params = llama.adapters.merged(params)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
+    tokenizer_dir = _tokenizer_dir(workdir)
+    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
+
+
+def _as_stored(config: LlamaConfig, stored: dict) -> dict:
+    """Returns the model's parameters by model.json, each in the dtype it is stored in, and the
+    adapters that are stored beside them.
+
+    What differs otherwise is an error of `restore_params`.
+    """
+
+    def leaf(path, shape):
+        name = "/".join(key.key for key in path)
+        return jax.ShapeDtypeStruct(
+            shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32"))
+        )
+
+    abstract = jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
+    for name, told in stored.items():
+        place, _, own = name.rpartition("/")
+        if llama.adapters.is_adapter(own):
+            tree = abstract["layers"] if place else abstract
+            tree[own] = jax.ShapeDtypeStruct(tuple(told["shape"]), jnp.dtype(told["dtype"]))
+    return abstract
+
+
+def _model_json(workdir: Path) -> LlamaConfig:
+    path = workdir / "model.json"
+    values = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+    known = {field.name for field in dataclasses.fields(LlamaConfig)}
+    if set(values) != known:
+        raise InputError(
+            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ known))}. It must be"
+            " as train.py wrote it."
+        )
+    try:
+        config = LlamaConfig(**values)
+        llama.own_rope(config)
+        return config
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: {error}") from None
+
+
+def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
+    path = folder / "rope.json"
+    return _read_rope(path, config) if path.is_file() else (llama.own_rope(config), {})
+
+
+def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
+    of_model = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+    found = rope.load(path, **of_model, num_layers=config.num_layers)
+    return found, rope.provenance(path)
+
+
+def _tokenizer_dir(folder: Path) -> Path | None:
+    return folder if (folder / "tokenizer.json").is_file() else None

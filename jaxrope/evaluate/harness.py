@@ -1,0 +1,277 @@
+"""What lm-evaluation-harness asks of a model, answered with tokens: log-likelihoods of
+continuations, of whole texts, and greedy generation (Gao et al. 2021; lm_eval/api/model.py).
+
+Nothing here needs lm-eval: `harness_lm` is its adapter, `harness_run` runs its tasks.
+
+Rows are sorted into few lengths, each compiled once: the powers of 2, and the lengths at which the
+rope's factors change, so that a request has the factors of its own length, as in transformers.
+Nothing is cut off on the left without a word, where the harness's own models drop the beginning of
+a prompt, and with it an early needle: it is refused, or told once if it is allowed.
+
+Legend: W requests, T tokens of one.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrope.errors import InputError
+from jaxrope.evaluate import answering, perplexity, scoring
+from jaxrope.evaluate.journal import Place, row_digest
+from jaxrope.evaluate.scoring import Bench, EvalModel
+
+SUITE = "harness"
+_LEAST = 64  # tokens of the shortest row
+_SLAB = 16  # batches whose losses are held at one time, and lost by a kill
+
+
+class Pair(NamedTuple):
+    """A context, one token at least, and what follows it: int32 tokens."""
+
+    context: np.ndarray
+    continuation: np.ndarray
+
+
+class Question(NamedTuple):
+    """A prompt to be continued: int32 tokens, texts that end the answer, tokens it may have."""
+
+    tokens: np.ndarray
+    stops: tuple[str, ...]
+    max_new_tokens: int
+
+
+def rolling_pairs(tokens: np.ndarray, *, prefix: int, max_length: int) -> list[Pair]:
+    """Returns the windows that score each token of a text once, behind `prefix`.
+
+    Windows have max_length tokens, the last one too, and do not overlap but for that one: those of
+    lm_eval.utils.get_rolling_token_windows with context_len=1, made disjoint.
+
+    Args:
+      tokens: of a text; of none there are no windows.
+      prefix: the token that stands before the first one.
+      max_length: tokens that are read at one time.
+    """
+    if not len(tokens):
+        return []
+    size = min(max_length, len(tokens))
+    whole = np.concatenate([[prefix], tokens]).astype(np.int32)
+    return [
+        Pair(whole[span.begin : span.scored + 1], whole[span.scored + 1 : span.end + 1])
+        for span in perplexity.spans(len(tokens), window=size, stride=size)
+    ]
+
+
+def row_lengths(rope_fn, max_length: int) -> list[int]:
+    """Returns the lengths of rows, ascending: powers of 2, and those at which factors change."""
+    found = {max_length} | {bucket.max_len for bucket in getattr(rope_fn, "buckets", ())}
+    size = _LEAST
+    while size < max_length:
+        found.add(size)
+        size *= 2
+    return sorted(length for length in found if length and length <= max_length)
+
+
+@dataclasses.dataclass
+class Reader:
+    """A model that answers.
+
+    Attributes:
+      model: it.
+      bench: batch_tokens, journal, tick, skip and options.chunk_tokens are used.
+      max_length: tokens it reads at one time, and writes, at most.
+      allow_truncation: a longer request loses its beginning, with a warning, once; False: it is
+        refused.
+    """
+
+    model: EvalModel
+    bench: Bench
+    max_length: int
+    allow_truncation: bool = False
+    _has_warned: bool = False
+
+    def loglikelihoods(self, pairs: Sequence[Pair]) -> list[tuple[float, bool]]:
+        """Returns for each pair (sum of the log-probabilities of its continuation, nats; whether
+        each of its tokens is the model's first choice).
+
+        Raises:
+          InputError: a continuation has no token, or more than the model reads; or a pair is too
+            long and may not be cut.
+        """
+        rows = [_fit_pair(self, pair) for pair in pairs]
+        lengths = row_lengths(self.model.rope_fn, self.max_length)
+        keys = [(row.tobytes(), count) for row, count in rows]
+        by_length: dict[int, dict[tuple, int]] = {}
+        for i, (row, _) in enumerate(rows):  # the same question twice is asked once
+            size = next(length for length in lengths if length >= len(row) - 1)
+            by_length.setdefault(size, {}).setdefault(keys[i], i)
+        found = {}
+        for size, first in sorted(by_length.items()):
+            scored = self._score([rows[i] for i in first.values()], size)
+            found |= dict(zip(first, scored, strict=True))
+        return [found[key] for key in keys]
+
+    def rolling(self, texts: Iterable[np.ndarray], *, prefix: int) -> list[float]:
+        """Returns the log-likelihood of each text, nats: every token once, texts apart."""
+        pairs, owners = [], []
+        texts = list(texts)
+        for owner, tokens in enumerate(texts):
+            made = rolling_pairs(tokens, prefix=prefix, max_length=self.max_length)
+            pairs += made
+            owners += [owner] * len(made)
+        sums = [0.0] * len(texts)
+        for owner, (value, _) in zip(owners, self.loglikelihoods(pairs), strict=True):
+            sums[owner] += value
+        return sums
+
+    def generate(self, questions: Sequence[Question]) -> list[str]:
+        """Returns what the model writes, greedily, before a stop or the end of text.
+
+        Raises:
+          InputError: a prompt and its answer are too long, and it may not be cut.
+        """
+        prompts = [_fit_prompt(self, question) for question in questions]
+        limits = [bucket.max_len for bucket in getattr(self.model.rope_fn, "buckets", ())]
+        limits = sorted(n for n in limits if n and n < self.max_length) + [self.max_length]
+        groups: dict[tuple, list[int]] = {}
+        for i, prompt in enumerate(prompts):
+            limit = next(n for n in limits if n >= prompt.planned)
+            groups.setdefault((limit, questions[i].stops), []).append(i)
+        texts = {}
+        for (limit, stops), members in sorted(groups.items()):
+            answers = self._write([prompts[i] for i in members], limit, stops)
+            texts |= dict(zip(members, answers, strict=True))
+        return [texts[i] for i in range(len(questions))]
+
+    def cut(self, what: str, limit: int) -> None:
+        """Refuses what is longer than `limit`, or says that its beginning is lost, once."""
+        if not self.allow_truncation:
+            raise InputError(
+                f"harness: {what}, the model reads {limit}; its beginning would be lost. Raise "
+                "eval.lengths, ask for fewer shots, or set eval.harness.allow_truncation."
+            )
+        if not self._has_warned:
+            self._has_warned = True
+            warnings.warn(
+                f"harness: {what}, the model reads {limit}: the beginning of such requests is cut "
+                "off. This is said once.",
+                stacklevel=2,
+            )
+
+    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
+        """Returns what `loglikelihoods` does of rows that are filled up to `size` tokens."""
+        bench, rope = self.bench, self.model.rope_fn(size)
+        place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, size)
+        items = [scoring.fingerprint(row, count) for row, count in rows]
+        known = bench.journal.find(place, items)
+        found = {i: (line["loglikelihood"], line["greedy"]) for i, line in known.items()}
+        bench.skip(len(found) * size)
+        left, watch = [i for i in range(len(rows)) if i not in found], scoring.Stopwatch()
+        batch = max(1, bench.batch_tokens // size)
+        for start in range(0, len(left), _SLAB * batch):
+            part = left[start : start + _SLAB * batch]
+            # but for a few rows in all, every batch has the same shape
+            fill = -len(part) % batch if len(left) > batch else 0
+            full = np.zeros((len(part) + fill, size + 1), np.int32)
+            for row, i in zip(full, part, strict=False):
+                row[: len(rows[i][0])] = rows[i][0]
+            scored = scoring.score(
+                self.model, full, batch_tokens=bench.batch_tokens, tick=bench.tick
+            )
+            for i, nll_T, hit_T in zip(part, *scored, strict=False):
+                end = len(rows[i][0]) - 1
+                own = slice(end - rows[i][1], end)
+                found[i] = -float(np.sum(nll_T[own], dtype=np.float64)), bool(hit_T[own].all())
+            seconds = round(watch.lap() / len(part), 6)
+            lines = [
+                dict(item=items[i], seconds=seconds, loglikelihood=found[i][0], greedy=found[i][1])
+                for i in part
+            ]
+            bench.journal.add(place, lines)
+        return [found[i] for i in range(len(rows))]
+
+    def _write(
+        self, prompts: list[answering.Prompt], limit: int, stops: tuple[str, ...]
+    ) -> list[str]:
+        """Returns the answers to prompts that have the factors of `limit` tokens."""
+        bench, watch = self.bench, scoring.Stopwatch()
+        rope = self.model.rope_fn(limit)
+        place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, limit)
+        items = [scoring.fingerprint(prompt.tokens) for prompt in prompts]
+        hows = [f"{prompt.max_new_tokens} tokens, stops {list(stops)}" for prompt in prompts]
+        known = bench.journal.find(place, items, hows)
+        found = {i: line["text"] for i, line in known.items()}
+        bench.skip(sum(prompts[i].planned for i in found))
+        left = [i for i in range(len(prompts)) if i not in found]
+        rows = answering.batch_size(self.model, prompts, bench.batch_tokens)
+        how = answering.Writing(limit, stops, rows, bench.options.chunk_tokens)
+        asked = [prompts[i] for i in left]
+        for batch in answering.write(self.model, asked, how, tick=bench.tick):
+            seconds = round(watch.lap() / len(batch), 6)
+            lines = []
+            for j, answer in batch.items():
+                found[left[j]] = answer.text
+                about = dict(item=items[left[j]], how=hows[left[j]], tokens=answer.num_tokens)
+                lines.append(dict(**about, text=answer.text, seconds=seconds))
+            bench.journal.add(place, lines)
+        return [found[i] for i in range(len(prompts))]
+
+
+@dataclasses.dataclass
+class Counter(Reader):
+    """A Reader that reads nothing: it refuses what one would, and counts what one would read.
+
+    Attributes:
+      tokens: that were read and written, at most.
+    """
+
+    tokens: int = 0
+
+    def __post_init__(self):
+        self._has_warned = True  # it is told when it is done
+
+    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
+        batch = max(1, self.bench.batch_tokens // size)
+        filled = len(rows) + (-len(rows) % batch if len(rows) > batch else 0)
+        self.tokens += filled * size
+        return [(0.0, False)] * len(rows)
+
+    def _write(
+        self, prompts: list[answering.Prompt], limit: int, stops: tuple[str, ...]
+    ) -> list[str]:
+        self.tokens += sum(prompt.planned for prompt in prompts)
+        return [""] * len(prompts)
+
+
+def _fit_pair(reader: Reader, pair: Pair) -> tuple[np.ndarray, int]:
+    """Returns (the tokens of a row, how many at its end are scored)."""
+    count, total = len(pair.continuation), len(pair.context) + len(pair.continuation)
+    if not count:
+        raise InputError(
+            "harness: a continuation has no token of its own: the tokenizer merges it with the "
+            "context. Leave the task out."
+        )
+    if count > reader.max_length:
+        raise InputError(
+            f"harness: a continuation has {count} tokens, the model reads {reader.max_length} at "
+            "one time. Raise eval.lengths, or leave the task out."
+        )
+    if total - 1 > reader.max_length:
+        reader.cut(f"a request has {total - 1} tokens", reader.max_length)
+    row = np.concatenate([pair.context, pair.continuation]).astype(np.int32)
+    return row[-(reader.max_length + 1) :], count
+
+
+def _fit_prompt(reader: Reader, question: Question) -> answering.Prompt:
+    tokens, room = question.tokens, reader.max_length - question.max_new_tokens
+    if room < 1:
+        raise InputError(
+            f"harness: an answer of {question.max_new_tokens} tokens leaves no room for a "
+            f"prompt in {reader.max_length}. Raise eval.lengths, or leave the task out."
+        )
+    if len(tokens) > room:
+        what = f"a prompt has {len(tokens)} tokens and its answer {question.max_new_tokens}"
+        reader.cut(what, reader.max_length)
+    return answering.Prompt(np.asarray(tokens[-room:], np.int32), question.max_new_tokens)

@@ -1,0 +1,171 @@
+"""Perplexity: how well a model predicts held-out text, in whole windows or a sliding one.
+
+A window of text is bos and the `length` tokens that follow it; each of these is scored exactly
+once. Whole: one context from position 0. Sliding: the model reads at most `window` tokens; the
+first window scores all of its tokens, each later one only its last `stride`, so that a token has
+at least `window - stride` tokens of context.
+
+YaRN's and LongRoPE's scripts count differently by one: their window of `max_length` tokens holds
+bos and max_length - 1 tokens of text and scores those; here it holds bos and `window` - 1 tokens
+of text and scores `window`, the last one being predicted without being read. `protocols` counts as
+they do.
+
+Legend: W windows of text, T scored tokens of one, M forward windows over all of them.
+"""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxrope import data
+from jaxrope.errors import InputError, choose
+from jaxrope.evaluate import protocols, scoring, statistics
+from jaxrope.evaluate.scoring import Bench, EvalModel, Result
+
+
+class Span(NamedTuple):
+    """A forward window: it predicts tokens begin .. end - 1 and scores scored .. end - 1."""
+
+    begin: int
+    end: int
+    scored: int
+
+
+def spans(num_tokens: int, *, window: int, stride: int) -> list[Span]:
+    """Returns the forward windows that score each of `num_tokens` tokens once.
+
+    All have `window` tokens, the last one too: it begins early enough rather than being short.
+    It is how lm-evaluation-harness cuts rolling windows; the scripts of YaRN and LongRoPE keep
+    the stride and let the last one be shorter, with less context.
+
+    Raises:
+      InputError: window or stride is out of range.
+    """
+    if not 1 <= window <= num_tokens:
+        raise InputError(f"eval.window is 1 to the tokens scored ({num_tokens}), got {window}.")
+    if window == num_tokens:
+        return [Span(0, window, 0)]
+    if not 1 <= stride <= window:
+        raise InputError(
+            f"eval.stride is 1 to the window's {window} tokens, got {stride}: "
+            "a longer step would leave tokens unscored."
+        )
+    found = [Span(0, window, 0)]
+    while found[-1].end < num_tokens:
+        scored = found[-1].end
+        end = min(scored + stride, num_tokens)
+        found.append(Span(end - window, end, scored))
+    return found
+
+
+def sliding_rows(tokens: np.ndarray, plan: list[Span], *, bos_per_window: bool) -> np.ndarray:
+    """Returns the token rows of the forward windows, window + 1 columns each.
+
+    Args:
+      tokens: one window of text, int32 [T + 1]: bos, then the tokens to be scored.
+      plan: see `spans`.
+      bos_per_window: each row begins with bos, else (but for the first) with the token of text
+        before it.
+    """
+    rows = np.stack([tokens[span.begin : span.end + 1] for span in plan])
+    if bos_per_window:
+        rows[:, 0] = tokens[0]
+    return rows
+
+
+def score_windows(
+    model: EvalModel, tokens_WT: np.ndarray, bench: Bench
+) -> tuple[np.ndarray, np.ndarray, list[Span]]:
+    """Returns (nll_WT, hit_WT, the forward windows); `tokens_WT` has a column more, bos first."""
+    num_tokens = tokens_WT.shape[1] - 1
+    window = min(model.window, num_tokens) or num_tokens
+    plan = spans(num_tokens, window=window, stride=bench.stride)
+    bos_first = bench.bos_per_window
+    rows = np.concatenate([sliding_rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
+    found = scoring.score_kept(model, bench, rows, suite="perplexity", length=num_tokens)
+    nll_WT, hit_WT = (
+        np.concatenate(
+            [part[i :: len(plan), span.scored - span.end :] for i, span in enumerate(plan)], axis=1
+        )
+        for part in found
+    )
+    return nll_WT, hit_WT, plan
+
+
+def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
+    """Yields the perplexity at each length.
+
+    Metrics: `perplexity` under the bench's aggregation, its `low` and `high` (95%, bootstrap over
+    the units that the aggregation averages), `nll` (its logarithm, nats per token), `accuracy`
+    (share of tokens that were the most probable one). With eval.protocol, those of `protocols`.
+    """
+    if bench.options.protocol:
+        yield from protocols.evaluate(model, bench)
+        return
+    aggregate = choose("eval.aggregation", bench.aggregation, statistics.AGGREGATIONS)
+    for length in bench.lengths:
+        watch = scoring.Stopwatch(bench.journal)
+        windows = text_windows(model, bench, length)
+        nll_WT, hit_WT, plan = score_windows(model, windows.tokens_WT, bench)
+        docs_W = np.asarray(windows.doc_ids_W)
+        values = aggregate(nll_WT, docs_W, [(span.scored, span.end) for span in plan])
+        nll = float(values.mean())
+        low, high = statistics.bootstrap_interval(
+            values, num_samples=bench.bootstrap_samples, seed=bench.seed
+        )
+        edges, curve = statistics.position_curve(nll_WT)
+        yield Result(
+            suite="perplexity",
+            label=model.label,
+            length=length,
+            metrics={
+                "perplexity": _exp(nll),
+                "low": _exp(low),
+                "high": _exp(high),
+                "nll": nll,
+                "accuracy": float(hit_WT.mean()),
+            },
+            items={
+                "window_nll": nll_WT.mean(axis=1, dtype=np.float64).tolist(),
+                "window_doc": [bench.documents.names[doc] for doc in docs_W],
+                "window_start": [int(start) for start in windows.starts_W],
+                "position_edges": edges.tolist(),
+                "position_nll": curve.tolist(),
+                "item": [scoring.fingerprint(row) for row in windows.tokens_WT],
+            },
+            nll_WT=nll_WT,
+            fingerprint=scoring.fingerprint(windows.tokens_WT),
+            tokens=forward_tokens(model, bench, length),
+            seconds=watch.seconds(),
+        )
+
+
+def text_windows(model: EvalModel, bench: Bench, length: int):
+    """Returns the data.Windows that a model is scored on at `length`; see protocols.texts."""
+    if bench.options.protocol:
+        return protocols.texts(model, bench, length)
+    if bench.documents is None:
+        raise InputError("eval.suites has 'perplexity', which needs text: set data.eval_files.")
+    return data.eval_windows(
+        bench.documents,
+        length=length,
+        num_windows=bench.num_windows,
+        offset_tokens=bench.offset_tokens,
+        windows_per_doc=bench.windows_per_doc,
+        bos_id=model.tokenizer.bos_id,
+    )
+
+
+def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
+    """Returns the tokens the model reads for one length."""
+    if bench.options.protocol:
+        return protocols.forward_tokens(model, bench, length)
+    window = min(model.window, length) or length
+    plan = spans(length, window=window, stride=bench.stride)
+    return bench.num_windows * window * len(plan)
+
+
+def _exp(nll: float) -> float:
+    with np.errstate(over="ignore"):
+        return float(np.exp(nll))

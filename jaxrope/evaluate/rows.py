@@ -1,0 +1,112 @@
+"""The rows of a table: a name ("yarn", "pi@su", "sliding") made into a rope for each length.
+
+A plain method has its usual constants and factor = length / original_len, where the length is each
+column's own or one that is fixed. "METHOD@LAW" keeps the method's factors and states the attention
+factor ("su", "yarn", "none" or a number), which alone can decide a comparison. A path that ends in
+.json is a rope.json.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+from jaxrope import llama, rope
+from jaxrope.errors import InputError, choose
+from jaxrope.llama import LlamaConfig
+from jaxrope.rope import Rope, RopeFn
+from jaxrope.store import files
+
+OWN = "none"  # the model's own scaling, whatever it is
+SLIDING = "sliding"  # the same, in a window of original_len tokens
+KNOWN = dict.fromkeys((OWN, SLIDING, *rope.USUAL_CONSTANTS))  # what a row's method may be
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """A row of a table.
+
+    Attributes:
+      label: its name.
+      rope_fn: gives the Rope for a length in tokens.
+      window: tokens of the window that slides over the text; 0 = one whole window.
+    """
+
+    label: str
+    rope_fn: Callable[[int], Rope]
+    window: int = 0
+
+
+def is_file(name: str) -> bool:
+    """Returns whether a row's method is a rope.json, and no name."""
+    return name.endswith(".json")
+
+
+def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0) -> Row:
+    """Returns the row of a baseline.
+
+    Args:
+      name: a method, "none", "sliding", or any but "sliding" with "@" and an attention factor; or
+        the path of a rope.json.
+      config: of the model.
+      rope_len: tokens for which the factors are chosen; 0 = each length's own.
+      window: tokens of a sliding window for the rows that have none of their own; 0 = none.
+
+    Raises:
+      InputError: no such method or law; see rope.load.
+    """
+    if is_file(name):
+        geometry = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
+        path = files.as_path(name)
+        return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
+    method, at, law = name.partition("@")
+    choose("eval.methods", method, KNOWN)
+    if method == SLIDING and at:
+        raise InputError(f"eval.methods: '{name}' takes no attention factor. Write 'sliding'.")
+    if method == SLIDING:
+        return Row(name, llama.own_rope(config), config.original_len)
+    if method == OWN and not at:
+        return Row(name, llama.own_rope(config), window)  # with its lengths, if it has several
+    if at:
+        law = _law(name, law)
+
+    def rope_fn(seq_len: int) -> Rope:
+        # window > 0: never longer than it, whatever the text's length
+        factor = max(1.0, (rope_len or seq_len) / config.original_len)
+        made = _method(method, config, factor)
+        return _with_attention_factor(made, seq_len, law, factor) if at else made(seq_len)
+
+    return Row(name, rope_fn, window)
+
+
+def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
+    if method == OWN:
+        return llama.own_rope(config)
+    return rope.make(
+        method,
+        head_dim=config.head_dim,
+        rotary_dim=config.rotary_dim,
+        theta=config.theta,
+        original_len=config.original_len,
+        **rope.USUAL_CONSTANTS[method](factor),
+    )
+
+
+def _with_attention_factor(made: RopeFn, seq_len: int, law: str | float, factor: float) -> Rope:
+    bucket = made.bucket(seq_len)
+    number = rope.attention_factor(law, factor=factor, original_len=made.original_len)
+    return rope.build(
+        bucket.factors,
+        theta=made.theta,
+        start_tokens=bucket.start_tokens,
+        attention_factor=number,
+    )
+
+
+def _law(name: str, text: str) -> str | float:
+    try:
+        return float(text)
+    except ValueError:
+        try:
+            rope.attention_factor(text, factor=2.0, original_len=2)
+        except InputError as error:
+            raise InputError(f"eval.methods: '{name}': {error} Or a number.") from None
+        return text

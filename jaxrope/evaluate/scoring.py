@@ -1,0 +1,333 @@
+"""Where evaluators meet the device: rows of tokens in, the cost of every token out.
+
+What an evaluator is given (`EvalModel`, `Bench`) and what it yields (`Result`) are defined here.
+One function is compiled per shape of a batch. The rope is an argument of it, so that all methods
+share the compilation, and logits exist for `chunk` positions at a time only.
+
+Legend: B rows of a batch, T tokens a row predicts, W windows or trials.
+"""
+
+import dataclasses
+import functools
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from jaxrope import llama
+from jaxrope.evaluate.journal import Journal, Place, row_digest
+from jaxrope.llama import losses
+from jaxrope.mesh import sharding
+from jaxrope.rope import Rope
+
+CHUNK = 512  # positions whose logits exist at one time: 4096 words take 8 MiB a row
+
+
+def ignore(tokens: int) -> None:
+    """Reports progress to nobody."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalModel:
+    """A model and a rope, as an evaluator sees them.
+
+    Attributes:
+      config: a llama.LlamaConfig.
+      params: its parameters; on the way through training, the current ones.
+      rope_fn: gives the Rope for a length in tokens; a RopeFn, or any function like it.
+      tokenizer: the model's.
+      settings: a llama.ForwardSettings; over its mesh the params lie and rows are spread.
+      label: the row's name in tables.
+      window: tokens of the window that slides over a longer text; 0 = one whole window.
+      identity: digest of all but the factors that its answers depend on; "" = nothing is kept in
+        a journal.
+    """
+
+    config: Any
+    params: Any
+    rope_fn: Callable[[int], Rope]
+    tokenizer: Any
+    settings: Any
+    label: str
+    window: int = 0
+    identity: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Bench:
+    """What all evaluators of a run share: the text and how much of it, seeds, progress.
+
+    Attributes:
+      documents: held-out text as tokens, or None when no evaluator asked for needs any.
+      lengths: tokens a model reads at one time.
+      num_windows: windows of text at each length.
+      windows_per_doc: windows taken of one document, at most.
+      offset_tokens: tokens passed over at the beginning of each document.
+      batch_tokens: tokens in one forward pass, at most (but one row at least).
+      stride: tokens a sliding window moves.
+      bos_per_window: every sliding window begins with bos, else only the first.
+      aggregation: a name of statistics.AGGREGATIONS.
+      passkey_trials: trials at each length.
+      passkey_filler: "grass" (the paper's sentences) or "text" (the documents).
+      passkey_zero_padded: keys 00000 to 99999, else 10000 to 99999.
+      needle_keys: numbers of needles in a document, each a suite of its own.
+      needle_trials: documents of each at each length.
+      needle_filler: "text" or "grass", as passkey_filler.
+      bootstrap_samples: resamples of an interval.
+      seed: of everything that is drawn.
+      tick: is told how many tokens a finished batch had.
+      options: config.eval, read only: the sections of suites that have one.
+      journal: what was answered before, and where answers are kept.
+      skip: is told how many tokens of a batch need not be read, since the journal has it.
+      made: questions that were made for one row, for the next one (answering.questions), and
+        what was read for them ("files").
+      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
+    """
+
+    documents: Any
+    lengths: tuple[int, ...]
+    num_windows: int
+    windows_per_doc: int
+    offset_tokens: int
+    batch_tokens: int
+    stride: int
+    bos_per_window: bool
+    aggregation: str
+    passkey_trials: int
+    passkey_filler: str
+    passkey_zero_padded: bool
+    needle_keys: tuple[int, ...]
+    needle_trials: int
+    needle_filler: str
+    bootstrap_samples: int
+    seed: int
+    tick: Callable[[int], None] = ignore
+    options: Any = None
+    journal: Journal = dataclasses.field(default_factory=Journal)
+    skip: Callable[[int], None] = ignore
+    made: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    tokenizer_dir: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one evaluator found about one row at one length.
+
+    Attributes:
+      suite: the evaluator's name.
+      label: the row's.
+      length: tokens.
+      metrics: numbers by name; the first one is the score that tables show, and `low` and `high`
+        are the ends of its 95% interval.
+      items: per window or trial, lists of plain numbers, for the record.
+      nll_WT: every scored token's NLL in nats, float32, or None.
+      fingerprint: of the tokens scored: equal for two rows that answered the same items.
+      tokens: forward tokens it took.
+      seconds: wall time it took, the first use of a shape with its compilation.
+      chance: the score of a model that answers at random, or goes on with the text as if it were
+        not asked; None: there is no such thing.
+      columns: names in `items` whose cells are drawn against length, such as ("depth",).
+      weights: digest of them: rows with the same are one model, whatever their factors.
+      original_len: tokens that model was trained on; None: not told.
+    """
+
+    suite: str
+    label: str
+    length: int
+    metrics: dict[str, float]
+    items: dict[str, list]
+    nll_WT: np.ndarray | None
+    fingerprint: str
+    tokens: int
+    seconds: float
+    chance: float | None = None
+    columns: tuple[str, ...] = ()
+    weights: str = ""
+    original_len: int | None = None
+
+
+@functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
+def score_batch(params, rope, rows, *, config, settings, chunk):
+    """Returns (nll_BT, hit_BT) of the targets of `rows` (llama.lay_out), in their order."""
+
+    def local(params, rope, rows):
+        x_BTD = llama.hidden(
+            config,
+            params,
+            rows["tokens_BT"],
+            rope,
+            positions_BT=rows["positions_BT"],
+            settings=settings,
+        )
+        head_DV, size = llama.head_DV(config, params), config.vocab_size
+        arrays = x_BTD, head_DV, rows["targets_BT"]
+        return losses.nll_and_hits(*arrays, chunk=chunk, mesh=settings.mesh, vocab_size=size)
+
+    mesh = settings.mesh
+    if mesh is None:
+        return local(params, rope, rows)
+    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
+    spread = sharding.row_sharding(mesh).spec
+    found = jax.shard_map(
+        local,
+        mesh=mesh,
+        in_specs=(specs, PartitionSpec(), spread),
+        out_specs=spread,
+        check_vma=False,  # scans inside start from constants, which vary nowhere
+    )(params, rope, rows)
+    # every process reads all of it
+    return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+
+
+def score(
+    model: EvalModel, rows: np.ndarray, *, batch_tokens: int, tick: Callable[[int], None] = ignore
+) -> tuple[np.ndarray, np.ndarray]:
+    """Scores rows of tokens.
+
+    Args:
+      model: what predicts.
+      rows: int32 [W, T + 1]; the first T columns are read, the last T predicted.
+      batch_tokens: tokens in one forward pass, at most (but one row at least).
+      tick: is told the tokens of each batch when it has been read back.
+
+    Returns:
+      (nll_WT float32 in nats, hit_WT bool: the token was the most probable one).
+
+    Raises:
+      InputError: T is longer than the rope's last bucket.
+    """
+    rope, size = model.rope_fn(rows.shape[1] - 1), _batch_size(model, rows, batch_tokens)
+    nlls, hits = [], []
+    for nll_BT, hit_BT in _batches(model, rope, rows, size):
+        nlls.append(nll_BT)
+        hits.append(hit_BT)
+        tick(nll_BT.size)
+    return np.concatenate(nlls), np.concatenate(hits)
+
+
+def score_kept(
+    model: EvalModel,
+    bench: Bench,
+    rows: np.ndarray,
+    *,
+    suite: str,
+    length: int,
+    items: Sequence[str] = (),
+) -> tuple[np.ndarray, np.ndarray]:
+    """Returns what `score` does; rows that the bench's journal has are not read again, the others
+    are kept there, each batch when it is finished.
+
+    Args:
+      model: what predicts.
+      bench: batch_tokens, journal, tick and skip are used.
+      rows: see `score`.
+      suite, length: whose rows they are, as in Result.
+      items: fingerprints by which rows are known; () = each row's own.
+    """
+    if not (bench.journal.keeps and model.identity):
+        return score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+    rope = model.rope_fn(rows.shape[1] - 1)
+    place = Place(row_digest(model.identity, rope), model.label, suite, length)
+    items = items or [fingerprint(row) for row in rows]
+    known = bench.journal.find(place, items)
+    found = {i: bench.journal.arrays(line) for i, line in known.items()}
+    if found:
+        bench.skip(len(found) * (rows.shape[1] - 1))
+    left = np.array([i for i in range(len(rows)) if i not in found], np.int64)
+    # of all rows: a batch has the rows that it would have had, and the same bits come out
+    size, watch, done = _batch_size(model, rows, bench.batch_tokens), Stopwatch(), 0
+    for nll_BT, hit_BT in _batches(model, rope, rows[left], size) if len(left) else ():
+        own = left[done : done + len(nll_BT)]
+        done, seconds = done + len(own), watch.lap() / len(own)
+        lines = [{"item": items[i], "seconds": round(seconds, 6)} for i in own]
+        bench.journal.add(place, lines, {"nll": nll_BT, "hit": hit_BT})
+        found |= {int(i): {"nll": nll_BT[j], "hit": hit_BT[j]} for j, i in enumerate(own)}
+        bench.tick(nll_BT.size)
+    nll_WT, hit_WT = (np.stack([found[i][name] for i in range(len(rows))]) for name in _KEPT)
+    return nll_WT, hit_WT
+
+
+_KEPT = ("nll", "hit")
+
+
+def _batch_size(model: EvalModel, rows: np.ndarray, batch_tokens: int) -> int:
+    """Returns the rows of a batch: those of batch_rows, and as many as the mesh divides."""
+    ways = sharding.ways(model.settings.mesh, *sharding.BATCH_AXES)
+    return math.ceil(batch_rows(len(rows), rows.shape[1] - 1, batch_tokens) / ways) * ways
+
+
+def _batches(
+    model: EvalModel, rope: Rope, rows: np.ndarray, size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields (nll_BT, hit_BT) of one batch after another; the device works on the next one."""
+    length, pending = rows.shape[1] - 1, None
+
+    def read(batch, count):
+        return tuple(
+            llama.natural_order(model.settings, np.asarray(values), length)[:count]
+            for values in batch
+        )
+
+    for start in range(0, len(rows), size):
+        part = rows[start : start + size]
+        # the last batch is filled up with its last row: a second shape would compile again
+        full = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
+        batch = score_batch(
+            model.params,
+            rope,
+            _put(model.settings, llama.lay_out(model.settings, full)),
+            config=model.config,
+            settings=model.settings,
+            chunk=min(CHUNK, length),
+        )
+        if pending is not None:
+            yield read(*pending)
+        pending = batch, len(part)
+    yield read(*pending)
+
+
+def _put(settings, rows: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    rows = {name: x_BT for name, x_BT in rows.items() if name != "weights_BT"}
+    if settings.mesh is None:
+        return jax.tree.map(jnp.asarray, rows)
+    return sharding.put(rows, sharding.row_sharding(settings.mesh))
+
+
+def batch_rows(num_rows: int, length: int, batch_tokens: int) -> int:
+    """Returns the rows of a batch: as many as `batch_tokens` allows, spread evenly."""
+    most = max(1, batch_tokens // length)
+    return math.ceil(num_rows / math.ceil(num_rows / most))
+
+
+def fingerprint(rows: np.ndarray | Sequence[int], *extra: object) -> str:
+    """Returns the SHA-256 of token rows (int32, little endian), their shape, and `extra`."""
+    rows = np.ascontiguousarray(rows, "<i4")
+    return hashlib.sha256(repr((rows.shape, *extra)).encode() + rows.tobytes()).hexdigest()
+
+
+class Stopwatch:
+    """Seconds since it was made, and those that answers which a journal gave since had taken."""
+
+    def __init__(self, journal: Journal | None = None):
+        self._start = self._lap = time.perf_counter()
+        self._journal = journal or Journal()
+        self._recalled = self._journal.recalled_seconds
+
+    def seconds(self) -> float:
+        """Returns the seconds since it was made, with those of what was answered before."""
+        before = self._journal.recalled_seconds - self._recalled
+        return time.perf_counter() - self._start + before
+
+    def lap(self) -> float:
+        """Returns the seconds since the last call of this."""
+        then, self._lap = self._lap, time.perf_counter()
+        return self._lap - then
+
+
+Evaluate = Callable[[EvalModel, Bench], Iterator[Result]]

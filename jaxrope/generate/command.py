@@ -1,0 +1,184 @@
+"""What `python -m jaxrope.generate` does: prompts, a model, and a screen for the texts."""
+
+import dataclasses
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+
+from jaxrope import data, llama
+from jaxrope.convert import pretrained
+from jaxrope.errors import InputError, choose
+from jaxrope.generate.options import Model, Options, check
+from jaxrope.generate.run import Timing, stream, warm_up
+from jaxrope.generate.text import TextStream
+from jaxrope.mesh import sharding
+from jaxrope.shell import cli
+from jaxrope.store import files
+
+
+def run(args) -> None:
+    """Generates, and shows the text."""
+    choose("--dtype", args.dtype, llama.DTYPES)
+    found = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
+    if args.rope:
+        found = pretrained.with_rope(found, args.rope)
+    tokenizer = _tokenizer(args.tokenizer, found)
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    prompts = [[*bos, *tokenizer.encode(text).tolist()] for text in _texts(args)]
+    options = _options(args, tokenizer)
+    settings = llama.ForwardSettings(compute_dtype=args.dtype, mesh=_mesh(args.mesh))
+    model = Model(found.config, {}, found.rope_fn, settings)
+    check(model, prompts, options)
+    _check_own_limit(found, prompts, options)
+    params = pretrained.load(args.checkpoint, dtype=args.dtype).params
+    model = dataclasses.replace(model, params=_placed(model, params))
+    start = time.perf_counter()
+    warm_up(model, prompts, options)
+    compiled = time.perf_counter() - start
+    timing = Timing()
+    _show(
+        model,
+        prompts,
+        options,
+        [TextStream(tokenizer, p, args.stop) for p in prompts],
+        timing,
+    )
+    cli.print_line(_summary(timing, compiled))
+
+
+def _options(args, tokenizer: data.Tokenizer) -> Options:
+    names = ("max_new_tokens", "temperature", "top_k", "top_p", "policy", "chunk", "seed")
+    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
+    return Options(**{name: getattr(args, name) for name in names}, stop=stop)
+
+
+def _texts(args) -> list[str]:
+    if not args.prompt and not args.prompt_file:
+        raise InputError("--prompt=TEXT is missing, or --prompt_file=FILE, or --prompt=- (stdin).")
+    if (args.prompt + args.prompt_file).count("-") > 1:
+        raise InputError("Standard input, -, can be read once: name it for one prompt.")
+    prompts = [_read("-") if text == "-" else text for text in args.prompt]
+    return prompts + [_read(name) for name in args.prompt_file]
+
+
+def _read(name: str) -> str:
+    try:
+        raw = sys.stdin.buffer.read() if name == "-" else files.as_path(name).read_bytes()
+        return raw.decode("utf-8")
+    except OSError as error:
+        raise InputError(f"--prompt_file={name} cannot be read: {error.strerror}.") from None
+    except UnicodeDecodeError as error:
+        where = "standard input" if name == "-" else f"--prompt_file={name}"
+        raise InputError(f"{where} is not UTF-8 text: byte {error.start} is wrong.") from None
+
+
+def _tokenizer(place: str, found: pretrained.Pretrained) -> data.Tokenizer:
+    if not place and found.tokenizer_dir is None:
+        raise InputError(
+            f"{found.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
+            "--tokenizer=bytes."
+        )
+    return data.load_tokenizer(place or found.tokenizer_dir, vocab_size=found.config.vocab_size)
+
+
+def _mesh(text: str):
+    """Returns the mesh that a text such as "context=4,tensor=2" means; None: one device."""
+    if not text:
+        return None
+    sizes = {axis: 1 for axis in sharding.AXES} | {"data": -1}
+    for part in text.split(","):
+        axis, _, size = part.partition("=")
+        if axis not in sizes or not size.lstrip("-").isdigit():
+            raise InputError(
+                f"--mesh is a list such as context=4,tensor=2 over the axes "
+                f"{', '.join(sharding.AXES)}, got '{part}'."
+            )
+        sizes[axis] = int(size)
+    mesh = sharding.make_mesh(sizes)
+    return mesh if mesh.size > 1 else None
+
+
+def _check_own_limit(found: pretrained.Pretrained, prompts, options) -> None:
+    """Refuses texts that are longer than the model says it reads, where its factors do not end.
+
+    A formula in the length has no end either, but it is made to go beyond.
+    """
+    longest = max(map(len, prompts)) + options.max_new_tokens
+    unlimited = found.rope_fn.buckets and found.rope_fn.max_len is None
+    if unlimited and longest > found.config.max_len:
+        raise InputError(
+            f"The text would have {longest} tokens, {found.source} reads {found.config.max_len}. "
+            "Give factors for longer texts, --rope=rope.json, or a shorter prompt or "
+            "--max_new_tokens."
+        )
+
+
+def _placed(model: Model, params: dict) -> dict:
+    mesh = model.settings.mesh
+    if mesh is None:
+        return jax.tree.map(jnp.asarray, params)
+    return sharding.put(params, llama.param_shardings(model.config, mesh))
+
+
+def _show(model, prompts, options, texts: list[TextStream], timing) -> None:
+    screen, running = _Screen(len(texts)), set(range(len(texts)))
+
+    def take(row: int, token: int) -> bool:
+        screen.add(row, texts[row].push(token))
+        return texts[row].ended
+
+    for new in stream(model, prompts, options, stop_fn=take, timing=timing):
+        still = {row for row, _ in new}
+        for row in sorted(running - still):
+            screen.end(row, texts[row].finish())
+        running = still
+    for row in sorted(running):
+        screen.end(row, texts[row].finish())
+
+
+class _Screen:
+    """Several texts that grow at the same time, one after another: the first that has not ended is
+    written as it comes, those behind it wait.
+    """
+
+    def __init__(self, count: int):
+        self._waiting, self._ended = [""] * count, [False] * count
+        self._front = 0
+        self._begin()
+
+    def add(self, row: int, text: str) -> None:
+        """Takes what is new of a row."""
+        self._waiting[row] += text
+        self._write()
+
+    def end(self, row: int, text: str) -> None:
+        """Takes the last of a row."""
+        self._waiting[row] += text
+        self._ended[row] = True
+        self._write()
+
+    def _write(self) -> None:
+        while self._front < len(self._waiting):
+            sys.stdout.write(self._waiting[self._front])
+            self._waiting[self._front] = ""
+            if not self._ended[self._front]:
+                break
+            sys.stdout.write("\n")
+            self._front += 1
+            self._begin()
+        sys.stdout.flush()
+
+    def _begin(self) -> None:
+        if 1 < len(self._waiting) > self._front:
+            sys.stdout.write(f"[{self._front + 1}] ")
+
+
+def _summary(timing: Timing, compiled: float) -> str:
+    prefill = timing.prefill_tokens / timing.prefill_seconds
+    decode = timing.decode_tokens / timing.decode_seconds
+    return (
+        f"prefill: {timing.prefill_tokens:,} tokens, {prefill:,.0f} tokens/s; decode: "
+        f"{timing.decode_tokens:,} tokens, {decode:,.0f} tokens/s; compiled in {compiled:.1f} s"
+    )

@@ -1,0 +1,116 @@
+"""All that is known of a batch while it is generated, and the few sizes that it can have.
+
+Rows lie over the axes `data` and `fsdp` of a mesh, slots of the cache over `context`
+(attention.cached), kv heads over `tensor`.
+
+Letters: L layers, B batch, S slots, K kv heads, H head dim, V vocabulary.
+"""
+
+import dataclasses
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from jaxrope import attention
+from jaxrope.llama import DTYPES, ForwardSettings, LlamaConfig
+from jaxrope.mesh import sharding
+from jaxrope.rope import Rope
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class State:
+    """A batch between two tokens.
+
+    Attributes:
+      cache: keys and values [L, B, S, K, H]; slot s is that of a row's token s.
+      lengths_B: int32, tokens of each row that were read: its first empty slot.
+      rope: the factors that the row's keys were rotated with, leaves [B, ...]; [L, B, ...] if they
+        differ between layers.
+      logits_BV: of the token that comes next, float32 or wider.
+      streams_B2: uint32, the key of each row's random stream.
+    """
+
+    cache: attention.Cache
+    lengths_B: jax.Array
+    rope: Rope
+    logits_BV: jax.Array
+    streams_B2: jax.Array
+
+
+def empty(
+    config: LlamaConfig, settings: ForwardSettings, slots: int, rope: Rope, streams_B2: np.ndarray
+) -> State:
+    """Returns the state before anything was read.
+
+    Args:
+      config, settings: the model.
+      slots: of each row, see `capacity`.
+      rope: of each row, on the host.
+      streams_B2: of each row, on the host.
+    """
+    batch = len(streams_B2)
+    dtype = DTYPES[settings.compute_dtype]
+    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
+
+    def make(rope, streams_B2):
+        logits_BV = jnp.zeros((batch, config.vocab_size), jnp.promote_types(dtype, jnp.float32))
+        cache = attention.Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+        return State(cache, jnp.zeros(batch, jnp.int32), rope, logits_BV, streams_B2)
+
+    if settings.mesh is None:
+        return jax.jit(make)(rope, streams_B2)
+    abstract = jax.eval_shape(make, rope, streams_B2)
+    where = jax.tree.map(lambda spec: NamedSharding(settings.mesh, spec), specs(abstract))
+    return jax.jit(make, out_shardings=where)(rope, streams_B2)
+
+
+def with_rope(state: State, rope: Rope, mesh: Mesh | None) -> State:
+    """Returns the state with other ropes, given on the host."""
+    if mesh is None:
+        return dataclasses.replace(state, rope=jax.tree.map(jnp.asarray, rope))
+    where = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs(state).rope)
+    return dataclasses.replace(state, rope=sharding.put(rope, where))
+
+
+def rows_sharding(mesh: Mesh) -> NamedSharding:
+    """Returns where an array with a leading axis of rows lies."""
+    return NamedSharding(mesh, PartitionSpec(sharding.BATCH_AXES))
+
+
+def specs(state: State) -> State:
+    """Returns where the parts of a state lie on a mesh, PartitionSpecs in its tree."""
+    rows = PartitionSpec(sharding.BATCH_AXES)
+    of_rope = PartitionSpec(None, sharding.BATCH_AXES) if state.rope.per_layer else rows
+    kept = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
+    return State(
+        attention.Cache(kept, kept), rows, jax.tree.map(lambda _: of_rope, state.rope), rows, rows
+    )
+
+
+def pieces(length: int, chunk: int, unit: int) -> list[tuple[int, int]]:
+    """Returns (start, size) of the parts in which `length` tokens are read: chunks, the last one no
+    larger than it must be. They depend on the length alone, so that to read again is to compute the
+    same.
+    """
+    found = [(start, chunk) for start in range(0, length - chunk, chunk)]
+    start = len(found) * chunk
+    return [*found, (start, _last_size(length - start, chunk, unit))]
+
+
+def capacity(length: int, chunk: int, unit: int) -> int:
+    """Returns the slots for rows of up to `length` tokens: a power of two times the unit up to a
+    chunk, then 1, 2, 3, 4, 6, 8, 12, 16, ... chunks, so that few sizes are ever compiled.
+    """
+    if length <= chunk:
+        return _last_size(length, chunk, unit)
+    steps = itertools.chain([1], (n << e for e in itertools.count() for n in (2, 3)))
+    return next(step for step in steps if step * chunk >= length) * chunk
+
+
+def _last_size(length: int, chunk: int, unit: int) -> int:
+    sizes = itertools.takewhile(lambda size: size < chunk, (unit << e for e in itertools.count()))
+    return next((size for size in sizes if size >= length), chunk)

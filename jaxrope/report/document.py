@@ -1,0 +1,72 @@
+"""The page of several workdirs, and the files beside it: written whole, or not at all."""
+
+from pathlib import Path
+
+from jaxrope.errors import InputError
+from jaxrope.report import assets, collect, comparison, page, ropes
+from jaxrope.store import files
+
+
+def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None) -> None:
+    """Writes the page of `workdirs` to `out`, and the files beside it; or nothing at all.
+
+    Args:
+      workdirs: the folders.
+      out: the page, .html.
+      published: names of presets, or paths of rope.json, to be drawn beside factors.
+
+    Raises:
+      InputError: a folder has no results, or a file of it is broken; `out` is no page.
+    """
+    _check(out)
+    beside = ropes.published(published or [])
+    found = [collect.collect(workdir, beside) for workdir in workdirs]
+    folders = [one.folder for one in found]
+    if len(found) > 1:
+        together = comparison.folder([one.folder.title for one in found], [o.part for o in found])
+        folders = [together, *folders] if together else folders
+    drawn, made = assets.make(folders, assets.folder_of(out).name)
+    text = page.render(*_title(found), _summary(found, len(folders)), folders, drawn)
+    assets.write(made, assets.folder_of(out))
+    files.write_text_atomic(out, text)
+
+
+def _check(out: Path) -> None:
+    if out.suffix not in (".html", ".htm"):
+        raise InputError(
+            f"--out={out}: must end in .html, for the page would take its place. "
+            f"Write --out={out.name}.html."
+        )
+    if out.is_dir() or assets.folder_of(out).is_file():
+        raise InputError(
+            f"--out={out}: the page is a file, and {assets.folder_of(out).name} a folder beside "
+            "it. Give another name."
+        )
+
+
+def _title(found: list[collect.Workdir]) -> tuple[str, str]:
+    """Returns the title of the page, and the line under it."""
+    lines = [line for one in found for line in one.lines]
+    models = dict.fromkeys(line["Model"] for line in lines if line.get("Model"))
+    windows = dict.fromkeys(line["Window"] for line in lines if "→" in line.get("Window", ""))
+    title = ", ".join(models) if 0 < len(models) < 4 else "jaxrope"
+    if len(windows) == 1:
+        title += f": {next(iter(windows))} tokens"
+    count = f"{len(found)} workdirs" if len(found) > 1 else str(found[0].folder.path)
+    return title, f"What jaxrope wrote into {count}"
+
+
+def _summary(found: list[collect.Workdir], count: int) -> list[list[str]]:
+    """Returns the cells of the table at the top, without columns that nobody fills.
+
+    Args:
+      found: the workdirs, which are the last of the page's folders.
+      count: of the page's folders.
+    """
+    lines = [line for one in found for line in one.lines]
+    columns = [name for name in collect.COLUMNS if any(line.get(name) for line in lines)]
+    cells = [["Workdir", *columns]]
+    for place, one in enumerate(found, start=count - len(found)):
+        for line in one.lines:
+            cells.append([f"#{place} {one.folder.title}", *(line.get(n, "") for n in columns)])
+    return cells

@@ -1,0 +1,138 @@
+"""Which steps of a run are whole. No arrays are read here.
+
+A step is whole if it was committed and its `meta` is readable, is of that step and agrees with its
+own digest; anything else with a step's name is never offered.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+
+from jaxrope.errors import InputError
+from jaxrope.store import files
+
+FORMAT = "jaxrope.checkpoint/1"
+FOLDER = "checkpoints"
+
+
+class NotWhole(ValueError):
+    """A folder with a step's name does not hold a whole step; the message says why."""
+
+
+def describe(path: Path, step: int | None = None) -> dict:
+    """Returns the `meta` of a step (None = the newest whole one) without reading its arrays.
+
+    `meta["leaves"]["params"]["embed_VD"]` is that leaf's shape, dtype and digest.
+
+    Raises:
+      InputError: there is no whole step.
+    """
+    return read_meta(find_step(path, step))
+
+
+def find_step(path: Path, step: int | None = None) -> Path:
+    """Returns the folder of a whole step: of `step`, or of the newest one.
+
+    Raises:
+      InputError: there is none, or it was written by a newer version.
+    """
+    path = files.absolute(path)
+    if step is None and path.name.isdigit() and (path / "meta").exists():
+        folder = path
+    elif step is not None:
+        folder = step_folder(path, step)
+    else:
+        steps = whole_steps(path)
+        if not steps:
+            found = (
+                "; ".join(f"{name}: {why}" for name, why in sorted(rejected(path).items()))
+                or "no folder with a step's name"
+            )
+            raise InputError(
+                f"{path} holds no whole checkpoint ({found}). Give a workdir, its {FOLDER} folder, "
+                "or one step's folder."
+            )
+        folder = step_folder(path, steps[-1])
+    try:
+        read_meta(folder)
+    except NotWhole as error:
+        known = ", ".join(map(str, whole_steps(folder.parent))) or "none"
+        raise InputError(
+            f"{folder} is not a whole checkpoint: {error}. Whole steps there: {known}."
+        ) from None
+    return folder
+
+
+def whole_steps(path: Path) -> list[int]:
+    """Returns the steps of a workdir that can be restored, in ascending order."""
+    return sorted(step for step, why in _survey(path).items() if why is None)
+
+
+def rejected(path: Path) -> dict[str, str]:
+    """Returns {name: reason} of what has a step's name but is not a whole step."""
+    return {f"{step:08d}": why for step, why in _survey(path).items() if why is not None}
+
+
+def step_folder(path: Path, step: int) -> Path:
+    """Returns where a step of a workdir lies, whether it exists or not."""
+    return steps_root(path) / f"{step:08d}"
+
+
+def read_meta(folder: Path) -> dict:
+    """Returns a step's `meta`.
+
+    Raises:
+      NotWhole: the step was not committed, or its `meta` or the parameters' folder is missing or
+        damaged.
+      InputError: the step was written by a newer version.
+    """
+    if not folder.is_dir():
+        raise NotWhole("there is no such folder" if not folder.exists() else "it is not a folder")
+    if not (folder / "commit_success.txt").is_file():
+        raise NotWhole("it was never committed (no commit_success.txt)")
+    try:
+        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
+        form, sealed = meta["format"], meta["sha256"]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise NotWhole("its meta is missing or not readable") from None
+    if form != FORMAT:
+        raise InputError(
+            f"{folder} has format '{form}'; this version reads '{FORMAT}'. Use the version of "
+            "jaxrope that wrote it."
+        )
+    if sealed != seal(meta):
+        raise NotWhole("its meta is damaged (its digest differs)")
+    if meta["step"] != int(folder.name):
+        raise NotWhole(f"its meta is of step {meta['step']}")
+    missing = [item for item in meta["leaves"] if not (folder / item).is_dir()]
+    if missing:
+        raise NotWhole(f"the item {missing[0]} is missing")
+    return meta
+
+
+def steps_root(path: Path) -> Path:
+    """Returns the folder that holds the steps of a workdir; it may be given itself."""
+    path = files.absolute(path)
+    return path if path.name == FOLDER else path / FOLDER
+
+
+def _survey(path: Path) -> dict[int, str | None]:
+    root = steps_root(path)
+    if not root.is_dir():
+        return {}
+    found: dict[int, str | None] = {}
+    for folder in root.iterdir():
+        if len(folder.name) != 8 or not folder.name.isdigit():
+            continue
+        try:
+            read_meta(folder)
+            found[int(folder.name)] = None
+        except NotWhole as error:
+            found[int(folder.name)] = str(error)
+    return found
+
+
+def seal(meta: dict) -> str:
+    """Returns the digest of a `meta`, which it carries as "sha256"."""
+    body = {key: value for key, value in meta.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,279 @@
+"""Everything a run needs, made and checked before anything is compiled or written."""
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from jaxrope import data, evaluate, llama, rope, setup
+from jaxrope.convert.pretrained import Pretrained
+from jaxrope.errors import InputError
+from jaxrope.evaluate import EvalModel
+from jaxrope.mesh import sharding
+from jaxrope.train import lora as lora_lib
+from jaxrope.train import step as step_lib
+from jaxrope.train.program import Program, lower_step, make_program, rope_argument
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """A run, ready to begin.
+
+    Attributes:
+      config: of the program.
+      program: the step; its model is the one that model.json will have.
+      params: what it starts from, on the host; {} when a checkpoint of the run gives them, or when
+        they are drawn.
+      rope_fn: the rope by length.
+      tokenizer, tokenizer_at: the tokenizer, and "bytes" or where it came from.
+      loader: batches by step.
+      bench: what is evaluated on the way, or None.
+      remarks: lines for the user.
+    """
+
+    config: Any
+    program: Program
+    params: dict
+    rope_fn: rope.RopeFn
+    tokenizer: Any
+    tokenizer_at: Path | str
+    loader: data.TrainLoader | data.MixtureLoader
+    bench: Any
+    remarks: tuple[str, ...]
+
+    @property
+    def mesh(self) -> Mesh:
+        """Where it runs."""
+        return self.program.mesh
+
+    @property
+    def model(self) -> llama.LlamaConfig:
+        """The shape of the model."""
+        return self.program.model
+
+    def eval_model(self, params) -> EvalModel:
+        """Returns the model that evaluators see, with the current parameters."""
+        label = self.config.eval.label or self.rope_fn.method
+        return EvalModel(
+            config=self.model,
+            params=llama.adapters.merged(params) if params else params,
+            rope_fn=self.rope_fn,
+            tokenizer=self.tokenizer,
+            settings=self.program.settings,
+            label=label,
+            window=self.config.eval.window,
+        )
+
+    def put_batch(self, step: int) -> dict[str, jax.Array]:
+        """Returns the batch of a step on the devices, [A, B, T]; tokens in the order that attention
+        wants them in. A process reads only the rows of its devices.
+        """
+        shape, where = self.program.batch_shape, sharding.batch_sharding(self.mesh)
+        spans = where.addressable_devices_indices_map(shape).values()
+        wanted = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
+        arrays = _read(self.loader, step, wanted)
+        order = llama.token_order(self.program.settings, shape[2])
+        at = {row: i for i, row in enumerate(wanted)}
+
+        def put(rows_BT: np.ndarray):
+            rows_BT = rows_BT if order is None else rows_BT[:, order]
+
+            def read(index):
+                part, rows, tokens = index
+                picked = [at[row] for row in _rows(shape, part, rows)]
+                found = rows_BT[picked, tokens]
+                return found.reshape(-1, len(range(shape[1])[rows]), found.shape[-1])
+
+            return jax.make_array_from_callback(shape, where, read)
+
+        return {key: put(rows) for key, rows in arrays.items()}
+
+
+def _rows(shape, part: slice, rows: slice) -> list[int]:
+    """Returns the rows of the batch that a device has of each of its parts."""
+    parts, per_part, _ = shape
+    return [a * per_part + b for a in range(parts)[part] for b in range(per_part)[rows]]
+
+
+def _read(loader, step: int, wanted: list[int]) -> dict[str, np.ndarray]:
+    """Returns the ascending rows `wanted` of a batch."""
+    runs: list[list[int]] = []
+    for row in wanted:
+        if runs and row == runs[-1][1]:
+            runs[-1][1] = row + 1
+        else:
+            runs.append([row, row + 1])
+    read = [loader.batch(step, rows=slice(*run)) for run in runs]
+    return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
+
+
+def check_numbers(config) -> None:
+    """Refuses sizes and counts that make no run.
+
+    Raises:
+      InputError: the key, and what it must be.
+    """
+    least = {f"train.{key}": 1 for key in ("seq_len", "batch_size", "accumulation", "steps")}
+    least |= {"train.log_every": 1, "train.max_bad_steps": 1, "train.chunk_tokens": 1}
+    least |= {"train.eval_every": 0, "checkpoint.every": 1, "checkpoint.keep_last": 1}
+    least |= {"checkpoint.keep_every": 0, "seed": 0}
+    for key, low in least.items():
+        section, _, name = key.rpartition(".")
+        value = (config[section] if section else config)[name]
+        if not isinstance(value, int) or isinstance(value, bool) or value < low:
+            raise InputError(f"{key} must be a whole number, {low} or more, got {value!r}.")
+
+
+def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = True) -> Plan:
+    """Returns the run that `config` asks for.
+
+    Args:
+      config: of the program; check_numbers has passed it.
+      mesh: of sharding.make_mesh.
+      begun: the model of a run that goes on, without its weights; None = a new run.
+      weights: False leaves the plan of a new run without parameters.
+
+    Raises:
+      InputError: anything does not fit anything else.
+    """
+    loaded = begun
+    if begun is None:  # random weights are drawn on the mesh; see first_state
+        weights = weights and config.model.source != "scratch"
+        loaded = setup.load_model(config, weights=weights)
+    model, rope_fn = loaded.config, loaded.rope_fn
+    if begun is None:
+        rope_fn = setup.rope_fn(config, model, rope_fn)
+    model = dataclasses.replace(model, max_len=setup.longest(config, model, rope_fn))
+    _check_rope(config, model, rope_fn)
+    tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
+    if begun is None:
+        model = _with_special_ids(model, tokenizer)
+    program = make_program(config, mesh, model)
+    documents = setup.documents(
+        config,
+        config.data.train_files,
+        tokenizer,
+        setting="data.train_files",
+        exclude=config.data.exclude,
+    )
+    loader = _loader(config, model, documents, tokenizer)
+    bench, remarks = _bench(config, tokenizer, documents)
+    plan = Plan(
+        config=config,
+        program=program,
+        params=loaded.params,
+        rope_fn=rope_fn,
+        tokenizer=tokenizer,
+        tokenizer_at=place,
+        loader=loader,
+        bench=bench,
+        remarks=(*loaded.notes, *program.remarks, *remarks),
+    )
+    _check_evaluation(plan)
+    return plan
+
+
+def first_state(plan: Plan, shardings) -> step_lib.TrainState:
+    """Returns the state before the first step, on the mesh; no device ever has all of it."""
+    program = plan.program
+    key, base = jax.random.key(plan.config.seed), llama.param_shardings(program.model, program.mesh)
+    if plan.params:
+        params = sharding.put(lora_lib.freeze(plan.params, program.lora), base)
+    else:
+        draw = functools.partial(llama.init_params, program.model, dtype=program.param_dtype)
+        params = jax.jit(draw, out_shardings=base)(key)
+
+    def init(params, key):
+        params = lora_lib.begin(params, program.model, program.lora, key)
+        return step_lib.init_state(params, program.optimizer.transform, program.lora)
+
+    made = jax.jit(init, out_shardings=shardings, donate_argnums=0)
+    return made(params, jax.random.fold_in(key, 1))
+
+
+def compile_step(plan: Plan, abstract_state, shardings):
+    """Returns (the compiled step, the rope it takes)."""
+    program = plan.program
+    rope_of_len = rope_argument(program, plan.rope_fn(program.seq_len))
+    lowered = lower_step(program, abstract_state, shardings, rope_of_len)
+    return lowered.compile(), sharding.put(rope_of_len, sharding.replicated(program.mesh))
+
+
+def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
+    """Returns what makes batches: of text alone, or a mixture."""
+    section = config.data
+    special = dict(bos_id=model.bos_id, eos_id=model.eos_id)
+    shares = data.Shares(
+        needle=section.needle_share,
+        needle_keys=section.needle_keys,
+        needle_weight=section.needle_weight,
+        short=section.short_share,
+        short_len=model.original_len,
+    )
+    data.check_shares(shares, config.train.seq_len)
+    text = data.TrainLoader(
+        documents,
+        seq_len=config.train.seq_len,
+        batch_size=config.train.batch_size,
+        seed=config.seed,
+        mode=section.mode,
+        **special,
+    )
+    if not shares.any:
+        return text
+    return data.MixtureLoader(text, documents, shares, tokenizer=tokenizer, **special)
+
+
+def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
+    seq_len = config.train.seq_len
+    if not rope_fn.buckets and not setup.is_own_rope(rope_fn, model):
+        raise InputError(
+            f"rope.method '{rope_fn.method}' chooses its factors anew for each length, so a "
+            "training "
+            "has no factors to keep. Choose a method with factors for one length."
+        )
+    if rope_fn.max_len and seq_len > rope_fn.max_len:
+        raise InputError(
+            f"train.seq_len is {seq_len} tokens, but the rope ends at {rope_fn.max_len}. Use a "
+            "rope "
+            "with a longer last bucket, or shorter rows."
+        )
+    if seq_len > model.max_len:
+        raise InputError(
+            f"train.seq_len is {seq_len} tokens, but the model serves {model.max_len}. Set "
+            "target_len "
+            "to what it is to be extended to, or use shorter rows."
+        )
+
+
+def _with_special_ids(model: llama.LlamaConfig, tokenizer) -> llama.LlamaConfig:
+    bos_id = tokenizer.bos_id if model.bos_id is None else model.bos_id
+    eos_id = tokenizer.eos_id if model.eos_id is None else model.eos_id
+    return dataclasses.replace(model, bos_id=bos_id, eos_id=eos_id)
+
+
+def _bench(config, tokenizer, train_documents):
+    """Returns (what is evaluated on the way, or None; remarks)."""
+    nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
+    if not config.eval.suites:
+        return nothing
+    bench = evaluate.bench(config.eval, documents=None, seed=config.seed)
+    if not evaluate.needs_text(bench, config.eval.suites):
+        return bench, ()
+    if not config.data.eval_files:
+        return nothing
+    held_out = setup.documents(config, config.data.eval_files, tokenizer, setting="data.eval_files")
+    shared = data.overlap(train_documents, held_out)
+    remarks = [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
+    return dataclasses.replace(bench, documents=held_out), remarks
+
+
+def _check_evaluation(plan: Plan) -> None:
+    """Finds out now, not after the training, what cannot be evaluated."""
+    if plan.bench is None:
+        return
+    evaluate.check(plan.eval_model({}), plan.bench, plan.config.eval.suites)
