@@ -1,0 +1,288 @@
+"""What is run: the model, its rope, the forward pass, the mesh, text and tokens."""
+
+import dataclasses
+import json
+from importlib import resources
+from typing import Any
+
+from jaxrope.errors import InputError
+from jaxrope.schema.rules import (
+    Anything,
+    Choice,
+    Many,
+    Maybe,
+    NameOrNumber,
+    Number,
+    Section,
+    Select,
+    Switch,
+    Text,
+    Whole,
+    field,
+)
+
+SHAPES = ("llama2_7b", "llama3_8b", "mistral_7b")
+FAMILIES = ("llama", "mistral", "qwen2", "phi3")
+DTYPES = ("float32", "bfloat16", "float16", "float64")
+BACKENDS = ("reference", "blockwise", "flash", "ring", "all_gather", "ulysses", "usp")
+KERNELS = ("blockwise", "flash")
+REMAT = ("none", "full", "minimal", "save_attention", "offload")
+MOST_KEYS = 263  # words for needles, by twos (data.words)
+PLACES = "a place on the machine that runs it"
+
+
+def _presets() -> tuple[str, ...]:
+    text = resources.files("jaxrope").joinpath("rope", "presets.json").read_text(encoding="utf-8")
+    return tuple(json.loads(text)["presets"])
+
+
+class _Model(Section):
+    PATH = "model"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Checkpoint(_Model):
+    """Start from a checkpoint."""
+
+    source: str = field(Choice(("checkpoint",)))
+    path: str = field(Text(PLACES))
+    shape: str = field(Choice(("", *SHAPES)), default="")
+
+
+_COUNT = Whole(1, 2**31 - 1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scratch(_Model):
+    """Start from random parameters; the fields are those of llama.LlamaConfig."""
+
+    source: str = field(Choice(("scratch",)))
+    vocab_size: int = field(_COUNT)
+    num_layers: int = field(_COUNT)
+    embed_dim: int = field(_COUNT)
+    num_heads: int = field(_COUNT)
+    num_kv_heads: int = field(_COUNT)
+    head_dim: int = field(_COUNT)
+    mlp_dim: int = field(_COUNT)
+    norm_eps: float = field(Number(above=0, below=1))
+    theta: float = field(Number(above=1))
+    original_len: int = field(Whole(2, 2**31 - 1, unit="tokens"))
+    max_len: int = field(Whole(1, 2**31 - 1, unit="tokens"))
+    rotary_dim: int = field(_COUNT)
+    tie_embeddings: bool = field(Switch())
+    family: str = field(Choice(FAMILIES), default="llama")
+    qkv_bias: bool = field(Switch(), default=False)
+    out_bias: bool = field(Switch(), default=False)
+    mlp_bias: bool = field(Switch(), default=False)
+    sliding_window: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
+    rope: Any = field(Anything("rope.make, with the shape"), default=None)
+    bos_id: int | None = field(Maybe(Whole(0)), default=None)
+    eos_id: int | None = field(Maybe(Whole(0)), default=None)
+
+    def shape(self) -> dict[str, Any]:
+        """Returns what llama.LlamaConfig takes."""
+        values = {k: v for k, v in self.to_dict().items() if k != "source"}
+        return {k: v for k, v in values.items() if k != "rope" or v is not None}
+
+
+MODEL = Select("source", {"checkpoint": Checkpoint, "scratch": Scratch})
+
+
+class _Rope(Section):
+    PATH = "rope"
+
+
+_FACTOR = Number(least=1, unit="target length / original length")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfModel(_Rope):
+    """rope.json of the checkpoint, else its own scaling."""
+
+    method: str = field(Choice(("model",)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OfFile(_Rope):
+    """A rope.json."""
+
+    method: str = field(Choice(("file",)))
+    path: str = field(Text(PLACES))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Preset(_Rope):
+    """Published factors."""
+
+    method: str = field(Choice(("preset",)))
+    name: str = field(Choice(_presets()))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plain(_Rope):
+    """Plain frequencies."""
+
+    method: str = field(Choice(("none",)))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Scaled(_Rope):
+    """Methods with one constant."""
+
+    method: str = field(Choice(("pi", "ntk", "dynamic_ntk")))
+    factor: float = field(_FACTOR)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class NtkRcd(_Rope):
+    """LongRoPE2's NTK up to a critical pair."""
+
+    method: str = field(Choice(("ntk_rcd",)))
+    factor: float = field(_FACTOR)
+    critical_pair: int = field(Whole(1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Yarn(_Rope):
+    """YaRN; the defaults of beta_fast and beta_slow, turns, are those of its paper."""
+
+    method: str = field(Choice(("yarn",)))
+    factor: float = field(_FACTOR)
+    beta_fast: float = field(Number(above=0, unit="turns"), default=32.0)
+    beta_slow: float = field(Number(above=0, unit="turns"), default=1.0)
+    attention_factor: float | None = field(Maybe(Number(above=0)), default=None)
+    mscale: float | None = field(Maybe(Number(least=0)), default=None)
+    mscale_all_dim: float | None = field(Maybe(Number(least=0)), default=None)
+    truncate: bool = field(Switch(), default=True)
+
+    def check(self) -> None:
+        """The ramp has a width."""
+        wide = self.beta_fast > self.beta_slow
+        self.require(wide, "beta_fast", f"be above rope.beta_slow, {self.beta_slow:g}")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Llama3(_Rope):
+    """Llama 3.1's scaling."""
+
+    method: str = field(Choice(("llama3",)))
+    factor: float = field(_FACTOR)
+    low_freq_factor: float = field(Number(above=0))
+    high_freq_factor: float = field(Number(above=0))
+
+    def check(self) -> None:
+        """The smooth part has a width."""
+        wide = self.high_freq_factor > self.low_freq_factor
+        rule = f"be above rope.low_freq_factor, {self.low_freq_factor:g}"
+        self.require(wide, "high_freq_factor", rule)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Abf(_Rope):
+    """Another base of the frequencies."""
+
+    method: str = field(Choice(("abf",)))
+    new_theta: float = field(Number(above=1))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LongRope(_Rope):
+    """Factors by length, or one set; each is checked with the model's geometry."""
+
+    method: str = field(Choice(("longrope",)))
+    buckets: Any = field(Anything("rope.make, with the geometry"), default=())
+    factors: Any = field(Anything("rope.make, with the geometry"), default=())
+    start_tokens: int = field(Whole(0, unit="tokens"), default=0)
+    attention_factor: str | float | None = field(
+        Maybe(NameOrNumber(Choice(("su", "yarn", "none")), Number(above=0))), default=None
+    )
+    max_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
+
+    def check(self) -> None:
+        """Buckets or factors, not both."""
+        if bool(self.buckets) == bool(self.factors):
+            both = "both." if self.buckets else "neither."
+            raise InputError(f"rope.longrope needs either buckets or factors, got {both}")
+
+
+# a method of rope.make -> its constants
+CONSTANTS: dict[str, type[Section]] = {
+    "none": Plain,
+    "pi": Scaled,
+    "ntk": Scaled,
+    "ntk_rcd": NtkRcd,
+    "dynamic_ntk": Scaled,
+    "yarn": Yarn,
+    "llama3": Llama3,
+    "abf": Abf,
+    "longrope": LongRope,
+}
+ROPE = Select("method", {"model": OfModel, "file": OfFile, "preset": Preset} | CONSTANTS)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Forward(Section):
+    """How the model is run."""
+
+    PATH = "forward"
+
+    attention: str = field(Choice(("auto", *BACKENDS)))
+    attention_kernel: str = field(Choice(("auto", *KERNELS)))
+    attention_block: int = field(Whole(1, unit="tokens"))
+    ulysses: int = field(Whole(1, unit="devices"))
+    compute_dtype: str = field(Choice(DTYPES))
+    remat: str = field(Choice(REMAT))
+    mlp_chunk: int = field(Whole(0, unit="tokens"))
+
+
+_AXIS = Whole(1, 2**20, unit="devices", also=-1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Mesh(Section):
+    """Devices on each axis; one of them may be -1, the rest."""
+
+    PATH = "mesh"
+
+    data: int = field(_AXIS)
+    fsdp: int = field(_AXIS)
+    context: int = field(_AXIS)
+    tensor: int = field(_AXIS)
+
+    def check(self) -> None:
+        """One axis takes the rest."""
+        rest = [axis for axis, size in self.to_dict().items() if size == -1]
+        if len(rest) > 1:
+            raise InputError(f"mesh: only one axis may be -1, got {' and '.join(rest)}.")
+
+
+_FILES = Many(Text(PLACES, least=1))
+_SHARE = Number(least=0, most=1)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Data(Section):
+    """Text and tokens."""
+
+    PATH = "data"
+
+    train_files: tuple = field(_FILES)
+    eval_files: tuple = field(_FILES)
+    exclude: tuple = field(_FILES)
+    text_field: str = field(Text("a name in the user's records", least=1))
+    skip_bad_lines: int = field(Whole(0, unit="lines"))
+    tokenizer: str = field(Text(PLACES))
+    cache_dir: str = field(Text(PLACES))
+    mode: str = field(Choice(("chunk", "pack")))
+    needle_share: float = field(_SHARE)
+    needle_keys: int = field(Whole(1, MOST_KEYS, unit="needles"))
+    needle_weight: float = field(Number(above=0))
+    short_share: float = field(_SHARE)
+
+    def check(self) -> None:
+        """Shares are of one batch."""
+        if self.needle_share + self.short_share > 1:
+            raise InputError(
+                "data.needle_share and data.short_share must be 1 at most together, got "
+                f"{self.needle_share} and {self.short_share}."
+            )
