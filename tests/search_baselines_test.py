@@ -83,7 +83,7 @@ def second(folder, **search):
 def test_baselines_of_a_second_search(tmp_path):
     made = problem.prepare(second(tmp_path))
     tuned = np.array([1.0, 1.13, 1.57, 2.3])
-    buckets = {known.name: known.bucket for known in made.known}
+    buckets = {known.name: known.bucket for known in made.baselines}
     assert list(buckets) == ["none", "pi", "ntk", "yarn"]
     assert buckets["none"].factors == tuple(tuned)
     assert buckets["pi"].factors == tuple(2.0 * tuned)
@@ -114,7 +114,7 @@ def test_a_genome_of_a_second_search_is_lambda_2(tmp_path):
 def test_highest_bounds_lambda_2_and_training_len_may_be_given(tmp_path):
     made = problem.prepare(second(tmp_path, highest=1.7, training_len=40))
     assert made.space.highest == 170 and made.trained_len == 40
-    pi = next(known for known in made.known if known.name == "pi")
+    pi = next(known for known in made.baselines if known.name == "pi")
     np.testing.assert_allclose(pi.bucket.factors, np.array([1.0, 1.13, 1.57, 2.3]) * 64 / 40)
 
 

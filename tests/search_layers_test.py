@@ -133,7 +133,7 @@ def test_it_is_refused_where_layers_share_their_factors(base_config, found, tmp_
     config.search.per_layer = True
     made = problem.prepare(config)
     names = [seed.name for seed in problem.seeds(made)]
-    assert names[-1] == "configured" and np.ndim(made.known[-1].bucket.factors) == 2
+    assert names[-1] == "configured" and np.ndim(made.baselines[-1].bucket.factors) == 2
     (loaded,) = rope.load(found[0] / "rope.json").buckets
     genes = problem.seed_genomes(made)[-1]
     assert genome.decode(made.space, genes).factors.tolist() == np.array(loaded.factors).tolist()

@@ -100,14 +100,14 @@ def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
 @pytest.mark.parametrize(("fitness", "ends"), [(0.5, ["ramp"]), (2.0, ["yarn", "ramp"])])
 def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatch, fitness, ends):
     found = problem.prepare(moving(tmp_path))
-    yarn = next(known for known in found.known if known.name == "yarn")
+    yarn = next(known for known in found.baselines if known.name == "yarn")
     compared = [
         {"baseline": known.name, "fitness": 1.0 if known.name == "yarn" else 3.0}
-        for known in found.known
+        for known in found.baselines
     ]
     moved = ramp.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
     monkeypatch.setattr(ramp, "run", lambda *_: moved)
-    monkeypatch.setattr(descent, "_descend", lambda *args: descent.Found(args[3].name, None))
+    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[3].name, None))
     assert [end.name for end in descent.run(found, None, [], compared)] == ends
 
 

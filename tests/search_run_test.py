@@ -230,7 +230,10 @@ def test_own_scaling_and_configured_rope_are_seeds(tmp_path):
     config.rope = dict(method="yarn", factor=3.0, beta_fast=8.0, beta_slow=1.0)
     made = problem.prepare(config)
     assert [b.name for b in problem.seeds(made)] == ["none", "pi", "ntk", "yarn", "configured"]
-    assert max(made.known[0].bucket.factors) == 2.0 and max(made.known[4].bucket.factors) == 3.0
+    assert (
+        max(made.baselines[0].bucket.factors) == 2.0
+        and max(made.baselines[4].bucket.factors) == 3.0
+    )
     plain = problem.prepare(tiny(tmp_path))
     assert [b.name for b in problem.seeds(plain)] == ["pi", "ntk", "yarn"]
 
@@ -240,7 +243,7 @@ def test_training_len_bounds_the_factors_but_not_the_attention_factor(tmp_path):
     made = problem.prepare(config)
     assert made.space.highest == 1000 and made.space.scale == 800  # 1.25 * 64 / 8
     assert made.attention_factor == math.sqrt(1.5)
-    pi = next(b for b in made.known if b.name == "pi")
+    pi = next(b for b in made.baselines if b.name == "pi")
     assert set(pi.bucket.factors) == {8.0}
 
 
@@ -266,7 +269,7 @@ def test_methods_stretch_the_training_length():
 def test_attention_factor_is_one_number(tmp_path, law, number):
     made = problem.prepare(changed(tiny(tmp_path), search__attention_factor=law))
     assert made.attention_factor == pytest.approx(number, rel=1e-12)
-    factors = [b.attention_factor for _, b in baselines.comparisons(made.known, number)]
+    factors = [b.attention_factor for _, b in baselines.comparisons(made.baselines, number)]
     assert factors.count(number) >= 4
 
 

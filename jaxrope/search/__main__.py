@@ -4,8 +4,8 @@
       --config.model.path=MODEL --config.target_len=4096 --config.data.train_files='books/*.txt'
 
 Writes rope.json (the factors, for train.py and for `python -m jaxrope.convert`), journal.jsonl,
-result.json and search.png, and prints the factors found beside none, PI, NTK and YaRN. Started
-again with the same --workdir it goes on where it was stopped or killed. `config.sweep` runs the
+result.json and search.png, and prints their fitness beside that of none, PI, NTK and YaRN. Started
+again with the same --workdir it resumes where it was stopped or killed. `config.sweep` runs the
 product of listed values, each in a folder of its own.
 """
 
@@ -20,24 +20,24 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(config, workdir, dry_run):
-    """Searches; jax is imported only once the command line is known to be right."""
+    """Searches; jax is imported only after the command line has been checked."""
     from jaxrope.shell import sweep
     from jaxrope.shell.interrupt import exit_at_once
 
     rest = f"{workdir} has every batch that was finished. The same command goes on from there."
     with exit_at_once(rest):
         if not config.sweep:
-            run_one(config, workdir, dry_run)
+            run_member(config, workdir, dry_run)
         elif dry_run:
             for name, member in sweep.members(config).items():
                 cli.print_line(name)
-                run_one(member, workdir, dry_run)
+                run_member(member, workdir, dry_run)
         else:
-            cli.print_line(sweep.run(config, workdir, run_one))
+            cli.print_line(sweep.run(config, workdir, run_member))
 
 
-def run_one(config, workdir, dry_run=False):
-    """Runs one search, or says what it costs; returns its result."""
+def run_member(config, workdir, dry_run=False):
+    """Runs one search, or prints its cost; returns its result."""
     from jaxrope import report
     from jaxrope.mesh import hosts
     from jaxrope.search import cost, run
@@ -57,7 +57,7 @@ def run_one(config, workdir, dry_run=False):
 
 
 def compile_only(config, topology, workdir):
-    """Compiles a batch for a TPU slice that need not be here, and says what it takes."""
+    """Compiles a batch for a TPU slice, which need not be attached, and reports its memory."""
     from jaxrope.topology import compile_search
 
     compile_search(config, topology, workdir)

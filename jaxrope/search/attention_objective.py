@@ -1,13 +1,13 @@
 """Objectives that look at attention: does a longer text change how the heads attend?
 
-Each reads needle documents of the target length with a candidate, and the same ones, shorter, with
-the rope and the length that the weights were trained on; what a candidate is told is how far the
-first is from the second. Low entropy is no aim: a head that only sinks has it. All can be
-differentiated in the rope. Whole rows are computed for the queries that count alone, so that the
-cost is that of the forward passes. The pass at the trained length depends on no candidate and is
-made once for a batch of them; it is counted for each.
+Each reads needle documents of the target length with a candidate, and shorter versions of the same
+documents with the rope and the length that the weights were trained on; the loss of a candidate is
+the distance between the two. Low entropy is not a goal in itself: a head that attends to the sink
+alone has it. All are differentiable in the rope. Whole rows are computed only for the queries that
+count, so that the cost is that of the forward passes. The pass at the trained length depends on no
+candidate and is done once for a batch of them, but counted for each.
 
-`needle_weight` adds the loss of the answers' tokens, nats, times it; 0: attention alone.
+`needle_weight` is the weight of the answers' NLL (nats) in the sum; 0: attention alone.
 
 Letters: W samples, B batch of 1, T length, M answer tokens, Q queries, L layers, N heads, E bins of
 distance.
@@ -60,8 +60,8 @@ def entropy_shift(
         rest = rows.without_first(row, _SINK)
         return rows.normalised_entropy(rest), rows.mass(row, needle_BT)
 
-    def term_fn(found, trained, present_M):
-        shift_LMN = jnp.abs(found[0] - trained[0])
+    def term_fn(candidate, trained, present_M):
+        shift_LMN = jnp.abs(candidate[0] - trained[0])
         weights_LN = count_fn(_over_answers(trained[1], present_M), task.settings.mesh)
         return _over_heads(_over_answers(shift_LMN, present_M), weights_LN, task.settings.mesh)
 
@@ -91,10 +91,10 @@ def needle_mass(
     def row_fn(row, needle_BT, length):
         return rows.mass(row, needle_BT)
 
-    def term_fn(found, trained, present_M):
+    def term_fn(candidate, trained, present_M):
         mesh = task.settings.mesh
         weights_LN = count_fn(_over_answers(trained, present_M), mesh)
-        mass_M = _over_heads(jnp.moveaxis(found, 1, 0), weights_LN, mesh)
+        mass_M = _over_heads(jnp.moveaxis(candidate, 1, 0), weights_LN, mesh)
         least = jnp.finfo(mass_M.dtype).tiny
         return jnp.sum(-jnp.log(jnp.maximum(mass_M, least)) * present_M) / jnp.sum(present_M)
 
@@ -152,8 +152,8 @@ def pattern(
         scale_E = jnp.asarray(scales[length], mass_LQNE.dtype)
         return jnp.einsum("LQNE,E->LNE", mass_LQNE, scale_E)
 
-    def term_fn(found, trained, present_M):
-        js_LN = patterns.js(curve(found, task.target_len), curve(trained, trained_len))
+    def term_fn(candidate, trained, present_M):
+        js_LN = patterns.js(curve(candidate, task.target_len), curve(trained, trained_len))
         return _over_heads(js_LN, jnp.ones_like(js_LN), task.settings.mesh)
 
     return _objective(task, samples, (row_fn, term_fn), "pattern JS", needle_weight)
@@ -188,7 +188,7 @@ def _samples(
     lengths = {"": task.target_len, _TRAINED: _reference(task).length}
     settings, samples = {"": "target_len", _TRAINED: "search.training_len"}, {}
     for prefix, length in lengths.items():
-        made = judging.needle_documents(
+        documents = judging.needle_documents(
             task,
             num_samples=num_samples,
             num_keys=num_keys,
@@ -197,20 +197,20 @@ def _samples(
             setting=settings[prefix],
         )
         weights, needle, picks = (np.zeros((num_samples, length), np.float32) for _ in range(3))
-        for i, document in enumerate(made):
-            asked = np.array(document.answers[0]) - 1  # column t predicts token t + 1
-            weights[i, asked] = 1
+        for i, document in enumerate(documents):
+            columns = np.array(document.answers[0]) - 1  # column t predicts token t + 1
+            weights[i, columns] = 1
             needle[i, slice(*document.spans[0])] = 1
-            chosen = asked if queries is None else queries[length]
+            chosen = columns if queries is None else queries[length]
             picks[i, chosen] = 1 + np.arange(len(chosen))
-        samples[f"{prefix}tokens_WT"] = np.stack([document.tokens for document in made])
+        samples[f"{prefix}tokens_WT"] = np.stack([document.tokens for document in documents])
         of = {"weights_WT": weights, "needle_WT": needle, "picks_WT": picks}
         samples |= {f"{prefix}{name}": x_WT for name, x_WT in of.items()}
     return samples
 
 
 def _lay_out(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
-    """Returns both texts of each sample as they lie over the mesh; picks stay whole numbers."""
+    """Returns both texts of each sample laid out over the mesh; picks stay integers."""
     laid = {}
     for prefix in ("", _TRAINED):
         tokens_WT = samples[f"{prefix}tokens_WT"]
@@ -219,8 +219,8 @@ def _lay_out(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.nda
             return llama.lay_out(settings, tokens_WT, samples[f"{prefix}{name}_WT"])
 
         picks_WT = place("picks")["weights_BT"].astype(np.int32)
-        own = {"needle_BT": place("needle")["weights_BT"], "picks_BT": picks_WT}
-        laid |= {f"{prefix}{name}": x for name, x in (place("weights") | own).items()}
+        marks = {"needle_BT": place("needle")["weights_BT"], "picks_BT": picks_WT}
+        laid |= {f"{prefix}{name}": x for name, x in (place("weights") | marks).items()}
     return laid
 
 
@@ -237,8 +237,8 @@ def _objective(
       task, needle_weight: see entropy_shift.
       samples: of `_samples`.
       functions: row_fn, (row, needle_BT, length) -> leaves [B, ...] of a query; and term_fn,
-        (what it found with the candidate, the same at the trained length, present_M) -> scalar.
-        Found are leaves [L, M, ...]; present_M is 1 for queries that there are.
+        (leaves [L, M, ...] with the candidate, the same at the trained length, present_M) ->
+        scalar; present_M is 1 for queries that exist, else 0.
       unit: of the term.
     """
     _check_weight(needle_weight)
@@ -248,24 +248,28 @@ def _objective(
     most = int(max(samples["picks_WT"].max(), needles.DIGITS))
 
     def probe(params, r, row, length):
-        def probe_fn(seen):
-            one_fn = functools.partial(row_fn, needle_BT=row["needle_BT"], length=length)
-            return rows.over_rows(seen, row["picks_BT"], most, one_fn, mesh=settings.mesh)
+        def probe_fn(layer):
+            picked_row_fn = functools.partial(row_fn, needle_BT=row["needle_BT"], length=length)
+            return rows.over_rows(layer, row["picks_BT"], most, picked_row_fn, mesh=settings.mesh)
 
         how = dict(positions_BT=row["positions_BT"], settings=settings, probe_fn=probe_fn)
-        x_BTD, found = llama.probe(task.config, params, row["tokens_BT"], r, **how)
-        return x_BTD, jax.tree.map(lambda leaf: leaf[:, 0], found)  # the batch is one sample
+        x_BTD, readings = llama.probe(task.config, params, row["tokens_BT"], r, **how)
+        return x_BTD, jax.tree.map(lambda leaf: leaf[:, 0], readings)  # the batch is one sample
 
     def loss_fn(params, r, sample):
         row = {name: x_T[None] for name, x_T in sample.items()}
-        before = {n.removeprefix(_TRAINED): x for n, x in row.items() if n.startswith(_TRAINED)}
-        x_BTD, found = probe(params, r, row, task.target_len)
-        known = jax.tree.map(jnp.asarray, reference.rope)
-        _, trained = probe(params, known, before, reference.length)
+        trained_row = {
+            name.removeprefix(_TRAINED): x_BT
+            for name, x_BT in row.items()
+            if name.startswith(_TRAINED)
+        }
+        x_BTD, candidate = probe(params, r, row, task.target_len)
+        trained_rope = jax.tree.map(jnp.asarray, reference.rope)
+        _, trained = probe(params, trained_rope, trained_row, reference.length)
         number_M1 = jnp.arange(1, most + 1)[:, None]
         present_M = jnp.sum((row["picks_BT"] == number_M1).astype(x_BTD.dtype), axis=1)
         present_M = collectives.sum_over(present_M, settings.mesh, "context")
-        loss = term_fn(found, trained, present_M)
+        loss = term_fn(candidate, trained, present_M)
         return loss + needle_weight * answers_fn(params, x_BTD, row) if needle_weight else loss
 
     return Objective(
@@ -288,7 +292,7 @@ def _check_weight(needle_weight) -> None:
 
 
 def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
-    """Returns (needle mass_LN at the trained length, mesh) -> what each head counts, [L, N]; on a
+    """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N]; on a
     mesh those of this device.
     """
     shape = config.num_layers, config.num_heads
@@ -306,17 +310,17 @@ def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any]
     def count(mass_LN, mesh):
         if not len(heads):
             return jax.lax.stop_gradient(mass_LN)
-        own = mass_LN.shape[1]
-        first = jax.lax.axis_index("tensor") * own if own < shape[1] else 0
+        num_local_heads = mass_LN.shape[1]
+        first = jax.lax.axis_index("tensor") * num_local_heads if num_local_heads < shape[1] else 0
         return jax.lax.dynamic_slice_in_dim(
-            jnp.asarray(chosen_LN, mass_LN.dtype), first, own, axis=1
+            jnp.asarray(chosen_LN, mass_LN.dtype), first, num_local_heads, axis=1
         )
 
     return count
 
 
 def _over_answers(x_LMN, present_M):
-    """The mean over the queries that there are, [L, N]."""
+    """The mean over the queries that exist, [L, N]."""
     return jnp.einsum("LMN,M->LN", x_LMN, present_M / jnp.sum(present_M))
 
 

@@ -32,26 +32,26 @@ class Baseline:
 
 @dataclasses.dataclass(frozen=True)
 class Extension:
-    """What config.rope has made of a model.
+    """How config.rope extends a model.
 
     Attributes:
       bucket: its last factors.
-      reach: tokens that they serve; 0: it does not say.
+      reach: tokens that they serve; 0: unknown.
     """
 
     bucket: rope.Bucket
     reach: int
 
 
-def extension(config, model: llama.LlamaConfig, own: rope.RopeFn) -> Extension | None:
+def extension(config, model: llama.LlamaConfig, base_rope: rope.RopeFn) -> Extension | None:
     """Returns what config.rope extends the model with; None where it does not.
 
     Args:
       config: of the program.
       model: its shape.
-      own: the rope that came with the checkpoint.
+      base_rope: the rope that came with the checkpoint.
     """
-    rope_fn = setup.rope_fn(config, model, own)
+    rope_fn = setup.rope_fn(config, model, base_rope)
     if not rope_fn.buckets or np.all(np.array(rope_fn.buckets[-1].factors) == 1.0):
         return None
     by_formula = rope_fn.constants.get("factor", 0) * rope_fn.original_len
@@ -65,7 +65,7 @@ def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -
     Raises:
       InputError: a length is out of range, or there is nothing to multiply.
     """
-    target_len, given = config.target_len, config.search.training_len
+    target_len, configured_len = config.target_len, config.search.training_len
     if target_len < 1:
         raise InputError(f"target_len must be the tokens to search for, got {target_len}. Set it.")
     if config.search.multiply:
@@ -77,12 +77,12 @@ def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -
             f"target_len must {rule} original_len {model.original_len:,}, got {target_len:,}: the "
             "model serves that many tokens already. Raise target_len."
         )
-    if given < 0 or given >= target_len + recovers:
+    if configured_len < 0 or configured_len >= target_len + recovers:
         raise InputError(
             f"search.training_len must be 0 (original_len) or from 1 to below target_len "
-            f"{target_len:,}, got {given:,}."
+            f"{target_len:,}, got {configured_len:,}."
         )
-    return given or model.original_len
+    return configured_len or model.original_len
 
 
 def reference(config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
@@ -91,13 +91,13 @@ def reference(config, model: llama.LlamaConfig, extended: Extension | None) -> R
     """
     trained = training_len(config, model, extended)
     tuned = extended.bucket if config.search.multiply else llama.own_rope(model).bucket(trained)
-    found = rope.build(
+    trained_rope = rope.build(
         tuned.factors,
         theta=model.theta,
         start_tokens=tuned.start_tokens,
         attention_factor=tuned.attention_factor,
     )
-    return Reference(found, trained)
+    return Reference(trained_rope, trained)
 
 
 def is_recovery(config, extended: Extension | None) -> bool:
@@ -111,14 +111,14 @@ def _fine_tuned_len(config, extended: Extension | None) -> int:
             "search.multiply needs factors to multiply, but config.rope does not extend the model. "
             "Name those that it was fine-tuned with (rope.method file), or set it to False."
         )
-    found = config.search.training_len or extended.reach
-    if not 0 < found < config.target_len:
+    fine_tuned_len = config.search.training_len or extended.reach
+    if not 0 < fine_tuned_len < config.target_len:
         raise InputError(
             "search.multiply: target_len must exceed the length that the model was fine-tuned for "
-            f"(search.training_len, 0 = that of config.rope), {found:,}, got "
+            f"(search.training_len, 0 = that of config.rope), {fine_tuned_len:,}, got "
             f"{config.target_len:,}. Raise target_len, or set search.training_len."
         )
-    return found
+    return fine_tuned_len
 
 
 def highest(config, bound: float, trained: int) -> float:
@@ -128,13 +128,13 @@ def highest(config, bound: float, trained: int) -> float:
     Raises:
       InputError: search.highest is out of range.
     """
-    given = config.search.highest
-    if given and not 1 < given < math.inf:
+    configured = config.search.highest
+    if configured and not 1 < configured < math.inf:
         raise InputError(
             "search.highest must be 0 (search.algorithm.bound * target_len / training_len) or "
-            f"above 1, got {given:g}."
+            f"above 1, got {configured:g}."
         )
-    return given or bound * config.target_len / trained
+    return configured or bound * config.target_len / trained
 
 
 def attention_factor(config, model: llama.LlamaConfig, extended: Extension | None) -> float:
@@ -182,39 +182,39 @@ def attention_factors(config, number: float) -> tuple[float, ...]:
     return tuple(number * multiple for multiple in multiples)
 
 
-def make(config, model: llama.LlamaConfig, own: rope.RopeFn, trained: int) -> list[Baseline]:
+def make(config, model: llama.LlamaConfig, base_rope: rope.RopeFn, trained: int) -> list[Baseline]:
     """Returns the baselines for config.target_len, then those of config.search.seeds.
 
     Args:
       config: of the program; a rope there other than the model's own is one more baseline.
       model: its shape.
-      own: the rope that came with the checkpoint.
+      base_rope: the rope that came with the checkpoint.
       trained: tokens the weights were trained on; PI, NTK and YaRN stretch that length.
     """
-    extended = extension(config, model, own)
+    extended = extension(config, model, base_rope)
     if config.search.multiply:
-        found = _multiplied(config, model, extended.bucket, trained)
+        baselines = _multiplied(config, model, extended.bucket, trained)
     else:
-        found = _from_scratch(config, model, trained, is_recovery(config, extended))
-        configured = _bucket(setup.rope_fn(config, model, own), config.target_len)
-        if configured.factors not in [baseline.bucket.factors for baseline in found]:
-            found.append(Baseline("configured", configured, True))
-    return found + _listed(config, model, [baseline.name for baseline in found])
+        baselines = _from_scratch(config, model, trained, is_recovery(config, extended))
+        configured = _bucket(setup.rope_fn(config, model, base_rope), config.target_len)
+        if configured.factors not in [baseline.bucket.factors for baseline in baselines]:
+            baselines.append(Baseline("configured", configured, True))
+    return baselines + _listed(config, model, [baseline.name for baseline in baselines])
 
 
 def _from_scratch(config, model: llama.LlamaConfig, trained: int, recovers: bool):
     """Returns none, PI, NTK and YaRN for the model's own frequencies.
 
-    In a recovery the model's own are a seed; where it is for the very length of the training, all
-    methods are that.
+    In a recovery the model's own are a seed; where the target length equals the training length,
+    all methods coincide with them.
     """
     target_len, plain = config.target_len, llama.own_rope(model)
     is_seed = recovers or plain.method != "none"
-    found = [Baseline("none", _bucket(plain, target_len), is_seed)]
+    baselines = [Baseline("none", _bucket(plain, target_len), is_seed)]
     if target_len > trained:
-        made = _methods(model, target_len, trained)
-        found += [Baseline(name, made[name], True) for name in SEEDS]
-    return found
+        buckets = _methods(model, target_len, trained)
+        baselines += [Baseline(name, buckets[name], True) for name in SEEDS]
+    return baselines
 
 
 def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: int):
@@ -225,24 +225,24 @@ def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: i
     to s where the fine-tuned frequencies make 32 to 1 turns in `trained` tokens. Attention factors
     multiply those of the fine-tuning as well, by YaRN's 0.1 ln s + 1 and by 1.
     """
-    made = _methods(model, config.target_len, trained)
+    buckets = _methods(model, config.target_len, trained)
     ramp_R = yarn_on_top(
         np.array(tuned.factors),
         theta=model.theta,
         trained=trained,
         **rope.USUAL_CONSTANTS["yarn"](config.target_len / trained),
     )
-    made["yarn"] = dataclasses.replace(made["yarn"], factors=rope.as_factors(ramp_R))
-    found = [Baseline("none", tuned, True)]
+    buckets["yarn"] = dataclasses.replace(buckets["yarn"], factors=rope.as_factors(ramp_R))
+    baselines = [Baseline("none", tuned, True)]
     for name in SEEDS:
-        total = np.array(tuned.factors) * np.array(made[name].factors)
+        total = np.array(tuned.factors) * np.array(buckets[name].factors)
         bucket = dataclasses.replace(
             tuned,
             factors=rope.as_factors(total),
-            attention_factor=tuned.attention_factor * made[name].attention_factor,
+            attention_factor=tuned.attention_factor * buckets[name].attention_factor,
         )
-        found.append(Baseline(name, bucket, True))
-    return found
+        baselines.append(Baseline(name, bucket, True))
+    return baselines
 
 
 def yarn_on_top(
@@ -257,9 +257,9 @@ def yarn_on_top(
     """Returns the factors by which YaRN multiplies those of a fine-tuned model, [R] or [L, R].
 
     YaRN (arXiv 2309.00071, Eq. 17-23) ramps between the pairs that turn beta_fast and beta_slow
-    times in the trained window. Its code finds them by a formula for plain frequencies, rounded
-    outwards; here, between pairs, log turns are interpolated, which gives the same borders where
-    all factors are equal.
+    times in the trained window. Its code computes them by a formula for plain frequencies,
+    rounded outwards; here log turns are interpolated between pairs, which gives the same borders
+    where all factors are equal.
 
     Args:
       factors_R: of the fine-tuning.
@@ -311,32 +311,33 @@ def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[st
     return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 
-def _listed(config, model: llama.LlamaConfig, taken: list[str]) -> list[Baseline]:
-    """Returns what config.search.seeds lists, each called by its folder."""
+def _listed(config, model: llama.LlamaConfig, names: list[str]) -> list[Baseline]:
+    """Returns the seeds that config.search.seeds lists, each named after its folder; `names` are in
+    use already."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    found: list[Baseline] = []
+    baselines: list[Baseline] = []
     for path in config.search.seeds:
         file = setup.rope_file(path)
         name = files.absolute(file).parent.name
-        while name in taken:
+        while name in names:
             name += "'"
-        taken = [*taken, name]
+        names = [*names, name]
         loaded = rope.load(file, **geometry, num_layers=model.num_layers)
-        found.append(Baseline(name, _bucket(loaded, config.target_len), True))
-    return found
+        baselines.append(Baseline(name, _bucket(loaded, config.target_len), True))
+    return baselines
 
 
-def comparisons(known: list[Baseline], number: float) -> list[tuple[str, rope.Bucket]]:
+def comparisons(baselines: list[Baseline], number: float) -> list[tuple[str, rope.Bucket]]:
     """Returns each baseline with its own attention factor, then with `number` if that differs."""
-    found = []
-    for baseline in known:
-        found.append((baseline.name, baseline.bucket))
+    pairs = []
+    for baseline in baselines:
+        pairs.append((baseline.name, baseline.bucket))
         if baseline.bucket.attention_factor != number:
             changed = dataclasses.replace(baseline.bucket, attention_factor=number)
-            found.append((baseline.name, changed))
-    return found
+            pairs.append((baseline.name, changed))
+    return pairs
 
 
 def _bucket(rope_fn: rope.RopeFn, target_len: int) -> rope.Bucket:
-    """The last bucket stands for what is longer: it is where a search for more starts."""
+    """Beyond the longest bucket the last one serves: a search for more tokens starts from it."""
     return rope_fn.bucket(min(target_len, rope_fn.max_len or target_len))

@@ -1,4 +1,4 @@
-"""What a search would cost, told without writing anything."""
+"""What a search would cost; nothing is written."""
 
 import dataclasses
 import time
@@ -27,7 +27,7 @@ def estimate(config) -> str:
     breeds = METHODS[config.search.method].breeds
     seeded = len(seeds(problem)) + (problem.gradient.starts if problem.gradient else 0)
     evolved = problem.settings.num_evaluations() if breeds else seeded
-    compared = baselines.comparisons(problem.known, problem.attention_factor)
+    compared = baselines.comparisons(problem.baselines, problem.attention_factor)
     num_compared = len(compared) if config.search.compare else 0
     moved = ramp.most_candidates(problem)
     total, batch = evolved + num_compared + moved, problem.per_device * problem.num_groups
@@ -52,7 +52,7 @@ def estimate(config) -> str:
 
 
 def planned_tokens(config) -> int:
-    """Returns the forward tokens of a search as its config alone tells them: of children and
+    """Returns the forward tokens of a search from its config alone: of children and
     descents, without baselines and seeds, and with the shorter texts of an objective of attention
     where the config says the trained length.
 
@@ -80,15 +80,16 @@ def _time(problem: Problem, total: float, batch: int, operations: float) -> str:
     if operations * problem.per_device > limit:
         return "not known: one batch is too long to be measured here"
     judge = problem.objective
-    one = dataclasses.replace(judge, samples=jax.tree.map(lambda leaf: leaf[:1], judge.samples))
-    made = evaluator.make(
-        one, problem.model, problem.params, per_device=problem.per_device, mesh=problem.mesh
+    samples = jax.tree.map(lambda leaf: leaf[:1], judge.samples)
+    one_sample = dataclasses.replace(judge, samples=samples)
+    sample_evaluator = evaluator.make(
+        one_sample, problem.model, problem.params, per_device=problem.per_device, mesh=problem.mesh
     )
-    bucket = problem.known[0].bucket
+    bucket = problem.baselines[0].bucket
     candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)
-    evaluator.evaluate(made, [candidate])  # compiles
+    evaluator.evaluate(sample_evaluator, [candidate])  # compiles
     start = time.perf_counter()
-    evaluator.evaluate(made, [candidate])
+    evaluator.evaluate(sample_evaluator, [candidate])
     rate = batch / (time.perf_counter() - start) / judge.num_samples
     tokens = rate * judge.candidate_tokens
     return f"{duration(total / rate)} ({rate:.3g} candidates/s, {tokens:,.0f} tokens/s, measured)"

@@ -1,8 +1,8 @@
 """The critical pair of LongRoPE2: by the theory, and as it is measured on a model.
 
-Rotary pairs whose period is longer than the texts of the training never came round: they are
+Rotary pairs whose period is longer than the training texts never completed a turn: they are
 interpolated by at least target / training length, and the pairs below them by NTK. The paper finds
-that the border lies lower than its theory has it (pair 25 for 31 in Phi-3-mini, 30 for 35 in
+that the border lies lower than its theory predicts (pair 25 for 31 in Phi-3-mini, 30 for 35 in
 LLaMA3-8B), and searches for it. A search with the encoding "critical" evaluates "NTK below,
 target / training length from there on" for every pair that may be critical, before anything else:
 the fitness of these is the measurement.
@@ -38,8 +38,8 @@ def theoretical_pair(*, rotary_dim: int, theta: float, trained_len: int, turns: 
       trained_len: L, tokens.
       turns: of the pair.
     """
-    seen = trained_len / (2 * math.pi * turns)
-    pair = math.ceil(rotary_dim / 2 * math.log(seen) / math.log(theta))
+    reduced_wavelength = trained_len / (2 * math.pi * turns)
+    pair = math.ceil(rotary_dim / 2 * math.log(reduced_wavelength) / math.log(theta))
     return min(max(pair, 1), rotary_dim // 2 - 1)
 
 
@@ -99,7 +99,7 @@ def seeds(space: genome.Space, *, target_len: int, attention_factor: float) -> l
 def report(
     state: evolution.SearchState, *, theta: float, trained_len: int, attention_factor: float
 ) -> dict[str, Any]:
-    """Returns what a search has measured about the critical pair; {} for any other encoding.
+    """Returns what a search measured about the critical pair; {} for any other encoding.
 
     Returns:
       "critical_pair", the best as measured by the seeds (None: all of them failed);
@@ -111,15 +111,16 @@ def report(
     if not space.critical_pairs:
         return {}
     encoding = ENCODINGS["critical"]
-    known = {genome.key(space, seen): i for i, seen in enumerate(state.seen_EG)}
-    found = []
+    index_of = {genome.key(space, genome_G): i for i, genome_G in enumerate(state.seen_EG)}
+    seed_fitness = []
     for seed in seeds(space, target_len=1, attention_factor=attention_factor):
         choice = genome.Choice(np.array(seed.bucket.factors), 0, attention_factor)
-        index = known[genome.key(space, genome.encode(encoding, space, choice))]
+        index = index_of[genome.key(space, genome.encode(encoding, space, choice))]
         fitness = float(state.seen_fitness_E[index])
-        found.append(fitness)
-    pairs = zip(space.critical_pairs, found, strict=True)
-    measured = space.critical_pairs[int(np.argmin(found))] if np.isfinite(min(found)) else None
+        seed_fitness.append(fitness)
+    pairs = zip(space.critical_pairs, seed_fitness, strict=True)
+    best_seed = int(np.argmin(seed_fitness))
+    measured = space.critical_pairs[best_seed] if np.isfinite(seed_fitness[best_seed]) else None
     _, own_LO = genome.layers(space, evolution.best(state)[0])
     return {
         "critical_pair": measured,

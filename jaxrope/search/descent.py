@@ -28,8 +28,8 @@ COST = 3  # forward passes that a gradient costs: its own, and a backward pass t
 _POLL_SECONDS = 0.002
 
 
-class Found(NamedTuple):
-    """Where a descent has ended; `name` is that of its start."""
+class End(NamedTuple):
+    """The end of a descent; `name` is that of its start."""
 
     name: str
     choice: Choice
@@ -49,19 +49,19 @@ def planned_steps(problem: Problem) -> int:
 
 
 def steps_in(rows: list[dict]) -> int:
-    """Returns the steps that the journal has."""
+    """Returns how many steps of descents the journal has."""
     return sum("descent" in row for row in rows)
 
 
-def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[Found]:
-    """Returns where the descents have ended, and YaRN with its ramp moved where that is better and
-    no descent began there; none where the method has none.
+def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[End]:
+    """Returns the ends of the descents, and YaRN with its ramp moved where that is better and no
+    descent began there; an empty list where the method has no descents.
 
     The end of a descent is not judged against a moved ramp that it began at: the ramp is the best
-    of a dozen by the very texts that judge, so by their noise it wins too often.
+    of a dozen on the very texts that judge, so their noise makes it win too often.
 
     Args:
-      problem: what is searched for.
+      problem: of the search.
       bench: has the parameters on the devices, and the journal.
       rows: of the journal.
       compared: the baselines, measured; the best of them are the starts.
@@ -76,22 +76,22 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     moved = ramp.run(problem, bench, rows, compared)
     starts = _starts(problem, moved, compared)[: settings.starts]
     gradient_fn = evaluator.gradient_fn(problem.objective, problem.model, problem.mesh)
-    found = []
+    ends = []
     with Progress(len(starts) * settings.steps, unit="steps", start=steps_in(rows)) as progress:
         for i, start in enumerate(starts):
-            told_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
+            report_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
             step_fn = functools.partial(_measure, problem, bench, gradient_fn)
-            found.append(_descend(problem, bench, rows, start, (step_fn, told_fn)))
+            ends.append(_descend(problem, bench, rows, start, (step_fn, report_fn)))
     if moved and moved.baseline not in starts:
         bucket = moved.baseline.bucket
         choice = Choice(np.array(bucket.factors), bucket.start_tokens, bucket.attention_factor)
-        found.append(Found(moved.baseline.name, choice))
-    return found
+        ends.append(End(moved.baseline.name, choice))
+    return ends
 
 
-def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, fns) -> Found:
-    """Returns where the descent from `start` ends, with what the journal has of it told first."""
-    (step_fn, told_fn), settings = fns, problem.gradient
+def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, fns) -> End:
+    """Returns the end of the descent from `start`, after a replay of its steps in the journal."""
+    (step_fn, report_fn), settings = fns, problem.gradient
     multiplier = np.array(problem.space.multiplier or 1.0)
     bounds = _bounds(problem)
     number = problem.attention_factor  # that the baselines were ranked with
@@ -101,35 +101,37 @@ def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, 
         factors, attention_factor = gradient.point(bounds, state)
         choice = Choice(factors * multiplier, start.bucket.start_tokens, attention_factor)
         if state.step == settings.steps:
-            return Found(start.name, choice)
+            return End(start.name, choice)
         if state.step < len(done):
             row = done[state.step]
             _check(bench, row, state.step, choice)
         else:
             row = {"descent": start.name, "step": state.step} | step_fn(choice, state.step)
             journal.append(bench.path, [row])
-            told_fn(row)
+            report_fn(row)
         slope = np.array(row["factors_grad"]) * multiplier
         state = gradient.tell(settings, bounds, state, slope, row["attention_grad"])
 
 
-def _measure(problem: Problem, bench: Bench, fn, choice: Choice, step: int) -> dict[str, Any]:
+def _measure(
+    problem: Problem, bench: Bench, gradient_fn, choice: Choice, step: int
+) -> dict[str, Any]:
     """Returns the rest of a step's row: loss and gradients of fresh samples."""
     begin = time.perf_counter()
     judge = problem.fresh_fn(step)
     r = sharding.put(build_rope(problem, *choice), sharding.replicated(problem.mesh))
-    told = []
+    per_sample = []
     for i in range(judge.num_samples):
         try:
-            found = fn(bench.evaluator.params, r, _sample(problem, judge, i))
-            while not found[0].is_ready():  # a signal is heard between polls
+            outputs = gradient_fn(bench.evaluator.params, r, _sample(problem, judge, i))
+            while not outputs[0].is_ready():  # a signal is heard between polls
                 time.sleep(_POLL_SECONDS)
         except jax.errors.JaxRuntimeError as error:
             raise _out_of_memory(problem, error) from None
-        told.append([np.asarray(leaf, np.float64) for leaf in found])
+        per_sample.append([np.asarray(leaf, np.float64) for leaf in outputs])
     loss, factors_grad, attention_grad = (
         np.average(np.stack(leaves), axis=0, weights=judge.weights_W)
-        for leaves in zip(*told, strict=True)
+        for leaves in zip(*per_sample, strict=True)
     )
     if not np.all(np.isfinite(factors_grad)) or not np.isfinite(loss):
         raise InputError(
@@ -153,17 +155,17 @@ def _sample(problem: Problem, judge: Objective, index: int) -> Any:
 
 
 def _seeds(problem: Problem) -> list[Baseline]:
-    return [known for known in problem.known if known.is_seed]
+    return [baseline for baseline in problem.baselines if baseline.is_seed]
 
 
 def _starts(problem: Problem, moved: ramp.Moved | None, compared: list[dict]) -> list[Baseline]:
-    """Returns the seeds and what `moved` is, best first by their fitness with the attention factor
+    """Returns the seeds and the moved ramp, best first by their fitness with the attention factor
     of the search."""
     fitness = {row["baseline"]: journal.fitness_of(row) for row in compared}  # the last row counts
-    found = _seeds(problem)
+    starts = _seeds(problem)
     if moved:
-        found, fitness["ramp"] = [*found, moved.baseline], moved.fitness
-    return sorted(found, key=lambda known: fitness[known.name])
+        starts, fitness["ramp"] = [*starts, moved.baseline], moved.fitness
+    return sorted(starts, key=lambda baseline: fitness[baseline.name])
 
 
 def _bounds(problem: Problem) -> gradient.Bounds:

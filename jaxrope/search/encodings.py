@@ -64,7 +64,7 @@ def mutate_piecewise(space: Space, rng, genes_R, own_O, probability: float) -> N
 
 
 def settle_piecewise(space: Space, genes_R, own_O) -> bool:
-    """Writes what the borders say: 1 up to alpha, target / training length above beta.
+    """Writes the factors by the borders: 1 up to alpha, target / training length above beta.
 
     Returns:
       Whether the borders are in order.
@@ -77,12 +77,13 @@ def settle_piecewise(space: Space, genes_R, own_O) -> bool:
 
 def encode_critical(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
     """Returns the critical genes nearest to `factors_R`, by the squares of the logs of factors."""
-    wanted_R, found = np.log(np.maximum(factors_R, 1.0)), []
+    log_factors_R, candidates = np.log(np.maximum(factors_R, 1.0)), []
     for pair in space.critical_pairs:
         genes_R = round_to_grid(space, factors_R, (space.scale, space.highest))
         settle_critical(space, genes_R, [pair])
-        found.append((np.sum((np.log(genes_R / space.units) - wanted_R) ** 2), pair, genes_R))
-    _, pair, genes_R = min(found, key=lambda told: told[:2])
+        distance = np.sum((np.log(genes_R / space.units) - log_factors_R) ** 2)
+        candidates.append((distance, pair, genes_R))
+    _, pair, genes_R = min(candidates, key=lambda candidate: candidate[:2])
     return genes_R, [pair]
 
 
@@ -135,9 +136,9 @@ def mutate_genes(
     begin, end = pairs
     is_chosen = rng.random(end - begin) < probability
     for pair in begin + np.flatnonzero(is_chosen):
-        left = genes_R[pair - 1] if pair > begin else limits[0]
-        right = genes_R[pair + 1] if pair + 1 < end else limits[1]
-        genes_R[pair] = rng.integers(left, right, endpoint=True)
+        lower = genes_R[pair - 1] if pair > begin else limits[0]
+        upper = genes_R[pair + 1] if pair + 1 < end else limits[1]
+        genes_R[pair] = rng.integers(lower, upper, endpoint=True)
 
 
 ENCODINGS = {

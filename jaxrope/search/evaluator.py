@@ -3,7 +3,7 @@
 Ropes are arguments of it, stacked and vmapped, spread over `data` and `fsdp`; each sample is spread
 over `context`, the parameters lie as in training. Samples are looped inside, so that memory is that
 of one sample for each candidate of a batch. Batches are filled up to one size. The arithmetic of a
-candidate depends on the candidates per device alone, never on which they are.
+candidate depends on the number of candidates per device alone, not on the other candidates.
 
 Letters: P candidates, W samples, T length.
 """
@@ -36,7 +36,7 @@ class Evaluator:
       losses_fn: (params, ropes with leading P, samples) -> losses_PW; compiled at its first call.
       params, samples: on all devices.
       num_groups: groups of devices that share a batch; those of a group share a sequence.
-      per_device: candidates of a batch in each group: what each of its devices has a part of.
+      per_device: candidates of a batch in each group: each of its devices computes a part of them.
       ropes_at: where ropes lie; None: where jax puts them.
     """
 
@@ -108,9 +108,9 @@ def lower(
         name: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, _SAMPLES))
         for name, dtype in (dtypes | {"weights_BT": jnp.float32}).items()
     }
-    one = rope.build(np.ones(model.rotary_dim // 2), theta=model.theta)
+    plain_rope = rope.build(np.ones(model.rotary_dim // 2), theta=model.theta)
     count = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
-    ropes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, rope.stack([one] * count)))
+    ropes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, rope.stack([plain_rope] * count)))
     split = NamedSharding(mesh, _SPLIT)
     ropes = jax.tree.map(lambda leaf: abstract(leaf, split), ropes)
     loss_fn = objectives.mean_nll(model, settings)
@@ -159,18 +159,18 @@ def gradient_fn(objective: Objective, model: llama.LlamaConfig, mesh: Mesh) -> C
         return loss_fn(params, r, sample)
 
     @functools.partial(jax.jit, out_shardings=sharding.replicated(mesh))
-    def found_fn(params, r, sample):
+    def value_and_grad_fn(params, r, sample):
         chosen = r.factors_R, r.attention_factor
         loss, (factors_grad, attention_grad) = jax.value_and_grad(of_choice)(
             chosen, params, r, sample
         )
         return loss, factors_grad, attention_grad
 
-    return found_fn
+    return value_and_grad_fn
 
 
 def halve(evaluator: Evaluator) -> Evaluator:
-    """Returns an evaluator of half the batch; the caller sees that a candidate is left."""
+    """Returns an evaluator of half the batch, which must hold more than one candidate a device."""
     return dataclasses.replace(evaluator, per_device=evaluator.per_device // 2)
 
 
@@ -184,17 +184,17 @@ def evaluate(evaluator: Evaluator, ropes: Sequence[rope.Rope]) -> np.ndarray:
     """Returns losses_PW, float64, of at most `batch_size` candidates.
 
     Raises:
-      OutOfMemory: see there.
+      OutOfMemory: the devices cannot hold the batch.
     """
     missing = evaluator.batch_size - len(ropes)
     stacked = rope.stack([*ropes, *[ropes[-1]] * missing])
     if evaluator.ropes_at is not None:
         stacked = sharding.put(stacked, evaluator.ropes_at)
     try:
-        found = evaluator.losses_fn(evaluator.params, stacked, evaluator.samples)
-        while not found.is_ready():
+        losses_PW = evaluator.losses_fn(evaluator.params, stacked, evaluator.samples)
+        while not losses_PW.is_ready():
             time.sleep(_POLL_SECONDS)
-        return np.asarray(found, np.float64)[: len(ropes)]
+        return np.asarray(losses_PW, np.float64)[: len(ropes)]
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfMemory(str(error).splitlines()[0]) from None

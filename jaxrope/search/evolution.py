@@ -2,7 +2,7 @@
 
 The state is one immutable pytree of numpy arrays and holds no random stream: every generation draws
 from a Philox stream of (seed, generation). A state is therefore a function of the settings, the
-seeds and the fitness told so far, and a killed search comes back bit for bit from its journal
+seeds and the fitness values so far, and a killed search comes back bit for bit from its journal
 alone.
 
 Letters: P candidates of one generation, K parents, E candidates evaluated so far, S seeds, G genes.
@@ -117,10 +117,10 @@ def settings_for(section: dict, target_len: int) -> Settings:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
     kind = choose("search.algorithm.name", section.get("name"), SETTINGS)
-    known = [field.name for field in dataclasses.fields(kind)]
+    keys = [field.name for field in dataclasses.fields(kind)]
     for name in section:
-        choose("search.algorithm key", name, dict.fromkeys(known))
-    missing = [name for name in known if name not in section]
+        choose("search.algorithm key", name, dict.fromkeys(keys))
+    missing = [name for name in keys if name not in section]
     if missing:
         raise InputError(
             f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm "
@@ -148,17 +148,17 @@ def _require_whole(name: str, value, least: int) -> None:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class SearchState:
-    """Everything a search knows.
+    """The state of a search.
 
     Attributes:
-      generation: how many generations were told.
+      generation: number of generations evaluated.
       population_PG: the candidates to evaluate next; none of them is in `seen_EG`, and no two are
         alike.
       parents_KG: the best candidates so far, best first.
       parent_fitness_K: theirs, float64.
-      seen_EG: every candidate evaluated, in the order asked.
-      seen_fitness_E: theirs, float64; lower is better, +inf has failed.
-      seed, settings, space, prefilter: as given to `init`.
+      seen_EG: every candidate evaluated, in order.
+      seen_fitness_E: theirs, float64; lower is better, +inf: failed.
+      seed, settings, space, prefilter: arguments of `init`.
     """
 
     generation: int
@@ -182,7 +182,7 @@ def init(
 ) -> SearchState:
     """Returns the state before the first generation (Algorithm 1, line 1).
 
-    Its population is the seeds, then what the encoding begins with, each made from a seed in turn.
+    Its population is the seeds, then genomes by the encoding's `begin`, from each seed in turn.
 
     Raises:
       InputError: the population cannot hold the seeds.
@@ -226,7 +226,7 @@ def tell(state: SearchState, fitness_P: np.ndarray) -> SearchState:
     seen_EG = np.concatenate([state.seen_EG, state.population_PG])
     seen_fitness_E = np.concatenate([state.seen_fitness_E, clean_fitness(fitness_P)])
     best_K = np.argsort(seen_fitness_E, kind="stable")[: state.settings.parents]
-    told = dataclasses.replace(
+    next_state = dataclasses.replace(
         state,
         generation=state.generation + 1,
         population_PG=seen_EG[:0],
@@ -235,9 +235,10 @@ def tell(state: SearchState, fitness_P: np.ndarray) -> SearchState:
         seen_EG=seen_EG,
         seen_fitness_E=seen_fitness_E,
     )
-    if told.generation == state.settings.iterations or not np.isfinite(told.parent_fitness_K[0]):
-        return told
-    return dataclasses.replace(told, population_PG=_next_population(told))
+    all_failed = not np.isfinite(next_state.parent_fitness_K[0])
+    if next_state.generation == state.settings.iterations or all_failed:
+        return next_state
+    return dataclasses.replace(next_state, population_PG=_next_population(next_state))
 
 
 def clean_fitness(fitness_P: np.ndarray) -> np.ndarray:
@@ -247,7 +248,7 @@ def clean_fitness(fitness_P: np.ndarray) -> np.ndarray:
 
 
 def stop_reason(state: SearchState) -> str | None:
-    """Returns why the search is over, or None while there is something to ask."""
+    """Returns why the search is over, or None while candidates remain to be evaluated."""
     if state.generation >= state.settings.iterations:
         return f"all {state.settings.iterations} generations were evaluated"
     if state.generation and not np.isfinite(state.parent_fitness_K[0]):
@@ -263,12 +264,12 @@ def best(state: SearchState) -> tuple[np.ndarray, float]:
 
 
 def decode(state: SearchState, genome_G: np.ndarray) -> genomes.Choice:
-    """Returns what a genome says."""
+    """Returns the choice that a genome encodes."""
     return genomes.decode(state.space, genome_G)
 
 
 class _Breed:
-    """Children of one generation; `taken` has the keys that may not come again, and grows."""
+    """Children of one generation; `used_keys` are those of genomes that may not come again."""
 
     def __init__(
         self,
@@ -276,24 +277,25 @@ class _Breed:
         space: genomes.Space,
         prefilter: Prefilter,
         rng: np.random.Generator,
-        seen: Iterable[np.ndarray],
+        genomes_EG: Iterable[np.ndarray],
     ):
         self.settings, self.space, self.prefilter, self.rng = settings, space, prefilter, rng
-        self.taken = {genomes.key(space, genome) for genome in seen}
+        self.used_keys = {genomes.key(space, genome_G) for genome_G in genomes_EG}
         self.encoding = ENCODINGS[settings.name]
 
     def child(self, breed_fn: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         """Returns the best of `oversample` children by the pre-filter; None if all were None."""
         bred = [breed_fn() for _ in range(self.prefilter.oversample)]
-        found = [child_G for child_G in bred if child_G is not None]
-        if not found:
+        children = [child_G for child_G in bred if child_G is not None]
+        if not children:
             return None
         best = 0
-        if len(found) > 1:
-            factors = np.stack([genomes.decode(self.space, child_G).factors for child_G in found])
+        if len(children) > 1:
+            choices = [genomes.decode(self.space, child_G) for child_G in children]
+            factors = np.stack([choice.factors for choice in choices])
             best = int(np.argmin(prefilters.scores(self.prefilter, factors)))
-        self.taken.add(genomes.key(self.space, found[best]))
-        return found[best]
+        self.used_keys.add(genomes.key(self.space, children[best]))
+        return children[best]
 
     def beginning(self, seed_G: np.ndarray) -> np.ndarray | None:
         return self._varied(genomes.begin, seed_G)
@@ -317,16 +319,15 @@ class _Breed:
         return None
 
     def _is_new(self, child_G: np.ndarray) -> bool:
-        return genomes.key(self.space, child_G) not in self.taken
+        return genomes.key(self.space, child_G) not in self.used_keys
 
 
 def _next_population(state: SearchState) -> np.ndarray:
     """N1 mutations of random parents, then N2 crossovers of two different ones if there are."""
     settings, rng = state.settings, _stream(state.seed, state.generation)
     breed = _Breed(settings, state.space, state.prefilter, rng, state.seen_EG)
-    num_parents = int(
-        np.sum(np.isfinite(state.parent_fitness_K))
-    )  # a failed candidate has nothing to pass on
+    # A failed candidate has nothing to pass on.
+    num_parents = int(np.sum(np.isfinite(state.parent_fitness_K)))
 
     def mutation():
         return breed.mutation(state.parents_KG[rng.integers(num_parents)])
@@ -348,8 +349,8 @@ def _distinct(space: genomes.Space, genomes_SG: np.ndarray) -> list[np.ndarray]:
 
 
 def _rows(children: list[np.ndarray | None], like_EG: np.ndarray) -> np.ndarray:
-    found = [child for child in children if child is not None]
-    return np.stack(found).astype(np.int32) if found else like_EG[:0]
+    bred = [child for child in children if child is not None]
+    return np.stack(bred).astype(np.int32) if bred else like_EG[:0]
 
 
 def _stream(seed: int, generation: int) -> np.random.Generator:

@@ -61,7 +61,7 @@ class Space:
 
 
 class Choice(NamedTuple):
-    """What a genome says.
+    """The choice that a genome encodes.
 
     Attributes:
       factors: float64 [R], or [L, R] where every layer has its own.
@@ -134,8 +134,8 @@ class Encoding:
     Attributes:
       encode: (space, factors_R) -> (genes_R, own genes) nearest to them.
       mutate: (space, rng, genes_R, own_O, probability) -> None.
-      settle: (space, genes_R, own_O) -> whether crossed own genes can be; makes the factors those
-        that they speak of.
+      settle: (space, genes_R, own_O) -> whether crossed own genes are consistent; sets the factors
+        that they imply.
       begin: as `mutate`, for the first population.
     """
 
@@ -150,7 +150,7 @@ def encode(encoding: Encoding, space: Space, choice: Choice) -> np.ndarray:
     factors = choice.factors / np.array(space.multiplier or 1.0)
     factors_LR = np.broadcast_to(factors, (space.num_layers, space.num_pairs))
     layers = [encoding.encode(space, factors_R) for factors_R in factors_LR]
-    genes = [genes_R for genes_R, _ in layers] + [own for _, own in layers]
+    genes = [genes_R for genes_R, _ in layers] + [own_O for _, own_O in layers]
     if space.num_choices > 1:
         genes.append([_nearest(space.attention_factors, choice.attention_factor)])
     genes.append([_nearest(space.start_tokens, choice.start_tokens)])
@@ -158,7 +158,7 @@ def encode(encoding: Encoding, space: Space, choice: Choice) -> np.ndarray:
 
 
 def decode(space: Space, genome_G: np.ndarray) -> Choice:
-    """Returns what a genome says."""
+    """Returns the choice that a genome encodes."""
     factors = genome_G[: space.num_factors] / space.units
     if space.num_layers > 1:
         factors = factors.reshape(space.num_layers, space.num_pairs)
@@ -169,9 +169,9 @@ def decode(space: Space, genome_G: np.ndarray) -> Choice:
 
 
 def key(space: Space, genome_G: np.ndarray) -> bytes:
-    """Returns what the model sees of a genome: equal keys are one candidate."""
-    seen = np.append(genome_G[: space.num_factors], genome_G[-space.num_choices :])
-    return seen.astype(np.int32).tobytes()
+    """Returns the genes that the model depends on: equal keys are one candidate."""
+    genes = np.append(genome_G[: space.num_factors], genome_G[-space.num_choices :])
+    return genes.astype(np.int32).tobytes()
 
 
 def mutate(
@@ -238,5 +238,5 @@ def _layer_mask(space: Space, rng, num_genes: int) -> np.ndarray:
     return np.concatenate([*parts, rng.random(space.num_choices) < 0.5])
 
 
-def _nearest(values: tuple[float, ...], wanted: float) -> int:
-    return int(np.argmin([abs(value - wanted) for value in values]))
+def _nearest(values: tuple[float, ...], target: float) -> int:
+    return int(np.argmin([abs(value - target) for value in values]))

@@ -1,10 +1,10 @@
-"""Gradient descent on the factors: the loss is differentiable in them, so that each step knows the
-slope of all of them at the price of three forward passes.
+"""Gradient descent on the factors: the loss is differentiable in them, so that a step
+has the gradient in all of them at the price of three forward passes.
 
 Factors ascend and stay within [1, highest] by construction: ln(factors) = ln(highest) * (1 -
 exp(-z)), z the cumulative sum of softplus(slopes). Adam works on the slopes, and on the logarithm
-of the attention factor where a candidate may choose it. Every step has text of its own: with few
-texts it fits those (on books-6m with two, no better than evolution on others).
+of the attention factor where a candidate may choose it. Every step reads fresh text: with few
+texts it overfits (on books-6m with two, it is no better than evolution on held-out text).
 
 A descent is a function of its start and of the gradients so far, which the journal has: a killed
 one comes back bit for bit. Arithmetic beside the model is numpy in float64.
@@ -20,7 +20,7 @@ import numpy as np
 import optax
 
 from jaxrope.errors import InputError
-from jaxrope.search.section import made
+from jaxrope.search.section import settings_from
 
 _LEAST_RISE = 1e-3  # of z from pair to pair at the start: where softplus is flat, nothing moves
 _NEAREST = 0.999  # of ln(highest): the most that a start may have, for z is infinite at the bound
@@ -67,7 +67,7 @@ def settings_for(section: dict) -> Settings:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    return made(Settings, "search.gradient", section)
+    return settings_from(Settings, "search.gradient", section)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +88,7 @@ class State:
     """A descent.
 
     Attributes:
-      step: gradients it has been told.
+      step: number of gradients so far.
       slopes: float64, [R] or [L, R]; see the module.
       log_attention: of the attention factor.
       moments: of optax.
@@ -105,8 +105,8 @@ def begin(settings: Settings, bounds: Bounds, factors, attention_factor: float) 
 
     Args:
       settings, bounds: of the search.
-      factors: [R] or [L, R]; drawn into the bounds, and made to ascend.
-      attention_factor: drawn into the bounds.
+      factors: [R] or [L, R]; clipped to the bounds, and made to ascend.
+      attention_factor: clipped to the bounds.
     """
     slopes = to_slopes(factors, bounds.highest)
     log_attention = math.log(min(max(attention_factor, bounds.attention[0]), bounds.attention[1]))
@@ -116,7 +116,7 @@ def begin(settings: Settings, bounds: Bounds, factors, attention_factor: float) 
 
 
 def point(bounds: Bounds, state: State) -> tuple[np.ndarray, float]:
-    """Returns (factors, attention factor), where the next gradient is wanted."""
+    """Returns (factors, attention factor) at which to take the next gradient."""
     return to_factors(state.slopes, bounds.highest), math.exp(state.log_attention)
 
 

@@ -1,6 +1,6 @@
-"""journal.jsonl: what a search has measured, one line a candidate, on disk before the next batch.
+"""journal.jsonl: the measurements of a search, one line a candidate, on disk before the next batch.
 
-The first line is the header: all that the results depend on. Then, in the order they came:
+The first line is the header: everything that the results depend on. Then, in order:
 
     a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
                       "fitness", ...}
@@ -88,7 +88,7 @@ def candidate_row(
 
 
 def number(value: float) -> float | None:
-    """Returns what JSON can hold: None for NaN and infinity."""
+    """Returns a number as JSON can hold it: None for NaN and infinity."""
     return float(value) if math.isfinite(value) else None
 
 
@@ -110,7 +110,7 @@ def spared(rows: list[dict], num_samples: int) -> int:
 def replay(
     path: Path, rows: list[dict], state: evolution.SearchState
 ) -> tuple[evolution.SearchState, dict[int, dict]]:
-    """Tells a fresh state everything that the rows hold.
+    """Replays the rows onto a fresh state.
 
     Returns:
       (state, rows of its unfinished generation by index).
@@ -118,13 +118,13 @@ def replay(
     Raises:
       InputError: the rows are not those of this search.
     """
-    known: dict[int, dict] = {}
+    done: dict[int, dict] = {}
     for row in candidates(rows):
         generation, index = row["generation"], row["index"]
         population_PG = evolution.ask(state)
         if (
             generation != state.generation
-            or index in known
+            or index in done
             or index >= len(population_PG)
             or row["genome"] != population_PG[index].tolist()
         ):
@@ -133,29 +133,29 @@ def replay(
                 "search would ask for there (another version of numpy or jaxrope?). Use another "
                 "--workdir."
             )
-        known[index] = row
-        if len(known) == len(population_PG):
-            fitness_P = [fitness_of(known[i]) for i in range(len(population_PG))]
-            state, known = evolution.tell(state, np.array(fitness_P)), {}
-    return state, known
+        done[index] = row
+        if len(done) == len(population_PG):
+            fitness_P = [fitness_of(done[i]) for i in range(len(population_PG))]
+            state, done = evolution.tell(state, np.array(fitness_P)), {}
+    return state, done
 
 
-def _check_header(path: Path, found: dict, header: dict) -> None:
-    if found.get("format") != FORMAT:
+def _check_header(path: Path, stored: dict, header: dict) -> None:
+    if stored.get("format") != FORMAT:
         raise InputError(
-            f"{path}: format must be '{FORMAT}', got {found.get('format')!r}. Use another "
+            f"{path}: format must be '{FORMAT}', got {stored.get('format')!r}. Use another "
             "--workdir."
         )
-    before, now = _flat(found), _flat(header)
+    before, now = _flat(stored), _flat(header)
     names = [name for name in {**before, **now} if not name.startswith("versions.")]
     different = [name for name in names if before.get(name) != now.get(name)]
     if different:
-        told = ", ".join(
+        changes = ", ".join(
             f"{name} ({_short(before.get(name))}, now {_short(now.get(name))})"
             for name in different
         )
         raise InputError(
-            f"{path} is of another search: {told}. Undo the change, or use another --workdir."
+            f"{path} is of another search: {changes}. Undo the change, or use another --workdir."
         )
 
 

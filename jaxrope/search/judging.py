@@ -1,4 +1,4 @@
-"""What an objective is, and what all of them are made with.
+"""What an objective is, and what all objectives are built from.
 
 An objective is the loss of one rope on one sample, so that it can be vmapped over ropes and
 differentiated in them. Samples are cut on the host once and are the same for every candidate. On a
@@ -39,7 +39,7 @@ class Reference(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What every objective is made from.
+    """What every objective is built from.
 
     Attributes:
       config: the model's shape.
@@ -48,8 +48,8 @@ class Task:
       tokenizer: of the documents.
       target_len: tokens that the factors are searched for.
       seed: of the samples drawn.
-      skip: samples that are passed over: those after them are fresh ones, for a gradient.
-      reference: what a candidate's attention is compared with; None: nothing is.
+      skip: samples to skip: those after them are fresh, for a gradient.
+      reference: what a candidate's attention is compared with; None: no comparison.
     """
 
     config: llama.LlamaConfig
@@ -70,11 +70,11 @@ class Objective:
       loss_fn: (params, rope, sample) -> scalar float32; lower is better. A sample is {name: [T]},
         of what `lay_out` gives; with a mesh in the settings all arguments are this device's.
       samples: pytree of numpy arrays, first axis W.
-      lay_out: samples -> {name: [W, T]}, as they lie over the mesh.
+      lay_out: samples -> {name: [W, T]}, laid out over the mesh.
       fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
-      unit: what the fitness is, for tables.
+      unit: of the fitness, for tables.
       sample_tokens: forward tokens of one candidate on one sample.
-      weights_W: float64, what each sample's loss weighs in a candidate's mean; None: all the same.
+      weights_W: float64, weight of each sample's loss in a candidate's mean; None: equal weights.
     """
 
     loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
@@ -117,7 +117,7 @@ class Objective:
 
 
 def check_whole(**values: tuple[int, int]) -> None:
-    """Refuses an argument, (value, minimum), that is no whole number or below its minimum."""
+    """Refuses an argument, (value, minimum), that is not a whole number or below its minimum."""
     for name, (value, least) in values.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < least:
             raise InputError(
@@ -166,7 +166,7 @@ PLACES = {"start": lambda index: None, "spread": needles.spread_depth}
 
 
 def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
-    """Returns (params, rope, sample of llama.lay_out) -> mean NLL in nats of what counts."""
+    """Returns (params, rope, sample of llama.lay_out) -> weighted mean NLL, nats."""
     cost_fn = nll_of(config, settings)
 
     def loss_fn(params, r, sample):
@@ -180,7 +180,7 @@ def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Call
 
 
 def nll_of(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
-    """Returns (params, x_BTD of llama.hidden, row of llama.lay_out) -> mean NLL of what counts."""
+    """Returns (params, x_BTD of llama.hidden, row of llama.lay_out) -> weighted mean NLL, nats."""
 
     def cost_fn(params, x_BTD, row):
         nll_BT = losses.token_nll(

@@ -27,9 +27,9 @@ class Measured(NamedTuple):
     Attributes:
       indices: of its candidates.
       losses_PW: float64; a row of infinities where memory did not suffice for one candidate.
-      fitness_P: float64; +inf has failed.
+      fitness_P: float64; +inf: failed.
       failure: "out of memory", or "".
-      seconds: that the whole batch took.
+      seconds: of the whole batch.
     """
 
     indices: list[int]
@@ -40,7 +40,7 @@ class Measured(NamedTuple):
 
 
 class Bench:
-    """An evaluator that gives way when memory runs out.
+    """An evaluator that halves its batch when memory runs out.
 
     Attributes:
       evaluator: of the batch size that fits.
@@ -52,38 +52,38 @@ class Bench:
         self.evaluator, self.objective, self.path = evaluator, objective, path
 
     def measure(
-        self, ropes: Sequence[rope.Rope], *, known: set[int], generation: int
+        self, ropes: Sequence[rope.Rope], *, done: set[int], generation: int
     ) -> Iterator[Measured]:
         """Yields each batch of `ropes`.
 
         Batches begin at multiples of the batch size, so that a resumed search has the batches of an
-        undisturbed one; one whose members are all `known` is passed over.
+        undisturbed one; a batch whose candidates are all `done` is skipped.
         """
         begin = 0
         while begin < len(ropes):
             indices = list(range(begin, min(begin + self.evaluator.batch_size, len(ropes))))
             start = time.perf_counter()
-            if not known.issuperset(indices):
-                found = self._losses([ropes[i] for i in indices])
+            if not done.issuperset(indices):
+                outcome = self._losses([ropes[i] for i in indices])
                 seconds = time.perf_counter() - start
-                if found is None:
-                    self._give_way(generation, seconds)
+                if outcome is None:
+                    self._halve_batch(generation, seconds)
                     continue
-                losses_PW, failure = found
+                losses_PW, failure = outcome
                 yield Measured(indices, losses_PW, self.fitness(losses_PW), failure, seconds)
             begin += len(indices)
 
     def losses(self, ropes: Sequence[rope.Rope], chosen: slice, generation: int) -> np.ndarray:
         """Returns losses_PW of the chosen samples."""
-        found, done, start = [], 0, time.perf_counter()
+        batches, done, start = [], 0, time.perf_counter()
         while done < len(ropes):
             batch = self._losses(ropes[done : done + self.evaluator.batch_size], chosen)
             if batch is None:
-                self._give_way(generation, time.perf_counter() - start)
+                self._halve_batch(generation, time.perf_counter() - start)
             else:
-                found.append(batch[0])
+                batches.append(batch[0])
                 done += len(batch[0])
-        return np.concatenate(found)
+        return np.concatenate(batches)
 
     def _losses(
         self, ropes: Sequence[rope.Rope], chosen: slice = slice(None)
@@ -111,7 +111,7 @@ class Bench:
         with np.errstate(over="ignore"):
             return evolution.clean_fitness(self.objective.fitness_fn(mean_P))
 
-    def _give_way(self, generation: int, seconds: float) -> None:
+    def _halve_batch(self, generation: int, seconds: float) -> None:
         row = {"event": "out_of_memory", "generation": generation}
         row |= {"batch_size": self.evaluator.batch_size, "seconds": round(seconds, 3)}
         journal.append(self.path, [row])
@@ -120,7 +120,7 @@ class Bench:
 
 def evolve(
     state: SearchState,
-    known: dict[int, dict],
+    done: dict[int, dict],
     bench: Bench,
     *,
     rope_fn: Callable[[np.ndarray, int, float], rope.Rope],
@@ -131,48 +131,48 @@ def evolve(
 
     Args:
       state: where the search stands.
-      known: rows of the unfinished generation, by index.
+      done: rows of the unfinished generation, by index.
       bench: measures.
       rope_fn: (factors, start tokens, attention factor) -> candidate.
-      report_fn: is told the state and the new rows after every batch.
-      race: whether, and how, candidates that lose on few samples are spared the rest.
+      report_fn: called with the state and the new rows after every batch.
+      race: whether, and how, candidates that lose on few samples skip the rest.
     """
-    known = dict(known)
+    done = dict(done)
     while evolution.stop_reason(state) is None:
         population_PG = evolution.ask(state)
         ropes = [rope_fn(*evolution.decode(state, genome)) for genome in population_PG]
         if race is not None and state.generation:
-            for rows in _run_race(state, dict(known), bench, ropes, race):
+            for rows in _run_race(state, dict(done), bench, ropes, race):
                 journal.append(bench.path, rows)
-                known |= {row["index"]: row for row in rows}
+                done |= {row["index"]: row for row in rows}
                 report_fn(state, rows)
-        for batch in bench.measure(ropes, known=set(known), generation=state.generation):
-            rows = [row for row in _rows(state, batch) if row["index"] not in known]
+        for batch in bench.measure(ropes, done=set(done), generation=state.generation):
+            rows = [row for row in _rows(state, batch) if row["index"] not in done]
             journal.append(bench.path, rows)
-            known |= {row["index"]: row for row in rows}
+            done |= {row["index"]: row for row in rows}
             report_fn(state, rows)
         if race is not None:
-            race.remember(known.values())
-        fitness_P = [journal.fitness_of(known[i]) for i in range(len(population_PG))]
-        state, known = evolution.tell(state, np.array(fitness_P)), {}
+            race.remember(done.values())
+        fitness_P = [journal.fitness_of(done[i]) for i in range(len(population_PG))]
+        state, done = evolution.tell(state, np.array(fitness_P)), {}
     return state
 
 
 def _run_race(
-    state: SearchState, known: dict, bench: Bench, ropes: Sequence[rope.Rope], race: Race
+    state: SearchState, done: dict, bench: Bench, ropes: Sequence[rope.Rope], race: Race
 ) -> Iterator[list[dict]]:
-    """Yields the rows of all candidates of a generation that `known` lacks: those that lose, with
-    what the first samples say, then batch by batch the others.
+    """Yields the rows of all candidates of a generation that `done` lacks: first the losers,
+    judged by the first samples, then the others batch by batch.
 
-    Who loses depends on all of the generation, and not on how much of it is known already.
+    Which candidates lose depends on the whole generation, not on how much of it is done already.
     """
     rival_W = race.losses_of(state)
     early, late = slice(race.first), slice(race.first, None)
-    new = [i for i in range(len(ropes)) if i not in known]
+    new = [i for i in range(len(ropes)) if i not in done]
     if not new:
         return
     losses_PW = np.full((len(ropes), len(rival_W)), np.nan)
-    for index, row in known.items():
+    for index, row in done.items():
         losses_PW[index] = race.losses(row)
     begin = time.perf_counter()
     losses_PW[new, early] = bench.losses([ropes[i] for i in new], early, state.generation)
@@ -181,20 +181,21 @@ def _run_race(
     lost = [i for i in new if lost_P[i]]
     rows = _race_rows(state, bench, lost, losses_PW, rival_W + shift_P1, begin)
     yield [row | {"raced": race.first} for row in rows]
-    kept = [i for i in new if not lost_P[i]]
-    while kept:
+    remaining = [i for i in new if not lost_P[i]]
+    while remaining:
         begin = time.perf_counter()
-        batch, kept = kept[: bench.evaluator.batch_size], kept[bench.evaluator.batch_size :]
+        batch_size = bench.evaluator.batch_size
+        batch, remaining = remaining[:batch_size], remaining[batch_size:]
         losses_PW[batch, late] = bench.losses([ropes[i] for i in batch], late, state.generation)
         yield _race_rows(state, bench, batch, losses_PW, losses_PW, begin)
 
 
 def _race_rows(state, bench: Bench, chosen: list[int], losses_PW, judged_PW, begin) -> list[dict]:
-    """Returns the rows of the chosen candidates, with the fitness of what they are judged by."""
+    """Returns the rows of the chosen candidates, with the fitness of `judged_PW`."""
     if not chosen:
         return []
     fitness_P = bench.fitness(judged_PW[chosen])
-    told = dict(seconds=time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
     return [
         journal.candidate_row(
             state,
@@ -202,7 +203,7 @@ def _race_rows(state, bench: Bench, chosen: list[int], losses_PW, judged_PW, beg
             losses_PW[index],
             fitness=fitness,
             failure="" if np.isfinite(fitness) else "not a number",
-            **told,
+            seconds=seconds,
         )
         for index, fitness in zip(chosen, fitness_P, strict=True)
     ]

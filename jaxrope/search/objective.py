@@ -1,7 +1,7 @@
 """What a candidate is judged by: a function chosen in the config, one line each in OBJECTIVES.
 
-What text costs is here, what attention does in attention_objective.py, what an objective is in
-judging.py.
+Losses of text are here, objectives of attention in attention_objective.py, the definition of an
+objective in judging.py.
 
 Letters: W samples, T length.
 """
@@ -42,14 +42,14 @@ def make(section: dict, task: Task) -> Objective:
     arguments = dict(section)
     objective_fn = choose("search.objective.name", arguments.pop("name", None), OBJECTIVES)
     parameters = inspect.signature(objective_fn).parameters.values()
-    known = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
+    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
     for name in arguments:
-        if name not in known:
-            raise InputError(f"Unknown key search.objective.{name}. {nearest(name, known)}")
-    for name in known:
+        if name not in names:
+            raise InputError(f"Unknown key search.objective.{name}. {nearest(name, names)}")
+    for name in names:
         if name not in arguments:
             raise InputError(
-                f"search.objective.{name} is missing. Give all of: {', '.join(known)}."
+                f"search.objective.{name} is missing. Give all of: {', '.join(names)}."
             )
     return objective_fn(task, **arguments)
 
@@ -60,7 +60,7 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
     Args:
       task: the model and the text.
       num_samples: windows, each of another document.
-      offset_tokens: tokens of each document that are passed over.
+      offset_tokens: tokens to skip at the start of each document.
     """
     check_whole(num_samples=(num_samples, 1), offset_tokens=(offset_tokens, 0))
     text = dict(length=task.target_len, offset_tokens=offset_tokens)
@@ -90,7 +90,7 @@ def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Object
       num_keys: needles in each, one of which is asked for; the paper has 1.
       place: "start": all needles stand before the text, as in the paper; "spread": anywhere in it.
     """
-    made = judging.needle_documents(
+    documents = judging.needle_documents(
         task,
         num_samples=num_samples,
         num_keys=num_keys,
@@ -98,9 +98,9 @@ def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Object
         length=task.target_len,
         setting="target_len",
     )
-    tokens_WT = np.stack([document.tokens for document in made])
+    tokens_WT = np.stack([document.tokens for document in documents])
     weights_WT = np.zeros((num_samples, task.target_len), np.float32)
-    for weights_T, document in zip(weights_WT, made, strict=True):
+    for weights_T, document in zip(weights_WT, documents, strict=True):
         weights_T[np.array(document.answers[0]) - 1] = 1.0  # column t predicts token t + 1
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
@@ -146,14 +146,14 @@ def mix(
     half = num_samples // 2
     task = dataclasses.replace(task, skip=task.skip // 2)
     text = perplexity(task, num_samples=half, offset_tokens=offset_tokens)
-    found = needle(task, num_samples=half, num_keys=num_keys, place=place)
-    weights_WT = np.ones_like(found.samples["weights_WT"])
+    answers = needle(task, num_samples=half, num_keys=num_keys, place=place)
+    weights_WT = np.ones_like(answers.samples["weights_WT"])
     pairs = {
-        "tokens_WT": (text.samples, found.samples["tokens_WT"]),
-        "weights_WT": (weights_WT, found.samples["weights_WT"]),
+        "tokens_WT": (text.samples, answers.samples["tokens_WT"]),
+        "weights_WT": (weights_WT, answers.samples["weights_WT"]),
     }
     return dataclasses.replace(
-        found,
+        answers,
         samples={k: np.stack(both, axis=1).reshape(num_samples, -1) for k, both in pairs.items()},
         weights_W=np.tile([float(text_weight), float(needle_weight)], half),
         unit="mixed perplexity",

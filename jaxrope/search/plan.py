@@ -1,4 +1,4 @@
-"""How many candidates to evaluate together, and what a search will cost, told before it begins."""
+"""How many candidates to evaluate together, and what a search will cost, before it begins."""
 
 import dataclasses
 import math
@@ -49,7 +49,7 @@ def memory(
     memory_gb: float,
     mesh: Mesh,
 ) -> Memory:
-    """Returns an estimate of what candidates need and what there is.
+    """Returns an estimate of the memory that candidates need, and of what is available.
 
     Args:
       config: the model's shape.
@@ -65,18 +65,18 @@ def memory(
         raise InputError(f"search.memory_gb must be 0 (ask the device) or more, got {memory_gb}.")
     size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
     available = int(memory_gb * _GIB) or _device_memory(mesh.local_devices)
-    found = Memory(
+    estimate = Memory(
         params=_param_bytes(config, mesh, size),
         candidate=int(_MARGIN * _forward_bytes(config, settings, mesh, sample_tokens, size)),
         available=available,
     )
-    if memory_gb and not found.candidates:
-        needed = (found.params + found.candidate) / _GIB
+    if memory_gb and not estimate.candidates:
+        needed = (estimate.params + estimate.candidate) / _GIB
         raise InputError(
             f"search.memory_gb must be at least {needed:.2f} for one candidate of "
             f"{sample_tokens:,} tokens, got {memory_gb}. Raise it, or lower target_len."
         )
-    return found
+    return estimate
 
 
 def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int, mesh: Mesh) -> int:
@@ -102,8 +102,8 @@ def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int,
     tokens = math.ceil(sample_tokens / sharding.ways(mesh, "context"))
     useful = max(1, (_CPU_TOKENS if is_cpu else _ACCELERATOR_TOKENS) // tokens)
     fits = max(1, space.candidates)  # the estimate errs upwards: one is worth trying
-    found = min(useful, fits, math.ceil(most / groups))
-    return 2 ** int(math.log2(found))  # generations of 64 and 32 then leave no slot empty
+    count = min(useful, fits, math.ceil(most / groups))
+    return 2 ** int(math.log2(count))  # generations of 64 and 32 then leave no slot empty
 
 
 def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
@@ -111,24 +111,24 @@ def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
     weights = llama.num_params(config) - (
         0 if config.tie_embeddings else config.vocab_size * config.embed_dim
     )
-    seen = min(tokens / 2, config.sliding_window or math.inf)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * seen
+    keys_per_query = min(tokens / 2, config.sliding_window or math.inf)
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * keys_per_query
     return tokens * (2.0 * weights + attention)
 
 
 def _param_bytes(config, mesh: Mesh, size: int) -> int:
-    """A device's part of the parameters, and what it gathers: two layers at a time, or the head."""
+    """A device's shard of the parameters, and what it gathers: two layers, or the head."""
     shardings = jax.tree.leaves(llama.param_shardings(config, mesh))
     leaves = jax.tree.leaves(llama.abstract_params(config))
-    kept = sum(
+    local_weights = sum(
         math.prod(where.shard_shape(leaf.shape))
         for leaf, where in zip(leaves, shardings, strict=True)
     )
     if sharding.ways(mesh, *sharding.RULES["embed"]) == 1:
-        return kept * size
+        return local_weights * size
     head = config.vocab_size * config.embed_dim
     layer = (llama.num_params(config) - head) // config.num_layers
-    return (kept + max(head, 2 * layer // sharding.ways(mesh, "tensor"))) * size
+    return (local_weights + max(head, 2 * layer // sharding.ways(mesh, "tensor"))) * size
 
 
 def _forward_bytes(config, settings, mesh: Mesh, sample_tokens: int, size: int) -> int:

@@ -23,13 +23,13 @@ _SMOOTHING = 0.01  # part of every histogram that is uniform: an angle never see
 
 @dataclasses.dataclass(frozen=True)
 class Prefilter:
-    """`search.prefilter`, checked, and what its score needs to know of the search.
+    """`search.prefilter`, checked, and the numbers of the search that its score needs.
 
     Attributes:
       name: in SCORES, or "none".
       oversample: children bred for each that is evaluated.
       theta: base of the plain frequencies.
-      trained_factors: with which the weights were trained, [R] or [L, R]; 1 for a plain model.
+      trained_factors: that the weights were trained with, [R] or [L, R]; 1 for a plain model.
       trained_len: tokens they were trained on.
       target_len: tokens searched for.
     """
@@ -61,14 +61,14 @@ def make(
     arguments = dict(section)
     name = arguments.pop("name", None)
     check_fn = choose("search.prefilter.name", name, _ARGUMENTS)
-    known = list(inspect.signature(check_fn).parameters)
+    names = list(inspect.signature(check_fn).parameters)
     for key in arguments:
-        if key not in known:
-            hint = nearest(key, known) if known else f"'{name}' has none."
+        if key not in names:
+            hint = nearest(key, names) if names else f"'{name}' has none."
             raise InputError(f"Unknown key search.prefilter.{key}. {hint}")
-    for key in known:
+    for key in names:
         if key not in arguments:
-            raise InputError(f"search.prefilter.{key} is missing. Give all of: {', '.join(known)}.")
+            raise InputError(f"search.prefilter.{key} is missing. Give all of: {', '.join(names)}.")
     oversample = check_fn(**arguments)
     return Prefilter(name, oversample, theta, trained_factors, trained_len, target_len)
 
@@ -81,8 +81,8 @@ def scores(prefilter: Prefilter, factors_PR: np.ndarray) -> np.ndarray:
       factors_PR: or [P, L, R], whose score is the mean over layers.
     """
     plain_R = rope.base_inv_freq(prefilter.theta, 2 * factors_PR.shape[-1])
-    found = SCORES[prefilter.name](prefilter, plain_R / factors_PR)
-    return found.reshape(len(factors_PR), -1).mean(axis=1)
+    layer_scores = SCORES[prefilter.name](prefilter, plain_R / factors_PR)
+    return layer_scores.reshape(len(factors_PR), -1).mean(axis=1)
 
 
 def decay_bound(inv_freq_R: np.ndarray, distances_M: np.ndarray) -> np.ndarray:
@@ -119,9 +119,9 @@ def turns_divergence(turns: np.ndarray, trained_turns: np.ndarray) -> np.ndarray
     (f, low, high), (g, trained_low, trained_high) = _density(turns), _density(trained_turns)
     first, last = np.minimum(f, g), np.maximum(f, g)
     middle = np.where(f > g, high, low), np.where(f > g, trained_low, trained_high)
-    found = first * high * np.log(high / trained_high)
-    found = found + (last - first) * middle[0] * np.log(middle[0] / middle[1])
-    return found + (1 - last) * low * np.log(low / trained_low)
+    divergence = first * high * np.log(high / trained_high)
+    divergence = divergence + (last - first) * middle[0] * np.log(middle[0] / middle[1])
+    return divergence + (1 - last) * low * np.log(low / trained_low)
 
 
 def _decay(prefilter: Prefilter, inv_freq_R: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""From a config to the problem that it states, with everything refused that can be refused."""
+"""From a config to the problem that it states; whatever can be refused is refused here."""
 
 import dataclasses
 import functools
@@ -31,8 +31,8 @@ from jaxrope.search.baselines import Baseline
 
 
 class Method(NamedTuple):
-    """What a search does: descents along the gradient, then an evolution that starts from where
-    they end; without children it judges its seeds."""
+    """What a search does: descents along the gradient, then an evolution that starts from
+    their ends; without children it judges its seeds."""
 
     descends: bool
     breeds: bool
@@ -53,23 +53,23 @@ class Problem:
       config: of the program.
       model: the shape of the model.
       params: its weights, in the compute dtype.
-      source: where it came from.
-      forward: how it is run.
-      objective: what judges.
+      source: where the model came from.
+      forward: how the model is run.
+      objective: that judges candidates.
       fresh_fn: (step of a descent) -> the objective with samples that no other step has.
       settings: of the evolution.
       gradient: of the descents; None: the method has none.
-      racing: whether candidates that lose on few samples are spared the rest.
+      racing: of the races; None: every candidate is judged on all samples.
       space: of the genomes.
       prefilter: of the children that are evaluated.
-      known: the baselines; most of them are also seeds.
+      baselines: the baselines; most of them are also seeds.
       trained_len: tokens that the methods stretch and that bound the factors.
       attention_factor: of the search; candidates have this one times a multiple.
       mesh: whose devices share the work.
-      memory: what a candidate needs and what there is.
+      memory: what a candidate needs, and what is available.
       per_device: candidates evaluated together on each device, or by each group of devices that
         shares a sequence.
-      remarks: lines for the user: what `auto` has become.
+      remarks: lines for the user: what `auto` resolved to.
     """
 
     config: Any
@@ -84,7 +84,7 @@ class Problem:
     racing: race.Settings | None
     space: genome.Space
     prefilter: prefilter.Prefilter
-    known: list[Baseline]
+    baselines: list[Baseline]
     trained_len: int
     attention_factor: float
     mesh: Mesh
@@ -117,8 +117,8 @@ def prepare(config) -> Problem:
     trained = baselines.training_len(config, shape, extended)
     attention_factor = baselines.attention_factor(config, shape, extended)
     loaded = setup.load_model(config)
-    known = baselines.make(config, shape, loaded.rope_fn, trained)
-    _check_layers(space, known)
+    all_baselines = baselines.make(config, shape, loaded.rope_fn, trained)
+    _check_layers(space, all_baselines)
     section = config.search.objective.to_dict()
     task = _task(config, loaded, forward, baselines.reference(config, shape, extended))
     judge = objective.make(section, task)
@@ -148,8 +148,8 @@ def prepare(config) -> Problem:
         gradient=descents,
         racing=race.settings_for(config.search.racing.to_dict(), judge.num_samples),
         space=space,
-        prefilter=_prefilter(config, shape, known, trained),
-        known=known,
+        prefilter=_prefilter(config, shape, all_baselines, trained),
+        baselines=all_baselines,
         trained_len=trained,
         attention_factor=attention_factor,
         mesh=mesh,
@@ -160,7 +160,7 @@ def prepare(config) -> Problem:
 
 
 def header(problem: Problem) -> dict[str, Any]:
-    """Returns all that the results of a search depend on, for the journal."""
+    """Returns everything that the results of a search depend on, for the journal."""
     config, names = problem.config, ("attention", "attention_block", "compute_dtype")
     return {
         "model": model_digest(problem.params),
@@ -184,8 +184,8 @@ def header(problem: Problem) -> dict[str, Any]:
             "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
         },
         "seeds": {
-            known.name: row.tolist()
-            for known, row in zip(seeds(problem), seed_genomes(problem), strict=True)
+            baseline.name: row.tolist()
+            for baseline, row in zip(seeds(problem), seed_genomes(problem), strict=True)
         },
         "versions": versions(),
     }
@@ -194,18 +194,18 @@ def header(problem: Problem) -> dict[str, Any]:
 def _descents(problem: Problem) -> dict[str, Any]:
     if problem.gradient is None:
         return {}
-    told = dataclasses.asdict(problem.gradient)
-    return {"method": problem.config.search.method, "gradient": told}
+    descents = dataclasses.asdict(problem.gradient)
+    return {"method": problem.config.search.method, "gradient": descents}
 
 
 def seeds(problem: Problem) -> list[Baseline]:
     """Returns what the evolution starts from: baselines, and one for each critical pair."""
-    found = critical.seeds(
+    critical_seeds = critical.seeds(
         problem.space,
         target_len=problem.config.target_len,
         attention_factor=problem.attention_factor,
     )
-    return [*(known for known in problem.known if known.is_seed), *found]
+    return [*(baseline for baseline in problem.baselines if baseline.is_seed), *critical_seeds]
 
 
 def seed_genomes(problem: Problem) -> np.ndarray:
@@ -213,7 +213,7 @@ def seed_genomes(problem: Problem) -> np.ndarray:
     encoding = encodings.ENCODINGS[problem.settings.name]
     choices = [
         genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
-        for b in (known.bucket for known in seeds(problem))
+        for b in (baseline.bucket for baseline in seeds(problem))
     ]
     return np.stack([genome.encode(encoding, problem.space, choice) for choice in choices])
 
@@ -236,12 +236,12 @@ def first_state(problem: Problem, ends: Sequence[genome.Choice] = ()) -> evoluti
     """Returns the evolution before its first generation.
 
     Args:
-      problem: whose seeds begin it; without children they are all of it.
-      ends: where descents have ended: further seeds.
+      problem: whose seeds it begins with; without children it has no other candidates.
+      ends: of the descents: further seeds.
     """
     encoding, settings = encodings.ENCODINGS[problem.settings.name], problem.settings
-    found = [genome.encode(encoding, problem.space, choice) for choice in ends]
-    seeds_SG = np.stack([*found, *seed_genomes(problem)])
+    end_genomes = [genome.encode(encoding, problem.space, choice) for choice in ends]
+    seeds_SG = np.stack([*end_genomes, *seed_genomes(problem)])
     if not METHODS[problem.config.search.method].breeds:
         count = len({genome.key(problem.space, row_G) for row_G in seeds_SG})
         settings = dataclasses.replace(settings, population=count, parents=1, iterations=1)
@@ -251,7 +251,7 @@ def first_state(problem: Problem, ends: Sequence[genome.Choice] = ()) -> evoluti
 def build_rope(
     problem: Problem, factors_R, start_tokens: int, attention_factor: float
 ) -> rope.Rope:
-    """Returns factors as the device takes them: [L, R] if layers have their own in this search."""
+    """Returns the rope of a candidate; its factors are [L, R] if layers have their own."""
     if problem.space.num_layers > 1:
         factors_R = np.broadcast_to(factors_R, (problem.space.num_layers, problem.space.num_pairs))
     return rope.build(
@@ -263,22 +263,22 @@ def build_rope(
 
 
 def _unless(value: Any, default: Any) -> Any:
-    """Returns None for a default, as older versions had it: their journals stay valid."""
+    """Returns None for a default, as older versions wrote it: their journals stay valid."""
     return None if value == default else value
 
 
 def model_digest(params: Any) -> str:
     """Returns a digest, in hex, of every bit of the parameters and of their names."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    told = [
+    records = [
         (jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape, digest.digest(leaf))
         for path, leaf in leaves
     ]
-    return hashlib.sha256(repr(told).encode()).hexdigest()
+    return hashlib.sha256(repr(records).encode()).hexdigest()
 
 
 def versions() -> dict[str, str]:
-    """Returns the versions of what computes."""
+    """Returns the versions of the packages that compute."""
     return {
         "jaxrope": jaxrope.__version__,
         "jax": importlib.metadata.version("jax"),
@@ -306,8 +306,8 @@ def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space
 
 
 def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
-    own = setup.load_model(config, weights=False).rope_fn
-    extended = baselines.extension(config, shape, own)
+    base_rope = setup.load_model(config, weights=False).rope_fn
+    extended = baselines.extension(config, shape, base_rope)
     if config.search.multiply and config.search.algorithm.name == "critical":
         raise InputError(
             "search.multiply: the encoding 'critical' states all factors, and so multiplies none. "
@@ -364,8 +364,8 @@ def _task(
     )
 
 
-def _check_layers(space: genome.Space, known: list[Baseline]) -> None:
-    for baseline in known:
+def _check_layers(space: genome.Space, all_baselines: list[Baseline]) -> None:
+    for baseline in all_baselines:
         if np.ndim(baseline.bucket.factors) > 1 and space.num_layers == 1:
             raise InputError(
                 f"search.per_layer must be True: the factors of '{baseline.name}' are of each "
@@ -374,12 +374,14 @@ def _check_layers(space: genome.Space, known: list[Baseline]) -> None:
 
 
 def _prefilter(
-    config, model: llama.LlamaConfig, known: list[Baseline], trained: int
+    config, model: llama.LlamaConfig, all_baselines: list[Baseline], trained: int
 ) -> prefilter.Prefilter:
     return prefilter.make(
         config.search.prefilter.to_dict(),
         theta=model.theta,
-        trained_factors=known[0].bucket.factors,  # "none": what the weights know
+        trained_factors=all_baselines[
+            0
+        ].bucket.factors,  # "none": what the weights were trained with
         trained_len=trained,
         target_len=config.target_len,
     )

@@ -1,12 +1,12 @@
-"""Racing: candidates are judged on few samples first, and who is then clearly worse than the
-parents is not judged on the rest.
+"""Racing: candidates are judged on few samples first, and those clearly worse than the parents
+are not judged on the rest.
 
 Successive halving with a paired test (Maron and Moore, "Hoeffding races"; irace): all candidates
-see the same samples, so that what is tested is the mean of differences, whose scatter is a tenth of
-that of the losses. A candidate leaves when it is worse than the worst parent by more than chance:
-it would not have become a parent, and nothing else depends on it. Over a whole search a candidate
-that would have is lost with a probability of at most `risk`, if differences between samples scatter
-normally.
+read the same samples, so that the test is of the mean of differences, whose standard deviation is a
+tenth of that of the losses. A candidate leaves when it is worse than the worst parent by more than
+chance: it would not have become a parent, and nothing else depends on it. Over a whole search, the
+probability to lose a candidate that would have become one is at most `risk`, if the differences
+between samples are normally distributed.
 
 Letters: P candidates, W samples judged so far.
 """
@@ -19,12 +19,12 @@ from scipy import special
 
 from jaxrope.errors import InputError
 from jaxrope.search.evolution import SearchState
-from jaxrope.search.section import made
+from jaxrope.search.section import settings_from
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """`search.racing`, checked: samples that all candidates see, and what may be lost.
+    """`search.racing`, checked: samples that all candidates read, and the risk of losing one.
 
     Raises:
       InputError: a value breaks its rule.
@@ -53,7 +53,7 @@ def settings_for(section: dict, num_samples: int) -> Settings | None:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    settings = made(Settings, "search.racing", section)
+    settings = settings_from(Settings, "search.racing", section)
     if settings.first >= num_samples:
         raise InputError(
             f"search.racing.first must be below the {num_samples} samples of a candidate "
@@ -67,33 +67,33 @@ class Race:
     """A race through a whole search.
 
     Attributes:
-      first: samples that all candidates see.
+      first: samples that all candidates read.
       risk: of each of them.
-      scale_W: what the losses of a sample weigh in a candidate's mean; 1 on average.
-      seen: losses_W of every candidate that saw all samples, by its genome.
+      scale_W: weight of each sample's loss in a candidate's mean; 1 on average.
+      full_losses: losses_W of every candidate judged on all samples, by its genome.
     """
 
     first: int
     risk: float
     scale_W: np.ndarray
-    seen: dict[tuple, np.ndarray] = dataclasses.field(default_factory=dict)
+    full_losses: dict[tuple, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def remember(self, rows: Iterable[dict]) -> None:
-        """Takes in rows of the journal."""
+        """Stores the losses of rows of the journal."""
         for row in rows:
-            self.seen[tuple(row["genome"])] = self.losses(row)
+            self.full_losses[tuple(row["genome"])] = self.losses(row)
 
     def losses(self, row: dict) -> np.ndarray:
         """Returns the losses of a row, float64 [W]; NaN where it has none."""
         return np.array(row["losses"], np.float64)
 
     def losses_of(self, state: SearchState) -> np.ndarray:
-        """Returns the losses of the worst parent, [W]: who is worse becomes none."""
+        """Returns the losses of the worst parent, [W]: a worse candidate becomes no parent."""
         last = int(np.sum(np.isfinite(state.parent_fitness_K))) - 1
-        return self.seen[tuple(state.parents_KG[last].tolist())]
+        return self.full_losses[tuple(state.parents_KG[last].tolist())]
 
     def losers(self, losses_PW: np.ndarray, rival_W: np.ndarray) -> np.ndarray:
-        """Returns which candidates need see no more, bool [P]; arguments are of the first W."""
+        """Returns which candidates need no further samples, bool [P]; losses of the first W."""
         scale_W = self.scale_W[: self.first]
         return losers(losses_PW * scale_W, rival_W * scale_W, risk=self.risk)
 
@@ -107,9 +107,9 @@ def make(settings: Settings, *, candidates: int, weights_W: np.ndarray | None, n
 def losers(losses_PW: np.ndarray, rival_W: np.ndarray, *, risk: float) -> np.ndarray:
     """Returns which candidates are worse than the rival, bool [P]: a paired t-test, one-sided.
 
-    The variance of a candidate's differences is its own, or what the median of all candidates'
-    stands for if that is larger: with two samples its own alone says little. The quantile is that
-    of a variance pooled over all candidates.
+    The variance of a candidate's differences is its own, or the one that the median over all
+    candidates implies if that is larger: with two samples its own alone says little. The
+    quantile is that of a variance pooled over all candidates.
 
     Args:
       losses_PW: on the first samples; not finite: lost.

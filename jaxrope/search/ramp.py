@@ -1,4 +1,4 @@
-"""Where descents begin: YaRN with its ramp moved, pair by pair, to where the text is better read.
+"""Where descents begin: YaRN with its ramp moved, pair by pair, to where the loss is lower.
 
 YaRN leaves the pairs up to `low` as they are, divides the frequencies from `high` on by the whole
 factor, and ramps between; the two borders are a guess from turns in the trained window. The best
@@ -34,34 +34,34 @@ class Moved(NamedTuple):
 
 
 def climb(start: Ramp, moves: int, measure_fn: Callable[[list[Ramp]], Sequence[float]]) -> Ramp:
-    """Returns the best ramp of those seen on the way.
+    """Returns the best ramp of those measured on the way.
 
     Args:
       start: where it begins.
       moves: the most moves.
-      measure_fn: ramps, none of them asked before -> fitness of each, lower is better; inf has
-        failed. The first it is asked is `start` alone.
+      measure_fn: ramps, none of them measured before -> fitness of each, lower is better; inf:
+        failed. It is called with `start` alone first.
     """
-    seen = {start: measure_fn([start])[0]}
+    fitness = {start: measure_fn([start])[0]}
     best = start
     for _ in range(moves):
         low, high = best
-        around = [(low + i, high + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
-        new = [ramp for ramp in around if ramp not in seen and ramp[0] < ramp[1]]
-        seen |= dict(zip(new, measure_fn(new), strict=True)) if new else {}
-        found = min(seen, key=seen.get)
-        if seen[found] >= seen[best]:
+        neighbours = [(low + i, high + j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+        new = [ramp for ramp in neighbours if ramp not in fitness and ramp[0] < ramp[1]]
+        fitness |= dict(zip(new, measure_fn(new), strict=True)) if new else {}
+        candidate = min(fitness, key=fitness.get)
+        if fitness[candidate] >= fitness[best]:
             break
-        best = found
+        best = candidate
     return best
 
 
 def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> Moved | None:
-    """Returns YaRN with its ramp where it is best; None where that is its own place, where
+    """Returns YaRN with the best ramp; None where that is its own, where
     search.gradient.ramp_moves is 0, or where YaRN is no baseline (a recovery).
 
     Args:
-      problem: what is searched for.
+      problem: of the search.
       bench: measures, and has the journal.
       rows: of the journal.
       compared: the baselines, measured.
@@ -69,31 +69,31 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     start = _start(problem)
     if start is None:
         return None
-    known = {tuple(row["ramp"]): journal.fitness_of(row) for row in rows if "ramp" in row}
-    known[start] = [journal.fitness_of(row) for row in compared if row["baseline"] == "yarn"][-1]
+    fitness = {tuple(row["ramp"]): journal.fitness_of(row) for row in rows if "ramp" in row}
+    fitness[start] = [journal.fitness_of(row) for row in compared if row["baseline"] == "yarn"][-1]
 
     def measure(ramps: list[Ramp]) -> list[float]:
         buckets = [_bucket(problem, ramp) for ramp in ramps]
         ropes = [build_rope(problem, b.factors, 0, b.attention_factor) for b in buckets]
-        done = {i for i, ramp in enumerate(ramps) if ramp in known}
-        for batch in bench.measure(ropes, known=done, generation=0):
+        done = {i for i, ramp in enumerate(ramps) if ramp in fitness}
+        for batch in bench.measure(ropes, done=done, generation=0):
             new = []
             for i, index in enumerate(batch.indices):
                 if index not in done:
                     row = _row(ramps[index], buckets[index], batch.losses_PW[i])
                     new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
-                    known[ramps[index]] = float(batch.fitness_P[i])
+                    fitness[ramps[index]] = float(batch.fitness_P[i])
             journal.append(bench.path, new)
-        return [known[ramp] for ramp in ramps]
+        return [fitness[ramp] for ramp in ramps]
 
     best = climb(start, problem.gradient.ramp_moves, measure)
     if best == start:
         return None
-    return Moved(Baseline("ramp", _bucket(problem, best), True), known[best])
+    return Moved(Baseline("ramp", _bucket(problem, best), True), fitness[best])
 
 
 def most_candidates(problem: Problem) -> int:
-    """Returns how many candidates `run` may judge: a first move sees 8, a later one 5 at most."""
+    """Returns how many candidates `run` may judge: 8 for the first move, at most 5 for others."""
     if _start(problem) is None:
         return 0
     return 8 + 5 * (problem.gradient.ramp_moves - 1)
@@ -101,7 +101,7 @@ def most_candidates(problem: Problem) -> int:
 
 def _start(problem: Problem) -> Ramp | None:
     """YaRN's own borders."""
-    settings, names = problem.gradient, [known.name for known in problem.known]
+    settings, names = problem.gradient, [baseline.name for baseline in problem.baselines]
     tuned = np.array(problem.space.multiplier or np.ones(problem.space.num_pairs))
     if settings is None or not settings.ramp_moves or "yarn" not in names or tuned.ndim > 1:
         return None

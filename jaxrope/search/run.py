@@ -1,10 +1,10 @@
-"""One search: baselines, evolution, and the files that it leaves.
+"""One search: baselines, evolution, and the files that it writes.
 
 A workdir gets config.json, journal.jsonl, rope.json and result.json. Nothing in them depends on how
-often the search was killed on the way, but for the seconds in the journal and in result.json.
+often the search was killed and resumed, except the seconds in the journal and in result.json.
 
 Several processes evaluate each batch together and all know its losses, so that they hold the same
-state. Process 0 alone writes; when a search goes on, it tells the others the rows of the journal.
+state. Process 0 alone writes; when a search resumes, it sends the others the rows of the journal.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ FORMAT = "jaxrope.search/1"
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What a search found.
+    """The result of a search.
 
     Attributes:
       content: of result.json.
@@ -69,23 +69,23 @@ def search(config, workdir: Path) -> Result:
     """
     hosts.from_main("workdir", lambda: _check_workdir(workdir))
     problem = prepare(config)
-    told, path = header(problem), workdir / "journal.jsonl"
-    hosts.agree("search", told)
+    search_header, path = header(problem), workdir / "journal.jsonl"
+    hosts.agree("search", search_header)
     with run_lock(workdir):
-        rows = hosts.from_main("journal", lambda: _open(config, workdir, told))
+        rows = hosts.from_main("journal", lambda: _open(config, workdir, search_header))
         bench = _bench(problem, path, rows)
         compared = _measure_baselines(problem, bench, rows)
         ends = descent.run(problem, bench, rows, compared)
-        state = first_state(problem, [found.choice for found in ends])
-        state, known = journal.replay(path, rows, state)
-        state = _evolve(problem, state, known, bench, rows)
+        state = first_state(problem, [end.choice for end in ends])
+        state, done = journal.replay(path, rows, state)
+        state = _evolve(problem, state, done, bench, rows)
         if not np.isfinite(evolution.best(state)[1]):
             raise InputError(
                 f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
                 f"target_len {config.target_len:,}, or give the search more memory."
             )
-        found = hosts.from_main("result", lambda: _write(problem, workdir, state, compared))
-        return Result(**found)
+        fields = hosts.from_main("result", lambda: _write(problem, workdir, state, compared))
+        return Result(**fields)
 
 
 def _check_workdir(workdir: Path) -> None:
@@ -96,10 +96,10 @@ def _check_workdir(workdir: Path) -> None:
         )
 
 
-def _open(config, workdir: Path, told: dict) -> list[dict]:
-    """Returns the rows of the journal; writes what a search begins with."""
+def _open(config, workdir: Path, search_header: dict) -> list[dict]:
+    """Returns the rows of the journal; writes config.json and command.txt."""
     _remove_leftovers(workdir)
-    rows = journal.open_journal(workdir / "journal.jsonl", told)
+    rows = journal.open_journal(workdir / "journal.jsonl", search_header)
     files.write_json_atomic(workdir / "config.json", config.to_dict())
     cli.write_command(workdir)
     return rows
@@ -112,19 +112,19 @@ def _remove_leftovers(workdir: Path) -> None:
 
 
 def _bench(problem: Problem, path: Path, rows: list[dict]) -> loop.Bench:
-    """Returns the bench, with the batch size that an interrupted search had come down to."""
+    """Returns the bench, with the batch size that an interrupted search had been reduced to."""
     per_device = problem.per_device
     failed = [row["batch_size"] for row in rows if row.get("event") == "out_of_memory"]
     if failed and not problem.config.search.batch_size:
         per_device = max(1, min(per_device, failed[-1] // 2 // problem.num_groups))
-    made = evaluator.make(
+    batch_evaluator = evaluator.make(
         problem.objective,
         problem.model,
         problem.params,
         per_device=per_device,
         mesh=problem.mesh,
     )
-    return loop.Bench(made, problem.objective, path)
+    return loop.Bench(batch_evaluator, problem.objective, path)
 
 
 def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) -> list[dict]:
@@ -132,13 +132,16 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
     if not problem.config.search.compare:
         return []
     done = [row for row in rows if "baseline" in row]
-    wanted = baselines.comparisons(problem.known, problem.attention_factor)
-    ropes = [build_rope(problem, b.factors, b.start_tokens, b.attention_factor) for _, b in wanted]
-    for batch in bench.measure(ropes, known=set(range(len(done))), generation=0):
+    comparisons = baselines.comparisons(problem.baselines, problem.attention_factor)
+    ropes = [
+        build_rope(problem, bucket.factors, bucket.start_tokens, bucket.attention_factor)
+        for _, bucket in comparisons
+    ]
+    for batch in bench.measure(ropes, done=set(range(len(done))), generation=0):
         new = []
         for i, index in enumerate(batch.indices):
             if index >= len(done):
-                name, bucket = wanted[index]
+                name, bucket = comparisons[index]
                 row = {"baseline": name} | _plain(bucket)
                 row["losses"] = [journal.number(loss) for loss in batch.losses_PW[i]]
                 new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
@@ -147,26 +150,26 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
     return done
 
 
-def _evolve(problem: Problem, state, known: dict, bench: loop.Bench, rows) -> SearchState:
+def _evolve(problem: Problem, state, done: dict, bench: loop.Bench, rows) -> SearchState:
     total, tokens = state.settings.num_evaluations(), problem.objective.candidate_tokens
-    before = len(state.seen_EG) + len(known)
-    seen = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, known.values())]
+    before = len(state.seen_EG) + len(done)
+    fitness = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, done.values())]
     clock = time.monotonic()
 
     def report_fn(now: SearchState, rows: list[dict]) -> None:
-        seen.extend(map(journal.fitness_of, rows))
+        fitness.extend(map(journal.fitness_of, rows))
         seconds = time.monotonic() - clock
         progress.update(
-            len(seen),
+            len(fitness),
             generation=f"{now.generation + 1}/{now.settings.iterations}",
-            best=min(seen),
-            **{"tokens/s": (len(seen) - before) * tokens / max(seconds, 1e-9)},
+            best=min(fitness),
+            **{"tokens/s": (len(fitness) - before) * tokens / max(seconds, 1e-9)},
         )
 
     with Progress(total, unit="candidates", start=before) as progress:
         return loop.evolve(
             state,
-            known,
+            done,
             bench,
             rope_fn=functools.partial(build_rope, problem),
             report_fn=report_fn,
@@ -178,14 +181,14 @@ def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
     """Returns the race, with what the journal has of earlier generations."""
     if problem.racing is None:
         return None
-    made = race.make(
+    search_race = race.make(
         problem.racing,
         candidates=problem.settings.num_evaluations(),
         weights_W=problem.objective.weights_W,
         num_samples=problem.objective.num_samples,
     )
-    made.remember(journal.candidates(rows))
-    return made
+    search_race.remember(journal.candidates(rows))
+    return search_race
 
 
 def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> dict:
@@ -200,11 +203,11 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
         choice.attention_factor,
     )
     rows = files.read_jsonl(workdir / "journal.jsonl")
-    made = _provenance(problem, state, compared, rows) | {unit: fitness}
-    made |= multiplied(problem, genome_G)
-    rope.save(workdir / "rope.json", _rope_fn(problem, bucket), made)
+    provenance = _provenance(problem, state, compared, rows) | {unit: fitness}
+    provenance |= multiplied(problem, genome_G)
+    rope.save(workdir / "rope.json", _rope_fn(problem, bucket), provenance)
     generations = _generations(rows)
-    content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | made
+    content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | provenance
     content |= {"best": _plain(bucket), "generations": generations}
     content |= critical.report(
         state,
@@ -272,21 +275,22 @@ def _provenance(
 
 def _generations(rows: list[dict]) -> list[dict]:
     """Returns best so far and mean of each generation; candidates that failed are not counted."""
-    found, lowest = [], np.inf
+    generations, lowest = [], np.inf
     candidates = journal.candidates(rows)
     for generation in sorted({row["generation"] for row in candidates}):
         members = [row for row in candidates if row["generation"] == generation]
         fitness = [row["fitness"] for row in members if row["fitness"] is not None]
         lowest = min([lowest, *fitness])
         mean = float(np.mean(fitness)) if fitness else None
-        found.append({"generation": generation, "best": lowest, "mean": mean})
-    return found
+        generations.append({"generation": generation, "best": lowest, "mean": mean})
+    return generations
 
 
 def _batch_seconds(rows: list[dict]) -> float:
-    """The seconds of all batches; the rows of one batch follow each other and tell the same."""
-    told = [(row["generation"], row["seconds"]) for row in journal.candidates(rows)]
-    return sum(seconds for i, (_, seconds) in enumerate(told) if i == 0 or told[i] != told[i - 1])
+    """The seconds of all batches; the rows of a batch are consecutive and have the same seconds."""
+    stamps = [(row["generation"], row["seconds"]) for row in journal.candidates(rows)]
+    batches = [stamp for i, stamp in enumerate(stamps) if i == 0 or stamp != stamps[i - 1]]
+    return sum(seconds for _, seconds in batches)
 
 
 def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: float) -> str:
@@ -294,16 +298,17 @@ def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: f
     number = problem.attention_factor
     unit = problem.objective.unit
     lines = [f"{'method':<12}{'own factor':>12}{unit:>14}{f'with {number:.4f}':>16}"]
-    for known in problem.known if compared else ():
-        rows = [row for row in compared if row["baseline"] == known.name]
-        own, same = rows[0], rows[-1]
+    for baseline in problem.baselines if compared else ():
+        rows = [row for row in compared if row["baseline"] == baseline.name]
+        own_row, search_row = rows[0], rows[-1]
         lines.append(
-            f"{known.name:<12}{own['attention_factor']:>12.4f}{_shown(own):>14}{_shown(same):>16}"
+            f"{baseline.name:<12}{own_row['attention_factor']:>12.4f}"
+            f"{_fitness_text(own_row):>14}{_fitness_text(search_row):>16}"
         )
-    own, same = f"{fitness:.4f}", ""
+    own_text, search_text = f"{fitness:.4f}", ""
     if best.attention_factor == number:
-        own, same = same, own
-    lines.append(f"{'searched':<12}{best.attention_factor:>12.4f}{own:>14}{same:>16}")
+        own_text, search_text = search_text, own_text
+    lines.append(f"{'searched':<12}{best.attention_factor:>12.4f}{own_text:>14}{search_text:>16}")
     lines.append(
         f"start tokens {best.start_tokens}, factors {np.min(best.factors):g} to "
         f"{np.max(best.factors):g}"
@@ -311,5 +316,5 @@ def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: f
     return "\n".join(lines)
 
 
-def _shown(row: dict) -> str:
+def _fitness_text(row: dict) -> str:
     return "failed" if row["fitness"] is None else f"{row['fitness']:.4f}"

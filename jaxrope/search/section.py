@@ -6,8 +6,8 @@ from typing import Any
 from jaxrope.errors import InputError, choose
 
 
-def made(cls: type, path: str, section: dict[str, Any]) -> Any:
-    """Returns `cls` with the values of a section.
+def settings_from(cls: type, path: str, section: dict[str, Any]) -> Any:
+    """Returns an instance of `cls` with the values of a section.
 
     Args:
       cls: a dataclass, which checks its values.
@@ -17,10 +17,10 @@ def made(cls: type, path: str, section: dict[str, Any]) -> Any:
     Raises:
       InputError: a key is unknown or missing, or a value breaks its rule.
     """
-    known = {field.name: None for field in dataclasses.fields(cls)}
+    fields = {field.name: None for field in dataclasses.fields(cls)}
     for name in section:
-        choose(f"{path} key", name, known)
-    missing = [name for name in known if name not in section]
+        choose(f"{path} key", name, fields)
+    missing = [name for name in fields if name not in section]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}. Give all of: {', '.join(known)}.")
+        raise InputError(f"{path} lacks {', '.join(missing)}. Give all of: {', '.join(fields)}.")
     return cls(**section)

@@ -71,7 +71,7 @@ def main(
       compile_fn: `compile_fn(config, topology, workdir)` is --compile_only; topology is "" for this
         machine's devices, workdir may be None. None: the program has no such flag.
       runs_recipes: whether it takes a config with a recipe.
-      rewrite_fn: arguments -> arguments; what it does to a flag of the program's own.
+      rewrite_fn: arguments -> arguments; it rewrites the flags of the program's own.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
@@ -118,7 +118,7 @@ def arguments(
 
 
 def command_line() -> str:
-    """Returns what was typed to start this process; "" where it is none of our programs."""
+    """Returns what was typed to start this process; "" if it is not one of our programs."""
     path = Path(sys.argv[0])
     if path.name in ("train.py", "search.py"):
         program = f"python {path.name}"
@@ -132,7 +132,7 @@ def command_line() -> str:
 
 
 def write_command(workdir: Path) -> None:
-    """Writes what was typed into command.txt of a workdir, if a program of ours was."""
+    """Writes the command line of one of our programs into command.txt of a workdir."""
     if command := command_line():
         files.write_text_atomic(workdir / "command.txt", f"{command}\n")
 
@@ -143,7 +143,7 @@ def print_line(text: str) -> None:
 
 
 def _main(run_fn, compile_fn, runs_recipes, doc, argv):
-    values, rest = _own_flags(argv)
+    values, rest = _parse_flags(argv)
     if values["help"]:
         print_line((doc or "").strip() + "\n" + _HELP.rstrip())
         return 0
@@ -179,19 +179,17 @@ def _check_recipe(config, runs_recipes):
 
 def _join_hosts(config, values):
     """Joins the other processes of the job, which must have this config and this code."""
-    from jaxrope.mesh import (
-        hosts,  # it imports jax: only once the command line is known to be right
-    )
+    # It imports jax: only after the command line has been checked.
+    from jaxrope.mesh import hosts
 
-    asked = {f"--{name}": value for name, value in values.items() if name != "config"}
+    settings = {f"--{name}": value for name, value in values.items() if name != "config"}
     for key, value in experiment.dotted_keys(config).items():
         if not isinstance(value, ConfigDict):
-            asked[key] = str(value)
-    hosts.join(config, asked)
+            settings[key] = str(value)
+    hosts.join(config, settings)
     if not hosts.is_main():
-        sys.stdout = open(
-            os.devnull, "w", encoding="utf-8"
-        )  # process 0 speaks for all; errors go to stderr
+        # Process 0 prints for all; errors go to stderr.
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")
 
 
 def _compile(compile_fn, config, values):
@@ -201,25 +199,25 @@ def _compile(compile_fn, config, values):
     return compile_fn(config, values["topology"] or "", workdir)
 
 
-def _own_flags(argv):
-    """Returns ({flag: value}, the arguments that are none of them)."""
-    known = flags.FlagValues()
-    known.set_gnu_getopt(True)
+def _parse_flags(argv):
+    """Returns ({flag: value}, the remaining arguments)."""
+    flag_values = flags.FlagValues()
+    flag_values.set_gnu_getopt(True)
     for name in _TEXTS:
-        flags.DEFINE_string(name, None, "", flag_values=known)
+        flags.DEFINE_string(name, None, "", flag_values=flag_values)
     for name in _SWITCHES:
         flags.DEFINE_boolean(
-            name, False, "", short_name="h" if name == "help" else None, flag_values=known
+            name, False, "", short_name="h" if name == "help" else None, flag_values=flag_values
         )
     try:
-        rest = known(["program", *argv], known_only=True)[1:]
+        rest = flag_values(["program", *argv], known_only=True)[1:]
     except (flags.Error, ValueError) as error:
         raise InputError(f"{error}. See --help.") from None
-    return {name: known[name].value for name in _FLAGS}, rest
+    return {name: flag_values[name].value for name in _FLAGS}, rest
 
 
 def _assignments(rest):
-    """Returns [(dotted key, text or None)] of the arguments that are none of `_FLAGS`."""
+    """Returns [(dotted key, text or None)] of the arguments other than `_FLAGS`."""
     pairs, rest = [], list(rest)
     while rest:
         argument = rest.pop(0)
@@ -240,10 +238,10 @@ def _assignments(rest):
     return pairs
 
 
-def _unknown_flag(argument, known):
+def _unknown_flag(argument, names):
     name = argument.lstrip("-").partition("=")[0]
     return (
-        f"Unknown flag '--{name}'. {errors.nearest('--' + name, [f'--{flag}' for flag in known])}"
+        f"Unknown flag '--{name}'. {errors.nearest('--' + name, [f'--{flag}' for flag in names])}"
     )
 
 
@@ -298,8 +296,8 @@ def _parse(prog, doc, add_arguments_fn, argv):
     add_arguments_fn(parser)
     args, unknown = parser.parse_known_args(argv)
     if unknown and unknown[0].startswith("-"):
-        known = re.findall(r"--([a-z_]+)", parser.format_usage())
-        raise InputError(_unknown_flag(unknown[0], [*known, "help"]))
+        options = re.findall(r"--([a-z_]+)", parser.format_usage())
+        raise InputError(_unknown_flag(unknown[0], [*options, "help"]))
     if unknown:
         raise InputError(
             f"Unexpected argument '{unknown[0]}'. See {prog + ' ' if prog else ''}--help."
@@ -312,16 +310,16 @@ def _summary(run_fn):
 
 
 def _run(program):
-    """Runs a program; what a person can mend becomes one line and an exit code."""
+    """Runs a program; an error that the user can fix becomes one line and an exit code."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 shows \\u2014
-    code, told = 1, "a bug; its log has the traceback"
+    code, reason = 1, "a bug; its log has the traceback"
     try:
-        code, told = _outcome(program)
+        code, reason = _outcome(program)
     finally:
-        if told:
-            _leave_hosts(code, told)
+        if reason:
+            _leave_hosts(code, reason)
     if code:
         sys.exit(code)
 
@@ -361,13 +359,13 @@ def _outcome(program):
         return 2, str(error)
 
 
-def _leave_hosts(code, told):
+def _leave_hosts(code, reason):
     """Ends this process at once if there are others: a normal exit would wait for them."""
     hosts = sys.modules.get("jaxrope.mesh.hosts")
     if hosts is not None and hosts.count() > 1:
         if sys.exc_info()[0] is not None:
             traceback.print_exc()
-        hosts.leave(code, told)
+        hosts.leave(code, reason)
 
 
 def _refuse(message):

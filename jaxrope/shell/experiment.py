@@ -1,4 +1,4 @@
-"""Experiment files: loading one, and overriding its keys from text, with help for what is mistyped.
+"""Experiment files: loading one, and overriding its keys from text, with help for mistyped keys.
 
 An experiment file is Python: it defines `get_config()`, which returns a ConfigDict. It is executed.
 Values are parsed by `ml_collections.config_flags`, by the type that a key has in the file.
@@ -21,7 +21,7 @@ from jaxrope import errors
 from jaxrope.errors import InputError
 
 SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
-_ALIASES = {"suites": ("eval", "suites")}  # names by which a config may have a key once more
+_ALIASES = {"suites": ("eval", "suites")}  # second names that a config may give to a key
 _MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
 _NEEDED = {
     int: "a whole number",
@@ -78,8 +78,8 @@ def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) 
     texts = {}  # a tuple may be given one element at a time: --config.k=a --config.k=b
     for key, text in assignments:
         texts.setdefault(key, []).append(text)
-    found = dotted_keys(config)
-    sections = [key for key in texts if isinstance(found.get(key), ConfigDict)]
+    by_key = dotted_keys(config)
+    sections = [key for key in texts if isinstance(by_key.get(key), ConfigDict)]
     for key in sections + [key for key in texts if key not in sections]:
         _set(config, key, texts[key])
 
@@ -90,16 +90,16 @@ def assign(config: ConfigDict, key: str, value: object, *, setting: str) -> None
     Args:
       config: changed in place.
       key: dotted.
-      value: what the key is to have.
-      setting: where that stands, for messages.
+      value: the new one.
+      setting: where the value is written, for messages.
 
     Raises:
       InputError: no such key, or a value of another type.
     """
-    known = dotted_keys(config)
-    if key not in known:
-        raise InputError(f"Unknown key '{key}' in {setting}. {errors.nearest(key, known)}")
-    before = known[key]
+    by_key = dotted_keys(config)
+    if key not in by_key:
+        raise InputError(f"Unknown key '{key}' in {setting}. {errors.nearest(key, by_key)}")
+    before = by_key[key]
     kinds = {float: (float, int), ConfigDict: (dict, ConfigDict), tuple: (tuple, list)}
     allowed = _MIXED.get(key) or kinds.get(type(before), (type(before),))
     if type(value) not in allowed:
@@ -113,19 +113,19 @@ def assign(config: ConfigDict, key: str, value: object, *, setting: str) -> None
     section = config
     for name in key.split(".")[:-1]:
         section = section[name]
-    as_kept = {dict: ConfigDict, list: tuple}.get(type(value), lambda same: same)
+    convert_fn = {dict: ConfigDict, list: tuple}.get(type(value), lambda same: same)
     with section.unlocked(), section.ignore_type():
-        section[_last(key)] = as_kept(value)
+        section[_last(key)] = convert_fn(value)
 
 
 def dotted_keys(config: ConfigDict, prefix: str = "") -> dict[str, object]:
     """Returns {dotted key: value} for every section and every leaf of a config."""
-    found = {}
+    by_key = {}
     for key in config:
-        found[prefix + key] = config[key]
+        by_key[prefix + key] = config[key]
         if isinstance(config[key], ConfigDict):
-            found |= dotted_keys(config[key], f"{prefix}{key}.")
-    return found
+            by_key |= dotted_keys(config[key], f"{prefix}{key}.")
+    return by_key
 
 
 def _get_config(path):
@@ -141,8 +141,8 @@ def _get_config(path):
         module = importlib.util.module_from_spec(spec)
         loader.exec_module(module)
         get_config_fn = getattr(module, "get_config", None)
-        found = callable(get_config_fn)
-        config = get_config_fn(*([argument] if colon else [])) if found else None
+        has_function = callable(get_config_fn)
+        config = get_config_fn(*([argument] if colon else [])) if has_function else None
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file is a program: it may raise anything
@@ -150,7 +150,7 @@ def _get_config(path):
     finally:
         for folder in folders:
             sys.path.remove(folder)
-    if not found:
+    if not has_function:
         raise InputError(
             f"{file} has no function get_config(). An experiment file defines it and returns "
             "the config; configs/base.py shows how."
@@ -165,10 +165,10 @@ def _get_config(path):
 
 def _set(config, key, texts):
     """Sets one key, whose texts are in the order of the command line."""
-    known = dotted_keys(config)
-    if key not in known:
-        raise InputError(f"Unknown --config.{key}. {_near_keys(key, known)}")
-    before = known[key]
+    by_key = dotted_keys(config)
+    if key not in by_key:
+        raise InputError(f"Unknown --config.{key}. {_near_keys(key, by_key)}")
+    before = by_key[key]
     if isinstance(before, ConfigDict):
         _check_section(key, before, texts[-1])
     elif isinstance(before, bool):
@@ -233,17 +233,17 @@ def _wrong_type(key, before, text):
     )
 
 
-def _near_keys(key, known):
+def _near_keys(key, by_key):
     """Returns help with a dotted key: like ones, the same word elsewhere, what the section has."""
     word = _last(key)
-    close = [name for name in known if _last(name) == word]
-    close += difflib.get_close_matches(key, known, n=1, cutoff=0.7)
-    close += [name for name in known if difflib.get_close_matches(word, [_last(name)], cutoff=0.8)]
+    close = [name for name in by_key if _last(name) == word]
+    close += difflib.get_close_matches(key, by_key, n=1, cutoff=0.7)
+    close += [name for name in by_key if difflib.get_close_matches(word, [_last(name)], cutoff=0.8)]
     hints = [f"--config.{name}" for name in list(dict.fromkeys(close))[:3]]
     section = key.rpartition(".")[0]
-    while section and not isinstance(known.get(section), ConfigDict):
+    while section and not isinstance(by_key.get(section), ConfigDict):
         section = section.rpartition(".")[0]
-    inside = known[section] if section else [name for name in known if "." not in name]
+    inside = by_key[section] if section else [name for name in by_key if "." not in name]
     text = f"Did you mean {' or '.join(hints)}? " if hints else ""
     text += f"Known in config{'.' if section else ''}{section}: {', '.join(inside)}."
     if section and any(selector in inside for selector in SELECTORS):

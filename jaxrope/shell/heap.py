@@ -1,4 +1,4 @@
-"""A heap that keeps what it has, on huge pages.
+"""A heap that never returns memory to the system, on huge pages.
 
 XLA's CPU backend takes the memory of a step from the C library and gives it back at its end; glibc
 gives it back to the system, and the next step faults in each 4 KiB page again: 230,000 faults and
@@ -21,11 +21,12 @@ TUNABLES = ":".join(f"glibc.malloc.{name}={value}" for name, value in _TUNABLES.
 
 
 def keep() -> None:
-    """Starts this process again, as it was started, with such a heap; returns where that is done
-    already, where the user has set glibc's tunables, without glibc, and where a TPU or a GPU does
-    the work: one arena is slow for the many threads of its host.
+    """Restarts this process, with the same arguments, with such a heap.
 
-    To be called before anything is done: the process keeps its number and its open files.
+    Does nothing if that was done already, if the user has set glibc's tunables, without glibc, and
+    if a TPU or a GPU does the work: one arena is slow for the many threads of its host.
+
+    Call it before anything else: the process keeps its PID and its open files.
     """
     if _NAME in os.environ or platform.libc_ver()[0] != "glibc" or not sys.orig_argv:
         return

@@ -1,7 +1,7 @@
 """Ctrl-C and SIGTERM end a program at once, even while a device computes or XLA compiles.
 
-Python hears a signal only between its own instructions, and its normal exit waits for what the
-devices still do: minutes, with a batch of 256k tokens. A program whose files survive SIGKILL need
+Python hears a signal only between its own instructions, and its normal exit waits for the
+devices to finish: minutes, with a batch of 256k tokens. A program whose files survive SIGKILL need
 not wait.
 """
 
@@ -21,18 +21,18 @@ def exit_at_once(message: str) -> Iterator[None]:
 
     For programs, in their main thread; nothing is cleaned up.
     """
-    hear, tell = os.pipe()
-    os.set_blocking(tell, False)
+    read_fd, write_fd = os.pipe()
+    os.set_blocking(write_fd, False)
     numbers = (signal.SIGINT, signal.SIGTERM)
     before = [signal.signal(number, lambda *_: None) for number in numbers]
-    wakeup = signal.set_wakeup_fd(tell, warn_on_full_buffer=False)
+    wakeup = signal.set_wakeup_fd(write_fd, warn_on_full_buffer=False)
 
     def watch() -> None:
-        heard = os.read(hear, 1)
-        if heard:
+        signals = os.read(read_fd, 1)
+        if signals:
             print(f"\n{message}", file=sys.stderr, flush=True)
-            hosts.announce(128 + heard[0], signal.Signals(heard[0]).name)
-            os._exit(128 + heard[0])
+            hosts.announce(128 + signals[0], signal.Signals(signals[0]).name)
+            os._exit(128 + signals[0])
 
     threading.Thread(target=watch, daemon=True).start()
     try:
@@ -41,4 +41,4 @@ def exit_at_once(message: str) -> Iterator[None]:
         signal.set_wakeup_fd(wakeup)
         for number, handler in zip(numbers, before, strict=True):
             signal.signal(number, handler)
-        os.close(tell)  # the watcher reads nothing and ends
+        os.close(write_fd)  # the watcher reads nothing and ends

@@ -12,10 +12,9 @@ import time
 
 from jaxrope.mesh import hosts
 
-_REDRAW_SECONDS = 0.1  # a faster redraw is not seen and costs time on a slow link
-_WINDOW_SECONDS = (
-    60.0  # the rate is that of the last minute: the first step's compilation drops out
-)
+_REDRAW_SECONDS = 0.1  # a faster redraw is not visible and costs time on a slow link
+# The rate is that of the last minute: the first step's compilation drops out.
+_WINDOW_SECONDS = 60.0
 
 
 class Progress:
@@ -30,9 +29,9 @@ class Progress:
         """Begins now.
 
         Args:
-          total: how much there is to do, in `unit`; 0 = not known, then there is no ETA.
+          total: amount of work, in `unit`; 0 = unknown, then there is no ETA.
           unit: what is counted, in the plural.
-          start: how much had been done before this process began (a resumed run).
+          start: amount done before this process began (a resumed run).
           stream: where to write; None = standard error, of several processes that of process 0.
           interval: seconds between lines where there is no terminal.
           clock: seconds, monotonic.
@@ -41,7 +40,7 @@ class Progress:
         self._stream = (sys.stderr if hosts.is_main() else None) if stream is None else stream
         self._clock = clock
         self._live = _is_terminal(self._stream)
-        self._seen = collections.deque([(clock(), start)])
+        self._history = collections.deque([(clock(), start)])
         self._drawn_at = None  # seconds; when a line was last written
         self._width = 0  # characters of the live line that are on the screen
         self._pending = None  # the newest line, if it was not written
@@ -53,11 +52,11 @@ class Progress:
         self.close()
 
     def update(self, done, **fields):
-        """Says that `done` of the total is done, and shows `fields` (numbers or text) beside it."""
+        """Reports that `done` of the total is done, with `fields` (numbers or text) beside it."""
         now = self._clock()
-        self._seen.append((now, done))
-        while len(self._seen) > 2 and now - self._seen[1][0] > _WINDOW_SECONDS:
-            self._seen.popleft()
+        self._history.append((now, done))
+        while len(self._history) > 2 and now - self._history[1][0] > _WINDOW_SECONDS:
+            self._history.popleft()
         self._pending = self._line(done, fields)
         pause = _REDRAW_SECONDS if self._live else self._interval
         if self._drawn_at is None or now - self._drawn_at >= pause or done == self._total:
@@ -65,8 +64,8 @@ class Progress:
             self._draw(self._pending)
 
     def skip(self, amount):
-        """Says that so much more had been done before: it counts, but not for the rate."""
-        self._seen = collections.deque((then, done + amount) for then, done in self._seen)
+        """Reports that `amount` more had been done before: it counts, but not for the rate."""
+        self._history = collections.deque((then, done + amount) for then, done in self._history)
 
     def write(self, text):
         """Writes a whole line of its own; the live line goes on below it."""
@@ -82,7 +81,7 @@ class Progress:
             self._width = 0
 
     def _line(self, done, fields):
-        (then, before), (now, _) = self._seen[0], self._seen[-1]
+        (then, before), (now, _) = self._history[0], self._history[-1]
         rate = (done - before) / (now - then) if now > then else 0.0
         parts = [
             f"{done:,}/{self._total:,} {self._unit}" if self._total else f"{done:,} {self._unit}"
@@ -98,9 +97,8 @@ class Progress:
         if not self._live:
             self._put(f"{line}\n")
             return
-        line = line[
-            : max(shutil.get_terminal_size().columns - 1, 20)
-        ]  # a wrapped line cannot be drawn over
+        # A wrapped line cannot be drawn over.
+        line = line[: max(shutil.get_terminal_size().columns - 1, 20)]
         self._put(f"\r{line}{' ' * (self._width - len(line))}")
         self._width = len(line)
 
@@ -115,7 +113,7 @@ class Progress:
 
 
 def duration(seconds):
-    """Returns a length of time to read: "8s", "3m20s", "2h05m", "3d04h"."""
+    """Returns a duration as text: "8s", "3m20s", "2h05m", "3d04h"."""
     seconds = max(round(seconds), 0)
     for unit, small, size, part in (
         ("d", "h", 86_400, 3600),

@@ -16,7 +16,7 @@ from jaxrope.shell import experiment
 from jaxrope.store import files
 
 FORMAT = "jaxrope.sweep/1"
-_SELECTORS = ("name", "method", "source")  # what a section that is swept as a whole is called by
+_SELECTORS = ("name", "method", "source")  # the key that names a section that is swept as a whole
 
 
 def members(config) -> dict[str, Any]:
@@ -29,14 +29,14 @@ def members(config) -> dict[str, Any]:
     if len(set(keys)) < len(keys):
         raise InputError(f"sweep lists a key twice: {', '.join(keys)}. Join their values.")
     lists = [entry[1] for entry in config.sweep]
-    found: dict[str, Any] = {}
+    configs: dict[str, Any] = {}
     for values in itertools.product(*lists):
         name = ",".join(f"{_word(key)}={_text(v)}" for key, v in zip(keys, values, strict=True))
         name = re.sub(r"[^\w.,=+-]", "_", name)[:120]
-        if name in found:
-            name = f"{name},{len(found)}"
-        found[name] = _member(config, keys, values)
-    return found
+        if name in configs:
+            name = f"{name},{len(configs)}"
+        configs[name] = _member(config, keys, values)
+    return configs
 
 
 def run(config, workdir: Path, search_fn: Callable[[Any, Path], Any]) -> str:
@@ -74,9 +74,9 @@ def _checked(config, entry) -> tuple[str, tuple]:
             f'sweep must hold pairs like ("target_len", (2048, 4096)), got {entry!r}. In a tuple '
             "of one pair the comma after it is easily lost."
         )
-    known = experiment.dotted_keys(config)
-    if entry[0] not in known or entry[0] == "sweep":
-        raise InputError(f"Unknown key '{entry[0]}' in sweep. {nearest(entry[0], known)}")
+    keys = experiment.dotted_keys(config)
+    if entry[0] not in keys or entry[0] == "sweep":
+        raise InputError(f"Unknown key '{entry[0]}' in sweep. {nearest(entry[0], keys)}")
     return entry[0], tuple(entry[1])
 
 
@@ -89,7 +89,7 @@ def _member(config, keys: list[str], values: tuple) -> ConfigDict:
 
 
 def _finished(path: Path, member) -> dict | None:
-    """Returns the result of a member that was run with this very config."""
+    """Returns the result of a member that was run with exactly this config."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -99,13 +99,13 @@ def _finished(path: Path, member) -> dict | None:
 
 
 def _row(name: str, member, content: dict, sweep) -> dict:
-    known = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
+    baselines = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
     return {
         "folder": name,
         "values": {key: _plain(experiment.dotted_keys(member)[key]) for key, _ in sweep},
         "unit": content["unit"],
         "fitness": content[content["unit"]],
-        "best_baseline": min(known, default=None),
+        "best_baseline": min(baselines, default=None),
         "start_tokens": content["best"]["start_tokens"],
         "evaluations": content["evaluations"],
         "forward_tokens": content["forward_tokens"],
@@ -119,9 +119,9 @@ def _table(rows: list[dict]) -> str:
     for row in rows:
         base = row["best_baseline"]
         gain = "" if base is None else f"{100 * (1 - row['fitness'] / base):.1f}%"
-        shown = "" if base is None else f"{base:.4f}"
+        baseline_text = "" if base is None else f"{base:.4f}"
         lines.append(
-            f"{row['folder']:<{width}}{row['fitness']:>12.4f}{shown:>12}{gain:>8}"
+            f"{row['folder']:<{width}}{row['fitness']:>12.4f}{baseline_text:>12}{gain:>8}"
             f"{row['forward_tokens']:>16,}"
         )
     return "\n".join(lines)
@@ -132,7 +132,7 @@ def _word(key: str) -> str:
 
 
 def _text(value: Any) -> str:
-    """A section is told by what it selects."""
+    """Returns a value as part of a folder name; a section is named by what it selects."""
     if isinstance(value, dict):
         return str(next((value[name] for name in _SELECTORS if name in value), "section"))
     return str(value)

@@ -1,7 +1,7 @@
 """Checkpoints: the only module that knows orbax.
 
 A step is a folder `<workdir>/checkpoints/<step, 8 digits>/` with the items `params`, optionally
-`opt_state`, and `meta`, a JSON object. Orbax commits a step by one rename, but it offers any folder
+`opt_state`, and `meta`, a JSON object. Orbax commits a step by one rename, but it lists any folder
 with a step's name, casts dtypes silently, and its data files carry no checksum: a flipped bit
 restores without complaint. So `meta` also holds every leaf's shape, dtype and digest: a step is
 whole only if its `meta` is (steps.py), a target that differs is refused before anything is read,
@@ -45,7 +45,7 @@ __all__ = [
     "whole_steps",
 ]
 
-_TRASH = ".trash"  # orbax renames an old step into it, which a kill cannot interrupt; emptied by us
+_TRASH = ".trash"  # orbax renames an old step into it, which is atomic; we empty it
 _REJECTED = ".rejected"  # folders with a step's name that hold no whole step
 
 
@@ -87,13 +87,13 @@ def restore_params(path: Path, abstract_params=None, step: int | None = None):
 class Checkpoints:
     """The checkpoints of one run, for the process that writes them.
 
-    Opening it removes what a kill left behind (orbax's temporary folders, the trash) and puts aside
-    whatever has a step's name without being a whole step: orbax would count it as one, both when it
-    looks for the newest and when it removes old ones. `rejected` says what was put aside.
+    Opening it removes the remains of a kill (orbax's temporary folders, the trash) and moves aside
+    every folder with a step's name that is not a whole step: orbax would count it as one, both when
+    it looks for the newest and when it removes old ones. `rejected` lists what was moved.
 
     With several processes each makes one and calls it at the same points: every process writes and
-    reads its own parts of the arrays, process 0 does all else, and its view of the folder is
-    everybody's.
+    reads its own parts of the arrays, process 0 does everything else, and its view of the folder
+    holds for all.
     """
 
     def __init__(
@@ -104,23 +104,23 @@ class Checkpoints:
         keep_every: int = 0,
         asynchronous: bool = True,
     ):
-        """Opens `<workdir>/checkpoints`, which is made if needed.
+        """Opens `<workdir>/checkpoints`, which is created if needed.
 
         Args:
           workdir: the run's folder.
-          keep_last: the newest steps that are kept; None = all.
-          keep_every: steps whose number is a multiple are kept for ever; 0 = none.
-          asynchronous: `save` returns once the arrays are copied, and the writing goes on behind.
+          keep_last: number of newest steps to keep; None = all.
+          keep_every: steps whose number is a multiple of it are kept for ever; 0 = none.
+          asynchronous: `save` returns once the arrays are copied; writing goes on behind it.
 
         Raises:
-          InputError: the folder cannot be made or written to.
+          InputError: the folder cannot be created or written to.
         """
         self.root = steps_root(workdir)
         self.rejected = hosts.from_main("open the checkpoints", lambda: _tidy(self.root))
         # In a bucket nothing can be renamed: we remove old steps ourselves, their commit first.
-        self._kept = (keep_last, keep_every) if files.is_remote(self.root) else None
+        self._retention = (keep_last, keep_every) if files.is_remote(self.root) else None
         self._manager = _manager(
-            self.root, None if self._kept else keep_last, keep_every, asynchronous
+            self.root, None if self._retention else keep_last, keep_every, asynchronous
         )
         self._requested = hosts.from_main("newest checkpoint", self.latest)
         self._durable = self._requested
@@ -132,7 +132,7 @@ class Checkpoints:
 
     @property
     def requested_step(self) -> int | None:
-        """The newest step that `save` was called for, or that was there."""
+        """The newest step that `save` was called for, or that existed before."""
         return self._requested
 
     @property
@@ -149,9 +149,8 @@ class Checkpoints:
           CheckpointError: this save, or one before it that was still being written, failed.
         """
         self.check()
-        if not (
-            files.is_remote(self.root) or self.root.is_dir()
-        ):  # orbax would wait 5 minutes for a folder that cannot be made
+        # Without the folder orbax would wait 5 minutes for one that cannot be made.
+        if not (files.is_remote(self.root) or self.root.is_dir()):
             raise CheckpointError(f"{self.root} is gone: step {step} was not saved.")
         trees = {"params": params}
         if opt_state is not None:
@@ -187,11 +186,11 @@ class Checkpoints:
         return params, _restore_item(folder, "opt_state", abstract_opt_state, meta), meta
 
     def check(self) -> None:
-        """Raises CheckpointError if a save that was going on behind has failed."""
+        """Raises CheckpointError if a save in the background has failed."""
         self._surfacing(self._manager.check_for_errors)
 
     def wait(self) -> None:
-        """Waits until everything asked for is durable.
+        """Waits until every requested save is durable.
 
         Raises:
           CheckpointError: it could not be written.
@@ -200,7 +199,7 @@ class Checkpoints:
         self._durable = self._requested
 
     def close(self) -> None:
-        """Waits, as `wait`, and lets go of orbax's threads."""
+        """Waits, as `wait`, and ends orbax's threads."""
         try:
             self.wait()
         finally:
@@ -210,9 +209,7 @@ class Checkpoints:
     def _surfacing(self, call: Callable):
         try:
             return call()
-        except (
-            Exception
-        ) as error:  # whatever orbax's storage raised: ValueError, XlaRuntimeError, ...
+        except Exception as error:  # of orbax's storage: ValueError, XlaRuntimeError, ...
             self._requested = self.latest()
             last = "none" if self._requested is None else self._requested
             raise CheckpointError(
@@ -221,16 +218,16 @@ class Checkpoints:
             ) from error
 
     def _empty_trash(self) -> None:
-        if hosts.is_main() and self._kept:
-            _remove_old(self.root, *self._kept)
+        if hosts.is_main() and self._retention:
+            _remove_old(self.root, *self._retention)
         elif hosts.is_main():
             _empty_trash(self.root)
 
 
 def _tidy(root: Path) -> list[str]:
-    """Makes the folder, or cleans it up; returns what was put aside."""
+    """Creates the folder, or cleans it up; returns a line for every folder moved aside."""
     files.check_writable(root)
-    lines = _put_aside(root)
+    lines = _move_aside(root)
     _empty_trash(root)
     return lines
 
@@ -244,11 +241,13 @@ def _remove_old(root: Path, keep_last: int | None, keep_every: int) -> None:
     steps = whole_steps(root)
     for step in steps[:-keep_last] if keep_last else []:
         if not keep_every or step % keep_every:
-            (step_folder(root, step) / "commit_success.txt").unlink()  # now it is none any more
+            (
+                step_folder(root, step) / "commit_success.txt"
+            ).unlink()  # from now on it is not a whole step
             files.remove_tree(step_folder(root, step))
 
 
-def _put_aside(root: Path) -> list[str]:
+def _move_aside(root: Path) -> list[str]:
     lines = []
     for name, why in rejected(root).items():
         if files.is_remote(root):  # nothing can be renamed there
@@ -270,11 +269,11 @@ def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: b
     # Orbax logs a failure with its whole trace; Checkpoints says it in one line.
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     policies = ocp.checkpoint_managers
-    kept = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
+    rules = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
     if keep_every:
-        kept.append(policies.EveryNSteps(keep_every))
+        rules.append(policies.EveryNSteps(keep_every))
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policies.AnyPreservationPolicy(kept),
+        preservation_policy=policies.AnyPreservationPolicy(rules),
         enable_async_checkpointing=asynchronous,
         cleanup_tmp_directories=True,
         todelete_subdir=None if files.is_remote(root) else _TRASH,
@@ -286,12 +285,12 @@ def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: b
 
 
 def _multiprocessing():
-    """Names the processes: orbax then waits for them by name and at most 5 minutes (saves: 20).
+    """Lists the processes: orbax then waits for them by number, at most 5 minutes (saves: 20).
 
     Without it orbax waits in a collective of the devices, for ever.
     """
-    everybody = set(range(hosts.count())) if hosts.count() > 1 else None
-    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes=everybody)
+    processes = set(range(hosts.count())) if hosts.count() > 1 else None
+    return ocp.options.MultiprocessingOptions(primary_host=0, active_processes=processes)
 
 
 def _restore_item(folder: Path, item: str, abstract, meta: dict):
@@ -328,7 +327,7 @@ def _restore_item(folder: Path, item: str, abstract, meta: dict):
 
 
 def _target(leaf):
-    """Returns what orbax takes for a leaf on devices, or on the host."""
+    """Returns orbax's restore target for a leaf: on devices, or on the host."""
     if leaf.sharding is None:
         return np.empty(leaf.shape, leaf.dtype)
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)

@@ -1,9 +1,8 @@
-"""Files that are whole or not there: atomic writes, and a journal that survives a torn last
-line.
+"""Atomic writes, and a journal that survives a torn last line.
 
 A path is a pathlib.Path or, for `gs://`, one of etils' epath, which has the same methods: `as_path`
-makes both, and pathlib.Path(...) of the latter would lose its "//". What is written to `gs://` is
-whole or not there by nature; nothing can be appended to, so an append writes the file anew.
+makes both, and pathlib.Path(...) of the latter would lose its "//". Objects in `gs://` are written
+whole or not at all; they cannot be appended to, so an append rewrites the file.
 """
 
 import hashlib
@@ -19,10 +18,10 @@ from jaxrope.errors import InputError
 
 
 def as_path(text: Path | str) -> Path:
-    """Returns the path that a user means: `~` is his home, `gs://` a bucket.
+    """Returns the path of a text: `~` is the home folder, `gs://` a bucket.
 
     Raises:
-      InputError: the package for `gs://` is not there, or it is another kind of address.
+      InputError: the package for `gs://` is not installed, or the path has another scheme.
     """
     text = os.fspath(text)
     scheme, mark, _ = text.partition("://")
@@ -61,7 +60,7 @@ def check_writable(folder: Path) -> None:
     """Makes a folder, and writes and removes a file there.
 
     Raises:
-      InputError: that cannot be done.
+      InputError: the folder cannot be written to.
     """
     probe = folder / f".writable-{os.getpid()}"
     try:
@@ -83,7 +82,7 @@ def size(path: Path) -> int:
 
 
 def remove_tree(folder: Path) -> None:
-    """Removes a folder and what is in it, as far as that can be done."""
+    """Removes a folder and what is in it, as far as possible."""
     if is_remote(folder):
         folder.rmtree(missing_ok=True)
     else:
@@ -98,16 +97,16 @@ def copy(source: Path, target: Path) -> None:
 def fetch(folder: Path, names: Sequence[str] | None = None) -> Path:
     """Returns a local copy of a bucket's folder, without its sub-folders.
 
-    It lies in the user's cache folder, and is made anew when a file's size or time has changed.
+    It lies in the user's cache folder, and is copied again when a file's size or time has changed.
 
     Args:
       folder: in a bucket.
-      names: of the files that are wanted; None = all.
+      names: of the files to copy; None = all.
     """
     entries = sorted(path for path in folder.iterdir() if names is None or path.name in names)
     entries = [path for path in entries if not path.is_dir()]
-    told = [[path.name, (status := path.stat()).length, status.mtime] for path in entries]
-    key = hashlib.sha256(json.dumps([os.fspath(folder), told]).encode()).hexdigest()[:32]
+    versions = [[path.name, (status := path.stat()).length, status.mtime] for path in entries]
+    key = hashlib.sha256(json.dumps([os.fspath(folder), versions]).encode()).hexdigest()[:32]
     base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
     target = Path(base) / "jaxrope" / "remote" / key
     if target.is_dir():

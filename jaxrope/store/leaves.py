@@ -1,4 +1,4 @@
-"""The leaves of a tree as a checkpoint's `meta` tells them: name, shape, dtype, digest."""
+"""The leaves of a tree as a checkpoint's `meta` lists them: name, shape, dtype, digest."""
 
 from pathlib import Path
 
@@ -40,19 +40,19 @@ def nested(leaves: dict) -> dict:
 
 
 def compare(folder: Path, item: str, saved: dict, abstract) -> None:
-    """Refuses a target that is not what was saved.
+    """Refuses a target whose leaves differ from those saved.
 
     Args:
       folder: of the step, for the message.
       item: which of its items, for the message.
       saved: of `describe`.
-      abstract: tree of the leaves that are wanted.
+      abstract: tree of the expected leaves.
 
     Raises:
       InputError: names, shapes or dtypes differ.
     """
-    wanted = named(abstract)
-    extra, missing = sorted(saved.keys() - wanted.keys()), sorted(wanted.keys() - saved.keys())
+    expected = named(abstract)
+    extra, missing = sorted(saved.keys() - expected.keys()), sorted(expected.keys() - saved.keys())
     if extra or missing:
         raise InputError(
             f"{folder}, item {item}: the checkpoint has {_list(extra)} that the config does not "
@@ -64,7 +64,7 @@ def compare(folder: Path, item: str, saved: dict, abstract) -> None:
     ):
         wrong = [
             f"{name} {saved[name][what]} in the checkpoint, {of(leaf)} in the config"
-            for name, leaf in wanted.items()
+            for name, leaf in expected.items()
             if saved[name][what] != of(leaf)
         ]
         if wrong:

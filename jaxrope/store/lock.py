@@ -1,8 +1,8 @@
 """One job at a time in a run's folder.
 
 A file system holds a lock for as long as a process lives. A bucket cannot: there the lock is an
-object that its owner writes anew every `_BEAT_SECONDS`; one that stays as it is for
-`_DEAD_SECONDS` was left by a job that was killed.
+object that its owner rewrites every `_BEAT_SECONDS`; one that is unchanged for
+`_DEAD_SECONDS` belongs to a job that was killed.
 """
 
 import contextlib
@@ -24,20 +24,20 @@ _BEAT_SECONDS, _DEAD_SECONDS = 10.0, 40.0
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Holds `folder` for this job: process 0 does, for all of them. The system lets go of it when
+    """Locks `folder` for this job; process 0 holds the lock for all. The system releases it when
     that process ends, however it ends.
 
     Raises:
       InputError: the folder cannot be written to, or another job holds it (its host and process
         are named).
     """
-    with contextlib.ExitStack() as held:
+    with contextlib.ExitStack() as locks:
 
-        def take() -> None:
+        def acquire() -> None:
             lock = _object_lock if files.is_remote(folder) else _file_lock
-            held.enter_context(lock(folder))
+            locks.enter_context(lock(folder))
 
-        hosts.from_main("lock of the workdir", take)
+        hosts.from_main("lock of the workdir", acquire)
         yield
 
 
@@ -97,7 +97,7 @@ def _object_lock(folder: Path) -> Iterator[None]:
 
 
 def _wait_until_dead(path: Path, folder: Path) -> None:
-    """Returns when there is no lock, or its owner has not written it for long enough."""
+    """Returns once there is no lock, or its owner has not rewritten it for `_DEAD_SECONDS`."""
     until = time.monotonic() + _DEAD_SECONDS
     first = path.read_text(encoding="utf-8") if path.exists() else ""
     while first and time.monotonic() < until:

@@ -1,7 +1,7 @@
 """Which steps of a run are whole. No arrays are read here.
 
 A step is whole if it was committed and its `meta` is readable, is of that step and agrees with its
-own digest; anything else with a step's name is never offered.
+own digest; any other folder with a step's name is ignored.
 """
 
 import hashlib
@@ -44,21 +44,21 @@ def find_step(path: Path, step: int | None = None) -> Path:
     else:
         steps = whole_steps(path)
         if not steps:
-            found = (
+            reasons = (
                 "; ".join(f"{name}: {why}" for name, why in sorted(rejected(path).items()))
                 or "no folder with a step's name"
             )
             raise InputError(
-                f"{path} holds no whole checkpoint ({found}). Give a workdir, its {FOLDER} folder, "
-                "or one step's folder."
+                f"{path} holds no whole checkpoint ({reasons}). Give a workdir, its {FOLDER} "
+                "folder, or one step's folder."
             )
         folder = step_folder(path, steps[-1])
     try:
         read_meta(folder)
     except NotWhole as error:
-        known = ", ".join(map(str, whole_steps(folder.parent))) or "none"
+        listed = ", ".join(map(str, whole_steps(folder.parent))) or "none"
         raise InputError(
-            f"{folder} is not a whole checkpoint: {error}. Whole steps there: {known}."
+            f"{folder} is not a whole checkpoint: {error}. Whole steps there: {listed}."
         ) from None
     return folder
 
@@ -69,12 +69,12 @@ def whole_steps(path: Path) -> list[int]:
 
 
 def rejected(path: Path) -> dict[str, str]:
-    """Returns {name: reason} of what has a step's name but is not a whole step."""
+    """Returns {name: reason} of every folder with a step's name that is not a whole step."""
     return {f"{step:08d}": why for step, why in _survey(path).items() if why is not None}
 
 
 def step_folder(path: Path, step: int) -> Path:
-    """Returns where a step of a workdir lies, whether it exists or not."""
+    """Returns the folder of a step of a workdir, whether it exists or not."""
     return steps_root(path) / f"{step:08d}"
 
 
@@ -120,19 +120,19 @@ def _survey(path: Path) -> dict[int, str | None]:
     root = steps_root(path)
     if not root.is_dir():
         return {}
-    found: dict[int, str | None] = {}
+    reasons: dict[int, str | None] = {}
     for folder in root.iterdir():
         if len(folder.name) != 8 or not folder.name.isdigit():
             continue
         try:
             read_meta(folder)
-            found[int(folder.name)] = None
+            reasons[int(folder.name)] = None
         except NotWhole as error:
-            found[int(folder.name)] = str(error)
-    return found
+            reasons[int(folder.name)] = str(error)
+    return reasons
 
 
 def seal(meta: dict) -> str:
-    """Returns the digest of a `meta`, which it carries as "sha256"."""
+    """Returns the digest of a `meta`, stored in it as "sha256"."""
     body = {key: value for key, value in meta.items() if key != "sha256"}
     return hashlib.sha256(json.dumps(body, sort_keys=True).encode()).hexdigest()
