@@ -313,7 +313,7 @@ def test_questions_are_made_once_for_all_rows(model, sums, monkeypatch):
     for label in ("a", "b"):
         list(evaluate.run(dataclasses.replace(model, label=label), bench, ("sums",)))
     assert made == [64]
-    monkeypatch.setattr(answering, "_KEPT_TOKENS", 10)  # too many to be kept
+    monkeypatch.setattr(answering, "_CACHED_TOKENS", 10)  # too many to be kept
     list(evaluate.run(model, make_bench(), ("sums",)))
     list(evaluate.run(model, dataclasses.replace(bench, seed=4), ("sums",)))
     assert made == [64] * 3

@@ -342,9 +342,9 @@ def test_tasks_of_ruler_run_without_a_network(books, offline, task, answer_fn):
 @needs_lm_eval
 def test_data_that_is_not_at_hand_is_one_line(model, offline):
     for name, message in (
-        ("hellaswag", "'hellaswag' cannot be had here"),
+        ("hellaswag", "'hellaswag' cannot be loaded here"),
         ("hellaswog", "Unknown task 'hellaswog' in eval.harness.tasks"),
-        ("niah_single_1", "'niah_single_1' cannot be had here"),  # no tokenizer's folder
+        ("niah_single_1", "'niah_single_1' cannot be loaded here"),  # no tokenizer's folder
     ):
         with pytest.raises(InputError, match=message) as refused:
             evaluate.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))

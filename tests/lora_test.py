@@ -325,7 +325,9 @@ def test_what_may_not_change(run_of, tmp_path):
             train(changed, workdir, dry_run=True)
     from jaxrope.train import resume
 
-    assert resume._told({}) == resume._told({"lora": SECTION | dict(rank=0)})  # an older run
+    assert resume._normalized({}) == resume._normalized(
+        {"lora": SECTION | dict(rank=0)}
+    )  # an older run
 
 
 MISTAKES = {

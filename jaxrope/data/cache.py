@@ -21,9 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope.data.documents import (
-    ReadCounts,
-)
+from jaxrope.data.documents import ReadCounts
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 
@@ -31,7 +29,7 @@ FORMAT = "jaxrope.tokens/1"
 BATCH_CHARS = 1 << 22  # characters tokenised together: about 100 bytes of memory for each
 BATCH_DOCUMENTS = 4096
 BLOCK_TOKENS = 1 << 22  # tokens checked at one time when a cache is read
-ABANDONED_SECONDS = 24 * 3600.0  # a half-made folder nobody wrote to for so long was left by a kill
+ABANDONED_SECONDS = 24 * 3600.0  # an unfinished folder of this age was left by a killed process
 
 
 def default_cache_dir() -> Path:
@@ -41,9 +39,9 @@ def default_cache_dir() -> Path:
     if not os.path.isabs(base):  # the XDG specification: a relative path is to be ignored
         base = os.path.join(home, ".cache") if home else ""
     if base:
-        wanted = Path(base) / "jaxrope" / "tokens"
-        if _writable(wanted):
-            return wanted
+        cache_dir = Path(base) / "jaxrope" / "tokens"
+        if _writable(cache_dir):
+            return cache_dir
     owner = os.getuid() if hasattr(os, "getuid") else 0
     try:
         folder = Path(tempfile.gettempdir()) / f"jaxrope-{owner}" / "tokens"
@@ -108,8 +106,8 @@ def _read_index(folder: Path) -> dict:
     except (OSError, ValueError, RecursionError) as error:
         raise _damaged(folder, f"index.json cannot be read ({error})") from None
     if not isinstance(index, dict) or index.get("format") != FORMAT:
-        found = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise _damaged(folder, f"its format is {found!r}, this version reads {FORMAT!r}")
+        actual = index.get("format") if isinstance(index, dict) else type(index).__name__
+        raise _damaged(folder, f"its format is {actual!r}, this version reads {FORMAT!r}")
     kinds = {
         "dtype": str,
         "num_tokens": int,
@@ -131,12 +129,12 @@ def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.nda
         with open(path, "rb") as file:
             if np.lib.format.read_magic(file) != (1, 0):
                 raise ValueError("not version 1.0 of the format")
-            shape, _, found = np.lib.format.read_array_header_1_0(file)
+            shape, _, actual = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
     except (OSError, ValueError) as error:
         raise _damaged(folder, f"{name} is no .npy file ({error})") from None
-    if found != dtype or shape != (length,):
-        raise _damaged(folder, f"{name} is {found} {shape}, index.json says {dtype} ({length},)")
+    if actual != dtype or shape != (length,):
+        raise _damaged(folder, f"{name} is {actual} {shape}, index.json says {dtype} ({length},)")
     size, expected = path.stat().st_size, start + length * dtype.itemsize
     if size != expected:
         raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected:,}")

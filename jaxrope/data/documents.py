@@ -24,7 +24,7 @@ from jaxrope.errors import InputError, nearest
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 _UNPACK_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
-# First bytes of things that are often named .txt by mistake, and what to do about them.
+# First bytes of files that are often named .txt by mistake, and what to do about them.
 _NOT_TEXT = {
     b"\x1f\x8b": "is gzip data. Name it .gz",
     b"BZh": "is bzip2 data. Name it .bz2",

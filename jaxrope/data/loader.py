@@ -1,6 +1,6 @@
 """Batches to train on, as a pure function of (seed, step, row).
 
-What the five arrays of a batch mean is told once, with an example, in `jaxrope.data`.
+The five arrays of a batch are described, with an example, in `jaxrope.data`.
 Letters: B rows, T tokens in a row.
 """
 
@@ -48,7 +48,7 @@ class Rows:
         bos_id: int | None,
         eos_id: int | None,
     ):
-        """Takes the text, its pieces, and what TrainLoader takes."""
+        """Takes the text, its pieces, and the arguments of TrainLoader."""
         self._documents, self._pieces, self._seed = documents, pieces, seed
         self._bos_id, self._eos_id = bos_id, eos_id
         self._orders: dict[int, np.ndarray] = {}
@@ -157,9 +157,9 @@ class TrainLoader:
         """
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
-        wanted = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        batch = empty_rows(len(wanted), self.seq_len)
-        for place, number in enumerate(wanted):
+        numbers = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        batch = empty_rows(len(numbers), self.seq_len)
+        for place, number in enumerate(numbers):
             self.rows.fill({key: array[place] for key, array in batch.items()}, number)
         return batch
 
@@ -246,11 +246,11 @@ def packed_rows(
             room, row = seq_len, len(rows)
             rows.append([])
         rows[row].append(piece)
-        left = room - length
-        if left:
-            rows_with_room.setdefault(left, []).append(row)
-            if len(rows_with_room[left]) == 1:
-                bisect.insort(rooms, left)
+        remainder = room - length
+        if remainder:
+            rows_with_room.setdefault(remainder, []).append(row)
+            if len(rows_with_room[remainder]) == 1:
+                bisect.insort(rooms, remainder)
     order = np.array([piece for row in rows for piece in row])
     row_starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
     return Pieces(doc_ids[order], starts[order], lengths[order], row_starts)

@@ -3,8 +3,8 @@
 Needle rows teach retrieval at the length that is trained: each is a document of `data.needles` with
 1, 2, ... keys in turn, words of the text, all of which are asked for one after another. Short rows
 are LongRoPE2's mixed context window (arXiv 2502.20082, section 3.3): pieces of at most the original
-length, packed, each seeing itself alone, and turned by the original rope, so that what the model
-knew of short texts stays.
+length, packed, each attending to itself alone and rotated by the original rope, so that the model
+stays good at short texts.
 
 Which kind a row is, and what is in it, is a function of its number, counted over all steps. Kinds
 lie evenly: of the first n rows each kind has its share, to within two. Tokens of all rows count
@@ -82,7 +82,7 @@ def check_shares(shares: Shares, seq_len: int) -> None:
 
 
 class MixtureLoader:
-    """Batches of mixed rows; a TrainLoader to whoever asks for batches."""
+    """Batches of mixed rows, with the interface of TrainLoader."""
 
     def __init__(
         self,
@@ -94,7 +94,7 @@ class MixtureLoader:
         bos_id: int | None,
         eos_id: int | None,
     ):
-        """Lays short pieces out in rows, and sees that needles have room.
+        """Lays short pieces out in rows, and checks that needles have room.
 
         Args:
           text: makes the rows of text; its length, size and seed are those of the mixture.
@@ -123,8 +123,8 @@ class MixtureLoader:
         self.num_rows, self.num_targets = text.num_rows, text.num_targets
         described = [FORMAT, text.fingerprint, dataclasses.asdict(shares), tokenizer.fingerprint]
         words = [needles.OPENING, needles.NEEDLE, needles.QUESTION, *keys]
-        told = json.dumps([*described, words]).encode("ascii")
-        self.fingerprint = hashlib.sha256(told).hexdigest()
+        content = json.dumps([*described, words]).encode("ascii")
+        self.fingerprint = hashlib.sha256(content).hexdigest()
 
     def batch(self, step: int, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
         """Returns what TrainLoader.batch does; with short rows also rope_ids_BT, int32: LONG or
@@ -133,11 +133,11 @@ class MixtureLoader:
         if step < 0:
             raise ValueError(f"step must be at least 0, got {step}")
         size = self._text.batch_size
-        wanted = range(step * size, (step + 1) * size)[rows]
-        batch = empty_rows(len(wanted), self._text.seq_len)
+        numbers = range(step * size, (step + 1) * size)[rows]
+        batch = empty_rows(len(numbers), self._text.seq_len)
         if self._short:
-            batch["rope_ids_BT"] = np.full((len(wanted), self._text.seq_len), LONG, np.int32)
-        for place, number in enumerate(wanted):
+            batch["rope_ids_BT"] = np.full((len(numbers), self._text.seq_len), LONG, np.int32)
+        for place, number in enumerate(numbers):
             kind, index = self.kind(number)
             row = {name: array[place] for name, array in batch.items()}
             if kind == "needle":

@@ -1,15 +1,16 @@
 """Needle documents: magic numbers hidden in a text, and the question for one of them, to the token.
 
-The wording is RULER's, with several keys of which one is asked (`niah_multikey`, arXiv 2404.06654;
-one query and one value make its plural a singular). Theirs is as long as sentences allow and has
-its needles between sentences; here a document has exactly the tokens asked for, bos and answer
-counted, and each needle is a line of its own at a given depth. A key is one noun where theirs is
-"adjective-noun". LongRoPE2's needle-driven perplexity (arXiv 2502.20082) has them at the start.
+The wording is RULER's, with several keys, one of which is asked for (`niah_multikey`, arXiv
+2404.06654; one query and one value make its plural a singular). Theirs is as long as sentences
+allow and has its needles between sentences; here a document has exactly the tokens asked for, bos
+and answer counted, and each needle is a line of its own at a given depth. A key is one noun where
+theirs is "adjective-noun". LongRoPE2's needle-driven perplexity (arXiv 2502.20082) has them at the
+start.
 
 One generator serves evaluation, search and training, each with random numbers of its own, and
-training with words of its own: what is learned from is never what is asked. Those are the words of
-the training text: a model that was trained on 260 nouns missed some others, always the same, that
-it had found before (docs/recipes.md).
+training with words of its own: a key that is trained on is never tested. Training words come from
+the training text: a model that was trained on 260 nouns missed some other nouns, always the same
+ones, that it retrieved before training (docs/recipes.md).
 """
 
 import collections
@@ -209,9 +210,9 @@ def training_words(documents: TokenDocuments, tokenizer: Tokenizer) -> tuple[str
     counts: collections.Counter[str] = collections.Counter()
     for doc in range(len(documents)):
         counts.update(tokenizer.decode(documents.tokens(doc, 0, share).tolist()).split())
-    found = {word for word, count in counts.items() if count > 1 and len(word) >= 4}
-    found = {word for word in found if word.isalpha() and word.islower()} - set(_ASKED)
-    return tuple(sorted(found)) if len(found) >= len(NOUNS) else _USES["training"][1]
+    words = {word for word, count in counts.items() if count > 1 and len(word) >= 4}
+    words = {word for word in words if word.isalpha() and word.islower()} - set(_ASKED)
+    return tuple(sorted(words)) if len(words) >= len(NOUNS) else _USES["training"][1]
 
 
 def _spans(begins, order, sizes) -> tuple[tuple[int, int], ...]:

@@ -45,19 +45,19 @@ def find_files(
     patterns = (patterns,) if isinstance(patterns, (str, Path)) else tuple(patterns)
     if not patterns:
         raise InputError(f"{setting}: no files are given. Set it to files or globs.")
-    found: dict[str, str] = {}  # real path -> path as matched: a link to a file is the same file
+    paths: dict[str, str] = {}  # real path -> path as matched: a link to a file is the same file
     for pattern in patterns:
         for path in _matches(os.path.expanduser(str(pattern)), setting):
-            found.setdefault(os.path.realpath(path), os.path.abspath(path))
-    kept = [path for path in found.values() if not _excluded(path, exclude)]
-    if not kept:
+            paths.setdefault(os.path.realpath(path), os.path.abspath(path))
+    included = [path for path in paths.values() if not _excluded(path, exclude)]
+    if not included:
         raise InputError(
-            f"{setting}: all {len(found)} files are excluded. Shorten data.exclude {list(exclude)}."
+            f"{setting}: all {len(paths)} files are excluded. Shorten data.exclude {list(exclude)}."
         )
-    status = {path: regular_status(path, setting) for path in kept}
+    status = {path: regular_status(path, setting) for path in included}
     with ThreadPoolExecutor() as pool:
-        digests = list(pool.map(lambda path: _hash(path, setting), kept))
-    folder = os.path.commonpath([os.path.dirname(path) for path in kept])
+        digests = list(pool.map(lambda path: _hash(path, setting), included))
+    folder = os.path.commonpath([os.path.dirname(path) for path in included])
     sources = [
         SourceFile(
             path=Path(path),
@@ -66,7 +66,7 @@ def find_files(
             sha256=digest,
             modified_ns=status[path].st_mtime_ns,
         )
-        for path, digest in zip(kept, digests, strict=True)
+        for path, digest in zip(included, digests, strict=True)
     ]
     return sorted(sources, key=lambda file: file.name)
 
@@ -100,11 +100,11 @@ def _fetched(pattern: str, setting: str) -> list[str]:
             "folder."
         )
     place = files.as_path(folder)
-    found = [path for path in place.iterdir() if fnmatch.fnmatchcase(path.name, name)]
-    if not found:
+    matches = [path for path in place.iterdir() if fnmatch.fnmatchcase(path.name, name)]
+    if not matches:
         raise InputError(f"{setting}: no file matches '{pattern}'. Correct the path.")
-    local = files.fetch(place, [path.name for path in found])
-    return [str(local / path.name) for path in found]
+    local = files.fetch(place, [path.name for path in matches])
+    return [str(local / path.name) for path in matches]
 
 
 def _excluded(path: str, exclude: Sequence[str]) -> bool:

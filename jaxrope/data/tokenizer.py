@@ -101,15 +101,15 @@ class JsonTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text; the library spreads the texts over the cores."""
         encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(one.ids, np.int32) for one in encoded]
+        return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
     def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns (ids, int64 [T, 2]: begin and end of each one's characters in `text`).
 
         Args:
           text: the text.
-          special: the tokens are added that the file itself says are (its post_processor), as in
-            transformers; theirs are the characters 0 to 0.
+          special: adds the special tokens of the file's post_processor, as in transformers; their
+            characters are 0 to 0.
         """
         encoded = self.backend.encode(text, add_special_tokens=special)
         spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
@@ -183,8 +183,8 @@ _BESIDE = ("tokenizer_config.json", "config.json", "generation_config.json")
 
 def _find(path: Path | str) -> Path:
     """Returns the tokenizer.json that `path` means."""
-    given = files.as_path(path)
-    file = given / "tokenizer.json" if given.is_dir() else given
+    place = files.as_path(path)
+    file = place / "tokenizer.json" if place.is_dir() else place
     if not file.exists():
         if (file.parent / "tokenizer.model").exists():
             raise InputError(

@@ -57,7 +57,7 @@ def eval_windows(
     Args:
       documents: the text.
       length: tokens that are predicted in a window.
-      num_windows: windows wanted, at least 1.
+      num_windows: at least 1.
       offset_tokens: tokens passed over at the start of each document.
       windows_per_doc: windows taken from a document, at most.
       bos_id: the begin token. None puts the preceding token of text in its place (at a document's
@@ -78,8 +78,8 @@ def eval_windows(
     doc_ids = np.repeat(np.arange(len(documents)), counts)
     within = np.arange(len(doc_ids)) - np.repeat(np.cumsum(counts) - counts, counts)
     if len(doc_ids) < num_windows:
-        wanted = f"{num_windows} windows (at most {windows_per_doc} of a document)"
-        raise _too_little_text(documents, wanted, length, first, len(doc_ids))
+        description = f"{num_windows} windows (at most {windows_per_doc} of a document)"
+        raise _too_little_text(documents, description, length, first, len(doc_ids))
     doc_ids, starts = doc_ids[:num_windows], first + within[:num_windows] * length
     return _cut(documents, doc_ids, starts, length, bos_id)
 
@@ -108,8 +108,8 @@ def search_windows(
     first = _first_token(offset_tokens, bos_id)
     doc_ids = np.flatnonzero(documents.lengths >= first + length)
     if len(doc_ids) < num_windows:
-        wanted = f"{num_windows} windows (each of another document)"
-        raise _too_little_text(documents, wanted, length, first, len(doc_ids))
+        description = f"{num_windows} windows (each of another document)"
+        raise _too_little_text(documents, description, length, first, len(doc_ids))
     chosen = doc_ids[permutation(len(doc_ids), seed=seed, epoch=0)[:num_windows]]
     return _cut(documents, chosen, np.full(num_windows, first), length, bos_id)
 
@@ -163,16 +163,17 @@ def _first_token(offset_tokens: int, bos_id: int | None) -> int:
 
 
 def _too_little_text(
-    documents: TokenDocuments, wanted: str, length: int, first: int, found: int
+    documents: TokenDocuments, description: str, length: int, first: int, num_available: int
 ) -> InputError:
     lengths = documents.lengths
     longest = int(np.argmax(lengths))
     enough = int(np.count_nonzero(lengths >= first + length))
     return InputError(
-        f"{documents.setting}: {wanted} of {length:,} tokens need documents of {first + length:,} "
-        f"tokens ({first:,} are passed over); {enough} of {len(documents)} are so long and give "
-        f"{found}, the longest has {lengths[longest]:,} ('{documents.names[longest]}'). Give "
-        "longer or more documents, or ask for shorter or fewer windows."
+        f"{documents.setting}: {description} of {length:,} tokens need documents of "
+        f"{first + length:,} tokens ({first:,} are passed over); {enough} of {len(documents)} are "
+        f"so long and give {num_available}, the longest has {lengths[longest]:,} "
+        f"('{documents.names[longest]}'). Give longer or more documents, or ask for shorter or "
+        "fewer windows."
     )
 
 

@@ -7,7 +7,7 @@
 Rows are the configured model and rope, `config.eval.methods` and `config.eval.checkpoints`; columns
 are `config.eval.lengths`. All rows of a column answer the same items. Writes eval.json, eval.md,
 eval_nll.npz (every scored token's NLL), eval.png and eval_maps.png into the workdir, and prints the
-tables. What is finished is kept in items.jsonl and items/: the same command goes on from there.
+tables. Finished items are stored in items.jsonl and items/: the same command continues from there.
 --tasks runs tasks of lm-evaluation-harness (an optional extra) in place of the suites.
 """
 
@@ -37,11 +37,11 @@ def with_tasks(argv: Sequence[str]) -> list[str]:
     Raises:
       InputError: no task is named.
     """
-    made = []
+    rewritten = []
     for argument in argv:
         name, equals, names = argument.partition("=")
         if name not in ("--tasks", "-tasks"):
-            made.append(argument)
+            rewritten.append(argument)
             continue
         if not equals or not names.strip(" ,"):
             raise InputError(
@@ -49,8 +49,11 @@ def with_tasks(argv: Sequence[str]) -> list[str]:
                 "--tasks=hellaswag,mmlu."
             )
         named = [task.strip() for task in names.split(",") if task.strip()]
-        made += ["--config.eval.suites=('harness',)", f"--config.eval.harness.tasks={tuple(named)}"]
-    return made
+        rewritten += [
+            "--config.eval.suites=('harness',)",
+            f"--config.eval.harness.tasks={tuple(named)}",
+        ]
+    return rewritten
 
 
 if __name__ == "__main__":

@@ -1,5 +1,5 @@
-"""Tasks that are answered by generation: the model reads a prompt and writes, greedily, and what it
-wrote is scored.
+"""Tasks that are answered by generation: the model continues a prompt greedily, and its answer is
+scored.
 
 Prompts are read in chunks into a cache, on any mesh, so that nothing is ever as large as the square
 of a prompt. They are sorted by length and batched, all batches of a column with the same number of
@@ -24,7 +24,9 @@ from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
 
 _STRETCHES = 32  # of each prompt, whose mean score is chance
-_KEPT_TOKENS = 1 << 26  # of questions that are kept for the next row: about 0.5 GiB with their text
+_CACHED_TOKENS = (
+    1 << 26
+)  # of questions that are cached for the next row: about 0.5 GiB with their text
 
 
 class Prompt(NamedTuple):
@@ -77,7 +79,7 @@ def evaluate(name: str, model: EvalModel, bench: Bench) -> Iterator[Result]:
 
     Metrics: `score`, and `low` and `high` of its 95% interval: Wilson's where every item is right
     or wrong, else the bootstrap's over items. A model whose window slides has none: beyond its
-    window it cannot see what is asked for.
+    window it cannot see the answer.
     """
     if model.window:
         return
@@ -90,31 +92,31 @@ def forward_tokens(name: str, model: EvalModel, bench: Bench, length: int) -> in
     if model.window:
         return 0
     key = ("tokens", *_key(name, model, bench, length))
-    if key not in bench.made:
-        bench.made[key] = sum(q.prompt.planned for q in questions(name, model, bench, length))
-    return bench.made[key]
+    if key not in bench.cache:
+        bench.cache[key] = sum(q.prompt.planned for q in questions(name, model, bench, length))
+    return bench.cache[key]
 
 
 def questions(name: str, model: EvalModel, bench: Bench, length: int) -> list[Question]:
-    """Returns what the task asks at a length: the same for every model with the same tokenizer.
+    """Returns the questions of a task at a length, equal for all models with one tokenizer.
 
     Raises:
-      InputError: the task cannot make it, or a prompt and its answer do not fit into `length`:
+      InputError: the task cannot make them, or a prompt and its answer do not fit into `length`:
         nothing is ever cut off.
     """
     key = _key(name, model, bench, length)
-    if key in bench.made:
-        return bench.made[key]
+    if key in bench.cache:
+        return bench.cache[key]
     task = choose("eval.suites", name, tasks.TASKS)
-    made = _encoded(name, task, model, bench, length)
-    kept = sum(len(q.prompt.tokens) for some in _lists(bench.made) for q in some)
-    if kept + sum(len(q.prompt.tokens) for q in made) <= _KEPT_TOKENS:
-        bench.made[key] = made
-    return made
+    encoded = _encoded(name, task, model, bench, length)
+    num_cached = sum(len(q.prompt.tokens) for cached in _lists(bench.cache) for q in cached)
+    if num_cached + sum(len(q.prompt.tokens) for q in encoded) <= _CACHED_TOKENS:
+        bench.cache[key] = encoded
+    return encoded
 
 
 def check(name: str, model: EvalModel, bench: Bench, length: int) -> None:
-    """Refuses what could not be asked, before anything runs.
+    """Refuses a task that could not run, before anything runs.
 
     Raises:
       InputError: see `questions`; or eval.chunk_tokens does not suit the mesh.
@@ -141,8 +143,8 @@ def write(
       model: what writes; of several rows with the same shapes only the first one compiles.
       prompts: each with what may be written, in all at most how.limit tokens.
       how: see Writing.
-      tick: is told the tokens of prompts that were read and those that were written; the sum over
-        a batch is what it had at most.
+      tick: called with the number of tokens read and written; the sum over a batch is the most it
+        could have had.
 
     Raises:
       InputError: see generation.check.
@@ -165,7 +167,7 @@ def batch_size(model: EvalModel, prompts: Sequence[Prompt], batch_tokens: int) -
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Column:
-    """The factors of a column for every row of a batch, as generation asks a RopeFn for them: its
+    """The factors of a column for every row of a batch, with the interface of a RopeFn: its
     one bucket is itself.
     """
 
@@ -203,12 +205,16 @@ def _batches(prompts: Sequence[Prompt], *, rows: int, limit: int) -> Iterator[li
 
 def _key(name: str, model: EvalModel, bench: Bench, length: int) -> tuple:
     request = tasks.request(name, tokenizer=model.tokenizer, bench=bench, length=length)
-    told = request.options.to_json_best_effort(), model.tokenizer.fingerprint, id(bench.documents)
-    return name, length, request.count, request.seed, *told
+    details = (
+        request.options.to_json_best_effort(),
+        model.tokenizer.fingerprint,
+        id(bench.documents),
+    )
+    return name, length, request.count, request.seed, *details
 
 
-def _lists(made: dict) -> list[list[Question]]:
-    return [value for value in made.values() if isinstance(value, list)]
+def _lists(cache: dict) -> list[list[Question]]:
+    return [value for value in cache.values() if isinstance(value, list)]
 
 
 def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int) -> list[Question]:
@@ -218,12 +224,12 @@ def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int)
         raise InputError(f"eval.suites: '{name}' has no item at {length} tokens. Ask for one.")
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     texts = tokenizer.encode_batch([item.prompt for item in items if item.tokens is None])
-    encoded = iter(texts)
-    made = []
+    encodings = iter(texts)
+    question_list = []
     for i, item in enumerate(items):
         tokens = item.tokens
         if tokens is None:
-            tokens = np.concatenate([np.array(bos, np.int32), next(encoded)])
+            tokens = np.concatenate([np.array(bos, np.int32), next(encodings)])
         prompt = Prompt(np.asarray(tokens, np.int32), item.max_new_tokens)
         if prompt.planned > length and not task.exceeds:
             raise InputError(
@@ -231,20 +237,20 @@ def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int)
                 f"{item.max_new_tokens}, {prompt.planned} in all, got length {length}. Leave the "
                 f"length out, or '{name}' out of eval.suites."
             )
-        made.append(Question(item, prompt))
-    return made
+        question_list.append(Question(item, prompt))
+    return question_list
 
 
 def _write_batch(writer, tokenizer, prompts: list[Prompt], how: Writing, tick) -> list[Answer]:
     # filled up with what costs one chunk: another number of rows would compile again
     fill = [prompts[-1].tokens[: how.chunk]] * (how.rows - len(prompts))
     texts = [generate.TextStream(tokenizer, p.tokens.tolist(), how.stops) for p in prompts]
-    shown, counts = [[] for _ in prompts], [0] * len(prompts)
+    pieces, counts = [[] for _ in prompts], [0] * len(prompts)
 
     def take(row: int, token: int) -> bool:
         if row >= len(prompts):
             return True
-        shown[row].append(texts[row].push(token))
+        pieces[row].append(texts[row].push(token))
         return texts[row].ended or counts[row] + 1 >= prompts[row].max_new_tokens
 
     ends = {tokenizer.eos_id, writer.config.eos_id} - {None}
@@ -257,35 +263,37 @@ def _write_batch(writer, tokenizer, prompts: list[Prompt], how: Writing, tick) -
     rows = [prompt.tokens.tolist() for prompt in prompts] + [part.tolist() for part in fill]
     first = True
     for new in generate.stream(writer, rows, options, stop_fn=take):
-        own = [row for row, _ in new if row < len(prompts)]
-        for row in own:
+        prompt_rows = [row for row, _ in new if row < len(prompts)]
+        for row in prompt_rows:
             counts[row] += 1
-        tick(len(own) + (sum(len(prompt.tokens) for prompt in prompts) if first else 0))
+        tick(len(prompt_rows) + (sum(len(prompt.tokens) for prompt in prompts) if first else 0))
         first = False
-    tick(sum(prompt.max_new_tokens for prompt in prompts) - sum(counts))  # what was not needed
+    tick(
+        sum(prompt.max_new_tokens for prompt in prompts) - sum(counts)
+    )  # tokens that were not needed
     return [
         Answer("".join(parts) + stream.finish(), count)
-        for parts, stream, count in zip(shown, texts, counts, strict=True)
+        for parts, stream, count in zip(pieces, texts, counts, strict=True)
     ]
 
 
 def _result(name: str, model: EvalModel, bench: Bench, length: int) -> Result:
     task, watch = tasks.TASKS[name], scoring.Stopwatch(bench.journal)
-    asked = questions(name, model, bench, length)
-    answers = _answers(name, model, bench, asked, length)
-    items = [question.item for question in asked]
+    question_list = questions(name, model, bench, length)
+    answers = _answers(name, model, bench, question_list, length)
+    items = [question.item for question in question_list]
     scores = [_score(name, answer.text, item) for item, answer in zip(items, answers, strict=True)]
     low, high = _interval(scores, bench)
-    sizes = [len(question.prompt.tokens) for question in asked]
+    sizes = [len(question.prompt.tokens) for question in question_list]
     prints = [item.fingerprint() for item in items]
     names = dict.fromkeys(key for item in items for key in item.about)
-    told = {key: [item.about.get(key) for item in items] for key in names}
+    about = {key: [item.about.get(key) for item in items] for key in names}
     return Result(
         suite=name,
         label=model.label,
         length=length,
         metrics={"score": float(np.mean(scores)), "low": low, "high": high},
-        items=told
+        items=about
         | {
             "item": prints,
             "text": [answer.text for answer in answers],
@@ -298,48 +306,48 @@ def _result(name: str, model: EvalModel, bench: Bench, length: int) -> Result:
         fingerprint=scoring.fingerprint((), *prints),
         tokens=sum(sizes) + sum(answer.num_tokens for answer in answers),
         seconds=watch.seconds(),
-        chance=_chance(task, asked, model.tokenizer),
+        chance=_chance(task, question_list, model.tokenizer),
         columns=task.columns,
     )
 
 
 def _answers(
-    name: str, model: EvalModel, bench: Bench, asked: list[Question], length: int
+    name: str, model: EvalModel, bench: Bench, question_list: list[Question], length: int
 ) -> list[Answer]:
-    """Returns the answer to each question; those that the bench's journal has are not asked."""
-    stops, prompts = tasks.TASKS[name].stops, [question.prompt for question in asked]
+    """Returns the answer to each question; those in the bench's journal are not asked again."""
+    stops, prompts = tasks.TASKS[name].stops, [question.prompt for question in question_list]
     place = Place(row_digest(model.identity, model.rope_fn(length)), model.label, name, length)
-    items = [question.item.fingerprint() for question in asked]
+    items = [question.item.fingerprint() for question in question_list]
     hows = [f"{prompt.max_new_tokens} tokens, stops {list(stops)}" for prompt in prompts]
-    known = bench.journal.find(place, items, hows)
-    found = {i: Answer(line["text"], line["tokens"]) for i, line in known.items()}
-    if found:
-        bench.skip(sum(prompts[i].planned for i in found))
-    left = [i for i in range(len(asked)) if i not in found]
+    records = bench.journal.find(place, items, hows)
+    answers = {i: Answer(line["text"], line["tokens"]) for i, line in records.items()}
+    if answers:
+        bench.skip(sum(prompts[i].planned for i in answers))
+    missing = [i for i in range(len(question_list)) if i not in answers]
     # of all prompts: a batch has the prompts that it would have had, and the same bits come out
     size = batch_size(model, prompts, bench.batch_tokens)
     limit = max(length, *(prompt.planned for prompt in prompts))  # see Task.exceeds
     how = Writing(length, stops, size, bench.options.chunk_tokens, limit)
     watch = scoring.Stopwatch()
-    for batch in write(model, [prompts[i] for i in left], how, tick=bench.tick):
-        batch = {left[i]: answer for i, answer in batch.items()}
-        seconds, found = round(watch.lap() / len(batch), 6), found | batch
+    for batch in write(model, [prompts[i] for i in missing], how, tick=bench.tick):
+        batch = {missing[i]: answer for i, answer in batch.items()}
+        seconds, answers = round(watch.lap() / len(batch), 6), answers | batch
         lines = [
             dict(item=items[i], how=hows[i], text=text, tokens=tokens, seconds=seconds)
             for i, (text, tokens) in batch.items()
         ]
         bench.journal.add(place, lines)
-    return [found[i] for i in range(len(asked))]
+    return [answers[i] for i in range(len(question_list))]
 
 
-def _chance(task: Task, asked: Sequence[Question], tokenizer) -> float:
-    """Returns what a model scores that has not understood a question: 0, or what stretches of the
-    prompts do, each as long as an answer and spread over them.
+def _chance(task: Task, question_list: Sequence[Question], tokenizer) -> float:
+    """Returns the score of a model that does not understand the question: 0, or the mean score of
+    stretches of the prompts, each as long as an answer and spread evenly.
     """
     if not task.copying_scores:
         return 0.0
     scores = []
-    for item, prompt in asked:
+    for item, prompt in question_list:
         last = max(len(prompt.tokens) - prompt.max_new_tokens, 0)
         for start in np.linspace(0, last, _STRETCHES).astype(int):
             text = tokenizer.decode(prompt.tokens[start : start + prompt.max_new_tokens])

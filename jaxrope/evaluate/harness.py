@@ -5,8 +5,8 @@ Nothing here needs lm-eval: `harness_lm` is its adapter, `harness_run` runs its 
 
 Rows are sorted into few lengths, each compiled once: the powers of 2, and the lengths at which the
 rope's factors change, so that a request has the factors of its own length, as in transformers.
-Nothing is cut off on the left without a word, where the harness's own models drop the beginning of
-a prompt, and with it an early needle: it is refused, or told once if it is allowed.
+The harness's own models silently drop the beginning of a long prompt, and with it an early needle.
+Here such a prompt is refused, or, if truncation is allowed, cut with a warning, once.
 
 Legend: W requests, T tokens of one.
 """
@@ -66,20 +66,20 @@ def rolling_pairs(tokens: np.ndarray, *, prefix: int, max_length: int) -> list[P
 
 def row_lengths(rope_fn, max_length: int) -> list[int]:
     """Returns the lengths of rows, ascending: powers of 2, and those at which factors change."""
-    found = {max_length} | {bucket.max_len for bucket in getattr(rope_fn, "buckets", ())}
+    lengths = {max_length} | {bucket.max_len for bucket in getattr(rope_fn, "buckets", ())}
     size = _LEAST
     while size < max_length:
-        found.add(size)
+        lengths.add(size)
         size *= 2
-    return sorted(length for length in found if length and length <= max_length)
+    return sorted(length for length in lengths if length and length <= max_length)
 
 
 @dataclasses.dataclass
 class Reader:
-    """A model that answers.
+    """Answers requests with a model.
 
     Attributes:
-      model: it.
+      model: the model.
       bench: batch_tokens, journal, tick, skip and options.chunk_tokens are used.
       max_length: tokens it reads at one time, and writes, at most.
       allow_truncation: a longer request loses its beginning, with a warning, once; False: it is
@@ -107,20 +107,20 @@ class Reader:
         for i, (row, _) in enumerate(rows):  # the same question twice is asked once
             size = next(length for length in lengths if length >= len(row) - 1)
             by_length.setdefault(size, {}).setdefault(keys[i], i)
-        found = {}
+        scores = {}
         for size, first in sorted(by_length.items()):
             scored = self._score([rows[i] for i in first.values()], size)
-            found |= dict(zip(first, scored, strict=True))
-        return [found[key] for key in keys]
+            scores |= dict(zip(first, scored, strict=True))
+        return [scores[key] for key in keys]
 
     def rolling(self, texts: Iterable[np.ndarray], *, prefix: int) -> list[float]:
         """Returns the log-likelihood of each text, nats: every token once, texts apart."""
         pairs, owners = [], []
         texts = list(texts)
         for owner, tokens in enumerate(texts):
-            made = rolling_pairs(tokens, prefix=prefix, max_length=self.max_length)
-            pairs += made
-            owners += [owner] * len(made)
+            windows = rolling_pairs(tokens, prefix=prefix, max_length=self.max_length)
+            pairs += windows
+            owners += [owner] * len(windows)
         sums = [0.0] * len(texts)
         for owner, (value, _) in zip(owners, self.loglikelihoods(pairs), strict=True):
             sums[owner] += value
@@ -146,7 +146,7 @@ class Reader:
         return [texts[i] for i in range(len(questions))]
 
     def cut(self, what: str, limit: int) -> None:
-        """Refuses what is longer than `limit`, or says that its beginning is lost, once."""
+        """Refuses a request longer than `limit`, or warns once that its beginning is cut off."""
         if not self.allow_truncation:
             raise InputError(
                 f"harness: {what}, the model reads {limit}; its beginning would be lost. Raise "
@@ -156,7 +156,7 @@ class Reader:
             self._has_warned = True
             warnings.warn(
                 f"harness: {what}, the model reads {limit}: the beginning of such requests is cut "
-                "off. This is said once.",
+                "off. This warning is shown once.",
                 stacklevel=2,
             )
 
@@ -165,15 +165,15 @@ class Reader:
         bench, rope = self.bench, self.model.rope_fn(size)
         place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, size)
         items = [scoring.fingerprint(row, count) for row, count in rows]
-        known = bench.journal.find(place, items)
-        found = {i: (line["loglikelihood"], line["greedy"]) for i, line in known.items()}
-        bench.skip(len(found) * size)
-        left, watch = [i for i in range(len(rows)) if i not in found], scoring.Stopwatch()
+        records = bench.journal.find(place, items)
+        scores = {i: (line["loglikelihood"], line["greedy"]) for i, line in records.items()}
+        bench.skip(len(scores) * size)
+        missing, watch = [i for i in range(len(rows)) if i not in scores], scoring.Stopwatch()
         batch = max(1, bench.batch_tokens // size)
-        for start in range(0, len(left), _SLAB * batch):
-            part = left[start : start + _SLAB * batch]
+        for start in range(0, len(missing), _SLAB * batch):
+            part = missing[start : start + _SLAB * batch]
             # but for a few rows in all, every batch has the same shape
-            fill = -len(part) % batch if len(left) > batch else 0
+            fill = -len(part) % batch if len(missing) > batch else 0
             full = np.zeros((len(part) + fill, size + 1), np.int32)
             for row, i in zip(full, part, strict=False):
                 row[: len(rows[i][0])] = rows[i][0]
@@ -182,15 +182,17 @@ class Reader:
             )
             for i, nll_T, hit_T in zip(part, *scored, strict=False):
                 end = len(rows[i][0]) - 1
-                own = slice(end - rows[i][1], end)
-                found[i] = -float(np.sum(nll_T[own], dtype=np.float64)), bool(hit_T[own].all())
+                span = slice(end - rows[i][1], end)
+                scores[i] = -float(np.sum(nll_T[span], dtype=np.float64)), bool(hit_T[span].all())
             seconds = round(watch.lap() / len(part), 6)
             lines = [
-                dict(item=items[i], seconds=seconds, loglikelihood=found[i][0], greedy=found[i][1])
+                dict(
+                    item=items[i], seconds=seconds, loglikelihood=scores[i][0], greedy=scores[i][1]
+                )
                 for i in part
             ]
             bench.journal.add(place, lines)
-        return [found[i] for i in range(len(rows))]
+        return [scores[i] for i in range(len(rows))]
 
     def _write(
         self, prompts: list[answering.Prompt], limit: int, stops: tuple[str, ...]
@@ -201,27 +203,27 @@ class Reader:
         place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, limit)
         items = [scoring.fingerprint(prompt.tokens) for prompt in prompts]
         hows = [f"{prompt.max_new_tokens} tokens, stops {list(stops)}" for prompt in prompts]
-        known = bench.journal.find(place, items, hows)
-        found = {i: line["text"] for i, line in known.items()}
-        bench.skip(sum(prompts[i].planned for i in found))
-        left = [i for i in range(len(prompts)) if i not in found]
+        records = bench.journal.find(place, items, hows)
+        texts = {i: line["text"] for i, line in records.items()}
+        bench.skip(sum(prompts[i].planned for i in texts))
+        missing = [i for i in range(len(prompts)) if i not in texts]
         rows = answering.batch_size(self.model, prompts, bench.batch_tokens)
         how = answering.Writing(limit, stops, rows, bench.options.chunk_tokens)
-        asked = [prompts[i] for i in left]
-        for batch in answering.write(self.model, asked, how, tick=bench.tick):
+        missing_prompts = [prompts[i] for i in missing]
+        for batch in answering.write(self.model, missing_prompts, how, tick=bench.tick):
             seconds = round(watch.lap() / len(batch), 6)
             lines = []
             for j, answer in batch.items():
-                found[left[j]] = answer.text
-                about = dict(item=items[left[j]], how=hows[left[j]], tokens=answer.num_tokens)
+                texts[missing[j]] = answer.text
+                about = dict(item=items[missing[j]], how=hows[missing[j]], tokens=answer.num_tokens)
                 lines.append(dict(**about, text=answer.text, seconds=seconds))
             bench.journal.add(place, lines)
-        return [found[i] for i in range(len(prompts))]
+        return [texts[i] for i in range(len(prompts))]
 
 
 @dataclasses.dataclass
 class Counter(Reader):
-    """A Reader that reads nothing: it refuses what one would, and counts what one would read.
+    """A Reader that runs no model: it refuses the same requests, and counts their tokens.
 
     Attributes:
       tokens: that were read and written, at most.
@@ -230,7 +232,7 @@ class Counter(Reader):
     tokens: int = 0
 
     def __post_init__(self):
-        self._has_warned = True  # it is told when it is done
+        self._has_warned = True  # the Reader that does the reading warns
 
     def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
         batch = max(1, self.bench.batch_tokens // size)

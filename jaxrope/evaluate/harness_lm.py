@@ -1,7 +1,7 @@
 """The adapter of lm-evaluation-harness: an `LM` whose model is a `harness.Reader`.
 
 It is the only module that imports lm-eval, which is an optional extra of the package; it is itself
-imported where its tasks are asked for, and nowhere else.
+imported where its tasks are requested, and nowhere else.
 """
 
 import warnings
@@ -60,35 +60,35 @@ class HarnessLM(TemplateLM):
         """Returns ids; bos is in front unless add_special_tokens is False."""
         tokenizer = self._reader.model.tokenizer
         ids = tokenizer.encode(string).tolist()
-        wanted = add_special_tokens is not False and tokenizer.bos_id is not None
-        return [tokenizer.bos_id, *ids] if wanted and ids[:1] != [tokenizer.bos_id] else ids
+        adds_bos = add_special_tokens is not False and tokenizer.bos_id is not None
+        return [tokenizer.bos_id, *ids] if adds_bos and ids[:1] != [tokenizer.bos_id] else ids
 
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
         pairs = [Pair(_ids(context), _ids(target)) for _, context, target in requests]
-        found = self._reader.loglikelihoods(pairs)
-        for (key, _, _), answer in zip(requests, found, strict=True):
+        answers = self._reader.loglikelihoods(pairs)
+        for (key, _, _), answer in zip(requests, answers, strict=True):
             if key is not None:
                 self.cache_hook.add_partial("loglikelihood", key, answer)
-        return found
+        return answers
 
     def loglikelihood_rolling(self, requests, disable_tqdm: bool = False) -> list[float]:
         """Returns the log-likelihood of each text, nats: every token of it once.
 
         lm_eval's own model of Hugging Face puts bos before a text that its tokenizer has put bos
-        before, and scores the second one too, unless it is told add_bos_token=False.
+        before, and scores the second one too, unless add_bos_token=False.
         """
         texts = [self.tok_encode(r.args[0], add_special_tokens=False) for r in requests]
-        found = self._reader.rolling(map(_ids, texts), prefix=self.prefix_token_id)
-        for request, answer in zip(requests, found, strict=True):
+        loglikelihoods = self._reader.rolling(map(_ids, texts), prefix=self.prefix_token_id)
+        for request, answer in zip(requests, loglikelihoods, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, answer)
-        return found
+        return loglikelihoods
 
     def generate_until(self, requests, disable_tqdm: bool = False) -> list[str]:
         """Returns what the model writes after each context, before the first stop."""
-        found = self._reader.generate([self._question(*request.args) for request in requests])
-        for request, answer in zip(requests, found, strict=True):
+        answers = self._reader.generate([self._question(*request.args) for request in requests])
+        for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("generate_until", request.args, answer)
-        return found
+        return answers
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Returns the template that `apply_chat_template` uses, for the record."""
@@ -117,20 +117,20 @@ class HarnessLM(TemplateLM):
             **{key: tokenizer.token(number) for key, number in names.items() if number is not None},
         )
 
-    def _question(self, context: str, told: dict[str, Any]) -> Question:
-        if told.get("do_sample") and told.get("temperature", 1.0) > 0:
+    def _question(self, context: str, gen_kwargs: dict[str, Any]) -> Question:
+        if gen_kwargs.get("do_sample") and gen_kwargs.get("temperature", 1.0) > 0:
             raise InputError(
                 "eval.harness.tasks: a task samples (do_sample), which is not done here: answers "
                 "are greedy. Set do_sample: false in the task, or leave it out."
             )
-        until = told.get("until") or ()
+        until = gen_kwargs.get("until") or ()
         stops = (until,) if isinstance(until, str) else tuple(until)
-        most = told.get("max_gen_toks", told.get("max_new_tokens", _MAX_NEW_TOKENS))
+        most = gen_kwargs.get("max_gen_toks", gen_kwargs.get("max_new_tokens", _MAX_NEW_TOKENS))
         return Question(_ids(self.tok_encode(context)), tuple(s for s in stops if s), int(most))
 
     def _special(self, *names: str) -> int:
-        found = (getattr(self._reader.model.tokenizer, name) for name in names)
-        number = next((number for number in found if number is not None), None)
+        token_ids = (getattr(self._reader.model.tokenizer, name) for name in names)
+        number = next((number for number in token_ids if number is not None), None)
         if number is None:
             raise InputError(
                 "harness: the tokenizer has neither a begin nor an end token, so nothing can stand "
@@ -147,7 +147,7 @@ def load(name: str, *, shots: int | None, include_path: str, metadata: dict) -> 
       shots: examples before each question; None = the task's own number. A task that fixes 0 keeps
         it, as in the harness.
       include_path: folder of further tasks; "" = none.
-      metadata: what tasks are given: "tokenizer" and "max_seq_lengths" are RULER's.
+      metadata: passed to the tasks: "tokenizer" and "max_seq_lengths" are for RULER.
 
     Raises:
       InputError: there is no such task, or its data is not at hand.
@@ -162,20 +162,20 @@ def load(name: str, *, shots: int | None, include_path: str, metadata: dict) -> 
     except (OSError, ImportError, ValueError, AssertionError) as error:
         reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"eval.harness.tasks: '{name}' cannot be had here ({reason}). Its data is downloaded by"
-            " lm-eval once, where there is a network; or leave the task out."
+            f"eval.harness.tasks: '{name}' cannot be loaded here ({reason}). Its data is "
+            "downloaded by lm-eval once, where there is a network; or leave the task out."
         ) from None
     for task in loaded["tasks"].values():
-        own = task.get_config("num_fewshot")
-        if shots is not None and own != 0:
+        task_shots = task.get_config("num_fewshot")
+        if shots is not None and task_shots != 0:
             task.set_config(key="num_fewshot", value=shots)
-        elif own is None:
+        elif task_shots is None:
             task.set_config(key="num_fewshot", value=0)
     return loaded
 
 
 def ask(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> None:
-    """Makes the requests that `run` makes, and nothing of the answers."""
+    """Makes the requests that `run` makes, and discards the answers."""
     for task in loaded["tasks"].values():
         task.set_fewshot_seed(seed=_FEWSHOT_SEED)
         task.build_all_requests(
@@ -188,12 +188,14 @@ def ask(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) ->
         )
         kinds = dict.fromkeys(instance.request_type for instance in task.instances)
         for kind in kinds:
-            made = [i for i in task.instances if i.request_type == kind for _ in range(i.repeats)]
-            getattr(lm, kind)(made, disable_tqdm=True)
+            requests = [
+                i for i in task.instances if i.request_type == kind for _ in range(i.repeats)
+            ]
+            getattr(lm, kind)(requests, disable_tqdm=True)
 
 
 def run(lm: HarnessLM, loaded: dict, *, limit: int, with_chat_template: bool) -> dict:
-    """Returns lm_eval's results: "results", "groups", "samples", ... of what `load` gave.
+    """Returns lm_eval's results: "results", "groups", "samples", ... of the loaded tasks.
 
     Args:
       lm: what answers.

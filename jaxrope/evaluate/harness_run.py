@@ -82,14 +82,14 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     options = bench.options.harness
     lm, reader = _lm(Counter, model, bench)
     lengths = row_lengths(reader.model.rope_fn, reader.max_length)
-    told = str(options), bench.batch_tokens, model.tokenizer.fingerprint, *lengths
-    key = "harness tokens", *told
-    if key not in bench.made:
+    details = str(options), bench.batch_tokens, model.tokenizer.fingerprint, *lengths
+    key = "harness tokens", *details
+    if key not in bench.cache:
         for name in options.tasks:
             how = dict(limit=options.limit, with_chat_template=options.chat_template)
             _adapter().ask(lm, _loaded(bench, name), **how)
-        bench.made[key] = reader.tokens
-    return bench.made[key]
+        bench.cache[key] = reader.tokens
+    return bench.cache[key]
 
 
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
@@ -111,14 +111,14 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         counts.clear()
         watch, loaded = scoring.Stopwatch(bench.journal), _loaded(bench, name)
         how = dict(limit=options.limit, with_chat_template=options.chat_template)
-        found = _adapter().run(lm, loaded, **how)
+        output = _adapter().run(lm, loaded, **how)
         prompts = {
             f"{task}/{sample['doc_id']}": sample["prompt_hash"]
-            for task, samples in sorted(found["samples"].items())
+            for task, samples in sorted(output["samples"].items())
             for sample in samples
         }
-        by_length = _by_length(name, found, bench) or {
-            reader.max_length: scores(name, found["results"][name])
+        by_length = _by_length(name, output, bench) or {
+            reader.max_length: scores(name, output["results"][name])
         }
         # lengths of one task are answered together: each has an equal part of the cost
         cost, seconds = sum(counts) // len(by_length), watch.seconds() / len(by_length)
@@ -168,29 +168,29 @@ def scores(name: str, results: Mapping[str, object]) -> dict[str, float]:
     metrics = {key: value for key, value in numbers.items() if not key.endswith("_stderr")}
     if not metrics:
         raise InputError(f"eval.harness.tasks: '{name}' has no metric that is a number.")
-    wanted = LEADERBOARD[name][1] if name in LEADERBOARD else ""
-    first = wanted if wanted in metrics else next(iter(metrics))
+    leaderboard_metric = LEADERBOARD[name][1] if name in LEADERBOARD else ""
+    first = leaderboard_metric if leaderboard_metric in metrics else next(iter(metrics))
     error = numbers.get(f"{first}_stderr", math.nan)
     low, high = (metrics[first] + sign * statistics.Z_95 * error for sign in (-1, 1))
     return {first: metrics[first], "low": low, "high": high} | metrics
 
 
-def _by_length(name: str, found: Mapping, bench: Bench) -> dict[int, dict[str, float]]:
+def _by_length(name: str, output: Mapping, bench: Bench) -> dict[int, dict[str, float]]:
     """Returns metrics by length of a task of RULER, whose metrics are called by the lengths they
     are of; {} for any other task.
     """
-    made = {}
-    for metric in (key.partition(",")[0] for key in found["results"][name]):
+    by_length = {}
+    for metric in (key.partition(",")[0] for key in output["results"][name]):
         if not metric.isdecimal():
             continue
-        samples = [sample[metric] for sample in found["samples"][name] if metric in sample]
+        samples = [sample[metric] for sample in output["samples"][name] if metric in sample]
         values = np.array([value for value in samples if value != -1], np.float64)
         if len(values):  # else there is no question of that length
             low, high = statistics.bootstrap_interval(
                 values, num_samples=bench.bootstrap_samples, seed=bench.seed
             )
-            made[int(metric)] = {"score": float(values.mean()), "low": low, "high": high}
-    return dict(sorted(made.items()))
+            by_length[int(metric)] = {"score": float(values.mean()), "low": low, "high": high}
+    return dict(sorted(by_length.items()))
 
 
 def _lm(kind: type[Reader], model: EvalModel, bench: Bench):
@@ -218,15 +218,15 @@ def _loaded(bench: Bench, name: str) -> dict:
     """Returns a task with its data, read once for all rows."""
     options = bench.options.harness
     key = "harness task", name, str(options), tuple(bench.lengths)
-    if key not in bench.made:
+    if key not in bench.cache:
         shots = options.shots if options.shots >= 0 else None
         if shots is None and name in LEADERBOARD:
             shots = LEADERBOARD[name][0]
         metadata = {"tokenizer": bench.tokenizer_dir, "max_seq_lengths": list(bench.lengths)}
-        bench.made[key] = _adapter().load(
+        bench.cache[key] = _adapter().load(
             name, shots=shots, include_path=options.include_path, metadata=metadata
         )
-    return bench.made[key]
+    return bench.cache[key]
 
 
 def _fixed(model: EvalModel, max_length: int) -> EvalModel:
@@ -239,7 +239,7 @@ def _fixed(model: EvalModel, max_length: int) -> EvalModel:
 def _from_config(path: Path) -> str | None:
     if not path.is_file():
         return None
-    found = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(found, list):  # several, by name
-        found = {one["name"]: one["template"] for one in found}.get("default")
-    return found if isinstance(found, str) else None
+    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = {entry["name"]: entry["template"] for entry in template}.get("default")
+    return template if isinstance(template, str) else None

@@ -129,8 +129,8 @@ def overlap(text: str, answer: str) -> float:
 
 def substring(text: str, answer: str) -> float:
     """Returns 1.0 if the answer stands in the text, whatever the case, spaces and its full stop."""
-    found = " ".join(answer.lower().split()).rstrip(string.punctuation)
-    return float(found in " ".join(text.lower().split()))
+    phrase = " ".join(answer.lower().split()).rstrip(string.punctuation)
+    return float(phrase in " ".join(text.lower().split()))
 
 
 def rouge1(text: str, answer: str) -> float:
@@ -139,9 +139,9 @@ def rouge1(text: str, answer: str) -> float:
     The original prints ten times that of the whole needle, with words stemmed; its figure is not
     made of it.
     """
-    found, expected = (Counter(re.findall("[a-z0-9]+", part.lower())) for part in (text, answer))
-    common = (found & expected).total()
-    return 2 * common / (found.total() + expected.total()) if common else 0.0
+    actual, expected = (Counter(re.findall("[a-z0-9]+", part.lower())) for part in (text, answer))
+    common = (actual & expected).total()
+    return 2 * common / (actual.total() + expected.total()) if common else 0.0
 
 
 SCORERS: dict[str, Callable[[str, str], float]] = {
@@ -181,12 +181,12 @@ def _source(request: Request) -> Source:
     patterns, documents = request.options.haystack, request.documents
     if patterns:
         settings, counts = ReadSettings("eval.niah.haystack"), ReadCounts()
-        found = find_files(patterns, setting=settings.setting)
-        texts = [text for _, text in read_documents(found, settings, counts)]
+        files = find_files(patterns, setting=settings.setting)
+        texts = [text for _, text in read_documents(files, settings, counts)]
         check_bad_lines(counts.bad_lines, settings)
         if not texts:
             raise InputError(f"eval.niah.haystack: there is no text in {tuple(patterns)}.")
-        return Source(len(texts), lambda i, chars: texts[i][:chars], _mark(found))
+        return Source(len(texts), lambda i, chars: texts[i][:chars], _mark(files))
     if documents is None:
         raise InputError(
             "eval.suites has 'niah', which needs text: set eval.niah.haystack or data.eval_files."
@@ -199,8 +199,8 @@ def _source(request: Request) -> Source:
     )
 
 
-def _mark(found) -> str:
-    digests = "".join(sorted(file.sha256 for file in found))
+def _mark(files) -> str:
+    digests = "".join(sorted(file.sha256 for file in files))
     is_original = hashlib.sha256(digests.encode("ascii")).hexdigest() in ORIGINAL_ESSAYS
     return "niah" if is_original else "niah-pd"
 

@@ -123,8 +123,8 @@ def make(wording: Wording, request: Request) -> list[Item]:
 
 def score(text: str, item: Item) -> float:
     """Returns 1.0 if the first run of digits in `text` is the key, zeros in front included."""
-    found = re.search("[0-9]+", text)
-    return float(found is not None and found.group() == item.answers[0])
+    match = re.search("[0-9]+", text)
+    return float(match is not None and match.group() == item.answers[0])
 
 
 def _official(wording: Wording, length: int) -> tuple[int, list[int]]:

@@ -1,7 +1,7 @@
 """What a task that is answered by generation is made of: questions with their answers, a request
 for some of them, and the task itself.
 
-A task knows no model: it makes prompts and scores texts. Whoever runs it is `answering`.
+A task does not depend on a model: it makes prompts and scores texts. `answering` runs it.
 """
 
 import dataclasses
@@ -18,9 +18,8 @@ class Item:
     """One question.
 
     Attributes:
-      prompt: text the model reads; bos is put before it by whoever encodes it, if the tokenizer
-        has one.
-      answers: what is looked for in the text that the model writes.
+      prompt: text the model reads; bos is added when it is encoded, if the tokenizer has one.
+      answers: texts that are searched for in the answer of the model.
       max_new_tokens: tokens it may write.
       about: what tables and maps group by: {"depth": 0.25, "task": "vt"}.
       tokens: int32, bos included, if the prompt is built to the token; None: encode(prompt).
@@ -37,16 +36,16 @@ class Item:
         any machine, so that two systems can show that they were asked the same.
         """
         if self.tokens is None:
-            asked, kind = self.prompt.encode("utf-8"), "text"
+            content, kind = self.prompt.encode("utf-8"), "text"
         else:
-            asked, kind = np.ascontiguousarray(self.tokens, "<i4").tobytes(), "tokens"
-        head = json.dumps([kind, len(asked), list(self.answers)], ensure_ascii=True)
-        return hashlib.sha256(head.encode("ascii") + asked).hexdigest()
+            content, kind = np.ascontiguousarray(self.tokens, "<i4").tobytes(), "tokens"
+        head = json.dumps([kind, len(content), list(self.answers)], ensure_ascii=True)
+        return hashlib.sha256(head.encode("ascii") + content).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """Which questions are asked for.
+    """Which questions a task has to make.
 
     Attributes:
       tokenizer: data.Tokenizer of the model.
@@ -55,7 +54,7 @@ class Request:
       seed: of everything that is drawn.
       documents: held-out data.TokenDocuments, or None.
       options: the suite's own section of config.eval.
-      kept: what was read for one request, for the next one.
+      cache: what one request read, for later requests.
     """
 
     tokenizer: Any
@@ -64,7 +63,7 @@ class Request:
     seed: int
     documents: Any
     options: Any
-    kept: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    cache: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Task:
       stops: texts at which an answer ends; they are no part of it.
       needs_text: whether it uses documents (config.data.eval_files).
       columns: names in Item.about whose cells are drawn against length, such as ("depth",).
-      copying_scores: words count that stand all over the text, so that whoever goes on with it has
-        points for nothing: what that is, is chance; else chance is 0.
+      copying_scores: the answers are words that occur all over the text, so that merely continuing
+        it scores above 0: that score is chance; else chance is 0.
       exceeds: prompts may have more tokens than the length they are named for: what a benchmark
         that counts in characters, or with another tokenizer, makes of it.
     """

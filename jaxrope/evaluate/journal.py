@@ -1,9 +1,9 @@
-"""What was answered before: a killed evaluation goes on where it was.
+"""Answers on disk: a killed evaluation continues where it stopped.
 
 `items.jsonl` has a line for each finished item; numbers for every token (NLLs, hits) lie in parts
-beside it, one `.npz` a batch. An answer is found again by what it is an answer of: the row
+beside it, one `.npz` a batch. An answer is identified by what it depends on: the row
 (weights, shape, dtype, tokenizer and factors), the suite, the length, the item, and how it was
-asked. What has changed since is not found, and is asked anew.
+asked. If any of these has changed, the question is asked again.
 """
 
 import base64
@@ -27,10 +27,10 @@ FORMAT = "jaxrope.items/1"
 
 
 class Place(NamedTuple):
-    """What items are asked of and for.
+    """The model, suite and length of items.
 
     Attributes:
-      row: digest of the model and its factors; "" = the model is not known, nothing is kept.
+      row: digest of the model and its factors; "" = the model is unknown, nothing is stored.
       label: the row's name, for people.
       suite: which.
       length: tokens.
@@ -45,22 +45,22 @@ class Place(NamedTuple):
 class Journal:
     """Finished items of the evaluations in one folder.
 
-    Of several processes, process 0 reads and writes; all are given the same.
+    Of several processes, process 0 reads and writes; all have the same items.
     """
 
     def __init__(self, folder: Path | None = None):
         """Reads what is there.
 
         Args:
-          folder: the workdir; None = nothing is known, and nothing is kept.
+          folder: the workdir; None = there are no items, and none are stored.
 
         Raises:
           InputError: items.jsonl is broken, or of another program.
         """
-        self.recalled_seconds = 0.0  # what the answers that `find` gave had taken
+        self.recalled_seconds = 0.0  # seconds that the answers of `find` took originally
         self._folder = folder
         self._part = ("", {})  # the part that was read last
-        self._known: dict[tuple, dict] = {}
+        self._lines: dict[tuple, dict] = {}
         self._parts = 0
         if folder is not None:
             for line in hosts.from_main("items.jsonl", lambda: _read(folder)):
@@ -74,25 +74,25 @@ class Journal:
     def find(
         self, place: Place, items: Sequence[str], hows: Sequence[str] | None = None
     ) -> dict[int, dict]:
-        """Returns what is known: {index in `items`: its line}.
+        """Returns the stored lines: {index in `items`: its line}.
 
         Args:
           place: see Place.
           items: fingerprints.
-          hows: of each, what else its answer depends on; None = nothing.
+          hows: of each item, what else its answer depends on; None = nothing.
         """
         if not self.keeps or not place.row:
             return {}
         head = place.row, place.suite, place.length
         keys = [(*head, *pair) for pair in zip(items, hows or [""] * len(items), strict=True)]
-        found = {i: self._known[key] for i, key in enumerate(keys) if key in self._known}
-        self.recalled_seconds += sum(line["seconds"] for line in found.values())
-        return found
+        lines = {i: self._lines[key] for i, key in enumerate(keys) if key in self._lines}
+        self.recalled_seconds += sum(line["seconds"] for line in lines.values())
+        return lines
 
     def add(
         self, place: Place, lines: Sequence[Mapping], arrays: Mapping[str, np.ndarray] | None = None
     ) -> None:
-        """Keeps a finished batch; it is on disk when this returns.
+        """Stores a finished batch; it is on disk when this returns.
 
         Args:
           place: see Place.
@@ -116,7 +116,7 @@ class Journal:
             self._take(line)
 
     def arrays(self, line: Mapping) -> dict[str, np.ndarray]:
-        """Returns the numbers of one item that `find` gave."""
+        """Returns the numbers of one item that `find` returned."""
         if self._part[0] != line["part"]:
             path = self._folder / "items" / line["part"]
             raw = base64.b64decode(hosts.from_main("items", lambda: _base64(path)))
@@ -126,14 +126,14 @@ class Journal:
 
     def _take(self, line: dict) -> None:
         names = ("row", "suite", "length", "item", "how")
-        self._known[tuple(line[name] for name in names)] = line
+        self._lines[tuple(line[name] for name in names)] = line
         if "part" in line:
             self._parts = max(self._parts, int(line["part"].removesuffix(".npz")))
 
 
 def row_digest(identity: str, rope: Rope) -> str:
     """Returns what a row's answers depend on beside the question: 16 hex digits, or "" where the
-    model is not known.
+    model is unknown.
 
     Args:
       identity: see scoring.EvalModel.

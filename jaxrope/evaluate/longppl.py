@@ -82,7 +82,7 @@ def merge(spans_T2: np.ndarray) -> np.ndarray:
 
 def contained(spans_T2: np.ndarray, intervals_I2: np.ndarray) -> list[int]:
     """Returns the tokens that an interval holds, found in one walk over both."""
-    found, i = [], 0
+    tokens, i = [], 0
     for token, (begin, end) in enumerate(spans_T2.tolist()):
         # an interval that begins before this token and does not hold it holds no later one
         while i < len(intervals_I2) and intervals_I2[i, 0] <= begin and end > intervals_I2[i, 1]:
@@ -90,12 +90,12 @@ def contained(spans_T2: np.ndarray, intervals_I2: np.ndarray) -> list[int]:
         if i == len(intervals_I2):
             break
         if intervals_I2[i, 0] <= begin:
-            found.append(token)
-    return found
+            tokens.append(token)
+    return tokens
 
 
 def passages(model: EvalModel, bench: Bench, length: int) -> tuple[Passage, ...]:
-    """Returns what is read at `length`; the same for every row.
+    """Returns the texts that are read at `length`; the same for every row.
 
     Raises:
       InputError: a constant is out of range, the evaluator has no tokenizer, or too few documents
@@ -105,8 +105,8 @@ def passages(model: EvalModel, bench: Bench, length: int) -> tuple[Passage, ...]
     if bench.documents is None:
         raise InputError("eval.suites has 'longppl', which needs text: set data.eval_files.")
     key = "longppl texts", length, str(options), id(bench.documents), model.tokenizer.fingerprint
-    if key in bench.made:
-        return bench.made[key]
+    if key in bench.cache:
+        return bench.cache[key]
     lengths = bench.documents.lengths
     enough = np.flatnonzero(lengths >= length - 1)
     if len(enough) < options.documents:
@@ -116,19 +116,19 @@ def passages(model: EvalModel, bench: Bench, length: int) -> tuple[Passage, ...]
             f"longest has {lengths.max(initial=0):,}. Name more text, or ask for fewer."
         )
     tokenizer = _tokenizer(model, options.evaluator)
-    found = tuple(
+    texts = tuple(
         _passage(model.tokenizer, tokenizer, bench.documents, doc, length - 1)
         for doc in enough[: options.documents]
     )
-    least = min(len(passage.evaluator.tokens) for passage in found)
+    least = min(len(passage.evaluator.tokens) for passage in texts)
     if least <= options.context:
         raise InputError(
             f"eval.longppl.context is {options.context} tokens, which are never key, and a text of "
             f"length {length} has {least} for the evaluator. Set a smaller one, or leave the length"
             " out."
         )
-    bench.made[key] = found
-    return found
+    bench.cache[key] = texts
+    return texts
 
 
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
@@ -145,7 +145,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         read = passages(model, bench, length)
         intervals = _key_intervals(model, bench, read, length)
         losses = _losses(model, bench, [p.model.tokens for p in read], size=length, length=length)
-        found = [
+        doc_metrics = [
             document(nll_T, passage.model.spans_T2, intervals_I2)
             for nll_T, passage, intervals_I2 in zip(losses, read, intervals, strict=True)
         ]
@@ -153,11 +153,11 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
             suite="longppl",
             label=model.label,
             length=length,
-            metrics=pooled(found, num_samples=bench.bootstrap_samples, seed=bench.seed),
+            metrics=pooled(doc_metrics, num_samples=bench.bootstrap_samples, seed=bench.seed),
             items={
                 "doc": [passage.name for passage in read],
                 "item": [scoring.fingerprint(passage.model.tokens) for passage in read],
-                **{name: [one[name] for one in found] for name in found[0]},
+                **{name: [metrics[name] for metrics in doc_metrics] for name in doc_metrics[0]},
                 "key_intervals": [intervals_I2.tolist() for intervals_I2 in intervals],
             },
             nll_WT=None,
@@ -173,7 +173,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
 def document(
     nll_T: np.ndarray, spans_T2: np.ndarray, intervals_I2: np.ndarray
 ) -> dict[str, float | int | None]:
-    """Returns what the package says of one text: {longppl, n_key_token, ppl, n_token}.
+    """Returns the metrics of the package for one text: {longppl, n_key_token, ppl, n_token}.
 
     Args:
       nll_T: losses of all tokens but the first, nats.
@@ -183,28 +183,30 @@ def document(
     # the loss of token i is nll_T[i - 1]: of the first one nll_T[-1], as in the package
     places = np.array(contained(spans_T2, intervals_I2), np.int64) - 1
     nll_T = np.asarray(nll_T, np.float64)
-    told = {"ppl": _exp(nll_T.mean()), "n_token": len(spans_T2)}
+    totals = {"ppl": _exp(nll_T.mean()), "n_token": len(spans_T2)}
     if not len(places):
-        return {"longppl": None, "n_key_token": None, **told}
-    return {"longppl": _exp(nll_T[places].mean()), "n_key_token": len(places), **told}
+        return {"longppl": None, "n_key_token": None, **totals}
+    return {"longppl": _exp(nll_T[places].mean()), "n_key_token": len(places), **totals}
 
 
-def pooled(found: Sequence[dict], *, num_samples: int, seed: int) -> dict[str, float]:
+def pooled(doc_metrics: Sequence[dict], *, num_samples: int, seed: int) -> dict[str, float]:
     """Returns the metrics of several texts: logarithms weighed by numbers of tokens, as the
     package's script does.
     """
-    keyed = [one for one in found if one["longppl"] is not None]
-    counts = [one["n_key_token"] for one in keyed]
-    sums = [math.log(one["longppl"]) * one["n_key_token"] for one in keyed]
+    keyed = [metrics for metrics in doc_metrics if metrics["longppl"] is not None]
+    counts = [metrics["n_key_token"] for metrics in keyed]
+    sums = [math.log(metrics["longppl"]) * metrics["n_key_token"] for metrics in keyed]
     score = low = high = math.nan
     if keyed:
         score = _exp(sum(sums) / sum(counts))
         ends = statistics.clustered_interval(sums, counts, num_samples=num_samples, seed=seed)
         low, high = map(_exp, ends)
-    num_tokens = sum(one["n_token"] for one in found)
-    mean = sum(math.log(one["ppl"]) * one["n_token"] for one in found) / num_tokens
-    told = {"ppl": _exp(mean), "n_key_token": sum(counts), "n_token": num_tokens}
-    return {"longppl": score, "low": low, "high": high, **told}
+    num_tokens = sum(metrics["n_token"] for metrics in doc_metrics)
+    mean = (
+        sum(math.log(metrics["ppl"]) * metrics["n_token"] for metrics in doc_metrics) / num_tokens
+    )
+    totals = {"ppl": _exp(mean), "n_key_token": sum(counts), "n_token": num_tokens}
+    return {"longppl": score, "low": low, "high": high, **totals}
 
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
@@ -255,13 +257,13 @@ def _key_intervals(
     model: EvalModel, bench: Bench, read: tuple[Passage, ...], length: int
 ) -> tuple[np.ndarray, ...]:
     """Returns the characters of key tokens of each text; an evaluator that is another checkpoint
-    is asked once, for all rows.
+    runs once, for all rows.
     """
     options = bench.options.longppl
     key = "longppl keys", length, str(options), tuple(id(passage) for passage in read)
-    if options.evaluator and key in bench.made:
+    if options.evaluator and key in bench.cache:
         bench.skip(_evaluator_tokens(bench, read, length))
-        return bench.made[key]
+        return bench.cache[key]
     if options.evaluator:
         evaluator = _load(model, options.evaluator)
     else:
@@ -277,16 +279,16 @@ def _key_intervals(
     pieces = [text[a:b] for text, plan in zip(texts, plans, strict=True) for a, b in plan]
     size = options.context + options.window
     short = iter(_losses(evaluator, bench, pieces, size=size, length=length))
-    found = []
+    intervals = []
     for passage, plan, full_T in zip(read, plans, full, strict=True):
         short_T = np.concatenate([next(short)[options.context - 1 :] for _ in plan])
         full_T = full_T[options.context - 1 :]
         is_key_T = (short_T - full_T > options.alpha) & (full_T < -options.beta)
         keys = options.context + np.flatnonzero(is_key_T)
-        found.append(merge(passage.evaluator.spans_T2[keys]))
+        intervals.append(merge(passage.evaluator.spans_T2[keys]))
     if options.evaluator:
-        bench.made[key] = tuple(found)
-    return tuple(found)
+        bench.cache[key] = tuple(intervals)
+    return tuple(intervals)
 
 
 def _losses(
@@ -298,7 +300,7 @@ def _losses(
     rows = np.zeros((len(pieces), size + 1), np.int32)
     for row, piece in zip(rows, pieces, strict=True):
         row[: len(piece)] = piece
-    nll_WT, _ = scoring.score_kept(model, bench, rows, suite="longppl", length=length)
+    nll_WT, _ = scoring.score_with_journal(model, bench, rows, suite="longppl", length=length)
     return [nll_T[: len(piece) - 1] for nll_T, piece in zip(nll_WT, pieces, strict=True)]
 
 
@@ -329,7 +331,7 @@ def _load(model: EvalModel, path: str) -> EvalModel:
         params=params,
         rope_fn=loaded.rope_fn,
         label=f"evaluator {path}",
-        identity="",  # nothing is kept of it in the journal, whose rows are those of the table
+        identity="",  # not stored in the journal, whose rows are those of the table
     )
 
 

@@ -91,18 +91,20 @@ def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocume
     # the model reads the whole document; what follows the last token is not scored
     rows = np.concatenate([rows, rows[:, :1]], axis=1)
     length, prints = rows.shape[1] - 1, [scoring.fingerprint(trial.tokens) for trial in trials]
-    scored = scoring.score_kept(model, bench, rows, suite=suite, length=length, items=prints)
+    scored = scoring.score_with_journal(
+        model, bench, rows, suite=suite, length=length, items=prints
+    )
     # column t of what is scored is about token t + 1
     places = [np.array(trial.answers[0]) - 1 for trial in trials]
     nlls, digits = ([x_WT[i, at] for i, at in enumerate(places)] for x_WT in scored)
-    found = [bool(hits.all()) for hits in digits]
-    low, high = statistics.wilson_interval(sum(found), len(found))
+    correct = [bool(hits.all()) for hits in digits]
+    low, high = statistics.wilson_interval(sum(correct), len(correct))
     return Result(
         suite=suite,
         label=model.label,
         length=length,
         metrics={
-            "accuracy": sum(found) / len(found),
+            "accuracy": sum(correct) / len(correct),
             "low": low,
             "high": high,
             "digit_accuracy": float(np.mean(np.concatenate(digits))),
@@ -112,7 +114,7 @@ def _result(model: EvalModel, bench: Bench, keys: int, trials: list[NeedleDocume
             "word": [trial.words[0] for trial in trials],
             "number": [trial.numbers[0] for trial in trials],
             "depth": [trial.depths[0] for trial in trials],
-            "found": found,
+            "found": correct,
             "nll": [float(np.mean(nll, dtype=np.float64)) for nll in nlls],
             "item": prints,
         },

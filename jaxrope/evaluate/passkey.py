@@ -88,20 +88,20 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         rows = np.concatenate([rows, rows[:, :1]], axis=1)
         prints = [scoring.fingerprint(trial.tokens) for trial in trials]
         how = dict(suite="passkey", length=length, items=prints)
-        _, hit_WT = scoring.score_kept(model, bench, rows, **how)
+        _, hit_WT = scoring.score_with_journal(model, bench, rows, **how)
         # column t of hit_WT is about token t + 1
         digits = [
             hit_WT[i, [length - 1 + place for place in trial.answer]]
             for i, trial in enumerate(trials)
         ]
-        found = [bool(hits.all()) for hits in digits]
-        low, high = statistics.wilson_interval(sum(found), len(found))
+        correct = [bool(hits.all()) for hits in digits]
+        low, high = statistics.wilson_interval(sum(correct), len(correct))
         yield Result(
             suite="passkey",
             label=model.label,
             length=length,
             metrics={
-                "accuracy": sum(found) / len(found),
+                "accuracy": sum(correct) / len(correct),
                 "low": low,
                 "high": high,
                 "digit_accuracy": float(np.mean(np.concatenate(digits))),
@@ -109,7 +109,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
             items={
                 "key": [trial.key for trial in trials],
                 "depth": [trial.depth for trial in trials],
-                "found": found,
+                "found": correct,
                 "item": prints,
             },
             nll_WT=None,

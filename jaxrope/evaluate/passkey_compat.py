@@ -11,7 +11,7 @@ for what follows from counting tokens. Here are their random numbers and their c
 - YaRN (`eval/passkey.py`) adds 128 characters at a time until a prompt, drawn anew each time, has
   the tokens, and takes the characters before the last step. Its script is not seeded.
 
-What they ask for is therefore near a length, not of it: `tokens` in Item.about is what it came to.
+Their prompts are therefore near a length, not exact: `tokens` in Item.about is the actual count.
 """
 
 import random
@@ -83,7 +83,7 @@ def yarn_chars(tokenizer, target: int, *, step_chars: int, rng: random.Random) -
     density = num_tokens(tokenizer, sample) / len(sample)  # tokens for a character
     # a part of the garbage has at most the tokens of the whole sentences that it touches, and what
     # is cut mid-word may take a token for each of its characters
-    slack = _own_tokens(tokenizer) + 2 * (density * len(GRASS) + max(map(len, GRASS.split())))
+    slack = _unfilled_tokens(tokenizer) + 2 * (density * len(GRASS) + max(map(len, GRASS.split())))
     last, num_chars = 0, 0
     while True:
         last, num_chars = num_chars, num_chars + step_chars
@@ -105,8 +105,8 @@ def score(text: str, item: Item) -> float:
 
     Without a digit their answer is the text's first 20 characters, which equal no number.
     """
-    found = re.search(r"\d+", text)
-    answer = int(found.group()) if found else text[:20]
+    match = re.search(r"\d+", text)
+    answer = int(match.group()) if match else text[:20]
     return float(answer == int(item.answers[0]))
 
 
@@ -125,7 +125,7 @@ def _checked(request: Request):
         raise InputError(
             f"eval.passkey_compat.step_chars is at least 1 (YaRN: 128), got {options.step_chars}."
         )
-    needed = _own_tokens(request.tokenizer) + MAX_NEW_TOKENS
+    needed = _unfilled_tokens(request.tokenizer) + MAX_NEW_TOKENS
     if needed > request.length:
         raise TooShort(
             f"eval.lengths: a pass key prompt without filler and its answer have {needed} tokens, "
@@ -136,7 +136,7 @@ def _checked(request: Request):
     return options
 
 
-def _own_tokens(tokenizer) -> int:
+def _unfilled_tokens(tokenizer) -> int:
     """Returns the tokens of a prompt without garbage, with the longest key."""
     return num_tokens(tokenizer, OPENING + KEY_LINE.format(key=MAX_KEY) + QUESTION)
 

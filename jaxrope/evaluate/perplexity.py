@@ -51,12 +51,12 @@ def spans(num_tokens: int, *, window: int, stride: int) -> list[Span]:
             f"eval.stride is 1 to the window's {window} tokens, got {stride}: "
             "a longer step would leave tokens unscored."
         )
-    found = [Span(0, window, 0)]
-    while found[-1].end < num_tokens:
-        scored = found[-1].end
+    plan = [Span(0, window, 0)]
+    while plan[-1].end < num_tokens:
+        scored = plan[-1].end
         end = min(scored + stride, num_tokens)
-        found.append(Span(end - window, end, scored))
-    return found
+        plan.append(Span(end - window, end, scored))
+    return plan
 
 
 def sliding_rows(tokens: np.ndarray, plan: list[Span], *, bos_per_window: bool) -> np.ndarray:
@@ -83,12 +83,12 @@ def score_windows(
     plan = spans(num_tokens, window=window, stride=bench.stride)
     bos_first = bench.bos_per_window
     rows = np.concatenate([sliding_rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
-    found = scoring.score_kept(model, bench, rows, suite="perplexity", length=num_tokens)
+    arrays = scoring.score_with_journal(model, bench, rows, suite="perplexity", length=num_tokens)
     nll_WT, hit_WT = (
         np.concatenate(
             [part[i :: len(plan), span.scored - span.end :] for i, span in enumerate(plan)], axis=1
         )
-        for part in found
+        for part in arrays
     )
     return nll_WT, hit_WT, plan
 

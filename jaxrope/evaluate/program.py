@@ -29,7 +29,7 @@ CONFIGURED = "configured"  # the method of the first row: what config.rope says
 
 @dataclasses.dataclass(frozen=True)
 class Spec:
-    """A row that is asked for: its name, the checkpoint, and a method (see rows.py) or "model"."""
+    """A row of the table: its name, the checkpoint, and a method (see rows.py) or "model"."""
 
     label: str
     path: str
@@ -38,7 +38,7 @@ class Spec:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """All that is known before anything runs.
+    """A checked evaluation, before anything runs.
 
     Attributes:
       config: of the program.
@@ -58,17 +58,17 @@ class Plan:
 
 
 def run(config, workdir: Path, dry_run: bool) -> None:
-    """Evaluates what `config` asks for and writes what was found into `workdir`."""
+    """Evaluates what `config` asks for and writes the results into `workdir`."""
     plan = make_plan(config)
-    told = costs(plan)
-    total = sum(told.values())
+    suite_tokens = costs(plan)
+    total = sum(suite_tokens.values())
     operations = 2 * llama.num_params(plan.base.config) * total
     cli.print_line(
         f"{len(plan.specs)} rows x {len(plan.bench.lengths)} lengths: {total:,} forward tokens, "
         f"{operations:.1e} floating point operations and those of attention"
     )
     if dry_run:
-        for name, tokens in told.items():
+        for name, tokens in suite_tokens.items():
             cli.print_line(f"  {name}: {tokens:,} forward tokens at most")
         return
     with run_lock(workdir):
@@ -148,10 +148,12 @@ def make_specs(config, base: pretrained.Pretrained) -> list[Spec]:
     Raises:
       InputError: a row of eval.checkpoints is malformed, or two rows have one name.
     """
-    own = setup.rope_fn(config, base.config, base.rope_fn)
-    is_plain = setup.is_own_rope(own, base.config)
+    rope_fn = setup.rope_fn(config, base.config, base.rope_fn)
+    is_plain = setup.is_own_rope(rope_fn, base.config)
     main = _main_path(config)
-    specs = [Spec(config.eval.label or (rows.OWN if is_plain else own.method), main, CONFIGURED)]
+    specs = [
+        Spec(config.eval.label or (rows.OWN if is_plain else rope_fn.method), main, CONFIGURED)
+    ]
     methods = list(config.eval.methods)
     if is_plain and rows.OWN in methods and not config.eval.label:
         specs = []  # the configured rope is the row "none", which is asked for anyway
@@ -183,8 +185,8 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
 
     Args:
       plan: what is to be measured.
-      progress: is told the tokens that were read and written.
-      journal: what was finished before, and where items are kept; None = nowhere.
+      progress: updated with the number of tokens read and written.
+      journal: finished items, and where new ones are stored; None = nowhere.
     """
     config, bench = plan.config, _counted(plan.bench, progress, journal)
     loaded, path = plan.base, _main_path(config)
@@ -196,15 +198,15 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             weights = leaves.describe(loaded.params)
         identity = _identity(plan, loaded, weights) if journal else ""
         model = dataclasses.replace(_model(plan, spec, loaded), identity=identity)
-        told = dict(weights=_digest(weights), original_len=loaded.config.original_len)
+        origin = dict(weights=_digest(weights), original_len=loaded.config.original_len)
         for result in suites.run(model, bench, config.eval.suites):
-            yield dataclasses.replace(result, **told)
+            yield dataclasses.replace(result, **origin)
 
 
 def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
     """Writes eval.json, eval.md, eval_nll.npz and the figures, and prints the tables."""
     config, baseline = plan.config, plan.config.eval.baseline
-    found = summary.differences(
+    comparisons = summary.differences(
         results, baseline=baseline, num_samples=config.eval.bootstrap_samples, seed=config.seed
     )
     content = {
@@ -212,19 +214,19 @@ def write(plan: Plan, workdir: Path, results: Sequence[Result]) -> None:
         "command": cli.command_line(),
         "config": config.to_dict(),
         "model": plan.base.config.to_json_dict() | {"source": plan.base.source},
-        "rows": summary.record(results, found, baseline=baseline),
+        "rows": summary.record(results, comparisons, baseline=baseline),
         "ruler": summary.of_ruler(results),
     }
     files.write_json_atomic(workdir / "eval.json", content)
     arrays = {f"{r.label}|{r.length}": r.nll_WT for r in results if r.nll_WT is not None}
     write_arrays(workdir / "eval_nll.npz", arrays)
     original_len = plan.base.config.original_len
-    made = tables.evaluation_tables(content["rows"], original_len=original_len)
+    sections = tables.evaluation_tables(content["rows"], original_len=original_len)
     if content["ruler"]:
-        made.append(tables.ruler_table(content["ruler"]))
-    made.append(tables.cost_table(content["rows"]))
-    files.write_text_atomic(workdir / "eval.md", tables.as_markdown(made))
-    cli.print_line(tables.as_text(made))
+        sections.append(tables.ruler_table(content["ruler"]))
+    sections.append(tables.cost_table(content["rows"]))
+    files.write_text_atomic(workdir / "eval.md", tables.as_markdown(sections))
+    cli.print_line(tables.as_text(sections))
     for name, draw in (
         ("eval.png", report.evaluation_figure),
         ("eval_maps.png", report.maps_figure),
@@ -282,19 +284,19 @@ def _check_tokenizer(plan: Plan, spec: Spec, loaded: pretrained.Pretrained) -> N
 
 def _identity(plan: Plan, loaded: pretrained.Pretrained, weights: dict) -> str:
     """Returns a digest of all but the factors that answers depend on."""
-    not_asked = ("rope", "original_len", "max_len")  # the factors say it
-    shape = {k: v for k, v in loaded.config.to_json_dict().items() if k not in not_asked}
-    told = {
+    excluded = ("rope", "original_len", "max_len")  # the factors say it
+    shape = {k: v for k, v in loaded.config.to_json_dict().items() if k not in excluded}
+    content = {
         "weights": weights,
         "shape": shape,
         "tokenizer": plan.tokenizer.fingerprint,
         "compute_dtype": plan.config.forward.compute_dtype,
     }
-    return _digest(told)
+    return _digest(content)
 
 
-def _digest(told) -> str:
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+def _digest(content) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _counted(bench: Bench, progress: Progress, journal: Journal | None) -> Bench:

@@ -38,7 +38,7 @@ _SLAB = 32  # batches whose losses are held at one time
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What a script was told.
+    """The arguments of a script.
 
     Attributes:
       documents: how many are read, the first ones that are long enough.
@@ -107,7 +107,7 @@ def windows(
     """
     if max_strides:
         num_tokens = min(num_tokens, max_strides * stride)
-    room, found, done = length - has_bos, [], 0
+    room, plan, done = length - has_bos, [], 0
     for begin in range(0, num_tokens, stride):
         end = min(begin + room, num_tokens)
         if whole_windows and begin + room > num_tokens:
@@ -116,15 +116,15 @@ def windows(
         # alone is NaN in the scripts
         scored = min(end - done, end - begin - (not has_bos))
         if scored:
-            found.append(Window(begin, end, scored))
+            plan.append(Window(begin, end, scored))
         done = end
         if end == num_tokens:
             break
-    return found
+    return plan
 
 
 def of(bench: Bench) -> Protocol:
-    """Returns the protocol that config.eval names, with what its options change.
+    """Returns the protocol that config.eval names, with its options applied.
 
     Raises:
       InputError: there is no such protocol, or an option is out of range.
@@ -139,12 +139,12 @@ def of(bench: Bench) -> Protocol:
             f"eval.protocol_options.stride is 0 for '{name}', which has one window of a document, "
             f"got {options.stride}. Choose a sliding protocol, or leave it out."
         )
-    given = {key: options[key] for key in ("documents", "min_tokens", "stride") if options[key]}
+    overrides = {key: options[key] for key in ("documents", "min_tokens", "stride") if options[key]}
     return dataclasses.replace(
         protocol,
         max_strides=options.max_strides,
         whole_windows=options.whole_windows,
-        **given,
+        **overrides,
     )
 
 
@@ -165,7 +165,7 @@ def texts(model: EvalModel, bench: Bench, length: int) -> list[Text]:
     size = min(model.window, length) or length
     room = size - has_bos
     stride = protocol.stride or (room if size == length else bench.stride)
-    found = []
+    text_list = []
     for doc in _chosen(bench, protocol, has_bos):
         tokens = bench.documents.doc(doc)[:limit]
         plan = windows(
@@ -176,8 +176,8 @@ def texts(model: EvalModel, bench: Bench, length: int) -> list[Text]:
             max_strides=protocol.max_strides if protocol.stride else 0,
             whole_windows=protocol.whole_windows,
         )
-        found.append(Text(bench.documents.names[doc], tokens[: plan[-1].end], plan))
-    return found
+        text_list.append(Text(bench.documents.names[doc], tokens[: plan[-1].end], plan))
+    return text_list
 
 
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
@@ -250,8 +250,8 @@ def score(
         if len(order) > batch:  # else the last batch has a shape of its own
             fill = -len(rows) % batch
             rows = np.concatenate([rows, np.repeat(rows[-1:], fill, axis=0)])
-        found = scoring.score_kept(model, bench, rows, suite="perplexity", length=length)
-        for (doc, window), nll_T, hit_T in zip(part, *found, strict=False):
+        arrays = scoring.score_with_journal(model, bench, rows, suite="perplexity", length=length)
+        for (doc, window), nll_T, hit_T in zip(part, *arrays, strict=False):
             last = window.end - window.begin - (bos is None)
             nlls[doc].append(nll_T[last - window.scored : last])
             hits[doc].append(hit_T[last - window.scored : last])

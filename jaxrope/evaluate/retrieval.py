@@ -5,8 +5,8 @@
 - "lines": LongEval's lines (LongChat, 2023), `line brave-otter: REGISTER_CONTENT is <12345>`; the
   last number of the answer must be the line's.
 
-Each text has as many records as fit the length, or as many as are given. What is drawn is drawn in
-the order of the original scripts, so that the same random numbers give their prompts.
+Each text has as many records as fit the length, or as many as the config says. Random numbers
+are drawn in the order of the original scripts, so that the same seeds give their prompts.
 """
 
 import random
@@ -138,23 +138,25 @@ def _fitting(
       items_fn: (records, items) -> items.
       least: records that an item cannot do without.
     """
-    asked, limit = request.options[key], request.length
-    if 0 < asked < least:
+    num_records, limit = request.options[key], request.length
+    if 0 < num_records < least:
         raise InputError(
-            f"eval.{suite}.{key} is at least {least}, or 0 (as many as fit), got {asked}."
+            f"eval.{suite}.{key} is at least {least}, or 0 (as many as fit), got {num_records}."
         )
-    if not asked:
+    if not num_records:
         sizes = dict(limit=limit, least=least, setting=suite)
         shortest = _longest(items_fn(least, request.count))
         check_least(shortest, limit=limit, setting=suite)
         # one item is soon tried; the others have nearly its size
         guess = most_units(lambda n: _longest(items_fn(n, 1)), **sizes)
-        asked = most_units(lambda n: _longest(items_fn(n, request.count)), **sizes, guess=guess)
-    items = items_fn(asked, request.count)
+        num_records = most_units(
+            lambda n: _longest(items_fn(n, request.count)), **sizes, guess=guess
+        )
+    items = items_fn(num_records, request.count)
     if _longest(items) > limit:
         raise InputError(
-            f"eval.{suite}.{key}: {asked} of them and the answer have {_longest(items):,} tokens, "
-            f"got length {limit:,}. Use fewer, or 0 (as many as fit)."
+            f"eval.{suite}.{key}: {num_records} of them and the answer have {_longest(items):,} "
+            f"tokens, got length {limit:,}. Use fewer, or 0 (as many as fit)."
         )
     return items
 

@@ -17,7 +17,7 @@ from jaxrope.store import files
 
 OWN = "none"  # the model's own scaling, whatever it is
 SLIDING = "sliding"  # the same, in a window of original_len tokens
-KNOWN = dict.fromkeys((OWN, SLIDING, *rope.USUAL_CONSTANTS))  # what a row's method may be
+METHODS = dict.fromkeys((OWN, SLIDING, *rope.USUAL_CONSTANTS))  # legal methods of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,7 +58,7 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
         path = files.as_path(name)
         return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
     method, at, law = name.partition("@")
-    choose("eval.methods", method, KNOWN)
+    choose("eval.methods", method, METHODS)
     if method == SLIDING and at:
         raise InputError(f"eval.methods: '{name}' takes no attention factor. Write 'sliding'.")
     if method == SLIDING:
@@ -71,8 +71,12 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
     def rope_fn(seq_len: int) -> Rope:
         # window > 0: never longer than it, whatever the text's length
         factor = max(1.0, (rope_len or seq_len) / config.original_len)
-        made = _method(method, config, factor)
-        return _with_attention_factor(made, seq_len, law, factor) if at else made(seq_len)
+        method_rope = _method(method, config, factor)
+        return (
+            _with_attention_factor(method_rope, seq_len, law, factor)
+            if at
+            else method_rope(seq_len)
+        )
 
     return Row(name, rope_fn, window)
 
@@ -90,12 +94,12 @@ def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
     )
 
 
-def _with_attention_factor(made: RopeFn, seq_len: int, law: str | float, factor: float) -> Rope:
-    bucket = made.bucket(seq_len)
-    number = rope.attention_factor(law, factor=factor, original_len=made.original_len)
+def _with_attention_factor(rope_fn: RopeFn, seq_len: int, law: str | float, factor: float) -> Rope:
+    bucket = rope_fn.bucket(seq_len)
+    number = rope.attention_factor(law, factor=factor, original_len=rope_fn.original_len)
     return rope.build(
         bucket.factors,
-        theta=made.theta,
+        theta=rope_fn.theta,
         start_tokens=bucket.start_tokens,
         attention_factor=number,
     )

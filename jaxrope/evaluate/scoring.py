@@ -1,6 +1,6 @@
 """Where evaluators meet the device: rows of tokens in, the cost of every token out.
 
-What an evaluator is given (`EvalModel`, `Bench`) and what it yields (`Result`) are defined here.
+The arguments of an evaluator (`EvalModel`, `Bench`) and its output (`Result`) are defined here.
 One function is compiled per shape of a batch. The rope is an argument of it, so that all methods
 share the compilation, and logits exist for `chunk` positions at a time only.
 
@@ -30,7 +30,7 @@ CHUNK = 512  # positions whose logits exist at one time: 4096 words take 8 MiB a
 
 
 def ignore(tokens: int) -> None:
-    """Reports progress to nobody."""
+    """Does not report progress."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class EvalModel:
       settings: a llama.ForwardSettings; over its mesh the params lie and rows are spread.
       label: the row's name in tables.
       window: tokens of the window that slides over a longer text; 0 = one whole window.
-      identity: digest of all but the factors that its answers depend on; "" = nothing is kept in
+      identity: digest of all but the factors that its answers depend on; "" = nothing is stored in
         a journal.
     """
 
@@ -81,13 +81,13 @@ class Bench:
       needle_filler: "text" or "grass", as passkey_filler.
       bootstrap_samples: resamples of an interval.
       seed: of everything that is drawn.
-      tick: is told how many tokens a finished batch had.
+      tick: called with the number of tokens of each finished batch.
       options: config.eval, read only: the sections of suites that have one.
-      journal: what was answered before, and where answers are kept.
-      skip: is told how many tokens of a batch need not be read, since the journal has it.
-      made: questions that were made for one row, for the next one (answering.questions), and
-        what was read for them ("files").
-      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = not known.
+      journal: answers of earlier runs, and where new ones are stored.
+      skip: called with the number of tokens that need not be read, since the journal has them.
+      cache: questions built for one row and reused by the next (answering.questions), and the
+        contents of their files ("files").
+      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = unknown.
     """
 
     documents: Any
@@ -111,13 +111,13 @@ class Bench:
     options: Any = None
     journal: Journal = dataclasses.field(default_factory=Journal)
     skip: Callable[[int], None] = ignore
-    made: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    cache: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
     tokenizer_dir: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one evaluator found about one row at one length.
+    """What one evaluator measured of one row at one length.
 
     Attributes:
       suite: the evaluator's name.
@@ -130,11 +130,11 @@ class Result:
       fingerprint: of the tokens scored: equal for two rows that answered the same items.
       tokens: forward tokens it took.
       seconds: wall time it took, the first use of a shape with its compilation.
-      chance: the score of a model that answers at random, or goes on with the text as if it were
-        not asked; None: there is no such thing.
+      chance: the score of a model that answers at random, or continues the text and
+        ignores the question; None: not defined.
       columns: names in `items` whose cells are drawn against length, such as ("depth",).
-      weights: digest of them: rows with the same are one model, whatever their factors.
-      original_len: tokens that model was trained on; None: not told.
+      weights: digest of the weights: equal for two rows of one model, whatever their factors.
+      original_len: tokens that model was trained on; None: unknown.
     """
 
     suite: str
@@ -174,7 +174,7 @@ def score_batch(params, rope, rows, *, config, settings, chunk):
         return local(params, rope, rows)
     specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
     spread = sharding.row_sharding(mesh).spec
-    found = jax.shard_map(
+    outputs = jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(specs, PartitionSpec(), spread),
@@ -182,7 +182,7 @@ def score_batch(params, rope, rows, *, config, settings, chunk):
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )(params, rope, rows)
     # every process reads all of it
-    return jax.lax.with_sharding_constraint(found, sharding.replicated(mesh))
+    return jax.lax.with_sharding_constraint(outputs, sharding.replicated(mesh))
 
 
 def score(
@@ -194,7 +194,7 @@ def score(
       model: what predicts.
       rows: int32 [W, T + 1]; the first T columns are read, the last T predicted.
       batch_tokens: tokens in one forward pass, at most (but one row at least).
-      tick: is told the tokens of each batch when it has been read back.
+      tick: called with the number of tokens of each batch once its losses are on the host.
 
     Returns:
       (nll_WT float32 in nats, hit_WT bool: the token was the most probable one).
@@ -211,7 +211,7 @@ def score(
     return np.concatenate(nlls), np.concatenate(hits)
 
 
-def score_kept(
+def score_with_journal(
     model: EvalModel,
     bench: Bench,
     rows: np.ndarray,
@@ -220,40 +220,40 @@ def score_kept(
     length: int,
     items: Sequence[str] = (),
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Returns what `score` does; rows that the bench's journal has are not read again, the others
-    are kept there, each batch when it is finished.
+    """Returns what `score` does; rows in the bench's journal are not read again, the others are
+    added to it, each batch when it is finished.
 
     Args:
       model: what predicts.
       bench: batch_tokens, journal, tick and skip are used.
       rows: see `score`.
       suite, length: whose rows they are, as in Result.
-      items: fingerprints by which rows are known; () = each row's own.
+      items: fingerprints of the rows in the journal; () = those of their tokens.
     """
     if not (bench.journal.keeps and model.identity):
         return score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
     rope = model.rope_fn(rows.shape[1] - 1)
     place = Place(row_digest(model.identity, rope), model.label, suite, length)
     items = items or [fingerprint(row) for row in rows]
-    known = bench.journal.find(place, items)
-    found = {i: bench.journal.arrays(line) for i, line in known.items()}
-    if found:
-        bench.skip(len(found) * (rows.shape[1] - 1))
-    left = np.array([i for i in range(len(rows)) if i not in found], np.int64)
+    records = bench.journal.find(place, items)
+    scores = {i: bench.journal.arrays(line) for i, line in records.items()}
+    if scores:
+        bench.skip(len(scores) * (rows.shape[1] - 1))
+    missing = np.array([i for i in range(len(rows)) if i not in scores], np.int64)
     # of all rows: a batch has the rows that it would have had, and the same bits come out
     size, watch, done = _batch_size(model, rows, bench.batch_tokens), Stopwatch(), 0
-    for nll_BT, hit_BT in _batches(model, rope, rows[left], size) if len(left) else ():
-        own = left[done : done + len(nll_BT)]
-        done, seconds = done + len(own), watch.lap() / len(own)
-        lines = [{"item": items[i], "seconds": round(seconds, 6)} for i in own]
+    for nll_BT, hit_BT in _batches(model, rope, rows[missing], size) if len(missing) else ():
+        indices = missing[done : done + len(nll_BT)]
+        done, seconds = done + len(indices), watch.lap() / len(indices)
+        lines = [{"item": items[i], "seconds": round(seconds, 6)} for i in indices]
         bench.journal.add(place, lines, {"nll": nll_BT, "hit": hit_BT})
-        found |= {int(i): {"nll": nll_BT[j], "hit": hit_BT[j]} for j, i in enumerate(own)}
+        scores |= {int(i): {"nll": nll_BT[j], "hit": hit_BT[j]} for j, i in enumerate(indices)}
         bench.tick(nll_BT.size)
-    nll_WT, hit_WT = (np.stack([found[i][name] for i in range(len(rows))]) for name in _KEPT)
+    nll_WT, hit_WT = (np.stack([scores[i][name] for i in range(len(rows))]) for name in _ARRAYS)
     return nll_WT, hit_WT
 
 
-_KEPT = ("nll", "hit")
+_ARRAYS = ("nll", "hit")
 
 
 def _batch_size(model: EvalModel, rows: np.ndarray, batch_tokens: int) -> int:
@@ -312,7 +312,7 @@ def fingerprint(rows: np.ndarray | Sequence[int], *extra: object) -> str:
 
 
 class Stopwatch:
-    """Seconds since it was made, and those that answers which a journal gave since had taken."""
+    """Seconds since its creation, and those that recalled answers of a journal took originally."""
 
     def __init__(self, journal: Journal | None = None):
         self._start = self._lap = time.perf_counter()
@@ -320,7 +320,7 @@ class Stopwatch:
         self._recalled = self._journal.recalled_seconds
 
     def seconds(self) -> float:
-        """Returns the seconds since it was made, with those of what was answered before."""
+        """Returns the seconds since its creation, including those of recalled answers."""
         before = self._journal.recalled_seconds - self._recalled
         return time.perf_counter() - self._start + before
 

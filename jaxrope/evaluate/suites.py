@@ -1,8 +1,8 @@
-"""The evaluators by name, and what a table asks of each: its items, its cost, its text.
+"""The evaluators by name; each has its items, its cost and whether it needs text.
 
-An evaluator is a function (EvalModel, Bench) -> iterator of Result, one for each length; whoever
-runs it does not know which ones there are. Adding one is a file and a line of `EVALUATORS`; a task
-that is answered by generation is a line of `tasks.TASKS`.
+An evaluator is a function (EvalModel, Bench) -> iterator of Result, one for each length. A
+new evaluator is a file and a line of `EVALUATORS`; a new task that is answered by generation is a
+line of `tasks.TASKS`.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ from jaxrope.evaluate import (
     ruler,
     tasks,
 )
-from jaxrope.evaluate.scoring import Bench, EvalModel, Evaluate, Result
+from jaxrope.evaluate.scoring import Bench, EvalModel, Evaluate, Result, ignore
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Evaluator:
 
     Attributes:
       evaluate: yields a Result for each length.
-      items: (model, bench, length) -> what it will ask; raises InputError if that cannot be.
+      items: (model, bench, length) -> its questions; raises InputError if they cannot be built.
       forward_tokens: (model, bench, length) -> tokens the model will read.
       needs_text: (bench) -> whether it uses bench.documents.
     """
@@ -74,7 +74,7 @@ EVALUATORS: dict[str, Evaluator] = {
 }
 
 
-# name -> (its section of config.eval) -> the evaluators that it means
+# name -> (its section of config.eval) -> names of its evaluators
 GROUPS = {"ruler": ruler.chosen}
 
 
@@ -85,15 +85,13 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
       section: config.eval.
       documents: held-out data.TokenDocuments, or None.
       seed: config.seed.
-      tick: is told how many tokens a finished batch had.
+      tick: called with the number of tokens of each finished batch.
 
     Raises:
       InputError: a number is out of range.
     """
-    for key in ("num_windows", "windows_per_doc", "batch_tokens", "stride") + (
-        "passkey_trials",
-        "needle_trials",
-    ):
+    counts = ("num_windows", "windows_per_doc", "batch_tokens", "stride")
+    for key in (*counts, "passkey_trials", "needle_trials"):
         if section[key] < 1:
             raise InputError(f"eval.{key} is at least 1, got {section[key]}.")
     for key in ("offset_tokens", "window", "rope_len"):
@@ -114,7 +112,7 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
             "eval.bootstrap_samples is at least 100 (a 95% interval needs its tails), got "
             f"{section.bootstrap_samples}."
         )
-    found = Bench(
+    return Bench(
         documents=documents,
         lengths=tuple(section.lengths),
         num_windows=section.num_windows,
@@ -132,13 +130,13 @@ def bench(section, *, documents, seed: int, tick: Callable[[int], None] | None =
         needle_filler=section.needle_filler,
         bootstrap_samples=section.bootstrap_samples,
         seed=seed,
+        tick=tick or ignore,
         options=section,
     )
-    return dataclasses.replace(found, tick=tick) if tick else found
 
 
-def known() -> dict[str, Evaluator]:
-    """Returns every evaluator by the name that eval.suites gives it."""
+def all_evaluators() -> dict[str, Evaluator]:
+    """Returns every evaluator by its name in eval.suites."""
     return EVALUATORS | {
         name: Evaluator(
             evaluate=functools.partial(answering.evaluate, name),
@@ -157,12 +155,12 @@ def chosen(bench: Bench, suites) -> dict[str, Evaluator]:
       InputError: an unknown name.
     """
     if not suites:
-        raise InputError(f"eval.suites is empty. Known: {', '.join(known())}.")
-    every, names = known(), []
+        raise InputError(f"eval.suites is empty. Known: {', '.join(all_evaluators())}.")
+    evaluators, names = all_evaluators(), []
     for suite in suites:
-        choose("eval.suites", suite, every | GROUPS)
+        choose("eval.suites", suite, evaluators | GROUPS)
         names += GROUPS[suite](bench.options[suite]) if suite in GROUPS else [suite]
-    return {name: every[name] for name in names}
+    return {name: evaluators[name] for name in names}
 
 
 def bench_of(name: str, bench: Bench) -> Bench:
@@ -172,7 +170,7 @@ def bench_of(name: str, bench: Bench) -> Bench:
 
 
 def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
-    """Yields what every evaluator named in `suites` finds.
+    """Yields the results of every evaluator named in `suites`.
 
     Raises:
       InputError: an unknown name, or whatever an evaluator refuses.
@@ -182,14 +180,14 @@ def run(model: EvalModel, bench: Bench, suites) -> Iterator[Result]:
 
 
 def check(model: EvalModel, bench: Bench, suites) -> None:
-    """Does what `run` will do, but for running the model.
+    """Does everything that `run` will do except running the model.
 
     Raises:
       InputError: whatever `run` would refuse: too little text, a length beyond the rope's last. Of
         all suites that do not fit into a length there is one message.
     """
-    found, tight = chosen(bench, suites), []
-    for name, evaluator in found.items():
+    evaluators, tight = chosen(bench, suites), []
+    for name, evaluator in evaluators.items():
         for length in bench_of(name, bench).lengths:
             model.rope_fn(min(model.window, length) or length)
             try:
@@ -199,25 +197,27 @@ def check(model: EvalModel, bench: Bench, suites) -> None:
                 continue
             evaluator.forward_tokens(model, bench, length)
     if len(tight) > 1:
-        raise _no_room(tight, [name for name in found if name not in {t[0] for t in tight}])
+        raise _no_room(tight, [name for name in evaluators if name not in {t[0] for t in tight}])
     if tight:
         raise tight[0][2]
 
 
 def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooShort:
     """Returns the error of several suites and lengths."""
-    told, leasts = [], []
+    misfits, leasts = [], []
     for name in dict.fromkeys(name for name, _, _ in tight):
-        own = [(length, error.least) for other, length, error in tight if other == name]
-        least = max((least for _, least in own if least), default=None)
+        lengths = [(length, error.least) for other, length, error in tight if other == name]
+        least = max((least for _, least in lengths if least), default=None)
         needs = f"it takes {least:,}" if least else "it takes far more"
-        told.append(f"{name} into {' and '.join(f'{length:,}' for length, _ in own)} ({needs})")
+        misfits.append(
+            f"{name} into {' and '.join(f'{length:,}' for length, _ in lengths)} ({needs})"
+        )
         leasts.append(least)
-    wanted = f"of {max(leasts):,} tokens or more" if all(leasts) else "that are longer"
+    longer = f"of {max(leasts):,} tokens or more" if all(leasts) else "that are longer"
     remedy = f"; what fits: {', '.join(fitting)}" if fitting else ""
     return TooShort(
-        f"eval.lengths: these do not fit: {'; '.join(told)}. Give lengths {wanted}, or leave them "
-        f"out of eval.suites or eval.ruler.tasks{remedy}.",
+        f"eval.lengths: these do not fit: {'; '.join(misfits)}. Give lengths {longer}, or "
+        f"leave them out of eval.suites or eval.ruler.tasks{remedy}.",
         least=max(leasts) if all(leasts) else None,
     )
 

@@ -9,7 +9,7 @@ from jaxrope.evaluate.scoring import Result
 from jaxrope.evaluate.statistics import Difference
 
 FORMAT = "jaxrope.eval/1"
-Differences = dict[tuple[str, int], Difference]  # (label, length) -> against the baseline
+Differences = dict[tuple[str, int], Difference]  # (label, length) -> difference from the baseline
 
 
 def differences(
@@ -42,7 +42,7 @@ def of_ruler(results: Sequence[Result]) -> dict[str, dict]:
     return {label: ruler.summary(tasks) for label, tasks in scores.items()}
 
 
-def record(results: Sequence[Result], found: Differences, *, baseline: str) -> list[dict]:
+def record(results: Sequence[Result], comparisons: Differences, *, baseline: str) -> list[dict]:
     """Returns results as JSON values, without the NLL of tokens. What is not finite is null."""
     rows = []
     for result in results:
@@ -61,7 +61,7 @@ def record(results: Sequence[Result], found: Differences, *, baseline: str) -> l
             "weights": result.weights,
             "original_len": result.original_len,
         }
-        difference = found.get((result.label, result.length))
+        difference = comparisons.get((result.label, result.length))
         if result.nll_WT is not None and difference:
             row["difference"] = {
                 "baseline": baseline,

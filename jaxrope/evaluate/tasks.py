@@ -1,4 +1,4 @@
-"""Every task that is answered by generation, by the name that eval.suites gives it.
+"""Every task that is answered by generation, by its name in eval.suites.
 
 Its settings are a section of config.eval, which `SECTIONS` names. The section says how many items
 there are at each length.
@@ -35,7 +35,7 @@ _COUNTED_BY = {"ruler": "samples"}  # the key of a section that says how many it
 
 
 def request(name: str, *, tokenizer, bench, length: int) -> Request:
-    """Returns what the task `name` is asked for at a length.
+    """Returns the request to the task `name` at a length.
 
     Args:
       name: of TASKS.
@@ -51,7 +51,7 @@ def request(name: str, *, tokenizer, bench, length: int) -> Request:
         seed=bench.seed,
         documents=bench.documents,
         options=options,
-        kept=bench.made.setdefault("files", {}),
+        cache=bench.cache.setdefault("files", {}),
     )
 
 

@@ -21,17 +21,17 @@ from jaxrope.store import files
 def run(args) -> None:
     """Generates, and shows the text."""
     choose("--dtype", args.dtype, llama.DTYPES)
-    found = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
+    loaded = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
     if args.rope:
-        found = pretrained.with_rope(found, args.rope)
-    tokenizer = _tokenizer(args.tokenizer, found)
+        loaded = pretrained.with_rope(loaded, args.rope)
+    tokenizer = _tokenizer(args.tokenizer, loaded)
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     prompts = [[*bos, *tokenizer.encode(text).tolist()] for text in _texts(args)]
     options = _options(args, tokenizer)
     settings = llama.ForwardSettings(compute_dtype=args.dtype, mesh=_mesh(args.mesh))
-    model = Model(found.config, {}, found.rope_fn, settings)
+    model = Model(loaded.config, {}, loaded.rope_fn, settings)
     check(model, prompts, options)
-    _check_own_limit(found, prompts, options)
+    _check_max_len(loaded, prompts, options)
     params = pretrained.load(args.checkpoint, dtype=args.dtype).params
     model = dataclasses.replace(model, params=_placed(model, params))
     start = time.perf_counter()
@@ -74,13 +74,13 @@ def _read(name: str) -> str:
         raise InputError(f"{where} is not UTF-8 text: byte {error.start} is wrong.") from None
 
 
-def _tokenizer(place: str, found: pretrained.Pretrained) -> data.Tokenizer:
-    if not place and found.tokenizer_dir is None:
+def _tokenizer(place: str, loaded: pretrained.Pretrained) -> data.Tokenizer:
+    if not place and loaded.tokenizer_dir is None:
         raise InputError(
-            f"{found.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
+            f"{loaded.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
             "--tokenizer=bytes."
         )
-    return data.load_tokenizer(place or found.tokenizer_dir, vocab_size=found.config.vocab_size)
+    return data.load_tokenizer(place or loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
 
 
 def _mesh(text: str):
@@ -100,16 +100,16 @@ def _mesh(text: str):
     return mesh if mesh.size > 1 else None
 
 
-def _check_own_limit(found: pretrained.Pretrained, prompts, options) -> None:
+def _check_max_len(loaded: pretrained.Pretrained, prompts, options) -> None:
     """Refuses texts that are longer than the model says it reads, where its factors do not end.
 
     A formula in the length has no end either, but it is made to go beyond.
     """
     longest = max(map(len, prompts)) + options.max_new_tokens
-    unlimited = found.rope_fn.buckets and found.rope_fn.max_len is None
-    if unlimited and longest > found.config.max_len:
+    unlimited = loaded.rope_fn.buckets and loaded.rope_fn.max_len is None
+    if unlimited and longest > loaded.config.max_len:
         raise InputError(
-            f"The text would have {longest} tokens, {found.source} reads {found.config.max_len}. "
+            f"The text would have {longest} tokens, {loaded.source} reads {loaded.config.max_len}. "
             "Give factors for longer texts, --rope=rope.json, or a shorter prompt or "
             "--max_new_tokens."
         )

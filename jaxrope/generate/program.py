@@ -135,5 +135,5 @@ def _rope_of(rope, row):
 
 def _set(x_B, row, new_1, where_1):
     old_1 = jax.lax.dynamic_slice_in_dim(x_B, row, 1)
-    kept_1 = jnp.where(where_1, new_1.astype(x_B.dtype), old_1)
-    return jax.lax.dynamic_update_slice_in_dim(x_B, kept_1, row, 0)
+    updated_1 = jnp.where(where_1, new_1.astype(x_B.dtype), old_1)
+    return jax.lax.dynamic_update_slice_in_dim(x_B, updated_1, row, 0)

@@ -67,7 +67,7 @@ def stream(
 
     Args:
       model: what generates.
-      prompts: ids of each row, bos included where the model wants one.
+      prompts: ids of each row, bos included where the model uses one.
       options: how.
       stop_fn: `stop_fn(row, token)`, called once for each new token: True ends the row with it.
       timing: is added to.
@@ -142,7 +142,7 @@ class _Row:
         return policy.POLICIES[self.policy](self.prompt_len, self.planned_len, now)
 
     def can_grow(self) -> bool:
-        """Returns whether the token after the next one may be wanted."""
+        """Returns whether the row may have a token after the next one."""
         return len(self.tokens) + 1 < self.planned_len
 
     def is_at_border(self) -> bool:

@@ -20,12 +20,12 @@ def streams(prompts: Sequence[Sequence[int]], seed: int) -> np.ndarray:
     """Returns the key of each row's random stream, uint32 [B, 2]; equal prompts get different
     ones.
     """
-    seen: dict[bytes, int] = {}
+    counts: dict[bytes, int] = {}
     keys = []
     for prompt in prompts:
         tokens = np.asarray(prompt, "<i4").tobytes()
-        seen[tokens] = seen.get(tokens, 0) + 1
-        digest = hashlib.sha256(f"{seed} {seen[tokens]} ".encode() + tokens).digest()
+        counts[tokens] = counts.get(tokens, 0) + 1
+        digest = hashlib.sha256(f"{seed} {counts[tokens]} ".encode() + tokens).digest()
         keys.append(np.frombuffer(digest[:8], "<u4"))
     return np.stack(keys)
 
@@ -43,13 +43,13 @@ def draw(
     """
     if sampling.temperature == 0:
         return jnp.argmax(logits_BV, axis=-1).astype(jnp.int32)
-    kept_BK, ids_BK = candidates(logits_BV, sampling)
+    top_BK, ids_BK = candidates(logits_BV, sampling)
 
-    def one(stream, length, logits_K):
+    def draw_row(stream, length, logits_K):
         key = jax.random.wrap_key_data(stream, impl="threefry2x32")
         return jax.random.categorical(jax.random.fold_in(key, length), logits_K)
 
-    drawn_B = jax.vmap(one)(streams_B2, lengths_B, kept_BK)
+    drawn_B = jax.vmap(draw_row)(streams_B2, lengths_B, top_BK)
     return jnp.take_along_axis(ids_BK, drawn_B[:, None], axis=1)[:, 0].astype(jnp.int32)
 
 

@@ -1,4 +1,4 @@
-"""All that is known of a batch while it is generated, and the few sizes that it can have.
+"""The state of a batch while it is generated, and the few sizes that it can have.
 
 Rows lie over the axes `data` and `fsdp` of a mesh, slots of the cache over `context`
 (attention.cached), kv heads over `tensor`.
@@ -85,9 +85,13 @@ def specs(state: State) -> State:
     """Returns where the parts of a state lie on a mesh, PartitionSpecs in its tree."""
     rows = PartitionSpec(sharding.BATCH_AXES)
     of_rope = PartitionSpec(None, sharding.BATCH_AXES) if state.rope.per_layer else rows
-    kept = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
+    of_cache = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
     return State(
-        attention.Cache(kept, kept), rows, jax.tree.map(lambda _: of_rope, state.rope), rows, rows
+        attention.Cache(of_cache, of_cache),
+        rows,
+        jax.tree.map(lambda _: of_rope, state.rope),
+        rows,
+        rows,
     )
 
 
@@ -96,9 +100,9 @@ def pieces(length: int, chunk: int, unit: int) -> list[tuple[int, int]]:
     larger than it must be. They depend on the length alone, so that to read again is to compute the
     same.
     """
-    found = [(start, chunk) for start in range(0, length - chunk, chunk)]
-    start = len(found) * chunk
-    return [*found, (start, _last_size(length - start, chunk, unit))]
+    chunks = [(start, chunk) for start in range(0, length - chunk, chunk)]
+    start = len(chunks) * chunk
+    return [*chunks, (start, _last_size(length - start, chunk, unit))]
 
 
 def capacity(length: int, chunk: int, unit: int) -> int:

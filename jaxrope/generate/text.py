@@ -21,7 +21,7 @@ class TextStream:
         """
         self._tokenizer, self._stops = tokenizer, tuple(stop for stop in stops if stop)
         self._ids = list(prompt)[-_CONTEXT:]
-        self._shown = len(self._ids)  # ids whose text was given out or is held
+        self._num_decoded = len(self._ids)  # ids whose text was returned or is held
         self._held = ""
         self.ended = False
 
@@ -35,13 +35,13 @@ class TextStream:
         return "" if self.ended else self._pass(self._decoded(final=True)) + self._take_held()
 
     def _decoded(self, *, final: bool) -> str:
-        before = self._tokenizer.decode(self._ids[: self._shown])
+        before = self._tokenizer.decode(self._ids[: self._num_decoded])
         whole = self._tokenizer.decode(self._ids)
-        if not final and whole.endswith(_BROKEN) and len(self._ids) - self._shown < _CONTEXT:
+        if not final and whole.endswith(_BROKEN) and len(self._ids) - self._num_decoded < _CONTEXT:
             return ""
         text = whole[len(before) :]
         self._ids = self._ids[-_CONTEXT:]
-        self._shown = len(self._ids)
+        self._num_decoded = len(self._ids)
         return text
 
     def _pass(self, text: str) -> str:
@@ -51,12 +51,12 @@ class TextStream:
         ends = [place for stop in self._stops if (place := self._held.find(stop)) >= 0]
         if ends:
             self.ended = True
-            shown, self._held = self._held[: min(ends)], ""
-            return shown
+            released, self._held = self._held[: min(ends)], ""
+            return released
         keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        shown = self._held[: len(self._held) - keep]
+        released = self._held[: len(self._held) - keep]
         self._held = self._held[len(self._held) - keep :]
-        return shown
+        return released
 
     def _take_held(self) -> str:
         held, self._held = self._held, ""

@@ -127,7 +127,7 @@ def _check_method(stage: Stage, known: Mapping[str, Stage], key: str, name: str)
     if rows.is_file(name):
         _check_place(stage, known, key, name, WITH_ROPE)
     else:
-        choose(key, name.partition("@")[0], rows.KNOWN)
+        choose(key, name.partition("@")[0], rows.METHODS)
 
 
 def _check_text(config, key: str) -> None:

@@ -30,25 +30,26 @@ class Corrupted(RuntimeError):
 
 
 class Stop:
-    """Whether the run was asked to stop, and by which signal.
+    """Whether a stop of the run was requested, and by which signal.
 
-    One process hears the signals itself. Of several, any may be told: jax listens to SIGTERM since
-    hosts.initialize, and lets all of them stop at the same step, one of the next few.
+    A single process handles the signals itself. With several processes, any of them may receive
+    the signal: jax listens to SIGTERM since hosts.initialize, and stops all processes at the same
+    step, one of the next few.
     """
 
     def __init__(self, say: Callable[[str], None]):
         self.signal: int | None = None
         self._say = say
 
-    def asked(self, step: int) -> bool:
-        """Returns whether to stop before the next step; every process asks at every step."""
+    def requested(self, step: int) -> bool:
+        """Returns whether to stop before the next step; every process calls this at every step."""
         if self.signal is None and hosts.preempted(step):
             self.signal = signal.SIGTERM
             self._say(f"SIGTERM: saving and stopping after step {step:,}, on all processes")
         return self.signal is not None
 
     def __call__(self, number, _frame) -> None:
-        """The first signal asks; both signals then mean what they mean by default: stop now."""
+        """The first signal requests a stop; then both have their default handlers: stop at once."""
         self.signal = number
         for each in (signal.SIGTERM, signal.SIGINT):
             signal.signal(each, signal.SIG_DFL)
@@ -58,7 +59,7 @@ class Stop:
 
 @contextlib.contextmanager
 def stop_on_signals(stop: Stop) -> Iterator[None]:
-    """Lets `stop` listen to SIGTERM and Ctrl-C; only in the main thread can it."""
+    """Makes `stop` the handler of SIGTERM and Ctrl-C; only possible in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -75,7 +76,7 @@ def stop_on_signals(stop: Stop) -> Iterator[None]:
 
 
 def _as_sigterm(_number, _frame) -> None:
-    """Ctrl-C on one of several processes asks all of them to stop; a second one ends this one."""
+    """Ctrl-C on one of several processes stops all of them; a second Ctrl-C ends this process."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.kill(os.getpid(), signal.SIGTERM)
 
@@ -91,7 +92,7 @@ class Run:
       rope: its argument.
       store: checkpoints.
       log: metrics.
-      stop: whether it was asked to stop.
+      stop: whether a stop was requested.
       say: prints a line.
       step: optimizer steps done.
       state: after those.
@@ -134,7 +135,7 @@ class Clock:
 
 
 def run_steps(run: Run) -> None:
-    """Trains until the last step, or until a signal asks to stop; saves either way.
+    """Trains until the last step, or until a signal requests a stop; saves either way.
 
     Raises:
       Diverged: config.train.max_bad_steps steps in a row were not applied.
@@ -148,7 +149,7 @@ def run_steps(run: Run) -> None:
     if _evaluation_due(run):  # the run was killed between a checkpoint and its evaluation
         _evaluate(run)
     run.clock.restart()
-    while run.step < last and not run.stop.asked(run.step):
+    while run.step < last and not run.stop.requested(run.step):
         run.state, metrics = run.step_fn(run.state, batch, run.rope)
         run.step += 1
         if run.digests_fn and run.step % config.train.check_every == 0:
@@ -215,8 +216,7 @@ def _read(run: Run, step: int, metrics: dict) -> None:
             f"stopped at step {step}: the loss or the gradient was not finite in "
             f"{values['bad_in_row']} steps in a row (train.max_bad_steps), batches "
             f"{step - values['bad_in_row']} to {step - 1}. Lower optimizer.learning_rate, or look "
-            "at "
-            "these."
+            "at these."
         )
 
 
@@ -274,7 +274,7 @@ def _evaluation_due(run: Run) -> bool:
 
 
 class _Interrupted(Exception):
-    """An evaluation was given up because the run was asked to stop; it is made up for on resume."""
+    """An evaluation was abandoned because of a stop request; it runs again on resume."""
 
 
 def _evaluate(run: Run) -> None:
@@ -287,10 +287,10 @@ def _evaluate(run: Run) -> None:
     with run.clock.paused():
         try:
             model = run.plan.eval_model(run.state.params)
-            found = list(evaluate.run(model, bench, run.plan.config.eval.suites))
+            results = list(evaluate.run(model, bench, run.plan.config.eval.suites))
         except _Interrupted:
             return
-    scores = evaluate.scalars(found)
+    scores = evaluate.scalars(results)
     seconds = time.perf_counter() - began
     run.say(
         f"step {run.step:,}: "

@@ -137,19 +137,19 @@ def split(params: dict, lora: Lora | None) -> tuple[dict, dict]:
     if lora is None:
         return params, {"layers": {}}
 
-    def part(tree, wanted):
+    def part(tree, is_trained):
         return {
-            name: part(leaf, wanted) if name == "layers" else leaf
+            name: part(leaf, is_trained) if name == "layers" else leaf
             for name, leaf in tree.items()
-            if name == "layers" or lora.trains(name) is wanted
+            if name == "layers" or lora.trains(name) is is_trained
         }
 
     return part(params, True), part(params, False)
 
 
-def join(one: dict, two: dict) -> dict:
-    """Returns what `split` was given."""
-    return one | two | {"layers": one["layers"] | two["layers"]}
+def join(first: dict, second: dict) -> dict:
+    """Returns the tree whose two parts `split` returns."""
+    return first | second | {"layers": first["layers"] | second["layers"]}
 
 
 def num_trained(model: llama.LlamaConfig, lora: Lora | None) -> int:
@@ -173,12 +173,14 @@ def _draw(model: llama.LlamaConfig, lora: Lora, key: jax.Array) -> dict:
     scale_L = jnp.full((model.num_layers,), lora.alpha / lora.rank, jnp.float32)
     drawn: dict = {"layers": {adapters.SCALE: scale_L}}
     targets = _targets(lora, model)
-    for own, (name, leaf) in zip(jax.random.split(key, len(targets)), targets.items(), strict=True):
+    for target_key, (name, leaf) in zip(
+        jax.random.split(key, len(targets)), targets.items(), strict=True
+    ):
         a_name, b_name = adapters.names(name)
         of_layers = "L" in name.rsplit("_", 1)[1]
         lead, num_in = leaf.shape[:of_layers], len(a_name.rsplit("_", 1)[1]) - 1 - of_layers
         ins, outs = leaf.shape[of_layers:][:num_in], leaf.shape[of_layers:][num_in:]
-        a = jax.random.normal(own, (*lead, *ins, lora.rank)) / math.sqrt(_fan_in(name, leaf))
+        a = jax.random.normal(target_key, (*lead, *ins, lora.rank)) / math.sqrt(_fan_in(name, leaf))
         place = drawn["layers"] if of_layers else drawn
         place[a_name] = a.astype(dtype)
         place[b_name] = jnp.zeros((*lead, lora.rank, *outs), dtype)
@@ -189,8 +191,8 @@ def _targets(lora: Lora, model: llama.LlamaConfig) -> dict[str, jax.ShapeDtypeSt
     """Returns the weights that have adapters, by name, in the order of lora.targets."""
     base = llama.abstract_params(model)
     by_stem = {name.rsplit("_", 1)[0]: name for name in (*base, *base["layers"])}
-    found = [by_stem[target] for target in lora.targets]
-    return {name: base["layers"].get(name, base.get(name)) for name in found}
+    names = [by_stem[target] for target in lora.targets]
+    return {name: base["layers"].get(name, base.get(name)) for name in names}
 
 
 def _fan_in(name: str, leaf) -> int:
@@ -199,9 +201,9 @@ def _fan_in(name: str, leaf) -> int:
     return math.prod(leaf.shape[letters.index(letter)] for letter in ins)
 
 
-def _require(holds, key: str, rule: str, got) -> None:
+def _require(holds, key: str, rule: str, value) -> None:
     if not holds:
-        raise InputError(f"lora.{key} must {rule}, got {got!r}.")
+        raise InputError(f"lora.{key} must {rule}, got {value!r}.")
 
 
 def _is_whole(value) -> bool:

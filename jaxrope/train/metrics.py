@@ -19,7 +19,7 @@ from jaxrope.store import files
 class MetricsLog:
     """Rows on their way to the disk. A disk that is full costs rows or time, never the training.
 
-    With several processes, that of process 0 writes; the others only know what was evaluated.
+    With several processes, only process 0 writes; the others record which steps were evaluated.
     """
 
     def __init__(self, workdir: Path, *, resumed_step: int, say: Callable[[str], None]):
@@ -28,7 +28,7 @@ class MetricsLog:
         Args:
           workdir: the run's folder.
           resumed_step: optimizer steps done.
-          say: told once if something cannot be written.
+          say: prints a line; called once if something cannot be written.
 
         Raises:
           InputError: the file there holds something else.
@@ -73,15 +73,15 @@ class MetricsLog:
     def _cut(self, step: int) -> list[dict]:
         try:
             rows = files.read_jsonl(self.path)
-            kept = [row for row in rows if row["step"] <= step]
+            earlier_rows = [row for row in rows if row["step"] <= step]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(
                 f"{self.path} is not a log of metrics: {error}. Move it away."
             ) from None
-        if len(kept) < len(rows):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
+        if len(earlier_rows) < len(rows):
+            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in earlier_rows)
             self._try(lambda: files.write_text_atomic(self.path, text))
-        return kept
+        return earlier_rows
 
     def _try(self, write: Callable[[], object]) -> bool:
         size = files.size(self.path) if self.path.exists() else 0
@@ -105,7 +105,7 @@ class MetricsLog:
             with open(self.path, "r+b") as file:
                 file.truncate(size)
         except OSError:
-            pass  # said already; a torn last line is repaired when the run is resumed
+            pass  # reported already; a torn last line is repaired when the run is resumed
 
 
 def _plain(value):

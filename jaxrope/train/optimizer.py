@@ -88,14 +88,16 @@ def _warmed(peak, warmup_steps, then):
 def _schedule(section: dict, peak: float, num_steps: int):
     name = section.pop("name", "")
     factory = choose("optimizer.schedule.name", name, SCHEDULES)
-    known = list(inspect.signature(factory).parameters)[2:]
+    constants = list(inspect.signature(factory).parameters)[2:]
     for key in section:
-        if key not in known:
-            raise InputError(f"Unknown optimizer.schedule.{key} of '{name}'. {nearest(key, known)}")
-    for key in known:
+        if key not in constants:
+            raise InputError(
+                f"Unknown optimizer.schedule.{key} of '{name}'. {nearest(key, constants)}"
+            )
+    for key in constants:
         if key not in section:
             raise InputError(
-                f"optimizer.schedule.{key} is missing: '{name}' needs {', '.join(known)}."
+                f"optimizer.schedule.{key} is missing: '{name}' needs {', '.join(constants)}."
             )
     number = _Numbers("optimizer.schedule", section)
     if "final_fraction" in section:
@@ -104,8 +106,7 @@ def _schedule(section: dict, peak: float, num_steps: int):
     if not isinstance(warmup, int) or isinstance(warmup, bool) or not 0 <= warmup <= num_steps:
         raise InputError(
             "optimizer.schedule.warmup_steps must be a whole number from 0 to train.steps = "
-            f"{num_steps}, "
-            f"got {warmup!r}."
+            f"{num_steps}, got {warmup!r}."
         )
     return factory(peak, num_steps, **section)
 

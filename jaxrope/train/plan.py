@@ -74,10 +74,10 @@ class Plan:
         """
         shape, where = self.program.batch_shape, sharding.batch_sharding(self.mesh)
         spans = where.addressable_devices_indices_map(shape).values()
-        wanted = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
-        arrays = _read(self.loader, step, wanted)
+        row_numbers = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
+        arrays = _read(self.loader, step, row_numbers)
         order = llama.token_order(self.program.settings, shape[2])
-        at = {row: i for i, row in enumerate(wanted)}
+        at = {row: i for i, row in enumerate(row_numbers)}
 
         def put(rows_BT: np.ndarray):
             rows_BT = rows_BT if order is None else rows_BT[:, order]
@@ -85,8 +85,8 @@ class Plan:
             def read(index):
                 part, rows, tokens = index
                 picked = [at[row] for row in _rows(shape, part, rows)]
-                found = rows_BT[picked, tokens]
-                return found.reshape(-1, len(range(shape[1])[rows]), found.shape[-1])
+                block = rows_BT[picked, tokens]
+                return block.reshape(-1, len(range(shape[1])[rows]), block.shape[-1])
 
             return jax.make_array_from_callback(shape, where, read)
 
@@ -99,10 +99,10 @@ def _rows(shape, part: slice, rows: slice) -> list[int]:
     return [a * per_part + b for a in range(parts)[part] for b in range(per_part)[rows]]
 
 
-def _read(loader, step: int, wanted: list[int]) -> dict[str, np.ndarray]:
-    """Returns the ascending rows `wanted` of a batch."""
+def _read(loader, step: int, row_numbers: list[int]) -> dict[str, np.ndarray]:
+    """Returns the rows `row_numbers` (ascending) of a batch."""
     runs: list[list[int]] = []
-    for row in wanted:
+    for row in row_numbers:
         if runs and row == runs[-1][1]:
             runs[-1][1] = row + 1
         else:
@@ -191,8 +191,8 @@ def first_state(plan: Plan, shardings) -> step_lib.TrainState:
         params = lora_lib.begin(params, program.model, program.lora, key)
         return step_lib.init_state(params, program.optimizer.transform, program.lora)
 
-    made = jax.jit(init, out_shardings=shardings, donate_argnums=0)
-    return made(params, jax.random.fold_in(key, 1))
+    init_fn = jax.jit(init, out_shardings=shardings, donate_argnums=0)
+    return init_fn(params, jax.random.fold_in(key, 1))
 
 
 def compile_step(plan: Plan, abstract_state, shardings):
@@ -233,20 +233,17 @@ def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
     if not rope_fn.buckets and not setup.is_own_rope(rope_fn, model):
         raise InputError(
             f"rope.method '{rope_fn.method}' chooses its factors anew for each length, so a "
-            "training "
-            "has no factors to keep. Choose a method with factors for one length."
+            "training has no factors to keep. Choose a method with factors for one length."
         )
     if rope_fn.max_len and seq_len > rope_fn.max_len:
         raise InputError(
             f"train.seq_len is {seq_len} tokens, but the rope ends at {rope_fn.max_len}. Use a "
-            "rope "
-            "with a longer last bucket, or shorter rows."
+            "rope with a longer last bucket, or shorter rows."
         )
     if seq_len > model.max_len:
         raise InputError(
             f"train.seq_len is {seq_len} tokens, but the model serves {model.max_len}. Set "
-            "target_len "
-            "to what it is to be extended to, or use shorter rows."
+            "target_len to what it is to be extended to, or use shorter rows."
         )
 
 
@@ -273,7 +270,7 @@ def _bench(config, tokenizer, train_documents):
 
 
 def _check_evaluation(plan: Plan) -> None:
-    """Finds out now, not after the training, what cannot be evaluated."""
+    """Raises now, not after the training, if the evaluation cannot run."""
     if plan.bench is None:
         return
     evaluate.check(plan.eval_model({}), plan.bench, plan.config.eval.suites)

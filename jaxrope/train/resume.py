@@ -14,8 +14,7 @@ from jaxrope.store import files
 
 # A run that goes on must have these as it began. What may change: how long it is, how often it
 # logs, evaluates and saves, on which mesh it runs, and what only costs memory or time. Which text
-# it
-# reads is compared by fingerprint, so that a folder may be moved.
+# it reads is compared by fingerprint, so that a folder may be moved.
 FIXED = (
     "seed",
     "model",
@@ -81,8 +80,7 @@ def check_workdir(workdir: Path) -> None:
     if (workdir / "config.json").exists() and "train" not in _read_config(workdir):
         raise InputError(
             f"--workdir={workdir} has a config.json that train.py did not write. Give the training "
-            "a "
-            "folder of its own."
+            "a folder of its own."
         )
     if (workdir / "journal.jsonl").exists():
         raise InputError(
@@ -92,8 +90,8 @@ def check_workdir(workdir: Path) -> None:
 
 
 def continued(config, workdir: Path, meta: dict) -> Pretrained:
-    """Returns the model of the run in `workdir` without its weights, once nothing speaks against
-    it.
+    """Returns the model of the run in `workdir` without its weights, after checking that the run
+    can continue.
 
     Args:
       config: as it is now.
@@ -111,11 +109,15 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
         )
     before, after = _read_config(workdir), plain(config)
     for key in FIXED:
-        _compare(key, _at(_told(before), key), _at(_told(after), key), workdir)
+        _compare(key, _at(_normalized(before), key), _at(_normalized(after), key), workdir)
     model = pretrained.load(workdir, dtype=None, weights=False)
-    own = model.rope_fn
-    wanted = own if config.rope.method == "model" else setup.rope_fn(config, model.config, own)
-    if [b.factors for b in wanted.buckets] != [b.factors for b in own.buckets]:
+    begun_rope = model.rope_fn
+    config_rope = (
+        begun_rope
+        if config.rope.method == "model"
+        else setup.rope_fn(config, model.config, begun_rope)
+    )
+    if [b.factors for b in config_rope.buckets] != [b.factors for b in begun_rope.buckets]:
         raise InputError(
             f"rope: its factors are not those of {workdir}/rope.json, with which the run began. "
             "Restore the file they come from, or give another --workdir."
@@ -123,8 +125,8 @@ def continued(config, workdir: Path, meta: dict) -> Pretrained:
     return model
 
 
-def _told(values: dict) -> dict:
-    """Returns a config whose `lora`, where it adds nothing or was not known yet, says only that."""
+def _normalized(values: dict) -> dict:
+    """Returns a config whose `lora` is {"rank": 0} if it is missing or adds nothing."""
     section = values.get("lora") or {"rank": 0}
     return values | {"lora": section if section["rank"] else {"rank": 0}}
 
@@ -177,8 +179,7 @@ def _read_config(workdir: Path) -> dict:
     except (OSError, ValueError) as error:
         raise InputError(
             f"{path} cannot be read ({error}), and without it the run cannot be continued. Restore "
-            "it, "
-            "or give another --workdir."
+            "it, or give another --workdir."
         ) from None
 
 
@@ -197,8 +198,7 @@ def _compare(key: str, before, after, workdir: Path) -> None:
     elif before != after and not (key.endswith(".path") and _same_place(before, after)):
         raise InputError(
             f"{key}: the run in {workdir} began with {before!r}, the config has {after!r}. Set it "
-            "back, "
-            "or give another --workdir."
+            "back, or give another --workdir."
         )
 
 

@@ -46,7 +46,7 @@ def train(
     Returns:
       The exit code: 0; 1 when a loss or gradient was not finite too often, copies of a parameter
       differ, or a checkpoint could not be written; 143 or 130 when SIGTERM or Ctrl-C stopped it,
-      everything saved (of several processes each ends with 143, whichever was told).
+      everything saved (of several processes each ends with 143, whichever received the signal).
 
     Raises:
       InputError: the config does not fit itself, the machine, the data or the run in `workdir`.
@@ -103,10 +103,10 @@ def _train(config, workdir: Path, mesh, say: Callable[[str], None]) -> int:
 
 def _prepared(config, workdir: Path, mesh, *, weights: bool = True) -> tuple[Plan, int | None]:
     """Returns (the plan, the step that the run in `workdir` has reached; None: there is no run)."""
-    found = hosts.from_main("where the run stands", lambda: _newest(workdir))
-    if found is None:
+    newest = hosts.from_main("where the run stands", lambda: _newest(workdir))
+    if newest is None:
         return make_plan(config, mesh, None, weights=weights), None
-    step, meta = found
+    step, meta = newest
     plan = make_plan(config, mesh, resume.continued(config, workdir, meta))
     resume.check_text(
         config, workdir, meta, data=plan.loader.fingerprint, tokenizer=plan.tokenizer.fingerprint
@@ -115,8 +115,9 @@ def _prepared(config, workdir: Path, mesh, *, weights: bool = True) -> tuple[Pla
 
 
 def _newest(workdir: Path) -> tuple[int, dict] | None:
-    """Returns the newest whole step and its meta. Hosts may see a file system differently: all go
-    by what process 0 sees."""
+    """Returns the newest whole step and its meta. Hosts may see a file system differently, so all
+    use what process 0 sees.
+    """
     steps = whole_steps(workdir)
     return (steps[-1], describe(workdir, steps[-1])) if steps else None
 
@@ -160,9 +161,11 @@ def _begin(plan: Plan, begun_at: int | None, workdir: Path, store: Checkpoints, 
 
 
 def _digests_fn(plan: Plan, state: TrainState) -> Callable | None:
-    """Returns what compares copies of parameters; None where there are none or nobody asked."""
-    asked = plan.config.train.check_every and replicas.any_copies(state.params)
-    return replicas.make_check(plan.mesh, state.params) if asked else None
+    """Returns the function that compares copies of parameters; None if there are no copies or
+    train.check_every is 0.
+    """
+    is_enabled = plan.config.train.check_every and replicas.any_copies(state.params)
+    return replicas.make_check(plan.mesh, state.params) if is_enabled else None
 
 
 def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState:
@@ -172,12 +175,12 @@ def _restored(store: Checkpoints, step: int, abstract: TrainState) -> TrainState
     return TrainState(params=params, **rest)
 
 
-def _out_of_memory(config, said: str) -> str:
+def _out_of_memory(config, message: str) -> str:
     """Returns the line for a step that does not fit, with the settings that would make it less."""
-    told = re.search(
+    match = re.search(
         r"(Used [\d.]+\w+ of [\d.]+\w+|[Aa]ttempt\w* to allocate [\d.]+\s?\w+|"
         r"[Tt]rying to allocate [\d.]+\s?\w+)",
-        said,
+        message,
     )
     options = {
         "optimizer.offload=True": not config.optimizer.offload,
@@ -188,10 +191,11 @@ def _out_of_memory(config, said: str) -> str:
         f"train.accumulation={2 * config.train.accumulation}": True,
         "more devices on mesh.fsdp or mesh.context": True,
     }
+    reason = match.group(1) if match else message.splitlines()[0][:160]
     knobs = ", ".join(name for name, useful in options.items() if useful)
     return (
         "train: the step does not fit into the memory of a device "
-        f"({told.group(1) if told else said.splitlines()[0][:160]}). Less is needed with: {knobs}. "
+        f"({reason}). Less is needed with: {knobs}. "
         "--compile_only says what takes how much."
     )
 

@@ -78,7 +78,8 @@ def make_step(
       optimizer: what updates it.
       chunk_tokens: tokens of each row and device whose logits exist at one time.
       packed: a row may hold several documents. If not, it is one from its beginning, and what fills
-        it up at the end is seen by no token that counts: attention then needs no segment ids.
+        it up at the end is attended to by no token that counts, so that attention needs no segment
+        ids.
       lora: what is trained; None: everything.
     """
     sums = _on_mesh(config, settings, lora, _sums(config, settings, chunk_tokens, packed))
@@ -113,7 +114,7 @@ def make_step(
 
 def _sums(config, settings, chunk_tokens, packed) -> Callable:
     """Returns (trained, frozen, batch, rope) -> (sum of the losses, its gradients for what is
-    trained), of what it is given.
+    trained), over the tokens of its arguments.
     """
     natural = not packed and sharding.ways(settings.mesh, "context") == 1
     copies = sharding.ways(settings.mesh, *collectives.TENSOR)  # that have the same tokens
@@ -182,15 +183,15 @@ def _of_rows(rope, part):
 
 
 def _sum_over_unnamed(gradient: jax.Array, where: NamedSharding) -> jax.Array:
-    """Adds up, in float32 or wider, what devices with the same part of a parameter found."""
+    """Sums, in float32 or wider, the gradients of devices with the same part of a parameter."""
     axes = sharding.unnamed_axes(where)
     wide = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
     return jax.lax.psum(wide, axes) if axes else gradient
 
 
 def _moves(optimizer: Optimizer) -> tuple[Callable, Callable]:
-    """Returns (moments -> where they are kept, (moments, what must be known before) -> where they
-    are used).
+    """Returns two functions: moments -> moments in the memory where they are stored; and
+    (moments, an array that must be computed first) -> moments in the memory of the device.
     """
     if not optimizer.offload:
         return (lambda state: state), (lambda state, _: state)
@@ -198,9 +199,9 @@ def _moves(optimizer: Optimizer) -> tuple[Callable, Callable]:
     def to(space, state):
         return jax.tree.map(lambda x: x if x.ndim == 0 else jax.device_put(x, space), state)
 
-    def work(state, known):
+    def work(state, dependency):
         # not while the gradient is computed: its memory is what the moments leave free
-        state, _ = jax.lax.optimization_barrier((state, known))
+        state, _ = jax.lax.optimization_barrier((state, dependency))
         return to(jax.memory.Space.Device, state)
 
     return functools.partial(to, jax.memory.Space.Host), work

@@ -62,32 +62,32 @@ def chosen(options) -> tuple[str, ...]:
     Raises:
       InputError: an unknown task.
     """
-    known = dict.fromkeys(NAMES)
+    choices = dict.fromkeys(NAMES)
     for name in options.tasks:
-        choose("eval.ruler.tasks", name, known)
-    given = [name for name in NAMES if name not in FILES or options[FILES[name]]]
-    return tuple(f"ruler/{name}" for name in options.tasks or given)
+        choose("eval.ruler.tasks", name, choices)
+    available = [name for name in NAMES if name not in FILES or options[FILES[name]]]
+    return tuple(f"ruler/{name}" for name in options.tasks or available)
 
 
-def generate(order: Order, options, kept: dict | None = None) -> list[Sample]:
+def generate(order: Order, options, cache: dict | None = None) -> list[Sample]:
     """Returns what NVIDIA's script writes for the task order.name.
 
     Args:
       order: which task, how many questions, how long, which seed.
       options: config.eval.ruler, for the files it names.
-      kept: what was read of them before, and is now.
+      cache: contents of files that were read before; new ones are added.
 
     Raises:
       TooShort: it does not fit.
       InputError: a file is missing.
     """
-    name, kept = order.name, {} if kept is None else kept
+    name, cache = order.name, {} if cache is None else cache
 
     def once(read_fn, paths, *more):
         key = read_fn.__name__, paths
-        if key not in kept:
-            kept[key] = read_fn(paths, *more)
-        return kept[key]
+        if key not in cache:
+            cache[key] = read_fn(paths, *more)
+        return cache[key]
 
     if name in NEEDLES:
         is_essay = NEEDLES[name].haystack == "essay"
@@ -135,16 +135,16 @@ def make_items(name: str, request: Request) -> list[Item]:
 
 def _generated(order: Order, request: Request) -> list[Sample]:
     def at(length: int) -> list[Sample]:
-        told = dataclasses.replace(order, length=length)
-        return generate(told, request.options, request.kept)
+        sized_order = dataclasses.replace(order, length=length)
+        return generate(sized_order, request.options, request.cache)
 
     try:
         return at(order.length)
     except TooShort:
         key = "ruler least", order.name, order.length, order.count
-        if key not in request.kept:
-            request.kept[key] = fit.least_length(at, order.length)
-        new_tokens, least = TEMPLATES[order.name].new_tokens, request.kept[key]
+        if key not in request.cache:
+            request.cache[key] = fit.least_length(at, order.length)
+        new_tokens, least = TEMPLATES[order.name].new_tokens, request.cache[key]
         raise fit.refusal(order, None, new_tokens, least=least) from None
 
 

@@ -37,11 +37,11 @@ def common_words(order: Order, more_words: Sequence[str] = ()) -> list[Sample]:
       InputError: a question does not fit, or its list needs more words.
     """
     draws = Draws(order.seed)
-    known = draws.shuffled(words.all_words())
-    most = max(len(known), len(more_words))
+    vocabulary = draws.shuffled(words.all_words())
+    most = max(len(vocabulary), len(more_words))
 
     def word_list(count: int, often: int, seldom: int) -> tuple[str, list[str]]:
-        drawn = draws.random.sample(known if count <= len(known) else more_words, count)
+        drawn = draws.random.sample(vocabulary if count <= len(vocabulary) else more_words, count)
         common, others = drawn[:COMMON], drawn[COMMON:]
         return _numbered(draws.shuffled(common * often + others * seldom)), common
 
@@ -52,10 +52,10 @@ def common_words(order: Order, more_words: Sequence[str] = ()) -> list[Sample]:
         context, common = word_list(count, 6, 1) if short else word_list(count, 30, 3)
         return f"{example}\n{COMMON_WORDS.whole.format(context=context)}", common
 
-    kept = COMMON_WORDS.new_tokens
+    reserved = COMMON_WORDS.new_tokens
     tokens_per_word = fit.tokens(make, order, PROBE) / PROBE
     high = max(int(order.length // tokens_per_word) * 2, STEP * 2)
-    count = fit.bisect(make, order, low=STEP, high=high, kept=kept, most=most)
+    count = fit.bisect(make, order, low=STEP, high=high, reserved=reserved, most=most)
     if count == most < high:
         raise InputError(
             f"eval.lengths: ruler/{order.name} of {order.length} tokens needs more than {most} "

@@ -13,42 +13,42 @@ from jaxrope.evaluate.ruler.prompts import Order, Sample, Template, Unmade
 # that fits, which NVIDIA's loop waits for: after FEW draws so does this, up to MANY, where what is
 # missing is no more than lengths vary by.
 FEW, MANY = 50, 200
-_UNIT = 16  # tokens by which the shortest length that fits is told
+_UNIT = 16  # the shortest length that fits is reported as a multiple of this many tokens
 
 Make = Callable[[int], tuple[str, list[str]]]  # units of haystack -> (prompt, answers)
 
 
-def largest(make: Make, order: Order, *, step: int, kept: int) -> int:
+def largest(make: Make, order: Order, *, step: int, reserved: int) -> int:
     """Returns the units of haystack with which a prompt fits, by bisection.
 
     Args:
       make: draws a prompt.
       order: what is asked for.
       step: units of the prompt by which the length of a unit is estimated; the least number.
-      kept: tokens of order.length that are not for the prompt.
+      reserved: tokens of order.length that are not for the prompt.
     """
     tokens_per_unit = tokens(make, order, step) / step
     high = max(int((order.length / tokens_per_unit) * 3), step * 2)
-    return bisect(make, order, low=step, high=high, kept=kept)
+    return bisect(make, order, low=step, high=high, reserved=reserved)
 
 
 def bisect(
-    make: Make, order: Order, *, low: int, high: int, kept: int, most: int | None = None
+    make: Make, order: Order, *, low: int, high: int, reserved: int, most: int | None = None
 ) -> int:
     """Returns the most units from `low` to `high` with which a prompt fits; `low` if none does.
 
     A prompt of more than `most` units cannot be made, and counts as one that does not fit.
     """
-    found = low
+    best = low
     while low <= high:
         units = (low + high) // 2
-        is_known = most is None or units <= most
-        if is_known and tokens(make, order, units) + kept <= order.length:
-            found = units
+        is_possible = most is None or units <= most
+        if is_possible and tokens(make, order, units) + reserved <= order.length:
+            best = units
             low = units + 1
         else:
             high = units - 1
-    return found
+    return best
 
 
 def tokens(make: Make, order: Order, units: int) -> int:
@@ -109,10 +109,10 @@ def _sample(make, order, template, index, units, step) -> Sample:
 def _hopeless(smallest: list[int | None], length: int) -> bool:
     if len(smallest) < FEW:
         return False
-    known = [one for one in smallest if one is not None]
-    if not known or len(smallest) >= MANY:
+    lengths = [num_tokens for num_tokens in smallest if num_tokens is not None]
+    if not lengths or len(smallest) >= MANY:
         return True
-    return min(known) - length > max(known) - min(known)
+    return min(lengths) - length > max(lengths) - min(lengths)
 
 
 def least_length(make_fn: Callable[[int], object], length: int) -> int | None:

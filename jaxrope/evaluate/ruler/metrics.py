@@ -21,7 +21,7 @@ ESSAY_TASKS = (
 
 
 def clean(text: str) -> str:
-    """Returns what is scored of a text: each control character is a new line, ends are stripped."""
+    """Returns the text that is scored: each control character is a new line, ends are stripped."""
     return re.sub(r"[\x00-\x1f]", "\n", text.strip()).strip()
 
 
@@ -103,9 +103,10 @@ def _notes(tasks: Sequence[str]) -> list[str]:
             f"The means are over {len(tasks)} of RULER's {NUM_TASKS} tasks; {THRESHOLD} is the "
             "mark for all of them."
         )
-    own = [name for name in tasks if name in ESSAY_TASKS]
-    if own:
+    essay_tasks = [name for name in tasks if name in ESSAY_TASKS]
+    if essay_tasks:
         notes.append(
-            f"Another haystack than NVIDIA's, the text of eval.ruler.essays: {', '.join(own)}."
+            f"Another haystack than NVIDIA's, the text of eval.ruler.essays: "
+            f"{', '.join(essay_tasks)}."
         )
     return notes

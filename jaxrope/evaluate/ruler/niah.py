@@ -70,29 +70,29 @@ def samples(task: Needles, order: Order, essay: Essay | None = None) -> list[Sam
         return _prompt(task, units, draw=draw, draws=draws, essay=essay)
 
     step = 500 if task.haystack == "essay" else 5 if order.length < SHORT else 25
-    units = fit.largest(make, order, step=step, kept=prompts.NIAH.new_tokens)
+    units = fit.largest(make, order, step=step, reserved=prompts.NIAH.new_tokens)
     return fit.samples(
         lambda index, units: make(units), order, prompts.NIAH, units=units, step=step
     )
 
 
 def _prompt(task: Needles, units: int, *, draw, draws: Draws, essay) -> tuple[str, list[str]]:
-    found: dict[int, tuple[str, list[str]]] = {}
+    pairs: dict[int, tuple[str, list[str]]] = {}
     for number in range(max(task.keys, task.queries)):
         key = draw(task.key_kind)
-        found[number] = key, [draw(task.value_kind) for _ in range(task.values)]
+        pairs[number] = key, [draw(task.value_kind) for _ in range(task.values)]
     needles = draws.shuffled(
         NEEDLE.format(kind=task.value_kind, key=key, value=value)
-        for key, values in found.values()
+        for key, values in pairs.values()
         for value in values
     )
     if task.haystack == "essay":
         context = _in_essay(needles, essay.sentences(units), draws)
     else:
         context = _in_lines(needles, _lines(task, units, draw), draws)
-    asked = [found[i] for i in draws.random.sample(range(len(found)), task.queries)]
-    return _fill(task, context, [key for key, _ in asked]), [
-        value for _, values in asked for value in values
+    queried = [pairs[i] for i in draws.random.sample(range(len(pairs)), task.queries)]
+    return _fill(task, context, [key for key, _ in queried]), [
+        value for _, values in queried for value in values
     ]
 
 

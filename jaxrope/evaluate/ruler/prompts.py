@@ -90,7 +90,7 @@ QA = Template(
 
 @dataclasses.dataclass(frozen=True)
 class Order:
-    """What NVIDIA's scripts are told on their command line.
+    """The command-line arguments of NVIDIA's scripts.
 
     Attributes:
       name: of the task, for messages.

@@ -39,7 +39,7 @@ def samples(order: Order, read: Questions, setting: str) -> list[Sample]:
     def first(units: int) -> tuple[str, list[str]]:
         return make(0, units)
 
-    units = fit.largest(first, order, step=STEP, kept=QA.new_tokens)
+    units = fit.largest(first, order, step=STEP, reserved=QA.new_tokens)
     return fit.samples(make, order, QA, units=units, step=STEP)
 
 
@@ -53,8 +53,8 @@ def _chosen(question, documents: list[str], units: int, draws: Draws) -> list[st
         return (documents * repeats)[:units]
     missing = units - len(question.documents)
     if missing > len(question.more):
-        taken = {*question.documents, *question.more}
-        others = [number for number in range(len(documents)) if number not in taken]
+        excluded = {*question.documents, *question.more}
+        others = [number for number in range(len(documents)) if number not in excluded]
         drawn = draws.random.sample(others, missing - len(question.more))
         numbers = [*question.documents, *question.more, *drawn]
     elif missing >= 0:

@@ -126,19 +126,19 @@ def read_squad(path: str, task: str) -> Questions:
     try:
         documents = sorted({p["context"] for a in articles["data"] for p in a["paragraphs"]})
         number = {document: i for i, document in enumerate(documents)}
-        found = []
+        questions = []
         for article in articles["data"]:
             siblings = [number[p["context"]] for p in article["paragraphs"]]
             for paragraph in article["paragraphs"]:
-                own = number[paragraph["context"]]
-                more = tuple(i for i in siblings if i != own)
-                for asked in paragraph["qas"]:
-                    if not asked["is_impossible"]:
-                        outputs = tuple(answer["text"] for answer in asked["answers"])
-                        found.append(Question(asked["question"], outputs, (own,), more))
+                doc = number[paragraph["context"]]
+                more = tuple(i for i in siblings if i != doc)
+                for question in paragraph["qas"]:
+                    if not question["is_impossible"]:
+                        outputs = tuple(answer["text"] for answer in question["answers"])
+                        questions.append(Question(question["question"], outputs, (doc,), more))
     except (KeyError, TypeError) as error:
         raise _other_format("eval.ruler.squad", "SQuAD's dev-v2.0.json", path, error) from None
-    return found, documents
+    return questions, documents
 
 
 def read_hotpotqa(path: str, task: str) -> Questions:
@@ -147,33 +147,35 @@ def read_hotpotqa(path: str, task: str) -> Questions:
     Raises:
       InputError: no file is named, or it is another one.
     """
-    setting, wanted = "eval.ruler.hotpotqa", "HotpotQA's hotpot_dev_distractor_v1.json"
-    records = _dataset(setting, wanted, path, task)
+    setting, expected = "eval.ruler.hotpotqa", "HotpotQA's hotpot_dev_distractor_v1.json"
+    records = _dataset(setting, expected, path, task)
     try:
         texts = [[f"{t}\n{''.join(lines)}" for t, lines in r["context"]] for r in records]
-        documents = sorted({text for own in texts for text in own})
+        documents = sorted({text for paragraphs in texts for text in paragraphs})
         number = {document: i for i, document in enumerate(documents)}
-        found = [
-            Question(record["question"], (record["answer"],), tuple(number[text] for text in own))
-            for record, own in zip(records, texts, strict=True)
+        questions = [
+            Question(
+                record["question"], (record["answer"],), tuple(number[text] for text in paragraphs)
+            )
+            for record, paragraphs in zip(records, texts, strict=True)
         ]
     except (KeyError, TypeError, ValueError) as error:
-        raise _other_format(setting, wanted, path, error) from None
-    return found, documents
+        raise _other_format(setting, expected, path, error) from None
+    return questions, documents
 
 
-def _dataset(setting: str, wanted: str, path: str, task: str):
+def _dataset(setting: str, expected: str, path: str, task: str):
     if not path:
         raise InputError(
-            f"{setting}: ruler/{task} needs {wanted}, no file is named. Give its path, or leave "
+            f"{setting}: ruler/{task} needs {expected}, no file is named. Give its path, or leave "
             "it out of eval.ruler.tasks."
         )
     return _json(setting, files.as_path(path))
 
 
-def _other_format(setting: str, wanted: str, path: str, error: Exception) -> InputError:
+def _other_format(setting: str, expected: str, path: str, error: Exception) -> InputError:
     reason = f"{type(error).__name__} {error}"
-    return InputError(f"{setting}: {path} is not in the format of {wanted} ({reason}).")
+    return InputError(f"{setting}: {path} is not in the format of {expected} ({reason}).")
 
 
 def _json(setting: str, path: Path):

@@ -26,7 +26,7 @@ def samples(order: Order) -> list[Sample]:
     """
     draws = Draws(order.seed)
     worked = example(order, draws)
-    kept = order.count_tokens(worked) + VARIABLES.new_tokens
+    reserved = order.count_tokens(worked) + VARIABLES.new_tokens
     step = 5 if order.length < SHORT else 10
 
     def make(units: int) -> tuple[str, list[str]]:
@@ -36,7 +36,7 @@ def samples(order: Order) -> list[Sample]:
         text, names = make(units)
         return f"{_renamed(worked, draws)}\n{text}", names
 
-    units = fit.largest(make, order, step=step, kept=kept)
+    units = fit.largest(make, order, step=step, reserved=reserved)
     return fit.samples(make_with_example, order, VARIABLES, units=units, step=step)
 
 
@@ -52,7 +52,7 @@ def example(order: Order, draws: Draws) -> str:
 
     short = dataclasses.replace(order, length=EXAMPLE_TOKENS, count=1)
     answered = dataclasses.replace(VARIABLES, new_tokens=0)
-    units = fit.largest(make, short, step=5, kept=0)
+    units = fit.largest(make, short, step=5, reserved=0)
     try:
         (sample,) = fit.samples(
             lambda index, units: make(units), short, answered, units=units, step=5
@@ -76,11 +76,11 @@ def _prompt(draws: Draws, units: int, *, letters: int, value: str = "") -> tuple
       value: of the chain; "": it is drawn.
     """
     names = _names(draws, letters)
-    found = value or _value(draws)
+    chain_value = value or _value(draws)
     if len(names) > HOPS + 1:  # two names were alike: NVIDIA's script begins a second chain, fails
         _ = value or _value(draws)
         raise prompts.Unmade
-    chain = [f"VAR {names[0]} = {found}"]
+    chain = [f"VAR {names[0]} = {chain_value}"]
     chain += [f"VAR {names[i + 1]} = VAR {names[i]} " for i in range(HOPS)]
     if units < len(chain):
         raise prompts.Unmade
@@ -89,7 +89,7 @@ def _prompt(draws: Draws, units: int, *, letters: int, value: str = "") -> tuple
     for number, place in enumerate(places):
         lines.insert(place + number, chain[number])
     context = "\n".join(lines).replace(". \n", ".\n")
-    return VARIABLES.whole.format(context=context, query=found, num_v=HOPS + 1), names
+    return VARIABLES.whole.format(context=context, query=chain_value, num_v=HOPS + 1), names
 
 
 def _names(draws: Draws, letters: int) -> list[str]:
