@@ -276,7 +276,7 @@ def test_a_statistic_without_a_unit_has_its_name_at_the_axis():
         ("needle_mass at the answer", ("Mass on the needle at the answer", "share")),
         ("mine at the answer", ("mine at the answer", "")),
     ):
-        assert attention_panels.told(name) == wanted
+        assert attention_panels.title_and_unit(name) == wanted
 
 
 def test_a_statistic_in_a_narrow_range_has_plain_numbers():

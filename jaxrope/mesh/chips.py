@@ -1,4 +1,4 @@
-"""What vendors and compilers say of accelerators, in figures of one jax device."""
+"""Figures of accelerators from vendors and compilers, for one jax device."""
 
 import dataclasses
 
@@ -9,7 +9,7 @@ _GIB = 2**30
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """One generation of TPU, in figures of one jax device.
+    """One generation of TPU; figures are for one jax device.
 
     Peak, bandwidth of the memory and links are the vendor's (docs.cloud.google.com/tpu/docs, pages
     v4, v5e, v5p, v6e, tpu7x; links one way, as the "scaling book" of jax-ml reads them). What a
@@ -17,7 +17,7 @@ class Chip:
     0.0.52.
 
     Attributes:
-      name: as a person writes it.
+      name: as users write it.
       libtpu: name and configuration of the chip in libtpu; megacore joins two cores to one device.
       kinds: jax.Device.device_kind, of the compiler and of the machine.
       dims: axes of the torus.
@@ -116,12 +116,12 @@ _GPU_PEAKS = {
 
 
 def chip_of(device: jax.Device) -> Chip | None:
-    """Returns the figures of a device, or None where they are not known (as for every CPU)."""
+    """Returns the figures of a device, or None where they are unknown (as for every CPU)."""
     return next((chip for chip in _ALL if device.device_kind in chip.kinds), None)
 
 
 def peak_flops(device: jax.Device) -> float | None:
-    """Returns a device's bfloat16 FLOP/s, or None where it is not known (as for every CPU)."""
+    """Returns a device's bfloat16 FLOP/s, or None where it is unknown (as for every CPU)."""
     chip = chip_of(device)
     if chip:
         return chip.peak_flops

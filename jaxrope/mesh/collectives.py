@@ -1,12 +1,12 @@
-"""What the devices of a mesh tell each other inside the model: weights, embeddings, sums.
+"""Collectives of the devices of a mesh inside the model: weights, embeddings, sums.
 
 All of this runs inside one shard_map in which every axis of the mesh is manual (`check_vma=False`)
-and sees the part of each array that its device has. Without a mesh, and over an axis of one device,
-it costs nothing.
+and each device sees its part of every array. Without a mesh, and over an axis of one device, they
+cost nothing.
 
 Gradients are those of the sum of the losses of all devices: a psum is the transpose of a psum, an
 all-gather that of a reduce-scatter. A loss that every device of `tensor` has counts as often, so it
-is divided by their number (training/step.py).
+is divided by their number (train/step.py).
 
 Letters: B batch, T length, D model dim, V vocabulary, n devices that share the model dim.
 """
@@ -37,42 +37,42 @@ def gather(weights: dict, dtype, mesh: Mesh | None) -> dict:
     """
     axes = axes_of(mesh, sharding.RULES["embed"])
 
-    def one(name, weight):
+    def gather_leaf(name, weight):
         dim = _embed_dim(name)
         if dim is None or not axes:
             return weight.astype(dtype)
         return _gather(weight, dim, axes, jnp.dtype(dtype).name, jnp.dtype(weight.dtype).name)
 
-    return {name: one(name, weight) for name, weight in weights.items()}
+    return {name: gather_leaf(name, weight) for name, weight in weights.items()}
 
 
 def scatter_sum(gradients: dict, weights: dict, mesh: Mesh | None) -> dict:
-    """Returns the gradients of what `gather` was given, from those of what it gave.
+    """Returns the gradients of the arguments of `gather`, from those of its results.
 
     Args:
       gradients: of whole weights, in any dtype; summed in float32 or wider.
-      weights: what `gather` was given.
+      weights: the argument of `gather`.
       mesh: the same.
     """
     axes = axes_of(mesh, sharding.RULES["embed"])
 
-    def one(name, gradient):
+    def scatter_leaf(name, gradient):
         dim = _embed_dim(name)
         if dim is not None and axes:
             gradient = _scatter(gradient, dim, axes)
         return gradient.astype(weights[name].dtype)
 
-    return {name: one(name, gradient) for name, gradient in gradients.items()}
+    return {name: scatter_leaf(name, gradient) for name, gradient in gradients.items()}
 
 
 def sum_over(x, mesh: Mesh | None, *names: str):
-    """Returns the sum of what the devices of these axes have, of each array of a pytree."""
+    """Returns the sum of each array of a pytree over the devices of these axes."""
     axes = axes_of(mesh, names)
     return lax.psum(x, axes) if axes else x
 
 
 def sum_over_tensor(x: jax.Array, mesh: Mesh | None) -> jax.Array:
-    """Returns the sum of the parts that the devices of axis `tensor` have."""
+    """Returns the sum over the devices of axis `tensor`."""
     return sum_over(x, mesh, *TENSOR)
 
 
@@ -86,8 +86,8 @@ def look_up(
 ) -> jax.Array:
     """Returns the embeddings x_BTD of this device's tokens, in `dtype`.
 
-    Each device looks the tokens of all up in its columns of the table, then they exchange what they
-    found: the whole table is nowhere.
+    Each device looks up the tokens of all devices in its columns of the table, then they exchange
+    the results: no device holds the whole table.
 
     Args:
       table_VD: this device's part.

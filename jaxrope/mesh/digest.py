@@ -1,4 +1,4 @@
-"""A digest of an array, worked out where the array lies."""
+"""A digest of an array, computed on the devices that hold it."""
 
 import functools
 import math
@@ -10,12 +10,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 
 def digest(leaf) -> str:
-    """Returns 64 bits, in hex, that depend on every bit of an array and on where it stands.
+    """Returns 64 bits, in hex, that depend on every bit of an array and on its position.
 
     They do not depend on the sharding: a sum of integers is the same in any order, and an array
     spread over many hosts needs no gathering. A change of one word always changes the digest, since
-    the mixing is one to one; any other change is missed with probability 2^-64. Of an array that
-    several processes hold together, all of them must ask.
+    the mixing is one to one; any other change is missed with probability 2^-64. All processes
+    that hold parts of the array must call this.
     """
     if isinstance(leaf, np.ndarray) and leaf.dtype.itemsize == 8:
         leaf = np.atleast_1d(leaf).view(np.uint32)  # jax would make 32 bits of it

@@ -1,17 +1,17 @@
-"""Many processes as one program: who there is, waits that end, and one choice for all.
+"""Many processes as one program: their number, barriers with a timeout, and shared decisions.
 
 A program calls `initialize` before anything touches a device. On a Cloud TPU pod jax finds the
-other hosts by itself; elsewhere three environment variables say who they are, of which jax itself
-reads only the first:
+other hosts by itself; elsewhere three environment variables name them, of which jax itself reads
+only the first:
 
     JAX_COORDINATOR_ADDRESS  host:port of process 0
-    JAX_NUM_PROCESSES        how many there are
-    JAX_PROCESS_ID           which one this is
+    JAX_NUM_PROCESSES        their number
+    JAX_PROCESS_ID           index of this one
 
-Without them there is one process, and everything here returns at once. Every wait has a name and an
-end (`hosts.timeout_seconds`), and says who is late. A process that dies is noticed after
-`hosts.heartbeat_seconds`: jax then aborts the others. A process that ends with an error tells the
-others, which end within seconds.
+Without them there is one process, and everything here returns at once. Every wait has a name and a
+timeout (`hosts.timeout_seconds`), and its error names the processes that are late. A process that
+dies is detected after `hosts.heartbeat_seconds`: jax then aborts the others. A process that ends
+with an error announces it, and the others end within seconds.
 """
 
 import atexit
@@ -43,7 +43,7 @@ _CHUNK = 1 << 20  # bytes of one value that the coordination service carries
 
 
 class _Together:
-    """What this process has done with the others; they all do the same things in one order."""
+    """What the processes do together; all do the same things in the same order."""
 
     timeout, work = 300.0, 7200.0  # seconds
     uses: dict[str, int] = {}
@@ -60,27 +60,27 @@ def initialize(*, timeout_seconds: float, heartbeat_seconds: float, work_seconds
 
     Args:
       timeout_seconds: the longest that any process waits for another one.
-      heartbeat_seconds: after so long a silence a process counts as dead, and the others end.
+      heartbeat_seconds: a process that is silent for so long counts as dead, and the others end.
       work_seconds: the longest wait for a piece of work that one process does for others.
 
     Raises:
-      InputError: the environment variables do not fit each other, or not everybody came.
+      InputError: the environment variables are inconsistent, or a process did not connect.
     """
-    given = {"timeout": timeout_seconds, "heartbeat": heartbeat_seconds, "work": work_seconds}
-    for name, value in given.items():
+    seconds = {"timeout": timeout_seconds, "heartbeat": heartbeat_seconds, "work": work_seconds}
+    for name, value in seconds.items():
         if not value >= 1:
             raise InputError(f"hosts.{name}_seconds must be at least 1, got {value}.")
     _Together.timeout, _Together.work = float(timeout_seconds), float(work_seconds)
-    asked = rollcall.from_environment()
+    environment = rollcall.from_environment()
     if distributed.global_state.client is not None:
         return
-    if asked is None and not _on_cloud_tpu():
+    if environment is None and not _on_cloud_tpu():
         return
-    if asked is not None and asked[1] == 1:
+    if environment is not None and environment[1] == 1:
         return
     where: dict[str, Any] = {}
-    if asked is not None:
-        address, count_, index_ = asked
+    if environment is not None:
+        address, count_, index_ = environment
         rollcall.meet(address, index_, count_, timeout=timeout_seconds)
         where = {"coordinator_address": address, "num_processes": count_, "process_id": index_}
         where["cluster_detection_method"] = "deactivate"
@@ -89,9 +89,9 @@ def initialize(*, timeout_seconds: float, heartbeat_seconds: float, work_seconds
         _watch()
 
 
-def join(config, asked: Mapping[str, Any]) -> None:
-    """Joins the other processes, of which each must have been asked for the same, by name in
-    `asked`, and run the same code; see `initialize` and `agree`.
+def join(config, request: Mapping[str, Any]) -> None:
+    """Joins the other processes, which must have the same `request` (JSON values by name) and run
+    the same code; see `initialize` and `agree`.
     """
     section = config.hosts
     initialize(
@@ -100,16 +100,16 @@ def join(config, asked: Mapping[str, Any]) -> None:
         work_seconds=section.work_seconds,
     )
     if count() > 1:
-        agree("start", {**asked, **code()})
+        agree("start", {**request, **code()})
 
 
 def count() -> int:
-    """Returns how many processes there are; touches no device."""
+    """Returns the number of processes; touches no device."""
     return distributed.global_state.num_processes if _client() is not None else 1
 
 
 def index() -> int:
-    """Returns which process this is; touches no device."""
+    """Returns the index of this process; touches no device."""
     return distributed.global_state.process_id if _client() is not None else 0
 
 
@@ -126,7 +126,7 @@ def barrier(name: str, *, long: bool = False) -> None:
       long: for hosts.work_seconds, not hosts.timeout_seconds.
 
     Raises:
-      HostsError: someone was late, and who.
+      HostsError: a process was late; the message names it.
     """
     if count() == 1:
         return
@@ -142,7 +142,7 @@ def from_main(name: str, fn: Callable[[], Any]) -> Any:
 
     Args:
       name: for the messages; the same on every process.
-      fn: what only one process may do, or all must see alike.
+      fn: work for one process alone, or with a result that all must share.
 
     Raises:
       InputError: `fn` raised it; then every process does.
@@ -153,31 +153,31 @@ def from_main(name: str, fn: Callable[[], Any]) -> Any:
     key = _Together.key(name)
     if is_main():
         try:
-            said = {"value": fn()}
+            reply = {"value": fn()}
         except InputError as error:
             _publish(key, {"error": str(error)})
             raise
-        _publish(key, said)
-        return json.loads(json.dumps(said))["value"]
-    said = _published(key, name, _Together.timeout)
-    if "error" in said:
-        raise InputError(said["error"])
-    return said["value"]
+        _publish(key, reply)
+        return json.loads(json.dumps(reply))["value"]
+    reply = _published(key, name, _Together.timeout)
+    if "error" in reply:
+        raise InputError(reply["error"])
+    return reply["value"]
 
 
 def build(name: str, folder: Path, fn: Callable[[], None]) -> None:
-    """Calls `fn`, which makes something in `folder`, once for each file system.
+    """Calls `fn`, which writes into `folder`, once for each file system.
 
-    Process 0 calls it; of the others those that do not see its files, because their `folder` is on
-    a disk of their own. The ones that do wait until it is done.
+    Process 0 calls it, and so does every process that does not see its files, because its `folder`
+    is on another disk. The rest wait until it is done.
 
     Args:
       name: for the messages.
-      folder: is there already, and can be written.
-      fn: does nothing where the work has been done before.
+      folder: exists, and is writable.
+      fn: returns at once where its work is already done.
 
     Raises:
-      HostsError: someone took longer than hosts.work_seconds, and who.
+      HostsError: a process took longer than hosts.work_seconds; the message names it.
     """
     if count() == 1:
         fn()
@@ -186,37 +186,37 @@ def build(name: str, folder: Path, fn: Callable[[], None]) -> None:
     if is_main():
         mark.touch()
     barrier(f"{name} begins")
-    own = is_main() or not mark.exists()
+    builds_here = is_main() or not mark.exists()
     barrier(f"{name} is looked for")
     if is_main():
         mark.unlink()
-    if own:
+    if builds_here:
         fn()
     barrier(f"{name} is ready", long=True)
 
 
 def agree(name: str, values: Mapping[str, Any]) -> None:
-    """Refuses processes that differ, each in what it computes or how.
+    """Checks that all processes have the same values.
 
     Args:
       name: for the messages.
       values: JSON values by name.
 
     Raises:
-      InputError: on every process, with the number of each one that differs from process 0 and in
-        what it does.
+      InputError: on every process, with the index of each one that differs from process 0, and the
+        values that differ.
     """
     if count() == 1:
         return
     mine = json.loads(json.dumps(values))
-    wanted = from_main(name, lambda: values)
-    different = [key for key in {**wanted, **mine} if wanted.get(key) != mine.get(key)]
-    told = ", ".join(
-        f"{key} ({_short(mine.get(key))}, process 0 has {_short(wanted.get(key))})"
+    expected = from_main(name, lambda: values)
+    different = [key for key in {**expected, **mine} if expected.get(key) != mine.get(key)]
+    summary = ", ".join(
+        f"{key} ({_short(mine.get(key))}, process 0 has {_short(expected.get(key))})"
         for key in different[:5]
     )
     key = _Together.key(f"{name} compared")
-    _client().key_value_set(f"{key}/{index()}", told)
+    _client().key_value_set(f"{key}/{index()}", summary)
     barrier(f"{name} compared")
     verdicts = {int(k.rpartition("/")[2]): text for k, text in _client().key_value_dir_get(key)}
     wrong = [f"process {number}: {text}" for number, text in sorted(verdicts.items()) if text]
@@ -228,50 +228,50 @@ def agree(name: str, values: Mapping[str, Any]) -> None:
 
 
 def code() -> dict[str, str]:
-    """Returns what this process runs: versions, and a digest of every file of this package."""
+    """Returns the versions this process runs, and a digest of every file of this package."""
     digest = hashlib.sha256()
     root = Path(__file__).resolve().parent
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(path.read_bytes())
     names = ("jax", "jaxlib", "numpy", "orbax-checkpoint", "optax")
-    found = {name: importlib.metadata.version(name) for name in names}
-    return found | {"python": platform.python_version(), "jaxrope's files": digest.hexdigest()}
+    versions = {name: importlib.metadata.version(name) for name in names}
+    return versions | {"python": platform.python_version(), "jaxrope's files": digest.hexdigest()}
 
 
 def preempted(tick: int) -> bool:
     """Returns whether SIGTERM has reached any process; true on all of them at the same tick.
 
-    Every process must ask at every tick, from the same one on. Always false with one process.
+    Every process must call this at every tick, from the same one on. Always false with one process.
     """
     return count() > 1 and multihost_utils.reached_preemption_sync_point(tick)
 
 
 def lost(error: BaseException) -> str:
-    """Returns in one line what jax raises where another process is gone or late, or ""."""
+    """Returns one line for an error of jax that means a process is gone or late, else ""."""
     signs = ("Gloo", "CoordinationService", "heartbeat", "Connection reset", "Socket closed")
     if count() == 1 or not isinstance(error, jax.errors.JaxRuntimeError):
         return ""
     text = str(error)
-    found = any(sign in text for sign in signs)
-    return f"hosts: another process is gone or late: {_first_line(error)[:300]}" if found else ""
+    is_lost = any(sign in text for sign in signs)
+    return f"hosts: another process is gone or late: {_first_line(error)[:300]}" if is_lost else ""
 
 
 def late(error: str) -> str:
     """Returns the numbers of the processes that a barrier's error names, or ""."""
-    found = re.search(r"timed out task names:\s*([\d\s,]+)", error)
-    return ", ".join(re.findall(r"\d+", found.group(1))) if found else ""
+    match = re.search(r"timed out task names:\s*([\d\s,]+)", error)
+    return ", ".join(re.findall(r"\d+", match.group(1))) if match else ""
 
 
 def announce(exit_code: int, text: str) -> None:
-    """Tells the others that this process ends for a reason that they may not share."""
+    """Announces to the others that this process ends for a reason that they may not share."""
     if count() == 1:
         return
-    said = json.dumps({"process": index(), "code": exit_code, "text": text})
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # someone else was first
-        _client().key_value_set(_ENDED, said)
+    notice = json.dumps({"process": index(), "code": exit_code, "text": text})
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+        _client().key_value_set(_ENDED, notice)
     if is_main():
-        time.sleep(3 * _WATCH_SECONDS)  # the service is in this process: the others must hear
+        time.sleep(3 * _WATCH_SECONDS)  # this process runs the service, and the others must read it
 
 
 def leave(exit_code: int, text: str) -> None:
@@ -290,7 +290,7 @@ def _client():
 
 def _on_cloud_tpu() -> bool:
     """Returns whether this machine has TPU chips that jax will use."""
-    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # found when jax was imported
+    from jax._src.cloud_tpu_init import running_in_cloud_tpu_vm  # set when jax was imported
 
     return running_in_cloud_tpu_vm and "tpu" in (jax.config.jax_platforms or "tpu")
 
@@ -301,7 +301,7 @@ def _connect(where: dict, timeout: int, heartbeat: int) -> None:
         print(f"{text} Look at their logs, and start all again.", file=sys.stderr, flush=True)
         os._exit(2)
 
-    # jax would abort with a stack trace, without naming anybody.
+    # jax would abort with a stack trace that names no process
     alarm = threading.Timer(timeout, give_up)
     alarm.daemon = True
     alarm.start()
@@ -322,23 +322,23 @@ def _connect(where: dict, timeout: int, heartbeat: int) -> None:
 
 
 def _watch() -> None:
-    """Ends this process when another one says that it ends with an error."""
+    """Ends this process when another one announces that it ends with an error."""
     over = threading.Event()
-    atexit.register(over.set)  # before jax's own: it lets go of the client
+    atexit.register(over.set)  # before jax's own handler, which releases the client
 
     def watch() -> None:
         while not over.wait(_WATCH_SECONDS):
             try:
-                said = json.loads(_client().key_value_try_get(_ENDED))
-            except (jax.errors.JaxRuntimeError, AttributeError):  # nothing said; no client any more
+                notice = json.loads(_client().key_value_try_get(_ENDED))
+            except (jax.errors.JaxRuntimeError, AttributeError):  # no notice yet; client is gone
                 continue
-            if said["process"] == index():
+            if notice["process"] == index():
                 return
-            text = f"error: process {said['process']} of {count()} ended: {said['text']}"
+            text = f"error: process {notice['process']} of {count()} ended: {notice['text']}"
             print(text, file=sys.stderr, flush=True)
             if is_main():
                 time.sleep(3 * _WATCH_SECONDS)
-            os._exit(said["code"])
+            os._exit(notice["code"])
 
     threading.Thread(target=watch, daemon=True).start()
 
@@ -369,11 +369,12 @@ def _published(key: str, name: str, timeout: float) -> dict:
 
 
 def _late(name: str, error: str, timeout: float) -> str:
-    who = late(error)
-    if "DEADLINE_EXCEEDED" in error and who:
+    processes = late(error)
+    if "DEADLINE_EXCEEDED" in error and processes:
         return (
-            f"hosts: '{name}' was not reached within {timeout:g} s by process {who} of {count()} "
-            "(hosts.timeout_seconds, hosts.work_seconds). Look at its log."
+            f"hosts: '{name}' was not reached within {timeout:g} s by process "
+            f"{processes} of {count()} (hosts.timeout_seconds, hosts.work_seconds). "
+            "Look at its log."
         )
     return f"hosts: '{name}' failed: {_first_line(error)}"
 

@@ -1,7 +1,7 @@
-"""Whether devices that hold the same part of an array hold the same bits.
+"""Checks that devices that hold the same part of an array hold the same bits.
 
-A chip that computes wrongly without a word (silent data corruption) leaves copies of a parameter
-that differ. Nothing else notices: each copy goes on by itself.
+Silent data corruption, a chip that computes wrongly without an error, leaves copies of a parameter
+that differ. Nothing else detects this: each device continues with its own copy.
 """
 
 import math
@@ -27,11 +27,11 @@ def any_copies(tree: Any) -> bool:
 def make_check(mesh: Mesh, like: Any) -> Callable[[Any], jax.Array]:
     """Returns digests(tree) -> uint32 [devices, leaves, 2], the same on every process.
 
-    Each device takes the digest of what it holds itself; only the digests travel.
+    Each device computes the digest of its own part; only the digests are sent.
 
     Args:
       mesh: of the tree.
-      like: has the leaves' shardings, NamedShardings of that mesh.
+      like: a tree with the leaves' shardings, NamedShardings of that mesh.
     """
     specs = jax.tree.map(lambda leaf: leaf.sharding.spec, like)
 
@@ -68,7 +68,7 @@ def differences(mesh: Mesh, tree: Any, digests_DL2: np.ndarray) -> list[str]:
             same_part.setdefault(digest_2.tobytes(), []).append(name)
         for part in versions.values():
             if len(part) > 1:
-                told = " against ".join(", ".join(names[:8]) for names in part.values())
+                groups = " against ".join(", ".join(names[:8]) for names in part.values())
                 name = jax.tree_util.keystr(path, simple=True, separator="/")
-                lines.append(f"{name} differs: {told}")
+                lines.append(f"{name} differs: {groups}")
     return lines

@@ -1,8 +1,8 @@
-"""Who is there, before jax connects: a wait that ends in a line that names the missing processes.
+"""A roll call of the processes before jax connects, which names those that are missing.
 
-jax ends the process with a stack trace if a process does not come in time, and does not say which.
-So the processes meet first, on the port where process 0 will run jax's coordination service: each
-says its number, and all go on together or not at all.
+If a process does not connect in time, jax ends with a stack trace that does not say which one is
+missing. So the processes meet first, on the port where process 0 will run jax's coordination
+service: each sends its index, and all go on together or not at all.
 """
 
 import contextlib
@@ -19,37 +19,38 @@ VARIABLES = ADDRESS, COUNT, INDEX = (
     "JAX_PROCESS_ID",
 )
 _RETRY_SECONDS = 0.2
-_LONGEST = 4096  # bytes of a line; anything longer is not ours
+_LONGEST = 4096  # bytes of a line; a longer one is not from this program
 
 
 def from_environment() -> tuple[str, int, int] | None:
-    """Returns (address of process 0, how many there are, which one this is); None: nothing is set.
+    """Returns (address of process 0, number of processes, index of this one); None: nothing is set.
 
     Raises:
-      InputError: the variables do not fit each other.
+      InputError: the variables are incomplete or inconsistent.
     """
-    given = {name: os.environ.get(name, "") for name in VARIABLES}
-    if given[COUNT] == "1":
+    variables = {name: os.environ.get(name, "") for name in VARIABLES}
+    if variables[COUNT] == "1":
         return "", 1, 0
-    if not any(given.values()):
+    if not any(variables.values()):
         return None
-    missing = [name for name, value in given.items() if not value]
+    missing = [name for name, value in variables.items() if not value]
+    present = [name for name, value in variables.items() if value]
     if missing:
         raise InputError(
-            f"{', '.join(missing)} is not set, but {', '.join(n for n in given if given[n])} is. "
+            f"{', '.join(missing)} is not set, but {', '.join(present)} is. "
             f"Set all of {ADDRESS}, {COUNT} and {INDEX}, or none."
         )
     for name in (COUNT, INDEX):
-        if not given[name].isdigit():
-            raise InputError(f"{name} must be a whole number, got '{given[name]}'.")
-    total, number = int(given[COUNT]), int(given[INDEX])
+        if not variables[name].isdigit():
+            raise InputError(f"{name} must be a whole number, got '{variables[name]}'.")
+    total, number = int(variables[COUNT]), int(variables[INDEX])
     if not 0 <= number < total:
         raise InputError(f"{INDEX} must be from 0 to {total - 1} ({COUNT} - 1), got {number}.")
-    return given[ADDRESS], total, number
+    return variables[ADDRESS], total, number
 
 
 def meet(address: str, index: int, count: int, *, timeout: float) -> None:
-    """Returns once all `count` processes are there.
+    """Returns once all `count` processes have connected.
 
     Args:
       address: "host:port" of process 0.
@@ -58,8 +59,8 @@ def meet(address: str, index: int, count: int, *, timeout: float) -> None:
       timeout: seconds.
 
     Raises:
-      InputError: someone did not come in time; on process 0, and where its answer arrives, the
-        missing ones are named.
+      InputError: a process did not connect in time; the message names the missing ones on process
+        0, and wherever its answer arrives.
     """
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit():
@@ -86,16 +87,16 @@ def _call(port: int, count: int, until: float, timeout: float) -> None:
                 if number is not None and 0 < number < count:
                     present[number] = peer
             missing = [number for number in range(1, count) if number not in present]
-            told = _missing(missing, count, timeout) if missing else "go"
+            reply = _missing(missing, count, timeout) if missing else "go"
             for peer in present.values():
-                _end(peer, told)
+                _end(peer, reply)
     except OSError as error:
         raise InputError(
             f"JAX_COORDINATOR_ADDRESS: process 0 cannot listen on port {port}: {error.strerror}. "
             "Give a port that is free."
         ) from None
     if missing:
-        raise InputError(told)
+        raise InputError(reply)
 
 
 def _answer(host: str, port: int, index: int, until: float, timeout: float) -> None:
@@ -103,15 +104,15 @@ def _answer(host: str, port: int, index: int, until: float, timeout: float) -> N
         try:
             with socket.create_connection((host, port), timeout=5.0) as peer:
                 peer.sendall(f"process {index}\n".encode())
-                # Process 0 waits as long as this one does, and then says who is missing.
+                # process 0 waits as long as this one does, and then names the missing processes
                 peer.settimeout(max(until - time.monotonic(), 0.001) + 5.0)
-                told = _line(peer)
+                reply = _line(peer)
         except OSError:
-            told = ""
-        if told == "go":
+            reply = ""
+        if reply == "go":
             return
-        if told:
-            raise InputError(told)
+        if reply:
+            raise InputError(reply)
         time.sleep(_RETRY_SECONDS)
     raise InputError(
         f"hosts: process 0 did not answer at {host}:{port} within {timeout:g} s "
@@ -148,13 +149,13 @@ def _number(peer: socket.socket) -> int | None:
 
 
 def _line(peer: socket.socket) -> str:
-    found = b""
-    while not found.endswith(b"\n") and len(found) < _LONGEST:
+    received = b""
+    while not received.endswith(b"\n") and len(received) < _LONGEST:
         block = peer.recv(256)
         if not block:
             break
-        found += block
-    return found.decode("utf-8", "replace").rstrip("\n") if found.endswith(b"\n") else ""
+        received += block
+    return received.decode("utf-8", "replace").rstrip("\n") if received.endswith(b"\n") else ""
 
 
 def _end(peer: socket.socket, text: str) -> None:

@@ -1,4 +1,4 @@
-"""The mesh, and where each array lies on it.
+"""The mesh, and the sharding of each array on it.
 
 `RULES` is the one table from the axes that a model names (llama.logical_axes) to the axes of the
 mesh. Rows of a batch lie over `data` and `fsdp`, their tokens over `context`, heads, the MLP and
@@ -43,7 +43,7 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
 
     Args:
       sizes: devices on each axis; one of them may be -1, which takes the rest.
-      devices: which, of one slice; None = all there are.
+      devices: of one slice; None = all of this machine or pod.
 
     Raises:
       InputError: a size is not legal, or the product is not the number of devices.
@@ -85,12 +85,12 @@ def _filled(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
 
 
 def _nearest_mesh(sizes: Mapping[str, int], num_devices: int) -> str:
-    """Changes fsdp, context and tensor as little as the number of devices allows; data follows."""
+    """Returns the mesh that changes fsdp, context and tensor least; data follows."""
     legal = [size for size in range(1, num_devices + 1) if num_devices % size == 0]
-    wanted = [max(sizes[axis], 1) for axis in AXES[1:]]
+    requested = [max(sizes[axis], 1) for axis in AXES[1:]]
 
-    def distance(found: tuple[int, ...]) -> int:
-        return sum(abs(size - want) for size, want in zip(found, wanted, strict=True))
+    def distance(candidate: tuple[int, ...]) -> int:
+        return sum(abs(size - target) for size, target in zip(candidate, requested, strict=True))
 
     fits = (f for f in itertools.product(legal, repeat=3) if num_devices % math.prod(f) == 0)
     fsdp, context, tensor = min(fits, key=distance)
@@ -99,10 +99,10 @@ def _nearest_mesh(sizes: Mapping[str, int], num_devices: int) -> str:
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
-    """Refuses a batch that cannot be cut into equal parts, and each part over the devices.
+    """Checks that a batch divides into equal parts, and each part over the devices.
 
     Raises:
-      InputError: with the nearest sizes that can.
+      InputError: it does not; the message has the nearest sizes that do.
     """
     unit = accumulation * mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % unit:
@@ -116,30 +116,30 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
 
 
 def ways(mesh: Mesh | None, *axes: str) -> int:
-    """Returns how many parts the devices of these axes make; without a mesh 1."""
+    """Returns the number of devices along these axes, multiplied; without a mesh 1."""
     return 1 if mesh is None else math.prod(mesh.shape[axis] for axis in axes)
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where a batch cut into parts, [A, B, T], lies: rows over data and fsdp, tokens over
+    """Returns the sharding of a batch in parts, [A, B, T]: rows over data and fsdp, tokens over
     context.
     """
     return NamedSharding(mesh, PartitionSpec(None, BATCH_AXES, "context"))
 
 
 def row_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns where rows [B, T] lie."""
+    """Returns the sharding of rows [B, T]."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES, "context"))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding of an array that every device has whole."""
+    """Returns the sharding of an array that every device holds whole."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def put(tree, shardings):
-    """Returns arrays of the host on the mesh; each process hands over what its devices hold, and
-    no device ever has more than its part.
+    """Puts arrays of the host on the mesh; each process transfers the parts of its own devices, and
+    no device ever holds more than its part.
 
     Args:
       tree: numpy arrays, the same in every process.

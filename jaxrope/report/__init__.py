@@ -1,7 +1,6 @@
-"""Figures of what programs found, and a page that shows what they wrote into their workdirs.
+"""Figures of results, and a page that shows the results in workdirs.
 
-The only part of the package that knows matplotlib. It reads files and the rows in them; it knows
-no model.
+The only package that imports matplotlib. It reads files and the rows in them; it needs no model.
 """
 
 import lazy_loader

@@ -1,4 +1,4 @@
-"""Shows what programs wrote into their workdirs on one page.
+"""Shows the results in workdirs on one page.
 
   python -m jaxrope.report WORKDIR... --out=report.html
   python -m jaxrope.report runs/search --published=128k_la2,runs/other/rope.json
@@ -30,7 +30,7 @@ def add_arguments(parser) -> None:
         "--published",
         default="",
         metavar="NAME,...",
-        help="factors to draw beside those found: presets by name, or rope.json files",
+        help="factors to draw for comparison: presets by name, or rope.json files",
     )
 
 

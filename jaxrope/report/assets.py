@@ -1,4 +1,4 @@
-"""From drawings to what is written: <svg> elements for the page, and SVG, PNG and CSV beside it."""
+"""From drawings to files: <svg> elements for the page, and SVG, PNG and CSV beside it."""
 
 import csv
 import io
@@ -11,7 +11,7 @@ from jaxrope.report import figures, theme
 from jaxrope.report.page import Drawn, Folder
 from jaxrope.store import files
 
-LIST = "files.json"  # what the last page wrote into the folder, so that the next one can tidy up
+LIST = "files.json"  # files of the last page, so that the next one can remove them
 
 
 def folder_of(out: Path) -> Path:
@@ -26,38 +26,38 @@ def make(folders: Sequence[Folder], beside: str) -> tuple[dict, dict[str, bytes]
       folders: of the page.
       beside: name of the folder that the page's links go to.
     """
-    drawn, made = {}, {}
+    drawn, contents = {}, {}
     for f, folder in enumerate(folders):
         for s, section in enumerate(folder.sections):
             for g, figure in enumerate(section.figures):
                 stem = _slug(f"{f + 1} {folder.title} {s + 1} {section.title} {figure.name}")
-                while f"{stem}.svg" in made:
+                while f"{stem}.svg" in contents:
                     stem += "-"
                 svg = figures.svg_file(figure.drawing)
-                made[f"{stem}.svg"] = svg.encode()
-                made[f"{stem}.png"] = figures.png_file(figure.drawing)
-                made[f"{stem}.csv"] = _csv(figure.numbers)
+                contents[f"{stem}.svg"] = svg.encode()
+                contents[f"{stem}.png"] = figures.png_file(figure.drawing)
+                contents[f"{stem}.csv"] = _csv(figure.numbers)
                 links = [(k.upper(), f"{beside}/{stem}.{k}") for k in ("svg", "png", "csv")]
                 drawn[f, s, g] = Drawn(theme.paint(figures.svg_element(svg)), links)
-    return drawn, made
+    return drawn, contents
 
 
-def write(made: dict[str, bytes], folder: Path) -> None:
-    """Writes the files, and removes those of an earlier page that are no longer made."""
-    for name, content in made.items():
+def write(contents: dict[str, bytes], folder: Path) -> None:
+    """Writes the files, and removes those of an earlier page that this one does not have."""
+    for name, content in contents.items():
         files.write_bytes_atomic(folder / name, content)
     for name in _earlier(folder):
-        if name not in made and Path(name).name == name:
+        if name not in contents and Path(name).name == name:
             (folder / name).unlink(missing_ok=True)
-    files.write_json_atomic(folder / LIST, sorted(made))
+    files.write_json_atomic(folder / LIST, sorted(contents))
 
 
 def _earlier(folder: Path) -> list[str]:
     try:
-        found = json.loads((folder / LIST).read_text(encoding="utf-8"))
+        names = json.loads((folder / LIST).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return []
-    return [name for name in found if isinstance(name, str)] if isinstance(found, list) else []
+    return [name for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def _csv(numbers) -> bytes:

@@ -1,4 +1,4 @@
-"""Panels of what an analysis of attention found; see attention.py for the rows.
+"""Panels of an analysis of attention; see attention.py for the rows.
 
 L layers, N heads, E bins.
 """
@@ -40,12 +40,12 @@ AXES = {
 }
 
 
-def told(name: str) -> tuple[str, str]:
-    """Returns (title, unit) of a statistic: "entropy", "entropy at the answer", or its own name."""
-    known, where, place = name.partition(" at ")
-    if known not in STATISTICS:
+def title_and_unit(name: str) -> tuple[str, str]:
+    """Returns (title, unit) of a statistic, such as "entropy" or "entropy at the answer"."""
+    statistic, where, place = name.partition(" at ")
+    if statistic not in STATISTICS:
         return name, ""
-    title, unit = STATISTICS[known]
+    title, unit = STATISTICS[statistic]
     return f"{title}{where}{place}", unit
 
 
@@ -62,7 +62,7 @@ def draw_statistic(ax, rows, name, original_len):
     if values.min() > 0 and values.max() > 10 * values.min():
         ax.set_yscale("log")
     panels.draw_by_length(ax, curves, original_len)
-    title, unit = told(name)
+    title, unit = title_and_unit(name)
     ax.set(title=title, ylabel=unit or name)
     axes.plain_ticks(ax)
 
@@ -95,8 +95,8 @@ def draw_layers(ax, row, same):
     from matplotlib import colormaps
 
     values = np.array(row["values_LN"], np.float64)
-    known = np.concatenate([np.ravel(np.array(one, np.float64)) for one in same])
-    low, high = np.nanmin(known), np.nanmax(known)
+    same_values = np.concatenate([np.ravel(np.array(map_LN, np.float64)) for map_LN in same])
+    low, high = np.nanmin(same_values), np.nanmax(same_values)
     if low == high:  # such as a score that no head has
         high = low + (abs(low) or 1.0)
     look = {"cmap": colormaps["viridis"], "vmin": low, "vmax": high}
@@ -107,7 +107,7 @@ def draw_layers(ax, row, same):
     ax.grid(False)
     ax.xaxis.get_major_locator().set_params(integer=True)
     ax.yaxis.get_major_locator().set_params(integer=True)
-    title, unit = told(row["name"])
+    title, unit = title_and_unit(row["name"])
     ax.set(title=f"{title}: {row['label']}, {row['length']:,}", xlabel="head", ylabel="layer")
     bar(ax, image, unit)
 
@@ -141,7 +141,7 @@ def draw_needles(ax, rows, trained_len):
 
 def draw_predictions(ax, rows):
     """AUROC of each predictor with its interval, against 0.5."""
-    names = [told(row["name"])[0] for row in rows]
+    names = [title_and_unit(row["name"])[0] for row in rows]
     _dots(ax, names, rows, "auroc")
     ax.axvline(0.5, color=axes.FOREGROUND, linestyle=":", linewidth=1)
     ax.set(title="Predicting a failure", xlabel="AUROC", xlim=(0, 1))
@@ -162,13 +162,15 @@ def bar(ax, drawn, unit, ticks=None):
     """A narrow colour bar of few colours: 256 of them are a third of the page."""
     from matplotlib.ticker import MaxNLocator
 
-    steps, found = np.linspace(*drawn.get_clim(), 33), ticks or MaxNLocator(5)
-    made = ax.figure.colorbar(drawn, ax=ax, ticks=found, boundaries=steps, aspect=25, pad=0.02)
-    made.formatter = lambda value, _: f"{value:g}"  # no power of ten beside the bar
-    made.update_ticks()
-    made.outline.set_visible(False)
-    made.ax.tick_params(length=0)
-    made.set_label(unit)
+    steps, locator = np.linspace(*drawn.get_clim(), 33), ticks or MaxNLocator(5)
+    colour_bar = ax.figure.colorbar(
+        drawn, ax=ax, ticks=locator, boundaries=steps, aspect=25, pad=0.02
+    )
+    colour_bar.formatter = lambda value, _: f"{value:g}"  # no power of ten beside the bar
+    colour_bar.update_ticks()
+    colour_bar.outline.set_visible(False)
+    colour_bar.ax.tick_params(length=0)
+    colour_bar.set_label(unit)
 
 
 def _dots(ax, names, rows, key):
@@ -196,6 +198,6 @@ def _scale(ax, row, title):
     if row["axis"] in ("distance", "interpolated"):
         ax.set_xscale("symlog", base=2, linthresh=1)
         powers = range(int(np.log2(max(row["edges"][-1], 2))) + 1)
-        shown = [2**power for power in powers if power % -(-len(powers) // MOST_TICKS) == 0]
-        ax.set_xticks(shown, [f"{value:,}" for value in shown])
+        distances = [2**power for power in powers if power % -(-len(powers) // MOST_TICKS) == 0]
+        ax.set_xticks(distances, [f"{value:,}" for value in distances])
     ax.set(title=title, xlabel=AXES.get(row["axis"], row["axis"]), ylabel="attention to one key")

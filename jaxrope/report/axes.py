@@ -1,4 +1,4 @@
-"""What all panels share: looks of lines, their names, ticks and marks on a matplotlib Axes.
+"""Shared by all panels: styles of lines, their names, ticks and marks on a matplotlib Axes.
 
 Colours are Okabe and Ito's, which people with any colour vision tell apart; each method has the
 same colour, marker and dash everywhere, and lines are named at their ends.
@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 
 import numpy as np
 
-# method -> (colour, marker, dash); other labels take what is left, in order of appearance
+# method -> (colour, marker, dash); other labels take the rest, in order of appearance
 STYLES = {
     "none": ("#7f7f7f", "o", "-"),
     "pi": ("#e69f00", "s", "-"),
@@ -36,21 +36,21 @@ FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which fol
 def styles(labels: Iterable[str]) -> dict[str, tuple[str, str, str]]:
     """Returns {label: (colour, marker, dash)}, which no two labels share before they run out.
 
-    A label that names a method ("base, yarn@su") has that method's look; the first one that names
-    none is what the page is about, and has that of "longrope".
+    A label that names a method ("base, yarn@su") has that method's style; the first one that names
+    none is the subject of the page, and has that of "longrope".
     """
-    labels, found = list(labels), {}
+    labels, looks = list(labels), {}
     free = dict(STYLES)
-    for label in labels:  # those that are a method's name and nothing else come first
+    for label in labels:  # labels that are exactly a method's name come first
         if label in free:
-            found[label] = free.pop(label)
+            looks[label] = free.pop(label)
     for label in labels:
         words = [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word in free]
-        if label not in found and words:
-            found[label] = free.pop(words[0])
-    own = [free["longrope"]] if "longrope" in free else []
-    spare = iter(own + list(SPARE) * (1 + len(labels) // len(SPARE)))
-    return {label: found[label] if label in found else next(spare) for label in labels}
+        if label not in looks and words:
+            looks[label] = free.pop(words[0])
+    subject_look = [free["longrope"]] if "longrope" in free else []
+    spare = iter(subject_look + list(SPARE) * (1 + len(labels) // len(SPARE)))
+    return {label: looks[label] if label in looks else next(spare) for label in labels}
 
 
 def smooth(values: np.ndarray, weights: np.ndarray, reach: int = 4) -> np.ndarray:
@@ -73,10 +73,10 @@ def plain_ticks(ax) -> None:
     base = 2 if high / low > 12 and ax.yaxis.get_transform().base == 2 else 10
     least = (1000, (1.0,)), (8, (1.0, 2.0, 5.0)), (1, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
     steps = next(steps for ratio, steps in least if high / low > ratio)
-    found = LogLocator(base=base, subs=(1.0,) if base == 2 else steps)
-    if sum(low <= tick <= high for tick in found.tick_values(low, high)) < 2:
-        found = MaxNLocator(4)
-    ax.yaxis.set_major_locator(found)
+    locator = LogLocator(base=base, subs=(1.0,) if base == 2 else steps)
+    if sum(low <= tick <= high for tick in locator.tick_values(low, high)) < 2:
+        locator = MaxNLocator(4)
+    ax.yaxis.set_major_locator(locator)
     ax.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
     ax.yaxis.set_minor_formatter(lambda value, _: "")
 
@@ -101,11 +101,11 @@ def name_ends(ax, ends: dict[str, tuple[float, str]]) -> None:
     """Writes each line's name at its right end, moved apart where they would overlap.
 
     Args:
-      ax: where.
+      ax: of the panel.
       ends: name -> (value at the right end, colour of the line).
     """
-    shown = {name: textwrap.fill(name, NAME_WIDTH, max_lines=3) for name in ends}
-    inches = {name: _NAME_INCHES + _LINE_INCHES * text.count("\n") for name, text in shown.items()}
+    texts = {name: textwrap.fill(name, NAME_WIDTH, max_lines=3) for name in ends}
+    inches = {name: _NAME_INCHES + _LINE_INCHES * text.count("\n") for name, text in texts.items()}
     ax.margins(x=0.04)
     panel = _panel_inches(ax)
     if (needed := sum(inches.values())) > panel:
@@ -114,13 +114,13 @@ def name_ends(ax, ends: dict[str, tuple[float, str]]) -> None:
         panel = _panel_inches(ax)
     to_axes = ax.transData + ax.transAxes.inverted()
     right = ax.get_xlim()[1]
-    wanted = {name: to_axes.transform((right, value))[1] for name, (value, _) in ends.items()}
-    wanted = {name: min(max(place, 0.0), 1.0) for name, place in wanted.items()}
+    anchors = {name: to_axes.transform((right, value))[1] for name, (value, _) in ends.items()}
+    anchors = {name: min(max(place, 0.0), 1.0) for name, place in anchors.items()}
     gaps = {name: size / panel for name, size in inches.items()}
-    for name, place in spread(wanted, gaps).items():
+    for name, place in spread(anchors, gaps).items():
         ax.annotate(
-            shown[name],
-            xy=(1.0, wanted[name]),
+            texts[name],
+            xy=(1.0, anchors[name]),
             xytext=(1.05, place),
             xycoords="axes fraction",
             va="center",
@@ -137,15 +137,15 @@ def _panel_inches(ax) -> float:
     return ax.get_window_extent().height / ax.figure.dpi
 
 
-def spread(wanted: Mapping[str, float], heights: Mapping[str, float]) -> dict[str, float]:
-    """Returns places near the wanted ones, so far apart that names of these heights, as shares of
-    the panel's, do not overlap, and within the panel; where there is room for all of them.
+def spread(anchors: Mapping[str, float], heights: Mapping[str, float]) -> dict[str, float]:
+    """Returns places near `anchors`, within the panel, where names of these heights (shares of the
+    panel's) do not overlap, if there is room for all of them.
     """
-    order = sorted(wanted, key=wanted.get)
-    places = np.array([wanted[name] for name in order])
+    order = sorted(anchors, key=anchors.get)
+    places = np.array([anchors[name] for name in order])
     sizes = np.array([heights[name] for name in order])
     gaps = (sizes[:-1] + sizes[1:]) / 2
-    for _ in range(_PUSHES):  # neighbours push one another apart, half each
+    for _ in range(_PUSHES):  # neighbours push each other apart, half each
         places = np.clip(places, sizes / 2, 1.0 - sizes / 2)
         push = np.maximum(gaps - np.diff(places), 0) / 2
         places[:-1] -= push

@@ -1,4 +1,4 @@
-"""From workdirs to what the page says of them; the only place that knows the names of files."""
+"""From workdirs to the contents of the page; the only module that knows the names of files."""
 
 import dataclasses
 import json
@@ -21,18 +21,18 @@ Line = dict[str, str]  # of the summary, by COLUMNS
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """What one program left, or several together.
+    """The results of one program, or of several together.
 
     Attributes:
       sections: of the page.
-      lines: what the summary says.
+      lines: of the summary.
       scores: the lines of evaluations alone.
       rows: of evaluations.
-      factors: what was found, by rotary pair, or None.
+      factors: the result of a search, by rotary pair, or None.
       steps: of trainings: name of a stage, or "" -> rows.
       generations: of searches, in the same way.
       original_len: tokens, or None.
-      evaluation: of an analysis: the stage with its settings' perplexity, else "".
+      evaluation: of an analysis: the stage with the perplexity of its settings, else "".
     """
 
     sections: list[Section] = dataclasses.field(default_factory=list)
@@ -56,26 +56,28 @@ class Workdir:
 
 
 def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
-    """Returns what programs left in a workdir, or in the folders in it.
+    """Returns the results in a workdir, or in the folders in it.
 
     Args:
       path: of the workdir: of one program, of a recipe, or a folder of such folders.
-      published: name -> factors to be drawn beside those that were found.
+      published: name -> factors to draw beside the results.
 
     Raises:
-      InputError: there is nothing, or a file is broken.
+      InputError: there are no results, or a file is broken.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder. Give a workdir of search.py, train.py, ...")
-    told = _recipe(path)
+    stages = _recipe(path)
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_results(p))
     searched = any((path / name / "journal.jsonl").is_file() for name in (".", *inside))
-    own = _read(path, published or {}, searched) if _has_results(path) else None
-    names = [name for name in _order(told, own.evaluation if own else "") if name in inside]
+    root_part = _read(path, published or {}, searched) if _has_results(path) else None
+    names = [
+        name for name in _order(stages, root_part.evaluation if root_part else "") if name in inside
+    ]
     names += [name for name in inside if name not in names]
-    parts = [own] if own else []
+    parts = [root_part] if root_part else []
     parts += [
-        _named(_read(path / name, published or {}, searched), name, told.get(name, {}))
+        _named(_read(path / name, published or {}, searched), name, stages.get(name, {}))
         for name in names
     ]
     if not parts:
@@ -84,9 +86,9 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
             "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analysis`."
         )
     part = _joined(parts)
-    if own and own.original_len:
-        part = dataclasses.replace(part, original_len=own.original_len)
-    lines = _recipe_lines(part, list(told.values())) if told and part.scores else part.lines
+    if root_part and root_part.original_len:
+        part = dataclasses.replace(part, original_len=root_part.original_len)
+    lines = _recipe_lines(part, list(stages.values())) if stages and part.scores else part.lines
     sections = _with_commands(part.sections)
     folder = Folder(path.name or str(path), str(path), _facts(lines), sections)
     return Workdir(folder, lines, part)
@@ -97,26 +99,26 @@ def _has_results(folder: Path) -> bool:
 
 
 def _recipe(path: Path) -> dict[str, Row]:
-    """Returns {stage: what recipe.json says of it}, in order; {} if there is none."""
+    """Returns {stage: its row of recipe.json}, in order; {} if there is none."""
     recipe = path / "recipe.json"
     if not recipe.is_file():
         return {}
-    return _made(recipe, lambda: {row["name"]: row for row in _json(recipe)["stages"]})
+    return _parsed(recipe, lambda: {row["name"]: row for row in _json(recipe)["stages"]})
 
 
-def _order(told: Mapping[str, Row], first: str) -> list[str]:
-    """Returns the stages as the page has them: `first`, else the last one and what it is made
-    from, come before the others."""
-    if not told:
+def _order(stages: Mapping[str, Row], first: str) -> list[str]:
+    """Returns the stages in the order of the page: `first`, else the last one and those that it
+    uses, come before the others."""
+    if not stages:
         return []
-    if first in told:
-        return list(dict.fromkeys([first, *told]))
-    last = list(told)[-1]
-    return list(dict.fromkeys([last, *told[last].get("uses", ()), *told]))
+    if first in stages:
+        return list(dict.fromkeys([first, *stages]))
+    last = list(stages)[-1]
+    return list(dict.fromkeys([last, *stages[last].get("uses", ()), *stages]))
 
 
 def _read(folder: Path, published: Row, searched: bool) -> Part:
-    """Returns what one folder has; `searched`: the page has searches, whose factors others use."""
+    """Returns the part of one folder; `searched`: the page has searches, which show factors."""
     origin = _origin(folder)
     result, journal = folder / "result.json", folder / "journal.jsonl"
     makers: list[tuple[Path, Callable[[Path], Part]]] = []
@@ -130,20 +132,20 @@ def _read(folder: Path, published: Row, searched: bool) -> Part:
     makers.append((folder / "metrics.jsonl", lambda path: _training(path, origin)))
     makers.append((folder / "eval.json", _evaluation))
     makers.append((folder / "attention.json", _attention))
-    return _joined([_made(p, lambda p=p, f=f: f(p)) for p, f in makers if p.is_file()])
+    return _joined([_parsed(p, lambda p=p, f=f: f(p)) for p, f in makers if p.is_file()])
 
 
 def _search(path: Path, journal: Path, origin, published: Row) -> Part:
     content = _json(path)
-    seen = searches.of_journal(_rows(journal)) if journal.is_file() else None
-    if seen is not None:
-        content = {**content, "original_len": seen["original_len"]}
+    progress = searches.of_journal(_rows(journal)) if journal.is_file() else None
+    if progress is not None:
+        content = {**content, "original_len": progress["original_len"]}
     rope = path.with_name("rope.json")
     if rope.is_file():
         published = {**ropes.matching(rope), **published}
     origin = origin[0], content["config"]
     return Part(
-        sections=[searches.section(content, seen, origin=origin, published=published)],
+        sections=[searches.section(content, progress, origin=origin, published=published)],
         lines=[searches.line(content)],
         factors=content["best"]["factors"],
         generations={"": content["generations"]},
@@ -152,22 +154,22 @@ def _search(path: Path, journal: Path, origin, published: Row) -> Part:
 
 
 def _running(path: Path, origin, published: Row) -> Part:
-    seen = searches.of_journal(_rows(path))
-    if seen is None:
-        raise ValueError("its first line says no target_len")
+    progress = searches.of_journal(_rows(path))
+    if progress is None:
+        raise ValueError("its first line has no target_len")
     return Part(
-        sections=[searches.running_section(seen, origin=origin, published=published)],
-        lines=[searches.running_line(seen, origin[1])],
-        factors=seen["best"] and seen["best"]["factors"],
-        generations={"": seen["generations"]},
-        original_len=seen["original_len"],
+        sections=[searches.running_section(progress, origin=origin, published=published)],
+        lines=[searches.running_line(progress, origin[1])],
+        factors=progress["best"] and progress["best"]["factors"],
+        generations={"": progress["generations"]},
+        original_len=progress["original_len"],
     )
 
 
 def _rope(path: Path, origin, published: Row, searched: bool) -> Part:
     section, factors, buckets = ropes.section(path, origin=origin, published=published)
     if searched and buckets == 1:
-        return Part()  # the search that found them has shown them
+        return Part()  # the section of the search has shown them
     return Part(sections=[section], factors=factors)
 
 
@@ -203,11 +205,11 @@ def _attention(path: Path) -> Part:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    """Returns parts as one. The rows of a suite, and the factors, are the first part's with any."""
+    """Joins parts. The rows of a suite, and the factors, are those of the first part with any."""
     rows: list[Row] = []
     for part in parts:
-        known = {row["suite"] for row in rows}
-        rows += [row for row in part.rows if row["suite"] not in known]
+        suites = {row["suite"] for row in rows}
+        rows += [row for row in part.rows if row["suite"] not in suites]
     return Part(
         sections=[section for part in parts for section in part.sections],
         lines=[line for part in parts for line in part.lines],
@@ -221,11 +223,11 @@ def _joined(parts: Sequence[Part]) -> Part:
     )
 
 
-def _named(part: Part, name: str, told: Row) -> Part:
-    """Returns a stage's part, with its name wherever it is spoken of."""
+def _named(part: Part, name: str, stage: Row) -> Part:
+    """Returns a stage's part, with its name in each title and line."""
     lines = [{**line, "What": f"{name}: {line['What']}"} for line in part.lines]
-    if lines and "seconds" in told:
-        lines[0] = {**lines[0], "Cost": _cost([told])}
+    if lines and "seconds" in stage:
+        lines[0] = {**lines[0], "Cost": _cost([stage])}
     return dataclasses.replace(
         part,
         sections=[dataclasses.replace(section, stage=name) for section in part.sections],
@@ -236,16 +238,16 @@ def _named(part: Part, name: str, told: Row) -> Part:
 
 
 def _recipe_lines(part: Part, stages: Sequence[Row]) -> list[Line]:
-    """Returns what the summary says of a recipe: its last evaluation, and the cost of it all.
+    """Returns the lines of the summary for a recipe: its last evaluation, and the total cost.
 
-    A score that it has not is the first one that a stage has, in the order of the page.
+    A score that is missing there is the first one that a stage has, in the order of the page.
     """
     starts = [i for i, line in enumerate(part.scores) if line["Cost"]]
     stop = starts[1] if len(starts) > 1 else None
     lines = [dict(line) for line in part.scores[:stop]]
     for column in ("Perplexity", "Pass key", "Needle", "RULER"):
-        known = [part.scores[i][column] for i in starts if part.scores[i][column]]
-        lines[0][column] = lines[0][column] or (known[0] if known else "")
+        scores = [part.scores[i][column] for i in starts if part.scores[i][column]]
+        lines[0][column] = lines[0][column] or (scores[0] if scores else "")
     done = [stage for stage in stages if "seconds" in stage]
     count = str(len(done)) if len(done) == len(stages) else f"{len(done)} of {len(stages)}"
     models = [line["Model"] for line in part.lines if line.get("Model")]
@@ -267,9 +269,9 @@ def _cost(stages: Sequence[Row]) -> str:
 
 
 def _facts(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
-    """Returns the numbers that are said first: those of the first line that has scores."""
+    """Returns the numbers at the top of a folder: those of the first line that has scores."""
     first = next((line for line in lines if line.get("Perplexity")), lines[0] if lines else {})
-    found = []
+    facts = []
     for column in COLUMNS[2:]:
         value = first.get(column, "")
         if column == "Cost" and not value:
@@ -277,20 +279,22 @@ def _facts(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
         if not value:
             continue
         mark = next((mark for mark in (" at ", " (", ", ") if mark in value), "")
-        shown, _, rest = value.partition(mark) if mark else (value, "", "")
+        number, _, rest = value.partition(mark) if mark else (value, "", "")
         remark = rest.removesuffix(")") if mark == " (" else f"{mark.strip(' ,')} {rest}".strip()
         if column == "Perplexity":
             remark = "; ".join([remark, *_others(first, lines)])
-        found.append((column, shown, remark))
-    return found
+        facts.append((column, number, remark))
+    return facts
 
 
 def _others(first: Line, lines: Sequence[Line]) -> list[str]:
     """Returns the perplexities of the other labels of an evaluation, if they are few."""
-    some = [line for line in lines if line is not first and " at " in line.get("Perplexity", "")]
-    if len(some) > 3:
+    other_lines = [
+        line for line in lines if line is not first and " at " in line.get("Perplexity", "")
+    ]
+    if len(other_lines) > 3:
         return []
-    return [f"{_label(line)} {line['Perplexity'].partition(' at ')[0]}" for line in some]
+    return [f"{_label(line)} {line['Perplexity'].partition(' at ')[0]}" for line in other_lines]
 
 
 def _label(line: Line) -> str:
@@ -299,24 +303,24 @@ def _label(line: Line) -> str:
 
 def _with_commands(sections: Sequence[Section]) -> list[Section]:
     """Returns the sections; those of stages without a command have the recipe's."""
-    known = [section.command for section in sections if " train.py " in section.command]
-    made = []
+    commands = [section.command for section in sections if " train.py " in section.command]
+    completed = []
     for section in sections:
-        if known and section.stage and not section.command:
-            command = f"{known[0]} --config.stages={section.stage}"
+        if commands and section.stage and not section.command:
+            command = f"{commands[0]} --config.stages={section.stage}"
             section = dataclasses.replace(section, command=command)
-        made.append(section)
-    return made
+        completed.append(section)
+    return completed
 
 
 def _origin(folder: Path) -> tuple[str, Row]:
-    """Returns the command, or "", and the config, or {}, of what lies in a folder."""
+    """Returns the command, or "", and the config, or {}, of a folder."""
     command, config = folder / "command.txt", folder / "config.json"
     typed = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
-    return typed, _made(config, lambda: dict(_json(config))) if config.is_file() else {}
+    return typed, _parsed(config, lambda: dict(_json(config))) if config.is_file() else {}
 
 
-def _made(path: Path, make_fn: Callable[[], Any]) -> Any:
+def _parsed(path: Path, make_fn: Callable[[], Any]) -> Any:
     try:
         return make_fn()
     except InputError:

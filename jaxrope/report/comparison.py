@@ -1,4 +1,4 @@
-"""Several workdirs side by side: what can be drawn on the same axes."""
+"""Several workdirs side by side: figures on common axes."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -7,23 +7,23 @@ from jaxrope.report import curves, evaluations, figures, searches
 from jaxrope.report.page import Figure, Folder, Section
 
 Row = Mapping[str, Any]
-MOST_LINES = 8  # of runs in one figure; more cannot be told apart
+MOST_LINES = 8  # of runs in one figure; more cannot be distinguished
 
 
 def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
-    """Returns the part of the page that compares; None if nothing is on common axes.
+    """Returns the part of the page that compares workdirs; None if no figure has common axes.
 
     Args:
       names: of the workdirs.
       parts: a collect.Part of each.
     """
-    made = [
+    optional_sections = [
         _evaluations(names, parts),
         _factors(names, parts),
         _runs("Searches", curves.draw_searches, _lines(names, parts, "generations", least=2)),
         _runs("Training", curves.draw_losses, _lines(names, parts, "steps", least=1)),
     ]
-    sections = [section for section in made if section is not None]
+    sections = [section for section in optional_sections if section is not None]
     return Folder("Side by side", ", ".join(names), [], sections) if sections else None
 
 
@@ -32,25 +32,27 @@ def _evaluations(names, parts) -> Section | None:
     having = [(name, part.rows) for name, part in zip(names, parts, strict=True) if part.rows]
     if len(having) < 2:
         return None
-    rows, texts, seen = [], {}, {}
-    for name, some in having:
-        for row in some:
+    rows, texts, measured = [], {}, {}
+    for name, run_rows in having:
+        for row in run_rows:
             place = row["suite"], row["length"]
             texts.setdefault(place, set()).add(row.get("fingerprint"))
             same = (*place, row["label"], row.get("fingerprint"), str(row["metrics"]))
-            if same in seen:  # a baseline that both have measured
+            if same in measured:  # a baseline that both runs have measured
                 continue
-            seen[same] = row
+            measured[same] = row
             plain = {key: value for key, value in row.items() if key != "difference"}
             rows.append({**plain, "label": f"{row['label']}, {name}", "columns": []})
     shared = {suite for suite in {row["suite"] for row in rows} if _shares(having, suite)}
     rows = [row for row in rows if row["suite"] in shared]
     if not rows:
         return None
-    other = any(len(found) > 1 for (suite, _), found in texts.items() if suite in shared)
-    shown = evaluations.charts(rows, lengths.pop() if len(lengths) == 1 else None)
+    other = any(
+        len(fingerprints) > 1 for (suite, _), fingerprints in texts.items() if suite in shared
+    )
+    charts = evaluations.charts(rows, lengths.pop() if len(lengths) == 1 else None)
     title = "Evaluations, not all of them of the same text" if other else "Evaluations"
-    return Section(title, [], shown, "", {})
+    return Section(title, [], charts, "", {})
 
 
 def _shares(having, suite: str) -> bool:
@@ -58,34 +60,34 @@ def _shares(having, suite: str) -> bool:
 
 
 def _factors(names, parts) -> Section | None:
-    found = {n: p.factors for n, p in zip(names, parts, strict=True) if p.factors is not None}
-    if len(found) < 2:
+    run_factors = {n: p.factors for n, p in zip(names, parts, strict=True) if p.factors is not None}
+    if len(run_factors) < 2:
         return None
-    return Section("Factors", [], [searches.factors_figure(found, None)], "", {})
+    return Section("Factors", [], [searches.factors_figure(run_factors, None)], "", {})
 
 
 def _lines(names, parts, kind: str, *, least: int) -> dict[str, list[Row]]:
     """Returns {workdir, or workdir/stage: rows}, of runs with `least` rows at least."""
-    found = {}
+    runs = {}
     for name, part in zip(names, parts, strict=True):
         for stage, rows in getattr(part, kind).items():
             if len(rows) >= least:
-                found[f"{name}/{stage}" if stage else name] = rows
-    return found
+                runs[f"{name}/{stage}" if stage else name] = rows
+    return runs
 
 
-def _runs(title: str, draw, found: Mapping[str, list[Row]]) -> Section | None:
-    if not 2 <= len(found) <= MOST_LINES:
+def _runs(title: str, draw, runs: Mapping[str, list[Row]]) -> Section | None:
+    if not 2 <= len(runs) <= MOST_LINES:
         return None
-    key = "best" if "best" in next(iter(found.values()))[0] else "loss"
-    ends = ", ".join(f"{name} {rows[-1][key]:.4g}" for name, rows in found.items())
+    key = "best" if "best" in next(iter(runs.values()))[0] else "loss"
+    ends = ", ".join(f"{name} {rows[-1][key]:.4g}" for name, rows in runs.items())
     numbers: list[list[Any]] = [["workdir", "place", key]]
-    for name, rows in found.items():
+    for name, rows in runs.items():
         numbers += [[name, row.get("generation", row.get("step")), row[key]] for row in rows]
     figure = Figure(
         name=title.lower(),
-        drawing=figures.one(lambda ax: draw(ax, found)),
-        alt=f"{title} of {len(found)} runs; at the end: {ends}.",
+        drawing=figures.one(lambda ax: draw(ax, runs)),
+        alt=f"{title} of {len(runs)} runs; at the end: {ends}.",
         caption=f"{title}: at the end {ends}.",
         numbers=numbers,
     )

@@ -87,9 +87,13 @@ def draw_searches(ax, runs):
     for name, rows in runs.items():
         best = [row["best"] for row in rows]
         colour, marker, dash = styles[name]
-        shown = marker if len(best) == 1 else ""
+        point_marker = marker if len(best) == 1 else ""
         ax.plot(
-            [row["generation"] for row in rows], best, color=colour, linestyle=dash, marker=shown
+            [row["generation"] for row in rows],
+            best,
+            color=colour,
+            linestyle=dash,
+            marker=point_marker,
         )
         ends[name] = (best[-1], colour)
     ax.set(title="Searches", xlabel="generation", ylabel="best fitness, lower is better")

@@ -13,21 +13,23 @@ def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None
     Args:
       workdirs: the folders.
       out: the page, .html.
-      published: names of presets, or paths of rope.json, to be drawn beside factors.
+      published: names of presets, or paths of rope.json, to draw beside factors.
 
     Raises:
-      InputError: a folder has no results, or a file of it is broken; `out` is no page.
+      InputError: a folder has no results, or a file of it is broken; `out` is not a page.
     """
     _check(out)
     beside = ropes.published(published or [])
-    found = [collect.collect(workdir, beside) for workdir in workdirs]
-    folders = [one.folder for one in found]
-    if len(found) > 1:
-        together = comparison.folder([one.folder.title for one in found], [o.part for o in found])
+    collected = [collect.collect(path, beside) for path in workdirs]
+    folders = [workdir.folder for workdir in collected]
+    if len(collected) > 1:
+        together = comparison.folder(
+            [workdir.folder.title for workdir in collected], [workdir.part for workdir in collected]
+        )
         folders = [together, *folders] if together else folders
-    drawn, made = assets.make(folders, assets.folder_of(out).name)
-    text = page.render(*_title(found), _summary(found, len(folders)), folders, drawn)
-    assets.write(made, assets.folder_of(out))
+    drawn, contents = assets.make(folders, assets.folder_of(out).name)
+    text = page.render(*_title(collected), _summary(collected, len(folders)), folders, drawn)
+    assets.write(contents, assets.folder_of(out))
     files.write_text_atomic(out, text)
 
 
@@ -44,29 +46,29 @@ def _check(out: Path) -> None:
         )
 
 
-def _title(found: list[collect.Workdir]) -> tuple[str, str]:
+def _title(workdirs: list[collect.Workdir]) -> tuple[str, str]:
     """Returns the title of the page, and the line under it."""
-    lines = [line for one in found for line in one.lines]
+    lines = [line for workdir in workdirs for line in workdir.lines]
     models = dict.fromkeys(line["Model"] for line in lines if line.get("Model"))
     windows = dict.fromkeys(line["Window"] for line in lines if "→" in line.get("Window", ""))
     title = ", ".join(models) if 0 < len(models) < 4 else "jaxrope"
     if len(windows) == 1:
         title += f": {next(iter(windows))} tokens"
-    count = f"{len(found)} workdirs" if len(found) > 1 else str(found[0].folder.path)
+    count = f"{len(workdirs)} workdirs" if len(workdirs) > 1 else str(workdirs[0].folder.path)
     return title, f"What jaxrope wrote into {count}"
 
 
-def _summary(found: list[collect.Workdir], count: int) -> list[list[str]]:
-    """Returns the cells of the table at the top, without columns that nobody fills.
+def _summary(workdirs: list[collect.Workdir], count: int) -> list[list[str]]:
+    """Returns the cells of the table at the top, without empty columns.
 
     Args:
       found: the workdirs, which are the last of the page's folders.
       count: of the page's folders.
     """
-    lines = [line for one in found for line in one.lines]
+    lines = [line for workdir in workdirs for line in workdir.lines]
     columns = [name for name in collect.COLUMNS if any(line.get(name) for line in lines)]
     cells = [["Workdir", *columns]]
-    for place, one in enumerate(found, start=count - len(found)):
-        for line in one.lines:
-            cells.append([f"#{place} {one.folder.title}", *(line.get(n, "") for n in columns)])
+    for place, workdir in enumerate(workdirs, start=count - len(workdirs)):
+        for line in workdir.lines:
+            cells.append([f"#{place} {workdir.folder.title}", *(line.get(n, "") for n in columns)])
     return cells

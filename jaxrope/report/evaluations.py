@@ -1,4 +1,4 @@
-"""From eval.json to a section of a page, and to what the summary says of it."""
+"""From eval.json to a section of a page, and to lines of its summary."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from jaxrope.shell.progress import duration
 
 Row = Mapping[str, Any]
 MOST_TABLES = 3  # of tasks; more are one table
-MOST_OPEN = 16  # figures of one evaluation that are shown without a click
+MOST_OPEN = 16  # figures of one evaluation that are open at first
 CAPTIONS = {
     "perplexity": "Perplexity with its 95% interval over windows.",
     "difference": "Paired difference of mean NLL with its 95% interval over windows.",
@@ -28,33 +28,38 @@ def complete(rows: Sequence[Row]) -> list[Row]:
 def section(content: Row) -> Section:
     """Returns the section of an evaluation; `content` is that of eval.json."""
     rows, original_len = complete(content["rows"]), content["model"]["original_len"]
-    made = _tables(rows, original_len)
+    section_tables = _tables(rows, original_len)
     if content.get("ruler"):
-        made.append(tables.ruler_table(content["ruler"]))
-    shown = charts(rows, original_len)
+        section_tables.append(tables.ruler_table(content["ruler"]))
+    section_figures = charts(rows, original_len)
     return Section(
         f"Evaluation of {Path(content['model']['source']).name}",
-        made,
-        shown,
+        section_tables,
+        section_figures,
         content["command"],
         content["config"],
         more=[tables.cost_table(rows)],
-        is_folded=len(shown) > MOST_OPEN,
+        is_folded=len(section_figures) > MOST_OPEN,
     )
 
 
 def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
-    """Returns every figure of the rows: curves, then maps. What is at floor is said above its
-    table, and is no figure here."""
+    """Returns every figure of the rows: curves, then maps. A task at floor is named above its
+    table, and has no figure."""
     drawn = figures.evaluation_figures(rows, original_len=original_len)
-    shown = {f"map of {one.title}": one for one in maps.collect(rows, original_len)}
+    maps_by_name = {
+        f"map of {retrieval_map.title}": retrieval_map
+        for retrieval_map in maps.collect(rows, original_len)
+    }
     return [
         Figure(
             name=name,
             drawing=drawing,
             alt=alt(name, rows),
             caption=caption(name),
-            numbers=tabulated.of_map(shown[name]) if name in shown else _numbers(name, rows),
+            numbers=tabulated.of_map(maps_by_name[name])
+            if name in maps_by_name
+            else _numbers(name, rows),
         )
         for name, drawing in drawn.items()
         if any(ax.axison for ax in drawing.axes)
@@ -62,41 +67,41 @@ def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
 
 
 def lines(content: Row) -> list[dict[str, str]]:
-    """Returns what the summary says of an evaluation, by column: a line for each label."""
+    """Returns the lines of the summary for an evaluation, by column: a line for each label."""
     rows, model = content["rows"], content["model"]
     cost = f"{sum(row['tokens'] for row in rows):,} forward tokens"
     cost = f"{duration(sum(row['seconds'] for row in rows))}, {cost}"
-    found = []
+    summary = []
     for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        longest = max(row["length"] for row in own)
+        label_rows = [row for row in rows if row["label"] == label]
+        longest = max(row["length"] for row in label_rows)
         scores = {
-            "Perplexity": _score(own, "perplexity"),
-            "Pass key": _score(own, "passkey", rows, model["original_len"]),
-            "Needle": _needles(own, rows, model["original_len"]),
+            "Perplexity": _score(label_rows, "perplexity"),
+            "Pass key": _score(label_rows, "passkey", rows, model["original_len"]),
+            "Needle": _needles(label_rows, rows, model["original_len"]),
             "RULER": _ruler(content, label),
         }
-        found.append(
+        summary.append(
             {
                 "What": f"evaluation, {label}",
                 "Model": Path(model["source"]).name,
                 "Window": _window(model["original_len"], longest),
                 **scores,
-                "Cost": "" if found else cost,
+                "Cost": "" if summary else cost,
             }
         )
-    return found
+    return summary
 
 
 def caption(name: str) -> str:
-    """Returns what a figure is, in a sentence."""
+    """Returns the caption of a figure, a sentence."""
     if name.startswith("map of "):
         return f"{name[0].upper()}{name[1:]}: mean score by length, from 0 (red) to 1 (green)."
     return CAPTIONS.get(name, f"{name}: mean score with its 95% interval.")
 
 
 def alt(name: str, rows: Sequence[Row]) -> str:
-    """Returns in words what a figure shows at its right end."""
+    """Returns the text for a figure that cannot be seen: its caption and its right end."""
     if name.startswith("map of "):
         return caption(name)
     suite = "perplexity" if name in ("difference", "position") else name
@@ -136,13 +141,13 @@ def _tables(rows: Sequence[Row], original_len: int | None) -> list[tables.Table]
     if len(tasks) <= MOST_TABLES:
         return tables.evaluation_tables(rows, original_len=original_len)
     others = [row for row in rows if row["suite"] not in tasks]
-    some = [
+    task_rows = [
         {**row, "suite": "task", "label": f"{row['suite']}, {row['label']}"}
         for task in tasks
         for row in rows
         if row["suite"] == task
     ]
-    ((_, cells),) = tables.evaluation_tables(some)
+    ((_, cells),) = tables.evaluation_tables(task_rows)
     low = {
         f"{task}, {label}"
         for task in tasks
@@ -154,28 +159,30 @@ def _tables(rows: Sequence[Row], original_len: int | None) -> list[tables.Table]
     return [*tables.evaluation_tables(others, original_len=original_len), (title, marked)]
 
 
-def _score(own, suite: str, rows: Sequence[Row] = (), original_len: int | None = None) -> str:
+def _score(
+    label_rows, suite: str, rows: Sequence[Row] = (), original_len: int | None = None
+) -> str:
     """Returns the score at the longest length of one label's rows, or ""."""
-    some = [row for row in own if row["suite"] == suite]
-    if not some:
+    suite_rows = [row for row in label_rows if row["suite"] == suite]
+    if not suite_rows:
         return ""
-    row = max(some, key=lambda row: row["length"])
+    row = max(suite_rows, key=lambda row: row["length"])
     if row["label"] in floors.labels([r for r in rows if r["suite"] == suite], original_len):
         return "at floor in its own window"
     return f"{tables.number(next(iter(row['metrics'].values())))} at {row['length']:,}"
 
 
 def _ruler(content: Row, label: str) -> str:
-    found = (content.get("ruler") or {}).get(label)
-    if not found:
+    scores = (content.get("ruler") or {}).get(label)
+    if not scores:
         return ""
-    length, mean = list(found["mean"].items())[-1]
-    return f"{mean:.1f} at {int(length):,}, {len(found['tasks'])} tasks"
+    length, mean = list(scores["mean"].items())[-1]
+    return f"{mean:.1f} at {int(length):,}, {len(scores['tasks'])} tasks"
 
 
-def _needles(own, rows: Sequence[Row], original_len: int) -> str:
-    suites = dict.fromkeys(row["suite"] for row in own if row["suite"].startswith("needle-"))
+def _needles(label_rows, rows: Sequence[Row], original_len: int) -> str:
+    suites = dict.fromkeys(row["suite"] for row in label_rows if row["suite"].startswith("needle-"))
     return "; ".join(
-        f"{_score(own, suite, rows, original_len)}, one of {suite.removeprefix('needle-')}"
+        f"{_score(label_rows, suite, rows, original_len)}, one of {suite.removeprefix('needle-')}"
         for suite in suites
     )

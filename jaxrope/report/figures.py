@@ -16,7 +16,7 @@ from jaxrope.store import files
 PANEL = (4.4, 3.2)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {
     "axes.edgecolor": FOREGROUND,
-    "axes.formatter.useoffset": False,  # a narrow range has whole numbers, not what is beside one
+    "axes.formatter.useoffset": False,  # a narrow range has full numbers, not offsets from one
     "axes.labelcolor": FOREGROUND,
     "axes.titlesize": 11,
     "axes.titlelocation": "left",
@@ -83,7 +83,7 @@ def needle_figure(
 def evaluation_figure(
     rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
 ):
-    """Draws all that an evaluation found against length, a panel each. See perplexity_figure."""
+    """Draws all scores of an evaluation against length, a panel each. See perplexity_figure."""
     return _panels(list(_evaluation_draws(rows, original_len).values()), path)
 
 
@@ -118,7 +118,7 @@ def search_figure(
     *,
     factors: Sequence[float],
 ):
-    """Draws a search: fitness by generation, and the factors found, both against the baselines.
+    """Draws a search: fitness by generation, and the best factors, both against the baselines.
 
     Args:
       rows: a mapping for each generation: "generation", "best" (of all so far), "mean" (of it).
@@ -147,7 +147,7 @@ def search_figures(
 
 
 def svg_file(figure) -> str:
-    """Returns a figure as a file for itself: dark on white, text as text."""
+    """Returns a figure as a file of its own: dark on white, text as text."""
     buffer = io.StringIO()
     with _style():
         figure.savefig(buffer, format="svg", metadata={"Date": None})
@@ -157,7 +157,7 @@ def svg_file(figure) -> str:
 
 
 def svg_element(svg: str) -> str:
-    """Returns what `svg_file` made as an <svg> element that scales with its column."""
+    """Returns the result of `svg_file` as an <svg> element that scales with its column."""
     text = svg[svg.index("<svg") :]
     text = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", text, count=1)
     text = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", text, count=1)
@@ -191,10 +191,12 @@ def _evaluation_draws(rows, original_len):
 
 
 def _map_draws(rows, original_len):
-    found = maps.collect(rows, original_len)
+    retrieval_maps = maps.collect(rows, original_len)
     return {
-        f"map of {shown.title}": lambda ax, shown=shown: maps.draw(ax, shown, original_len)
-        for shown in found
+        f"map of {retrieval_map.title}": lambda ax, retrieval_map=retrieval_map: maps.draw(
+            ax, retrieval_map, original_len
+        )
+        for retrieval_map in retrieval_maps
     }
 
 

@@ -1,8 +1,8 @@
-"""Tasks that a model cannot do even inside its own window: said in one sentence, and not drawn.
+"""Tasks that a model cannot do even inside its own window: stated in one sentence, and not drawn.
 
 A curve or a map of them would look like a failure beyond the window, which it is not. A model is
-its weights: rows that differ in their factors alone are judged together, so that factors which
-fail where the model's own do not are drawn as the failure that they are.
+its weights: rows that differ only in their factors are judged together, so that factors which fail
+where those of the model do not are drawn as a failure.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,41 +16,41 @@ def labels(rows: Sequence[Row], original_len: int | None) -> list[str]:
     own window and is at no length there above chance, by the lower end of its 95% interval.
 
     Args:
-      rows: of eval.json, of one suite. Each says what its model is and was trained on ("weights",
+      rows: of eval.json, of one suite. Each names its model and trained length ("weights",
         "original_len"); in older files each label is a model.
-      original_len: tokens the model was trained on, where a row does not say it; None = not known,
-        then such a row is not at floor.
+      original_len: tokens the model was trained on, for rows without it; None = unknown, then such
+        a row is not at floor.
     """
     inside = _inside(rows, original_len)
-    models = {label: _model(own[0]) for label, own in inside.items()}
-    able = {models[label] for label, own in inside.items() if any(map(_above, own))}
+    models = {label: _model(label_rows[0]) for label, label_rows in inside.items()}
+    able = {models[label] for label, label_rows in inside.items() if any(map(_above, label_rows))}
     return [label for label, model in models.items() if model not in able]
 
 
 def sentence(rows: Sequence[Row], original_len: int | None) -> str:
-    """Returns which labels are at floor, with the numbers that say so; "" if none is."""
+    """Returns which labels are at floor, with the numbers that show it; "" if none is."""
     inside = _inside(rows, original_len)
-    told, windows, chances = [], {}, {}
+    scores, windows, chances = [], {}, {}
     for label in labels(rows, original_len):
         row = max(inside[label], key=lambda row: row["length"])
         score, low, high = _interval(row)
-        told.append(f"{label} {score:.2f} [{low:.2f}, {high:.2f}] at {row['length']:,}")
+        scores.append(f"{label} {score:.2f} [{low:.2f}, {high:.2f}] at {row['length']:,}")
         windows[f"{_window(row, original_len):,}"] = chances[f"{row['chance']:.2g}"] = None
-    if not told:
+    if not scores:
         return ""
     return (
         f"At floor inside the model's own window of {' or '.join(windows)} tokens, not above "
-        f"chance ({' or '.join(chances)}), and not drawn: {', '.join(told)}."
+        f"chance ({' or '.join(chances)}), and not drawn: {', '.join(scores)}."
     )
 
 
 def _inside(rows: Sequence[Row], original_len: int | None) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
+    by_label: dict[str, list[Row]] = {}
     for row in rows:
         window = _window(row, original_len)
         if row.get("chance") is not None and window and row["length"] <= window:
-            found.setdefault(row["label"], []).append(row)
-    return found
+            by_label.setdefault(row["label"], []).append(row)
+    return by_label
 
 
 def _window(row: Row, original_len: int | None) -> int | None:

@@ -20,14 +20,14 @@ Row = Mapping[str, Any]
 
 
 class Map(NamedTuple):
-    """What one map shows.
+    """The content of one map.
 
     Attributes:
       title: of the panel.
       lengths: tokens, of each column of cells.
       names: of each row of cells, the first one at the top.
       cells: mean scores [names, lengths], NaN where there is no item.
-      sentence: what is said instead, or "".
+      sentence: to write instead of the cells, or "".
     """
 
     title: str
@@ -44,37 +44,41 @@ def collect(rows: Sequence[Row], original_len: int | None) -> list[Map]:
       rows: of eval.json; those without "columns" have none.
       original_len: tokens the model was trained on, or None.
     """
-    made = []
+    retrieval_maps = []
     for suite in dict.fromkeys(row["suite"] for row in rows if row.get("columns")):
-        own = [row for row in rows if row["suite"] == suite]
-        low = floors.labels(own, original_len)
+        suite_rows = [row for row in rows if row["suite"] == suite]
+        low = floors.labels(suite_rows, original_len)
         if low:
-            said = floors.sentence(own, original_len)
-            made.append(Map(suite, [], [], np.zeros((0, 0)), said))
-        for label in dict.fromkeys(row["label"] for row in own if row["label"] not in low):
-            some = sorted((r for r in own if r["label"] == label), key=lambda row: row["length"])
-            made += [_map(some, f"{suite}, {label}", column) for column in some[0]["columns"]]
-    return made
+            sentence = floors.sentence(suite_rows, original_len)
+            retrieval_maps.append(Map(suite, [], [], np.zeros((0, 0)), sentence))
+        for label in dict.fromkeys(row["label"] for row in suite_rows if row["label"] not in low):
+            label_rows = sorted(
+                (r for r in suite_rows if r["label"] == label), key=lambda row: row["length"]
+            )
+            retrieval_maps += [
+                _map(label_rows, f"{suite}, {label}", column) for column in label_rows[0]["columns"]
+            ]
+    return retrieval_maps
 
 
-def draw(ax, shown: Map, original_len: int | None) -> None:
+def draw(ax, retrieval_map: Map, original_len: int | None) -> None:
     """Draws a map; a white line stands between the lengths up to the trained one and the others."""
-    ax.set_title(shown.title)
-    if shown.sentence:
-        say(ax, shown.sentence)
+    ax.set_title(retrieval_map.title)
+    if retrieval_map.sentence:
+        say(ax, retrieval_map.sentence)
         return
     from matplotlib.colors import LinearSegmentedColormap
 
     colours = LinearSegmentedColormap.from_list("retrieval", COLOURS)
-    height, width = shown.cells.shape
+    height, width = retrieval_map.cells.shape
     edges = np.arange(width + 1), np.arange(height + 1)
     border = dict(edgecolors="grey", linestyle="--", linewidth=0.5)
-    mesh = ax.pcolormesh(*edges, shown.cells, cmap=colours, vmin=0, vmax=1, **border)
+    mesh = ax.pcolormesh(*edges, retrieval_map.cells, cmap=colours, vmin=0, vmax=1, **border)
     ax.invert_yaxis()  # depth 0, the beginning of the text, is at the top
     ax.grid(False)
-    ax.set_xticks(np.arange(width) + 0.5, [f"{n:,}" for n in shown.lengths], rotation=45)
-    ax.set_yticks(np.arange(height) + 0.5, shown.names)
-    inside = sum(n <= original_len for n in shown.lengths) if original_len else 0
+    ax.set_xticks(np.arange(width) + 0.5, [f"{n:,}" for n in retrieval_map.lengths], rotation=45)
+    ax.set_yticks(np.arange(height) + 0.5, retrieval_map.names)
+    inside = sum(n <= original_len for n in retrieval_map.lengths) if original_len else 0
     if inside:
         ax.axvline(inside, color="white", linestyle="--", linewidth=2)
     ax.set(xlabel="length, tokens")
@@ -100,12 +104,12 @@ def _map(rows: Sequence[Row], title: str, column: str) -> Map:
     for x, row in enumerate(rows):
         items = row["items"]
         scores = items["score"] if "score" in items else items["found"]
-        found: dict[int, list[float]] = {}
+        by_place: dict[int, list[float]] = {}
         for value, score in zip(items[column], scores, strict=True):
             if value is not None:
-                found.setdefault(place_fn(value), []).append(float(score))
-        for y, some in found.items():
-            cells[y, x] = np.mean(some)
+                by_place.setdefault(place_fn(value), []).append(float(score))
+        for y, cell_scores in by_place.items():
+            cells[y, x] = np.mean(cell_scores)
     return Map(f"{title}: {column}", [row["length"] for row in rows], names, cells, "")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from jaxrope.report import theme
 
-LONG = 60  # characters of a cell that make a table one of words
+LONG = 60  # characters; a table with a longer cell has the class "words"
 _NUMBER = re.compile(r"\[?[-+]?\d|inf|nan|None|failed|$")
 MOST_NUMBERS = 200  # rows of a figure's numbers that the page itself has; its CSV has all
 
@@ -25,10 +25,10 @@ class Figure:
     Attributes:
       name: of its files, letters and digits and "-" only; one of its section.
       drawing: a matplotlib Figure.
-      alt: what it shows, in words, for whoever cannot see it.
-      caption: what it is, a sentence or two.
-      numbers: what is drawn; the first row is the header.
-      is_broad: whether it takes the whole width, and may be scrolled on a phone.
+      alt: description in words, for readers who cannot see it.
+      caption: a sentence or two.
+      numbers: that are drawn; the first row is the header.
+      is_broad: whether it spans the whole width, and may be scrolled on a phone.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Figure:
 
 @dataclasses.dataclass(frozen=True)
 class Section:
-    """What one program left in one folder.
+    """The results of one program in one folder.
 
     Attributes:
-      title: what it is.
+      title: of the section.
       tables: (title, cells); the first row of cells is the header.
       figures: drawn from the same numbers.
-      command: what made it, or "".
+      command: that produced it, or "".
       config: the resolved config, or {}.
-      more: tables like `tables`, behind a line that is opened.
-      is_folded: whether its figures are behind such a line.
+      more: tables like `tables`, collapsed at first.
+      is_folded: whether its figures are collapsed at first.
       stage: of a recipe that it belongs to, or "".
     """
 
@@ -66,12 +66,12 @@ class Section:
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """What the page says of one workdir.
+    """The part of the page for one workdir.
 
     Attributes:
       title: of its part of the page.
-      path: of the folder, as it was given.
-      facts: (name, value, remark or "") of the numbers that are said first.
+      path: of the folder, as the user wrote it.
+      facts: (name, value, remark or "") of the numbers at its top.
       sections: in order.
     """
 
@@ -83,7 +83,7 @@ class Folder:
 
 @dataclasses.dataclass(frozen=True)
 class Drawn:
-    """A figure as the page needs it.
+    """A rendered figure.
 
     Attributes:
       svg: its <svg> element, in the page's colours.
@@ -108,7 +108,7 @@ def render(
       lead: a line under it.
       summary: cells of the table at the top; "#0 name" links to folder 0.
       folders: in order.
-      drawn: (folder, section, figure) -> what was made of it, by their places.
+      drawn: (folder, section, figure), by their places -> the rendered figure.
     """
     body = [f"<header><h1>{_text(title)}</h1>", f'<p class="lead">{_text(lead)}</p>']
     body += [_table(summary, "words"), "</header>"]
@@ -223,7 +223,7 @@ def _cell(cell: Any) -> str:
 
 
 def _figure(figure: Figure, drawn: Drawn, prefix: str, section: Section) -> str:
-    # two figures have the same ids inside; the second one would use the first one's shapes
+    # figures share ids; without a prefix the second would use the shapes of the first
     svg = drawn.svg.replace('id="', f'id="{prefix}').replace('href="#', f'href="#{prefix}')
     svg = svg.replace("url(#", f"url(#{prefix}")
     svg = svg.replace("<svg", f'<svg role="img" aria-label="{_text(figure.alt)}"', 1)

@@ -1,4 +1,4 @@
-"""What is drawn in a panel, on a matplotlib Axes, from the rows that programs wrote."""
+"""Panels on a matplotlib Axes, drawn from the rows of result files."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,26 +8,31 @@ import numpy as np
 from jaxrope.report import axes, floors, maps
 
 SMOOTHING = 15  # the training loss is a mean over a fifteenth of the run to either side
-FAR = 20.0  # percent of perplexity: who is farther off would press all others together
+FAR = 20.0  # percent of perplexity; a point farther off would compress all others
 
 Row = Mapping[str, Any]
 
 
 def _of_suite(rows, suite):
     """Returns {label: its rows of `suite` by length}, in the order of the table."""
-    found: dict[str, list[Row]] = {}
+    by_label: dict[str, list[Row]] = {}
     for row in rows:
         if row["suite"] == suite:
-            found.setdefault(row["label"], []).append(row)
-    return {label: sorted(some, key=lambda row: row["length"]) for label, some in found.items()}
+            by_label.setdefault(row["label"], []).append(row)
+    return {
+        label: sorted(label_rows, key=lambda row: row["length"])
+        for label, label_rows in by_label.items()
+    }
 
 
 def draw_perplexity(ax, rows, original_len):
     """Perplexity against length, logarithmic where it spans more than a factor of 3."""
     by_label = _of_suite(rows, "perplexity")
     curves = {
-        label: _curve(some, lambda row: [row["metrics"][k] for k in ("perplexity", "low", "high")])
-        for label, some in by_label.items()
+        label: _curve(
+            label_rows, lambda row: [row["metrics"][k] for k in ("perplexity", "low", "high")]
+        )
+        for label, label_rows in by_label.items()
     }
     values = [v for x, y, *_ in curves.values() for v in y]
     if values and max(values) > 3 * min(values):
@@ -41,8 +46,10 @@ def draw_difference(ax, rows, original_len):
     """Paired difference of mean NLL from the baseline against length."""
     by_label = _of_suite([row for row in rows if row.get("difference")], "perplexity")
     curves = {
-        label: _curve(some, lambda row: [row["difference"][k] for k in ("mean", "low", "high")])
-        for label, some in by_label.items()
+        label: _curve(
+            label_rows, lambda row: [row["difference"][k] for k in ("mean", "low", "high")]
+        )
+        for label, label_rows in by_label.items()
     }
     baseline = next(iter(by_label.values()))[0]["difference"]["baseline"]
     ax.axhline(0, color=axes.FOREGROUND, linewidth=0.8)
@@ -54,20 +61,20 @@ def draw_difference(ax, rows, original_len):
 
 def draw_passkey(ax, rows, original_len):
     """Share of pass keys found against length."""
-    own = [row for row in rows if row["suite"] == "passkey"]
-    _draw_scores(ax, own, original_len, title="Pass key found", unit="share of trials")
+    suite_rows = [row for row in rows if row["suite"] == "passkey"]
+    _draw_scores(ax, suite_rows, original_len, title="Pass key found", unit="share of trials")
 
 
 def draw_needle(ax, rows, original_len):
     """Share of needles found against length, a line for each label and number of keys."""
-    own = needle_rows(rows)
-    _draw_scores(ax, own, original_len, title="Needle found", unit="share of trials")
+    needles = needle_rows(rows)
+    _draw_scores(ax, needles, original_len, title="Needle found", unit="share of trials")
 
 
 def draw_task(ax, rows, original_len, suite):
     """Mean score of a task that is answered by generation, against length."""
-    own = [row for row in rows if row["suite"] == suite]
-    _draw_scores(ax, own, original_len, title=suite, unit="mean score")
+    suite_rows = [row for row in rows if row["suite"] == suite]
+    _draw_scores(ax, suite_rows, original_len, title=suite, unit="mean score")
 
 
 def task_panels(rows) -> dict[str, Callable]:
@@ -83,10 +90,10 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
     """Draws the scores of one suite; labels that are at floor are named in a sentence."""
     low = floors.labels(rows, original_len)
     drawn = [row for row in rows if row["label"] not in low]
-    said = floors.sentence(rows, original_len)
+    sentence = floors.sentence(rows, original_len)
     if not drawn:
         ax.set(title=title)
-        maps.say(ax, said)
+        maps.say(ax, sentence)
         return
     by_label: dict[str, list[Row]] = {}
     for row in sorted(drawn, key=lambda row: row["length"]):
@@ -100,31 +107,31 @@ def _draw_scores(ax, rows, original_len, *, title, unit):
     curves = {label: _curve(by_label[label], interval) for label in order}
     draw_by_length(ax, curves, original_len)
     ax.set(title=title, ylabel=unit, ylim=(-0.05, 1.05))
-    if said:
-        maps.write(ax, said, (0.02, 0.55))
+    if sentence:
+        maps.write(ax, sentence, (0.02, 0.55))
 
 
 def needle_rows(rows) -> list[Row]:
-    """Returns the rows of suites "needle-K" as those of one suite; where there are several K, a
-    label says its own, and what a model can do (see floors) is judged for each K by itself."""
-    some = [row for row in rows if row["suite"].startswith("needle-")]
-    many = len({row["suite"] for row in some}) > 1
+    """Returns the rows of suites "needle-K" as those of one suite; where there are several K,
+    labels include K, and a model is at floor or not (see floors) for each K separately."""
+    needles = [row for row in rows if row["suite"].startswith("needle-")]
+    many = len({row["suite"] for row in needles}) > 1
 
     def label(row):
         return f"{row['label']}, {row['suite'].removeprefix('needle-')} keys"
 
-    def own(row):
+    def overrides(row):
         model = row.get("weights") or row["label"]
         return {"label": label(row), "weights": f"{model} {row['suite']}"} if many else {}
 
-    return [{**row, "suite": "needle"} | own(row) for row in some]
+    return [{**row, "suite": "needle"} | overrides(row) for row in needles]
 
 
 def _curve(rows, values_fn):
     """Returns arrays (length, value, low, high) of the rows whose numbers are all finite."""
-    found = [(row["length"], *values_fn(row)) for row in rows]
-    found = [line for line in found if None not in line]
-    return np.array(found, np.float64).reshape(-1, 4).T
+    points = [(row["length"], *values_fn(row)) for row in rows]
+    points = [line for line in points if None not in line]
+    return np.array(points, np.float64).reshape(-1, 4).T
 
 
 def draw_by_length(ax, curves, original_len):
@@ -150,10 +157,10 @@ def draw_by_length(ax, curves, original_len):
 def draw_position(ax, rows, original_len):
     """Loss against position at the longest length, smoothed."""
     by_label = _of_suite(rows, "perplexity")
-    longest = max(row["length"] for some in by_label.values() for row in some)
+    longest = max(row["length"] for label_rows in by_label.values() for row in label_rows)
     styles, ends = axes.styles(by_label), {}
-    for label, some in by_label.items():
-        row = some[-1]
+    for label, label_rows in by_label.items():
+        row = label_rows[-1]
         if row["length"] != longest or None in row["items"]["position_nll"]:
             continue
         edges = np.array(row["items"]["position_edges"])
@@ -172,8 +179,8 @@ def draw_position(ax, rows, original_len):
 
 def draw_loss(ax, rows):
     """Training loss of each step, and its running mean."""
-    found = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
-    steps, losses = np.array(found, np.float64).reshape(-1, 2).T
+    points = [(row["step"], row["loss"]) for row in rows if row.get("loss") is not None]
+    steps, losses = np.array(points, np.float64).reshape(-1, 2).T
     smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
     colour = axes.STYLES["yarn"][0]
     ax.plot(steps, losses, color=colour, alpha=0.3, linewidth=1)
@@ -183,8 +190,8 @@ def draw_loss(ax, rows):
 
 def draw_rate(ax, rows):
     """Learning rate by step."""
-    found = [(r["step"], r["lr"]) for r in rows if r.get("lr") is not None]
-    steps, rates = np.array(found, np.float64).reshape(-1, 2).T
+    points = [(r["step"], r["lr"]) for r in rows if r.get("lr") is not None]
+    steps, rates = np.array(points, np.float64).reshape(-1, 2).T
     ax.plot(steps, rates, color=axes.STYLES["longrope"][0])
     ax.set(title="Learning rate", xlabel="step", ylabel="learning rate")
     ax.set_ylim(bottom=0)
@@ -219,19 +226,19 @@ def draw_factors(ax, curves):
     """Factors by rotary pair, a line for each name; with factors by layer a fainter one for each.
 
     Args:
-      ax: where.
+      ax: of the panel.
       curves: name -> factors [R] or [L, R]; R may differ, then a line is stretched over the axis.
-        The last one is what was found.
+        The last one is the subject.
     """
-    *others, own = curves
+    *others, subject = curves
     styles, ends = axes.styles(["longrope", *others]), {}
-    pairs = np.atleast_2d(curves[own]).shape[1]
+    pairs = np.atleast_2d(curves[subject]).shape[1]
     for name, curve in curves.items():
-        colour, _, dash = axes.STYLES["longrope"] if name == own else styles[name]
+        colour, _, dash = axes.STYLES["longrope"] if name == subject else styles[name]
         rows = np.atleast_2d(curve)
         x = np.linspace(0, pairs - 1, rows.shape[1])
         look = dict(color=colour, linestyle=dash, drawstyle="steps-mid")
-        width = 2.2 if name == own else 1.3
+        width = 2.2 if name == subject else 1.3
         ax.plot(x, rows.T, alpha=max(1 / len(rows), 0.2), linewidth=width, **look)
         ends[name] = (float(np.median(rows[:, -1])), colour)
     ax.set_yscale("log", base=2)
@@ -241,11 +248,11 @@ def draw_factors(ax, curves):
 
 
 def draw_cost(ax, points):
-    """Held-out perplexity of the best found so far against what it cost; a line for each method,
+    """Held-out perplexity of the best candidate so far against its cost; a line for each method,
     the median of its seeds, with their range.
 
     Args:
-      ax: where.
+      ax: of the panel.
       points: "method", "seed", "tokens" and "perplexity" of each.
     """
     methods = list(dict.fromkeys(point["method"] for point in points))
@@ -271,9 +278,9 @@ def draw_tradeoff(ax, points):
     """Share of needles found against perplexity beside that of YaRN, each with its interval.
 
     Args:
-      ax: where.
+      ax: of the panel.
       points: "label" (points of one label look alike), "percent" and "share", each (value, low,
-        high). What is more than FAR percent off is told in words.
+        high). Points more than FAR percent off are listed in words.
     """
     styles = axes.styles(dict.fromkeys(point["label"] for point in points))
     far, named = [], set()
@@ -298,7 +305,7 @@ def draw_tradeoff(ax, points):
         maps.write(ax, f"Far off: {'; '.join(far)}.", (0.02, 0.14), width=44)
 
 
-# name -> (draws a panel from rows and the original length, whether the rows have what it shows)
+# name -> (draws a panel from rows and the original length, whether the rows suffice for it)
 PANELS = {
     "perplexity": (draw_perplexity, lambda rows: any(r["suite"] == "perplexity" for r in rows)),
     "difference": (draw_difference, lambda rows: any(r.get("difference") for r in rows)),

@@ -23,51 +23,55 @@ def section(
     Args:
       path: of the file.
       origin: the command, or "", and the config.
-      published: name -> factors to be drawn beside.
+      published: name -> factors to draw for comparison.
     """
-    made = rope.load(path)
+    rope_fn = rope.load(path)
     cells = [["tokens", "start tokens", "attention factor", "factors"]]
     curves: dict[str, Any] = {}
-    for bucket in made.buckets:
-        own, reach = np.asarray(bucket.factors), f"{bucket.max_len:,}"
-        shown = f"{own.min():g} to {own.max():g}"
-        cells.append([reach, str(bucket.start_tokens), f"{bucket.attention_factor:.4f}", shown])
+    for bucket in rope_fn.buckets:
+        factors, reach = np.asarray(bucket.factors), f"{bucket.max_len:,}"
+        extent = f"{factors.min():g} to {factors.max():g}"
+        cells.append([reach, str(bucket.start_tokens), f"{bucket.attention_factor:.4f}", extent])
         curves[f"to {reach}"] = bucket.factors
-    last = made.buckets[-1]
-    curves = {**by_formula(made, last.max_len), **published, **curves}
+    last = rope_fn.buckets[-1]
+    curves = {**by_formula(rope_fn, last.max_len), **published, **curves}
     figure = searches.factors_figure(curves, {"start_tokens": last.start_tokens})
     title = f"Rope to {last.max_len:,} tokens"
     tables = [("The factors of each length", cells)]
-    return Section(title, tables, [figure], *origin), last.factors, len(made.buckets)
+    return Section(title, tables, [figure], *origin), last.factors, len(rope_fn.buckets)
 
 
-def by_formula(made: rope.RopeFn, max_len: int) -> dict[str, Any]:
+def by_formula(rope_fn: rope.RopeFn, max_len: int) -> dict[str, Any]:
     """Returns {method: its factors for `max_len` tokens} of METHODS, for the same geometry."""
 
-    factor = max_len / made.original_len
+    factor = max_len / rope_fn.original_len
     if factor <= 1:
         return {}
     geometry = dict(
-        head_dim=made.head_dim,
-        rotary_dim=made.rotary_dim,
-        theta=made.theta,
-        original_len=made.original_len,
+        head_dim=rope_fn.head_dim,
+        rotary_dim=rope_fn.rotary_dim,
+        theta=rope_fn.theta,
+        original_len=rope_fn.original_len,
     )
     ropes = {n: rope.make(n, **geometry, **rope.USUAL_CONSTANTS[n](factor)) for n in METHODS}
-    return {name: rope_fn.bucket(max_len).factors for name, rope_fn in ropes.items()}
+    return {name: method_rope.bucket(max_len).factors for name, method_rope in ropes.items()}
 
 
 def matching(path: Path) -> dict[str, Any]:
     """Returns the published factors for the model and the length of a rope.json."""
-    made = rope.load(path)
-    found = {}
+    rope_fn = rope.load(path)
+    curves = {}
     for name, entry in rope.catalogue().items():
         keys = ("head_dim", "rotary_dim", "theta", "original_len")
         single = len(entry["buckets"]) == 1
         reach = entry["buckets"][-1]["max_len"]
-        if single and reach == made.max_len and all(entry[k] == getattr(made, k) for k in keys):
-            found[f"published {name}"] = rope.preset(name).buckets[-1].factors
-    return found
+        if (
+            single
+            and reach == rope_fn.max_len
+            and all(entry[k] == getattr(rope_fn, k) for k in keys)
+        ):
+            curves[f"published {name}"] = rope.preset(name).buckets[-1].factors
+    return curves
 
 
 def published(names: Sequence[str]) -> dict[str, Any]:
@@ -79,14 +83,14 @@ def published(names: Sequence[str]) -> dict[str, Any]:
     Raises:
       InputError: there is no such preset or file, or it is broken.
     """
-    found = {}
+    curves = {}
     for name in names:
         if name.endswith(".json"):
             path = files.as_path(name)
             if not path.is_file():
                 raise InputError(f"--published={name}: no such file. Give a rope.json or a preset.")
             label = path.parent.name if path.stem == "rope" else path.stem
-            found[label] = rope.load(path).buckets[-1].factors
+            curves[label] = rope.load(path).buckets[-1].factors
         else:
-            found[f"published {name}"] = rope.preset(name).buckets[-1].factors
-    return found
+            curves[f"published {name}"] = rope.preset(name).buckets[-1].factors
+    return curves

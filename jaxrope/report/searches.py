@@ -1,4 +1,4 @@
-"""From the files of a search to a section of a page; also while it is running."""
+"""From the files of a search, finished or running, to a section of a page."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,7 @@ LOSSES = ("perplexity",)  # units of a fitness that is exp(mean loss)
 
 
 def of_journal(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns what result.json will say of a search, as far as its journal goes.
+    """Returns the content of result.json so far, from the journal of a search.
 
     Args:
       rows: of journal.jsonl; the first one is its header.
@@ -49,13 +49,13 @@ def of_journal(rows: Sequence[Row]) -> dict[str, Any] | None:
 
 def baselines(rows: Sequence[Row]) -> dict[str, Row]:
     """Returns {name: the row with its lowest fitness} of those that did not fail."""
-    found: dict[str, Row] = {}
+    lowest: dict[str, Row] = {}
     for row in rows:
         if row["fitness"] is not None and math.isfinite(row["fitness"]):
-            best = found.get(row["baseline"])
+            best = lowest.get(row["baseline"])
             if best is None or row["fitness"] < best["fitness"]:
-                found[row["baseline"]] = row
-    return found
+                lowest[row["baseline"]] = row
+    return lowest
 
 
 def section(
@@ -67,57 +67,61 @@ def section(
       content: of result.json.
       journal: as `of_journal` has it, or None.
       origin: the command, or "", and the config.
-      published: name -> factors to be drawn beside.
+      published: name -> factors to draw for comparison.
     """
     best, unit = content["best"], content["unit"]
     fitness = content["generations"][-1]["best"]
     cells = [["", "attention factor", unit]]
     cells += [_line(row, name) for name, row in baselines(content["baselines"]).items()]
     cells.append(["searched", f"{best['attention_factor']:.4f}", f"{fitness:.4f}"])
-    shown = _figures(
+    charts = _figures(
         content["generations"],
         journal or {"descents": {}, "candidates": []},
         baselines(content["baselines"]),
         unit,
     )
-    known = {row["baseline"]: row["factors"] for row in content["baselines"]}
-    shown.append(factors_figure({**known, **published, "searched": best["factors"]}, best))
+    baseline_factors = {row["baseline"]: row["factors"] for row in content["baselines"]}
+    charts.append(
+        factors_figure({**baseline_factors, **published, "searched": best["factors"]}, best)
+    )
     title = f"Search to {best['max_len']:,} tokens"
-    return Section(title, [(ON_TEXT, cells)], shown, *origin)
+    return Section(title, [(ON_TEXT, cells)], charts, *origin)
 
 
 def running_section(journal: Row, *, origin: tuple[str, Row], published) -> Section:
     """Returns the section of a search that has a journal and no result yet. See section."""
-    known = {row["baseline"]: row["factors"] for row in journal["baselines"]}
-    shown = _figures(journal["generations"], journal, baselines(journal["baselines"]), "fitness")
+    baseline_factors = {row["baseline"]: row["factors"] for row in journal["baselines"]}
+    charts = _figures(journal["generations"], journal, baselines(journal["baselines"]), "fitness")
     best = journal["best"]
     cells = [["", "attention factor", "fitness"]]
     cells += [_line(row, name) for name, row in baselines(journal["baselines"]).items()]
     if best is not None:
         cells.append(_line(best, "best so far"))
-        shown.append(factors_figure({**known, **published, "best so far": best["factors"]}, best))
+        charts.append(
+            factors_figure({**baseline_factors, **published, "best so far": best["factors"]}, best)
+        )
     title = f"Search to {journal['target_len']:,} tokens, not finished"
-    return Section(title, [(ON_TEXT, cells)], shown, *origin)
+    return Section(title, [(ON_TEXT, cells)], charts, *origin)
 
 
-def factors_figure(found: Mapping[str, Any], best: Row | None) -> Figure:
-    """Returns the figure of factors by rotary pair; the last of `found` is what was found."""
-    *_, name = found
-    own = np.asarray(found[name])
-    ends = f"from {own.min():g} to {own.max():g}"
-    others = ", ".join(other for other in found if other != name)
+def factors_figure(named_factors: Mapping[str, Any], best: Row | None) -> Figure:
+    """Returns the figure of factors by rotary pair; the last of `named_factors` is the result."""
+    *_, name = named_factors
+    factors = np.asarray(named_factors[name])
+    ends = f"from {factors.min():g} to {factors.max():g}"
+    others = ", ".join(other for other in named_factors if other != name)
     start = "" if best is None else f" Start tokens: {best['start_tokens']}."
     return Figure(
         name="factors",
-        drawing=figures.one(lambda ax: panels.draw_factors(ax, found)),
+        drawing=figures.one(lambda ax: panels.draw_factors(ax, named_factors)),
         alt=f"Factors by rotary pair: {name} {ends}" + (f", beside {others}." if others else "."),
         caption=f"What each rotary pair is slowed by; {name}: {ends}.{start}",
-        numbers=tabulated.factors(found),
+        numbers=tabulated.factors(named_factors),
     )
 
 
 def line(content: Row) -> dict[str, str]:
-    """Returns what the summary says of a finished search, by column."""
+    """Returns the line of the summary for a finished search, by column."""
     unit, fitness = content["unit"], content["generations"][-1]["best"]
     others = [
         f"{name} {tables.number(row['fitness'])}"
@@ -127,18 +131,18 @@ def line(content: Row) -> dict[str, str]:
     against = f" ({', '.join(others)})" if others else ""
     original = original_len(content)
     ends = f"{content['best']['max_len']:,}"
-    shown = f"{tables.number(fitness)}{against} of the search"
+    score = f"{tables.number(fitness)}{against} of the search"
     return {
         "What": "search",
         "Model": Path(content.get("model", {}).get("source", "")).name,
         "Window": f"{original:,} → {ends}" if original else f"to {ends}",
-        "Perplexity": shown if unit in LOSSES else f"{unit} {shown}",
+        "Perplexity": score if unit in LOSSES else f"{unit} {score}",
         "Cost": f"{duration(content['seconds'])}, {content['forward_tokens']:,} forward tokens",
     }
 
 
 def running_line(journal: Row, config: Row) -> dict[str, str]:
-    """Returns what the summary says of a search that is not finished."""
+    """Returns the line of the summary for a search that is not finished."""
     best = journal["best"]
     path = config["model"]["path"] if "model" in config else ""
     return {
@@ -151,32 +155,32 @@ def running_line(journal: Row, config: Row) -> dict[str, str]:
 
 
 def original_len(content: Row) -> int:
-    """Returns the window before the search, tokens, or 0 where result.json does not say."""
+    """Returns the window before the search, tokens, or 0 where result.json lacks it."""
     return int(content.get("original_len") or 0)
 
 
-def _figures(generations, journal, known, unit) -> list[Figure]:
-    made = []
+def _figures(generations, journal, baseline_rows, unit) -> list[Figure]:
+    charts = []
     if len(generations) > 1:
-        said = f"best {tables.number(generations[-1]['best'])}"
-        made.append(
+        best_text = f"best {tables.number(generations[-1]['best'])}"
+        charts.append(
             Figure(
                 name="progress",
                 drawing=figures.one(
                     lambda ax: curves.draw_progress(
-                        ax, generations, known, journal["candidates"], unit
+                        ax, generations, baseline_rows, journal["candidates"], unit
                     )
                 ),
-                alt=f"{unit.capitalize()} by generation: {said} after {len(generations)}.",
+                alt=f"{unit.capitalize()} by generation: {best_text} after {len(generations)}.",
                 caption=f"{unit.capitalize()} of every candidate (dots), of the best so far and "
                 "the mean of each generation; methods without a search are level lines.",
                 numbers=tabulated.columns(generations, ("generation", "best", "mean")),
             )
         )
     if descents := journal["descents"]:
-        rows = [row for some in descents.values() for row in some]
-        ends = ", ".join(f"{name} {some[-1]['loss']:.3f}" for name, some in descents.items())
-        made.append(
+        rows = [row for steps in descents.values() for row in steps]
+        ends = ", ".join(f"{name} {steps[-1]['loss']:.3f}" for name, steps in descents.items())
+        charts.append(
             Figure(
                 name="descent",
                 drawing=figures.one(lambda ax: curves.draw_descents(ax, descents)),
@@ -186,19 +190,19 @@ def _figures(generations, journal, known, unit) -> list[Figure]:
                 numbers=tabulated.columns(rows, ("descent", "step", "loss", "attention_factor")),
             )
         )
-    return made
+    return charts
 
 
 def _generations(scored: Sequence[Row]) -> list[dict]:
     by_place: dict[int, list[float]] = {}
     for row in scored:
         by_place.setdefault(row["generation"], []).append(row["fitness"])
-    found, best = [], math.inf
+    generations, best = [], math.inf
     for place in sorted(by_place):
         best = min(best, *by_place[place])
         mean = sum(by_place[place]) / len(by_place[place])
-        found.append({"generation": place, "best": best, "mean": mean})
-    return found
+        generations.append({"generation": place, "best": best, "mean": mean})
+    return generations
 
 
 def _line(row: Row, name: str) -> list[str]:

@@ -1,6 +1,6 @@
-"""Tables of what an evaluation found, for a terminal, for Markdown and for a page.
+"""Tables of an evaluation, for a terminal, for Markdown and for a page.
 
-They are made from the rows of eval.json: a table has a row for each label and a column for each
+They are built from the rows of eval.json: a table has a row for each label and a column for each
 length, and every cell is text.
 """
 
@@ -20,51 +20,53 @@ def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -
 
     Args:
       rows: of eval.json.
-      original_len: tokens the model was trained on; a title says what is at floor within them.
+      original_len: tokens the model was trained on; a title names the labels at floor within them.
     """
-    made = []
+    tables = []
     tasks = [row for row in rows if row["suite"].startswith("harness/")]
     tasks = [row for row in tasks if "score" not in row["metrics"]]  # those of RULER have lengths
     if tasks:
-        made.append(_harness_table(tasks))
+        tables.append(_harness_table(tasks))
     for suite in dict.fromkeys(row["suite"] for row in rows if row not in tasks):
         chosen = [row for row in rows if row["suite"] == suite]
         name = next(iter(chosen[0]["metrics"]))
         title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
-        said = floors.sentence(chosen, original_len)
-        shown = f"{title} [95% interval]" + (f". {said}" if said else "")
-        made.append((shown, _cells(chosen, _score)))
+        sentence = floors.sentence(chosen, original_len)
+        heading = f"{title} [95% interval]" + (f". {sentence}" if sentence else "")
+        tables.append((heading, _cells(chosen, _score)))
     compared = [row for row in rows if row.get("difference")]
     if compared:
         title = (
             f"Mean NLL minus that of {compared[0]['difference']['baseline']}, nats per token "
             "[95% interval, paired over windows]; below 0 is better, * excludes 0"
         )
-        made.append((title, _cells(compared, _gap)))
-    return made
+        tables.append((title, _cells(compared, _gap)))
+    return tables
 
 
-def ruler_table(found: Mapping[str, Mapping[str, Any]]) -> Table:
+def ruler_table(ruler_scores: Mapping[str, Mapping[str, Any]]) -> Table:
     """Returns the mean over RULER's tasks at each length, the effective length and the averages
     with weights that grow (wAvg inc) or fall (wAvg dec) with the length, in per cent.
     """
-    first = next(iter(found.values()))
+    first = next(iter(ruler_scores.values()))
     lengths = [f"{int(length):,}" for length in first["mean"]]
     cells = [["", *lengths, "effective length", "wAvg inc", "wAvg dec"]]
-    for label, one in found.items():
-        means = [f"{value:.1f}" for value in one["mean"].values()]
-        reached = f"{one['effective_length']:,}" if one["effective_length"] else "none"
-        cells.append([label, *means, reached, f"{one['wavg_inc']:.1f}", f"{one['wavg_dec']:.1f}"])
+    for label, score in ruler_scores.items():
+        means = [f"{value:.1f}" for value in score["mean"].values()]
+        reached = f"{score['effective_length']:,}" if score["effective_length"] else "none"
+        cells.append(
+            [label, *means, reached, f"{score['wavg_inc']:.1f}", f"{score['wavg_dec']:.1f}"]
+        )
     return " ".join([f"RULER: mean score, per cent ({first['version']}).", *first["notes"]]), cells
 
 
 def cost_table(rows: Sequence[Row]) -> Table:
-    """Returns what each suite took of each label: forward tokens, and tokens per second."""
+    """Returns the cost of each suite for each label: forward tokens, and tokens per second."""
     suites = list(dict.fromkeys(row["suite"] for row in rows))
     cells = [["", *suites]]
     for label in dict.fromkeys(row["label"] for row in rows):
-        own = [row for row in rows if row["label"] == label]
-        cells.append([label, *(_cost([r for r in own if r["suite"] == s]) for s in suites)])
+        label_rows = [row for row in rows if row["label"] == label]
+        cells.append([label, *(_cost([r for r in label_rows if r["suite"] == s]) for s in suites)])
     return "Cost: tokens read and written, and tokens per second", cells
 
 
@@ -89,7 +91,7 @@ def as_markdown(tables: Sequence[Table]) -> str:
     blocks = []
     for title, cells in tables:
         rule = ["---"] + ["--:"] * (len(cells[0]) - 1)
-        # an asterisk or a bar in a cell would be markup
+        # escaped: an asterisk or a bar would be markup
         safe = [[cell.replace("*", "\\*").replace("|", "\\|") for cell in row] for row in cells]
         lines = ["| " + " | ".join(row) + " |" for row in (safe[0], rule, *safe[1:])]
         blocks.append("\n".join([f"## {title.replace('*', chr(92) + '*')}", "", *lines]))
@@ -112,16 +114,16 @@ def _harness_table(rows: Sequence[Row]) -> Table:
     heads = [f"{s.removeprefix('harness/')} ({shots[s]} shots): {first[s]}" for s in suites]
     cells = [["", *heads]]
     for label in dict.fromkeys(row["label"] for row in rows):
-        own = [scored.get((label, suite)) for suite in suites]
-        cells.append([label, *(_share(row) if row else "" for row in own)])
+        label_rows = [scored.get((label, suite)) for suite in suites]
+        cells.append([label, *(_share(row) if row else "" for row in label_rows)])
     return "Tasks of lm-evaluation-harness [95% interval]", cells
 
 
 def _share(row: Row) -> str:
     metrics = row["metrics"]
     score, low, high = next(iter(metrics.values())), metrics["low"], metrics["high"]
-    shown = f"{score:.4f}" if score is not None else "none"
-    return shown if low is None else f"{shown} [{low:.4f}, {high:.4f}]"
+    share = f"{score:.4f}" if score is not None else "none"
+    return share if low is None else f"{share} [{low:.4f}, {high:.4f}]"
 
 
 def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]]:
@@ -150,8 +152,8 @@ def _cost(rows: Sequence[Row]) -> str:
 
 
 def _gap(row: Row) -> str:
-    found = row["difference"]
-    values = [found["mean"], found["low"], found["high"]]
+    difference = row["difference"]
+    values = [difference["mean"], difference["low"], difference["high"]]
     if None in values:
         return "inf"
     mean, low, high = values

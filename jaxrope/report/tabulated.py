@@ -1,6 +1,6 @@
 """The numbers behind each figure, as rows of a table; the first row is the header.
 
-They are what is drawn, unrounded: a CSV beside the page has them.
+They are the drawn values, unrounded, for the CSV beside the page.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,53 +17,53 @@ Numbers = list[list[Any]]
 
 def scores(rows: Sequence[Row], suite: str) -> Numbers:
     """Returns label, length, score and its 95% interval of one suite."""
-    own = [row for row in rows if row["suite"] == suite]
-    name = next(iter(own[0]["metrics"]))
-    found: Numbers = [["label", "length", name, "low", "high"]]
-    for row in own:
+    suite_rows = [row for row in rows if row["suite"] == suite]
+    name = next(iter(suite_rows[0]["metrics"]))
+    numbers: Numbers = [["label", "length", name, "low", "high"]]
+    for row in suite_rows:
         metrics = row["metrics"]
-        found.append([row["label"], row["length"], *(metrics[k] for k in (name, "low", "high"))])
-    return found
+        numbers.append([row["label"], row["length"], *(metrics[k] for k in (name, "low", "high"))])
+    return numbers
 
 
 def needles(rows: Sequence[Row]) -> Numbers:
-    """Returns what `scores` does, of all suites "needle-K"."""
+    """Returns the same as `scores`, for all suites "needle-K"."""
     return scores(panels.needle_rows(rows), "needle")
 
 
 def differences(rows: Sequence[Row]) -> Numbers:
     """Returns label, length, and the paired difference of mean NLL with its interval."""
-    found: Numbers = [["label", "length", "nats per token", "low", "high", "baseline"]]
+    numbers: Numbers = [["label", "length", "nats per token", "low", "high", "baseline"]]
     for row in rows:
         if gap := row.get("difference"):
             values = [gap[k] for k in ("mean", "low", "high", "baseline")]
-            found.append([row["label"], row["length"], *values])
-    return found
+            numbers.append([row["label"], row["length"], *values])
+    return numbers
 
 
 def positions(rows: Sequence[Row]) -> Numbers:
     """Returns label and mean loss of each range of positions at the longest length, unsmoothed."""
-    own = [row for row in rows if row["suite"] == "perplexity"]
-    longest = max(row["length"] for row in own)
-    found: Numbers = [["label", "from position", "to position", "nats per token"]]
-    for row in own:
+    suite_rows = [row for row in rows if row["suite"] == "perplexity"]
+    longest = max(row["length"] for row in suite_rows)
+    numbers: Numbers = [["label", "from position", "to position", "nats per token"]]
+    for row in suite_rows:
         if row["length"] == longest:
             edges = row["items"]["position_edges"]
-            some = zip(edges[:-1], edges[1:], row["items"]["position_nll"], strict=True)
-            found += [[row["label"], *values] for values in some]
-    return found
+            bins = zip(edges[:-1], edges[1:], row["items"]["position_nll"], strict=True)
+            numbers += [[row["label"], *values] for values in bins]
+    return numbers
 
 
-def of_map(shown: Map) -> Numbers:
+def of_map(retrieval_map: Map) -> Numbers:
     """Returns a map: a row for each of its rows, a column for each length."""
-    found: Numbers = [[shown.title, *shown.lengths]]
-    for name, cells in zip(shown.names, shown.cells.tolist(), strict=True):
-        found.append([name, *cells])
-    return found
+    numbers: Numbers = [[retrieval_map.title, *retrieval_map.lengths]]
+    for name, cells in zip(retrieval_map.names, retrieval_map.cells.tolist(), strict=True):
+        numbers.append([name, *cells])
+    return numbers
 
 
 def columns(rows: Sequence[Row], names: Sequence[str]) -> Numbers:
-    """Returns the named values of each row; what a row lacks is empty."""
+    """Returns the named values of each row; a missing value is None."""
     return [list(names), *([row.get(name) for name in names] for row in rows)]
 
 

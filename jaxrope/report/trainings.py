@@ -17,46 +17,46 @@ def steps(rows: Sequence[Row]) -> list[Row]:
 
 def section(rows: Sequence[Row], *, origin: tuple[str, Row]) -> Section:
     """Returns the section of a training; `origin` is the command, or "", and the config."""
-    found = steps(rows)
-    last = found[-1]
-    numbers = tabulated.columns(found, ("step", "loss", "lr", "grad_norm", "tokens"))
+    step_rows = steps(rows)
+    last = step_rows[-1]
+    numbers = tabulated.columns(step_rows, ("step", "loss", "lr", "grad_norm", "tokens"))
     words = (
         (
             "loss",
-            f"Training loss from {found[0]['loss']:.3f} to {last['loss']:.3f} in "
+            f"Training loss from {step_rows[0]['loss']:.3f} to {last['loss']:.3f} in "
             f"{last['step']} steps.",
             "Loss of each step (pale) and its running mean.",
         ),
         (
             "rate",
-            f"Learning rate by step, at most {max(row['lr'] for row in found):.3g}.",
+            f"Learning rate by step, at most {max(row['lr'] for row in step_rows):.3g}.",
             "Learning rate.",
         ),
     )
-    shown = [
+    charts = [
         Figure(name=name, drawing=drawing, alt=alt, caption=caption, numbers=numbers)
         for drawing, (name, alt, caption) in zip(
-            figures.training_figures(found), words, strict=True
+            figures.training_figures(step_rows), words, strict=True
         )
     ]
-    made, scores = [], [row for row in rows if "eval" in row]
+    section_tables, scores = [], [row for row in rows if "eval" in row]
     if scores:
         names = list(scores[-1]["eval"])
         cells = [["step", *names]] + [
             [f"{row['step']:,}", *(tables.number(row["eval"].get(name)) for name in names)]
             for row in scores
         ]
-        made.append(("Evaluations on the way", cells))
-    return Section(f"Training, {last['step']:,} steps", made, shown, *origin)
+        section_tables.append(("Evaluations on the way", cells))
+    return Section(f"Training, {last['step']:,} steps", section_tables, charts, *origin)
 
 
 def line(rows: Sequence[Row], config: Row) -> dict[str, str]:
-    """Returns what the summary says of a training, by column."""
-    found = steps(rows)
-    last, tokens = found[-1], sum(row["tokens"] for row in found)
+    """Returns the line of the summary for a training, by column."""
+    step_rows = steps(rows)
+    last, tokens = step_rows[-1], sum(row["tokens"] for row in step_rows)
     path = config["model"]["path"] if "model" in config else ""
     return {
-        "What": f"training, loss {found[0]['loss']:.3f} → {last['loss']:.3f}",
+        "What": f"training, loss {step_rows[0]['loss']:.3f} → {last['loss']:.3f}",
         "Model": Path(path).name,
         "Window": f"rows of {config['train']['seq_len']:,}" if "train" in config else "",
         "Cost": f"{last['step']:,} steps, {tokens:,} tokens",

@@ -1,9 +1,9 @@
-"""The TPU compiler as a test bench: what a step takes on a slice that is not here.
+"""Compiles steps for TPU slices that are not attached, and reports memory, traffic and time.
 
-compile_train(config, "v5p:4x4x4", workdir)    what the step of train.py takes there
-compile_search(config, "v5p:4x4x4", workdir)   what a batch of search.py takes there
+compile_train(config, "v5p:4x4x4", workdir)    cost of a step of train.py there
+compile_search(config, "v5p:4x4x4", workdir)   cost of a batch of search.py there
 devices = topology.devices("v5p:4x4x4")        to compile for; nothing runs on them
-schedule = topology.read_schedule(text)        what a compiled program sends, and what hides it
+schedule = topology.read_schedule(text)        collectives, and which of them overlap
 """
 
 from jaxrope.mesh.chips import CHIPS, Chip, chip_of

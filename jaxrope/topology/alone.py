@@ -1,4 +1,4 @@
-"""Attention by itself, over a whole sequence: what is proved of the ring, apart from the model.
+"""Attention alone, over a whole sequence: for checks of the ring apart from the model.
 
 Letters: B batch, T length, N heads, K kv heads, H head dim.
 """
@@ -24,10 +24,10 @@ def lower_attention(
     gradient: bool,
 ) -> jax.stages.Lowered:
     """Returns the attention of one layer over one row for each device of (data, fsdp), lowered: its
-    output, or the gradients of q, k and v for a given one of the output. bfloat16, one document.
+    output, or the gradients of q, k and v from that of the output. bfloat16, one document.
 
     Args:
-      model: gives heads and head_dim.
+      model: for num_heads, num_kv_heads and head_dim.
       mesh: of sharding.make_mesh.
       seq_len: tokens.
       backend, kernel: names; see attention.attend.
@@ -60,6 +60,6 @@ def lower_attention(
         mesh=mesh,
         in_specs=tuple(leaf.sharding.spec for leaf in arguments),
         out_specs=(_SPEC,) * 3 if gradient else _SPEC,
-        check_vma=False,  # kernels do not say over which axes their results vary
+        check_vma=False,  # kernels do not declare over which axes their results vary
     )
     return jax.jit(fn).lower(*arguments)

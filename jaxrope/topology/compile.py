@@ -1,4 +1,4 @@
-"""Compiles the step of a config for devices that need not be here, and reports what it takes."""
+"""Compiles the step of a config for devices that need not be attached, and reports its cost."""
 
 import re
 import tempfile
@@ -23,12 +23,12 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 def compile_train(config, topology: str, workdir: Path | None) -> None:
-    """Prints what the step of train.py takes; see `compile_config`."""
+    """Prints the cost of a step of train.py; see `compile_config`."""
     compile_config(train_job, config, topology, workdir)
 
 
 def compile_search(config, topology: str, workdir: Path | None) -> None:
-    """Prints what a batch of search.py takes, of each search of a sweep; see `compile_config`."""
+    """Prints the cost of a batch of search.py, for each member of a sweep; see `compile_config`."""
     for member in members(config).values() if config.sweep else (config,):
         compile_config(search_job, member, topology, workdir)
 
@@ -36,7 +36,7 @@ def compile_search(config, topology: str, workdir: Path | None) -> None:
 def compile_config(
     job_fn: Callable[..., Job], config, topology: str, workdir: Path | None
 ) -> Report:
-    """Compiles the step of a config, prints what it takes, and adds that to a file of the workdir.
+    """Compiles the step of a config, prints its report, and appends it to a file of the workdir.
 
     Args:
       job_fn: `job_fn(config, mesh)`.
@@ -45,11 +45,12 @@ def compile_config(
       workdir: for compile.jsonl; None: no file.
 
     Raises:
-      InputError: the config does not fit itself or the slice, or the step does not fit its memory.
+      InputError: the config is inconsistent or does not fit the slice, or the step does not fit
+        its memory.
     """
-    found = slices.devices(topology) if topology else jax.devices()
-    mesh = sharding.make_mesh(config.mesh, found)
-    # no jax.set_mesh: a constant that is made while tracing would be made on devices not there
+    devices = slices.devices(topology) if topology else jax.devices()
+    mesh = sharding.make_mesh(config.mesh, devices)
+    # no jax.set_mesh: a constant created while tracing would be placed on absent devices
     report = compile_job(job_fn(config, mesh), mesh, topology or "the devices of this machine")
     print(report.text(), flush=True)
     if workdir is not None:
@@ -59,10 +60,10 @@ def compile_config(
 
 
 def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
-    """Returns what compiling has shown.
+    """Compiles a job and returns its report.
 
     Raises:
-      InputError: it does not fit the memory of a device.
+      InputError: the step does not fit the memory of a device.
     """
     device = mesh.devices.flat[0]
     chip = chips.chip_of(device)
@@ -85,8 +86,8 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
     versions = {"jax": jax.__version__}
     if device.platform == "tpu":
         versions = {"libtpu": slices.libtpu_version()} | versions
-    found = schedule.read(text)
-    prediction = roofline.predict(job.work, found, chip, mesh.size) if chip else None
+    step_schedule = schedule.read(text)
+    prediction = roofline.predict(job.work, step_schedule, chip, mesh.size) if chip else None
     return Report(
         what=job.what,
         runs=job.runs,
@@ -98,16 +99,16 @@ def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
         seconds=seconds,
         memory=memory,
         work=job.work,
-        schedule=found,
+        schedule=step_schedule,
         prediction=prediction,
     )
 
 
 def with_text(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Compiled, str]:
-    """Compiles; returns what came of it, and its text.
+    """Compiles; returns the compiled program and its HLO text.
 
-    That of a program for TPUs is the compiler's own dump: the parser of jaxlib, which the text of
-    `compiled` would pass through, does not know all that libtpu 0.0.52 writes (jax 0.10).
+    For TPUs the text is the compiler's own dump: jaxlib's parser, through which
+    `compiled.as_text()` goes, does not know all that libtpu 0.0.52 writes (jax 0.10).
     """
     if platform != "tpu":
         compiled = lowered.compile()
@@ -115,41 +116,41 @@ def with_text(lowered: jax.stages.Lowered, platform: str) -> tuple[jax.stages.Co
     with tempfile.TemporaryDirectory() as folder:
         compiled = lowered.compile(compiler_options={"xla_dump_to": folder})
         dumped = list(Path(folder).glob("*.after_codegen.txt"))
-        if not dumped:  # from a cache of compilations
+        if not dumped:  # it came from the compilation cache
             return compiled, compiled.as_text()
         largest = max(dumped, key=lambda path: path.stat().st_size)
         return compiled, largest.read_text(encoding="utf-8", errors="replace")
 
 
 def _memory(compiled: jax.stages.Compiled, usable: int | None) -> Memory:
-    found = compiled.memory_analysis()
+    stats = compiled.memory_analysis()
     host = (
-        found.host_argument_size_in_bytes
-        + found.host_output_size_in_bytes
-        - found.host_alias_size_in_bytes
-        + found.host_temp_size_in_bytes
+        stats.host_argument_size_in_bytes
+        + stats.host_output_size_in_bytes
+        - stats.host_alias_size_in_bytes
+        + stats.host_temp_size_in_bytes
     )
     return Memory(
-        arguments=found.argument_size_in_bytes,
-        outputs=found.output_size_in_bytes,
-        temporaries=found.temp_size_in_bytes,
-        peak=found.peak_memory_in_bytes,
+        arguments=stats.argument_size_in_bytes,
+        outputs=stats.output_size_in_bytes,
+        temporaries=stats.temp_size_in_bytes,
+        peak=stats.peak_memory_in_bytes,
         host=host,
         usable=usable,
     )
 
 
 def _too_large(job: Job, message: str, where: str, usable: int | None) -> str:
-    """Returns one line: what is missing, what takes it, and the settings that would mend it."""
+    """Returns one line: the memory needed, its largest uses, and settings that reduce it."""
     sizes = [float(n) * _UNITS[unit] for n, unit in re.findall(r"\b([\d.]+)([KMGT])\b", message)]
     needed = max(sizes) if sizes else 0.0
-    said = f"needs {needed / _GIB:.1f} GiB" if needed else "needs more than there is"
-    text = f"The {job.what} {said} on each device of {where}"
+    demand = f"needs {needed / _GIB:.1f} GiB" if needed else "needs more than there is"
+    text = f"The {job.what} {demand} on each device of {where}"
     text += f", where a program may use {usable / _GIB:.1f} GiB." if usable else "."
     if job.footprint is None:
         return text + " Use a larger slice, or fewer candidates at a time (search.batch_size)."
     parts = sorted(job.footprint.parts().items(), key=lambda item: -item[1])
-    listed = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
-    text += f" By estimate, in GiB: {listed}. Settings that make it less, and by how many GiB: "
+    estimates = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
+    text += f" By estimate, in GiB: {estimates}. Settings that make it less, and by how many GiB: "
     options = memory_lib.knobs(job.footprint)
     return text + "; ".join(f"{name} (-{saved / _GIB:.1f})" for name, saved in options) + "."

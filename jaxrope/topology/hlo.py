@@ -1,7 +1,7 @@
-"""Reads the text of a compiled program (`compiled.as_text()`): what is computed, in the order in
-which it runs, and how often each loop turns.
+"""Parses the text of a compiled program (`compiled.as_text()`): the instructions in the order in
+which they run, and the trip count of each loop.
 
-Only what `schedule` asks for is read: names, opcodes, operands, shapes and called computations.
+Only what `schedule` needs is parsed: names, opcodes, operands, shapes and called computations.
 """
 
 import dataclasses
@@ -9,13 +9,13 @@ import functools
 import math
 import re
 
-# Bits of an element; a type that is not here is a token or a tuple, which takes no bytes.
+# Bits of an element; any other type is a token or a tuple, which takes no bytes.
 _BITS = {"pred": 8, "s4": 4, "u4": 4, "s8": 8, "u8": 8, "s16": 16, "u16": 16, "f16": 16}
 _BITS |= {"bf16": 16, "s32": 32, "u32": 32, "f32": 32, "s64": 64, "u64": 64, "f64": 64}
 _BITS |= {"c64": 64, "c128": 128, "f8e4m3fn": 8, "f8e5m2": 8, "f8e4m3": 8}
 _CALLS = re.compile(r"\b(calls|to_apply|body|condition|branch_computations)=(\{[^}]*\}|%?[\w.\-]+)")
 _NAME = re.compile(r"%([\w.\-]+(?:#\d+)*)")
-# Operations that hand their operand on; a TPU keeps scalars in several memories and copies them.
+# Operations that pass their operand on; a TPU keeps scalars in several memories and copies them.
 _PASS = ("copy", "bitcast", "convert", "reshape", "copy-start", "copy-done", "optimization-barrier")
 
 _MIRRORED = {"LT": "GT", "LE": "GE", "GT": "LT", "GE": "LE"}
@@ -28,8 +28,8 @@ class Instruction:
     Attributes:
       name, opcode: of the instruction.
       shape: its type, such as "bf16[8,128]{1,0}" or a tuple of them.
-      arguments: what stands between its parentheses.
-      attributes: what stands behind them.
+      arguments: the text between its parentheses.
+      attributes: the text after them.
     """
 
     name: str
@@ -51,9 +51,9 @@ class Instruction:
 
     @functools.cached_property
     def op_name(self) -> str:
-        """Where in the source program it came from."""
-        found = re.search(r'op_name="([^"]*)"', self.attributes)
-        return found.group(1) if found else ""
+        """Its place in the source program."""
+        match = re.search(r'op_name="([^"]*)"', self.attributes)
+        return match.group(1) if match else ""
 
     @property
     def index(self) -> int:
@@ -63,8 +63,8 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """A named list of instructions, in the order in which they run; the last one's, or the root's,
-    result is its own."""
+    """A named list of instructions in the order in which they run; its result is that of the root,
+    else of the last instruction."""
 
     name: str
     instructions: tuple[Instruction, ...]
@@ -104,27 +104,27 @@ def parse(text: str) -> Module:
 
 
 def _computation(name: str, lines: list[str]) -> Computation:
-    found, root = {}, ""
+    instructions, root = {}, ""
     for line in lines:
         instruction = _instruction(line.removeprefix("ROOT "))
         for operand in instruction.operands:
-            _write_out(found, operand)
-        found[instruction.name] = instruction
+            _write_out(instructions, operand)
+        instructions[instruction.name] = instruction
         if line.startswith("ROOT ") or not root:
             root = instruction.name
-    return Computation(name, tuple(found.values()), root)
+    return Computation(name, tuple(instructions.values()), root)
 
 
-def _write_out(found: dict[str, Instruction], name: str) -> None:
+def _write_out(instructions: dict[str, Instruction], name: str) -> None:
     """Adds the get-tuple-element that "x#1" is short for (libtpu's dump under jax 0.12)."""
     owner, _, index = name.rpartition("#")
-    if not owner or name in found:
+    if not owner or name in instructions:
         return
-    _write_out(found, owner)
-    if owner in found:
-        shape = _elements(found[owner].shape)[int(index)]
+    _write_out(instructions, owner)
+    if owner in instructions:
+        shape = _elements(instructions[owner].shape)[int(index)]
         element = Instruction(name, "get-tuple-element", shape, f"%{owner}", f", index={index}")
-        found[name] = element
+        instructions[name] = element
 
 
 def _elements(shape: str) -> list[str]:
@@ -147,7 +147,7 @@ def _instruction(line: str) -> Instruction:
 
 
 def _close(text: str, end: str) -> int:
-    """Returns where `end` first stands outside of brackets."""
+    """Returns the index of the first `end` outside of brackets."""
     depth = 0
     for place, letter in enumerate(text):
         if letter == end and depth == 0:
@@ -166,14 +166,14 @@ def num_bytes(shape: str) -> int:
 
 
 def operand_bytes(computation: Computation, instruction: Instruction) -> int:
-    """Returns the bytes that an instruction takes in."""
-    known = computation.by_name
-    return sum(num_bytes(known[name].shape) for name in instruction.operands if name in known)
+    """Returns the bytes of an instruction's operands."""
+    by_name = computation.by_name
+    return sum(num_bytes(by_name[name].shape) for name in instruction.operands if name in by_name)
 
 
 def executions(module: Module) -> tuple[dict[str, int], tuple[str, ...]]:
-    """Returns (how often each computation runs in one run of the program, the loops whose number of
-    turns is not written in it, counted once).
+    """Returns (how often each computation runs in one run of the program, the loops of unknown trip
+    count, which are counted once).
 
     Both branches of a conditional count: an upper bound.
     """
@@ -190,7 +190,7 @@ def executions(module: Module) -> tuple[dict[str, int], tuple[str, ...]]:
                     unknown.append(instruction.name)
                     turns = 1
             if instruction.opcode in ("async-done", "async-update"):
-                continue  # the computation is the one that async-start began
+                continue  # async-start has counted this computation
             for key, called in instruction.calls.items():
                 for other in called if key != "condition" else ():
                     inner = (*callers, (computation, instruction)) if key == "body" else callers
@@ -203,14 +203,14 @@ def executions(module: Module) -> tuple[dict[str, int], tuple[str, ...]]:
 def trip_count(
     module: Module, computation: Computation, loop: Instruction, callers: tuple = ()
 ) -> int | None:
-    """Returns how often a while loop turns, or None where the text does not say.
+    """Returns the trip count of a while loop, or None where it cannot be read from the text.
 
-    Either the compiler wrote it down, or the loop counts: its condition compares an element of the
-    state with a constant, its body adds a constant to that element.
+    Either the compiler annotated it, or the loop counts: its condition compares an element of the
+    state with a constant, and its body adds a constant to that element.
 
     Args:
       module: the program.
-      computation: where the loop is.
+      computation: the one that holds the loop.
       loop: the instruction.
       callers: (computation, loop) of the loops around it, outermost first.
     """
@@ -233,8 +233,8 @@ def trip_count(
 
 
 def _bound(module: Module, condition: Computation):
-    """Returns ((element, what is added to it), direction, limit), the comparison that keeps the
-    loop going; None: the condition is none."""
+    """Returns ((element, offset), direction, limit) of the comparison that keeps the loop going;
+    None: the condition is not such a comparison."""
     root, scope, bound = condition.by_name[condition.root], condition, ()
     if root.opcode == "fusion":
         bound = tuple(_linear(module, condition, name) for name in root.operands)
@@ -243,17 +243,16 @@ def _bound(module: Module, condition: Computation):
     if root.opcode != "compare":
         return None
     direction = re.search(r"direction=(\w+)", root.attributes).group(1)
-    left, right = (_linear(module, scope, name, bound) for name in root.operands)
-    if left is None or right is None or direction not in _MIRRORED:
+    lhs, rhs = (_linear(module, scope, name, bound) for name in root.operands)
+    if lhs is None or rhs is None or direction not in _MIRRORED:
         return None
-    if left[0] is None:
-        left, right, direction = right, left, _MIRRORED[direction]
-    return (left, direction, right) if left[0] is not None else None
+    if lhs[0] is None:
+        lhs, rhs, direction = rhs, lhs, _MIRRORED[direction]
+    return (lhs, direction, rhs) if lhs[0] is not None else None
 
 
 def _entering(module: Module, around: tuple, index: int | None, shift: int) -> int | None:
-    """Returns the number that an element of the innermost loop's state enters it with, plus
-    `shift`."""
+    """Returns the initial value of an element of the innermost loop's state, plus `shift`."""
     if index is None:
         return shift
     *callers, (computation, loop) = around
@@ -264,14 +263,14 @@ def _entering(module: Module, around: tuple, index: int | None, shift: int) -> i
         return None
     outer, outer_loop = callers[-1]
     body = module.computations[outer_loop.calls["body"][0]]
-    kept = body is computation and _linear(module, body, _element(body, body.root, value[0]))
-    if kept != (value[0], 0):  # the loop around it changes the element
+    carried = body is computation and _linear(module, body, _element(body, body.root, value[0]))
+    if carried != (value[0], 0):  # the loop around it changes the element
         return None
     return _entering(module, tuple(callers), value[0], value[1] + shift)
 
 
 def _element(computation: Computation, name: str, index: int) -> str:
-    """Returns the instruction that is element `index` of a tuple, "" if there is no telling."""
+    """Returns the instruction that is element `index` of a tuple, "" if it cannot be determined."""
     instruction = computation.by_name[name]
     while instruction.opcode in _PASS:
         instruction = computation.by_name[instruction.operands[0]]
@@ -279,13 +278,13 @@ def _element(computation: Computation, name: str, index: int) -> str:
 
 
 def _linear(module: Module, computation: Computation, name: str, bound: tuple = ()):
-    """Returns (element of the loop's state or None, number): the value is their sum. None: it is
-    something else.
+    """Returns (element of the loop's state or None, number) whose sum is the value; None: the value
+    has another form.
 
     Args:
-      module, computation: where it is.
-      name: the instruction.
-      bound: what the parameters of a fusion stand for.
+      module, computation: that hold the instruction.
+      name: of the instruction.
+      bound: the same pairs for the parameters of a fusion.
     """
     if name not in computation.by_name:
         return None
@@ -302,14 +301,14 @@ def _linear(module: Module, computation: Computation, name: str, bound: tuple = 
             owner = computation.by_name[instruction.operands[0]]
             return (instruction.index, 0) if owner.opcode == "parameter" else None
         case "add" | "subtract":
-            left, right = (follow(operand) for operand in instruction.operands)
-            if left is None or right is None:
+            lhs, rhs = (follow(operand) for operand in instruction.operands)
+            if lhs is None or rhs is None:
                 return None
             if instruction.opcode == "subtract":
-                return None if right[0] is not None else (left[0], left[1] - right[1])
-            if left[0] is not None and right[0] is not None:
+                return None if rhs[0] is not None else (lhs[0], lhs[1] - rhs[1])
+            if lhs[0] is not None and rhs[0] is not None:
                 return None
-            return (right[0] if left[0] is None else left[0], left[1] + right[1])
+            return (rhs[0] if lhs[0] is None else lhs[0], lhs[1] + rhs[1])
         case "fusion":
             values = tuple(follow(operand) for operand in instruction.operands)
             inner = module.computations[instruction.calls["calls"][0]]

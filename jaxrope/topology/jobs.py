@@ -1,5 +1,5 @@
-"""What train.py and search.py run on the devices, made from a config alone: no data, no tokenizer
-and no weights."""
+"""The device programs of train.py and search.py, built from a config alone: without data, tokenizer
+or weights."""
 
 import dataclasses
 import math
@@ -18,20 +18,20 @@ from jaxrope.train import program as program_lib
 from jaxrope.train.plan import check_numbers
 
 _GIB = 2**30
-_SHARE = 0.9  # of the usable memory: what a search takes of a device that it can ask
+_SHARE = 0.9  # of the usable memory that a search takes
 
 
 @dataclasses.dataclass(frozen=True)
 class Job:
-    """Something to compile.
+    """A program to compile.
 
     Attributes:
-      what: of a person's words, such as "training step".
-      lower: lowers it.
-      work: what one run of it computes.
-      footprint: what its memory depends on; None: not estimated.
+      what: its name for the user, such as "training step".
+      lower: returns it lowered.
+      work: of one run.
+      footprint: the settings that its memory depends on; None: not estimated.
       remarks: lines for the user.
-      runs: how often it runs in all.
+      runs: in the whole training or search.
     """
 
     what: str
@@ -98,18 +98,18 @@ def search_job(config, mesh: Mesh) -> Job:
             f"search.objective.name '{objective.name}': --compile_only is for perplexity."
         )
     model = setup.model_shape(config)
-    llama.param_shardings(model, mesh)  # refuses what does not divide
+    llama.param_shardings(model, mesh)  # raises for axes that do not divide
     algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
     samples = objective.num_samples
     chip = chips.chip_of(mesh.devices.flat[0])
-    known = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device is asked
+    device_gb = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device reports it
     space = plan.memory(
         model,
         settings,
         sample_tokens=length,
-        memory_gb=config.search.memory_gb or known,
+        memory_gb=config.search.memory_gb or device_gb,
         mesh=mesh,
     )
     per_device = plan.per_device(

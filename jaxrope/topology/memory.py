@@ -1,7 +1,7 @@
-"""What a training step keeps on each device, part by part, and which settings would make it less.
+"""The memory of a training step on each device, part by part, and settings that reduce it.
 
-An estimate from the shapes, for a step that the compiler has refused and therefore says little of;
-where a step compiles, the compiler's own figure is the true one.
+An estimate from the shapes, for a step that the compiler has refused; where a step compiles, the
+compiler reports the exact size.
 
 Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
 """
@@ -42,7 +42,7 @@ class Footprint:
 
     @property
     def tokens(self) -> int:
-        """Of a device, in one part of a batch."""
+        """Tokens of a device in one part of a batch."""
         return self.rows * self.seq_len * self.sizes["tensor"] // math.prod(self.sizes.values())
 
     def parts(self) -> dict[str, float]:
@@ -53,11 +53,13 @@ class Footprint:
         )
         mlp_dim, tokens = model.mlp_dim / tensor, self.tokens
         share = llama.num_params(model) / math.prod(self.sizes.values())
-        kept = 0 if self.remat == "offload" else 2 * model.embed_dim
+        bytes_per_token = 0 if self.remat == "offload" else 2 * model.embed_dim
         products = 2 * (2 * width + 2 * kv_width + 3 * mlp_dim)
-        kept += {"none": 2 * products, "minimal": products, "save_attention": 2 * width}.get(
-            self.remat, 0
-        )
+        bytes_per_token += {
+            "none": 2 * products,
+            "minimal": products,
+            "save_attention": 2 * width,
+        }.get(self.remat, 0)
         chunk = min(self.mlp_chunk or tokens, tokens)
         rows = self.rows // (self.sizes["data"] * self.sizes["fsdp"])
         logits = rows * min(self.chunk_tokens, self.seq_len // self.sizes["context"])
@@ -65,7 +67,7 @@ class Footprint:
         return {
             "weights, moments and gradients": share
             * (4 + 4 + 4 * self.accumulates + (0 if self.offload else 8)),
-            "kept of each layer": model.num_layers * tokens * kept,
+            "kept of each layer": model.num_layers * tokens * bytes_per_token,
             "the MLP of one layer": 2.0 * chunk * mlp_dim * _MLP_ARRAYS,
             # q, its output and both gradients in 2 and 4 bytes; keys, values, two buffers each
             "attention of one layer": tokens * (12 * width + 32 * kv_width),
@@ -75,12 +77,12 @@ class Footprint:
 
     @property
     def bytes(self) -> float:
-        """On each device."""
+        """Estimated bytes on each device."""
         return sum(self.parts().values())
 
 
 def knobs(now: Footprint) -> list[tuple[str, float]]:
-    """Returns (settings, bytes saved on each device), what saves most first."""
+    """Returns (settings, bytes saved on each device), the largest saving first."""
     halved = dict(now.sizes) | {"context": 2 * now.sizes["context"]}
     tokens, rows_of_device = now.tokens, now.rows // (now.sizes["data"] * now.sizes["fsdp"])
     options = {

@@ -1,4 +1,4 @@
-"""What compiling a step has shown: as text for a person, as one line of JSON for a file."""
+"""The report of a compiled step: as text for a person, and as one line of JSON for a file."""
 
 import dataclasses
 from typing import Any
@@ -25,7 +25,7 @@ class Memory:
         counts with both.
       peak: the most at one time, arguments included.
       host: in the host's memory, for each device.
-      usable: what a program may use; None: not known.
+      usable: what a program may use; None: unknown.
     """
 
     arguments: int
@@ -38,19 +38,19 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """See the module.
+    """All that is reported of a compiled program.
 
     Attributes:
-      what: that was compiled, such as "training step".
+      what: the compiled program, such as "training step".
       runs: how often it runs in the whole training or search.
-      where: such as "v5p:4x4x4".
+      where: the slice, such as "v5p:4x4x4".
       versions: of the compiler.
       mesh: devices on each axis.
       device_kind: of them.
-      remarks: lines of the plan, such as what `auto` has become.
+      remarks: lines of the plan, such as the choice that `auto` made.
       seconds: of compiling.
-      memory, work, schedule: see there.
-      prediction: None where the chip is not known.
+      memory, work, schedule: see these classes.
+      prediction: None where the chip is unknown.
     """
 
     what: str
@@ -74,17 +74,17 @@ class Report:
     def json_dict(self) -> dict[str, Any]:
         """Returns the same for a file."""
         wire = {kind: self.schedule.wire_bytes(kind) for kind in KINDS}
-        found = dataclasses.asdict(self)
-        schedule = found.pop("schedule")
+        record = dataclasses.asdict(self)
+        schedule = record.pop("schedule")
         exposed = [c.op_name for c in self.schedule.exposed()]
-        found |= {"wire_bytes": wire, "exposed_permutes": exposed}
-        found["permutes"] = len(self.schedule.permutes())
-        found["permutes_coming_home"] = len(self.schedule.coming_home())
-        found["unknown_loops"] = schedule["unknown_loops"]
-        found["flops"] = self.work.flops
+        record |= {"wire_bytes": wire, "exposed_permutes": exposed}
+        record["permutes"] = len(self.schedule.permutes())
+        record["permutes_coming_home"] = len(self.schedule.coming_home())
+        record["unknown_loops"] = schedule["unknown_loops"]
+        record["flops"] = self.work.flops
         if self.prediction:
-            found["step_seconds"] = self.prediction.step
-        return found
+            record["step_seconds"] = self.prediction.step
+        return record
 
     def append_to(self, path) -> None:
         """Adds the report as one line of JSON to a file."""
@@ -147,20 +147,22 @@ class Report:
             )
 
     def _time(self):
-        found = self.prediction
-        if found is None:
+        prediction = self.prediction
+        if prediction is None:
             yield "prediction    none: the chip's figures are not known"
             return
         yield (
-            f"prediction    {found.step:.3g} s a {self.what}, {100 * found.mfu:.1f}% MFU, "
-            f"{found.tokens_per_day / 1e9:.3g}e9 tokens a day; {self.runs:,} of them take "
-            f"{duration(self.runs * found.step)}"
+            f"prediction    {prediction.step:.3g} s a {self.what}, {100 * prediction.mfu:.1f}% "
+            f"MFU, {prediction.tokens_per_day / 1e9:.3g}e9 tokens a day; "
+            f"{self.runs:,} of them take {duration(self.runs * prediction.step)}"
         )
         yield (
-            f"              products {found.dense:.3g} s (at {DENSE_EFFICIENCY:.0%} of the peak) "
-            f"or the gathers behind them {found.gathers:.3g} s; attention {found.attention:.3g} s "
-            f"(at {ATTENTION_EFFICIENCY:.0%}) or its hops {found.hops:.3g} s; exposed on the wire "
-            f"{found.exposed:.3g} s; optimizer {found.update:.3g} s"
+            f"              products {prediction.dense:.3g} s "
+            f"(at {DENSE_EFFICIENCY:.0%} of the peak) "
+            f"or the gathers behind them {prediction.gathers:.3g} s; "
+            f"attention {prediction.attention:.3g} s (at {ATTENTION_EFFICIENCY:.0%}) "
+            f"or its hops {prediction.hops:.3g} s; exposed on the wire {prediction.exposed:.3g} s; "
+            f"optimizer {prediction.update:.3g} s"
         )
 
 

@@ -1,5 +1,5 @@
-"""From shapes to seconds: the arithmetic and the traffic of a step, and how long a chip takes for
-them. Everything is counted from the shapes and from the remat policy, nothing is measured.
+"""From shapes to seconds: the arithmetic and the traffic of a step, and the time a chip needs for
+them. Everything is counted from the shapes and the remat policy; nothing is measured.
 
 Arithmetic counts multiplications and additions, the causal half of attention once. A unit of
 attention is one product over all pairs that see each other, such as q k^T: num_heads * head_dim *
@@ -44,13 +44,13 @@ _RECOMPUTED = {
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What all devices do together in one run of a program.
+    """The work of all devices together in one run of a program.
 
     Attributes:
       tokens: that go through the model.
-      model_flops: what the model needs, nothing recomputed; the numerator of MFU.
-      dense_flops, attention_flops: what is computed, with what is recomputed.
-      dense_bytes, attention_bytes: that pass a device's memory meanwhile, on each device.
+      model_flops: of the model, without recomputation; the numerator of MFU.
+      dense_flops, attention_flops: with recomputation.
+      dense_bytes, attention_bytes: memory traffic of each device meanwhile.
       update_bytes: the same for the optimizer.
     """
 
@@ -64,7 +64,7 @@ class Work:
 
     @property
     def flops(self) -> float:
-        """All that is computed."""
+        """With recomputation."""
         return self.dense_flops + self.attention_flops
 
 
@@ -81,7 +81,7 @@ def train_work(
 
     Args:
       model: the shape.
-      settings: how it is run.
+      settings: of the forward pass.
       sizes: devices on each axis of the mesh.
       rows: of the batch, over all devices.
       seq_len: tokens of a row.
@@ -143,12 +143,14 @@ def _all_weights(model: llama.LlamaConfig) -> int:
 
 def _attention_unit(model: llama.LlamaConfig, seq_len: int) -> float:
     """Returns the operations of one product over the pairs of a row, all layers."""
-    seen = min(seq_len / 2, model.sliding_window or math.inf)  # keys of a query, on average
-    return 2.0 * model.num_layers * model.num_heads * model.head_dim * seq_len * seen
+    keys_per_query = min(
+        seq_len / 2, model.sliding_window or math.inf
+    )  # keys of a query, on average
+    return 2.0 * model.num_layers * model.num_heads * model.head_dim * seq_len * keys_per_query
 
 
 def _dense_bytes(model, sizes, tokens: int, *, parts: int, passes: int, trains: bool) -> float:
-    """Returns the bytes that pass a device's memory for weights, activations and logits.
+    """Returns a device's memory traffic, in bytes, for weights, activations and logits.
 
     Each pass writes and reads the gathered weights in 2 bytes, and every activation; the backward
     pass counts two, and writes and reads the gradients of the weights in 4 bytes.
@@ -175,12 +177,12 @@ def _attention_bytes(model, sizes, tokens: int, passes: tuple[int, int]) -> floa
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """Seconds of one run of a program on a slice, and what follows from them.
+    """Seconds of one run of a program on a slice, with MFU and throughput.
 
     Attributes:
       dense, attention: of computing, at the assumed efficiency or the memory's speed.
-      hops, gathers: on the wire while something is computed; what is longer counts.
-      exposed: on the wire while nothing is computed.
+      hops, gathers: on the wire during computation; the longer of the two counts.
+      exposed: on the wire without computation.
       update: of the optimizer.
       mfu: of model_flops, in 0..1.
       tokens_per_day: at this speed, without a pause.
@@ -197,16 +199,16 @@ class Prediction:
 
     @property
     def step(self) -> float:
-        """All of it."""
+        """Of the whole step."""
         computing = max(self.attention, self.hops) + max(self.dense, self.gathers)
         return computing + self.exposed + self.update
 
 
 def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Prediction:
-    """Returns how long a program takes.
+    """Returns the predicted times of a program.
 
     Args:
-      work: see there.
+      work: of one run.
       schedule: of the compiled program.
       chip: of each device.
       num_devices: of the mesh.
@@ -225,7 +227,7 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
         )
 
     others = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
-    found = Prediction(
+    prediction = Prediction(
         dense=computing(work.dense_flops, DENSE_EFFICIENCY, work.dense_bytes),
         attention=computing(work.attention_flops, ATTENTION_EFFICIENCY, work.attention_bytes),
         hops=wire(("collective-permute",), True),
@@ -236,7 +238,7 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
         tokens_per_day=0.0,
     )
     return dataclasses.replace(
-        found,
-        mfu=work.model_flops / (rate * found.step),
-        tokens_per_day=work.tokens * 86_400 / found.step,
+        prediction,
+        mfu=work.model_flops / (rate * prediction.step),
+        tokens_per_day=work.tokens * 86_400 / prediction.step,
     )

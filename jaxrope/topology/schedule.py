@@ -1,5 +1,5 @@
-"""What a compiled program sends over the wire, and what it computes while that is under way; read
-from its scheduled HLO.
+"""The collectives of a compiled program, and whether computation overlaps them; read from its
+scheduled HLO.
 
 Bytes are those that one device sends in one run of the program, by the ring algorithm: where each
 of n devices has x bytes, an all-gather sends (n - 1) x, a reduce-scatter or an all-to-all
@@ -26,14 +26,14 @@ class Collective:
 
     Attributes:
       kind: of KINDS.
-      name, computation: where it is in the program.
-      op_name: where it came from in the source.
+      name, computation: its place in the program.
+      op_name: its place in the source.
       devices: that take part together.
       wire_bytes: that each of them sends, in one run of the instruction.
       times: how often it runs in one run of the program.
       overlapped: matrix products or kernels run between its start and its end.
-      brings_home: it is not overlapped and need not be: it takes the sums that a ring has gathered
-        for its keys and values back to where these live, after the last hop.
+      brings_home: it is not overlapped and need not be: after the last hop of a ring it returns the
+        gradients of keys and values to the devices that hold these.
     """
 
     kind: str
@@ -54,18 +54,18 @@ class Collective:
 
 @dataclasses.dataclass(frozen=True)
 class Schedule:
-    """See the module.
+    """All collectives of a program.
 
     Attributes:
       collectives: all of them.
-      unknown_loops: loops whose number of turns the program does not say; counted once.
+      unknown_loops: loops of unknown trip count; counted once.
     """
 
     collectives: tuple[Collective, ...]
     unknown_loops: tuple[str, ...]
 
     def wire_bytes(self, kind: str, *, overlapped: bool | None = None) -> float:
-        """Returns what a device sends by collectives of a kind; only those overlapped, or not."""
+        """Returns the bytes a device sends by collectives of a kind, optionally filtered."""
         chosen = [c for c in self.collectives if c.kind == kind]
         if overlapped is not None:
             chosen = [c for c in chosen if c.overlapped == overlapped]
@@ -76,7 +76,7 @@ class Schedule:
         return tuple(c for c in self.collectives if c.kind == "collective-permute")
 
     def exposed(self) -> tuple[Collective, ...]:
-        """Returns the hops during which nothing is computed, though something could be."""
+        """Returns the hops that no computation overlaps, though it could."""
         return tuple(c for c in self.permutes() if not c.overlapped and not c.brings_home)
 
     def coming_home(self) -> tuple[Collective, ...]:
@@ -85,7 +85,7 @@ class Schedule:
 
 
 def read(text: str) -> Schedule:
-    """Returns what the text of a compiled program says.
+    """Returns the schedule in the text of a compiled program.
 
     Raises:
       ValueError: the text is not that of a scheduled program.
@@ -95,26 +95,26 @@ def read(text: str) -> Schedule:
         raise ValueError("the program is not scheduled: give the text of a compiled one")
     times, unknown = hlo.executions(module)
     computing = _computing(module)
-    found = []
+    collectives = []
     for name, count in times.items():
         computation = module.computations[name]
         for place, instruction in enumerate(computation.instructions):
             kind = instruction.opcode.removesuffix("-start")
             if kind in KINDS and count and not _is_continuation(computation, instruction):
                 over = _overlapped(computation, place, computing)
-                made = _collective(module, computation, instruction, kind)
+                collective = _collective(module, computation, instruction, kind)
                 home = kind == "collective-permute" and not over
                 home = home and _brings_home(module, computation, instruction, computing)
-                found.append(
-                    dataclasses.replace(made, times=count, overlapped=over, brings_home=home)
+                collectives.append(
+                    dataclasses.replace(collective, times=count, overlapped=over, brings_home=home)
                 )
-    return Schedule(tuple(found), unknown)
+    return Schedule(tuple(collectives), unknown)
 
 
 def _collective(
     module: Module, computation: Computation, instruction: Instruction, kind: str
 ) -> Collective:
-    taken = hlo.operand_bytes(computation, instruction)
+    num_bytes = hlo.operand_bytes(computation, instruction)
     devices = _group_size(instruction)
     share = {
         "all-gather": devices - 1,
@@ -124,7 +124,7 @@ def _collective(
         "collective-permute": 1,
     }[kind]
     where = (kind, instruction.name, computation.name, instruction.op_name)
-    return Collective(*where, devices, taken * share, 0, False)
+    return Collective(*where, devices, num_bytes * share, 0, False)
 
 
 def _group_size(instruction: Instruction) -> int:
@@ -136,9 +136,9 @@ def _group_size(instruction: Instruction) -> int:
         while at != start and at in to and length <= len(hops):
             at, length = to[at], length + 1
         return length if at == start else length + 1
-    listed = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
-    if listed:
-        return listed.group(1).count(",") + 1
+    explicit = re.search(r"replica_groups=\{\{([\d,]*)\}", instruction.attributes)
+    if explicit:
+        return explicit.group(1).count(",") + 1
     named = re.search(r"replica_groups=mesh\[([^\]]*)\] \{([^}]*)\}", instruction.attributes)
     if named:
         sizes = dict(re.findall(r"('\w+')=(\d+)", named.group(1)))
@@ -148,7 +148,7 @@ def _group_size(instruction: Instruction) -> int:
 
 
 def _is_continuation(computation: Computation, instruction: Instruction) -> bool:
-    """Whether it only goes on with a collective that another fusion began. A TPU cuts an all-gather
+    """Whether it only continues a collective that another fusion began. A TPU splits an all-gather
     into steps, each fused into a computation, and repeats the instruction in each."""
     if "async_collective_fusion_config" not in instruction.attributes:
         return False
@@ -161,12 +161,12 @@ def _begins_fused(computation: Computation) -> bool:
 
 def _computing(module: Module) -> set[str]:
     """Returns the computations that hold a matrix product or a kernel, or call one that does."""
-    known: dict[str, bool] = {}
+    has_compute: dict[str, bool] = {}
 
     def holds(name: str) -> bool:
-        if name not in known:
-            known[name] = any(computes(i) for i in module.computations[name].instructions)
-        return known[name]
+        if name not in has_compute:
+            has_compute[name] = any(computes(i) for i in module.computations[name].instructions)
+        return has_compute[name]
 
     def computes(instruction: Instruction) -> bool:
         if instruction.opcode in _MATRIX:
@@ -185,7 +185,7 @@ def _computing(module: Module) -> set[str]:
 
 
 def _overlapped(computation: Computation, place: int, computing: set[str]) -> bool:
-    """Whether something is computed between the start of a collective and its end."""
+    """Whether there is computation between the start and the end of a collective."""
     start = computation.instructions[place]
     if not start.opcode.endswith("-start"):
         return _begins_fused(computation)  # fused into computations, all of it
@@ -195,21 +195,21 @@ def _overlapped(computation: Computation, place: int, computing: set[str]) -> bo
         if instruction.opcode == done and start.name in instruction.operands:
             return any(f"{computation.name}/{name}" in computing for name in between)
         between.append(instruction.name)
-    return False  # it ends elsewhere: nothing is known to hide it
+    return False  # it ends elsewhere: assume that nothing overlaps it
 
 
 def _brings_home(
     module: Module, computation: Computation, permute: Instruction, computing: set[str]
 ) -> bool:
-    """Whether a permute of a backward pass sends what the loop over the hops of a ring has made."""
+    """Whether a permute of a backward pass sends the result of the loop over the hops of a ring."""
     if "transpose(" not in permute.op_name:
         return False
-    queue, seen = collections.deque(permute.operands), set()
+    queue, visited = collections.deque(permute.operands), set()
     while queue:
         name = queue.popleft()
-        if name in seen or name not in computation.by_name:
+        if name in visited or name not in computation.by_name:
             continue
-        seen.add(name)
+        visited.add(name)
         instruction = computation.by_name[name]
         if instruction.opcode == "while" and _hops(module, instruction):
             return True

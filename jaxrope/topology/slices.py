@@ -1,4 +1,4 @@
-"""TPU slices that are not here: their chips in figures, and devices that one can only compile for.
+"""TPU slices that are not attached: their shapes, and devices that programs are compiled for.
 
 libtpu holds the compiler of every TPU generation and needs no TPU to run it. A slice is named as
 Google Cloud names it: "v5p:4x4x4", "v5e:16x16".
@@ -18,8 +18,8 @@ from jax.experimental import topologies
 from jaxrope.errors import InputError, choose
 from jaxrope.mesh.chips import CHIPS, Chip
 
-# Set before libtpu is loaded, where the user has not: without them it asks a metadata server that
-# is not there, takes a machine-wide lock, and warns of both.
+# Defaults, set before libtpu is loaded: without them it queries a missing metadata server, takes a
+# machine-wide lock, and warns of both.
 _ENVIRONMENT = {
     "TPU_SKIP_MDS_QUERY": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -60,7 +60,7 @@ def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
 
 
 def _shapes(chip: Chip) -> Iterator[tuple[int, ...]]:
-    """Yields the slices that can be had."""
+    """Yields the shapes of the slices that Google Cloud offers."""
     if chip.dims == 2:
         yield from ((1, 1), (2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
         return
@@ -84,7 +84,7 @@ def _nearest(chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def devices(name: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice that programs can be compiled for; nothing runs on them.
+    """Returns the devices of a TPU slice to compile for; nothing runs on them.
 
     Args:
       name: such as "v5p:4x4x4".
@@ -103,14 +103,14 @@ def devices(name: str) -> list[jax.Device]:
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")  # or libtpu would look for a TPU to run on
     kind, configuration = chip.libtpu
-    found = topologies.get_topology_desc(
+    topology = topologies.get_topology_desc(
         platform="tpu",
         topology_name=f"{kind}:{'x'.join(str(size) for size in shape)}",
         chip_config_name=configuration,
         chips_per_host_bounds=(min(shape[0], 2), min(shape[1], 2), 1),
         wrap=wrapped(chip, shape),
     )
-    return list(found.devices)
+    return list(topology.devices)
 
 
 def wrapped(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
@@ -122,7 +122,7 @@ def wrapped(chip: Chip, shape: tuple[int, ...]) -> tuple[bool, ...]:
 
 
 def installed() -> bool:
-    """Returns whether there is a compiler for TPUs here."""
+    """Returns whether a compiler for TPUs is installed."""
     return bool(os.environ.get("TPU_LIBRARY_PATH") or importlib.util.find_spec("libtpu"))
 
 
