@@ -120,12 +120,12 @@ def prepare(args, length: int):
     names = ("head_dim", "rotary_dim", "theta", "original_len")
     geometry = {name: getattr(config, name) for name in names}
     r = rope.make("yarn", **constants, **geometry)(length)
-    given, queries = measuring.Given(), np.arange(length)
+    inputs, queries = measuring.Inputs(), np.arange(length)
     if args.queries:
         queries = np.rint(np.linspace(0, length - 1, min(args.queries, length))).astype(int)
-        given = measuring.Given(queries_BM=queries[None])
+        inputs = measuring.Inputs(queries_BM=queries[None])
     settings = llama.ForwardSettings(attention_block=args.block, mlp_chunk=8 * args.block)
-    rows = measuring.lay_out(tokens_of(args, model, length)[None], given, config, settings)
+    rows = measuring.lay_out(tokens_of(args, model, length)[None], inputs, config, settings)
     begin = time.perf_counter()
     compiled = measuring.of_layers.lower(
         model.params,

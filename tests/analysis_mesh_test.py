@@ -33,7 +33,7 @@ def rows_of(config, batch):
     rows = [((11, 1, 36), (36, 11, 1), (48,), (1, 2, 45))[i % 4] for i in range(batch)]
     sets = rng.random((batch, LENGTH, 2)) < 0.2
     tokens = rng.integers(0, config.vocab_size, (batch, LENGTH)).astype(np.int32)
-    return tokens, measuring.Given(*dense.ids(*rows), sets_BTZ=sets)
+    return tokens, measuring.Inputs(*dense.ids(*rows), sets_BTZ=sets)
 
 
 @pytest.fixture(scope="module")
@@ -63,11 +63,11 @@ def test_eight_devices_equal_one(model, name):
     backend, sizes, batch, window, spread, queries = CASES[name]
     config, params = dataclasses.replace(model[0], sliding_window=window), model[1]
     r = rope.make("yarn", factor=2.0, beta_fast=32.0, beta_slow=1.0, **geometry(config))(LENGTH)
-    tokens, given = rows_of(config, batch)
+    tokens, inputs = rows_of(config, batch)
     if queries is not None:
         queries = (np.array(queries) + np.arange(batch)[:, None]) % LENGTH  # each row its own
-        given = given._replace(queries_BM=queries)
-    how = dict(given=given, options=Options(block=8, local=5))
+        inputs = inputs._replace(queries_BM=queries)
+    how = dict(inputs=inputs, options=Options(block=8, local=5))
     wanted = measuring.measure(config, params, tokens, r, **how)
     mesh = mesh_of(**sizes)
     how["options"] = dataclasses.replace(how["options"], spread=spread)

@@ -132,7 +132,7 @@ def check_model(reading, options, settings=SETTINGS, params=None):
             model.params if params is None else params,
             reading.tokens,
             reading.rope,
-            given=measuring.Given(sets_BTZ=sets, queries_BM=queries),
+            inputs=measuring.Inputs(sets_BTZ=sets, queries_BM=queries),
             options=options,
             settings=settings,
         )

@@ -283,9 +283,9 @@ def test_packed_documents_are_measured_apart(tiny_model):
     config, params = tiny_model
     lengths, tokens = (12, 12), np.random.default_rng(2).integers(0, 264, (1, 24))
     positions, segments = dense.ids(lengths)
-    given = measuring.Given(positions, segments)
+    inputs = measuring.Inputs(positions, segments)
     options, r = Options(block=8, bins=5), llama.own_rope(config)(24)
-    whole = measuring.measure(config, params, tokens, r, given=given, options=options)
+    whole = measuring.measure(config, params, tokens, r, inputs=inputs, options=options)
     start = 0
     for n in lengths:
         own = slice(start, start + n)
@@ -305,10 +305,10 @@ def test_memory_is_linear_in_length(tiny_model):
     config, params = tiny_model
     r, options = llama.own_rope(config)(64), Options(block=64, bins=14)
 
-    def peak(length, **given):
+    def peak(length, **inputs):
         tokens = np.zeros((1, length), np.int32)
         settings = llama.ForwardSettings(attention_block=64, mlp_chunk=256)
-        rows = measuring.lay_out(tokens, measuring.Given(**given), config, settings)
+        rows = measuring.lay_out(tokens, measuring.Inputs(**inputs), config, settings)
         lowered = measuring.of_layers.lower(
             params, r, rows, config=config, options=options, settings=settings
         )
@@ -337,7 +337,7 @@ def test_option_messages(change, message):
 
 
 @pytest.mark.parametrize(
-    "tokens, given, message",
+    "tokens, inputs, message",
     [
         (
             [[1.5]],
@@ -359,10 +359,10 @@ def test_option_messages(change, message):
         ([[1, 2]], dict(queries_BM=[[2]]), "analysis.queries must be places from 0 to 1, got 2 to"),
     ],
 )
-def test_messages(tiny_model, tokens, given, message):
+def test_messages(tiny_model, tokens, inputs, message):
     config, params = tiny_model
     with pytest.raises(InputError, match=message):
-        measuring.measure(config, params, np.array(tokens), None, given=measuring.Given(**given))
+        measuring.measure(config, params, np.array(tokens), None, inputs=measuring.Inputs(**inputs))
 
 
 def test_other_messages():

@@ -102,9 +102,9 @@ def test_without_a_measurement_the_remark_says_why():
 
 def test_evidence_has_the_interval_and_the_unit():
     one = Measured("gap", 0.25, 0.125, 0.5, "nats")
-    assert findings.said(one) == "gap +0.25 nats [+0.125, +0.5]"
-    assert findings.said(one._replace(low=NAN)) == "gap +0.25 nats, without an interval"
-    assert findings.said(one._replace(value=NAN)) == "gap: not defined"
+    assert findings.describe(one) == "gap +0.25 nats [+0.125, +0.5]"
+    assert findings.describe(one._replace(low=NAN)) == "gap +0.25 nats, without an interval"
+    assert findings.describe(one._replace(value=NAN)) == "gap: not defined"
     assert findings.above(one, 0.5)[1:4] == (-0.25, -0.375, 0.0)
 
 
@@ -129,7 +129,7 @@ def test_yarn_keeps_the_patterns_and_pi_does_not(pi, yarn, verdict):
         made = found({"base": 1.0, "none": 1.0, "pi": pi, "yarn": yarn})
     else:
         made = found({"base": 1.0, "none": 1.0, "pi": pi, "yarn": yarn})
-    assert claims.kept_within(made).verdict == verdict
+    assert claims.patterns_within(made).verdict == verdict
 
 
 @pytest.mark.parametrize(
@@ -146,7 +146,7 @@ def test_extensions_are_nearer_to_the_model_trained_longer(plain, pi, verdict):
 def test_patterns_beyond_are_compared_by_relative_distance():
     """A slope of a quarter at four times the length is the same pattern there."""
     slopes = {"base": 1.0, "none": 1.0, "pi": 0.25, "yarn": 0.26, "twin": 1.0}
-    result = claims.kept_beyond(found(slopes))
+    result = claims.patterns_beyond(found(slopes))
     assert result.verdict == HOLDS
     value = next(part.value for part, _ in result.parts if "pi" in part.what)
     js = numbers.against_base(found(slopes), "base", 16, "relative")

@@ -62,7 +62,7 @@ def found(slopes=None, *, answers=None, nll=None, name="", **changes):
         for label, values in (nll or {}).items()
         for n in (8, 16)
     ]
-    return numbers.Found(study(name, **changes), texts, told, {}, rows, None)
+    return numbers.Measurements(study(name, **changes), texts, told, {}, rows, None)
 
 
 def item(length, trial, right, entropy, **more):

@@ -1,12 +1,13 @@
-"""The paper's experiments on attention (arXiv 2406.13282) with a model of one's own.
+"""The paper's experiments on attention (arXiv 2406.13282) with a model of your own.
 
   python -m jaxrope.analyse --config=configs/attention_paper.py --workdir=runs/attention
 
-Each RoPE extension is trained on at the pre-trained length; then come perplexity against length
-(Figure 1), attention patterns (Figure 2, Table 1), retrieval with the attention entropy of every
-answer (Figure 4), a training at longer rows on equal tokens, retrieval heads, and a second model.
-findings.md says of each of the paper's findings whether it holds here; `python -m jaxrope.report`
-shows the workdir as a page. What is finished is kept: the same command goes on from there.
+Each RoPE extension is fine-tuned at the pre-trained length. Then the program measures perplexity
+against length (Figure 1), attention patterns (Figure 2, Table 1), retrieval with the attention
+entropy of every answer (Figure 4), training on longer rows with equal tokens, retrieval heads, and
+a second model. findings.md reports for each of the paper's findings whether it holds here;
+`python -m jaxrope.report` renders the workdir as a page. Finished stages and measurements are kept:
+run the same command again to resume.
 """
 
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(config, workdir, dry_run):
-    """Runs the experiments; jax is imported only once the command line is known to be right."""
+    """Runs the experiments; jax is imported only after the command line has been checked."""
     from jaxrope.analyse import program
 
     return program.run(config, workdir, dry_run)

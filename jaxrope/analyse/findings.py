@@ -1,9 +1,9 @@
 """What the paper found, and whether it holds here: numbers in, verdicts out.
 
-Every claim is that a number is above 0, such as how much nearer a pattern is. It holds if the whole
-95% interval is above the least difference that counts, and does not hold if the whole interval is
-below minus that; anything else is not decided. A claim about several settings holds if it does for
-all, and does not if it fails for one.
+Every claim states that a number, such as how much closer a pattern is, is above 0. It holds if the
+whole 95% interval is above the least difference that counts, and fails if the whole interval is
+below its negative; otherwise it is not decided. A claim about several settings holds if it holds
+for all of them, and fails if it fails for one.
 """
 
 import collections
@@ -25,7 +25,8 @@ class Measured(NamedTuple):
       what: in words.
       value, low, high: the number.
       unit: of it, or "".
-      least: a smaller difference is none, however sure: texts alone would make 1e-6 nats "hold".
+      least: a smaller difference does not count, however certain: with enough texts even 1e-6 nats
+        would "hold".
     """
 
     what: str
@@ -37,14 +38,14 @@ class Measured(NamedTuple):
 
 
 class Finding(NamedTuple):
-    """A claim and what became of it.
+    """A claim and its verdict.
 
     Attributes:
       name: short, such as "patterns-kept".
       claim: the paper's, in words.
       verdict: HOLDS, FAILS or OPEN.
       parts: (what was measured, its own verdict).
-      remark: what else must be known to read it, or "".
+      remark: what a reader must know besides, or "".
     """
 
     name: str
@@ -56,12 +57,14 @@ class Finding(NamedTuple):
     @property
     def evidence(self) -> str:
         """What was measured, in a sentence."""
-        told = "; ".join(said(part) for part, _ in self.parts) or "nothing could be measured"
-        return f"{told}.{f' {self.remark}' if self.remark else ''}"
+        measured = (
+            "; ".join(describe(part) for part, _ in self.parts) or "nothing could be measured"
+        )
+        return f"{measured}.{f' {self.remark}' if self.remark else ''}"
 
     @property
     def why(self) -> str:
-        """Why it is not decided, in few words; "" if it is."""
+        """Why it is not decided, in a few words; "" if it is."""
         if self.verdict != OPEN:
             return ""
         if not self.parts:
@@ -69,12 +72,12 @@ class Finding(NamedTuple):
         reasons = collections.Counter(_why(part) for part, verdict in self.parts if verdict == OPEN)
         count = len(self.parts)
         return "; ".join(
-            reason if count == 1 else f"{reason} ({some} of {count})"
-            for reason, some in reasons.items()
+            reason if count == 1 else f"{reason} ({num_parts} of {count})"
+            for reason, num_parts in reasons.items()
         )
 
     def plain(self) -> dict[str, Any]:
-        """Returns it as JSON has it."""
+        """Returns the finding as plain JSON values."""
         return {
             "name": self.name,
             "claim": self.claim,
@@ -90,7 +93,7 @@ class Finding(NamedTuple):
 
 
 def judge(measured: Measured) -> str:
-    """Returns the verdict on the claim that a number is above 0 by what counts."""
+    """Returns the verdict on the claim that a number exceeds 0 by its least difference."""
     if not all(map(math.isfinite, measured[1:4])):
         return OPEN
     least = measured.least
@@ -111,7 +114,7 @@ def _why(measured: Measured) -> str:
 
 def finding(name: str, claim: str, measured: Sequence[Measured], remark: str = "") -> Finding:
     """Returns the finding of a claim that all of `measured` are above 0."""
-    parts = tuple((one, judge(one)) for one in measured)
+    parts = tuple((number, judge(number)) for number in measured)
     verdicts = [verdict for _, verdict in parts]
     if FAILS in verdicts:
         verdict = FAILS
@@ -151,7 +154,7 @@ def above(measured: Measured, level: float) -> Measured:
     return measured._replace(value=value, low=low, high=high)
 
 
-def said(measured: Measured) -> str:
+def describe(measured: Measured) -> str:
     """Returns a number as text."""
     unit = f" {measured.unit}" if measured.unit else ""
     if not math.isfinite(measured.value):
@@ -174,9 +177,9 @@ def as_markdown(findings: Sequence[Finding], about: Mapping[str, str]) -> str:
     for title, text in about.items():
         lines += [f"**{title}.** {text}", ""]
     lines += ["| Finding | Here | Evidence (95% intervals) |", "|---|---|---|"]
-    for one in findings:
-        more = f": {one.why}" if one.why else ""
-        lines.append(f"| {one.claim} | **{one.verdict}**{more} | {one.evidence} |")
+    for finding in findings:
+        more = f": {finding.why}" if finding.why else ""
+        lines.append(f"| {finding.claim} | **{finding.verdict}**{more} | {finding.evidence} |")
     return "\n".join(lines) + "\n"
 
 

@@ -1,5 +1,5 @@
-"""What is measured of a subject: texts, answers, heads. Each function returns (what attention.json
-and the findings are made of, arrays); whoever calls it keeps both.
+"""Measurements of a subject: texts, answers, heads. Each function returns (record, arrays), from
+which attention.json and the findings are made; the caller stores both.
 
 Letters: W texts or trials, L layers, N heads, T tokens.
 """
@@ -24,25 +24,25 @@ from jaxrope.evaluate import EvalModel, scoring
 SINK_TOKENS = 64  # of a sample in which sinks are sought, as Gu et al. take (arXiv 2410.10781)
 FIRST_KEYS = 4
 
-Told = dict[str, Any]
+Record = dict[str, Any]
 Arrays = dict[str, np.ndarray]
 Tick = Callable[[int], None]
 
 
 @dataclasses.dataclass(frozen=True)
 class Material:
-    """What all subjects of a model are given.
+    """The texts and questions that all subjects of a model share.
 
     Attributes:
       study: the model and its settings.
       texts_WT: tokens of the longest texts, bos first.
-      asked: (task, length) -> questions.
+      questions: (task, length) -> questions.
       tokenizer: the model's.
     """
 
     study: Study
     texts_WT: np.ndarray
-    asked: dict[tuple[str, int], list[Question]]
+    questions: dict[tuple[str, int], list[Question]]
     tokenizer: data.Tokenizer
 
 
@@ -68,15 +68,15 @@ def prepare(study: Study) -> Material:
 
 
 def head_lengths(study: Study) -> dict[str, int]:
-    """Returns {label: tokens} of the subjects whose heads are looked at."""
+    """Returns {label: tokens} of the subjects whose heads are measured."""
     section, length = study.config.analysis, study.shape.original_len
-    found = {"base": length}
+    lengths = {"base": length}
     if section.heads.setting in section.settings and not study.name:
-        found[section.heads.setting] = round(section.heads.multiple * length)
-    return found if section.tasks else {}
+        lengths[section.heads.setting] = round(section.heads.multiple * length)
+    return lengths if section.tasks else {}
 
 
-def read_texts(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Arrays]:
+def read_texts(loaded: Loaded, material: Material, tick: Tick) -> tuple[Record, Arrays]:
     """Statistics and patterns of all texts at each length.
 
     Returns:
@@ -84,11 +84,11 @@ def read_texts(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Ar
       and "last-LENGTH" [L, N, T], the mean over texts.
     """
     section = material.study.config.analysis
-    told, arrays = {}, {}
+    statistics, arrays = {}, {}
     for length in material.study.lengths(section.patterns):
-        found = []
+        readings = []
         for tokens_T in material.texts_WT[:, :length]:
-            found.append(
+            readings.append(
                 texts.read(
                     loaded.config,
                     loaded.params,
@@ -99,18 +99,18 @@ def read_texts(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Ar
                 )
             )
             tick(length)
-        told[str(length)] = {
-            name: np.stack([text.statistics[name] for text in found]).tolist()
+        statistics[str(length)] = {
+            name: np.stack([text.statistics[name] for text in readings]).tolist()
             for name in texts.STATISTICS
         }
         for name in ("whole", "rest"):
-            arrays[f"{name}-{length}"] = np.stack([getattr(text, name) for text in found])
-        arrays[f"last-{length}"] = np.mean([text.last for text in found], axis=0)
-    return {"lengths": told}, {name: x.astype(np.float32) for name, x in arrays.items()}
+            arrays[f"{name}-{length}"] = np.stack([getattr(text, name) for text in readings])
+        arrays[f"last-{length}"] = np.mean([text.last for text in readings], axis=0)
+    return {"lengths": statistics}, {name: x.astype(np.float32) for name, x in arrays.items()}
 
 
-def read_answers(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Arrays]:
-    """Answers of all questions, and attention where they were written.
+def read_answers(loaded: Loaded, material: Material, tick: Tick) -> tuple[Record, Arrays]:
+    """Answers to all questions, and attention where they were written.
 
     Returns:
       {"items": a row for each question}, and "curves" [W, L, N, E] in the rows' order.
@@ -119,19 +119,19 @@ def read_answers(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, 
     rows, curves, entropies = [], [], []
     for task in config.analysis.tasks:
         for length in material.study.lengths(config.analysis.needles):
-            asked = material.asked[task, length]
+            questions = material.questions[task, length]
             written = subjects.answers(
                 loaded,
-                asked,
+                questions,
                 batch_tokens=config.eval.batch_tokens,
                 chunk=config.eval.chunk_tokens,
             )
-            tick(length * len(asked))
-            for question, tokens in zip(asked, written, strict=True):
-                found = _written(loaded, question, tokens, length)
-                rows.append(_row(task, length, question, tokens, found))
-                curves.append(found.curve)
-                entropies.append(found.heads["entropy"])
+            tick(length * len(questions))
+            for question, tokens in zip(questions, written, strict=True):
+                answer = _written(loaded, question, tokens, length)
+                rows.append(_row(task, length, question, tokens, answer))
+                curves.append(answer.curve)
+                entropies.append(answer.heads["entropy"])
                 tick(length)
     arrays = {"curves": np.stack(curves), "entropies": np.stack(entropies)}
     return {"items": rows}, {name: x.astype(np.float32) for name, x in arrays.items()}
@@ -151,7 +151,7 @@ def _written(loaded: Loaded, question: Question, tokens, length: int) -> answeri
     )
 
 
-def _row(task: str, length: int, question: Question, tokens, found: answering.Written) -> Told:
+def _row(task: str, length: int, question: Question, tokens, answer: answering.Written) -> Record:
     right = [a == b for a, b in zip(tokens, question.answer, strict=True)]
     return {
         "task": task,
@@ -160,14 +160,14 @@ def _row(task: str, length: int, question: Question, tokens, found: answering.Wr
         "trial": question.trial,
         "found": all(right),
         "digits": float(np.mean(right)),
-        "entropy_of_mean": found.entropy_of_mean,
-        "top_in_needle": float(found.top_in_needle.mean()),
-        **{name: found.mean(name) for name in answering.OF_HEADS},
+        "entropy_of_mean": answer.entropy_of_mean,
+        "top_in_needle": float(answer.top_in_needle.mean()),
+        **{name: answer.mean(name) for name in answering.OF_HEADS},
     }
 
 
-def read_heads(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Arrays]:
-    """What each head is for, and what masking the retrieval heads does.
+def read_heads(loaded: Loaded, material: Material, tick: Tick) -> tuple[Record, Arrays]:
+    """The scores of each head, and the effect of masking the retrieval heads.
 
     Returns:
       {"length", "accuracy", "maps": {name: [L, N]}, "retrieval_heads", "sink_heads", "causal": a
@@ -175,23 +175,25 @@ def read_heads(loaded: Loaded, material: Material, tick: Tick) -> tuple[Told, Ar
     """
     section = material.study.config.analysis
     length = head_lengths(material.study)[loaded.subject.label]
-    asked = [question for task in section.tasks for question in material.asked[task, length]]
-    trials = [heads.Trial(one.tokens, one.steps, one.span) for one in asked]
+    questions = [
+        question for task in section.tasks for question in material.questions[task, length]
+    ]
+    trials = [heads.Trial(question.tokens, question.steps, question.span) for question in questions]
     how = dict(settings=loaded.settings, tick=tick)
-    found = heads.retrieval(loaded.config, loaded.params, loaded.rope_fn, trials, **how)
-    knows = found.recall_W > 0.5
-    scores = found.mean() if knows.any() else np.zeros(found.scores_WLN.shape[1:])
-    maps = {"retrieval": scores, "needle_mass": found.mass_WLN.mean(axis=0)}
+    retrieval = heads.retrieval(loaded.config, loaded.params, loaded.rope_fn, trials, **how)
+    knows = retrieval.recall_W > 0.5
+    scores = retrieval.mean() if knows.any() else np.zeros(retrieval.scores_WLN.shape[1:])
+    maps = {"retrieval": scores, "needle_mass": retrieval.mass_WLN.mean(axis=0)}
     maps |= _positions(loaded, material.texts_WT, tick)
-    tested = _masked(loaded, material, asked, scores, tick) if knows.any() else []
+    tested = _masked(loaded, material, questions, scores, tick) if knows.any() else []
     return {
         "length": length,
         "trials": len(trials),
-        "accuracy": float(np.mean(found.recall_W == 1)),
+        "accuracy": float(np.mean(retrieval.recall_W == 1)),
         "maps": {name: np.asarray(values).tolist() for name, values in maps.items()},
         "retrieval_heads": heads.detect(scores, above=section.heads.above),
         "sink_heads": heads.detect(maps["sink_head"], above=0.5),
-        "causal": [one._asdict() for one in tested],
+        "causal": [effect._asdict() for effect in tested],
     }, {}
 
 
@@ -221,12 +223,12 @@ def _masses(loaded: Loaded, tokens_T):
 def _probe_masses(params, r, tokens_BT, *, config, settings):
     block = settings.attention_block
 
-    def probe_fn(seen):
+    def probe_fn(layer):
         placed = {
-            name: heads.positional_masses(seen, tokens_BT, name, block=block, exclude_first=True)
+            name: heads.positional_masses(layer, tokens_BT, name, block=block, exclude_first=True)
             for name in heads.PATTERNS
         }
-        return heads.first_masses(seen, first=FIRST_KEYS, block=block), placed
+        return heads.first_masses(layer, first=FIRST_KEYS, block=block), placed
 
     _, (first, placed) = llama.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings
@@ -234,12 +236,12 @@ def _probe_masses(params, r, tokens_BT, *, config, settings):
     return first, {name: jnp.stack(pair) for name, pair in placed.items()}
 
 
-def _masked(loaded: Loaded, material: Material, asked, scores, tick: Tick):
+def _masked(loaded: Loaded, material: Material, questions, scores, tick: Tick):
     config = material.study.config
     section = config.analysis.heads
-    rows = np.stack([np.append(one.tokens, one.tokens[:1]) for one in asked])
+    rows = np.stack([np.append(question.tokens, question.tokens[:1]) for question in questions])
 
-    def found_fn(params):
+    def answered_fn(params):
         model = EvalModel(
             loaded.config,
             params,
@@ -249,13 +251,13 @@ def _masked(loaded: Loaded, material: Material, asked, scores, tick: Tick):
             loaded.subject.label,
         )
         _, hit_WT = scoring.score(model, rows, batch_tokens=config.eval.batch_tokens, tick=tick)
-        steps = [np.array(one.steps) - 1 for one in asked]
+        steps = [np.array(question.steps) - 1 for question in questions]
         return [bool(hits[at].all()) for hits, at in zip(hit_WT, steps, strict=True)]
 
     return causal.mask_best(
         loaded.params,
         heads.ranked(scores),
-        found_fn,
+        answered_fn,
         sizes=section.sizes,
         num_draws=section.draws,
         num_samples=config.eval.bootstrap_samples,

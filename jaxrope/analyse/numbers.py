@@ -1,4 +1,4 @@
-"""From what was measured to rows: the lists of attention.json, and Table 1 of the paper.
+"""Turns measurements into rows: the lists of attention.json, and Table 1 of the paper.
 
 A sample of Table 1 is, as in the paper, one (text, layer, head): the Jensen-Shannon divergence of
 two settings' attention by distance, in nats, on the same text. Intervals resample texts or needles.
@@ -35,14 +35,14 @@ Row = dict[str, Any]
 
 
 @dataclasses.dataclass(frozen=True)
-class Found:
+class Measurements:
     """All that was measured of a model.
 
     Attributes:
       study: the model and its settings.
-      texts: label -> what measuring.read_texts gave.
-      answers: label -> what measuring.read_answers gave.
-      heads: label -> the first part of what measuring.read_heads gave.
+      texts: label -> the result of measuring.read_texts.
+      answers: label -> the result of measuring.read_answers.
+      heads: label -> the record of measuring.read_heads.
       evaluation: rows of the eval.json of perplexity.
       haystack: the row of Fu's needle, or None.
     """
@@ -62,7 +62,7 @@ class Found:
 
     @property
     def resamples(self) -> dict[str, int]:
-        """How intervals are made."""
+        """The arguments of the bootstrap."""
         config = self.study.config
         return {"num_samples": config.eval.bootstrap_samples, "seed": config.seed}
 
@@ -76,25 +76,27 @@ class Found:
 
     def items(self, label: str) -> list[Row]:
         """Returns the questions of a subject, each with the divergence of its pattern."""
-        told, arrays = self.answers[label]
+        record, arrays = self.answers[label]
         reference = self._trained_patterns()
         return [
             row | {"js": float(patterns.js(curve, reference[row["task"]]).mean())}
-            for row, curve in zip(told["items"], arrays["curves"], strict=True)
+            for row, curve in zip(record["items"], arrays["curves"], strict=True)
         ]
 
     def _trained_patterns(self) -> dict[str, np.ndarray]:
         """Returns {task: pattern of the pre-trained model at its own length}, [L, N, E]."""
-        told, arrays = self.answers[BASE]
-        own = self.study.shape.original_len
-        tasks = {row["task"] for row in told["items"]}
+        record, arrays = self.answers[BASE]
+        original_len = self.study.shape.original_len
+        tasks = {row["task"] for row in record["items"]}
         picked = {
             task: [
-                i for i, r in enumerate(told["items"]) if (r["task"], r["length"]) == (task, own)
+                i
+                for i, r in enumerate(record["items"])
+                if (r["task"], r["length"]) == (task, original_len)
             ]
             for task in tasks
         }
-        return {task: arrays["curves"][some].mean(axis=0) for task, some in picked.items()}
+        return {task: arrays["curves"][indices].mean(axis=0) for task, indices in picked.items()}
 
 
 def divergence(p_WLNS, q_WLNS) -> np.ndarray:
@@ -111,123 +113,129 @@ def viewed(curve_WLNS: np.ndarray, view: str, length: int, reference: int) -> np
     return patterns.interpolated(curve_WLNS, length / reference)
 
 
-def against_base(found: Found, label: str, length: int, view: str) -> np.ndarray:
+def against_base(measurements: Measurements, label: str, length: int, view: str) -> np.ndarray:
     """Returns the divergence of each text from the pre-trained model at half its length, [W]; the
     sink is left out."""
-    half = found.length(HALF)
-    reference = viewed(found.curves(BASE, half, "rest"), view, half, half)
-    return divergence(viewed(found.curves(label, length, "rest"), view, length, half), reference)
+    half = measurements.length(HALF)
+    reference = viewed(measurements.curves(BASE, half, "rest"), view, half, half)
+    return divergence(
+        viewed(measurements.curves(label, length, "rest"), view, length, half), reference
+    )
 
 
-def table1(found: Found, kind: str = "whole") -> list[Row]:
+def table1(measurements: Measurements, kind: str = "whole") -> list[Row]:
     """Returns the paper's Table 1: at half the trained length against the pre-trained model, at
     twice against the model that was trained at twice.
 
     Args:
-      found: of a model.
+      measurements: of a model.
       kind: "whole", or "rest": without the sink.
     """
-    made = []
+    rows = []
     for multiple, reference in ((HALF, BASE), (TWICE, TWIN)):
-        length = found.length(multiple)
-        of = found.curves(reference, length, kind)
-        for label in found.texts:
+        length = measurements.length(multiple)
+        reference_curves = measurements.curves(reference, length, kind)
+        for label in measurements.texts:
             if label == reference:
                 continue
-            own = found.curves(label, length, kind)
-            js_WLN = patterns.js(own, of)
+            curves = measurements.curves(label, length, kind)
+            js_WLN = patterns.js(curves, reference_curves)
             js_W = js_WLN.mean(axis=(1, 2))
-            told = mean_of("js", js_W, **found.resamples)
-            made.append(
+            mean = mean_of("js", js_W, **measurements.resamples)
+            rows.append(
                 {
                     "label": label,
                     "length": length,
                     "reference": f"{reference} at {length:,}",
                     "kind": "same length" if kind == "whole" else "same length, without the sink",
-                    "js": told.value,
-                    "low": told.low,
-                    "high": told.high,
+                    "js": mean.value,
+                    "low": mean.low,
+                    "high": mean.high,
                     "root_js": float(np.sqrt(js_WLN).mean()),
-                    "js_of_mean": patterns.similarity(own.mean(0), of.mean(0)).js_of_mean,
+                    "js_of_mean": patterns.similarity(
+                        curves.mean(0), reference_curves.mean(0)
+                    ).js_of_mean,
                     "samples": int(js_WLN.size),
                 }
             )
-    return made
+    return rows
 
 
-def similarities(found: Found) -> list[Row]:
+def similarities(measurements: Measurements) -> list[Row]:
     """Returns Table 1 in both kinds, and every setting and length against the pre-trained model at
     half its length in each view."""
-    half = found.length(HALF)
-    made = [*table1(found), *table1(found, "rest")]
+    half = measurements.length(HALF)
+    rows = [*table1(measurements), *table1(measurements, "rest")]
     for view in VIEWS:
-        for label in found.texts:
-            for length in found.study.lengths(found.study.config.analysis.patterns):
+        for label in measurements.texts:
+            for length in measurements.study.lengths(measurements.study.config.analysis.patterns):
                 if (label, length) == (BASE, half) or length < half:
                     continue
-                js_W = against_base(found, label, length, view)
-                told = mean_of("js", js_W, **found.resamples)
-                made.append(
+                js_W = against_base(measurements, label, length, view)
+                mean = mean_of("js", js_W, **measurements.resamples)
+                rows.append(
                     {
                         "label": label,
                         "length": length,
                         "reference": f"{BASE} at {half:,}",
                         "kind": f"{view}, without the sink",
-                        "js": told.value,
-                        "low": told.low,
-                        "high": told.high,
+                        "js": mean.value,
+                        "low": mean.low,
+                        "high": mean.high,
                         "root_js": float(np.sqrt(js_W).mean()),
                     }
                 )
-    return made
+    return rows
 
 
-def shown(found: Found) -> list[str]:
-    """Returns the labels that figures have: all but settings before their training."""
-    hidden = {untrained(name) for name in found.texts}
-    return [name for name in found.texts if name not in hidden]
+def figure_labels(measurements: Measurements) -> list[str]:
+    """Returns the labels shown in figures: all but settings before their training."""
+    hidden = {untrained(name) for name in measurements.texts}
+    return [name for name in measurements.texts if name not in hidden]
 
 
-def statistic_rows(found: Found) -> list[Row]:
+def statistic_rows(measurements: Measurements) -> list[Row]:
     """Returns statistics of texts against length, and of answers."""
-    made = []
-    for label in shown(found):
-        told, _ = found.texts[label]
-        for length, named in told["lengths"].items():
+    rows = []
+    for label in figure_labels(measurements):
+        record, _ = measurements.texts[label]
+        for length, named in record["lengths"].items():
             for name, values_WLN in named.items():
                 values_W = np.mean(values_WLN, axis=(1, 2))
-                made.append(_statistic(found, label, int(length), name, values_W))
-    for label in found.answers:
-        items = found.items(label)
+                rows.append(_statistic(measurements, label, int(length), name, values_W))
+    for label in measurements.answers:
+        items = measurements.items(label)
         for length in sorted({row["length"] for row in items}):
-            own = [row for row in items if row["length"] == length]
+            at_length = [row for row in items if row["length"] == length]
             for name in OF_ANSWERS:
-                values = [row[name] for row in own]
-                made.append(_statistic(found, label, length, f"{name} at the answer", values))
-    return made
+                values = [row[name] for row in at_length]
+                rows.append(
+                    _statistic(measurements, label, length, f"{name} at the answer", values)
+                )
+    return rows
 
 
-def _statistic(found: Found, label: str, length: int, name: str, values) -> Row:
-    told = mean_of(name, values, **found.resamples)
+def _statistic(measurements: Measurements, label: str, length: int, name: str, values) -> Row:
+    mean = mean_of(name, values, **measurements.resamples)
     where = {"label": label, "length": length, "name": name}
-    return where | {"value": told.value, "low": told.low, "high": told.high}
+    return where | {"value": mean.value, "low": mean.low, "high": mean.high}
 
 
-def curve_rows(found: Found) -> list[Row]:
+def curve_rows(measurements: Measurements) -> list[Row]:
     """Returns patterns by distance, in bins of 1, 1, 2, 4, ... tokens, each head's too where the
     paper's figure has them; and by the place of the key, for the last query."""
-    figure = {found.length(multiple) for multiple in (HALF, TWICE)}
-    made = []
-    for label in shown(found):
-        for length in found.study.lengths(found.study.config.analysis.patterns):
+    figure = {measurements.length(multiple) for multiple in (HALF, TWICE)}
+    rows = []
+    for label in figure_labels(measurements):
+        for length in measurements.study.lengths(measurements.study.config.analysis.patterns):
             edges = _edges(length)
-            curve_LNS = found.curves(label, length).mean(axis=0)
+            curve_LNS = measurements.curves(label, length).mean(axis=0)
             row = _curve(label, length, "distance", curve_LNS, edges)
-            made.append(row if length in figure else {k: v for k, v in row.items() if k != "heads"})
-            last_LNS = found.texts[label][1][f"last-{length}"]
+            rows.append(row if length in figure else {k: v for k, v in row.items() if k != "heads"})
+            last_LNS = measurements.texts[label][1][f"last-{length}"]
             row = _curve(label, length, "key", last_LNS, edges)
-            made.append({k: v for k, v in row.items() if k != "heads"})
-    return made
+            rows.append({k: v for k, v in row.items() if k != "heads"})
+    return rows
 
 
 def _edges(length: int) -> list[int]:
@@ -247,45 +255,47 @@ def _curve(label: str, length: int, axis: str, curve_LNS, edges: list[int]) -> R
     }
 
 
-def map_rows(found: Found) -> list[Row]:
-    """Returns maps of layers and heads: what heads are for, and entropy and divergence at twice the
+def map_rows(measurements: Measurements) -> list[Row]:
+    """Returns maps of layers and heads: head scores, and entropy and divergence at twice the
     trained length."""
-    made = []
-    for label, told in found.heads.items():
-        for name, values in told["maps"].items():
-            row = {"label": label, "length": told["length"], "name": name, "values_LN": values}
-            made.append(row)
-    twice = found.length(TWICE)
-    for label, (told, _) in found.texts.items():
-        if label not in (BASE, *found.settings):
+    rows = []
+    for label, record in measurements.heads.items():
+        for name, values in record["maps"].items():
+            row = {"label": label, "length": record["length"], "name": name, "values_LN": values}
+            rows.append(row)
+    twice = measurements.length(TWICE)
+    for label, (record, _) in measurements.texts.items():
+        if label not in (BASE, *measurements.settings):
             continue
         where = {"label": label, "length": twice}
-        entropy = np.mean(told["lengths"][str(twice)]["entropy"], axis=0)
-        js = patterns.js(found.curves(label, twice), found.curves(TWIN, twice)).mean(axis=0)
+        entropy = np.mean(record["lengths"][str(twice)]["entropy"], axis=0)
+        js = patterns.js(measurements.curves(label, twice), measurements.curves(TWIN, twice)).mean(
+            axis=0
+        )
         for name, values in (("entropy", entropy), ("js", js)):
-            made.append(where | {"name": name, "values_LN": values.tolist()})
-    return made
+            rows.append(where | {"name": name, "values_LN": values.tolist()})
+    return rows
 
 
-def needle_rows(found: Found) -> list[Row]:
+def needle_rows(measurements: Measurements) -> list[Row]:
     """Returns cells of length and depth: share found, and mean entropy, both ways."""
-    depths = found.study.config.analysis.depths
-    made = []
-    for label in found.answers:
+    depths = measurements.study.config.analysis.depths
+    rows = []
+    for label in measurements.answers:
         cells: dict[tuple, list[Row]] = {}
-        for row in found.items(label):
+        for row in measurements.items(label):
             cell = min(int(row["depth"] * depths), depths - 1)
             key = needle_label(label, row["task"]), row["length"], (cell + 0.5) / depths
             cells.setdefault(key, []).append(row)
-        for (name, length, depth), some in cells.items():
+        for (name, length, depth), cell_rows in cells.items():
             means = {
-                key: float(np.mean([row[key] for row in some]))
+                key: float(np.mean([row[key] for row in cell_rows]))
                 for key in ("entropy", "entropy_of_mean", "normalised_entropy", "needle_mass")
             }
-            score = float(np.mean([row["found"] for row in some]))
+            score = float(np.mean([row["found"] for row in cell_rows]))
             cell = {"label": name, "length": length, "depth": depth, "score": score}
-            made.append(cell | means | {"trials": len(some)})
-    return made
+            rows.append(cell | means | {"trials": len(cell_rows)})
+    return rows
 
 
 def needle_label(label: str, task: str) -> str:
@@ -293,9 +303,11 @@ def needle_label(label: str, task: str) -> str:
     return f"{label}, {task}"
 
 
-def predictions(found: Found, labels: Sequence[str]) -> dict[str, prediction.Prediction]:
+def predictions(
+    measurements: Measurements, labels: Sequence[str]
+) -> dict[str, prediction.Prediction]:
     """Returns how well each number tells failures from successes, over the answers of `labels`."""
-    items = [row | {"label": label} for label in labels for row in found.items(label)]
+    items = [row | {"label": label} for label in labels for row in measurements.items(label)]
     if not items:
         return {}
     return prediction.judge(
@@ -303,46 +315,50 @@ def predictions(found: Found, labels: Sequence[str]) -> dict[str, prediction.Pre
         [not row["found"] for row in items],
         [row["length"] for row in items],
         [f"{row['task']} {row['trial']}" for row in items],
-        **found.resamples,
+        **measurements.resamples,
     )
 
 
 def prediction_rows(predicted: Mapping[str, prediction.Prediction]) -> list[Row]:
     """Returns the rows of attention.json; a number that is not defined is left out."""
-    made = []
-    for name, one in predicted.items():
-        if np.isfinite(one.auroc.value):
-            bounds = {k: _known(getattr(one.auroc, k)) for k in ("low", "high")}
-            partial = _known(one.partial.value)
-            made.append({"name": name, "auroc": one.auroc.value, "partial": partial} | bounds)
-    return made
+    rows = []
+    for name, performance in predicted.items():
+        if np.isfinite(performance.auroc.value):
+            bounds = {k: _finite_or_none(getattr(performance.auroc, k)) for k in ("low", "high")}
+            partial = _finite_or_none(performance.partial.value)
+            rows.append(
+                {"name": name, "auroc": performance.auroc.value, "partial": partial} | bounds
+            )
+    return rows
 
 
-def _known(value: float) -> float | None:
+def _finite_or_none(value: float) -> float | None:
     return float(value) if np.isfinite(value) else None
 
 
-def accuracy(found: Found, label: str, lengths=None) -> list[bool]:
+def accuracy(measurements: Measurements, label: str, lengths=None) -> list[bool]:
     """Returns whether each question of a subject was answered, at these lengths or at all."""
-    return [r["found"] for r in found.items(label) if lengths is None or r["length"] in lengths]
+    return [
+        r["found"] for r in measurements.items(label) if lengths is None or r["length"] in lengths
+    ]
 
 
-def is_at_floor(found: Found) -> bool:
+def is_at_floor(measurements: Measurements) -> bool:
     """Returns whether the pre-trained model cannot retrieve inside its own window: the lower end of
     Wilson's interval of its share is not above FLOOR."""
-    right = accuracy(found, BASE, {found.study.shape.original_len})
+    right = accuracy(measurements, BASE, {measurements.study.shape.original_len})
     return not right or statistics.wilson_interval(sum(right), len(right))[0] <= FLOOR
 
 
-def window_nll(found: Found, label: str, length: int) -> np.ndarray:
+def window_nll(measurements: Measurements, label: str, length: int) -> np.ndarray:
     """Returns the loss of each window of text, nats a token, [W]."""
-    for row in found.evaluation:
+    for row in measurements.evaluation:
         if (row["suite"], row["label"], row["length"]) == ("perplexity", label, length):
             return np.array(row["items"]["window_nll"])
     raise KeyError(f"no perplexity of {label} at {length}")
 
 
 def causal_effect(row: Row) -> Measured:
-    """Returns what the best heads cost beyond as many others."""
+    """Returns what masking the best heads costs beyond masking as many others."""
     words = f"share lost by masking the best {row['num_heads']} beyond as many others"
     return Measured(words, row["effect"], row["low"], row["high"])

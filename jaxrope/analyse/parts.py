@@ -1,10 +1,10 @@
-"""The measurements one after another, each kept in a file when it is finished: the same command
-goes on after the last of them.
+"""Runs the measurements one after another and stores each in a file when it is finished: the same
+command resumes after the last of them.
 
 workdir/measured/NAME.json has {"format", "digest", "seconds", "tokens", "told"}, NAME.npz its
-arrays; NAME is "texts-base", "answers-second_pi", .... The digest is of all that a measurement
-depends on, the stages that made its subject included; one with another digest is made anew.
-record.jsonl has a line for each that was made.
+arrays; NAME is "texts-base", "answers-second_pi", .... The digest covers everything that a
+measurement depends on, including the stages that trained its subject; a measurement whose digest
+differs is repeated. record.jsonl has a line for each measurement that was run.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope.analyse import measuring, subjects
-from jaxrope.analyse.measuring import Arrays, Material, Told
+from jaxrope.analyse.measuring import Arrays, Material, Record
 from jaxrope.analyse.plan import BASE, Study, Subject
 from jaxrope.evaluate import program, scoring
 from jaxrope.shell.progress import Progress, duration
@@ -60,17 +60,17 @@ class Part:
 
 
 def all_of(study: Study) -> list[Part]:
-    """Returns the measurements of a model: untrained settings have their texts alone."""
-    asked = [s for s in study.subjects if s.is_trained or s.label == BASE]
-    found = [Part("texts", study, subject) for subject in study.subjects]
+    """Returns the measurements of a model; of untrained settings only the texts are measured."""
+    with_questions = [s for s in study.subjects if s.is_trained or s.label == BASE]
+    parts = [Part("texts", study, subject) for subject in study.subjects]
     if study.config.analysis.tasks:
-        found += [Part("answers", study, subject) for subject in asked]
-    looked = measuring.head_lengths(study)
-    return found + [Part("heads", study, s) for s in asked if s.label in looked]
+        parts += [Part("answers", study, subject) for subject in with_questions]
+    head_lengths = measuring.head_lengths(study)
+    return parts + [Part("heads", study, s) for s in with_questions if s.label in head_lengths]
 
 
 def run(parts: Sequence[Part], materials: dict[str, Material], workdir: Path) -> None:
-    """Makes all measurements that are not there.
+    """Runs all measurements that are not stored yet.
 
     Args:
       parts: in order.
@@ -88,8 +88,8 @@ def run(parts: Sequence[Part], materials: dict[str, Material], workdir: Path) ->
             progress.update(done, part=part.name)
 
 
-def read(part: Part, workdir: Path) -> tuple[Told, Arrays] | None:
-    """Returns what was measured, or None: it was not, or of something else."""
+def read(part: Part, workdir: Path) -> tuple[Record, Arrays] | None:
+    """Returns a stored measurement, or None if there is none with the current digest."""
     path = workdir / FOLDER / f"{part.name}.json"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,12 +105,19 @@ def digest(part: Part, workdir: Path) -> str:
     """Returns a digest of what a measurement depends on."""
     config = part.study.config
     section = config.analysis.to_dict()
-    asked = {key: section[key] for key in _OF_ANALYSIS[part.kind]}
+    analysis = {key: section[key] for key in _OF_ANALYSIS[part.kind]}
     evaluated = {key: config.eval[key] for key in _OF_EVALUATION}
     read = [config.data[key] for key in ("eval_files", "tokenizer", "text_field")]
-    told = [asked, evaluated, read, config.seed, config.original_len, config.forward.compute_dtype]
-    made = [_made_from(path, workdir) for path in (part.subject.model, part.subject.rope)]
-    text = json.dumps([part.kind, part.study.title, told, made], sort_keys=True, default=list)
+    settings = [
+        analysis,
+        evaluated,
+        read,
+        config.seed,
+        config.original_len,
+        config.forward.compute_dtype,
+    ]
+    stages = [_origin(path, workdir) for path in (part.subject.model, part.subject.rope)]
+    text = json.dumps([part.kind, part.study.title, settings, stages], sort_keys=True, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
@@ -130,14 +137,14 @@ _OF_EVALUATION = (
 )
 
 
-def _made_from(path: str, workdir: Path) -> str:
-    """Returns what the stage says of itself that a path is in; of another path, the path."""
+def _origin(path: str, workdir: Path) -> str:
+    """Returns the record of the stage that a path belongs to, or the path if it is no stage's."""
     if not path.startswith("{"):
         return path
     stage = workdir / path[1 : path.index("}")] / "stage.json"
-    said = json.loads(stage.read_text(encoding="utf-8"))
-    kept = {key: said[key] for key in ("kind", "config", "made_from", "finished")}
-    return json.dumps(kept, sort_keys=True)
+    record = json.loads(stage.read_text(encoding="utf-8"))
+    origin = {key: record[key] for key in ("kind", "config", "made_from", "finished")}
+    return json.dumps(origin, sort_keys=True)
 
 
 def _make(part: Part, material: Material, workdir: Path, progress: Progress, before: int) -> None:
@@ -149,14 +156,19 @@ def _make(part: Part, material: Material, workdir: Path, progress: Progress, bef
         progress.update(min(before + count, before + part.tokens()), part=part.name)
 
     loaded = subjects.load(part.study, part.subject, workdir)
-    told, arrays = KINDS[part.kind](loaded, material, tick)
+    record, arrays = KINDS[part.kind](loaded, material, tick)
     del loaded
     gc.collect()
     seconds = round(time.monotonic() - began, 3)
     path = workdir / FOLDER / f"{part.name}.json"
     program.write_arrays(path.with_suffix(".npz"), arrays)
-    said = {"format": FORMAT, "digest": digest(part, workdir), "seconds": seconds, "tokens": count}
-    files.write_json_atomic(path, said | {"told": told})
+    content = {
+        "format": FORMAT,
+        "digest": digest(part, workdir),
+        "seconds": seconds,
+        "tokens": count,
+    }
+    files.write_json_atomic(path, content | {"told": record})
     line = {"part": part.name, "seconds": seconds, "tokens": count}
     files.append_jsonl(workdir / "record.jsonl", line, durable=True)
     progress.write(f"{part.name}: {count:,} tokens in {duration(seconds)}")
@@ -177,8 +189,8 @@ def _answer_tokens(study: Study, subject: Subject) -> int:
 def _head_tokens(study: Study, subject: Subject) -> int:
     section, length = study.config.analysis, measuring.head_lengths(study)[subject.label]
     masked = 1 + len(section.heads.sizes) * (1 + section.heads.draws)
-    own = study.shape.original_len
-    texts = section.sequences * (own + min(measuring.SINK_TOKENS, own))
+    original_len = study.shape.original_len
+    texts = section.sequences * (original_len + min(measuring.SINK_TOKENS, original_len))
     count = section.trials * len(section.tasks)
     rows = scoring.batch_rows(count, length, study.config.eval.batch_tokens)
     filled = -(-count // rows) * rows  # the last batch is filled up

@@ -1,7 +1,7 @@
-"""What is trained, what is measured of it and at which lengths: `config.analysis`, checked.
+"""What is trained, what is measured, and at which lengths: reads and checks `config.analysis`.
 
-Everything is a multiple of the length that a model was pre-trained at, so that one config serves
-models of several lengths. The paper takes twice and half of it (8,192 and 2,048 of 4,096).
+All lengths are multiples of the pre-trained length, so that one config serves models of several
+lengths. The paper uses twice and half of it (8,192 and 2,048 for 4,096).
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ BASE, TWIN, LONGER = "base", "twin", "longer"
 PERPLEXITY = "perplexity"  # the stage that measures it
 TASKS = ("passkey", "needle")
 
-# setting -> (config.analysis, shape) -> the constants of its rope; that of SEARCHED is found
+# setting -> (config.analysis, shape) -> the constants of its rope; SEARCHED has those of the search
 ROPES: dict[str, Callable[[Any, llama.LlamaConfig], dict]] = {
     PLAIN: lambda section, shape: dict(method="none"),
     "pi": lambda section, shape: dict(method="pi", factor=section.factor),
@@ -35,7 +35,7 @@ ROPES: dict[str, Callable[[Any, llama.LlamaConfig], dict]] = {
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A model with a rope that is looked at.
+    """A model with a rope, to be measured.
 
     Attributes:
       label: its name in tables and figures.
@@ -60,10 +60,10 @@ class Study:
 
     Attributes:
       name: "" of the first model, else a prefix of its stages.
-      config: of the program, with what differs for this model.
+      config: of the program, with the changes for this model.
       shape: of the pre-trained model.
       stages: for config.recipe.
-      subjects: what is looked at; the first is the pre-trained model itself.
+      subjects: what is measured; the first is the pre-trained model itself.
     """
 
     name: str
@@ -95,7 +95,7 @@ def make(config) -> list[Study]:
     section = config.analysis
     studies = [_study(config, "", section.settings)]
     if section.second:
-        studies.append(_study(_changed(config), "second_", section.second_settings))
+        studies.append(_study(_second_config(config), "second_", section.second_settings))
     return studies
 
 
@@ -121,27 +121,27 @@ def _study(config, name: str, settings: Sequence[str]) -> Study:
     )
 
 
-def _changed(config) -> ConfigDict:
+def _second_config(config) -> ConfigDict:
     """Returns the config of the second model."""
-    made = config.copy_and_resolve_references()
+    second_config = config.copy_and_resolve_references()
     for pair in config.analysis.second:
         if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
             raise InputError(
                 f'analysis.second must hold pairs like ("model.path", "DIR"), got {pair!r}. In a '
                 "tuple of one pair the comma after it is easily lost."
             )
-        experiment.assign(made, *pair, setting="analysis.second")
-    return made.lock()
+        experiment.assign(second_config, *pair, setting="analysis.second")
+    return second_config.lock()
 
 
 def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
-    """Returns the stages that make the subjects, all but the twin on equal tokens."""
+    """Returns the stages that train the subjects, all but the twin on equal tokens."""
     section, length = config.analysis, shape.original_len
     longest = round(section.factor * length)
-    common = (*_own(config, name), ("target_len", longest), ("eval.suites", ()))
-    made = []
+    common = (*_second_changes(config, name), ("target_len", longest), ("eval.suites", ()))
+    stages = []
     if SEARCHED in settings:
-        made.append((f"{name}search", "search", common))
+        stages.append((f"{name}search", "search", common))
 
     def train(stage: str, rope: dict, multiple: int, steps: int):
         rows = config.train.batch_size // multiple
@@ -152,7 +152,7 @@ def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[s
             ("train.steps", steps),
             ("train.accumulation", min(config.train.accumulation, rows)),
         )
-        made.append((name + stage, "train", (*common, *changes)))
+        stages.append((name + stage, "train", (*common, *changes)))
 
     def rope_of(setting: str) -> dict:
         if setting == SEARCHED:
@@ -164,18 +164,18 @@ def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[s
     train(TWIN, rope_of(PLAIN), round(TWICE), section.twin_steps)
     if section.longer_setting in settings:
         train(LONGER, rope_of(section.longer_setting), section.longer, config.train.steps)
-    return tuple(made)
+    return tuple(stages)
 
 
-def _own(config, name: str) -> tuple:
-    """Returns what differs for all stages of a model."""
+def _second_changes(config, name: str) -> tuple:
+    """Returns the changes of config that all stages of the second model share."""
     return tuple(map(tuple, config.analysis.second)) if name else ()
 
 
 def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
     """Returns the stages that measure perplexity, and Fu's needle inside the window."""
     section, length = config.analysis, shape.original_len
-    own = _own(config, name)
+    common = _second_changes(config, name)
     labels = tuple(
         (subject.label, subject.model, subject.rope or "model")
         for subject in _subjects(config, name, shape, settings)[1:]
@@ -189,37 +189,37 @@ def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence
         ("eval.checkpoints", labels),
         ("eval.baseline", BASE),
     )
-    made = [(f"{name}{PERPLEXITY}", "evaluate", (*own, *measured))]
+    stages = [(f"{name}{PERPLEXITY}", "evaluate", (*common, *measured))]
     if section.haystack:
-        asked = (("eval.suites", ("niah",)), ("eval.lengths", (length,)), ("eval.label", BASE))
-        made.append((f"{name}haystack", "evaluate", (*own, *asked)))
-    return tuple(made)
+        haystack = (("eval.suites", ("niah",)), ("eval.lengths", (length,)), ("eval.label", BASE))
+        stages.append((f"{name}haystack", "evaluate", (*common, *haystack)))
+    return tuple(stages)
 
 
 def _subjects(config, name: str, shape: llama.LlamaConfig, settings) -> tuple[Subject, ...]:
     section, length, path = config.analysis, shape.original_len, config.model.path
-    found = [Subject(BASE, path, "", length, PLAIN, False)]
+    subjects = [Subject(BASE, path, "", length, PLAIN, False)]
     for setting in settings:
-        found.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
+        subjects.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
     if section.untrained:
         for setting in settings:
             if setting != PLAIN:
                 at = f"{{{name}{setting}}}/rope.json"
-                found.append(Subject(untrained(setting), path, at, length, setting, False))
+                subjects.append(Subject(untrained(setting), path, at, length, setting, False))
     at_twin, twice = f"{{{name}{TWIN}}}", round(TWICE * length)
-    found.append(Subject(TWIN, at_twin, "", twice, PLAIN, True))
+    subjects.append(Subject(TWIN, at_twin, "", twice, PLAIN, True))
     if section.longer_setting in settings:
         longer = section.longer * length
         at, rope = f"{{{name}{LONGER}}}", section.longer_setting
-        found.append(Subject(f"{rope}, trained longer", at, "", longer, rope, True))
-    return tuple(found)
+        subjects.append(Subject(f"{rope}, trained longer", at, "", longer, rope, True))
+    return tuple(subjects)
 
 
 def _check(config, shape: llama.LlamaConfig, settings: Sequence[str]) -> None:
     section = config.analysis
-    known = dict.fromkeys((*ROPES, SEARCHED))
+    choices = dict.fromkeys((*ROPES, SEARCHED))
     for setting in settings:
-        choose("analysis.settings", setting, known)
+        choose("analysis.settings", setting, choices)
     if PLAIN not in settings or len(set(settings)) != len(settings):
         raise InputError(
             f"analysis.settings must have '{PLAIN}', which the others are compared with, and each "

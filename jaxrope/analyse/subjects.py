@@ -1,8 +1,8 @@
-"""A subject in memory: the model, its rope, and the questions that it is asked.
+"""A subject in memory: the model, its rope, and its questions.
 
-Retrieval is asked as the suites "passkey" and "needle" do, with their documents, but answered by
-greedy generation, as the paper does: where an answer is wrong, its uncertainty is that of what the
-model wrote. The needles' words are held out; documents are the same for all subjects of a model.
+Retrieval uses the documents of the suites "passkey" and "needle", but answers by greedy generation,
+as in the paper: the uncertainty of a wrong answer is that of the tokens the model wrote. The
+needles' words are held out; documents are the same for all subjects of a model.
 
 Letters: T tokens.
 """
@@ -26,10 +26,10 @@ from jaxrope.mesh import sharding
 
 @dataclasses.dataclass(frozen=True)
 class Loaded:
-    """A subject, ready to be asked; all of it on one device.
+    """A subject in memory, on one device.
 
     Attributes:
-      subject: which.
+      subject: the subject.
       config: its shape, with the length it was pre-trained at.
       params: its parameters.
       rope_fn: its rope by length.
@@ -44,10 +44,10 @@ class Loaded:
 
 
 class Question(NamedTuple):
-    """A prompt, and what is to be written.
+    """A prompt and its answer.
 
     Attributes:
-      tokens: int32 [T], prompt and answer, exactly the length asked for.
+      tokens: int32 [T], prompt and answer, exactly the requested length.
       steps: places of the answer's tokens, the last ones.
       span: (begin, end) of the needle's number.
       depth: share of the text before the needle.
@@ -67,7 +67,7 @@ class Question(NamedTuple):
 
     @property
     def answer(self) -> list[int]:
-        """The tokens that are right."""
+        """The correct tokens."""
         return self.tokens[list(self.steps)].tolist()
 
 
@@ -80,25 +80,25 @@ def load(study: Study, subject: Subject, workdir: Path) -> Loaded:
     """Returns a subject; its stages have been run.
 
     Raises:
-      InputError: its folder or its rope is not what it should be.
+      InputError: its folder or its rope is not valid.
     """
     config = study.config.copy_and_resolve_references()
     with config.unlocked():
         config.model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
-    found = setup.load_model(config)
+    model = setup.load_model(config)
     return Loaded(
         subject,
-        found.config,
-        jax.device_put(found.params, jax.devices()[0]),
-        _rope_of(subject, found, workdir),
-        one_device(study.config, found.config),
+        model.config,
+        jax.device_put(model.params, jax.devices()[0]),
+        _rope_of(subject, model, workdir),
+        one_device(study.config, model.config),
     )
 
 
-def _rope_of(subject: Subject, found: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+def _rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
     if not subject.rope:
-        return found.rope_fn
-    shape = found.config
+        return model.rope_fn
+    shape = model.config
     geometry = dict(head_dim=shape.head_dim, rotary_dim=shape.rotary_dim, theta=shape.theta)
     return rope.load(place(subject.rope, workdir), **geometry, num_layers=shape.num_layers)
 
@@ -116,8 +116,8 @@ def text_and_tokenizer(study: Study) -> tuple[data.TokenDocuments, data.Tokenize
       InputError: there is none.
     """
     config = study.config
-    found = setup.load_model(config, weights=False)
-    tokenizer, _ = setup.tokenizer(config, found.tokenizer_dir, study.shape.vocab_size)
+    model = setup.load_model(config, weights=False)
+    tokenizer, _ = setup.tokenizer(config, model.tokenizer_dir, study.shape.vocab_size)
     files, setting = config.data.eval_files, "data.eval_files"
     return setup.documents(config, files, tokenizer, setting=setting), tokenizer
 
@@ -154,21 +154,21 @@ def questions(study: Study, documents, tokenizer, task: str, length: int) -> lis
 
 
 def _pass_keys(model: EvalModel, bench, length: int) -> list[Question]:
-    found = []
+    questions = []
     for i, trial in enumerate(passkey.make_trials(model, bench, length)):
         steps = tuple(length + at for at in trial.answer)
         span = _span(trial.tokens, steps)
-        found.append(Question(trial.tokens, steps, span, trial.depth, i))
-    return found
+        questions.append(Question(trial.tokens, steps, span, trial.depth, i))
+    return questions
 
 
 def _needles(model: EvalModel, bench, length: int) -> list[Question]:
-    made = needle.make_trials(model, bench, length)
-    found = []
-    for i, document in enumerate(made[bench.needle_keys[0]]):
+    documents = needle.make_trials(model, bench, length)
+    questions = []
+    for i, document in enumerate(documents[bench.needle_keys[0]]):
         trial = heads.number_trial(model.tokenizer, document)
-        found.append(Question(trial.tokens, trial.steps, trial.span, document.depths[0], i))
-    return found
+        questions.append(Question(trial.tokens, trial.steps, trial.span, document.depths[0], i))
+    return questions
 
 
 # task -> (model, bench, length) -> its questions
@@ -177,39 +177,41 @@ ASK = {"passkey": _pass_keys, "needle": _needles}
 
 def _span(tokens: np.ndarray, steps: Sequence[int]) -> tuple[int, int]:
     """Returns (begin, end) from the first to the last place of the answer in the prompt: the line
-    of the pass key says it twice."""
+    of the pass key repeats it."""
     answer = tokens[list(steps)]
     views = np.lib.stride_tricks.sliding_window_view(tokens[: steps[0]], len(answer))
     places = np.flatnonzero(np.all(views == answer, axis=1))
     if not len(places):
         raise InputError(
-            "analysis.tasks: the tokens of a pass key are others in its line than in its answer. "
-            "Leave 'passkey' out, for a tokenizer that does not part digits."
+            "analysis.tasks: the pass key has other tokens in its line than in its answer. Leave "
+            "'passkey' out with a tokenizer that does not split digits."
         )
     return int(places[0]), int(places[-1]) + len(answer)
 
 
 def answers(
-    loaded: Loaded, asked: Sequence[Question], *, batch_tokens: int, chunk: int
+    loaded: Loaded, questions: Sequence[Question], *, batch_tokens: int, chunk: int
 ) -> list[list[int]]:
     """Returns the tokens that the model writes, greedily, as many as the right answer has.
 
     Args:
       loaded: the model.
-      asked: questions of one length.
+      questions: questions of one length.
       batch_tokens: tokens in the cache of a batch, at most.
-      chunk: tokens of a prompt that are read at one time.
+      chunk: tokens of a prompt that are processed at a time.
     """
     model = generate.Model(loaded.config, loaded.params, loaded.rope_fn, loaded.settings)
-    rows = scoring.batch_rows(len(asked), len(asked[0].tokens), batch_tokens)
+    rows = scoring.batch_rows(len(questions), len(questions[0].tokens), batch_tokens)
     written: list[list[int]] = []
-    for start in range(0, len(asked), rows):
-        part = list(asked[start : start + rows])
-        full = part + part[-1:] * (rows - len(part))  # another number of rows compiles again
+    for start in range(0, len(questions), rows):
+        batch = list(questions[start : start + rows])
+        full = batch + batch[-1:] * (rows - len(batch))  # another number of rows compiles again
         options = generate.Options(
-            max_new_tokens=max(len(one.steps) for one in full), policy="fixed", chunk=chunk
+            max_new_tokens=max(len(question.steps) for question in full),
+            policy="fixed",
+            chunk=chunk,
         )
-        new = generate.generate(model, [one.prompt for one in full], options)
-        some = zip(part, new, strict=False)
-        written += [tokens[: len(one.steps)] for one, tokens in some]
+        new = generate.generate(model, [question.prompt for question in full], options)
+        pairs = zip(batch, new, strict=False)
+        written += [tokens[: len(question.steps)] for question, tokens in pairs]
     return written

@@ -1,9 +1,10 @@
-"""What attention does where an answer is written: the paper's uncertainty (arXiv 2406.13282,
-Algorithm 1) and what may tell failures from successes beside it.
+"""Attention where an answer is written: the paper's uncertainty (arXiv 2406.13282, Algorithm 1) and
+other statistics that may predict failure.
 
-The model has written its answer; one forward pass over prompt and answer then has the attention of
-every step, at the token before. The paper does not say how heads and layers are put together. Here
-is both: the mean of their entropies, and the entropy of their mean, which is never less (Jensen).
+Once the model has written its answer, one forward pass over prompt and answer has the attention of
+every step, at the token before it. The paper does not state how heads and layers are combined. Both
+ways are computed: the mean of their entropies, and the entropy of their mean, which is never less
+(Jensen).
 
 Letters: B batch of 1, T length, M steps of the answer, N heads, L layers, E bins of distance.
 """
@@ -22,12 +23,12 @@ from jaxrope.errors import InputError
 
 SINK = 1  # first keys that `non_sink_entropy` and the curve leave out
 
-# what is said of each layer and head, a mean over the steps
+# statistics of each layer and head, means over the steps
 OF_HEADS = ("entropy", "normalised_entropy", "non_sink_entropy", "needle_mass", "sink")
 
 
 class Written(NamedTuple):
-    """Of one answer, numpy float64, means over its steps.
+    """Attention of one answer, numpy float64, means over its steps.
 
     Attributes:
       heads: name of OF_HEADS -> [L, N]; entropies in nats, masses are shares.
@@ -63,7 +64,7 @@ def read(
     span: tuple[int, int],
     settings: llama.ForwardSettings,
 ) -> Written:
-    """Returns what attention does at the steps of an answer; the model is on one device.
+    """Returns the attention at the steps of an answer; the model is on one device.
 
     Args:
       config, params, r: the model and its rope.
@@ -124,8 +125,8 @@ def _probe(params, r, arrays, *, config, settings, shape):
         mean_BS = jnp.mean(row.weights_BNS, axis=1)
         return heads, mean_BS, rows.by_distance(rest, bins), rows.top_key(row)
 
-    def probe_fn(seen: llama.Seen):
-        return rows.over_rows(seen, picks_BT, count, row_fn)
+    def probe_fn(layer: llama.Seen):
+        return rows.over_rows(layer, picks_BT, count, row_fn)
 
     _, (heads, mean_LBMS, curve, top) = llama.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings

@@ -1,8 +1,8 @@
-"""How queries and keys are walked block by block: what every pass over attention shares.
+"""The walk over blocks of queries and keys that every pass over attention shares.
 
-A block of keys that no query of the block may see is passed over; what fills up the last blocks
-sees nothing and is not seen. What is known of each query goes in and comes out, so that a walk may
-go on where another one, over other keys, has ended.
+A block of keys that no query of the block may see is skipped; padding at the end neither sees
+nor is seen. The carry of each query goes in and comes out, so that a walk may continue where
+another one, over other keys, has ended.
 
 Letters: B batch, T queries, S keys, N heads, K kv heads, G = N // K, H head dim, n blocks, C block
 of queries, X block of keys.
@@ -16,13 +16,13 @@ import jax.numpy as jnp
 from jaxrope.attention.masks import Mask, any_allowed, pad
 
 
-def walk(visit: Callable[..., tuple], known, pairs, mask: Mask, block: int):
+def walk(visit: Callable[..., tuple], start, pairs, mask: Mask, block: int):
     """Returns (rows, totals) after every pair of blocks.
 
     Args:
       visit: ((rows, totals), queries, keys, mask), each of a block, gives (rows, totals).
-      known: (rows, totals): a pytree of what is known of each query, leaves [..., T], and one of
-        what is known of all queries together.
+      start: (rows, totals): the carry of each query, a pytree of leaves [..., T], and one of all
+        queries together.
       pairs: (queries, keys): pytrees with leaves [B, T, ...] and [B, S, ...].
       mask: of these queries and keys; B rows of ids.
       block: tokens of a block, at most.
@@ -30,7 +30,7 @@ def walk(visit: Callable[..., tuple], known, pairs, mask: Mask, block: int):
     q_len, kv_len = mask.q_positions_BT.shape[1], mask.kv_positions_BS.shape[1]
     q_block, kv_block = min(block, q_len), min(block, kv_len)
     q_more, kv_more = -q_len % q_block, -kv_len % kv_block
-    (rows, totals), (queries, keys) = known, pairs
+    (rows, totals), (queries, keys) = start, pairs
     # tied to the queries: else the masks of all pairs of blocks could be kept from layer to layer
     queries, mask = jax.lax.optimization_barrier((queries, mask))
     mask = pad(mask, q_more, kv_more)
@@ -45,12 +45,14 @@ def walk(visit: Callable[..., tuple], known, pairs, mask: Mask, block: int):
 
         def over_keys(carry, of_keys):
             key, kv_part = of_keys
-            own = Mask(q_part[0], kv_part[0], q_part[1], kv_part[1], mask.causal, mask.window)
+            block_mask = Mask(
+                q_part[0], kv_part[0], q_part[1], kv_part[1], mask.causal, mask.window
+            )
 
             def look(carry):
-                return visit(carry, query, key, own)
+                return visit(carry, query, key, block_mask)
 
-            return jax.lax.cond(any_allowed(own), look, lambda carry: carry, carry), None
+            return jax.lax.cond(any_allowed(block_mask), look, lambda carry: carry, carry), None
 
         (row, totals), _ = jax.lax.scan(over_keys, (row, totals), keys)
         return totals, row
@@ -95,20 +97,20 @@ def by_head(x: jax.Array, num_heads: int) -> jax.Array:
 def cut(tree, block: int):
     """Cuts leaves [B, length, ...] into [n, B, block, ...]; block divides length."""
 
-    def one(x):
+    def cut_leaf(x):
         blocks = x.reshape(x.shape[0], x.shape[1] // block, block, *x.shape[2:])
         return jnp.moveaxis(blocks, 1, 0)
 
-    return jax.tree.map(one, tree)
+    return jax.tree.map(cut_leaf, tree)
 
 
 def _filled_up(tree, tokens: int):
     """Adds zeros to the end of axis 1."""
 
-    def one(x):
+    def pad_leaf(x):
         return jnp.pad(x, [(0, tokens if axis == 1 else 0) for axis in range(x.ndim)])
 
-    return jax.tree.map(one, tree) if tokens else tree
+    return jax.tree.map(pad_leaf, tree) if tokens else tree
 
 
 def _cut_last(x, tokens: int, block: int):

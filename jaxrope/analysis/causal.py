@@ -1,8 +1,9 @@
-"""Do retrieval heads cause retrieval? Mask the best k, and k that were drawn, and ask again (Wu et
+"""Do retrieval heads cause retrieval? Mask the best k, and k random others, and test again (Wu et
 al., arXiv 2404.15574, section 4).
 
-What is asked is the caller's: a function of the parameters that says of each trial whether it was
-answered, such as the suite "needle". Trials are the same for all, so that differences are paired.
+The caller supplies the test: a function of the parameters that returns for each trial whether it
+was answered, such as the suite "needle". The trials are always the same, so that differences are
+paired.
 
 Letters: L layers, N heads, W trials, J draws.
 """
@@ -17,7 +18,7 @@ from jaxrope.errors import InputError
 
 
 class Causal(NamedTuple):
-    """What masking k heads does.
+    """The effect of masking k heads.
 
     Attributes:
       num_heads: k.
@@ -44,21 +45,21 @@ class Causal(NamedTuple):
 def mask_best(
     params: dict,
     ranking: Sequence[Head],
-    found_fn: Callable[[dict], Sequence[bool]],
+    answered_fn: Callable[[dict], Sequence[bool]],
     *,
     sizes: Sequence[int],
     num_draws: int,
     num_samples: int,
     seed: int,
 ) -> list[Causal]:
-    """Returns what masking does, for each number of heads.
+    """Returns the effect of masking, for each number of heads.
 
     Args:
       params: of llama.
       ranking: all heads, the best first (heads.ranked).
-      found_fn: parameters -> whether each trial was answered, always of the same trials; called
+      answered_fn: parameters -> whether each trial was answered, always of the same trials; called
         once, and 1 + num_draws times for each size.
-      sizes: how many heads are masked; those drawn are none of the best of that size.
+      sizes: how many heads are masked; random heads are drawn from outside the best of that size.
       num_draws: sets of heads that are drawn.
       num_samples: resamples of an interval.
       seed: of draws and resamples. A draw for a size is part of that for a larger one where the
@@ -69,7 +70,7 @@ def mask_best(
     """
     total = len(ranking)
     _check(total, sizes, num_draws=num_draws, num_samples=num_samples)
-    whole_W = np.asarray(found_fn(params), np.float64)
+    whole_W = np.asarray(answered_fn(params), np.float64)
     rng = np.random.default_rng(seed)
     orders = [rng.permutation(total) for _ in range(num_draws)]
     tested = []
@@ -77,7 +78,8 @@ def mask_best(
         best = tuple(ranking[:size])
         drawn = [[ranking[i] for i in order if i >= size][:size] for order in orders]
         top_W, *random_JW = (
-            np.asarray(found_fn(without_heads(params, some)), np.float64) for some in (best, *drawn)
+            np.asarray(answered_fn(without_heads(params, masked)), np.float64)
+            for masked in (best, *drawn)
         )
         random_JW = np.stack(random_JW)
         low, high = _interval(random_JW - top_W, num_samples, seed)

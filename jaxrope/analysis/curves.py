@@ -1,5 +1,5 @@
-"""Attention by distance, token by token or in bins of equal width: a second pass, for which the
-log-sum-exp of every query is known.
+"""Attention by distance, token by token or in bins of equal width: a second pass, which needs
+the log-sum-exp of every query.
 
 Mass is summed over queries, and so are the pairs that could have any: their quotient is the mean
 probability of a key at that distance over the queries that see one (a mean over all queries would
@@ -77,7 +77,7 @@ def curve(
 
     Args:
       q_BTNH, k_BSKH, mask: as for streaming.statistics.
-      lse_BTN: log-sum-exp of the logits, which the first pass found (Stats.lse).
+      lse_BTN: log-sum-exp of the logits, from the first pass (Stats.lse).
       options: block, scale and spread are used; spread, the sums are over the queries of all.
       bins: of distance.
 
@@ -91,8 +91,8 @@ def curve(
     if most >= _MOST_PAIRS:
         raise ValueError(
             f"analysis.bins.width: {bins.width} distances in a bin with {q_BTNH.shape[1] * ways} "
-            f"queries may be {most} pairs, and they are counted to {_MOST_PAIRS}. Take narrower "
-            "bins, or fewer queries."
+            f"queries may be {most} pairs, and they are counted to {_MOST_PAIRS}. Take "
+            "narrower bins, or fewer queries."
         )
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     start = Curve(
@@ -100,24 +100,26 @@ def curve(
         jnp.zeros((q_BTNH.shape[0], bins.count), jnp.int32),
     )
 
-    def visit(carry, queries, k_BXKH, own):
-        seen_BCX = allowed(own)
+    def visit(carry, queries, k_BXKH, block_mask):
+        seen_BCX = allowed(block_mask)
         if not bins.sink:
-            seen_BCX &= own.kv_positions_BS[:, None] != 0
+            seen_BCX &= block_mask.kv_positions_BS[:, None] != 0
         q_BCNH, lse_BCN = queries
         logits = blocks.logits(q_BCNH, k_BXKH, options.scale)
         batch, _, _, q_len, kv_len = logits.shape
         logits_BNCX = logits.reshape(batch, num_heads, q_len, kv_len)
         p_BNCX = jnp.exp(logits_BNCX - lse_BCN.swapaxes(1, 2)[..., None])
         p_BNCX = jnp.where(seen_BCX[:, None], p_BNCX, 0)
-        return None, Curve(*map(jnp.add, carry[1], _by_distance(p_BNCX, seen_BCX, own, bins)))
+        return None, Curve(
+            *map(jnp.add, carry[1], _by_distance(p_BNCX, seen_BCX, block_mask, bins))
+        )
 
-    def step(found, k_BSKH, mask):
+    def step(sums, k_BSKH, mask):
         pairs = (q_BTNH, lse_BTN), k_BSKH
-        return blocks.walk(visit, (None, found), pairs, mask, options.block)[1]
+        return blocks.walk(visit, (None, sums), pairs, mask, options.block)[1]
 
-    found = spread.WAYS[options.spread](step, start, k_BSKH, mask)
-    return found if options.spread == "alone" else jax.lax.psum(found, AXIS)
+    sums = spread.WAYS[options.spread](step, start, k_BSKH, mask)
+    return sums if options.spread == "alone" else jax.lax.psum(sums, AXIS)
 
 
 def _by_distance(p_BNCX, seen_BCX, mask: Mask, bins: Bins) -> Curve:

@@ -80,11 +80,11 @@ def kl_between(
     zeros = jnp.zeros(rows, dtype)
     start = (Side(jnp.full(rows, MASKED, dtype), zeros, zeros, zeros),) * 2
 
-    def visit(carry, queries, keys, own):
-        seen = allowed(own)[:, None, None]
+    def visit(carry, queries, keys, block_mask):
+        visible = allowed(block_mask)[:, None, None]
         pairs = zip(queries, keys, strict=True)
         s, t = (blocks.logits(q, k, options.scale) for q, k in pairs)
-        sides = _side(s, t, seen), _side(t, s, seen)
+        sides = _side(s, t, visible), _side(t, s, visible)
         return tuple(merge(x, y) for x, y in zip(carry[0], sides, strict=True)), None
 
     def step(sides, keys, mask):
@@ -92,31 +92,31 @@ def kl_between(
 
     first, second = spread.WAYS[options.spread](step, start, keys, mask)
     (entropy, lse), (second_entropy, second_lse) = (_entropy_and_lse(x) for x in (first, second))
-    found = Divergence(
+    divergence = Divergence(
         _share(first.w, first.l) - lse + second_lse,
         _share(second.w, second.l) - second_lse + lse,
         entropy,
         second_entropy,
     )
-    return Divergence(*(blocks.by_head(x, num_heads) for x in found))
+    return Divergence(*(blocks.by_head(x, num_heads) for x in divergence))
 
 
-def merge(one: Side, other: Side) -> Side:
+def merge(first: Side, second: Side) -> Side:
     """Returns the sums over the keys of both, which are disjoint."""
-    m = jnp.maximum(one.m, other.m)
+    m = jnp.maximum(first.m, second.m)
 
     def moved(x):
         by = x.m - m  # -1e30 where nothing was seen; l and u are 0 there
         share = jnp.exp(by)
         return share * x.l, share * (x.u + by * x.l), share * x.w
 
-    return Side(m, *(a + b for a, b in zip(moved(one), moved(other), strict=True)))
+    return Side(m, *(a + b for a, b in zip(moved(first), moved(second), strict=True)))
 
 
-def _side(s, t, seen) -> Side:
-    m = jnp.max(jnp.where(seen, s, MASKED), axis=-1)
-    z = jnp.where(seen & (s != m[..., None]), s - m[..., None], 0)
-    e = jnp.where(seen, jnp.exp(z), 0)
+def _side(s, t, visible) -> Side:
+    m = jnp.max(jnp.where(visible, s, MASKED), axis=-1)
+    z = jnp.where(visible & (s != m[..., None]), s - m[..., None], 0)
+    e = jnp.where(visible, jnp.exp(z), 0)
     return Side(m, *(jnp.sum(x, axis=-1) for x in (e, e * z, e * (s - t))))
 
 

@@ -81,7 +81,7 @@ def entropy_terms(
     """
     num_pairs, mask = r.factors_R.shape[-1], mask.of_batch(len(q_BTNH))
     q, k = _turned(q_BTNH, k_BSKH, r, mask)
-    scale, found = q.shape[-1] ** -0.5, sweep.level(q, k, mask, block=block)
+    scale, level = q.shape[-1] ** -0.5, sweep.level(q, k, mask, block=block)
 
     def visit(carry, part):
         p, centred = part.weights_BKGCX, part.centred_BKGCX
@@ -93,12 +93,12 @@ def entropy_terms(
 
     start = sweep.zeros(q, k), *[sweep.zeros(q, k, q.shape[-1])] * 3
     moved = _moved(r, mask.q_positions_BT), _moved(r, mask.kv_positions_BS)
-    sums = sweep.second_look((q, k, mask), found, visit, start, block=block, extra=moved)
+    sums = sweep.second_look((q, k, mask), level, visit, start, block=block, extra=moved)
     variance, p_keys, w_keys, moved_keys = (blocks.by_head(x, q.shape[2]) for x in sums)
     slope_R = (rope.inv_freq(r) / r.factors_R).astype(q.dtype)
     return EntropyTerms(
-        entropy_BTN=found.entropy,
-        lse_BTN=found.lse,
+        entropy_BTN=level.entropy,
+        lse_BTN=level.lse,
         expected_BTNQ=scale * _sum_pairs(q * p_keys, num_pairs),
         temperature_BTN=-variance,
         gain_BTNQ=-scale * _sum_pairs(q * w_keys, num_pairs),
@@ -147,10 +147,10 @@ def logit_rows(
     centre_B1KH = jnp.mean(k, axis=1, keepdims=True)  # large means would cancel in the squares
     keys_BT, distance_BT = _mean_distance(q, k, mask, block)
     sums = _moments((q, k - centre_B1KH, mask), distance_BT, num_pairs, block)
-    some_BTNQ = jnp.maximum(keys_BT, 1.0)[..., None, None]
+    divisor_BTNQ = jnp.maximum(keys_BT, 1.0)[..., None, None]
     centre = scale * _sum_pairs(q * _every_head(centre_B1KH, num_heads), num_pairs)
-    mean = scale * _sum_pairs(q * sums["k"], num_pairs) / some_BTNQ
-    squares = scale**2 * _quadratic(q, sums, num_pairs) - some_BTNQ * mean**2
+    mean = scale * _sum_pairs(q * sums["k"], num_pairs) / divisor_BTNQ
+    squares = scale**2 * _quadratic(q, sums, num_pairs) - divisor_BTNQ * mean**2
 
     def spread(x_BT):
         return jnp.broadcast_to(x_BT[..., None], q.shape[:-1])
@@ -182,7 +182,7 @@ class Usage(NamedTuple):
 
 
 def usage(rows: LogitRows) -> Usage:
-    """Returns what `logit_rows` found of each query, put together for each head."""
+    """Returns the moments of `logit_rows`, combined over queries for each head."""
     rows = LogitRows(*(np.asarray(x, np.float64) for x in rows))
     keys = rows.keys_BTN[..., None]
     distance, distance_squares = rows.distance_BTN[..., None], rows.distance_squares_BTN[..., None]
@@ -235,11 +235,11 @@ def _every_head(x_BTKH, num_heads: int) -> jax.Array:
 def _mean_distance(q, k, mask: masks.Mask, block: int) -> tuple[jax.Array, jax.Array]:
     """(how many keys each query sees, their mean distance), [B, T]."""
 
-    def visit(carry, _, __, own):
+    def visit(carry, _, __, block_mask):
         keys, total = carry[0]
-        seen = masks.allowed(own).astype(keys.dtype)
-        off = seen * blocks.steps_back(own).astype(keys.dtype)
-        return (keys + jnp.sum(seen, axis=-1), total + jnp.sum(off, axis=-1)), None
+        visible = masks.allowed(block_mask).astype(keys.dtype)
+        off = visible * blocks.steps_back(block_mask).astype(keys.dtype)
+        return (keys + jnp.sum(visible, axis=-1), total + jnp.sum(off, axis=-1)), None
 
     none = jnp.zeros(q.shape[:2], q.dtype)
     (keys, total), _ = blocks.walk(
@@ -257,21 +257,21 @@ def _moments(arrays, distance_BT, num_pairs: int, block: int) -> dict[str, jax.A
     dtype, num_heads, dim = q.dtype, q.shape[2], k.shape[3]
     has_rest = dim > 2 * num_pairs
 
-    def visit(carry, query, k_BXKH, own):
+    def visit(carry, query, k_BXKH, block_mask):
         rest_BCNH, distance_BC = query
-        seen = masks.allowed(own).astype(dtype)
-        off = seen * (blocks.steps_back(own).astype(dtype) - distance_BC[..., None])
+        visible = masks.allowed(block_mask).astype(dtype)
+        off = visible * (blocks.steps_back(block_mask).astype(dtype) - distance_BC[..., None])
         a, b, rest = jnp.split(k_BXKH, (num_pairs, 2 * num_pairs), axis=-1)
-        found = {
-            name: sweep.dot("BCX,BXKY->YBKC", seen, x)[..., None, :]
+        block_sums = {
+            name: sweep.dot("BCX,BXKY->YBKC", visible, x)[..., None, :]
             for name, x in {"k": k_BXKH, "aa": a * a, "ab": a * b, "bb": b * b}.items()
         }
-        found["off"] = sweep.dot("BCX,BXKY->YBKC", off, k_BXKH)[..., None, :]
+        block_sums["off"] = sweep.dot("BCX,BXKY->YBKC", off, k_BXKH)[..., None, :]
         if has_rest:
             terms = blocks.logits(rest_BCNH, rest, 1.0)
-            found["rest"] = jnp.sum(seen[:, None, None] * terms**2, axis=-1)
-        found["distance"] = jnp.sum(off * off, axis=-1)
-        return jax.tree.map(jnp.add, carry[0], found), None
+            block_sums["rest"] = jnp.sum(visible[:, None, None] * terms**2, axis=-1)
+        block_sums["distance"] = jnp.sum(off * off, axis=-1)
+        return jax.tree.map(jnp.add, carry[0], block_sums), None
 
     widths = {"k": dim, "off": dim, "aa": num_pairs, "ab": num_pairs, "bb": num_pairs}
     of_keys = q[:, :, : k.shape[2]]  # one query head for each kv head
@@ -281,10 +281,10 @@ def _moments(arrays, distance_BT, num_pairs: int, block: int) -> dict[str, jax.A
         start["rest"] = sweep.zeros(q, k)
     pairs = (q[..., 2 * num_pairs :], distance_BT), k
     sums, _ = blocks.walk(visit, (start, None), pairs, mask, block)
-    found = {n: _every_head(blocks.by_head(sums[n], k.shape[2]), num_heads) for n in widths}
+    totals = {n: _every_head(blocks.by_head(sums[n], k.shape[2]), num_heads) for n in widths}
     if has_rest:
-        found["rest"] = blocks.by_head(sums["rest"], num_heads)
-    return found | {"distance": sums["distance"]}
+        totals["rest"] = blocks.by_head(sums["rest"], num_heads)
+    return totals | {"distance": sums["distance"]}
 
 
 def _quadratic(q_BTNH, sums, num_pairs: int) -> jax.Array:

@@ -1,6 +1,5 @@
-"""What heads are for: those that fetch what was asked for (Wu et al., arXiv 2404.15574), those that
-sink (Gu et al., arXiv 2410.10781), and those that look at a place (previous token, duplicate,
-induction; arXiv 2209.11895).
+"""Kinds of heads: retrieval heads (Wu et al., arXiv 2404.15574), attention sinks (Gu et al., arXiv
+2410.10781), and positional heads (previous token, duplicate, induction; arXiv 2209.11895).
 
 A retrieval head puts its greatest weight on the token of the needle that the model writes next. All
 steps of an answer are read in one forward pass: attention at the token before is that of decoding.
@@ -40,7 +39,7 @@ class Trial(NamedTuple):
 
 
 class Retrieval(NamedTuple):
-    """What each head did in each trial.
+    """The scores of each head in each trial.
 
     Attributes:
       scores_WLN: hits / length of the needle, 0 to 1; see `hits`.
@@ -68,28 +67,28 @@ class Retrieval(NamedTuple):
         return self.scores_WLN[counted].mean(axis=0)
 
 
-def number_trial(tokenizer: Any, document: Any, asked: int = 0) -> Trial:
+def number_trial(tokenizer: Any, document: Any, question: int = 0) -> Trial:
     """Returns a needle document as a trial: what is copied are the digits of the number.
 
     Args:
       tokenizer: of the document.
       document: data.needles.NeedleDocument.
-      asked: which of its questions; what comes behind the answer is cut off.
+      question: which of its questions; tokens after the answer are cut off.
 
     Raises:
       InputError: none of the needle's tokens has digits alone.
     """
-    begin, end = document.spans[asked]
+    begin, end = document.spans[question]
     digits = [
         i for i in range(begin, end) if tokenizer.decode([document.tokens[i]]).strip().isdigit()
     ]
     if not digits:
         raise InputError(
             f"heads.number_trial: of the tokens {begin} to {end - 1}, where the number "
-            f"{document.numbers[asked]} stands, none has digits alone. Take a tokenizer that "
-            "parts digits from letters."
+            f"{document.numbers[question]} stands, none has digits alone. Take a tokenizer that "
+            "splits digits from letters."
         )
-    steps = document.answers[asked]
+    steps = document.answers[question]
     return Trial(document.tokens[: steps[-1] + 1], tuple(steps), (digits[0], digits[-1] + 1))
 
 
@@ -138,7 +137,7 @@ def retrieval(
     settings: llama.ForwardSettings,
     tick: Callable[[int], None] = lambda tokens: None,
 ) -> Retrieval:
-    """Returns what heads do at the steps of each answer; one forward pass for a trial.
+    """Returns the scores of heads at the steps of each answer; one forward pass for each trial.
 
     Trials of equal length and number of steps share a compiled program.
 
@@ -146,7 +145,7 @@ def retrieval(
       config, params, settings: the model, on one device.
       rope_fn: gives the rope for a length.
       trials: at least one.
-      tick: is told the tokens of each trial when it is done.
+      tick: called with the number of tokens of each trial when it is done.
 
     Raises:
       InputError: a step or a span lies outside its document.
@@ -163,8 +162,8 @@ def retrieval(
         top, mass, written = _probe_answer(
             params, rope_fn(length), arrays, config=config, settings=settings, count=len(steps)
         )
-        found = hits(np.asarray(top)[:, 0], trial.tokens, steps, trial.span)
-        scores.append(found / (trial.span[1] - trial.span[0]))
+        num_hits = hits(np.asarray(top)[:, 0], trial.tokens, steps, trial.span)
+        scores.append(num_hits / (trial.span[1] - trial.span[0]))
         masses.append(np.asarray(mass, np.float64)[:, 0].mean(axis=1))
         recalls.append(np.mean(np.asarray(written)[0] == trial.tokens[steps]))
         tick(length)
@@ -177,11 +176,11 @@ def _probe_answer(params, r, arrays, *, config, settings, count):
     queries."""
     tokens_BT, picks_BT, needle_BT = arrays
 
-    def probe_fn(seen):
+    def probe_fn(layer):
         def row_fn(row):
             return rows.top_key(row), rows.mass(row, needle_BT)
 
-        return rows.over_rows(seen, picks_BT, count, row_fn)
+        return rows.over_rows(layer, picks_BT, count, row_fn)
 
     x_BTD, (top, mass) = llama.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings
@@ -219,31 +218,31 @@ def ranked(scores_LN) -> list[Head]:
     return [tuple(map(int, np.unravel_index(i, scores_LN.shape))) for i in order]
 
 
-def first_masses(seen: llama.Seen, *, first: int, block: int) -> jax.Array:
+def first_masses(layer: llama.Seen, *, first: int, block: int) -> jax.Array:
     """Returns the mass of each of the first keys of a row over all its queries, [B, N, E].
 
     Args:
-      seen: a layer, as `llama.probe` shows it; one document in each row.
+      layer: a layer, as `llama.probe` shows it; one document in each row.
       first: E.
       block: tokens in a block.
     """
-    arrays = _rotated(seen)
+    arrays = _rotated(layer)
     places = jnp.arange(first)[None, None]
 
     def visit(mass, part):
         is_key = (part.mask.kv_positions_BS[:, :, None] == places).astype(mass.dtype)
         return mass + sweep.dot("BKGCX,BXE->EBKGC", part.weights_BKGCX, is_key)
 
-    found, start = sweep.level(*arrays, block=block), sweep.zeros(*arrays[:2], first)
-    mass = sweep.second_look(arrays, found, visit, start, block=block)
+    level, start = sweep.level(*arrays, block=block), sweep.zeros(*arrays[:2], first)
+    mass = sweep.second_look(arrays, level, visit, start, block=block)
     return jnp.sum(blocks.by_head(mass, arrays[0].shape[2]), axis=1)
 
 
-def _rotated(seen: llama.Seen):
+def _rotated(layer: llama.Seen):
     """(q, k, mask) of a layer as attention reads them, float32 or wider."""
-    q, k = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
+    q, k = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     dtype = jnp.promote_types(q.dtype, jnp.float32)
-    return q.astype(dtype), k.astype(dtype), seen.mask.of_batch(len(q))
+    return q.astype(dtype), k.astype(dtype), layer.mask.of_batch(len(q))
 
 
 def sink_scores(masses, length: int, *, above: float = 0.3) -> np.ndarray:
@@ -286,7 +285,7 @@ PATTERNS = {
 
 
 def positional_masses(
-    seen: llama.Seen,
+    layer: llama.Seen,
     tokens_BT: jax.Array,
     pattern: str,
     *,
@@ -300,7 +299,7 @@ def positional_masses(
     place; here nothing is changed). Pool both over rows before dividing.
 
     Args:
-      seen: a layer, as `llama.probe` shows it.
+      layer: a layer, as `llama.probe` shows it.
       tokens_BT: what was read.
       pattern: a name in PATTERNS. An induction head looks at the token after an earlier one like
         the query's.
@@ -312,7 +311,7 @@ def positional_masses(
       InputError: an unknown pattern.
     """
     looks_fn = choose("heads.pattern", pattern, PATTERNS)
-    arrays = _rotated(seen)
+    arrays = _rotated(layer)
     before_BT = jnp.pad(tokens_BT, ((0, 0), (1, 0)))[:, :-1]
 
     def visit(carry, part):
@@ -326,8 +325,8 @@ def positional_masses(
         return jax.tree.map(jnp.add, carry, tuple(sums))
 
     extra = tokens_BT, {"token": tokens_BT, "previous": before_BT}
-    found, start = sweep.level(*arrays, block=block), (sweep.zeros(*arrays[:2]),) * 2
-    masses = sweep.second_look(arrays, found, visit, start, block=block, extra=extra)
+    level, start = sweep.level(*arrays, block=block), (sweep.zeros(*arrays[:2]),) * 2
+    masses = sweep.second_look(arrays, level, visit, start, block=block, extra=extra)
     return tuple(jnp.sum(blocks.by_head(x, arrays[0].shape[2]), axis=1) for x in masses)
 
 

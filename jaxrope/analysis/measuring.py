@@ -1,9 +1,9 @@
 """Statistics of every layer of a model on given tokens, on one device or over a mesh.
 
-The forward pass runs as ever, in blocks; beside it every layer's queries and keys are read once
+The forward pass runs as usual, in blocks; beside it every layer's queries and keys are read once
 (`llama.probe`). Memory is linear in length: the statistics themselves, and a layer's activations.
-A few queries may be asked for alone; then all their keys are still seen, and memory and time are
-those of the forward pass.
+If only some queries are measured, they still see all their keys, and memory and time are those of
+the forward pass.
 
 Letters: B batch, T length, N heads, K kv heads, H head dim, L layers, M chosen queries, Z sets.
 """
@@ -29,14 +29,14 @@ _CONTEXT = "context"
 _WITHOUT_HEADS = ("visible", "bin_pairs")
 
 
-class Given(NamedTuple):
-    """What belongs to the tokens; all may be left out. On the host, in natural order.
+class Inputs(NamedTuple):
+    """Optional arrays that go with the tokens; on the host, in natural order.
 
     Attributes:
       positions_BT: int32, restarting with each document; None: 0, 1, 2, ...
       segment_ids_BT: int32, documents of a packed row; None: one document.
       queries_BM: int, the queries that are measured, by their place in the row; None: all.
-      sets_BTZ: bool, sets of keys whose mass is asked for, such as a needle's span.
+      sets_BTZ: bool, sets of keys whose mass is measured, such as a needle's span.
     """
 
     positions_BT: np.ndarray | None = None
@@ -51,7 +51,7 @@ def measure(
     tokens_BT: np.ndarray,
     r: rope.Rope,
     *,
-    given: Given = Given(),  # noqa: B008 (frozen)
+    inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
     options: Options = Options(),  # noqa: B008 (frozen)
     settings: llama.ForwardSettings = llama.ForwardSettings(),  # noqa: B008 (frozen)
 ) -> list[Stats]:
@@ -60,26 +60,26 @@ def measure(
     Args:
       config, params, r: the model, on the mesh where there is one, and its rope.
       tokens_BT: ids below vocab_size.
-      given: what belongs to the tokens. With queries, T of the statistics is their number.
+      inputs: arrays that go with the tokens. With queries, T of the statistics is their number.
       options: what is measured. On a mesh that spreads a row, "alone" means "ring".
       settings: how the model is run.
 
     Raises:
       InputError: tokens, queries or sets that are not legal, a length the mesh does not divide.
     """
-    rows = lay_out(tokens_BT, given, config, settings)
+    rows = lay_out(tokens_BT, inputs, config, settings)
     options = on_mesh(options, settings.mesh)
-    found = of_layers(params, r, rows, config=config, options=options, settings=settings)
+    stats = of_layers(params, r, rows, config=config, options=options, settings=settings)
     order = llama.token_order(settings, rows["tokens_BT"].shape[1])
-    if order is not None and given.queries_BM is None:
+    if order is not None and inputs.queries_BM is None:
         back = attention.inverse(order)
-        found = Stats(*(np.asarray(x)[:, :, back] for x in found))
-    found = Stats(*map(np.asarray, found))
-    return [Stats(*(x[layer] for x in found)) for layer in range(config.num_layers)]
+        stats = Stats(*(np.asarray(x)[:, :, back] for x in stats))
+    stats = Stats(*map(np.asarray, stats))
+    return [Stats(*(x[layer] for x in stats)) for layer in range(config.num_layers)]
 
 
 def lay_out(
-    tokens_BT, given: Given, config: llama.LlamaConfig, settings: llama.ForwardSettings
+    tokens_BT, inputs: Inputs, config: llama.LlamaConfig, settings: llama.ForwardSettings
 ) -> dict[str, np.ndarray]:
     """Returns what `of_layers` reads, checked, in the order of the mesh.
 
@@ -87,7 +87,7 @@ def lay_out(
       InputError: as `measure`.
     """
     tokens_BT = np.asarray(tokens_BT)
-    _check(tokens_BT, given, config.vocab_size)
+    _check(tokens_BT, inputs, config.vocab_size)
     batch, length = tokens_BT.shape
     if settings.mesh is not None:
         attention.check(
@@ -99,22 +99,22 @@ def lay_out(
             seq_len=length,
         )
     numbers_BT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))
-    sets_BTZ = np.zeros((batch, length, 0), bool) if given.sets_BTZ is None else given.sets_BTZ
-    positions_BT = numbers_BT if given.positions_BT is None else given.positions_BT
+    sets_BTZ = np.zeros((batch, length, 0), bool) if inputs.sets_BTZ is None else inputs.sets_BTZ
+    positions_BT = numbers_BT if inputs.positions_BT is None else inputs.positions_BT
     rows = {
         "tokens_BT": tokens_BT.astype(np.int32),
         "positions_BT": np.asarray(positions_BT, np.int32),
         "index_BT": numbers_BT,
         "sets_BTZ": np.asarray(sets_BTZ, bool),
     }
-    if given.segment_ids_BT is not None:
-        rows["segment_ids_BT"] = np.asarray(given.segment_ids_BT, np.int32)
+    if inputs.segment_ids_BT is not None:
+        rows["segment_ids_BT"] = np.asarray(inputs.segment_ids_BT, np.int32)
     order = llama.token_order(settings, length)
     if order is not None:
         rows = {name: x[:, order] for name, x in rows.items()}
-    if given.queries_BM is not None:
+    if inputs.queries_BM is not None:
         places = np.arange(length) if order is None else attention.inverse(order)
-        rows["places_BM"] = places[np.asarray(given.queries_BM)].astype(np.int32)
+        rows["places_BM"] = places[np.asarray(inputs.queries_BM)].astype(np.int32)
     return rows
 
 
@@ -125,7 +125,7 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     """
 
     def local(params, r, rows):
-        _, found = llama.probe(
+        _, stats = llama.probe(
             config,
             params,
             rows["tokens_BT"],
@@ -135,7 +135,7 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
             segment_ids_BT=rows.get("segment_ids_BT"),
             settings=settings,
         )
-        return found
+        return stats
 
     mesh = settings.mesh
     if mesh is None:
@@ -145,24 +145,24 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     spread_rows = sharding.row_sharding(mesh).spec
     of_rows = {name: whole_rows if name == "places_BM" else spread_rows for name in rows}
     of_queries = None, sharding.BATCH_AXES, None if "places_BM" in rows else _CONTEXT
-    of_found = {name: PartitionSpec(*of_queries, "tensor") for name in Stats._fields}
-    of_found |= {name: PartitionSpec(*of_queries) for name in _WITHOUT_HEADS}
+    of_stats = {name: PartitionSpec(*of_queries, "tensor") for name in Stats._fields}
+    of_stats |= {name: PartitionSpec(*of_queries) for name in _WITHOUT_HEADS}
     return jax.shard_map(
         local,
         mesh=mesh,
         in_specs=(weights, PartitionSpec(), of_rows),
-        out_specs=Stats(**of_found),
+        out_specs=Stats(**of_stats),
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )(params, r, rows)
 
 
-def _of_layer(rows: dict, options: Options, mesh: Mesh | None, seen: llama.Seen) -> Stats:
-    q_BTNH, k_BTKH = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
+def _of_layer(rows: dict, options: Options, mesh: Mesh | None, layer: llama.Seen) -> Stats:
+    q_BTNH, k_BTKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     keys = streaming.Keys(k_BTKH, rows["index_BT"], rows["sets_BTZ"])
     if "places_BM" not in rows:
-        return streaming.finish(streaming.state_of(q_BTNH, keys, seen.mask, options))
+        return streaming.finish(streaming.state_of(q_BTNH, keys, layer.mask, options))
     pick = functools.partial(_picked, rows["places_BM"], mesh)
-    mask, segments = seen.mask, seen.mask.q_segment_ids_BT
+    mask, segments = layer.mask, layer.mask.q_segment_ids_BT
     ids = pick(mask.q_positions_BT), mask.kv_positions_BS
     segments = None if segments is None else pick(segments), mask.kv_segment_ids_BS
     few = Mask(*ids, *segments, mask.causal, mask.window)
@@ -184,8 +184,8 @@ def _picked(places_BM, mesh: Mesh | None, x_BT):
     here_BM = (places_BM >= 0) & (places_BM < length)
     spread_out = (slice(None), slice(None)) + (None,) * (x_BT.ndim - 2)
     at = jnp.clip(places_BM, 0, length - 1)[spread_out]
-    found = jnp.where(here_BM[spread_out], jnp.take_along_axis(x_BT, at, axis=1), 0)
-    return collectives.sum_over(found, mesh, _CONTEXT)
+    picked = jnp.where(here_BM[spread_out], jnp.take_along_axis(x_BT, at, axis=1), 0)
+    return collectives.sum_over(picked, mesh, _CONTEXT)
 
 
 def on_mesh(options: Options, mesh: Mesh | None) -> Options:
@@ -199,7 +199,7 @@ def on_mesh(options: Options, mesh: Mesh | None) -> Options:
     return options
 
 
-def _check(tokens_BT, given: Given, vocab_size: int) -> None:
+def _check(tokens_BT, inputs: Inputs, vocab_size: int) -> None:
     if tokens_BT.ndim != 2 or not np.issubdtype(tokens_BT.dtype, np.integer):
         raise InputError(
             f"analysis.tokens must be whole numbers [rows, length], got {tokens_BT.dtype} "
@@ -212,19 +212,19 @@ def _check(tokens_BT, given: Given, vocab_size: int) -> None:
         )
     (batch, length), like = tokens_BT.shape, list(tokens_BT.shape)
     for name in ("positions_BT", "segment_ids_BT"):
-        value = getattr(given, name)
+        value = getattr(inputs, name)
         if value is not None and np.shape(value) != tokens_BT.shape:
             raise InputError(
                 f"analysis.{name} must be as the tokens, {like}, got {list(np.shape(value))}. Give "
                 "one for each token."
             )
-    sets = given.sets_BTZ
+    sets = inputs.sets_BTZ
     if sets is not None and (np.ndim(sets) != 3 or np.shape(sets)[:2] != tokens_BT.shape):
         raise InputError(
             f"analysis.sets must be {like[:-1] + [length]} and one more axis of sets, got "
             f"{list(np.shape(sets))}. Add an axis for one set."
         )
-    queries = given.queries_BM
+    queries = inputs.queries_BM
     if queries is None:
         return
     queries = np.asarray(queries)

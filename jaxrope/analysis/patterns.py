@@ -36,8 +36,8 @@ def pair_counts(
       first_keys: keys at the beginning of each document that are left out (the sink).
     """
     last = np.bincount(np.asarray(positions).reshape(-1), minlength=num_distances + first_keys)
-    seen = np.cumsum(last[::-1])[::-1]  # queries at a position or later
-    counts = seen[first_keys : first_keys + num_distances].astype(np.int64)
+    num_queries = np.cumsum(last[::-1])[::-1]  # queries at a position or later
+    counts = num_queries[first_keys : first_keys + num_distances].astype(np.int64)
     if window is not None:
         counts[window:] = 0
     return counts
@@ -74,10 +74,10 @@ def of_weights(weights_TS, *, first_keys: int = 0) -> tuple[np.ndarray, np.ndarr
     length = weights_TS.shape[-1]
     if weights_TS.shape[-2] != length:
         raise ValueError(f"weights_TS has as many queries as keys, got {weights_TS.shape}.")
-    kept = np.where(np.arange(length) >= first_keys, weights_TS, 0.0)
-    totals = kept.sum(axis=-1, keepdims=True)
-    kept = np.where(totals > 0, kept / np.where(totals > 0, totals, 1.0), 0.0)
-    mass = [np.trace(kept, -distance, axis1=-2, axis2=-1) for distance in range(length)]
+    rest_TS = np.where(np.arange(length) >= first_keys, weights_TS, 0.0)
+    totals = rest_TS.sum(axis=-1, keepdims=True)
+    rest_TS = np.where(totals > 0, rest_TS / np.where(totals > 0, totals, 1.0), 0.0)
+    mass = [np.trace(rest_TS, -distance, axis1=-2, axis2=-1) for distance in range(length)]
     counts = pair_counts(np.arange(length), length, first_keys=first_keys)
     return curve(np.stack(mass, axis=-1), counts), counts
 
@@ -162,8 +162,8 @@ def js(p, q):
     p = p / xp.sum(p, axis=-1, keepdims=True)
     q = q / xp.sum(q, axis=-1, keepdims=True)
     middle = (p + q) / 2
-    found = (_kl(xp, p, middle) + _kl(xp, q, middle)) / 2
-    return xp.maximum(found, 0.0)
+    divergence = (_kl(xp, p, middle) + _kl(xp, q, middle)) / 2
+    return xp.maximum(divergence, 0.0)
 
 
 def _kl(xp, p, q):
@@ -211,6 +211,8 @@ def similarity(p, q) -> Similarity:
       InputError: see `js`.
     """
     p, q = (x / x.sum(axis=-1, keepdims=True) for x in (_checked(p), _checked(q)))
-    found = js(p, q)
+    divergence = js(p, q)
     heads = tuple(range(p.ndim - 1))
-    return Similarity(found, float(np.mean(found)), float(js(p.mean(heads), q.mean(heads))))
+    return Similarity(
+        divergence, float(np.mean(divergence)), float(js(p.mean(heads), q.mean(heads)))
+    )

@@ -1,5 +1,5 @@
-"""Does a number tell failures from successes? Area under the ROC curve, correlations, and what is
-left of them when the length is known.
+"""Does a number tell failures from successes? Area under the ROC curve and correlations, over all
+trials and with the length accounted for.
 
 Zhong et al. (arXiv 2406.13282, section 3.3) read from a picture that uncertain attention goes with
 wrong answers. Both grow with the length, so that a correlation over all lengths proves little:
@@ -73,7 +73,7 @@ def point_biserial(scores_W, failed_W) -> float:
 
 
 def partial_correlation(x_W, y_W, controls) -> float:
-    """Returns Pearson's correlation of what a linear fit on the controls leaves of both.
+    """Returns Pearson's correlation of the residuals of both after a linear fit on the controls.
 
     Args:
       x_W, y_W: finite numbers; booleans count as 0 and 1.
@@ -107,13 +107,13 @@ def judge(
     needles_W = _groups(needles_W, len(strata_W))
     if num_samples < 1:
         raise ValueError(f"num_samples is at least 1, got {num_samples}.")
-    one = np.zeros_like(strata_W)
+    one_stratum_W = np.zeros_like(strata_W)
     controls = np.log(np.asarray(lengths_W, np.float64))[:, None]
-    found = {}
+    predictions = {}
     for name, scores_W in measures.items():
         scores_W, failed = _trials(scores_W, failed_W)
         statistics = {
-            "auroc": (_auroc, (scores_W, failed, one)),
+            "auroc": (_auroc, (scores_W, failed, one_stratum_W)),
             "auroc_within": (_auroc, (scores_W, failed, strata_W)),
             "point_biserial": (_partial, (scores_W, failed, controls[:, :0])),
             "partial": (_partial, (scores_W, failed, controls)),
@@ -127,8 +127,8 @@ def judge(
             )
             for key, (fn, args) in statistics.items()
         }
-        found[name] = Prediction(**intervals, trials=len(failed), failures=int(failed.sum()))
-    return found
+        predictions[name] = Prediction(**intervals, trials=len(failed), failures=int(failed.sum()))
+    return predictions
 
 
 def bootstrap(
@@ -186,13 +186,16 @@ def _partial(x_W, y_W, controls_WX, counts_PW) -> np.ndarray:
     means = counts_PW @ columns / total_P[:, None]
     products = np.einsum("PW,WI,WJ->PIJ", counts_PW, columns, columns, optimize=True)
     cov = products / total_P[:, None, None] - means[:, :, None] * means[:, None, :]
-    both, cross, own = cov[:, :2, :2], cov[:, :2, 2:], cov[:, 2:, 2:]
-    left = both - cross @ np.linalg.pinv(own, rcond=1e-10, hermitian=True) @ cross.swapaxes(1, 2)
-    variance = left[:, 0, 0] * left[:, 1, 1]
+    both, cross, controls_cov = cov[:, :2, :2], cov[:, :2, 2:], cov[:, 2:, 2:]
+    inverse = np.linalg.pinv(controls_cov, rcond=1e-10, hermitian=True)
+    residual_cov = both - cross @ inverse @ cross.swapaxes(1, 2)
+    variance = residual_cov[:, 0, 0] * residual_cov[:, 1, 1]
     # what remains of a constant, or of a multiple of a control, is rounding
-    defined = (left[:, 0, 0] > 1e-12) & (left[:, 1, 1] > 1e-12)
-    found = np.full(len(variance), np.nan)
-    return np.divide(left[:, 0, 1], np.sqrt(np.where(defined, variance, 1)), found, where=defined)
+    defined = (residual_cov[:, 0, 0] > 1e-12) & (residual_cov[:, 1, 1] > 1e-12)
+    undefined = np.full(len(variance), np.nan)
+    return np.divide(
+        residual_cov[:, 0, 1], np.sqrt(np.where(defined, variance, 1)), undefined, where=defined
+    )
 
 
 def _trials(scores_W, failed_W) -> tuple[np.ndarray, np.ndarray]:

@@ -2,7 +2,7 @@
 the rope, on a mesh too, memory linear in the number of keys.
 
 A row is what one query gives to all keys. Rows are computed one after another from what
-`llama.probe` shows of a layer, and each is handed to a function that says what is wanted of it.
+`llama.probe` shows of a layer, and each is passed to a function that extracts what is needed.
 Queries are found by number, wherever on the mesh they lie.
 
 Letters: B batch, T queries, S keys (T and S of this device), M chosen queries, N heads, K kv heads,
@@ -46,7 +46,7 @@ class Row(NamedTuple):
 
 
 def over_rows(
-    seen: llama.Seen,
+    layer: llama.Seen,
     picks_BT: jax.Array,
     count: int,
     row_fn: Callable[[Row], Any],
@@ -56,7 +56,7 @@ def over_rows(
     """Returns what `row_fn` finds in each chosen row, leaves [B, M, ...].
 
     Args:
-      seen: a layer, as `llama.probe` shows it.
+      layer: a layer, as `llama.probe` shows it.
       picks_BT: int32; 1, 2, ..., M where a query is chosen, in any order, else 0. What is found of
         a number that is nowhere in a sequence has no meaning.
       count: M.
@@ -65,29 +65,29 @@ def over_rows(
     """
     numbers_M = jnp.arange(1, count + 1, dtype=picks_BT.dtype)
     here_BMT = picks_BT[:, None, :] == numbers_M[None, :, None]
-    q_BTNH, k_BSKH = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
+    q_BTNH, k_BSKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
 
     def chosen(x_BTX, wide):
         flat = x_BTX.reshape(*x_BTX.shape[:2], -1).astype(wide)
         # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
-        found = jnp.einsum(
+        picked = jnp.einsum(
             "BMT,BTX->BMX", here_BMT.astype(wide), flat, precision=jax.lax.Precision.HIGHEST
         )
-        found = collectives.sum_over(found, mesh, *_CONTEXT)
-        return found.reshape(*found.shape[:2], *x_BTX.shape[2:]).swapaxes(0, 1)
+        picked = collectives.sum_over(picked, mesh, *_CONTEXT)
+        return picked.reshape(*picked.shape[:2], *x_BTX.shape[2:]).swapaxes(0, 1)
 
-    mask = seen.mask
+    mask = layer.mask
     queries = {"q": chosen(q_BTNH, dtype), "position": chosen(mask.q_positions_BT, jnp.int32)}
     if mask.q_segment_ids_BT is not None:
         queries["segment"] = chosen(mask.q_segment_ids_BT, jnp.int32)
 
     @jax.checkpoint
-    def one(query):
+    def read_row(query):
         return row_fn(_row(query, k_BSKH.astype(dtype), mask, mesh))
 
-    found = jax.lax.map(one, queries)
-    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), found)
+    leaves = jax.lax.map(read_row, queries)
+    return jax.tree.map(lambda x: jnp.moveaxis(x, 0, 1), leaves)
 
 
 def _row(query, k_BSKH, mask: masks.Mask, mesh) -> Row:

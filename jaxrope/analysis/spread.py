@@ -1,7 +1,7 @@
 """How the keys of other devices are reached, where a sequence lies over the axis `context`.
 
 Queries stay where they are. Keys go round a ring, one hop after another (arXiv 2310.01889), or are
-gathered at once; what is known of the queries goes on from one part of the keys to the next. Masks
+gathered at once; the state of the queries is carried from one part of the keys to the next. Masks
 are made of positions and segments, which travel with the keys, so that every mask and every order
 of the tokens is served alike; in the zigzag order of `attention.order` causal work is even. A few
 queries may be on all devices instead, each with its own keys: then the states are merged.
@@ -70,7 +70,7 @@ def merged(merge: Callable, state):
     """
     states = jax.tree.map(lambda x: jax.lax.all_gather(x, AXIS), state)
     first, rest = (jax.tree.map(lambda x, s=s: x[s], states) for s in (0, slice(1, None)))
-    return jax.lax.scan(lambda one, other: (merge(one, other), None), first, rest)[0]
+    return jax.lax.scan(lambda total, other: (merge(total, other), None), first, rest)[0]
 
 
 def _with_keys(mask: Mask, positions_BS, segments_BS) -> Mask:

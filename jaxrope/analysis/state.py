@@ -52,8 +52,8 @@ class Options:
             if not whole and not (name == "bins" and value is None):
                 of = "distances" if name == "bins" else "tokens"
                 raise InputError(
-                    f"analysis.{name} must be a whole number of {of}, {least} or more, got "
-                    f"{value!r}."
+                    f"analysis.{name} must be a whole number of {of}, {least} or more, "
+                    f"got {value!r}."
                 )
 
     def of(self, k_BSKH: jax.Array) -> "Options":
@@ -71,7 +71,7 @@ def num_bins(num_keys: int) -> int:
 
 
 class Keys(NamedTuple):
-    """What is known of the keys besides their positions and segments, which a Mask has.
+    """The keys, with what a Mask does not have: their numbers and sets.
 
     Attributes:
       k_BSKH: rotated.
@@ -140,7 +140,7 @@ def empty(q_BTNH: jax.Array, keys: Keys, options: Options) -> State:
         )
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     rows = batch, kv_heads, num_heads // kv_heads, length
-    one = batch, 1, 1, length
+    per_query = batch, 1, 1, length
     zeros = jnp.zeros(rows, dtype)
     nothing = Softmax(jnp.full(rows, MASKED, dtype), zeros, zeros)
     return State(
@@ -154,30 +154,30 @@ def empty(q_BTNH: jax.Array, keys: Keys, options: Options) -> State:
         distance=zeros,
         sets=jnp.zeros((keys.sets_BSZ.shape[2], *rows), dtype),
         bins=jnp.zeros((options.bins, *rows), dtype),
-        visible=jnp.zeros(one, jnp.int32),
-        pairs=jnp.zeros((options.bins, *one), jnp.int32),
+        visible=jnp.zeros(per_query, jnp.int32),
+        pairs=jnp.zeros((options.bins, *per_query), jnp.int32),
     )
 
 
-def merge(one: State, other: State) -> State:
+def merge(state: State, other: State) -> State:
     """Returns the state of the keys of both, which are disjoint; associative and commutative."""
-    m = jnp.maximum(one.m, other.m)
-    share, other_share = jnp.exp(one.m - m), jnp.exp(other.m - m)
+    m = jnp.maximum(state.m, other.m)
+    share, other_share = jnp.exp(state.m - m), jnp.exp(other.m - m)
 
     def add(x, y):
         lead = (1,) * (x.ndim - m.ndim)
         return x * share.reshape(lead + m.shape) + y * other_share.reshape(lead + m.shape)
 
-    both = merge_softmax(Softmax(*one[:3]), Softmax(*other[:3]))
-    is_other = (other.m > one.m) | ((other.m == one.m) & (other.key < one.key))
+    both = merge_softmax(Softmax(*state[:3]), Softmax(*other[:3]))
+    is_other = (other.m > state.m) | ((other.m == state.m) & (other.key < state.key))
     return State(
         *both,
-        l2=one.l2 * share**2 + other.l2 * other_share**2,
-        rest=merge_softmax(one.rest, other.rest),
-        key=jnp.where(is_other, other.key, one.key),
-        **{name: add(getattr(one, name), getattr(other, name)) for name in _MASSES},
-        visible=one.visible + other.visible,
-        pairs=one.pairs + other.pairs,
+        l2=state.l2 * share**2 + other.l2 * other_share**2,
+        rest=merge_softmax(state.rest, other.rest),
+        key=jnp.where(is_other, other.key, state.key),
+        **{name: add(getattr(state, name), getattr(other, name)) for name in _MASSES},
+        visible=state.visible + other.visible,
+        pairs=state.pairs + other.pairs,
     )
 
 
@@ -186,15 +186,15 @@ _MASSES = ("sink", "first", "local", "distance", "sets", "bins")
 
 def of_block(q_BCNH, keys: Keys, mask: Mask, options: Options) -> State:
     """Returns the state of one block of keys."""
-    seen = allowed(mask)[:, None, None]
+    visible = allowed(mask)[:, None, None]
     logits = blocks.logits(q_BCNH, keys.k_BSKH, options.scale)
-    whole, e = softmax_of(logits, seen)
-    distance = jnp.where(seen, blocks.distances(mask)[:, None, None], 0)
-    near = jnp.min(jnp.where(seen, distance, _NO_KEY))
-    is_top = (logits == whole.m[..., None]) & seen
+    whole, e = softmax_of(logits, visible)
+    distance = jnp.where(visible, blocks.distances(mask)[:, None, None], 0)
+    near = jnp.min(jnp.where(visible, distance, _NO_KEY))
+    is_top = (logits == whole.m[..., None]) & visible
     index = keys.index_BS[:, None, None, None]
-    sink, first, rest = _first_keys(logits, e, seen, whole, mask.kv_positions_BS)
-    bins, pairs = _by_distance(e, seen, distance, near, options.bins)
+    sink, first, rest = _first_keys(logits, e, visible, whole, mask.kv_positions_BS)
+    bins, pairs = _by_distance(e, visible, distance, near, options.bins)
     return State(
         *whole,
         l2=jnp.sum(e * e, axis=-1),
@@ -210,66 +210,66 @@ def of_block(q_BCNH, keys: Keys, mask: Mask, options: Options) -> State:
         distance=jnp.sum(e * distance.astype(e.dtype), axis=-1),
         sets=_of_sets(e, keys.sets_BSZ),
         bins=bins,
-        visible=jnp.sum(seen, axis=-1, dtype=jnp.int32),
+        visible=jnp.sum(visible, axis=-1, dtype=jnp.int32),
         pairs=pairs,
     )
 
 
-def merge_softmax(one: Softmax, other: Softmax) -> Softmax:
+def merge_softmax(first: Softmax, other: Softmax) -> Softmax:
     """Returns the sums over the keys of both, which are disjoint."""
-    m = jnp.maximum(one.m, other.m)
+    m = jnp.maximum(first.m, other.m)
     # where nothing was seen m is -1e30 and l, u are 0: no product below is infinite
-    moved = ((x.m - m, x) for x in (one, other))
-    (l_one, u_one), (l_other, u_other) = (
+    moved = ((x.m - m, x) for x in (first, other))
+    (l_first, u_first), (l_other, u_other) = (
         (jnp.exp(by) * x.l, jnp.exp(by) * (x.u + by * x.l)) for by, x in moved
     )
-    return Softmax(m, l_one + l_other, u_one + u_other)
+    return Softmax(m, l_first + l_other, u_first + u_other)
 
 
-def softmax_of(logits, seen):
-    """Returns (Softmax over the last axis, e^(s - m)); `seen` is broadcast to the logits."""
-    m = jnp.max(jnp.where(seen, logits, MASKED), axis=-1)
+def softmax_of(logits, visible):
+    """Returns (Softmax over the last axis, e^(s - m)); `visible` is broadcast to the logits."""
+    m = jnp.max(jnp.where(visible, logits, MASKED), axis=-1)
     # the largest has exactly 0: scale * x - m as one instruction would leave what m was rounded by
-    z = jnp.where(seen & (logits != m[..., None]), logits - m[..., None], 0)
-    e = jnp.where(seen, jnp.exp(z), 0)
+    z = jnp.where(visible & (logits != m[..., None]), logits - m[..., None], 0)
+    e = jnp.where(visible, jnp.exp(z), 0)
     return Softmax(m, jnp.sum(e, axis=-1), jnp.sum(e * z, axis=-1)), e
 
 
-def _first_keys(logits, e, seen, whole: Softmax, kv_positions_BX):
+def _first_keys(logits, e, visible, whole: Softmax, kv_positions_BX):
     """Returns (masses of the first key and of the first FIRST_KEYS, Softmax of all but the first
     key); few blocks have any of them.
     """
     positions = kv_positions_BX[:, None, None, None]
 
-    def some():
+    def with_first():
         is_first = positions == 0
         sink = jnp.sum(jnp.where(is_first, e, 0), axis=-1)
         first = jnp.sum(jnp.where(positions < FIRST_KEYS, e, 0), axis=-1)
-        return sink, first, softmax_of(logits, seen & ~is_first)[0]
+        return sink, first, softmax_of(logits, visible & ~is_first)[0]
 
-    def none():
+    def without_first():
         zeros = jnp.zeros_like(whole.l)
         return zeros, zeros, whole
 
-    return jax.lax.cond(jnp.any(kv_positions_BX < FIRST_KEYS), some, none)
+    return jax.lax.cond(jnp.any(kv_positions_BX < FIRST_KEYS), with_first, without_first)
 
 
 def _of_sets(e, sets_BXZ):
     if not sets_BXZ.shape[2]:
         return jnp.zeros((0, *e.shape[:-1]), e.dtype)
 
-    def some():
+    def with_sets():
         chosen = sets_BXZ.astype(e.dtype)
         precision = jax.lax.Precision.HIGHEST
         return jnp.einsum("BKGCX,BXZ->ZBKGC", e, chosen, precision=precision)
 
-    def none():
+    def without_sets():
         return jnp.zeros((sets_BXZ.shape[2], *e.shape[:-1]), e.dtype)
 
-    return jax.lax.cond(jnp.any(sets_BXZ), some, none)
+    return jax.lax.cond(jnp.any(sets_BXZ), with_sets, without_sets)
 
 
-def _by_distance(e, seen, distance, near, bins: int):
+def _by_distance(e, visible, distance, near, bins: int):
     """Returns (masses [E, B, K, G, C], pairs [E, B, 1, 1, C]); only bins that the block has are
     gone through: one or two, where it lies far from the diagonal.
     """
@@ -281,7 +281,7 @@ def _by_distance(e, seen, distance, near, bins: int):
     def bin_of(tokens):  # 0, 1, 2-3, 4-7: the number of binary digits
         return jnp.minimum(32 - jax.lax.clz(tokens), bins - 1)
 
-    bin_of_pair = jnp.where(seen, bin_of(distance), -1)
+    bin_of_pair = jnp.where(visible, bin_of(distance), -1)
 
     def add(number, carry):
         masses, pairs = carry

@@ -106,7 +106,7 @@ def statistics(
       mask: which key a query may see. Not causal: distances go both ways.
       options: what is measured, and how keys of other devices are reached.
       index_BS: int32 numbers of the keys; None: 0, 1, 2, ...
-      sets_BSZ: bool, sets of keys whose mass is asked for; None: no sets.
+      sets_BSZ: bool, sets of keys whose mass is measured; None: no sets.
 
     Raises:
       ValueError: the arrays do not fit each other.
@@ -153,13 +153,13 @@ def update(state: State, q_BTNH: jax.Array, keys: Keys, mask: Mask, options: Opt
 
 
 def finish(state: State) -> Stats:
-    """Returns what a state says."""
-    some = state.l != 0  # what is not a number stays it
-    l = jnp.where(some, state.l, 1)  # noqa: E741
+    """Returns the statistics of a finished state."""
+    has_key = state.l != 0  # what is not a number stays it
+    l = jnp.where(has_key, state.l, 1)  # noqa: E741
     num_heads = state.m.shape[1] * state.m.shape[2]
 
     def rows(x):
-        return blocks.by_head(jnp.where(some[(None,) * (x.ndim - 4)], x, 0), num_heads)
+        return blocks.by_head(jnp.where(has_key[(None,) * (x.ndim - 4)], x, 0), num_heads)
 
     entropy, lse = _entropy_and_lse(Softmax(*state[:3]))
     rest_entropy, rest_lse = _entropy_and_lse(state.rest)
@@ -168,7 +168,7 @@ def finish(state: State) -> Stats:
         visible=blocks.by_head(state.visible, 1)[..., 0],
         lse=blocks.by_head(lse, num_heads),
         max_p=rows(1 / l),
-        participation=rows(l**2 / jnp.where(some, state.l2, 1)),
+        participation=rows(l**2 / jnp.where(has_key, state.l2, 1)),
         **{name: rows(getattr(state, name) / l) for name in ("sink", "first", "local")},
         mean_distance=rows(state.distance / l),
         set_mass=rows(state.sets / l[None]),
@@ -204,7 +204,7 @@ def effective_tokens(entropy: jax.Array) -> jax.Array:
 
 
 def _entropy_and_lse(x: Softmax):
-    some = x.l != 0
-    l = jnp.where(some, x.l, 1)  # noqa: E741
-    lse = jnp.where(some, x.m + jnp.log(l), MASKED)
-    return jnp.where(some, jnp.log(l) - x.u / l, 0), lse
+    has_key = x.l != 0
+    l = jnp.where(has_key, x.l, 1)  # noqa: E741
+    lse = jnp.where(has_key, x.m + jnp.log(l), MASKED)
+    return jnp.where(has_key, jnp.log(l) - x.u / l, 0), lse

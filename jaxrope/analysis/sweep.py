@@ -1,5 +1,5 @@
 """Two walks over all pairs of queries and keys: the first finds the level of each query's logits,
-the second goes through the keys again with their probabilities known.
+the second visits the keys again with their probabilities.
 
 Letters: B batch, T queries, S keys, N heads, K kv heads, G = N // K, H head dim, C block of
 queries, X block of keys.
@@ -67,22 +67,22 @@ def level(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Le
     """Returns the level of each query's logits, of rotated queries and keys in float32 or wider."""
     scale, zero = q_BTNH.shape[-1] ** -0.5, zeros(q_BTNH, k_BSKH)
 
-    def visit(carry, q_BCNH, k_BXKH, own):
+    def visit(carry, q_BCNH, k_BXKH, block_mask):
         logits = blocks.logits(q_BCNH, k_BXKH, scale)
-        found, _ = state.softmax_of(logits, allowed(own)[:, None, None])
-        return state.merge_softmax(carry[0], found), None
+        block_sums, _ = state.softmax_of(logits, allowed(block_mask)[:, None, None])
+        return state.merge_softmax(carry[0], block_sums), None
 
     start = state.Softmax(jnp.full_like(zero, MASKED), zero, zero)
     sums, _ = blocks.walk(visit, (start, None), (q_BTNH, k_BSKH), mask, block)
-    some = sums.l != 0  # what is not a number stays it
-    total = jnp.where(some, sums.l, 1.0)
-    found = Level(jnp.where(some, sums.m, 0.0), total, sums.u / total)
-    return jax.tree.map(lambda x: blocks.by_head(x, q_BTNH.shape[2]), found)
+    has_key = sums.l != 0  # what is not a number stays it
+    total = jnp.where(has_key, sums.l, 1.0)
+    levels = Level(jnp.where(has_key, sums.m, 0.0), total, sums.u / total)
+    return jax.tree.map(lambda x: blocks.by_head(x, q_BTNH.shape[2]), levels)
 
 
 def second_look(
     arrays: tuple[jax.Array, jax.Array, Mask],
-    found: Level,
+    level: Level,
     visit_fn: Callable[[Any, Part], Any],
     start: Any,
     *,
@@ -93,7 +93,7 @@ def second_look(
 
     Args:
       arrays: (q_BTNH, k_BSKH, mask), rotated, float32 or wider.
-      found: what `level` found of them.
+      level: the result of `level`.
       visit_fn: sees leaves [..., C] of the queries of a part.
       start: of the carry; see `zeros`.
       block: tokens in a block.
@@ -106,17 +106,17 @@ def second_look(
         x_BCKG = x_BCN.reshape(*x_BCN.shape[:2], kv_heads, -1)
         return jnp.moveaxis(x_BCKG, 1, 3)[..., None]
 
-    def visit(carry, query, key, own):
-        (q_BCNH, known, queries), (k_BXKH, keys) = query, key
-        seen_BCX, top, total, offset = allowed(own), *map(of_keys, known)
-        seen, logits = seen_BCX[:, None, None], blocks.logits(q_BCNH, k_BXKH, scale)
-        below = jnp.where(seen, logits - top, 0.0)
-        weights = jnp.where(seen, jnp.exp(below) / total, 0.0)
-        centred = jnp.where(seen, below - offset, 0.0)
-        part = Part(weights, centred, seen_BCX, k_BXKH, queries, keys, own)
+    def visit(carry, query, key, block_mask):
+        (q_BCNH, block_level, queries), (k_BXKH, keys) = query, key
+        seen_BCX, top, total, offset = allowed(block_mask), *map(of_keys, block_level)
+        visible, logits = seen_BCX[:, None, None], blocks.logits(q_BCNH, k_BXKH, scale)
+        below = jnp.where(visible, logits - top, 0.0)
+        weights = jnp.where(visible, jnp.exp(below) / total, 0.0)
+        centred = jnp.where(visible, below - offset, 0.0)
+        part = Part(weights, centred, seen_BCX, k_BXKH, queries, keys, block_mask)
         return visit_fn(carry[0], part), None
 
-    pairs = (q_BTNH, found, extra[0]), (k_BSKH, extra[1])
+    pairs = (q_BTNH, level, extra[0]), (k_BSKH, extra[1])
     return blocks.walk(visit, (start, None), pairs, mask, block)[0]
 
 

@@ -1,4 +1,4 @@
-"""What attention does in running text: statistics of some queries, and whole patterns of each head.
+"""Attention in running text: statistics of some queries, and whole patterns of each head.
 
 Queries stand evenly in the second half of a text, so that each of them has at least half of the
 length to look back on. Their statistics are streamed; for the patterns their whole rows are read,
@@ -36,7 +36,7 @@ STATISTICS = {
 
 
 class Text(NamedTuple):
-    """Of one text, numpy float64.
+    """Attention in one text, numpy float64.
 
     Attributes:
       statistics: name of STATISTICS -> mean over the queries, [L, N].
@@ -73,12 +73,12 @@ def read(
     queries: int,
     settings: llama.ForwardSettings,
 ) -> Text:
-    """Returns what attention does in one text; the model is on one device.
+    """Returns the attention in one text; the model is on one device.
 
     Args:
       config, params, r: the model and its rope.
       tokens_T: the text, bos included; texts of one length share a compiled program.
-      queries: how many are looked at, at most.
+      queries: how many are measured, at most.
       settings: how the model is run.
     """
     tokens_BT = np.asarray(tokens_T, np.int32)[None]
@@ -86,7 +86,7 @@ def read(
     chosen_M = places(length, queries)
     picks_BT = np.zeros_like(tokens_BT)
     picks_BT[0, chosen_M] = 1 + np.arange(len(chosen_M))
-    found, sums, last = _probe(
+    head_means, sums, last = _probe(
         params, r, (tokens_BT, picks_BT, chosen_M), config=config, settings=settings
     )
     count = functools.partial(patterns.pair_counts, chosen_M, length, window=config.sliding_window)
@@ -94,8 +94,8 @@ def read(
         patterns.curve(np.asarray(mass, np.float64)[:, 0], count(first_keys=first))
         for mass, first in zip(sums, (0, SINK), strict=True)
     ]
-    told = {name: np.asarray(x, np.float64)[:, 0] for name, x in found.items()}
-    return Text(told, *curves, np.asarray(last, np.float64)[:, 0])
+    statistics = {name: np.asarray(x, np.float64)[:, 0] for name, x in head_means.items()}
+    return Text(statistics, *curves, np.asarray(last, np.float64)[:, 0])
 
 
 @functools.partial(jax.jit, static_argnames=("config", "settings"))
@@ -103,25 +103,27 @@ def _probe(params, r, arrays, *, config, settings):
     """(statistics [L, B, N], masses by distance [L, B, N, T] twice, the last row [L, B, N, T])."""
     tokens_BT, picks_BT, chosen_M = arrays
 
-    def probe_fn(seen: llama.Seen):
+    def probe_fn(layer: llama.Seen):
         def row_fn(row):
             rest = rows.without_first(row, SINK)
             return _by_distance(row), _by_distance(rest), row.weights_BNS
 
-        whole, rest, weights = rows.over_rows(seen, picks_BT, len(chosen_M), row_fn)
+        whole, rest, weights = rows.over_rows(layer, picks_BT, len(chosen_M), row_fn)
         sums = jnp.sum(whole, axis=1), jnp.sum(rest, axis=1)
-        return _statistics(seen, chosen_M, settings.attention_block), sums, weights[:, -1]
+        return _statistics(layer, chosen_M, settings.attention_block), sums, weights[:, -1]
 
     return llama.probe(config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings)[1]
 
 
-def _statistics(seen: llama.Seen, chosen_M, block: int) -> dict[str, jax.Array]:
-    q_BMNH, k_BTKH = (rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH))
-    q_BMNH, mask = q_BMNH[:, chosen_M], seen.mask.of_batch(len(k_BTKH))
+def _statistics(layer: llama.Seen, chosen_M, block: int) -> dict[str, jax.Array]:
+    q_BMNH, k_BTKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
+    q_BMNH, mask = q_BMNH[:, chosen_M], layer.mask.of_batch(len(k_BTKH))
     ids = mask.q_positions_BT[:, chosen_M], mask.kv_positions_BS, None, None
     few = Mask(*ids, mask.causal, mask.window)
     stats = streaming.statistics(q_BMNH, k_BTKH, few, streaming.Options(block=block, bins=0))
-    return {name: jnp.mean(value(stats), axis=1) for name, value in STATISTICS.items()}
+    return {
+        name: jnp.mean(statistic_fn(stats), axis=1) for name, statistic_fn in STATISTICS.items()
+    }
 
 
 def _by_distance(row: rows.Row) -> jax.Array:
