@@ -36,20 +36,20 @@ class HostsError(RuntimeError):
     """
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """Returns "Did you mean 'x'? Known: a, b, x." for a name that is not among `known`."""
-    names = sorted(str(item) for item in known)
+def nearest(name: object, choices: Iterable[object]) -> str:
+    """Returns "Did you mean 'x'? Known: a, b, x." for a name that is not among `choices`."""
+    names = sorted(str(item) for item in choices)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."
 
 
-def choose(path: str, name: object, known: dict):
+def choose(path: str, name: object, choices: dict):
     """Returns known[name].
 
     Raises:
       InputError: there is no such name; `path` says which setting is meant.
     """
-    if name not in known:
-        raise InputError(f"Unknown {path} '{name}'. {nearest(name, known)}")
-    return known[name]
+    if name not in choices:
+        raise InputError(f"Unknown {path} '{name}'. {nearest(name, choices)}")
+    return choices[name]

@@ -106,9 +106,11 @@ class BlockwiseHops:
         """Returns (dq with what a hop adds, (dk, dv) of the hop)."""
         (_, q_high, q_any), (low, chosen), masks = self._operands(keys, earlier)
         high = tuple(self._high(x) for x in results)
-        some = tuple(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
+        chosen_results = tuple(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
         dq_first, *dkv_first = blockwise.backward(q_high, low[:2], masks[0], high, **self.how)
-        dq_any, *dkv_any = blockwise.backward(q_any, chosen[:2], masks[1], some, **self.how)
+        dq_any, *dkv_any = blockwise.backward(
+            q_any, chosen[:2], masks[1], chosen_results, **self.how
+        )
         for_low, for_high = (jnp.where(flag, dq_any, 0) for flag in (earlier, ~earlier))
         dq = dq + jnp.concatenate([for_low, dq_first + for_high], axis=1)
         dkv = (
@@ -150,9 +152,9 @@ class BlockwiseHops:
         return x[:, self.half :]
 
 
-def _merged(one, other):
+def _merged(carry, other):
     """Returns the softmax over the keys of both, from their outputs and log-sum-exps."""
-    (out, lse), (other_out, other_lse) = one, other
+    (out, lse), (other_out, other_lse) = carry, other
     both = jnp.logaddexp(lse, other_lse)
     share, other_share = (  # of nothing seen on either side, nothing
         jnp.where(x < EMPTY, 0, jnp.exp(x - both))[..., None] for x in (lse, other_lse)
@@ -257,14 +259,14 @@ class FlashHops:
 
     def _own_kinds(self, keys: Keys) -> tuple[Mask, tiles.Kinds]:
         mask = local_mask(self.segments.queries, keys, self.batch, self.length, causal=True)
-        same, one = self._segment_kinds(mask)
+        same, single = self._segment_kinds(mask)
         q, kv = np.indices((2 * self.half,) * 2)
-        return mask, tiles.Kinds(same & (kv <= q)[None], ~one | (kv == q)[None])
+        return mask, tiles.Kinds(same & (kv <= q)[None], ~single | (kv == q)[None])
 
     def _hop_kinds(self, keys: Keys) -> tuple[Mask, tiles.Kinds]:
         mask = local_mask(self.segments.queries, keys, self.batch, self.length, causal=False)
-        same, one = self._segment_kinds(mask)
-        return mask, tiles.Kinds(same, ~one)
+        same, single = self._segment_kinds(mask)
+        return mask, tiles.Kinds(same, ~single)
 
     def _segment_kinds(self, mask: Mask):
         kinds = tiles.segment_kinds(mask, self.layout.q_block, self.layout.kv_block)

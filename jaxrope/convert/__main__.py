@@ -105,9 +105,9 @@ def _rope(args) -> None:
     settings = rope_formats.Settings(
         args.format, args.arch, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )
-    told = rope_formats.convert(args.source, args.target, settings)
-    notes = [line.removeprefix("note: ") for line in told if line.startswith("note: ")]
-    for line in told:
+    lines = rope_formats.convert(args.source, args.target, settings)
+    notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+    for line in lines:
         if not line.startswith("note: "):
             print(line)
     _report(notes, args.target)

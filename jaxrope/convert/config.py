@@ -184,10 +184,10 @@ def _qwen2_window(config: Fields) -> int | None:
         first = config.count("max_window_layers", 28, low=0) if window else layers
         num_sliding = max(0, layers - first)
     else:
-        known = isinstance(kinds, list) and all(
+        valid = isinstance(kinds, list) and all(
             kind in ("full_attention", "sliding_attention") for kind in kinds
         )
-        if not known or len(kinds) != layers:
+        if not valid or len(kinds) != layers:
             raise config.wrong(
                 "layer_types",
                 f"name full_attention or sliding_attention for each of {layers} layers",

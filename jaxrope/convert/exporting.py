@@ -76,21 +76,21 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     if settings.arch is not None:
         model = dataclasses.replace(model, config=check_arch(settings.arch, model.config))
     dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
-    said = rope_export.express(model.config, model.rope_fn)
-    rope_export.check(said, allow_lossy=settings.allow_lossy)
+    hf_rope = rope_export.express(model.config, model.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
         except SafetensorError as error:  # a full disk reaches us as this
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
-        _write_texts(staging, model, said, dtype or _main_dtype(model.params))
+        _write_texts(staging, model, hf_rope, dtype or _main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
-        text = card.text(name, model, said)
+        text = card.text(name, model, hf_rope)
         (staging / "README.md").write_text(text, encoding="utf-8")
         safetensors_io.verify(staging, digests)
-        _verify_rope(staging, model, said)
+        _verify_rope(staging, model, hf_rope)
         _flush(staging)
-    return [f"lost: {loss}" for loss in said.losses]
+    return [f"lost: {loss}" for loss in hf_rope.losses]
 
 
 def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
@@ -171,10 +171,10 @@ def _main_dtype(params: dict) -> np.dtype:
     return counts.most_common(1)[0][0]
 
 
-def _write_texts(staging: Path, model: Model, said: HfRope, dtype: np.dtype) -> None:
+def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) -> None:
     config = model.config
     files.write_json_atomic(
-        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | said.keys(config)
+        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | hf_rope.keys(config)
     )
     if model.tokenizer_dir is not None:
         importing.copy_tokenizer(model.tokenizer_dir, staging)
@@ -187,18 +187,20 @@ def _write_texts(staging: Path, model: Model, said: HfRope, dtype: np.dtype) -> 
         files.write_json_atomic(staging / "generation_config.json", content)
 
 
-def _verify_rope(staging: Path, model: Model, said: HfRope) -> None:
+def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
     """Reads config.json as an import would, and compares what it means with what was meant."""
     config, _ = hf_config.read(staging)
     difference = rope_export.difference(llama.own_rope(config), model.rope_fn)
-    if not said.losses and difference > _SAME:
+    if not hf_rope.losses and difference > _SAME:
         raise RuntimeError(
             f"{staging}: config.json does not mean the rope it was written for (relative difference"
             f" {difference:.2g})"
         )
     changed = {"theta", "original_len", "max_len", "rope"}  # what an extension is
-    kept = [field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed]
-    unlike = [name for name in kept if getattr(config, name) != getattr(model.config, name)]
+    unchanged = [
+        field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
+    ]
+    unlike = [name for name in unchanged if getattr(config, name) != getattr(model.config, name)]
     if unlike:
         raise RuntimeError(f"{staging}: config.json reads back with another {unlike[0]}")
 

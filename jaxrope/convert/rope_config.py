@@ -81,14 +81,14 @@ def from_hf(
     ]
     ropes = [_read(config, section, family, head_dim, (max_len, mscales)) for section in sections]
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
-        one, two = (section.values for section in sections)
-        keys = [key for key in [*one, *two] if one.get(key) != two.get(key)]
+        parameters, scaling = (section.values for section in sections)
+        keys = [key for key in [*parameters, *scaling] if parameters.get(key) != scaling.get(key)]
         key = min(
             keys or ["rope_theta"], key=lambda key: key in _COMMON_KEYS
         )  # own constants first
         raise InputError(
             f"{config.where}: rope_parameters and rope_scaling disagree on {key},"
-            f" {_show(one.get(key))} and {_show(two.get(key))}. Remove one of the two."
+            f" {_show(parameters.get(key))} and {_show(scaling.get(key))}. Remove one of the two."
         )
     return ropes[0]
 
@@ -107,12 +107,12 @@ def _read(
     original = _shared(config, section, _ORIGINAL, "count")
     context = _Context(original, max_len, rotary_dim, mscales)
     kind = _kind(section, family)
-    read, known = choose(section.path("rope_type"), kind, _TYPES)
-    unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *known)]
+    read, type_keys = choose(section.path("rope_type"), kind, _TYPES)
+    unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *type_keys)]
     if unknown:
         raise InputError(
             f"Unknown key {section.path(unknown[0])} for rope_type '{kind}'."
-            f" {nearest(unknown[0], [*_COMMON_KEYS, *known])}"
+            f" {nearest(unknown[0], [*_COMMON_KEYS, *type_keys])}"
         )
     original_len, method = read(section, context)
     if kind == "yarn" and max_len not in (method["factor"] * original_len, original_len):
@@ -146,19 +146,21 @@ def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> 
     return rotary_dim
 
 
-def _equal(one: object, two: object) -> bool:
+def _equal(first: object, second: object) -> bool:
     """Says whether two methods are the same.
 
     Numbers may differ in the last digits, where one spelling gives a value and the other its
     formula.
     """
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_equal, one, two))
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-9)
-    return one == two
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            _equal(first[key], second[key]) for key in first
+        )
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-9)
+    return first == second
 
 
 def _show(value: object) -> str:
@@ -286,18 +288,18 @@ def _longrope(section: Fields, context: _Context):
 
 def _bucket_attention(section: Fields, key: str, attention: float, context: _Context) -> float:
     """Returns the attention factor of one set of factors; `attention` is that of both."""
-    own = section.number(key, None)
+    mscale = section.number(key, None)
     if context.mscales:
-        if own is None and section.get("attention_factor") is not None:
+        if mscale is None and section.get("attention_factor") is not None:
             raise InputError(
                 f"{section.path(key)} is missing: this reader passes over attention_factor. Give"
                 " short_mscale and long_mscale."
             )
-        return attention if own is None else own
-    if own is not None and abs(own - attention) > 1e-6:
+        return attention if mscale is None else mscale
+    if mscale is not None and abs(mscale - attention) > 1e-6:
         raise InputError(
             f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
-            f" {own:.6g}: vLLM reads this key, transformers does not. Set"
+            f" {mscale:.6g}: vLLM reads this key, transformers does not. Set"
             " attention_factor to the one that is meant."
         )
     return attention

@@ -122,20 +122,20 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
         )
 
 
-def check(said: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
+def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
     """Refuses what `reader` would run wrongly.
 
     Raises:
       InputError: something is lost and that was not allowed, or the rope extends nothing.
     """
-    if said.section["rope_type"] == "longrope" and said.max_len <= said.original_len:
+    if hf_rope.section["rope_type"] == "longrope" and hf_rope.max_len <= hf_rope.original_len:
         raise InputError(
-            f"rope: the longest length must exceed the original one, {said.original_len}, got"
-            f" {said.max_len}. There is nothing to extend."
+            f"rope: the longest length must exceed the original one, {hf_rope.original_len}, got"
+            f" {hf_rope.max_len}. There is nothing to extend."
         )
-    if said.losses and not allow_lossy:
+    if hf_rope.losses and not allow_lossy:
         raise InputError(
-            f"{reader} cannot express this rope: {'; '.join(said.losses)}. Pass --allow_lossy"
+            f"{reader} cannot express this rope: {'; '.join(hf_rope.losses)}. Pass --allow_lossy"
             " to export it so."
         )
 
@@ -274,27 +274,27 @@ def _attention_loss(rope_fn: rope.RopeFn, long: rope.Bucket):
     """Yields what is lost where there is one attention factor for all lengths."""
     attention = sorted({bucket.attention_factor for bucket in rope_fn.buckets})
     if attention and attention[-1] - attention[0] > _STATED * attention[-1]:
-        shown = ", ".join(f"{value:.6g}" for value in attention)
+        numbers = ", ".join(f"{value:.6g}" for value in attention)
         yield (
-            f"differing attention factors ({shown}): that of the last bucket,"
+            f"differing attention factors ({numbers}): that of the last bucket,"
             f" {long.attention_factor:.6g}, would hold at every length"
         )
 
 
-def difference(one: rope.RopeFn, two: rope.RopeFn) -> float:
+def difference(rope_fn: rope.RopeFn, other_fn: rope.RopeFn) -> float:
     """Returns the largest relative difference of frequencies and attention factors.
 
     It is taken at the lengths where either of them changes; one that only one serves is left out.
     """
-    limits = [fn.max_len for fn in (one, two) if fn.max_len is not None]
-    probes = {1, one.original_len, one.original_len + 1, *limits}
+    limits = [fn.max_len for fn in (rope_fn, other_fn) if fn.max_len is not None]
+    probes = {1, rope_fn.original_len, rope_fn.original_len + 1, *limits}
     worst = 0.0
     for length in (probe for probe in probes if all(probe <= limit for limit in limits)):
-        (freq_one, scale_one), (freq_two, scale_two) = (
-            _frequencies(fn, length) for fn in (one, two)
+        (freqs, scale), (other_freqs, other_scale) = (
+            _frequencies(fn, length) for fn in (rope_fn, other_fn)
         )
         worst = max(
-            worst, float(np.max(np.abs(freq_one / freq_two - 1))), abs(scale_one / scale_two - 1)
+            worst, float(np.max(np.abs(freqs / other_freqs - 1))), abs(scale / other_scale - 1)
         )
     return worst
 

@@ -38,11 +38,11 @@ def in_layer(weights: dict) -> dict:
     if SCALE not in weights:
         return weights
 
-    def one(name, weight):
+    def with_adapters(name, weight):
         a, b = (weights.get(adapter) for adapter in names(name))
         return weight if a is None else _add(weight, a, b, weights[SCALE])
 
-    return {name: one(name, w) for name, w in weights.items() if not is_adapter(name)}
+    return {name: with_adapters(name, w) for name, w in weights.items() if not is_adapter(name)}
 
 
 def head_DV(params: dict) -> jax.Array:
@@ -62,7 +62,7 @@ def merged(params: dict) -> dict:
         return params
     scales_L = params["layers"][SCALE]
 
-    def one(name, weight, tree):
+    def merged_leaf(name, weight, tree):
         a, b = (tree.get(adapter) for adapter in names(name))
         if a is None:
             return weight
@@ -74,7 +74,11 @@ def merged(params: dict) -> dict:
         return jax.jit(jax.vmap(_add_as_stored))(weight, a, b, scales_L)
 
     def plain(tree):
-        return {n: one(n, w, tree) for n, w in tree.items() if not is_adapter(n) and n != "layers"}
+        return {
+            n: merged_leaf(n, w, tree)
+            for n, w in tree.items()
+            if not is_adapter(n) and n != "layers"
+        }
 
     return plain(params) | {"layers": plain(params["layers"])}
 

@@ -111,26 +111,26 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
 
     def layer(x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        weights, own, index = scanned
-        weights, found = adapters.in_layer(weights), None
-        turn = shared if own is None else rope.cos_sin(own, positions_BT)
+        weights, layer_rope, index = scanned
+        weights, probed = adapters.in_layer(weights), None
+        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            nonlocal found
+            nonlocal probed
             if probe_fn is not None:
-                found = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
+                probed = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
             how = dict(mask=mask, settings=settings.of_attention)
             turned = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
         x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
-        return x_BTD + _mlp(config, settings, weights, x_BTD), found
+        return x_BTD + _mlp(config, settings, weights, x_BTD), probed
 
     indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
     scanned = params["layers"], r if r.per_layer else None, indices
-    x_BTD, found = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
+    x_BTD, probed = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
     norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
-    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), found
+    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), probed
 
 
 def hidden_cached(
@@ -161,8 +161,8 @@ def hidden_cached(
 
     def layer(carry, scanned):
         x_BTD, cache = carry
-        index, weights, own = scanned
-        turn = shared if own is None else rope.cos_sin(own, place.positions_BT)
+        index, weights, layer_rope = scanned
+        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, place.positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             nonlocal cache
