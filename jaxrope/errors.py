@@ -1,22 +1,20 @@
-"""The exception that means "your input", the one that means "another process", and help with a
-misspelt name.
-"""
+"""Exceptions for wrong input and for lost processes, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The user's mistake. Its message is one line: where, the rule, the value got, the remedy;
-    programs print it and exit with 2.
+    """A mistake in the user's input. Its message is one line: the setting, the rule, the actual
+    value, the remedy; programs print it and exit with 2.
     """
 
 
 class TooShort(InputError):
-    """A length has no room for what is asked at it.
+    """A length is too short for the task.
 
     Attributes:
-      least: tokens of a length that has; None: not known.
+      least: tokens of a length that is enough; None: not known.
     """
 
     def __init__(self, message: str, *, least: int | None):
@@ -25,8 +23,8 @@ class TooShort(InputError):
 
 
 class UnsupportedError(InputError, NotImplementedError):
-    """What was asked for is right, but what was chosen by name cannot do it; the message names
-    those that can.
+    """The request is valid, but the chosen backend does not support it; the message names those
+    that do.
     """
 
 

@@ -1,4 +1,4 @@
-"""From the sections of a config to the model, the rope and the tokenizer that they mean."""
+"""Builds the model, the rope and the tokenizer that a config describes."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def model_shape(config) -> LlamaConfig:
 def forward_settings(
     config, mesh: Mesh, model: LlamaConfig, *, seq_len: int = 0
 ) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
-    """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` has become).
+    """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` resolved to).
 
     Args:
       config: of the program.
@@ -72,7 +72,7 @@ def forward_settings(
 
 
 def load_model(config, *, weights: bool = True) -> Pretrained:
-    """Returns the model that `config.model` names, with `config.original_len` in force.
+    """Returns the model that `config.model` names, with `config.original_len` applied.
 
     `config.model` is {"source": "checkpoint", "path", "shape"} or {"source": "scratch", the fields
     of LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
@@ -97,7 +97,7 @@ def load_model(config, *, weights: bool = True) -> Pretrained:
 
 
 def rope_fn(config, model: LlamaConfig, base_rope: rope.RopeFn) -> rope.RopeFn:
-    """Returns the rope that `config.rope` means.
+    """Returns the rope that `config.rope` describes.
 
     `config.rope` is {"method": "model"}, which is `base_rope`; {"method": "file", "path"};
     {"method": "preset", "name"}; or a method of rope.make with its constants.
@@ -147,7 +147,7 @@ def _preset(name: str, geometry: dict) -> rope.RopeFn:
 
 
 def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
-    """Returns whether a rope is the model's own scaling, so that no rope.json need tell it."""
+    """Returns whether a rope is the model's own scaling, so that no rope.json is needed."""
     base_rope = llama.own_rope(model)
     return (
         rope_fn.method == base_rope.method
@@ -172,7 +172,7 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     """Returns (tokenizer, where it came from): config.data.tokenizer, else the checkpoint's.
 
     Raises:
-      InputError: neither is there, or it has tokens that the model has not.
+      InputError: there is neither, or it has more tokens than the model.
     """
     place = config.data.tokenizer or tokenizer_dir
     if not place:
@@ -185,7 +185,7 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
 
 
 def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.TokenDocuments:
-    """Returns the text of files or globs but for those that match a glob of `exclude`, read as
+    """Returns the text of files or globs, except those that match a glob of `exclude`, read as
     config.data says; `setting` is their config key.
     """
     return data.load_documents(
@@ -212,7 +212,7 @@ def _path(section: dict) -> Path:
     return files.as_path(section["path"])
 
 
-# What training, or who prepares the folder (a wider sliding window for Mistral), may change.
+# Fields that training, or whoever prepares the folder (a wider sliding window), may change.
 _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_window")
 
 

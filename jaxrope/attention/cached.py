@@ -1,10 +1,10 @@
-"""Attention to keys and values that were kept: of a prompt, and of the tokens made since.
+"""Attention to cached keys and values: of a prompt, and of the tokens generated since.
 
 Token p of a row lies at slot p, so that causality alone hides the slots that are still empty. On a
 mesh the slots are dealt over axis `context` in stripes of `STRIPE` tokens: stripe i is on device
 i mod n. Every device then holds the same share of a prompt from its first tokens on, and of a chunk
-of it computes the very tokens whose keys it keeps: no key ever travels. What the devices found each
-in its own keys is merged by the log-sum-exp.
+of it computes the very tokens whose keys it keeps: no key ever travels. Each device attends
+to its own keys, and the results are merged by the log-sum-exp.
 
 Keys are read a block at a time, and only those blocks that some query may see: time follows what is
 in the cache, not what would fit into it.
@@ -30,7 +30,7 @@ STRIPE = 16  # tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What was kept, rotated already; on a mesh a device's part.
+    """Cached keys, already rotated, and values; on a mesh a device's part.
 
     Attributes:
       keys_LBSKH, values_LBSKH: in the compute dtype.
@@ -49,7 +49,7 @@ class Place:
       positions_BT: int32, the slot of each token over all devices. A device has either one token
         for each row, which all devices of axis `context` have (T = 1), or its stripes of
         consecutive tokens.
-      valid_BT: bool; what is not valid is not kept.
+      valid_BT: bool; other tokens are not cached.
       row: int32, the row of the cache that is row 0 here.
     """
 
@@ -97,7 +97,7 @@ def attend(
     window: int | None,
     settings: Settings,
 ) -> jax.Array:
-    """Returns what the queries find among the keys up to their own, out_BTNH in the dtype of q;
+    """Returns the attention of queries to the keys up to their own, out_BTNH in the dtype of q;
     accumulated in float32 or wider.
 
     Args:
@@ -115,7 +115,7 @@ def attend(
         part = _partial(q_BTNH, positions_BT, cache, (layer, place.row), window, settings)
         return part[0].astype(q_BTNH.dtype)
     q = q_BTNH
-    if not is_single:  # each device asks its own keys on behalf of all
+    if not is_single:  # each device attends to its own keys for all queries
         q, positions_BT = (
             lax.all_gather(x, "context", axis=1, tiled=True) for x in (q, positions_BT)
         )

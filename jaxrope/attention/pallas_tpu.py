@@ -1,6 +1,6 @@
 """Attention kernels for the TPU, with state that is carried from call to call.
 
-What a call adds to is its argument and its result, updated in place: the unnormalised output with
+The state is an argument and the result of each call, updated in place: the unnormalised output with
 its running maximum and sum going forward, dq, dk and dv going backward, all in float32. So a hop of
 the ring is one call: nothing is merged afterwards, and no operand is copied to be chosen.
 
@@ -194,9 +194,7 @@ def backward(
 
 
 def _backward_specs(layout: Layout, num_ids: int, num: int) -> tuple[list, list]:
-    """Returns the specs of (what is known of queries, keys, ids) and of the three sums, for the
-    grid (Z, E).
-    """
+    """Returns the specs of queries, keys and ids, and of the three sums, for the grid (Z, E)."""
     q_block, kv_block, dim = layout.q_block, layout.kv_block, layout.head_dim
     blocks, per_part = layout.part_blocks, layout.group * layout.part_blocks
     per_chunk = layout.chunk // q_block

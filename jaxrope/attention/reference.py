@@ -1,5 +1,5 @@
-"""Attention by its definition: the whole T x S matrix. Every other backend is held against this
-one.
+"""Attention by its definition: the whole T x S matrix. Every other backend is compared with
+this one.
 """
 
 import jax

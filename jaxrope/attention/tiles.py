@@ -35,7 +35,7 @@ class Tiles(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """What is to be done with each tile, bool [B, I, J].
+    """How each tile is processed, bool [B, I, J].
 
     Attributes:
       active_BIJ: some query may see some key.

@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, and what each program will do with it."""
+"""The model card of an export: what the model is, and how each program applies its rope."""
 
 from jaxrope.convert import consumers
 from jaxrope.convert.rope_export import HfRope
@@ -12,7 +12,7 @@ def text(name: str, model, hf_rope: HfRope) -> str:
     Args:
       name: of the exported folder.
       model: an `exporting.Model`; of its `rope_provenance`, numbers and short words are shown.
-      hf_rope: its rope in Hugging Face's words.
+      hf_rope: its rope as config.json expresses it.
     """
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n",

@@ -1,7 +1,6 @@
-"""What each program will do with a rope: at short prompts, at long ones, and where it changes over.
+"""How each program applies a rope: to short prompts, to long ones, and where it switches.
 
-The facts are those of transformers 5.23, vLLM since pull request 27431, SGLang, and llama.cpp, as
-their sources have them.
+As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLang and llama.cpp.
 """
 
 import math
@@ -23,7 +22,7 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
     """Returns a sentence or two for each program, which begins with its name.
 
     Args:
-      hf_rope: the rope in Hugging Face's words.
+      hf_rope: the rope as config.json expresses it.
       family: layout of the model it is for, as in LlamaConfig.
       form: format it is written in, of `_READERS`; None: a whole Hugging Face folder.
     """
@@ -85,7 +84,7 @@ def _longrope(hf_rope: HfRope, family: str, programs: Sequence[str], form: str |
 
 
 def _choice(program: str, original: int, family: str) -> list[str]:
-    """Returns when a program takes which of two sets of factors; nothing where it takes neither."""
+    """Returns when a program takes short and when long factors; empty if it takes neither."""
     if program == "transformers":
         crossing = (
             "its Phi-3 then computes the whole cache anew"
@@ -145,11 +144,11 @@ def _dynamic(hf_rope: HfRope) -> list[str]:
 
 
 def law(hf_rope: HfRope) -> float:
-    """Returns the attention factor that a reader computes who is not told one."""
+    """Returns the attention factor that a reader computes if the file gives none."""
     factor = hf_rope.section["factor"]
     return rope.attention_factor("su", factor=factor, original_len=hf_rope.original_len)
 
 
 def is_by_law(hf_rope: HfRope) -> bool:
-    """Says whether every reader of longrope arrives at the attention factor that is meant."""
+    """Returns whether every reader of longrope computes the intended attention factor."""
     return math.isclose(hf_rope.section["attention_factor"], law(hf_rope), rel_tol=1e-9)

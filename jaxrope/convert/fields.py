@@ -15,7 +15,7 @@ _MAX_COUNT = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A JSON object and where it stands, for messages."""
+    """A JSON object and its location, for messages."""
 
     values: dict
     where: str

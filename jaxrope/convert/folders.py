@@ -84,7 +84,7 @@ def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:
 
 @contextlib.contextmanager
 def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
-    """Gives a folder beside `target` to write in.
+    """Yields a folder beside `target` to write in.
 
     It is renamed to `target` at the end, and removed on any error. The arguments and errors are
     those of `check_target`.

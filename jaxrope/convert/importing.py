@@ -1,9 +1,7 @@
 """Import: a Hugging Face folder as parameters, or as a workdir like those of train.py.
 
-Parameters read tensor by tensor, and a workdir as train.py writes it.
-
-Each tensor goes at once into its place in the stacked parameters, so the host holds the model, one
-tensor, and the one shard that is mapped.
+Tensors are read one by one into the stacked parameters, so the host holds the model, one tensor,
+and the one shard that is mapped.
 """
 
 import dataclasses
@@ -71,8 +69,8 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
 
     Args:
       source: of `open_model`.
-      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it
-        lies there.
+      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as
+        stored.
     """
     target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
     tensors = {tensor.name: tensor for tensor in layout.tensors(source.config)}
@@ -92,10 +90,10 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     Args:
       source: the Hugging Face folder.
       target: the workdir; must not exist, or be empty.
-      dtype: of the weights; None: as they lie there.
+      dtype: of the weights; None: as stored.
 
     Returns:
-      Notes on what was assumed or passed over.
+      Notes on what was assumed or ignored.
 
     Raises:
       InputError: anything wrong with the source, or a target in use.
@@ -138,7 +136,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     """Compares the tokenizer's ids with the vocabulary.
 
-    JAX clamps an id that is too large without a word.
+    JAX silently clamps an id that is too large.
 
     Raises:
       InputError: an id is not below vocab_size.
@@ -181,7 +179,7 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
 
 
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
-    """Compares the tie of head and embedding that the config tells with the tensors.
+    """Compares the tie of head and embedding in the config with the tensors.
 
     A file without a head and a config that does not mention the tie: tied. A config that denies
     it: an error, by `_check_names`.

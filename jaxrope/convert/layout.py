@@ -89,7 +89,7 @@ def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
 def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
     """Returns a tensor of the file, contiguous, from the parameters.
 
-    safetensors writes the bytes of a transposed view in the wrong order without a word.
+    safetensors silently writes the bytes of a transposed view in the wrong order.
     """
     rows = []
     for part in tensor.parts:

@@ -1,4 +1,4 @@
-"""A model from wherever it lies: a Hugging Face folder, a workdir, or one checkpoint of it."""
+"""Loads a model from a Hugging Face folder, a workdir, or one checkpoint of a workdir."""
 
 import dataclasses
 from pathlib import Path
@@ -16,15 +16,15 @@ from jaxrope.store import checkpoint, files
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model and what belongs to it.
+    """A model with its tokenizer and its rope.
 
     Attributes:
       config: its shape.
-      params: nested dict of host arrays; whoever uses them puts them on devices.
+      params: nested dict of host arrays; the caller puts them on devices.
       tokenizer_dir: where tokenizer.json lies; None: nowhere.
       rope_fn: rope.json's where there is one, else the model's own.
       source: the folder, for messages.
-      rope_provenance: how rope.json came about; empty for the model's own rope.
+      rope_provenance: how rope.json was made; empty for the model's own rope.
       notes: what was assumed in reading it.
     """
 
@@ -94,9 +94,8 @@ def read_config(path: Path | str) -> LlamaConfig:
 
 
 def _workdir(folder: Path) -> Path | None:
-    """Returns the workdir that `folder` is or is a checkpoint of; None.
-
-    It is a Hugging Face folder, which may lie inside a workdir.
+    """Returns the workdir that `folder` is or is a checkpoint of; None for a Hugging Face folder,
+    which may lie inside a workdir.
     """
     if (folder / "model.json").is_file():
         return folder

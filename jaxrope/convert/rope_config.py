@@ -13,16 +13,16 @@ from jaxrope import rope
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose, nearest
 
-_THETA = 10_000.0  # what transformers takes where a config says nothing (the first Llama's configs)
+_THETA = 10_000.0  # the default of transformers (the first Llama's configs have none)
 _ORIGINAL = "original_max_position_embeddings"
 _COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """What a config says of the rope, in the words of LlamaConfig.
+    """The rope of a config, in the terms of LlamaConfig.
 
-    `notes` are assumptions worth telling.
+    `notes` are assumptions worth reporting.
     """
 
     theta: float
@@ -83,9 +83,8 @@ def from_hf(
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
         parameters, scaling = (section.values for section in sections)
         keys = [key for key in [*parameters, *scaling] if parameters.get(key) != scaling.get(key)]
-        key = min(
-            keys or ["rope_theta"], key=lambda key: key in _COMMON_KEYS
-        )  # own constants first
+        keys.sort(key=lambda key: key in _COMMON_KEYS)  # the method's own constants first
+        key = keys[0] if keys else "rope_theta"
         raise InputError(
             f"{config.where}: rope_parameters and rope_scaling disagree on {key},"
             f" {_show(parameters.get(key))} and {_show(scaling.get(key))}. Remove one of the two."
@@ -147,7 +146,7 @@ def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> 
 
 
 def _equal(first: object, second: object) -> bool:
-    """Says whether two methods are the same.
+    """Returns whether two methods are the same.
 
     Numbers may differ in the last digits, where one spelling gives a value and the other its
     formula.
@@ -169,10 +168,7 @@ def _show(value: object) -> str:
 
 
 def _type(section: Fields) -> str:
-    """Returns the rope_type, by either name.
-
-    "default" for a section that holds nothing else to scale with.
-    """
+    """Returns the rope_type under either key; "default" for a section that scales nothing."""
     new, old = section.text("rope_type", None), section.text("type", None)
     if new and old and new != old:
         raise InputError(
@@ -198,7 +194,7 @@ def _type(section: Fields) -> str:
 def _kind(section: Fields, family: str) -> str:
     kind = _type(section)
     if family == "phi3" and kind == "yarn":
-        return "longrope"  # transformers' Phi3Config renames it: an early name of the same thing
+        return "longrope"  # transformers' Phi3Config renames it: an early name of longrope
     if family == "phi3" and kind not in ("default", "longrope"):
         raise InputError(
             f"{section.path('rope_type')} must be default or longrope for model_type 'phi3', got"
@@ -208,10 +204,7 @@ def _kind(section: Fields, family: str) -> str:
 
 
 def _shared(config: Fields, section: Fields, key: str, kind: str):
-    """Returns a value that may stand in the section, at the top level, or in both, equal.
-
-    None where it is absent.
-    """
+    """Returns a value of the section or of the top level, which must agree; None if absent."""
     inside, outside = getattr(section, kind)(key, None), getattr(config, kind)(key, None)
     if inside is not None and outside is not None and inside != outside:
         raise InputError(
@@ -243,9 +236,8 @@ def _yarn(section: Fields, context: _Context):
     method = {
         "method": "yarn",
         "factor": context.max_len / original if factor is None else factor,
-        "beta_fast": (
-            section.number("beta_fast", None) or 32.0
-        ),  # transformers takes 0 for unset as well
+        # transformers takes 0 for unset as well
+        "beta_fast": section.number("beta_fast", None) or 32.0,
         "beta_slow": section.number("beta_slow", None) or 1.0,
         "attention_factor": section.number("attention_factor", None),
         "mscale": section.number("mscale", None),

@@ -1,4 +1,4 @@
-"""A rope as Hugging Face can say it, and exactly what it cannot say.
+"""A rope as Hugging Face's config expresses it, and exactly what is lost.
 
 What is written suits transformers 4.57 and 5, vLLM and llama.cpp at once, because each reads other
 keys: `rope_scaling` and `rope_parameters` with the same content, theta and the original length both
@@ -18,7 +18,7 @@ from jaxrope.convert.config import fraction
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 
-_STATED = 1e-9  # relative; an attention factor this near to the "su" law needs no words
+_STATED = 1e-9  # relative; an attention factor this near to the "su" law is not written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class HfRope:
-    """A rope in the words of config.json.
+    """A rope as config.json expresses it.
 
     Attributes:
       section: of rope_parameters and rope_scaling, without theta; {"rope_type": "default"} for
@@ -49,7 +49,7 @@ class HfRope:
       theta: base of the frequencies.
       max_len: max_position_embeddings, tokens.
       original_len: original_max_position_embeddings; None: not written.
-      losses: what this does not say of the rope, a sentence each.
+      losses: what this does not express of the rope, a sentence each.
     """
 
     section: dict
@@ -75,10 +75,10 @@ class HfRope:
         )
 
     def _old_section(self, config: LlamaConfig | Layout, parameters: dict) -> dict:
-        """Phi-3 of transformers 4 takes three keys and no others.
+        """Returns rope_scaling. Phi-3 of transformers 4 accepts three keys and no others.
 
-        Which is enough if the attention factor follows the law; if not it had better refuse the
-        file.
+        They are enough if the attention factor follows the law; otherwise all keys are written,
+        and it refuses the file.
         """
         law = (
             rope.attention_factor(
@@ -113,7 +113,7 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
     """Refuses factors of each layer's own, which no other program knows.
 
     Raises:
-      InputError: there are such.
+      InputError: a bucket has them.
     """
     if any(np.ndim(bucket.factors) > 1 for bucket in rope_fn.buckets):
         raise InputError(
@@ -123,7 +123,7 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
 
 
 def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
-    """Refuses what `reader` would run wrongly.
+    """Refuses a rope that `reader` would apply wrongly.
 
     Raises:
       InputError: something is lost and that was not allowed, or the rope extends nothing.
@@ -213,7 +213,7 @@ def as_longrope(
     """Returns two sets of factors, chosen at the original length: the whole of longrope.
 
     Args:
-      config: the model, or what is known of it.
+      config: the model, or its layout alone.
       rope_fn: any method.
       two_attention_factors: the reader has one for each set; Hugging Face has one in all.
 
@@ -243,7 +243,7 @@ def as_longrope(
 
 
 def _losses(rope_fn: rope.RopeFn, long: rope.Bucket, max_len: int):
-    """Yields what longrope of Hugging Face cannot say of `rope_fn`."""
+    """Yields what longrope of Hugging Face cannot express of `rope_fn`."""
     if not rope_fn.buckets:
         yield (
             f"method '{rope_fn.method}' computes factors from the length of each sequence; one"
@@ -284,7 +284,7 @@ def _attention_loss(rope_fn: rope.RopeFn, long: rope.Bucket):
 def difference(rope_fn: rope.RopeFn, other_fn: rope.RopeFn) -> float:
     """Returns the largest relative difference of frequencies and attention factors.
 
-    It is taken at the lengths where either of them changes; one that only one serves is left out.
+    Compared at the lengths where either of them changes, if both serve them.
     """
     limits = [fn.max_len for fn in (rope_fn, other_fn) if fn.max_len is not None]
     probes = {1, rope_fn.original_len, rope_fn.original_len + 1, *limits}

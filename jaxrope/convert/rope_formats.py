@@ -1,6 +1,6 @@
-"""A rope alone, from one program's words to another's: rope.json, config.json, GGUF, vLLM.
+"""Converts a rope between file formats: rope.json, config.json, GGUF, vLLM.
 
-Whatever is written is read again and compared before anyone is told that it is there.
+Each file is read again and compared before the conversion is reported.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _SAME, _SAME_FLOAT32 = 1e-8, 3e-7  # relative
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A rope that was read.
+    """A rope read from a file.
 
     Attributes:
-      rope_fn: what it means.
-      max_len: tokens the file claims; None: only the rope's own buckets say.
-      provenance: how it came about, where the file tells.
+      rope_fn: the rope.
+      max_len: tokens the file claims; None: those of its buckets.
+      provenance: how it was made, if the file says.
       notes: what was assumed in reading it.
     """
 
@@ -51,7 +51,7 @@ class Settings:
     Attributes:
       form: a name in FORMATS.
       architecture: of a GGUF, see rope_gguf.ARCHITECTURES.
-      allow_lossy: write although the format cannot say all of the rope.
+      allow_lossy: write although the format cannot express all of the rope.
       overwrite: replace a file that is there.
     """
 
@@ -74,7 +74,7 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
       What each program will do with it, then what was assumed or is lost ("note: ...").
 
     Raises:
-      InputError: a broken source, a target in use, or a rope that `form` would say wrongly.
+      InputError: a broken source, a target in use, or a rope that `form` cannot express.
     """
     writer = choose("--format", settings.form, FORMATS)
     if settings.form == "gguf":

@@ -3,8 +3,8 @@
 llama.cpp divides the frequencies by the tensors rope_factors_short or rope_factors_long and
 multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is never written: it would
 divide every position once more, whatever the scaling type. Numbers are float32 there; a number is
-read back as the shortest decimal that means it, so that factors on a grid of 0.01 come back as they
-were.
+read back as the shortest decimal that rounds to it, so that factors on a grid of 0.01 are restored
+exactly.
 """
 
 import os
@@ -145,7 +145,7 @@ def _rope(where: str, architecture: str, values: dict, tensors: dict) -> rope.Ro
 
 
 def _check_readable(where: str, architecture: str, kind, values: dict, tensors: dict) -> None:
-    """Refuses what llama.cpp itself would run otherwise than it looks."""
+    """Refuses files that llama.cpp would not run as their metadata says."""
     has_factors = _LONG in tensors and _SHORT in tensors
     if kind not in (None, "none", "linear", "longrope"):
         raise InputError(

@@ -1,7 +1,7 @@
 """Reading and writing the safetensors files of a Hugging Face folder, which may come from anywhere.
 
 A file is opened by the library, which rejects whatever is not whole; its header is then read again
-here, because the library passes over a name given twice. Tensors are read one at a time, shard by
+here, because the library ignores duplicate names. Tensors are read one at a time, shard by
 shard, so that no more than one shard is mapped at any time.
 """
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCALE = "adapter_scale_L"  # alpha / rank, in each layer, so that a checkpoint tells it
+SCALE = "adapter_scale_L"  # alpha / rank, in each layer, so that a checkpoint holds it
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "head")
 
 
@@ -26,12 +26,12 @@ def names(name: str) -> tuple[str, str]:
 
 
 def is_adapter(name: str) -> bool:
-    """Says whether a parameter is part of an adapter, by its name."""
+    """Returns whether a parameter is part of an adapter, by its name."""
     return name == SCALE or "_a_" in name or "_b_" in name
 
 
 def in_layer(weights: dict) -> dict:
-    """Returns the weights of one layer with what its adapters add, which are left out.
+    """Returns the weights of one layer, its adapters added to them and then dropped.
 
     Without adapters they are returned as they are.
     """
@@ -46,7 +46,7 @@ def in_layer(weights: dict) -> dict:
 
 
 def head_DV(params: dict) -> jax.Array:
-    """Returns the head with what its adapters add."""
+    """Returns the head with its adapters added."""
     a, b = (params.get(adapter) for adapter in names("head_DV"))
     if a is None:
         return params["head_DV"]

@@ -49,7 +49,7 @@ def hidden(
 
 
 class Seen(NamedTuple):
-    """What attention of a layer is about to read; on a mesh this device's part.
+    """The inputs of a layer's attention; on a mesh this device's part.
 
     Attributes:
       index: of the layer, int32.
@@ -77,7 +77,7 @@ def probe(
     segment_ids_BT: jax.Array | None = None,
     settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, Any]:
-    """Returns (what `hidden` does, what `probe_fn` found in each layer, stacked: [L, ...]).
+    """Returns (x_BTD of `hidden`, the results of `probe_fn` in all layers, stacked: [L, ...]).
 
     Args:
       config, params, tokens_BT, r, positions_BT, segment_ids_BT, settings: as for `hidden`.
@@ -89,8 +89,8 @@ def probe(
 
 
 def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):
-    """Returns (x_BTD after the final norm, what `probe_fn` found or None); `placed`: positions and
-    segment ids, or None.
+    """Returns (x_BTD after the final norm, the results of `probe_fn` or None); `placed`: positions
+    and segment ids, or None.
     """
     positions_BT, segment_ids_BT = placed
     natural = positions_BT is None and segment_ids_BT is None

@@ -1,5 +1,6 @@
-"""What can be known of a stage before any stage has run: numbers out of range, inputs that are not
-there, lengths that its factors will not serve."""
+"""Checks of a stage before any stage runs: numbers out of range, missing inputs, lengths beyond its
+factors.
+"""
 
 from collections.abc import Mapping
 
@@ -15,10 +16,10 @@ from jaxrope.train.program import make_program
 
 
 def check(stage: Stage, stages: Mapping[str, Stage]) -> None:
-    """Refuses a stage that could not run although all before it did.
+    """Refuses a stage that would fail even if all earlier ones succeeded.
 
     Args:
-      stage: which.
+      stage: the one to check.
       stages: all stages of the recipe by name.
 
     Raises:
@@ -84,7 +85,7 @@ _CHECKS = {
 
 
 def _check_model(stage: Stage, stages: Mapping[str, Stage]) -> None:
-    """The model is there or will be, and the rope fits it as far as both are there."""
+    """Checks that the model exists or will, and that the rope fits it if both exist already."""
     config = stage.config
     at_model = config.model.path if config.model.source == "checkpoint" else ""
     at_rope = config.rope.path if config.rope.method == "file" else ""
@@ -101,7 +102,7 @@ def _check_model(stage: Stage, stages: Mapping[str, Stage]) -> None:
 
 
 def _shape(stage: Stage, stages: Mapping[str, Stage]) -> llama.LlamaConfig:
-    """Returns the shape of a stage's model: that of the one which the first of its stages has."""
+    """Returns the shape of a stage's model: that of the first stage it descends from."""
     config = stage.config
     name = stage.from_stage(config.model.path) if config.model.source == "checkpoint" else ""
     return _shape(stages[name], stages) if name else setup.model_config(config)
@@ -110,7 +111,7 @@ def _shape(stage: Stage, stages: Mapping[str, Stage]) -> llama.LlamaConfig:
 def _check_place(
     stage: Stage, stages: Mapping[str, Stage], key: str, path: str, kinds: tuple[str, ...]
 ) -> None:
-    """A path is there, or a stage will make it."""
+    """Checks that a path exists, or that a stage will make it."""
     name = stage.from_stage(path)
     if not name and not files.as_path(path).exists():
         raise InputError(f"{key}: '{path}' does not exist. Name a stage as '{{NAME}}', or a path.")
@@ -123,7 +124,7 @@ def _check_place(
 
 
 def _check_method(stage: Stage, stages: Mapping[str, Stage], key: str, name: str) -> None:
-    """What a row of a table is: the name of a method, or a rope.json that is there or will be."""
+    """Checks a row of a table: the name of a method, or a rope.json that exists or will."""
     if rows.is_file(name):
         _check_place(stage, stages, key, name, WITH_ROPE)
     else:
@@ -160,7 +161,7 @@ def _check_evaluation(stage: Stage, stages: Mapping[str, Stage]) -> None:
 
 
 def _longest(stage: Stage, stages: Mapping[str, Stage]) -> int:
-    """Returns the last length that the stage's factors will serve; 0: not known yet, or any."""
+    """Returns the longest length that the stage's factors serve; 0: not known yet, or any."""
     config = stage.config
     if stage.kind == "search":
         return config.target_len

@@ -73,7 +73,7 @@ def merge(ropes: Sequence[tuple[str, Sequence[dict]]], model: LlamaConfig) -> ro
 
 
 def _read_all(config, model: LlamaConfig) -> list[dict]:
-    """Returns the ropes as JSON carries them."""
+    """Returns the ropes as JSON values: file, buckets and provenance of each."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     sources = []
     for path in config.join.ropes:
@@ -91,7 +91,7 @@ def _read_all(config, model: LlamaConfig) -> list[dict]:
 
 
 def _save_params(config, folder: Path, loaded: Pretrained) -> None:
-    """Every process saves its part; a step that is whole already is kept."""
+    """Saves each process's part, unless there is a complete step already."""
     source = Path(loaded.source).name
     if hosts.from_main("joined before", lambda: steps.whole_steps(folder)):
         return

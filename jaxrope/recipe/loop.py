@@ -1,9 +1,9 @@
-"""Runs the stages of a recipe one after another, each in a folder of its own, and says what came of
-them.
+"""Runs the stages of a recipe one after another, each in a folder of its own, and reports their
+results.
 
 A stage that is finished is not run again; one that was stopped or killed goes on. Of several
-processes, process 0 alone reads and writes stage.json and recipe.json and tells the others what it
-saw there.
+processes, process 0 alone reads and writes stage.json and recipe.json, and broadcasts their
+contents to the others.
 """
 
 import functools
@@ -34,20 +34,20 @@ def run(config, workdir: Path, dry_run: bool) -> int:
 
     Args:
       config: of configs/base.py, with a recipe.
-      workdir: each stage has a folder in it; recipe.json tells of all.
+      workdir: each stage has a folder in it; recipe.json describes them all.
       dry_run: only print the stages, what they cost and what is done.
 
     Returns:
       The exit code: 0, or that of the stage that did not end with 0.
 
     Raises:
-      InputError: anything that can be known to be wrong before a stage runs; or of a stage, whose
-        name it has then.
+      InputError: a mistake that shows before any stage runs; or the error of a stage, which the
+        message then names.
     """
     stages = parse(config)
     selected = chosen(config, stages)
     workdir = files.absolute(workdir)
-    jax.devices()  # on all processes together: the first that asks waits for the others
+    jax.devices()  # on all processes at once: the first call waits for the others
     if dry_run:
         records = hosts.from_main("recipe", lambda: _states(stages, selected, workdir))
         cli.print_line(_plan(stages, selected, records))
@@ -95,7 +95,7 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
 
 
 def _states(stages: list[Stage], selected: list[Stage], workdir: Path) -> dict[str, dict]:
-    """Returns {name: stage.json} of the stages that were begun, if they were with this config."""
+    """Returns {name: stage.json} of the stages begun; refuses those of another config."""
     records = {stage.name: record.read(workdir / stage.name) for stage in stages}
     digest_of = record.digests(stages, records)
     needed = _needed(stages, selected)
@@ -110,7 +110,7 @@ def _states(stages: list[Stage], selected: list[Stage], workdir: Path) -> dict[s
 def _check_inputs(
     stages: list[Stage], selected: list[Stage], workdir: Path, records: dict[str, dict]
 ) -> None:
-    """Refuses stages that could not run: what they start from is not there and will not be."""
+    """Refuses stages whose inputs do not exist and will not be made."""
     by_name = {stage.name: stage for stage in stages}
     runs = [stage for stage in selected if not _is_finished(records.get(stage.name))]
     for stage in runs:
@@ -152,7 +152,7 @@ def _run_stage(
     except InputError as error:
         raise InputError(f"stage '{stage.name}' of recipe: {error}") from None
     finally:
-        gc.collect()  # the stage's arrays go before the next one's come
+        gc.collect()  # frees the stage's arrays before the next stage allocates its own
         jax.clear_caches()
     if outcome.code:
         cli.print_line(f"stopped in stage {stage.name}; the same command goes on from there")
@@ -167,7 +167,7 @@ def _is_finished(content: dict | None) -> bool:
 
 
 def _write(stages: list[Stage], records: dict[str, dict], workdir: Path) -> None:
-    """Writes recipe.json: the stages in order, and what came of those that are finished."""
+    """Writes recipe.json: the stages in order, with the results of those that are finished."""
     rows = []
     for stage in stages:
         row = {"name": stage.name, "kind": stage.kind, "uses": list(stage.uses)}
@@ -178,7 +178,7 @@ def _write(stages: list[Stage], records: dict[str, dict], workdir: Path) -> None
 
 
 def _table(stages: list[Stage], records: dict[str, dict]) -> str:
-    """Returns the stages as text, those that are finished with what came of them."""
+    """Returns the stages as text, with the results of those that are finished."""
     rows, total = [], [0.0, 0, 0]
     for stage in stages:
         content = records.get(stage.name)
@@ -195,7 +195,7 @@ def _table(stages: list[Stage], records: dict[str, dict]) -> str:
 
 
 def _plan(stages: list[Stage], selected: list[Stage], records: dict[str, dict]) -> str:
-    """Returns the stages as text: what they will cost, and what is done."""
+    """Returns the stages as text: their cost in tokens and their state."""
     rows, total = [], [0, 0]
     for stage in stages:
         kind, config, content = work.KINDS[stage.kind], stage.config, records.get(stage.name)

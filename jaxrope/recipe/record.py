@@ -1,12 +1,11 @@
-"""stage.json, what a stage's folder says about it: that it was begun, or that it is finished and
-with what.
+"""stage.json, the record of a stage in its folder: begun, or finished and with what result.
 
 {"format": "jaxrope.stage/1", "name", "kind", "config": {"dotted.key": value, ...},
  "made_from": {stage: digest}, "finished", "seconds", "result": {...}}
 
 "config" has the keys that such a stage depends on, "{name}" standing for the folders of others, so
-that a workdir can be moved. "made_from" tells what its inputs were made with: a digest of their
-config and of what they were made from in turn. The file is replaced in one piece when all else is
+that a workdir can be moved. "made_from" has a digest of each input: of its config and
+of what it was made from in turn. The file is replaced in one piece, after everything else is
 written.
 """
 
@@ -28,13 +27,13 @@ FORMAT = "jaxrope.stage/1"
 FILE = "stage.json"
 
 _COMMON = ("seed", "model", "rope", "target_len", "original_len", "forward", "data")
-DEPENDS_ON = {  # the sections and keys that change what a kind of stage leaves
+DEPENDS_ON = {  # sections and keys that change the output of each kind of stage
     "search": (*_COMMON, "search"),
     "train": (*_COMMON, "train", "optimizer", "lora"),
     "join": ("model", "original_len", "train.param_dtype", "join"),
     "evaluate": _COMMON,
 }
-MEASURES = ("eval", "data.eval_files")  # they change no more than its evaluation
+MEASURES = ("eval", "data.eval_files")  # change only the evaluation of a stage
 TAUGHT = (  # of the section data, which no stage but "train" reads
     "data.mode",
     "data.needle_keys",
@@ -42,7 +41,7 @@ TAUGHT = (  # of the section data, which no stage but "train" reads
     "data.needle_weight",
     "data.short_share",
 )
-FREE = (  # they change memory, time and lines of logs
+FREE = (  # change only memory, time and lines of logs
     "data.cache_dir",
     "forward.attention",
     "forward.attention_kernel",
@@ -76,13 +75,13 @@ def settings(stage: Stage) -> dict[str, Any]:
 
 
 def digests(stages: Sequence[Stage], records: Mapping[str, dict | None]) -> dict[str, str]:
-    """Returns what each stage is made with, by name: its settings but for its evaluation, and the
-    digests of what it is made from.
+    """Returns a digest of each stage, by name: of its settings, evaluation excepted, and of the
+    digests of its inputs.
 
     Args:
       stages: in order.
-      records: stage.json by name. Where there is one, it says; keys that came with a newer version
-        of the code then change nothing.
+      records: stage.json by name. Where there is one, it takes the place of the config, so that
+        keys that a newer version of the code has added change nothing.
     """
     digest_of: dict[str, str] = {}
     for stage in stages:
@@ -118,7 +117,7 @@ def write(stage: Stage, folder: Path, digest_of: dict[str, str], **more: Any) ->
     """Writes stage.json and returns it.
 
     Args:
-      stage: which.
+      stage: the one that was begun or finished.
       folder: its folder.
       digest_of: of `digests`.
       more: finished, seconds and result.
@@ -181,7 +180,7 @@ def _is_read(stage: Stage, key: str) -> bool:
 
 def _is_chosen(stage: Stage, key: str) -> bool:
     """Returns whether a key is an argument of what its section selects: a stage that was run
-    without it had none. Any other key came with a newer version of the code.
+    without it had none. Any other key was added by a newer version of the code.
     """
     sections = key.split(".")[:-1]
     if sections == ["search"]:  # its `method` is one of many keys

@@ -1,7 +1,7 @@
-"""From `config.recipe` to its stages: what each one runs with, and from which others it starts.
+"""Parses `config.recipe` into stages: the config of each, and the stages that it starts from.
 
 A stage is ("name", kind, (("dotted.key", value), ...)): the config of the recipe with these keys
-changed. "{name}" in a text is the folder of an earlier stage. All that can be refused is refused
+changed. "{name}" in a text is the folder of an earlier stage. Mistakes are refused
 here, before anything runs.
 """
 

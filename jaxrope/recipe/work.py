@@ -1,6 +1,6 @@
 """What a stage does: one function for each kind, and the evaluation at its end.
 
-Each leaves in the stage's folder what its own program leaves in a workdir, and goes on where it was
+Each writes to the stage's folder what its own program writes to a workdir, and resumes where it was
 stopped or killed.
 """
 
@@ -21,7 +21,7 @@ from jaxrope.store import files
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a stage.
+    """The outcome of a stage.
 
     Attributes:
       code: 0, or the exit code with which the program is to end.
@@ -40,8 +40,8 @@ class Kind:
     Attributes:
       run: (config, folder) -> Outcome.
       what: (config) -> in words, for tables.
-      tokens: (config) -> (forward tokens, trained tokens) that it will take, but for evaluations.
-      evaluated: (config, folder) -> the config of the evaluation of what it left.
+      tokens: (config) -> (forward tokens, trained tokens) of the stage, without evaluations.
+      evaluated: (config, folder) -> the config that evaluates its output.
     """
 
     run: Callable[[Any, Path], Outcome]
@@ -59,7 +59,7 @@ def run(kind: str, config, folder: Path) -> Outcome:
       folder: the stage's.
 
     Raises:
-      InputError: of the stage's program.
+      InputError: raised by the stage's program.
     """
     outcome = KINDS[kind].run(config, folder)
     if outcome.code or not config.eval.suites:
@@ -161,7 +161,7 @@ def _rows(path: Path, config: dict) -> list[dict] | None:
 
 
 def _of_folder(config, folder: Path):
-    """The folder is a model with a rope of its own."""
+    """Returns the config that evaluates the folder's model with its own rope."""
     shape = config.model.shape if config.model.source == "checkpoint" else ""
     eval_config = config.copy_and_resolve_references()
     with eval_config.unlocked():
@@ -172,7 +172,7 @@ def _of_folder(config, folder: Path):
 
 
 def _with_rope_of_folder(config, folder: Path):
-    """The folder has factors for the model that they were searched on."""
+    """Returns the config that evaluates the searched model with the folder's factors."""
     eval_config = config.copy_and_resolve_references()
     with eval_config.unlocked():
         eval_config.rope = dict(method="file", path=str(folder / "rope.json"))

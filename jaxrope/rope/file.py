@@ -8,7 +8,7 @@ read.
 
 Factors are a list of numbers, one for each rotary pair, or one such list for every layer.
 
-The buckets are what counts; `method` and `constants` say how they came about, and are checked
+The buckets are authoritative; `method` and `constants` say how they were made, and are checked
 against them where they are a formula.
 """
 
@@ -104,7 +104,7 @@ def load(
 
 
 def provenance(path: Path | str) -> dict:
-    """Returns how the file says that it was made."""
+    """Returns the provenance that the file records."""
     return read(path)["provenance"]
 
 

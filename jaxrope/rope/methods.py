@@ -2,7 +2,7 @@
 
 `make(method, **constants) -> RopeFn`, `RopeFn(seq_len) -> Rope`: static methods ignore the length,
 dynamic NTK and LongRoPE use it, and nothing downstream knows which it was. All arithmetic is
-float64 on the host. Every method is told as rescale factors relative to theta's plain frequencies:
+float64 on the host. Every method is expressed as rescale factors of theta's plain frequencies:
 factor_i = theta^(-2i/d) / inv_freq_i, R = d / 2 of them.
 """
 

@@ -1,5 +1,5 @@
-"""A rope method as a schedule over length: what it answers with, its attention factor, and the
-rules that any factors must keep.
+"""A rope method as a schedule over length: its buckets, its attention factor, and the rules for
+factors.
 
 All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2), L layers.
 """
@@ -78,7 +78,8 @@ class RopeFn:
     Attributes:
       method, constants: as given to `make`.
       geometry: the model's side.
-      buckets: what the schedule can answer, ascending; empty where it is a formula in the length.
+      buckets: the possible results of the schedule, ascending; empty where it is a formula in
+        the length.
     """
 
     method: str
@@ -138,7 +139,7 @@ def attention_factor(law: str | float, *, factor: float, original_len: int) -> f
 
 
 def remarks(rope_fn: RopeFn) -> list[str]:
-    """Returns what is legal but worth saying: factors that fall, or exceed 1.25 times the
+    """Returns remarks on legal but unusual factors: those that fall, or exceed 1.25 times the
     extension. Published vectors do both.
     """
     sentences = []
@@ -196,7 +197,7 @@ def ascending(buckets):
 
 
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
-    """Returns the bucket that a dict means, every value checked; `path` begins its messages."""
+    """Returns the bucket that a dict describes, every value checked; `path` begins its messages."""
     factors = bucket["factors"]
     if _is_list(factors) and any(map(_is_list, factors)):  # of each layer's own
         for layer, row in enumerate(factors):
@@ -225,7 +226,7 @@ def check_layers(rope_fn: RopeFn, num_layers: int) -> None:
     """Refuses factors of each layer's own that are for another number of layers.
 
     Raises:
-      InputError: there are such.
+      InputError: a bucket has them.
     """
     for i, bucket in enumerate(rope_fn.buckets):
         if np.ndim(bucket.factors) > 1:
