@@ -56,12 +56,18 @@ def pretrain(args) -> int:
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
         make_tokenizer(config, tokenizer)
-    made = folder / MODEL.name
+    export_dir = folder / MODEL.name
     train = ["train.py", "--config=configs/demo_pretrain.py", f"--workdir={folder / 'train'}"]
-    export = [*_module("convert"), "export", str(folder / "train"), str(made), "--dtype=bfloat16"]
+    export = [
+        *_module("convert"),
+        "export",
+        str(folder / "train"),
+        str(export_dir),
+        "--dtype=bfloat16",
+    ]
     code = _run_all([[*train, f"--config.data.tokenizer={tokenizer}"], [*export, "--overwrite"]])
     if code == 0:
-        cli.print_line(f"wrote {made}; it ships as {MODEL}")
+        cli.print_line(f"wrote {export_dir}; it ships as {MODEL}")
     return code
 
 
@@ -71,7 +77,7 @@ def make_tokenizer(config, folder: Path) -> None:
 
     from jaxrope import data
 
-    found = data.find_files(
+    train_files = data.find_files(
         config.data.train_files, exclude=config.data.exclude, setting="data.train_files"
     )
     tokenizer = Tokenizer(models.BPE())
@@ -88,7 +94,7 @@ def make_tokenizer(config, folder: Path) -> None:
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
-    tokenizer.train([str(file.path) for file in found], trainer)
+    tokenizer.train([str(file.path) for file in train_files], trainer)
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

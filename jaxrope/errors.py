@@ -1,22 +1,20 @@
-"""The exception that means "your input", the one that means "another process", and help with a
-misspelt name.
-"""
+"""Exceptions for wrong input and for lost processes, and suggestions for misspelt names."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class InputError(ValueError):
-    """The user's mistake. Its message is one line: where, the rule, the value got, the remedy;
-    programs print it and exit with 2.
+    """A mistake in the user's input. Its message is one line: the setting, the rule, the actual
+    value, the remedy; programs print it and exit with 2.
     """
 
 
 class TooShort(InputError):
-    """A length has no room for what is asked at it.
+    """A length is too short for the task.
 
     Attributes:
-      least: tokens of a length that has; None: not known.
+      least: tokens of a length that is enough; None: not known.
     """
 
     def __init__(self, message: str, *, least: int | None):
@@ -25,8 +23,8 @@ class TooShort(InputError):
 
 
 class UnsupportedError(InputError, NotImplementedError):
-    """What was asked for is right, but what was chosen by name cannot do it; the message names
-    those that can.
+    """The request is valid, but the chosen backend does not support it; the message names those
+    that do.
     """
 
 
@@ -36,20 +34,20 @@ class HostsError(RuntimeError):
     """
 
 
-def nearest(name: object, known: Iterable[object]) -> str:
-    """Returns "Did you mean 'x'? Known: a, b, x." for a name that is not among `known`."""
-    names = sorted(str(item) for item in known)
+def nearest(name: object, choices: Iterable[object]) -> str:
+    """Returns "Did you mean 'x'? Known: a, b, x." for a name that is not among `choices`."""
+    names = sorted(str(item) for item in choices)
     close = difflib.get_close_matches(str(name), names, n=1)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."
 
 
-def choose(path: str, name: object, known: dict):
+def choose(path: str, name: object, choices: dict):
     """Returns known[name].
 
     Raises:
       InputError: there is no such name; `path` says which setting is meant.
     """
-    if name not in known:
-        raise InputError(f"Unknown {path} '{name}'. {nearest(name, known)}")
-    return known[name]
+    if name not in choices:
+        raise InputError(f"Unknown {path} '{name}'. {nearest(name, choices)}")
+    return choices[name]

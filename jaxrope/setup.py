@@ -1,4 +1,4 @@
-"""From the sections of a config to the model, the rope and the tokenizer that they mean."""
+"""Builds the model, the rope and the tokenizer that a config describes."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def model_shape(config) -> LlamaConfig:
 def forward_settings(
     config, mesh: Mesh, model: LlamaConfig, *, seq_len: int = 0
 ) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
-    """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` has become).
+    """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` resolved to).
 
     Args:
       config: of the program.
@@ -51,10 +51,10 @@ def forward_settings(
       InputError: a setting is unknown or out of range, or heads or tokens do not divide.
     """
     section = dict(config.forward)
-    asked = section["attention"], section["attention_kernel"]
+    requested = section["attention"], section["attention_kernel"]
     platform = mesh.devices.flat[0].platform
-    found = attention.resolve(*asked, mesh, platform=platform, window=model.sliding_window)
-    section |= dict(zip(("attention", "attention_kernel"), found, strict=True))
+    resolved = attention.resolve(*requested, mesh, platform=platform, window=model.sliding_window)
+    section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
     settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
     attention.check(
         settings.attention,
@@ -65,12 +65,14 @@ def forward_settings(
         seq_len=seq_len,
     )
     names = ("forward.attention", "forward.attention_kernel")
-    chosen = [f"{n}: auto is {f}" for n, a, f in zip(names, asked, found, strict=True) if a != f]
+    chosen = [
+        f"{n}: auto is {f}" for n, a, f in zip(names, requested, resolved, strict=True) if a != f
+    ]
     return settings, tuple(chosen)
 
 
 def load_model(config, *, weights: bool = True) -> Pretrained:
-    """Returns the model that `config.model` names, with `config.original_len` in force.
+    """Returns the model that `config.model` names, with `config.original_len` applied.
 
     `config.model` is {"source": "checkpoint", "path", "shape"} or {"source": "scratch", the fields
     of LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
@@ -89,21 +91,21 @@ def load_model(config, *, weights: bool = True) -> Pretrained:
         return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
     loaded = pretrained.load(_path(section), dtype=dtype, weights=weights)
     shape = _shaped(config, section, loaded.config)
-    own = is_own_rope(loaded.rope_fn, loaded.config)
-    rope_fn = llama.own_rope(shape) if own else loaded.rope_fn
+    has_own_rope = is_own_rope(loaded.rope_fn, loaded.config)
+    rope_fn = llama.own_rope(shape) if has_own_rope else loaded.rope_fn
     return dataclasses.replace(loaded, config=shape, rope_fn=rope_fn)
 
 
-def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
-    """Returns the rope that `config.rope` means.
+def rope_fn(config, model: LlamaConfig, base_rope: rope.RopeFn) -> rope.RopeFn:
+    """Returns the rope that `config.rope` describes.
 
-    `config.rope` is {"method": "model"}, which is `own`; {"method": "file", "path"};
+    `config.rope` is {"method": "model"}, which is `base_rope`; {"method": "file", "path"};
     {"method": "preset", "name"}; or a method of rope.make with its constants.
 
     Args:
       config: of the program.
       model: the shape of the model.
-      own: the rope that came with the model.
+      base_rope: the rope that came with the model.
 
     Raises:
       InputError: see rope.make, rope.load and rope.preset; or a preset is for another model.
@@ -113,7 +115,7 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     if method == "model":
         _exactly("rope", method, constants, ())
-        return own
+        return base_rope
     if method == "file":
         _exactly("rope", method, constants, ("path",))
         return rope.load(files.as_path(constants["path"]), **geometry, num_layers=model.num_layers)
@@ -121,9 +123,9 @@ def rope_fn(config, model: LlamaConfig, own: rope.RopeFn) -> rope.RopeFn:
         _exactly("rope", method, constants, ("name",))
         return _preset(constants["name"], geometry)
     choose("rope.method", method, dict.fromkeys(("model", "file", "preset", *rope.METHODS)))
-    made = rope.make(method, **geometry, original_len=model.original_len, **constants)
-    rope.check_layers(made, model.num_layers)
-    return made
+    scaled_rope = rope.make(method, **geometry, original_len=model.original_len, **constants)
+    rope.check_layers(scaled_rope, model.num_layers)
+    return scaled_rope
 
 
 def rope_file(path: Path | str) -> Path:
@@ -133,22 +135,25 @@ def rope_file(path: Path | str) -> Path:
 
 
 def _preset(name: str, geometry: dict) -> rope.RopeFn:
-    found = rope.preset(name)
-    for key, wanted in geometry.items():
-        got = getattr(found, key)
-        if got != wanted:
+    preset = rope.preset(name)
+    for key, expected in geometry.items():
+        actual = getattr(preset, key)
+        if actual != expected:
             raise InputError(
-                f"rope.name '{name}': {key} must equal the model's, {wanted}, got {got}. The preset"
-                " is for another model."
+                f"rope.name '{name}': {key} must equal the model's, {expected}, got {actual}. "
+                "The preset is for another model."
             )
-    return found
+    return preset
 
 
 def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
-    """Returns whether a rope is the model's own scaling, so that no rope.json need tell it."""
-    own = llama.own_rope(model)
-    same = rope_fn.method == own.method and dict(rope_fn.constants) == dict(own.constants)
-    return same and rope_fn.buckets == own.buckets
+    """Returns whether a rope is the model's own scaling, so that no rope.json is needed."""
+    base_rope = llama.own_rope(model)
+    return (
+        rope_fn.method == base_rope.method
+        and dict(rope_fn.constants) == dict(base_rope.constants)
+        and rope_fn.buckets == base_rope.buckets
+    )
 
 
 def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
@@ -157,9 +162,8 @@ def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
         raise InputError(f"target_len must be 0 or a number of tokens, got {config.target_len}.")
     if config.target_len and fn.max_len and config.target_len > fn.max_len:
         raise InputError(
-            f"target_len is {config.target_len} tokens, but the rope ends at {fn.max_len}. Use a "
-            "rope "
-            "with a longer last bucket, or a smaller target_len."
+            f"target_len is {config.target_len} tokens, but the rope ends at {fn.max_len}. "
+            "Use a rope with a longer last bucket, or a smaller target_len."
         )
     return config.target_len or fn.max_len or model.max_len
 
@@ -168,7 +172,7 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     """Returns (tokenizer, where it came from): config.data.tokenizer, else the checkpoint's.
 
     Raises:
-      InputError: neither is there, or it has tokens that the model has not.
+      InputError: there is neither, or it has more tokens than the model.
     """
     place = config.data.tokenizer or tokenizer_dir
     if not place:
@@ -181,7 +185,7 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
 
 
 def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.TokenDocuments:
-    """Returns the text of files or globs but for those that match a glob of `exclude`, read as
+    """Returns the text of files or globs, except those that match a glob of `exclude`, read as
     config.data says; `setting` is their config key.
     """
     return data.load_documents(
@@ -208,25 +212,26 @@ def _path(section: dict) -> Path:
     return files.as_path(section["path"])
 
 
-# What training, or who prepares the folder (a wider sliding window for Mistral), may change.
+# Fields that training, or whoever prepares the folder (a wider sliding window), may change.
 _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_window")
 
 
-def _shaped(config, section: dict, found: LlamaConfig) -> LlamaConfig:
+def _shaped(config, section: dict, model: LlamaConfig) -> LlamaConfig:
     """Returns the shape of a checkpoint, if it is the one that model.shape names."""
-    found = _with_original_len(config, found)
+    model = _with_original_len(config, model)
     name = section.get("shape")
     if not name:
-        return found
-    wanted = _with_original_len(config, choose("model.shape", name, llama.SHAPES))
+        return model
+    shape = _with_original_len(config, choose("model.shape", name, llama.SHAPES))
     for field in dataclasses.fields(LlamaConfig):
-        got, want = getattr(found, field.name), getattr(wanted, field.name)
-        if field.name not in _NOT_OF_THE_SHAPE and got != want:
+        actual, expected = getattr(model, field.name), getattr(shape, field.name)
+        if field.name not in _NOT_OF_THE_SHAPE and actual != expected:
             raise InputError(
-                f"model.shape '{name}' has {field.name} {want}, the checkpoint {section['path']} "
-                f'has {got}. Name the checkpoint\'s own shape ("" = any), or another model.path.'
+                f"model.shape '{name}' has {field.name} {expected}, the checkpoint "
+                f"{section['path']} has {actual}. Name the checkpoint's own shape "
+                '("" = any), or another model.path.'
             )
-    return found
+    return model
 
 
 def _scratch_config(section: dict) -> LlamaConfig:
@@ -264,11 +269,11 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(model, original_len=config.original_len)
 
 
-def _exactly(section: str, chosen: str, given: dict, needed: tuple[str, ...]) -> None:
-    for key in given:
+def _exactly(section: str, chosen: str, entries: dict, needed: tuple[str, ...]) -> None:
+    for key in entries:
         if key not in needed:
             takes = ", ".join(needed) or "nothing more"
             raise InputError(f"Unknown {section}.{key}: '{chosen}' takes {takes}.")
     for key in needed:
-        if key not in given:
+        if key not in entries:
             raise InputError(f"{section}.{key} is missing: '{chosen}' needs {', '.join(needed)}.")

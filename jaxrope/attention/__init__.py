@@ -9,7 +9,7 @@ import dataclasses
 import jax
 
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
-from jaxrope.attention.cached import Cache, Place, own_positions, unit, write
+from jaxrope.attention.cached import Cache, Place, slot_positions, unit, write
 from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
@@ -35,8 +35,8 @@ __all__ = [
     "inverse",
     "length_unit",
     "order",
-    "own_positions",
     "resolve",
+    "slot_positions",
     "unit",
     "write",
 ]

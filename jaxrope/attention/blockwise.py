@@ -194,8 +194,8 @@ def _backward(rows: _Rows, k, v, mask, scale):
 
             def visit(dq_BKHM):
                 logits = scale * _dot("BKXH,BKMH->BKXM", k_BKXH, q_BKMH, dtype)
-                seen = _seen_transposed(block_mask, logits.shape)
-                weights = jnp.where(seen, jnp.exp(logits - lse_BKM[:, :, None]), 0)
+                visible = _visible_transposed(block_mask, logits.shape)
+                weights = jnp.where(visible, jnp.exp(logits - lse_BKM[:, :, None]), 0)
                 dweights = _dot("BKXH,BKMH->BKXM", v_BKXH, dout_BKMH, dtype)
                 dlogits = (weights * (dweights - inner_BKM[:, :, None]) * scale).astype(q.dtype)
                 dv_BKXH = _dot("BKXM,BKMH->BKXH", weights.astype(q.dtype), dout_BKMH, dtype)
@@ -222,13 +222,13 @@ def _logits(q_block, k_block, block_mask, scale, dtype):
     return jnp.where(allowed(block_mask)[:, None, None], logits, MASKED)
 
 
-def _seen_transposed(block_mask, shape_BKXM):
+def _visible_transposed(block_mask, shape_BKXM):
     """The mask of a block as keys by queries, [B, 1, X, M]; M repeats the queries for each of G."""
-    seen_BXC = allowed(block_mask).swapaxes(1, 2)
-    batch, num_keys, num_queries = seen_BXC.shape
+    visible_BXC = allowed(block_mask).swapaxes(1, 2)
+    batch, num_keys, num_queries = visible_BXC.shape
     group = shape_BKXM[-1] // num_queries
-    seen = jnp.broadcast_to(seen_BXC[:, :, None], (batch, num_keys, group, num_queries))
-    return seen.reshape(batch, 1, num_keys, -1)
+    visible = jnp.broadcast_to(visible_BXC[:, :, None], (batch, num_keys, group, num_queries))
+    return visible.reshape(batch, 1, num_keys, -1)
 
 
 def _dot(letters, x, y, dtype):

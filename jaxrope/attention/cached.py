@@ -1,10 +1,10 @@
-"""Attention to keys and values that were kept: of a prompt, and of the tokens made since.
+"""Attention to cached keys and values: of a prompt, and of the tokens generated since.
 
 Token p of a row lies at slot p, so that causality alone hides the slots that are still empty. On a
 mesh the slots are dealt over axis `context` in stripes of `STRIPE` tokens: stripe i is on device
 i mod n. Every device then holds the same share of a prompt from its first tokens on, and of a chunk
-of it computes the very tokens whose keys it keeps: no key ever travels. What the devices found each
-in its own keys is merged by the log-sum-exp.
+of it computes the very tokens whose keys it keeps: no key ever travels. Each device attends
+to its own keys, and the results are merged by the log-sum-exp.
 
 Keys are read a block at a time, and only those blocks that some query may see: time follows what is
 in the cache, not what would fit into it.
@@ -30,7 +30,7 @@ STRIPE = 16  # tokens
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """What was kept, rotated already; on a mesh a device's part.
+    """Cached keys, already rotated, and values; on a mesh a device's part.
 
     Attributes:
       keys_LBSKH, values_LBSKH: in the compute dtype.
@@ -49,7 +49,7 @@ class Place:
       positions_BT: int32, the slot of each token over all devices. A device has either one token
         for each row, which all devices of axis `context` have (T = 1), or its stripes of
         consecutive tokens.
-      valid_BT: bool; what is not valid is not kept.
+      valid_BT: bool; other tokens are not cached.
       row: int32, the row of the cache that is row 0 here.
     """
 
@@ -63,7 +63,7 @@ def unit(mesh) -> int:
     return STRIPE * sharding.ways(mesh, "context")
 
 
-def own_positions(start: jax.Array, count: int, mesh) -> jax.Array:
+def slot_positions(start: jax.Array, count: int, mesh) -> jax.Array:
     """Returns the positions, int32 [count], of this device's slots from `start` on.
 
     Args:
@@ -83,9 +83,9 @@ def write(
     """Returns the cache with the valid tokens' keys and values of a layer, k_BTKH already
     rotated. Where it is the only user of the cache, XLA writes in place.
     """
-    put = _put_one if place.positions_BT.shape[1] == 1 else _put_stripes
+    put = _put_token if place.positions_BT.shape[1] == 1 else _put_stripes
     pairs = (cache.keys_LBSKH, k_BTKH), (cache.values_LBSKH, v_BTKH)
-    return Cache(*(put(kept, layer, x.astype(kept.dtype), place, mesh) for kept, x in pairs))
+    return Cache(*(put(old, layer, new.astype(old.dtype), place, mesh) for old, new in pairs))
 
 
 def attend(
@@ -97,7 +97,7 @@ def attend(
     window: int | None,
     settings: Settings,
 ) -> jax.Array:
-    """Returns what the queries find among the keys up to their own, out_BTNH in the dtype of q;
+    """Returns the attention of queries to the keys up to their own, out_BTNH in the dtype of q;
     accumulated in float32 or wider.
 
     Args:
@@ -110,43 +110,43 @@ def attend(
     """
     if settings.scale is None:
         settings = dataclasses.replace(settings, scale=q_BTNH.shape[-1] ** -0.5)
-    positions_BT, one = place.positions_BT, q_BTNH.shape[1] == 1
+    positions_BT, is_single = place.positions_BT, q_BTNH.shape[1] == 1
     if settings.context == 1:
         part = _partial(q_BTNH, positions_BT, cache, (layer, place.row), window, settings)
         return part[0].astype(q_BTNH.dtype)
     q = q_BTNH
-    if not one:  # each device asks its own keys on behalf of all
+    if not is_single:  # each device attends to its own keys for all queries
         q, positions_BT = (
             lax.all_gather(x, "context", axis=1, tiled=True) for x in (q, positions_BT)
         )
     out, lse = _partial(q, positions_BT, cache, (layer, place.row), window, settings)
     share = jnp.exp(lse - lax.pmax(lse, "context"))
     out = out * (share / lax.psum(share, "context"))[..., None]
-    if one:
+    if is_single:
         return lax.psum(out, "context").astype(q_BTNH.dtype)
     out = lax.psum_scatter(out, "context", scatter_dimension=1, tiled=True)
     return out.astype(q_BTNH.dtype)
 
 
-def _put_one(kept_LBSKH, layer, x_BTKH, place, mesh):
+def _put_token(cached_LBSKH, layer, x_BTKH, place, mesh):
     """One token for each row, each at its own position; the device that has its stripe keeps it."""
-    ways, slots = sharding.ways(mesh, "context"), kept_LBSKH.shape[2]
+    ways, slots = sharding.ways(mesh, "context"), cached_LBSKH.shape[2]
     stripe_B, inside_B = jnp.divmod(place.positions_BT[:, 0], STRIPE)
     mine_B = place.valid_BT[:, 0]
     if ways > 1:
         mine_B &= stripe_B % ways == lax.axis_index("context")
     slot_B = jnp.where(mine_B, stripe_B // ways * STRIPE + inside_B, slots)
     row_B = place.row + jnp.arange(x_BTKH.shape[0])
-    return kept_LBSKH.at[layer, row_B, slot_B].set(x_BTKH[:, 0], mode="drop")
+    return cached_LBSKH.at[layer, row_B, slot_B].set(x_BTKH[:, 0], mode="drop")
 
 
-def _put_stripes(kept_LBSKH, layer, x_BTKH, place, mesh):
+def _put_stripes(cached_LBSKH, layer, x_BTKH, place, mesh):
     """Consecutive slots; all rows begin at the same one."""
     start = place.positions_BT[0, 0] // unit(mesh) * STRIPE
     at, size = (layer, place.row, start, 0, 0), (1, *x_BTKH.shape)
-    old = lax.dynamic_slice(kept_LBSKH, at, size)[0]
+    old = lax.dynamic_slice(cached_LBSKH, at, size)[0]
     new = jnp.where(place.valid_BT[..., None, None], x_BTKH, old)
-    return lax.dynamic_update_slice(kept_LBSKH, new[None], at)
+    return lax.dynamic_update_slice(cached_LBSKH, new[None], at)
 
 
 def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
@@ -158,7 +158,7 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
     block = math.gcd(slots, settings.block)
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = q_BTNH.reshape(batch, q_len, kv_heads, num_heads // kv_heads, head_dim)
-    own_S = own_positions(jnp.int32(0), slots, settings.mesh)
+    key_positions_S = slot_positions(jnp.int32(0), slots, settings.mesh)
 
     def visit(i, carry):
         out, top, total = carry
@@ -166,17 +166,18 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
             _block(x, *layer_and_row, i * block, batch, block)
             for x in (cache.keys_LBSKH, cache.values_LBSKH)
         )
-        distance_BTX = positions_BT[..., None] - _slice(own_S, i * block, block)[None, None]
-        seen_BTX = distance_BTX >= 0
+        key_positions_X = _slice(key_positions_S, i * block, block)
+        distance_BTX = positions_BT[..., None] - key_positions_X[None, None]
+        visible_BTX = distance_BTX >= 0
         if window is not None:
-            seen_BTX &= distance_BTX < window
+            visible_BTX &= distance_BTX < window
         logits = settings.scale * _dot("BTKGH,BXKH->BKGTX", q_BTKGH, k_BXKH, dtype)
-        logits = jnp.where(seen_BTX[:, None, None], logits, MASKED)
+        logits = jnp.where(visible_BTX[:, None, None], logits, MASKED)
         new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
         weights, shrink = jnp.exp(logits - new_top[..., None]), jnp.exp(top - new_top)
-        found = _dot("BKGTX,BXKH->BKGTH", weights.astype(v_BXKH.dtype), v_BXKH, dtype)
+        values = _dot("BKGTX,BXKH->BKGTH", weights.astype(v_BXKH.dtype), v_BXKH, dtype)
         return (
-            out * shrink[..., None] + found,
+            out * shrink[..., None] + values,
             new_top,
             total * shrink + jnp.sum(weights, axis=-1),
         )
@@ -208,9 +209,9 @@ def _blocks(positions_BT, window, block, slots, mesh):
     return jnp.minimum(oldest // whole * STRIPE // block, last), last
 
 
-def _block(kept_LBSKH, layer, row, start, batch, block):
-    size = (1, batch, block, *kept_LBSKH.shape[3:])
-    return lax.dynamic_slice(kept_LBSKH, (layer, row, start, 0, 0), size)[0]
+def _block(cached_LBSKH, layer, row, start, batch, block):
+    size = (1, batch, block, *cached_LBSKH.shape[3:])
+    return lax.dynamic_slice(cached_LBSKH, (layer, row, start, 0, 0), size)[0]
 
 
 def _slice(x_S, start, size):

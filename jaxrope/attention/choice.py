@@ -1,4 +1,4 @@
-"""Which backend, from what a mesh and a model are; what cannot be is refused before anything is
+"""Chooses a backend for a mesh and a model; refuses what it does not support before anything is
 compiled.
 """
 
@@ -21,7 +21,7 @@ def resolve(
     """Returns (backend, kernel) with "auto" replaced.
 
     A TPU has `flash`, other platforms `blockwise`: cuDNN's kernels on a GPU take no packed rows and
-    no float32, so that they are asked for by name. A sequence that is spread over devices goes
+    no float32, so they must be named. A sequence that is spread over devices goes
     round a `ring`, or is gathered where a sliding window hides most of it.
 
     Args:

@@ -1,4 +1,4 @@
-"""What a device of the ring computes in one hop, with either kernel.
+"""The work of one device of the ring in one hop, with either kernel.
 
 Both halves of a device's tokens are chunks of the zigzag, so a hop has no diagonal: keys that come
 from an earlier device of the ring meet all queries with their first half; those of a later device
@@ -58,7 +58,7 @@ def local_mask(q_segment_ids_BT, keys: Keys, batch: int, length: int, *, causal:
 
 
 class BlockwiseHops:
-    """Hops in XLA; what each finds is merged by its log-sum-exp."""
+    """Hops in XLA; their results are merged by the log-sum-exp."""
 
     def __init__(self, q_BTNH, segments: Segments, num_kv_heads: int, sizes: Sizes):
         del num_kv_heads
@@ -67,7 +67,7 @@ class BlockwiseHops:
         self.how = dict(scale=sizes.scale, block=sizes.block)
 
     def keys(self, k_BTKH, v_BTKH) -> Keys:
-        """Returns what travels."""
+        """Returns the keys as they travel round the ring."""
         return Keys(k_BTKH, v_BTKH, self.segments.keys)
 
     def own(self, keys: Keys):
@@ -94,7 +94,7 @@ class BlockwiseHops:
         return out.astype(self.q.dtype), lse
 
     def results(self, lse, inner_BTN, dout_BTNH):
-        """Returns what the backward pass knows of the queries."""
+        """Returns the inputs of the backward pass that belong to the queries."""
         return lse, inner_BTN, dout_BTNH
 
     def own_grads(self, results, keys: Keys):
@@ -106,9 +106,11 @@ class BlockwiseHops:
         """Returns (dq with what a hop adds, (dk, dv) of the hop)."""
         (_, q_high, q_any), (low, chosen), masks = self._operands(keys, earlier)
         high = tuple(self._high(x) for x in results)
-        some = tuple(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
+        chosen_results = tuple(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
         dq_first, *dkv_first = blockwise.backward(q_high, low[:2], masks[0], high, **self.how)
-        dq_any, *dkv_any = blockwise.backward(q_any, chosen[:2], masks[1], some, **self.how)
+        dq_any, *dkv_any = blockwise.backward(
+            q_any, chosen[:2], masks[1], chosen_results, **self.how
+        )
         for_low, for_high = (jnp.where(flag, dq_any, 0) for flag in (earlier, ~earlier))
         dq = dq + jnp.concatenate([for_low, dq_first + for_high], axis=1)
         dkv = (
@@ -150,11 +152,11 @@ class BlockwiseHops:
         return x[:, self.half :]
 
 
-def _merged(one, other):
+def _merged(carry, other):
     """Returns the softmax over the keys of both, from their outputs and log-sum-exps."""
-    (out, lse), (other_out, other_lse) = one, other
+    (out, lse), (other_out, other_lse) = carry, other
     both = jnp.logaddexp(lse, other_lse)
-    share, other_share = (  # of nothing seen on either side, nothing
+    share, other_share = (  # zero where neither side has a visible key
         jnp.where(x < EMPTY, 0, jnp.exp(x - both))[..., None] for x in (lse, other_lse)
     )
     return out * share + other_out * other_share, both
@@ -186,7 +188,7 @@ class FlashHops:
         self.batch, self.length, self.half = batch, length, self.layout.part_blocks
 
     def keys(self, k_BTKH, v_BTKH) -> Keys:
-        """Returns what travels."""
+        """Returns the keys as they travel round the ring."""
         return Keys(layouts.keys(k_BTKH), layouts.keys(v_BTKH), self.segments.keys)
 
     def own(self, keys: Keys) -> layouts.Carry:
@@ -210,7 +212,7 @@ class FlashHops:
         return layouts.finish(self.layout, carry, self.dtype)
 
     def results(self, lse_Z1M, inner_BTN, dout_BTNH) -> Queries:
-        """Returns what the backward pass knows of the queries."""
+        """Returns the inputs of the backward pass that belong to the queries."""
         dout_ZMH = layouts.rows(self.layout, dout_BTNH.astype(self.dtype))
         return Queries(self.q_ZMH, dout_ZMH, lse_Z1M, layouts.vectors(self.layout, inner_BTN))
 
@@ -257,14 +259,14 @@ class FlashHops:
 
     def _own_kinds(self, keys: Keys) -> tuple[Mask, tiles.Kinds]:
         mask = local_mask(self.segments.queries, keys, self.batch, self.length, causal=True)
-        same, one = self._segment_kinds(mask)
+        same, single = self._segment_kinds(mask)
         q, kv = np.indices((2 * self.half,) * 2)
-        return mask, tiles.Kinds(same & (kv <= q)[None], ~one | (kv == q)[None])
+        return mask, tiles.Kinds(same & (kv <= q)[None], ~single | (kv == q)[None])
 
     def _hop_kinds(self, keys: Keys) -> tuple[Mask, tiles.Kinds]:
         mask = local_mask(self.segments.queries, keys, self.batch, self.length, causal=False)
-        same, one = self._segment_kinds(mask)
-        return mask, tiles.Kinds(same, ~one)
+        same, single = self._segment_kinds(mask)
+        return mask, tiles.Kinds(same, ~single)
 
     def _segment_kinds(self, mask: Mask):
         kinds = tiles.segment_kinds(mask, self.layout.q_block, self.layout.kv_block)

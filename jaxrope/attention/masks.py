@@ -81,14 +81,14 @@ def pad(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:
 def allowed(mask: Mask) -> jax.Array:
     """Returns mask_BTS: True where the query may see the key."""
     q, kv = mask.q_positions_BT[:, :, None], mask.kv_positions_BS[:, None, :]
-    seen = jnp.ones(jnp.broadcast_shapes(q.shape, kv.shape), bool)
+    visible = jnp.ones(jnp.broadcast_shapes(q.shape, kv.shape), bool)
     if mask.causal:
-        seen &= q >= kv
+        visible &= q >= kv
     if mask.window is not None:
-        seen &= q - kv < mask.window
+        visible &= q - kv < mask.window
     if mask.q_segment_ids_BT is not None:
-        seen &= mask.q_segment_ids_BT[:, :, None] == mask.kv_segment_ids_BS[:, None, :]
-    return seen
+        visible &= mask.q_segment_ids_BT[:, :, None] == mask.kv_segment_ids_BS[:, None, :]
+    return visible
 
 
 def any_allowed(mask: Mask) -> jax.Array:

@@ -1,6 +1,6 @@
 """Attention kernels for the TPU, with state that is carried from call to call.
 
-What a call adds to is its argument and its result, updated in place: the unnormalised output with
+The state is an argument and the result of each call, updated in place: the unnormalised output with
 its running maximum and sum going forward, dq, dk and dv going backward, all in float32. So a hop of
 the ring is one call: nothing is merged afterwards, and no operand is copied to be chosen.
 
@@ -49,7 +49,7 @@ def forward(
     arguments = (walk.codes, q_ZMH, *of_keys, *q_ids, *kv_ids, *carry)
     first_state = len(arguments) - len(carry)
     grid = (q_ZMH.shape[0], layout.group, walk.num)
-    found = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_forward_kernel, layout=layout, mask=mask, num=walk.num),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=1,
@@ -67,7 +67,7 @@ def forward(
         interpret=layout.interpret,
         name="attention_forward",
     )(*arguments)
-    return Carry(*found)
+    return Carry(*outputs)
 
 
 def _forward_specs(layout: Layout, num_ids: int, num: int) -> tuple[list, list]:
@@ -110,12 +110,12 @@ def _forward_kernel(codes_ref, q_ref, k_ref, vt_ref, *refs, layout: Layout, mask
     def visit(masked: bool):
         logits_XQ = _product(k_ref[0], q_ref[0], transposed=True)
         if masked:
-            seen_XQ = _seen(mask, id_refs)
-            logits_XQ = jnp.where(seen_XQ, logits_XQ, MASKED)
+            visible_XQ = _visible(mask, id_refs)
+            logits_XQ = jnp.where(visible_XQ, logits_XQ, MASKED)
         top = jnp.maximum(top_1Q[...], jnp.max(logits_XQ, axis=0, keepdims=True))
         weights_XQ = jnp.exp2((logits_XQ - top) * power)
         if masked:
-            weights_XQ = jnp.where(seen_XQ, weights_XQ, 0)
+            weights_XQ = jnp.where(visible_XQ, weights_XQ, 0)
         shrink = jnp.exp2((top_1Q[...] - top) * power)
         total_1Q[...] = total_1Q[...] * shrink + jnp.sum(weights_XQ, axis=0, keepdims=True)
         out_HQ[...] = out_HQ[...] * shrink + _product(vt_ref[0], weights_XQ.astype(vt_ref.dtype))
@@ -174,7 +174,7 @@ def backward(
     arguments = (walk.codes, chunk, *queries, *of_keys, *q_ids, *kv_ids, *grads)
     first_sum = len(arguments) - len(grads)
     grid = (k_ZSH.shape[0], walk.num)
-    found = pl.pallas_call(
+    outputs = pl.pallas_call(
         functools.partial(_backward_kernel, layout=layout, mask=mask, num=walk.num),
         grid_spec=pltpu.PrefetchScalarGridSpec(
             num_scalar_prefetch=2,
@@ -190,13 +190,11 @@ def backward(
         interpret=layout.interpret,
         name="attention_backward",
     )(*arguments)
-    return tuple(found)
+    return tuple(outputs)
 
 
 def _backward_specs(layout: Layout, num_ids: int, num: int) -> tuple[list, list]:
-    """Returns the specs of (what is known of queries, keys, ids) and of the three sums, for the
-    grid (Z, E).
-    """
+    """Returns the specs of queries, keys and ids, and of the three sums, for the grid (Z, E)."""
     q_block, kv_block, dim = layout.q_block, layout.kv_block, layout.head_dim
     blocks, per_part = layout.part_blocks, layout.group * layout.part_blocks
     per_chunk = layout.chunk // q_block
@@ -249,7 +247,7 @@ def _backward_kernel(codes_ref, chunk_ref, *refs, layout: Layout, mask: Mask, nu
         logits_XQ = _product(k_ref[0], q_QH, transposed=True)
         weights_XQ = jnp.exp2(logits_XQ * (layout.scale * _LOG2_E) - lse_ref[0] * _LOG2_E)
         if masked:
-            weights_XQ = jnp.where(_seen(mask, id_refs), weights_XQ, 0)
+            weights_XQ = jnp.where(_visible(mask, id_refs), weights_XQ, 0)
         dweights_XQ = _product(v_ref[0], dout_QH, transposed=True)
         dlogits_XQ = (weights_XQ * (dweights_XQ - inner_ref[0])).astype(q_QH.dtype)
         dv_XH[...] += _product(weights_XQ.astype(q_QH.dtype), dout_QH)
@@ -283,7 +281,7 @@ def _id_specs(layout: Layout, num: int, token_block, key_block) -> list:
     return [spec(layout.q_block, token_block)] * num + [spec(layout.kv_block, key_block)] * num
 
 
-def _seen(mask: Mask, id_refs) -> jax.Array:
+def _visible(mask: Mask, id_refs) -> jax.Array:
     """Returns the mask of a tile, keys by queries."""
     half = len(id_refs) // 2
     shape = (id_refs[half].shape[-1], id_refs[0].shape[-1])
@@ -293,15 +291,15 @@ def _seen(mask: Mask, id_refs) -> jax.Array:
         return q_XQ, jnp.broadcast_to(id_refs[half + index][0], shape[::-1]).T
 
     q, kv = pair(0)
-    seen = jnp.full(shape, True)
+    visible = jnp.full(shape, True)
     if mask.causal:
-        seen = seen & (q >= kv)
+        visible = visible & (q >= kv)
     if mask.window is not None:
-        seen = seen & (q - kv < mask.window)
+        visible = visible & (q - kv < mask.window)
     if half == 2:
         q, kv = pair(1)
-        seen = seen & (q == kv)
-    return seen
+        visible = visible & (q == kv)
+    return visible
 
 
 def _product(x, y, *, transposed: bool = False) -> jax.Array:

@@ -1,5 +1,5 @@
-"""Attention by its definition: the whole T x S matrix. Every other backend is held against this
-one.
+"""Attention by its definition: the whole T x S matrix. Every other backend is compared with
+this one.
 """
 
 import jax
@@ -24,10 +24,10 @@ def reference(
         preferred_element_type=dtype,
         precision=jax.lax.Precision.HIGHEST,
     )
-    seen = allowed(mask)[:, None, None]
-    logits_BKGTS = jnp.where(seen, logits_BKGTS, -jnp.inf)
+    visible = allowed(mask)[:, None, None]
+    logits_BKGTS = jnp.where(visible, logits_BKGTS, -jnp.inf)
     top = jnp.max(logits_BKGTS, axis=-1, keepdims=True)
-    weights = jnp.where(seen, jnp.exp(logits_BKGTS - jnp.where(jnp.isfinite(top), top, 0)), 0)
+    weights = jnp.where(visible, jnp.exp(logits_BKGTS - jnp.where(jnp.isfinite(top), top, 0)), 0)
     total = jnp.sum(weights, axis=-1, keepdims=True)
     weights = weights / jnp.where(total == 0, 1, total)
     out = jnp.einsum(

@@ -35,7 +35,7 @@ class Tiles(NamedTuple):
 
 
 class Kinds(NamedTuple):
-    """What is to be done with each tile, bool [B, I, J].
+    """How each tile is processed, bool [B, I, J].
 
     Attributes:
       active_BIJ: some query may see some key.
@@ -65,8 +65,8 @@ def kinds_of(mask: Mask, q_block: int, kv_block: int) -> Kinds:
     if mask.window is not None:
         active &= q_low - kv_high < mask.window
         full &= q_high - kv_low < mask.window
-    same, one = segment_kinds(mask, q_block, kv_block)
-    return Kinds(active & same, ~(full & one))
+    same, single = segment_kinds(mask, q_block, kv_block)
+    return Kinds(active & same, ~(full & single))
 
 
 def of_rows(kinds: Kinds, blocks: np.ndarray) -> Kinds:

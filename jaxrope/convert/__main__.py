@@ -1,4 +1,4 @@
-"""Converts models between Hugging Face folders and workdirs, and a rope alone between programs.
+"""Converts models between Hugging Face folders and workdirs, and ropes between file formats.
 
 python -m jaxrope.convert import HF_DIR OUT
 python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
@@ -101,13 +101,13 @@ def _rope_arguments(parser) -> None:
 
 
 def _rope(args) -> None:
-    """Write a rope alone in another program's words, and say what each program does with it."""
+    """Write a rope in another program's format, and report how each program applies it."""
     settings = rope_formats.Settings(
         args.format, args.arch, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )
-    told = rope_formats.convert(args.source, args.target, settings)
-    notes = [line.removeprefix("note: ") for line in told if line.startswith("note: ")]
-    for line in told:
+    lines = rope_formats.convert(args.source, args.target, settings)
+    notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
+    for line in lines:
         if not line.startswith("note: "):
             print(line)
     _report(notes, args.target)

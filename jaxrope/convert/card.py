@@ -1,4 +1,4 @@
-"""The model card of an export: what the model is, and what each program will do with it."""
+"""The model card of an export: what the model is, and how each program applies its rope."""
 
 from jaxrope.convert import consumers
 from jaxrope.convert.rope_export import HfRope
@@ -6,36 +6,38 @@ from jaxrope.convert.rope_export import HfRope
 _MAX_PROVENANCE_ROWS = 30
 
 
-def text(name: str, model, said: HfRope) -> str:
+def text(name: str, model, hf_rope: HfRope) -> str:
     """Returns README.md.
 
     Args:
       name: of the exported folder.
       model: an `exporting.Model`; of its `rope_provenance`, numbers and short words are shown.
-      said: its rope in Hugging Face's words.
+      hf_rope: its rope as config.json expresses it.
     """
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n",
-        _facts(model, said),
-        _losses(said),
-        _consumers(model, said),
+        _facts(model, hf_rope),
+        _losses(hf_rope),
+        _consumers(model, hf_rope),
         _provenance(model.rope_provenance),
     ]
     return "\n".join(part for part in parts if part)
 
 
-def _facts(model, said: HfRope) -> str:
+def _facts(model, hf_rope: HfRope) -> str:
     config, rope_fn = model.config, model.rope_fn
     attention = (
-        f"{said.section['attention_factor']:.6g}" if "attention_factor" in said.section else "none"
+        f"{hf_rope.section['attention_factor']:.6g}"
+        if "attention_factor" in hf_rope.section
+        else "none"
     )
     rows = [
         ("family", config.family),
-        ("longest length", f"{said.max_len} tokens"),
+        ("longest length", f"{hf_rope.max_len} tokens"),
         ("original length", f"{rope_fn.original_len} tokens"),
         ("rope method", rope_fn.method),
-        ("written as rope_type", said.section["rope_type"]),
-        ("rope_theta", f"{said.theta:g}"),
+        ("written as rope_type", hf_rope.section["rope_type"]),
+        ("rope_theta", f"{hf_rope.theta:g}"),
         ("attention factor on cos and sin", attention),
         ("made from", model.source.rstrip("/").rpartition("/")[2]),
     ]
@@ -43,17 +45,17 @@ def _facts(model, said: HfRope) -> str:
     return f"Exported by jaxrope.\n\n| | |\n|---|---|\n{table}"
 
 
-def _losses(said: HfRope) -> str:
-    if not said.losses:
+def _losses(hf_rope: HfRope) -> str:
+    if not hf_rope.losses:
         return ""
     return (
         "## Not what was searched or trained\n\nHugging Face's config cannot express:\n\n"
-        + "".join(f"- {loss}\n" for loss in said.losses)
+        + "".join(f"- {loss}\n" for loss in hf_rope.losses)
     )
 
 
-def _consumers(model, said: HfRope) -> str:
-    rows = consumers.lines(said, model.config.family)
+def _consumers(model, hf_rope: HfRope) -> str:
+    rows = consumers.lines(hf_rope, model.config.family)
     return "## What programs do with it\n\n" + "".join(f"- {row}\n" for row in rows)
 
 

@@ -13,7 +13,7 @@ ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "phi3": "Phi3ForCausalLM",
 }
-# What would change the numbers and is not in llama.py: key -> values under which it does nothing.
+# Keys that would change the result and that llama.py does not implement: key -> neutral values.
 _FOREIGN = {
     "hidden_act": ("silu", "swish"),
     "clip_qkv": (None, 0),
@@ -45,12 +45,12 @@ _FOREIGN = {
 def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
     """Returns the config of a Hugging Face folder, and notes on what it leaves open.
 
-    `auto_map` and every other key that names code is passed over: nothing in the folder is
+    `auto_map` and every other key that names code is ignored: nothing in the folder is
     executed.
 
     Raises:
-      InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py is
-        not.
+      InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py
+        does not implement.
     """
     path = folder / "config.json"
     return from_hf(
@@ -174,7 +174,7 @@ def _optional_window(config: Fields) -> int | None:
 
 
 def _qwen2_window(config: Fields) -> int | None:
-    """All layers alike: a window in some layers only is not in llama.py."""
+    """Returns the window of all layers; llama.py has no window in some layers only."""
     layers = config.count("num_hidden_layers")
     window = (
         config.count("sliding_window", None) if config.flag("use_sliding_window", False) else None
@@ -184,10 +184,10 @@ def _qwen2_window(config: Fields) -> int | None:
         first = config.count("max_window_layers", 28, low=0) if window else layers
         num_sliding = max(0, layers - first)
     else:
-        known = isinstance(kinds, list) and all(
+        valid = isinstance(kinds, list) and all(
             kind in ("full_attention", "sliding_attention") for kind in kinds
         )
-        if not known or len(kinds) != layers:
+        if not valid or len(kinds) != layers:
             raise config.wrong(
                 "layer_types",
                 f"name full_attention or sliding_attention for each of {layers} layers",

@@ -1,7 +1,6 @@
-"""What each program will do with a rope: at short prompts, at long ones, and where it changes over.
+"""How each program applies a rope: to short prompts, to long ones, and where it switches.
 
-The facts are those of transformers 5.23, vLLM since pull request 27431, SGLang, and llama.cpp, as
-their sources have them.
+As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLang and llama.cpp.
 """
 
 import math
@@ -19,22 +18,22 @@ _READERS = {  # format -> the programs that read it
 _FROM_METADATA = ("gguf",)  # where llama.cpp reads attn_factor, and no converter computes it
 
 
-def lines(said: HfRope, family: str, *, form: str | None = None) -> list[str]:
+def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]:
     """Returns a sentence or two for each program, which begins with its name.
 
     Args:
-      said: the rope in Hugging Face's words.
+      hf_rope: the rope as config.json expresses it.
       family: layout of the model it is for, as in LlamaConfig.
       form: format it is written in, of `_READERS`; None: a whole Hugging Face folder.
     """
-    kind = said.section["rope_type"]
-    told = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic}
-    if kind not in told:
+    kind = hf_rope.section["rope_type"]
+    describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic}
+    if kind not in describe_fns:
         return ["Every program uses the same frequencies at every length."]
     if kind != "longrope":
-        return told[kind](said)
+        return describe_fns[kind](hf_rope)
     programs = _READERS[form or ("hf-phi3" if family == "phi3" else "hf-llama")]
-    return _longrope(said, family, programs, form)
+    return _longrope(hf_rope, family, programs, form)
 
 
 def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
@@ -42,48 +41,50 @@ def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
     limits = [bucket.max_len for bucket in rope_fn.buckets]
     if len(limits) < 2:
         return [f"jaxrope: one set of factors for sequences of up to {rope_fn.max_len} tokens."]
-    shown = ", ".join(str(limit) for limit in limits)
+    lengths = ", ".join(str(limit) for limit in limits)
     return [
-        f"jaxrope: each sequence takes the factors of its own length, up to {shown} tokens,"
+        f"jaxrope: each sequence takes the factors of its own length, up to {lengths} tokens,"
         " whatever else is in its batch."
     ]
 
 
-def _longrope(said: HfRope, family: str, programs: Sequence[str], form: str | None) -> list[str]:
-    by_law = is_by_law(said)
-    if said.section["short_factor"] == said.section["long_factor"]:
-        found = [
+def _longrope(hf_rope: HfRope, family: str, programs: Sequence[str], form: str | None) -> list[str]:
+    by_law = is_by_law(hf_rope)
+    if hf_rope.section["short_factor"] == hf_rope.section["long_factor"]:
+        sentences = [
             "The factors are the same at every length, so no program can choose wrongly between"
             " short and long."
         ]
     else:
-        found = [line for name in programs for line in _choice(name, said.original_len, family)]
+        sentences = [
+            line for name in programs for line in _choice(name, hf_rope.original_len, family)
+        ]
     if "transformers" in programs:
-        found.append(
+        sentences.append(
             "transformers applies the attention factor at every length, short ones as well."
         )
     if not by_law and form not in ("gguf", "vllm"):
-        found.append(
+        sentences.append(
             "The attention factor is not the usual sqrt(1 + ln factor / ln original),"
-            f" {law(said):.6g}. transformers reads `attention_factor`, vLLM `short_mscale` and"
+            f" {law(hf_rope):.6g}. transformers reads `attention_factor`, vLLM `short_mscale` and"
             " `long_mscale` (both are written; transformers calls the latter unrecognised keys and"
             " passes over them); llama.cpp computes the usual one and will differ."
         )
     if family == "phi3" and not by_law and form not in ("gguf", "vllm"):
-        found.append(
+        sentences.append(
             "transformers 4 refuses this config: its Phi-3 knows no attention factor of its own."
             " Use transformers 5."
         )
     if "llama.cpp" in programs and family != "phi3" and form not in _FROM_METADATA:
-        found.append(
+        sentences.append(
             "llama.cpp's converter drops the factors of this architecture without a word (it keeps"
             " them for Phi-3): do not convert it to GGUF."
         )
-    return found
+    return sentences
 
 
 def _choice(program: str, original: int, family: str) -> list[str]:
-    """Returns when a program takes which of two sets of factors; nothing where it takes neither."""
+    """Returns when a program takes short and when long factors; empty if it takes neither."""
     if program == "transformers":
         crossing = (
             "its Phi-3 then computes the whole cache anew"
@@ -114,38 +115,40 @@ def _choice(program: str, original: int, family: str) -> list[str]:
     ]
 
 
-def _yarn(said: HfRope) -> list[str]:
-    section = said.section
-    found = ["transformers uses the same frequencies and attention factor at every length."]
-    if section["factor"] * said.original_len != said.max_len:
-        found.append(
+def _yarn(hf_rope: HfRope) -> list[str]:
+    section = hf_rope.section
+    sentences = ["transformers uses the same frequencies and attention factor at every length."]
+    if section["factor"] * hf_rope.original_len != hf_rope.max_len:
+        sentences.append(
             "transformers 4 takes max_position_embeddings / original length,"
-            f" {said.max_len / said.original_len:g}, in place of the factor, {section['factor']:g}:"
-            " use transformers 5."
+            f" {hf_rope.max_len / hf_rope.original_len:g}, in place of the factor,"
+            f" {section['factor']:g}: use transformers 5."
         )
-    usual = rope.attention_factor("yarn", factor=section["factor"], original_len=said.original_len)
+    usual = rope.attention_factor(
+        "yarn", factor=section["factor"], original_len=hf_rope.original_len
+    )
     if not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
-        found.append(
+        sentences.append(
             f"vLLM and llama.cpp compute the attention factor as 0.1 ln(factor) + 1, {usual:.6g},"
             f" and will differ from {section['attention_factor']:.6g}."
         )
-    return found
+    return sentences
 
 
-def _dynamic(said: HfRope) -> list[str]:
+def _dynamic(hf_rope: HfRope) -> list[str]:
     return [
-        f"transformers grows the base once a sequence exceeds {said.max_len} tokens, which is"
-        f" therefore max_position_embeddings; vLLM fixes it for factor * {said.max_len}. Keys"
+        f"transformers grows the base once a sequence exceeds {hf_rope.max_len} tokens, which is"
+        f" therefore max_position_embeddings; vLLM fixes it for factor * {hf_rope.max_len}. Keys"
         " cached before a growth are not rotated anew."
     ]
 
 
-def law(said: HfRope) -> float:
-    """Returns the attention factor that a reader computes who is not told one."""
-    factor = said.section["factor"]
-    return rope.attention_factor("su", factor=factor, original_len=said.original_len)
+def law(hf_rope: HfRope) -> float:
+    """Returns the attention factor that a reader computes if the file gives none."""
+    factor = hf_rope.section["factor"]
+    return rope.attention_factor("su", factor=factor, original_len=hf_rope.original_len)
 
 
-def is_by_law(said: HfRope) -> bool:
-    """Says whether every reader of longrope arrives at the attention factor that is meant."""
-    return math.isclose(said.section["attention_factor"], law(said), rel_tol=1e-9)
+def is_by_law(hf_rope: HfRope) -> bool:
+    """Returns whether every reader of longrope computes the intended attention factor."""
+    return math.isclose(hf_rope.section["attention_factor"], law(hf_rope), rel_tol=1e-9)

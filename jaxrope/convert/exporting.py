@@ -1,6 +1,6 @@
-"""To a Hugging Face folder that transformers 4.57 and 5 open without custom code.
+"""Exports to a Hugging Face folder that transformers 4.57 and 5 open without custom code.
 
-Also vLLM and llama.cpp, as far as the model card says.
+vLLM and llama.cpp open it as well, with the limits that the model card states.
 
 Everything is written in a folder beside the target, read again, compared, and only then renamed.
 """
@@ -33,7 +33,7 @@ class Settings:
 
     Attributes:
       dtype: of the weights, "float32", "bfloat16" or "float16"; None: as they are stored.
-      allow_lossy: export although Hugging Face cannot say all of the rope.
+      allow_lossy: export although Hugging Face cannot express all of the rope.
       overwrite: replace a Hugging Face folder that is there.
       shard_bytes: most bytes in one file.
       arch: layout, "llama" or "phi3"; None: the model's own.
@@ -69,28 +69,28 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
       What is lost, a line each.
 
     Raises:
-      InputError: a target in use, weights that are not finite or do not fit the dtype, a rope that
-        Hugging Face cannot say, a model that the layout cannot.
+      InputError: a target in use, weights that are not finite or do not fit the dtype, a rope or a
+        model that Hugging Face or the layout cannot express.
     """
     settings = settings or Settings()
     if settings.arch is not None:
         model = dataclasses.replace(model, config=check_arch(settings.arch, model.config))
     dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
-    said = rope_export.express(model.config, model.rope_fn)
-    rope_export.check(said, allow_lossy=settings.allow_lossy)
+    hf_rope = rope_export.express(model.config, model.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
-        except SafetensorError as error:  # a full disk reaches us as this
+        except SafetensorError as error:  # also for a full disk
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
-        _write_texts(staging, model, said, dtype or _main_dtype(model.params))
+        _write_texts(staging, model, hf_rope, dtype or _main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
-        text = card.text(name, model, said)
+        text = card.text(name, model, hf_rope)
         (staging / "README.md").write_text(text, encoding="utf-8")
         safetensors_io.verify(staging, digests)
-        _verify_rope(staging, model, said)
+        _verify_rope(staging, model, hf_rope)
         _flush(staging)
-    return [f"lost: {loss}" for loss in said.losses]
+    return [f"lost: {loss}" for loss in hf_rope.losses]
 
 
 def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
@@ -108,7 +108,7 @@ def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
 
 
 def _phi3_obstacle(config: LlamaConfig) -> str | None:
-    """Returns what a Phi3ForCausalLM cannot say of a model."""
+    """Returns what a Phi3ForCausalLM cannot express of a model."""
     if config.qkv_bias or config.out_bias or config.mlp_bias:
         return "a Phi-3 of transformers has no biases, this model has"
     if config.num_heads * config.head_dim != config.embed_dim:
@@ -120,7 +120,7 @@ def _phi3_obstacle(config: LlamaConfig) -> str | None:
 
 
 def _llama_obstacle(config: LlamaConfig) -> str | None:
-    """Returns what a LlamaForCausalLM cannot say of a model."""
+    """Returns what a LlamaForCausalLM cannot express of a model."""
     if config.sliding_window is not None:
         return f"a Llama has no sliding window, this model has one of {config.sliding_window}"
     if config.rotary_dim != config.head_dim:
@@ -171,10 +171,10 @@ def _main_dtype(params: dict) -> np.dtype:
     return counts.most_common(1)[0][0]
 
 
-def _write_texts(staging: Path, model: Model, said: HfRope, dtype: np.dtype) -> None:
+def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) -> None:
     config = model.config
     files.write_json_atomic(
-        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | said.keys(config)
+        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | hf_rope.keys(config)
     )
     if model.tokenizer_dir is not None:
         importing.copy_tokenizer(model.tokenizer_dir, staging)
@@ -187,28 +187,29 @@ def _write_texts(staging: Path, model: Model, said: HfRope, dtype: np.dtype) -> 
         files.write_json_atomic(staging / "generation_config.json", content)
 
 
-def _verify_rope(staging: Path, model: Model, said: HfRope) -> None:
-    """Reads config.json as an import would, and compares what it means with what was meant."""
+def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
+    """Reads config.json as an import would, and compares its rope with the exported one."""
     config, _ = hf_config.read(staging)
     difference = rope_export.difference(llama.own_rope(config), model.rope_fn)
-    if not said.losses and difference > _SAME:
+    if not hf_rope.losses and difference > _SAME:
         raise RuntimeError(
             f"{staging}: config.json does not mean the rope it was written for (relative difference"
             f" {difference:.2g})"
         )
-    changed = {"theta", "original_len", "max_len", "rope"}  # what an extension is
-    kept = [field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed]
-    unlike = [name for name in kept if getattr(config, name) != getattr(model.config, name)]
+    changed = {"theta", "original_len", "max_len", "rope"}  # the fields that an extension changes
+    unchanged = [
+        field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
+    ]
+    unlike = [name for name in unchanged if getattr(config, name) != getattr(model.config, name)]
     if unlike:
         raise RuntimeError(f"{staging}: config.json reads back with another {unlike[0]}")
 
 
 def _flush(folder: Path) -> None:
+    # before the rename: a power cut must not leave a whole-looking folder of empty files
     for path in (*folder.iterdir(), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
-            os.fsync(
-                handle
-            )  # before the rename: a power cut must not leave a whole-looking folder of empty files
+            os.fsync(handle)
         finally:
             os.close(handle)

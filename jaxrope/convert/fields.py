@@ -15,7 +15,7 @@ _MAX_COUNT = 2**31 - 1
 
 @dataclasses.dataclass(frozen=True)
 class Fields:
-    """A JSON object and where it stands, for messages."""
+    """A JSON object and its location, for messages."""
 
     values: dict
     where: str
@@ -93,8 +93,8 @@ class Fields:
 
     def wrong(self, key: str, rule: str) -> InputError:
         """Returns the error that says `key` must `rule`."""
-        got = strict_json.kind(self.values[key]) if key in self.values else "nothing"
-        return InputError(f"{self.path(key)} must {rule}, got {got}.")
+        actual = strict_json.kind(self.values[key]) if key in self.values else "nothing"
+        return InputError(f"{self.path(key)} must {rule}, got {actual}.")
 
     def path(self, key: str) -> str:
         """Returns "file: key", "file: section.key"."""

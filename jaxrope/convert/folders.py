@@ -67,7 +67,7 @@ def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:
         raise InputError(f"{os.fspath(target)}: only folders of this machine are written.")
     try:
         path = Path(target).expanduser().absolute()
-        if not _is_taken(path):
+        if not _is_occupied(path):
             return path
     except (OSError, ValueError) as error:
         raise _cannot_write(target, error) from None
@@ -84,7 +84,7 @@ def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:
 
 @contextlib.contextmanager
 def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
-    """Gives a folder beside `target` to write in.
+    """Yields a folder beside `target` to write in.
 
     It is renamed to `target` at the end, and removed on any error. The arguments and errors are
     those of `check_target`.
@@ -100,12 +100,12 @@ def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Pat
         staging.chmod(0o755)  # mkdtemp makes 0700: a result is for everybody to read
         yield staging
         check_target(target, overwrite=overwrite)  # minutes have passed
-        _replace(staging, path, _is_taken(path))
+        _replace(staging, path, _is_occupied(path))
     finally:
         shutil.rmtree(staging, ignore_errors=True)
 
 
-def _is_taken(path: Path) -> bool:
+def _is_occupied(path: Path) -> bool:
     try:
         path.lstat()  # os.path.lexists is False for a name that is too long
     except FileNotFoundError:
@@ -118,13 +118,13 @@ def _cannot_write(target: Path | str, error: Exception) -> InputError:
     return InputError(f"{os.fspath(target)[:120]!r} cannot be written: {reason}.")
 
 
-def _replace(staging: Path, target: Path, taken: bool) -> None:
+def _replace(staging: Path, target: Path, occupied: bool) -> None:
     """Renames the finished folder.
 
     What is overwritten is moved aside first, so that there is a whole folder under one name or the
     other at any moment.
     """
-    if taken:
+    if occupied:
         aside = staging.with_suffix(".old")
         os.rename(target, aside)
         os.rename(staging, target)

@@ -1,9 +1,7 @@
 """Import: a Hugging Face folder as parameters, or as a workdir like those of train.py.
 
-Parameters read tensor by tensor, and a workdir as train.py writes it.
-
-Each tensor goes at once into its place in the stacked parameters, so the host holds the model, one
-tensor, and the one shard that is mapped.
+Tensors are read one by one into the stacked parameters, so the host holds the model, one tensor,
+and the one shard that is mapped.
 """
 
 import dataclasses
@@ -71,15 +69,15 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
 
     Args:
       source: of `open_model`.
-      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as it
-        lies there.
+      dtype: "float32", "bfloat16" or "float16", to convert each tensor as it is read; None: as
+        stored.
     """
-    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
+    target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
     tensors = {tensor.name: tensor for tensor in layout.tensors(source.config)}
     entries = {name: source.entries[name] for name in tensors}
-    params = _allocate(tensors.values(), entries, wanted)
+    params = _allocate(tensors.values(), entries, target_dtype)
     for name, array in safetensors_io.read_tensors(entries):
-        array = array if wanted is None else safetensors_io.cast(name, array, wanted)
+        array = array if target_dtype is None else safetensors_io.cast(name, array, target_dtype)
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
             leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
@@ -92,10 +90,10 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     Args:
       source: the Hugging Face folder.
       target: the workdir; must not exist, or be empty.
-      dtype: of the weights; None: as they lie there.
+      dtype: of the weights; None: as stored.
 
     Returns:
-      Notes on what was assumed or passed over.
+      Notes on what was assumed or ignored.
 
     Raises:
       InputError: anything wrong with the source, or a target in use.
@@ -138,7 +136,7 @@ def copy_tokenizer(source: Path, target: Path) -> list[str]:
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     """Compares the tokenizer's ids with the vocabulary.
 
-    JAX clamps an id that is too large without a word.
+    JAX silently clamps an id that is too large.
 
     Raises:
       InputError: an id is not below vocab_size.
@@ -181,7 +179,7 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
 
 
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
-    """Compares the tie of head and embedding that the config tells with the tensors.
+    """Compares the tie of head and embedding in the config with the tensors.
 
     A file without a head and a config that does not mention the tie: tied. A config that denies
     it: an error, by `_check_names`.
@@ -196,13 +194,13 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
                 f" {layout.HEAD} holds other values. Set tie_word_embeddings to false, or remove"
                 " the tensor."
             )
-        told = f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
-        return config, [told]
+        note = f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
+        return config, [note]
     text = strict_json.read(folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES)
     if config.tie_embeddings or layout.HEAD in entries or "tie_word_embeddings" in text:
         return config, []
-    told = f"there is no {layout.HEAD} and no tie_word_embeddings; the head is the embedding"
-    return dataclasses.replace(config, tie_embeddings=True), [told]
+    note = f"there is no {layout.HEAD} and no tie_word_embeddings; the head is the embedding"
+    return dataclasses.replace(config, tie_embeddings=True), [note]
 
 
 def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
@@ -212,7 +210,9 @@ def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
     unexpected = sorted(entries.keys() - tensors.keys() - tolerated)
     for what, names in (("are missing", missing), ("belong to no part of the model", unexpected)):
         if names:
-            some = ", ".join(name[:80] for name in names[:3]) + (", ..." if len(names) > 3 else "")
+            examples = ", ".join(name[:80] for name in names[:3]) + (
+                ", ..." if len(names) > 3 else ""
+            )
             hint = (
                 " Set tie_word_embeddings to true if the head is the embedding."
                 if names == [layout.HEAD]
@@ -220,7 +220,7 @@ def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
             )
             raise InputError(
                 f"{folder}: {len(names)} tensors {what} that config.json describes (model_type"
-                f" {config.family}): {some}.{hint}"
+                f" {config.family}): {examples}.{hint}"
             )
     for name, tensor in tensors.items():
         if entries[name].shape != tensor.shape:
@@ -230,7 +230,7 @@ def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
             )
 
 
-def _allocate(tensors, entries: dict, wanted: np.dtype | None) -> dict:
+def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
     """Returns the tree of parameters, unfilled.
 
     A stacked one takes a dtype that holds each of its layers exactly.
@@ -238,12 +238,14 @@ def _allocate(tensors, entries: dict, wanted: np.dtype | None) -> dict:
     shapes, dtypes, layers = {}, {}, {}
     for tensor in tensors:
         for part in tensor.parts:
-            own = entries[tensor.name].dtype
-            dtypes[part.leaf] = np.dtype(jnp.promote_types(dtypes.get(part.leaf, own), own))
+            file_dtype = entries[tensor.name].dtype
+            dtypes[part.leaf] = np.dtype(
+                jnp.promote_types(dtypes.get(part.leaf, file_dtype), file_dtype)
+            )
             shapes[part.leaf], layers[part.leaf] = part.shape, part.layer
     params: dict = {"layers": {}}
     for path, shape in shapes.items():
         stacked = shape if layers[path] is None else (layers[path] + 1, *shape)
         node = params["layers"] if path[0] == "layers" else params
-        node[path[-1]] = np.empty(stacked, wanted or dtypes[path])
+        node[path[-1]] = np.empty(stacked, target_dtype or dtypes[path])
     return params

@@ -59,23 +59,25 @@ class Tensor:
 def tensors(config: LlamaConfig) -> list[Tensor]:
     """Returns every tensor of the model's file, in the order in which transformers writes them."""
     leaves = _leaf_shapes(config)
-    found = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
+    file_tensors = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
     joined = _JOINED if config.family == "phi3" else _SEPARATE
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         for name, stems in (joined | _LINEAR).items():
-            found.append(_tensor(f"{prefix}{name}.weight", _find(leaves, stems), layer, leaves))
+            file_tensors.append(
+                _tensor(f"{prefix}{name}.weight", _find(leaves, stems), layer, leaves)
+            )
             biases = _find(leaves, [f"{stem}_bias" for stem in stems])
             if biases:
-                found.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
-        found += [
+                file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
+        file_tensors += [
             _tensor(prefix + name, [("layers", leaf)], layer, leaves)
             for name, leaf in _NORMS.items()
         ]
-    found.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
+    file_tensors.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
     if not config.tie_embeddings:
-        found.append(_tensor(HEAD, [("head_DV",)], None, leaves))
-    return found
+        file_tensors.append(_tensor(HEAD, [("head_DV",)], None, leaves))
+    return file_tensors
 
 
 def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
@@ -87,7 +89,7 @@ def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
 def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
     """Returns a tensor of the file, contiguous, from the parameters.
 
-    safetensors writes the bytes of a transposed view in the wrong order without a word.
+    safetensors silently writes the bytes of a transposed view in the wrong order.
     """
     rows = []
     for part in tensor.parts:

@@ -1,4 +1,4 @@
-"""A model from wherever it lies: a Hugging Face folder, a workdir, or one checkpoint of it."""
+"""Loads a model from a Hugging Face folder, a workdir, or one checkpoint of a workdir."""
 
 import dataclasses
 from pathlib import Path
@@ -16,15 +16,15 @@ from jaxrope.store import checkpoint, files
 
 @dataclasses.dataclass(frozen=True)
 class Pretrained:
-    """A model and what belongs to it.
+    """A model with its tokenizer and its rope.
 
     Attributes:
       config: its shape.
-      params: nested dict of host arrays; whoever uses them puts them on devices.
+      params: nested dict of host arrays; the caller puts them on devices.
       tokenizer_dir: where tokenizer.json lies; None: nowhere.
       rope_fn: rope.json's where there is one, else the model's own.
       source: the folder, for messages.
-      rope_provenance: how rope.json came about; empty for the model's own rope.
+      rope_provenance: how rope.json was made; empty for the model's own rope.
       notes: what was assumed in reading it.
     """
 
@@ -94,9 +94,8 @@ def read_config(path: Path | str) -> LlamaConfig:
 
 
 def _workdir(folder: Path) -> Path | None:
-    """Returns the workdir that `folder` is or is a checkpoint of; None.
-
-    It is a Hugging Face folder, which may lie inside a workdir.
+    """Returns the workdir that `folder` is or is a checkpoint of; None for a Hugging Face folder,
+    which may lie inside a workdir.
     """
     if (folder / "model.json").is_file():
         return folder
@@ -123,13 +122,13 @@ def _load_workdir(
     config = _model_json(workdir)
     rope_fn, provenance = _rope_of(workdir, config)
     stored = checkpoint.describe(folder, step)["leaves"]["params"]
-    wanted = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
+    target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
     params = {}
     if weights:
         abstract = _as_stored(config, stored)
         params, _ = checkpoint.restore_params(folder, abstract, step)
         params = llama.adapters.merged(params)
-        params = jax.tree.map(lambda leaf: np.asarray(leaf, wanted), params)
+        params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
     tokenizer_dir = _tokenizer_dir(workdir)
     return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
 
@@ -148,22 +147,24 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
         )
 
     abstract = jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
-    for name, told in stored.items():
-        place, _, own = name.rpartition("/")
-        if llama.adapters.is_adapter(own):
+    for name, description in stored.items():
+        place, _, leaf_name = name.rpartition("/")
+        if llama.adapters.is_adapter(leaf_name):
             tree = abstract["layers"] if place else abstract
-            tree[own] = jax.ShapeDtypeStruct(tuple(told["shape"]), jnp.dtype(told["dtype"]))
+            tree[leaf_name] = jax.ShapeDtypeStruct(
+                tuple(description["shape"]), jnp.dtype(description["dtype"])
+            )
     return abstract
 
 
 def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
     values = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
-    known = {field.name for field in dataclasses.fields(LlamaConfig)}
-    if set(values) != known:
+    fields = {field.name for field in dataclasses.fields(LlamaConfig)}
+    if set(values) != fields:
         raise InputError(
-            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ known))}. It must be"
-            " as train.py wrote it."
+            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ fields))}. It"
+            " must be as train.py wrote it."
         )
     try:
         config = LlamaConfig(**values)
@@ -180,8 +181,8 @@ def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
     of_model = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
-    found = rope.load(path, **of_model, num_layers=config.num_layers)
-    return found, rope.provenance(path)
+    rope_fn = rope.load(path, **of_model, num_layers=config.num_layers)
+    return rope_fn, rope.provenance(path)
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:

@@ -13,16 +13,16 @@ from jaxrope import rope
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose, nearest
 
-_THETA = 10_000.0  # what transformers takes where a config says nothing (the first Llama's configs)
+_THETA = 10_000.0  # the default of transformers (the first Llama's configs have none)
 _ORIGINAL = "original_max_position_embeddings"
 _COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """What a config says of the rope, in the words of LlamaConfig.
+    """The rope of a config, in the terms of LlamaConfig.
 
-    `notes` are assumptions worth telling.
+    `notes` are assumptions worth reporting.
     """
 
     theta: float
@@ -81,14 +81,13 @@ def from_hf(
     ]
     ropes = [_read(config, section, family, head_dim, (max_len, mscales)) for section in sections]
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
-        one, two = (section.values for section in sections)
-        keys = [key for key in [*one, *two] if one.get(key) != two.get(key)]
-        key = min(
-            keys or ["rope_theta"], key=lambda key: key in _COMMON_KEYS
-        )  # own constants first
+        parameters, scaling = (section.values for section in sections)
+        keys = [key for key in [*parameters, *scaling] if parameters.get(key) != scaling.get(key)]
+        keys.sort(key=lambda key: key in _COMMON_KEYS)  # the method's own constants first
+        key = keys[0] if keys else "rope_theta"
         raise InputError(
             f"{config.where}: rope_parameters and rope_scaling disagree on {key},"
-            f" {_show(one.get(key))} and {_show(two.get(key))}. Remove one of the two."
+            f" {_show(parameters.get(key))} and {_show(scaling.get(key))}. Remove one of the two."
         )
     return ropes[0]
 
@@ -107,12 +106,12 @@ def _read(
     original = _shared(config, section, _ORIGINAL, "count")
     context = _Context(original, max_len, rotary_dim, mscales)
     kind = _kind(section, family)
-    read, known = choose(section.path("rope_type"), kind, _TYPES)
-    unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *known)]
+    read, type_keys = choose(section.path("rope_type"), kind, _TYPES)
+    unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *type_keys)]
     if unknown:
         raise InputError(
             f"Unknown key {section.path(unknown[0])} for rope_type '{kind}'."
-            f" {nearest(unknown[0], [*_COMMON_KEYS, *known])}"
+            f" {nearest(unknown[0], [*_COMMON_KEYS, *type_keys])}"
         )
     original_len, method = read(section, context)
     if kind == "yarn" and max_len not in (method["factor"] * original_len, original_len):
@@ -146,19 +145,21 @@ def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> 
     return rotary_dim
 
 
-def _equal(one: object, two: object) -> bool:
-    """Says whether two methods are the same.
+def _equal(first: object, second: object) -> bool:
+    """Returns whether two methods are the same.
 
     Numbers may differ in the last digits, where one spelling gives a value and the other its
     formula.
     """
-    if isinstance(one, dict) and isinstance(two, dict):
-        return one.keys() == two.keys() and all(_equal(one[key], two[key]) for key in one)
-    if isinstance(one, list | tuple) and isinstance(two, list | tuple):
-        return len(one) == len(two) and all(map(_equal, one, two))
-    if isinstance(one, float) and isinstance(two, float):
-        return math.isclose(one, two, rel_tol=1e-9)
-    return one == two
+    if isinstance(first, dict) and isinstance(second, dict):
+        return first.keys() == second.keys() and all(
+            _equal(first[key], second[key]) for key in first
+        )
+    if isinstance(first, list | tuple) and isinstance(second, list | tuple):
+        return len(first) == len(second) and all(map(_equal, first, second))
+    if isinstance(first, float) and isinstance(second, float):
+        return math.isclose(first, second, rel_tol=1e-9)
+    return first == second
 
 
 def _show(value: object) -> str:
@@ -167,10 +168,7 @@ def _show(value: object) -> str:
 
 
 def _type(section: Fields) -> str:
-    """Returns the rope_type, by either name.
-
-    "default" for a section that holds nothing else to scale with.
-    """
+    """Returns the rope_type under either key; "default" for a section that scales nothing."""
     new, old = section.text("rope_type", None), section.text("type", None)
     if new and old and new != old:
         raise InputError(
@@ -196,7 +194,7 @@ def _type(section: Fields) -> str:
 def _kind(section: Fields, family: str) -> str:
     kind = _type(section)
     if family == "phi3" and kind == "yarn":
-        return "longrope"  # transformers' Phi3Config renames it: an early name of the same thing
+        return "longrope"  # transformers' Phi3Config renames it: an early name of longrope
     if family == "phi3" and kind not in ("default", "longrope"):
         raise InputError(
             f"{section.path('rope_type')} must be default or longrope for model_type 'phi3', got"
@@ -206,10 +204,7 @@ def _kind(section: Fields, family: str) -> str:
 
 
 def _shared(config: Fields, section: Fields, key: str, kind: str):
-    """Returns a value that may stand in the section, at the top level, or in both, equal.
-
-    None where it is absent.
-    """
+    """Returns a value of the section or of the top level, which must agree; None if absent."""
     inside, outside = getattr(section, kind)(key, None), getattr(config, kind)(key, None)
     if inside is not None and outside is not None and inside != outside:
         raise InputError(
@@ -241,9 +236,8 @@ def _yarn(section: Fields, context: _Context):
     method = {
         "method": "yarn",
         "factor": context.max_len / original if factor is None else factor,
-        "beta_fast": (
-            section.number("beta_fast", None) or 32.0
-        ),  # transformers takes 0 for unset as well
+        # transformers takes 0 for unset as well
+        "beta_fast": section.number("beta_fast", None) or 32.0,
         "beta_slow": section.number("beta_slow", None) or 1.0,
         "attention_factor": section.number("attention_factor", None),
         "mscale": section.number("mscale", None),
@@ -286,18 +280,18 @@ def _longrope(section: Fields, context: _Context):
 
 def _bucket_attention(section: Fields, key: str, attention: float, context: _Context) -> float:
     """Returns the attention factor of one set of factors; `attention` is that of both."""
-    own = section.number(key, None)
+    mscale = section.number(key, None)
     if context.mscales:
-        if own is None and section.get("attention_factor") is not None:
+        if mscale is None and section.get("attention_factor") is not None:
             raise InputError(
                 f"{section.path(key)} is missing: this reader passes over attention_factor. Give"
                 " short_mscale and long_mscale."
             )
-        return attention if own is None else own
-    if own is not None and abs(own - attention) > 1e-6:
+        return attention if mscale is None else mscale
+    if mscale is not None and abs(mscale - attention) > 1e-6:
         raise InputError(
             f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
-            f" {own:.6g}: vLLM reads this key, transformers does not. Set"
+            f" {mscale:.6g}: vLLM reads this key, transformers does not. Set"
             " attention_factor to the one that is meant."
         )
     return attention

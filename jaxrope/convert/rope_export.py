@@ -1,4 +1,4 @@
-"""A rope as Hugging Face can say it, and exactly what it cannot say.
+"""A rope as Hugging Face's config expresses it, and exactly what is lost.
 
 What is written suits transformers 4.57 and 5, vLLM and llama.cpp at once, because each reads other
 keys: `rope_scaling` and `rope_parameters` with the same content, theta and the original length both
@@ -18,7 +18,7 @@ from jaxrope.convert.config import fraction
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 
-_STATED = 1e-9  # relative; an attention factor this near to the "su" law needs no words
+_STATED = 1e-9  # relative; an attention factor this near to the "su" law is not written out
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Layout:
 
 @dataclasses.dataclass(frozen=True)
 class HfRope:
-    """A rope in the words of config.json.
+    """A rope as config.json expresses it.
 
     Attributes:
       section: of rope_parameters and rope_scaling, without theta; {"rope_type": "default"} for
@@ -49,7 +49,7 @@ class HfRope:
       theta: base of the frequencies.
       max_len: max_position_embeddings, tokens.
       original_len: original_max_position_embeddings; None: not written.
-      losses: what this does not say of the rope, a sentence each.
+      losses: what this does not express of the rope, a sentence each.
     """
 
     section: dict
@@ -75,10 +75,10 @@ class HfRope:
         )
 
     def _old_section(self, config: LlamaConfig | Layout, parameters: dict) -> dict:
-        """Phi-3 of transformers 4 takes three keys and no others.
+        """Returns rope_scaling. Phi-3 of transformers 4 accepts three keys and no others.
 
-        Which is enough if the attention factor follows the law; if not it had better refuse the
-        file.
+        They are enough if the attention factor follows the law; otherwise all keys are written,
+        and it refuses the file.
         """
         law = (
             rope.attention_factor(
@@ -113,7 +113,7 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
     """Refuses factors of each layer's own, which no other program knows.
 
     Raises:
-      InputError: there are such.
+      InputError: a bucket has them.
     """
     if any(np.ndim(bucket.factors) > 1 for bucket in rope_fn.buckets):
         raise InputError(
@@ -122,20 +122,20 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
         )
 
 
-def check(said: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
-    """Refuses what `reader` would run wrongly.
+def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
+    """Refuses a rope that `reader` would apply wrongly.
 
     Raises:
       InputError: something is lost and that was not allowed, or the rope extends nothing.
     """
-    if said.section["rope_type"] == "longrope" and said.max_len <= said.original_len:
+    if hf_rope.section["rope_type"] == "longrope" and hf_rope.max_len <= hf_rope.original_len:
         raise InputError(
-            f"rope: the longest length must exceed the original one, {said.original_len}, got"
-            f" {said.max_len}. There is nothing to extend."
+            f"rope: the longest length must exceed the original one, {hf_rope.original_len}, got"
+            f" {hf_rope.max_len}. There is nothing to extend."
         )
-    if said.losses and not allow_lossy:
+    if hf_rope.losses and not allow_lossy:
         raise InputError(
-            f"{reader} cannot express this rope: {'; '.join(said.losses)}. Pass --allow_lossy"
+            f"{reader} cannot express this rope: {'; '.join(hf_rope.losses)}. Pass --allow_lossy"
             " to export it so."
         )
 
@@ -213,7 +213,7 @@ def as_longrope(
     """Returns two sets of factors, chosen at the original length: the whole of longrope.
 
     Args:
-      config: the model, or what is known of it.
+      config: the model, or its layout alone.
       rope_fn: any method.
       two_attention_factors: the reader has one for each set; Hugging Face has one in all.
 
@@ -243,7 +243,7 @@ def as_longrope(
 
 
 def _losses(rope_fn: rope.RopeFn, long: rope.Bucket, max_len: int):
-    """Yields what longrope of Hugging Face cannot say of `rope_fn`."""
+    """Yields what longrope of Hugging Face cannot express of `rope_fn`."""
     if not rope_fn.buckets:
         yield (
             f"method '{rope_fn.method}' computes factors from the length of each sequence; one"
@@ -274,27 +274,27 @@ def _attention_loss(rope_fn: rope.RopeFn, long: rope.Bucket):
     """Yields what is lost where there is one attention factor for all lengths."""
     attention = sorted({bucket.attention_factor for bucket in rope_fn.buckets})
     if attention and attention[-1] - attention[0] > _STATED * attention[-1]:
-        shown = ", ".join(f"{value:.6g}" for value in attention)
+        numbers = ", ".join(f"{value:.6g}" for value in attention)
         yield (
-            f"differing attention factors ({shown}): that of the last bucket,"
+            f"differing attention factors ({numbers}): that of the last bucket,"
             f" {long.attention_factor:.6g}, would hold at every length"
         )
 
 
-def difference(one: rope.RopeFn, two: rope.RopeFn) -> float:
+def difference(rope_fn: rope.RopeFn, other_fn: rope.RopeFn) -> float:
     """Returns the largest relative difference of frequencies and attention factors.
 
-    It is taken at the lengths where either of them changes; one that only one serves is left out.
+    Compared at the lengths where either of them changes, if both serve them.
     """
-    limits = [fn.max_len for fn in (one, two) if fn.max_len is not None]
-    probes = {1, one.original_len, one.original_len + 1, *limits}
+    limits = [fn.max_len for fn in (rope_fn, other_fn) if fn.max_len is not None]
+    probes = {1, rope_fn.original_len, rope_fn.original_len + 1, *limits}
     worst = 0.0
     for length in (probe for probe in probes if all(probe <= limit for limit in limits)):
-        (freq_one, scale_one), (freq_two, scale_two) = (
-            _frequencies(fn, length) for fn in (one, two)
+        (freqs, scale), (other_freqs, other_scale) = (
+            _frequencies(fn, length) for fn in (rope_fn, other_fn)
         )
         worst = max(
-            worst, float(np.max(np.abs(freq_one / freq_two - 1))), abs(scale_one / scale_two - 1)
+            worst, float(np.max(np.abs(freqs / other_freqs - 1))), abs(scale / other_scale - 1)
         )
     return worst
 

@@ -1,6 +1,6 @@
-"""A rope alone, from one program's words to another's: rope.json, config.json, GGUF, vLLM.
+"""Converts a rope between file formats: rope.json, config.json, GGUF, vLLM.
 
-Whatever is written is read again and compared before anyone is told that it is there.
+Each file is read again and compared before the conversion is reported.
 """
 
 import dataclasses
@@ -25,12 +25,12 @@ _SAME, _SAME_FLOAT32 = 1e-8, 3e-7  # relative
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A rope that was read.
+    """A rope read from a file.
 
     Attributes:
-      rope_fn: what it means.
-      max_len: tokens the file claims; None: only the rope's own buckets say.
-      provenance: how it came about, where the file tells.
+      rope_fn: the rope.
+      max_len: tokens the file claims; None: those of its buckets.
+      provenance: how it was made, if the file says.
       notes: what was assumed in reading it.
     """
 
@@ -51,7 +51,7 @@ class Settings:
     Attributes:
       form: a name in FORMATS.
       architecture: of a GGUF, see rope_gguf.ARCHITECTURES.
-      allow_lossy: write although the format cannot say all of the rope.
+      allow_lossy: write although the format cannot express all of the rope.
       overwrite: replace a file that is there.
     """
 
@@ -74,16 +74,16 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
       What each program will do with it, then what was assumed or is lost ("note: ...").
 
     Raises:
-      InputError: a broken source, a target in use, or a rope that `form` would say wrongly.
+      InputError: a broken source, a target in use, or a rope that `form` cannot express.
     """
     writer = choose("--format", settings.form, FORMATS)
     if settings.form == "gguf":
         rope_gguf.check_architecture(settings.architecture)
     path = _target(target, settings.overwrite)
-    found = read(source)
-    told, lossless = writer(found, path, settings)
-    _verify(path, found, settings, lossless=lossless)
-    return [*told, *(f"note: {note}" for note in found.notes)]
+    rope_source = read(source)
+    lines, lossless = writer(rope_source, path, settings)
+    _verify(path, rope_source, settings, lossless=lossless)
+    return [*lines, *(f"note: {note}" for note in rope_source.notes)]
 
 
 def read(path: Path | str) -> Source:
@@ -103,14 +103,14 @@ def read(path: Path | str) -> Source:
     with path.open("rb") as file:
         start = file.read(4)
     if start == rope_gguf.MAGIC:
-        return Source(made := rope_gguf.read(path), made.max_len)
+        return Source(rope_fn := rope_gguf.read(path), rope_fn.max_len)
     raw = path.read_bytes() if files.size(path) <= strict_json.MAX_CONFIG_BYTES else b""
     if raw.lstrip().startswith(_FLAG.encode()):
         return _read_vllm(raw.decode("utf-8", "replace"), str(path))
     content = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
     if str(content.get("format")).startswith("jaxrope.rope/"):
-        made = rope.load(path)
-        return Source(made, made.max_len, rope.provenance(path))
+        rope_fn = rope.load(path)
+        return Source(rope_fn, rope_fn.max_len, rope.provenance(path))
     return _read_hf(Fields(content, str(path)))
 
 
@@ -134,16 +134,16 @@ def _read_hf(config: Fields) -> Source:
     mscales = family == _VLLM_FAMILY
     max_len = config.count("max_position_embeddings")
     head_dim, notes = _head_dim(config)
-    found = rope_config.from_hf(
+    parsed = rope_config.from_hf(
         config,
         family="phi3" if mscales else family,
         head_dim=head_dim,
         max_len=max_len,
         mscales=mscales,
     )
-    geometry = dict(head_dim=head_dim, rotary_dim=found.rotary_dim, theta=found.theta)
-    made = rope.make(**found.method, **geometry, original_len=found.original_len)
-    return Source(made, max_len, notes=(*notes, *found.notes))
+    geometry = dict(head_dim=head_dim, rotary_dim=parsed.rotary_dim, theta=parsed.theta)
+    rope_fn = rope.make(**parsed.method, **geometry, original_len=parsed.original_len)
+    return Source(rope_fn, max_len, notes=(*notes, *parsed.notes))
 
 
 def _head_dim(config: Fields) -> tuple[int, list[str]]:
@@ -161,53 +161,53 @@ def _head_dim(config: Fields) -> tuple[int, list[str]]:
     return head_dim, [note]
 
 
-def _write_jaxrope(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    rope.save(path, found.rope_fn, found.provenance, max_len=found.max_len)
+def _write_jaxrope(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    rope.save(path, source.rope_fn, source.provenance, max_len=source.max_len)
     return consumers.of_buckets(rope.load(path)), True
 
 
-def _write_hf(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
     family = settings.form.removeprefix("hf-")
-    geometry = found.rope_fn.geometry
+    geometry = source.rope_fn.geometry
     if family == "llama" and geometry.rotary_dim != geometry.head_dim:
         raise InputError(
             f"--format=hf-llama: a Llama turns all {geometry.head_dim} dims of a head, this rope"
             f" {geometry.rotary_dim} of them. Use --format=hf-phi3."
         )
-    layout = _layout(found, family)
-    said = rope_export.express(layout, found.rope_fn)
-    rope_export.check(said, allow_lossy=settings.allow_lossy)
-    keys = {"model_type": family, "head_dim": geometry.head_dim} | said.keys(layout)
+    layout = _layout(source, family)
+    hf_rope = rope_export.express(layout, source.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
+    keys = {"model_type": family, "head_dim": geometry.head_dim} | hf_rope.keys(layout)
     files.write_json_atomic(path, keys)
-    return _told(said, family, settings), not said.losses
+    return _lines(hf_rope, family, settings), not hf_rope.losses
 
 
-def _write_gguf(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    said = rope_export.as_longrope(_layout(found, "phi3"), found.rope_fn)
-    rope_export.check(said, allow_lossy=settings.allow_lossy, reader="llama.cpp")
-    rope_gguf.write(path, said, found.rope_fn.geometry, architecture=settings.architecture)
+def _write_gguf(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    hf_rope = rope_export.as_longrope(_layout(source, "phi3"), source.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="llama.cpp")
+    rope_gguf.write(path, hf_rope, source.rope_fn.geometry, architecture=settings.architecture)
     alone = (
         "The file holds the rope alone, no weights. llama.cpp's converter writes the same for an"
         " export with --arch=phi3, where the attention factor is the usual one."
     )
-    return [*_told(said, "phi3", settings), alone], not said.losses
+    return [*_lines(hf_rope, "phi3", settings), alone], not hf_rope.losses
 
 
-def _write_vllm(found: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    layout = _layout(found, "phi3")
-    said = rope_export.as_longrope(layout, found.rope_fn, two_attention_factors=True)
-    rope_export.check(said, allow_lossy=settings.allow_lossy, reader="vLLM")
-    keys = said.keys(layout)
+def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    layout = _layout(source, "phi3")
+    hf_rope = rope_export.as_longrope(layout, source.rope_fn, two_attention_factors=True)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="vLLM")
+    keys = hf_rope.keys(layout)
     section = dict(keys["rope_parameters"])
     del section["attention_factor"]  # vLLM passes over it
     section |= {
-        f"{name}_mscale": found.rope_fn.bucket(length).attention_factor
-        for name, length in (("short", said.original_len), ("long", said.max_len))
+        f"{name}_mscale": source.rope_fn.bucket(length).attention_factor
+        for name, length in (("short", hf_rope.original_len), ("long", hf_rope.max_len))
     }
     keys |= {"rope_parameters": section, "rope_scaling": section}
     value = json.dumps(keys, allow_nan=False)
     files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)}\n")
-    return _told(said, "phi3", settings), not said.losses
+    return _lines(hf_rope, "phi3", settings), not hf_rope.losses
 
 
 _Writer = Callable[[Source, Path, Settings], tuple[list[str], bool]]
@@ -220,17 +220,19 @@ FORMATS: dict[str, _Writer] = {
 }
 
 
-def _layout(found: Source, family: str) -> rope_export.Layout:
-    geometry = found.rope_fn.geometry
-    own = {"method": found.rope_fn.method, **found.rope_fn.constants} if found.max_len else {}
+def _layout(source: Source, family: str) -> rope_export.Layout:
+    geometry = source.rope_fn.geometry
+    model_rope = (
+        {"method": source.rope_fn.method, **source.rope_fn.constants} if source.max_len else {}
+    )
     return rope_export.Layout(
-        family, geometry.head_dim, geometry.rotary_dim, found.longest, rope=own
+        family, geometry.head_dim, geometry.rotary_dim, source.longest, rope=model_rope
     )
 
 
-def _told(said: HfRope, family: str, settings: Settings) -> list[str]:
-    losses = [f"note: lost: {loss}" for loss in said.losses]
-    return [*consumers.lines(said, family, form=settings.form), *losses]
+def _lines(hf_rope: HfRope, family: str, settings: Settings) -> list[str]:
+    losses = [f"note: lost: {loss}" for loss in hf_rope.losses]
+    return [*consumers.lines(hf_rope, family, form=settings.form), *losses]
 
 
 def _target(target: Path | str, overwrite: bool) -> Path:
@@ -244,11 +246,11 @@ def _target(target: Path | str, overwrite: bool) -> Path:
     return path
 
 
-def _verify(path: Path, found: Source, settings: Settings, *, lossless: bool) -> None:
+def _verify(path: Path, source: Source, settings: Settings, *, lossless: bool) -> None:
     """Reads what was written, and compares."""
     again = read(path)
     limit = _SAME_FLOAT32 if settings.form == "gguf" else _SAME
-    difference = rope_export.difference(again.rope_fn, found.rope_fn)
+    difference = rope_export.difference(again.rope_fn, source.rope_fn)
     if lossless and difference > limit:
         path.unlink()
         raise RuntimeError(

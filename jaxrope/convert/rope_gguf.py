@@ -3,8 +3,8 @@
 llama.cpp divides the frequencies by the tensors rope_factors_short or rope_factors_long and
 multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is never written: it would
 divide every position once more, whatever the scaling type. Numbers are float32 there; a number is
-read back as the shortest decimal that means it, so that factors on a grid of 0.01 come back as they
-were.
+read back as the shortest decimal that rounds to it, so that factors on a grid of 0.01 are restored
+exactly.
 """
 
 import os
@@ -42,12 +42,12 @@ def check_architecture(name: str) -> None:
     choose("--arch", name, ARCHITECTURES)
 
 
-def write(path: Path, said: HfRope, geometry: rope.Geometry, *, architecture: str) -> None:
+def write(path: Path, hf_rope: HfRope, geometry: rope.Geometry, *, architecture: str) -> None:
     """Writes a GGUF file with the rope's metadata and tensors, atomically.
 
     Args:
       path: of the file.
-      said: a longrope.
+      hf_rope: a longrope.
       geometry: the dims of the heads.
       architecture: of ARCHITECTURES.
 
@@ -60,16 +60,16 @@ def write(path: Path, said: HfRope, geometry: rope.Geometry, *, architecture: st
     os.close(handle)
     try:
         writer = gguf.GGUFWriter(name, architecture)
-        writer.add_context_length(said.max_len)
+        writer.add_context_length(hf_rope.max_len)
         writer.add_key_length(geometry.head_dim)
         writer.add_value_length(geometry.head_dim)
         writer.add_rope_dimension_count(geometry.rotary_dim)
-        writer.add_rope_freq_base(said.theta)
+        writer.add_rope_freq_base(hf_rope.theta)
         writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
-        writer.add_rope_scaling_orig_ctx_len(said.original_len)
-        writer.add_rope_scaling_attn_factors(said.section["attention_factor"])
+        writer.add_rope_scaling_orig_ctx_len(hf_rope.original_len)
+        writer.add_rope_scaling_attn_factors(hf_rope.section["attention_factor"])
         for tensor, key in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
-            writer.add_tensor(f"{tensor}.weight", np.asarray(said.section[key], np.float32))
+            writer.add_tensor(f"{tensor}.weight", np.asarray(hf_rope.section[key], np.float32))
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -145,7 +145,7 @@ def _rope(where: str, architecture: str, values: dict, tensors: dict) -> rope.Ro
 
 
 def _check_readable(where: str, architecture: str, kind, values: dict, tensors: dict) -> None:
-    """Refuses what llama.cpp itself would run otherwise than it looks."""
+    """Refuses files that llama.cpp would not run as their metadata says."""
     has_factors = _LONG in tensors and _SHORT in tensors
     if kind not in (None, "none", "linear", "longrope"):
         raise InputError(

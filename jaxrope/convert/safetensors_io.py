@@ -1,7 +1,7 @@
 """Reading and writing the safetensors files of a Hugging Face folder, which may come from anywhere.
 
 A file is opened by the library, which rejects whatever is not whole; its header is then read again
-here, because the library passes over a name given twice. Tensors are read one at a time, shard by
+here, because the library ignores duplicate names. Tensors are read one at a time, shard by
 shard, so that no more than one shard is mapped at any time.
 """
 
@@ -78,7 +78,7 @@ def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
                 yield name, opened.get_tensor(name)
 
 
-def read_one(entry: Entry, name: str) -> np.ndarray:
+def read_tensor(entry: Entry, name: str) -> np.ndarray:
     """Returns one tensor."""
     with safe_open(entry.file, framework="numpy") as opened:
         return opened.get_tensor(name)
@@ -200,28 +200,28 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
             f"{index}: {extra[0]} lies in the folder and is not in the index. Remove it, or the"
             " index that does not belong to it."
         )
-    found = {}
+    entries = {}
     for file in files:
         _check_inside(folder, folder / file, file)
         for name, entry in _header(folder / file).items():
-            if name in found:
+            if name in entries:
                 raise InputError(
-                    f"{folder}: tensor '{name[:80]}' is in two shards, {found[name].file.name} and"
-                    f" {file}."
+                    f"{folder}: tensor '{name[:80]}' is in two shards,"
+                    f" {entries[name].file.name} and {file}."
                 )
             if weight_map.get(name) != file:
-                told = weight_map.get(name)
+                listed_file = weight_map.get(name)
                 raise InputError(
                     f"{index}: tensor '{name[:80]}' is in {file}; the index says"
-                    f" {told or 'nothing of it'}."
+                    f" {listed_file or 'nothing of it'}."
                 )
-            found[name] = entry
-    absent = next((name for name in weight_map if name not in found), None)
+            entries[name] = entry
+    absent = next((name for name in weight_map if name not in entries), None)
     if absent is not None:
         raise InputError(
             f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be."
         )
-    return found
+    return entries
 
 
 def _check_inside(folder: Path, path: Path, name: str) -> None:

@@ -50,7 +50,7 @@ def read_chunk(params, state: State, chunk: Chunk, *, config, settings) -> State
         mesh, length_B = settings.mesh, chunk.lengths_W
         size = chunk.tokens_WC.shape[1]
         count = size // sharding.ways(mesh, "context")
-        positions_T = attention.own_positions(chunk.start, count, mesh)
+        positions_T = attention.slot_positions(chunk.start, count, mesh)
         tokens_BT = chunk.tokens_WC[:, positions_T - chunk.start]
         valid_BT = positions_T[None] < length_B[:, None]
         place = attention.Place(positions_T[None], valid_BT, chunk.row)

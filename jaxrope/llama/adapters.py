@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-SCALE = "adapter_scale_L"  # alpha / rank, in each layer, so that a checkpoint tells it
+SCALE = "adapter_scale_L"  # alpha / rank, in each layer, so that a checkpoint holds it
 TARGETS = ("q", "k", "v", "o", "gate", "up", "down", "head")
 
 
@@ -26,27 +26,27 @@ def names(name: str) -> tuple[str, str]:
 
 
 def is_adapter(name: str) -> bool:
-    """Says whether a parameter is part of an adapter, by its name."""
+    """Returns whether a parameter is part of an adapter, by its name."""
     return name == SCALE or "_a_" in name or "_b_" in name
 
 
 def in_layer(weights: dict) -> dict:
-    """Returns the weights of one layer with what its adapters add, which are left out.
+    """Returns the weights of one layer, its adapters added to them and then dropped.
 
     Without adapters they are returned as they are.
     """
     if SCALE not in weights:
         return weights
 
-    def one(name, weight):
+    def with_adapters(name, weight):
         a, b = (weights.get(adapter) for adapter in names(name))
         return weight if a is None else _add(weight, a, b, weights[SCALE])
 
-    return {name: one(name, w) for name, w in weights.items() if not is_adapter(name)}
+    return {name: with_adapters(name, w) for name, w in weights.items() if not is_adapter(name)}
 
 
 def head_DV(params: dict) -> jax.Array:
-    """Returns the head with what its adapters add."""
+    """Returns the head with its adapters added."""
     a, b = (params.get(adapter) for adapter in names("head_DV"))
     if a is None:
         return params["head_DV"]
@@ -62,7 +62,7 @@ def merged(params: dict) -> dict:
         return params
     scales_L = params["layers"][SCALE]
 
-    def one(name, weight, tree):
+    def merged_leaf(name, weight, tree):
         a, b = (tree.get(adapter) for adapter in names(name))
         if a is None:
             return weight
@@ -74,7 +74,11 @@ def merged(params: dict) -> dict:
         return jax.jit(jax.vmap(_add_as_stored))(weight, a, b, scales_L)
 
     def plain(tree):
-        return {n: one(n, w, tree) for n, w in tree.items() if not is_adapter(n) and n != "layers"}
+        return {
+            n: merged_leaf(n, w, tree)
+            for n, w in tree.items()
+            if not is_adapter(n) and n != "layers"
+        }
 
     return plain(params) | {"layers": plain(params["layers"])}
 

@@ -49,7 +49,7 @@ def hidden(
 
 
 class Seen(NamedTuple):
-    """What attention of a layer is about to read; on a mesh this device's part.
+    """The inputs of a layer's attention; on a mesh this device's part.
 
     Attributes:
       index: of the layer, int32.
@@ -77,7 +77,7 @@ def probe(
     segment_ids_BT: jax.Array | None = None,
     settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, Any]:
-    """Returns (what `hidden` does, what `probe_fn` found in each layer, stacked: [L, ...]).
+    """Returns (x_BTD of `hidden`, the results of `probe_fn` in all layers, stacked: [L, ...]).
 
     Args:
       config, params, tokens_BT, r, positions_BT, segment_ids_BT, settings: as for `hidden`.
@@ -89,8 +89,8 @@ def probe(
 
 
 def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):
-    """Returns (x_BTD after the final norm, what `probe_fn` found or None); `placed`: positions and
-    segment ids, or None.
+    """Returns (x_BTD after the final norm, the results of `probe_fn` or None); `placed`: positions
+    and segment ids, or None.
     """
     positions_BT, segment_ids_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
@@ -111,26 +111,26 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
 
     def layer(x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        weights, own, index = scanned
-        weights, found = adapters.in_layer(weights), None
-        turn = shared if own is None else rope.cos_sin(own, positions_BT)
+        weights, layer_rope, index = scanned
+        weights, probed = adapters.in_layer(weights), None
+        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            nonlocal found
+            nonlocal probed
             if probe_fn is not None:
-                found = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
+                probed = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
             how = dict(mask=mask, settings=settings.of_attention)
             turned = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
         x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
-        return x_BTD + _mlp(config, settings, weights, x_BTD), found
+        return x_BTD + _mlp(config, settings, weights, x_BTD), probed
 
     indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
     scanned = params["layers"], r if r.per_layer else None, indices
-    x_BTD, found = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
+    x_BTD, probed = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
     norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
-    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), found
+    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), probed
 
 
 def hidden_cached(
@@ -161,8 +161,8 @@ def hidden_cached(
 
     def layer(carry, scanned):
         x_BTD, cache = carry
-        index, weights, own = scanned
-        turn = shared if own is None else rope.cos_sin(own, place.positions_BT)
+        index, weights, layer_rope = scanned
+        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, place.positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             nonlocal cache

@@ -32,11 +32,11 @@ def run(config, folder: Path) -> rope.RopeFn:
         another model.
     """
     loaded = setup.load_model(config)
-    found = hosts.from_main("ropes", lambda: _read_all(config, loaded.config))
-    joined = merge([(row["file"], row["buckets"]) for row in found], loaded.config)
+    sources = hosts.from_main("ropes", lambda: _read_all(config, loaded.config))
+    joined = merge([(row["file"], row["buckets"]) for row in sources], loaded.config)
     _save_params(config, folder, loaded)
-    told = [{name: row[name] for name in ("file", "provenance")} for row in found]
-    hosts.from_main("joined", lambda: _write(config, folder, loaded, joined, told))
+    origins = [{name: row[name] for name in ("file", "provenance")} for row in sources]
+    hosts.from_main("joined", lambda: _write(config, folder, loaded, joined, origins))
     return joined
 
 
@@ -73,9 +73,9 @@ def merge(ropes: Sequence[tuple[str, Sequence[dict]]], model: LlamaConfig) -> ro
 
 
 def _read_all(config, model: LlamaConfig) -> list[dict]:
-    """Returns the ropes as JSON carries them."""
+    """Returns the ropes as JSON values: file, buckets and provenance of each."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    found = []
+    sources = []
     for path in config.join.ropes:
         file = setup.rope_file(path)
         loaded = rope.load(file, **geometry, num_layers=model.num_layers)
@@ -86,12 +86,12 @@ def _read_all(config, model: LlamaConfig) -> list[dict]:
             )
         rows = [dataclasses.asdict(bucket) for bucket in loaded.buckets]
         name = f"{file.parent.name}/{file.name}"  # a workdir may be moved
-        found.append({"file": name, "buckets": rows, "provenance": rope.provenance(file)})
-    return found
+        sources.append({"file": name, "buckets": rows, "provenance": rope.provenance(file)})
+    return sources
 
 
 def _save_params(config, folder: Path, loaded: Pretrained) -> None:
-    """Every process saves its part; a step that is whole already is kept."""
+    """Saves each process's part, unless there is a complete step already."""
     source = Path(loaded.source).name
     if hosts.from_main("joined before", lambda: steps.whole_steps(folder)):
         return
@@ -100,10 +100,10 @@ def _save_params(config, folder: Path, loaded: Pretrained) -> None:
     checkpoint.save_params(folder, 0, params, {"data_fingerprint": "", "source": source})
 
 
-def _write(config, folder: Path, loaded: Pretrained, joined: rope.RopeFn, told: list) -> None:
+def _write(config, folder: Path, loaded: Pretrained, joined: rope.RopeFn, origins: list) -> None:
     model = dataclasses.replace(loaded.config, max_len=joined.max_len)
     if place := config.data.tokenizer or loaded.tokenizer_dir:
         resume.copy_tokenizer(place, folder)
-    rope.save(folder / "rope.json", joined, {"made_by": "train.py", "joined": told})
+    rope.save(folder / "rope.json", joined, {"made_by": "train.py", "joined": origins})
     files.write_json_atomic(folder / "model.json", model.to_json_dict())
     resume.write_config(config, folder)

@@ -1,9 +1,9 @@
-"""Runs the stages of a recipe one after another, each in a folder of its own, and says what came of
-them.
+"""Runs the stages of a recipe one after another, each in a folder of its own, and reports their
+results.
 
 A stage that is finished is not run again; one that was stopped or killed goes on. Of several
-processes, process 0 alone reads and writes stage.json and recipe.json and tells the others what it
-saw there.
+processes, process 0 alone reads and writes stage.json and recipe.json, and broadcasts their
+contents to the others.
 """
 
 import functools
@@ -34,41 +34,41 @@ def run(config, workdir: Path, dry_run: bool) -> int:
 
     Args:
       config: of configs/base.py, with a recipe.
-      workdir: each stage has a folder in it; recipe.json tells of all.
+      workdir: each stage has a folder in it; recipe.json describes them all.
       dry_run: only print the stages, what they cost and what is done.
 
     Returns:
       The exit code: 0, or that of the stage that did not end with 0.
 
     Raises:
-      InputError: anything that can be known to be wrong before a stage runs; or of a stage, whose
-        name it has then.
+      InputError: a mistake that shows before any stage runs; or the error of a stage, which the
+        message then names.
     """
     stages = parse(config)
-    wanted = chosen(config, stages)
+    selected = chosen(config, stages)
     workdir = files.absolute(workdir)
-    jax.devices()  # on all processes together: the first that asks waits for the others
+    jax.devices()  # on all processes at once: the first call waits for the others
     if dry_run:
-        found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
-        cli.print_line(_plan(stages, wanted, found))
-        hosts.from_main("inputs", lambda: _check_inputs(stages, wanted, workdir, found))
+        records = hosts.from_main("recipe", lambda: _states(stages, selected, workdir))
+        cli.print_line(_plan(stages, selected, records))
+        hosts.from_main("inputs", lambda: _check_inputs(stages, selected, workdir, records))
         return 0
     with run_lock(workdir):
-        found = hosts.from_main("recipe", lambda: _states(stages, wanted, workdir))
-        hosts.from_main("inputs", lambda: _check_inputs(stages, wanted, workdir, found))
+        records = hosts.from_main("recipe", lambda: _states(stages, selected, workdir))
+        hosts.from_main("inputs", lambda: _check_inputs(stages, selected, workdir, records))
         for number, stage in enumerate(stages, start=1):
-            if stage not in wanted:
+            if stage not in selected:
                 continue
             cli.print_line(f"\nstage {number} of {len(stages)}: {stage.name} ({stage.kind})")
-            if _is_finished(found.get(stage.name)):
+            if _is_finished(records.get(stage.name)):
                 cli.print_line(f"finished before, in {workdir / stage.name}")
                 continue
-            known = record.digests(stages, found)
-            code, found[stage.name] = _run_stage(stage, workdir, known)
+            digest_of = record.digests(stages, records)
+            code, records[stage.name] = _run_stage(stage, workdir, digest_of)
             if code:
                 return code
-        hosts.from_main("recipe.json", lambda: _write(stages, found, workdir))
-    cli.print_line("\n" + _table(stages, found))
+        hosts.from_main("recipe.json", lambda: _write(stages, records, workdir))
+    cli.print_line("\n" + _table(stages, records))
     return 0
 
 
@@ -94,28 +94,28 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
             compile_fns[stage.kind](resolved, topology_name, folder)
 
 
-def _states(stages: list[Stage], wanted: list[Stage], workdir: Path) -> dict[str, dict]:
-    """Returns {name: stage.json} of the stages that were begun, if they were with this config."""
-    found = {stage.name: record.read(workdir / stage.name) for stage in stages}
-    known = record.digests(stages, found)
-    needed = _needed(stages, wanted)
+def _states(stages: list[Stage], selected: list[Stage], workdir: Path) -> dict[str, dict]:
+    """Returns {name: stage.json} of the stages begun; refuses those of another config."""
+    records = {stage.name: record.read(workdir / stage.name) for stage in stages}
+    digest_of = record.digests(stages, records)
+    needed = _needed(stages, selected)
     for stage in stages:
-        said = found[stage.name]
-        if said is not None and stage.name in needed:
+        content = records[stage.name]
+        if content is not None and stage.name in needed:
             later = [other.name for other in stages if stage.name in _ancestors(other, stages)]
-            record.check(stage, workdir / stage.name, said, known, later)
-    return {name: said for name, said in found.items() if said is not None}
+            record.check(stage, workdir / stage.name, content, digest_of, later)
+    return {name: content for name, content in records.items() if content is not None}
 
 
 def _check_inputs(
-    stages: list[Stage], wanted: list[Stage], workdir: Path, found: dict[str, dict]
+    stages: list[Stage], selected: list[Stage], workdir: Path, records: dict[str, dict]
 ) -> None:
-    """Refuses stages that could not run: what they start from is not there and will not be."""
+    """Refuses stages whose inputs do not exist and will not be made."""
     by_name = {stage.name: stage for stage in stages}
-    runs = [stage for stage in wanted if not _is_finished(found.get(stage.name))]
+    runs = [stage for stage in selected if not _is_finished(records.get(stage.name))]
     for stage in runs:
         for name in stage.uses:
-            if by_name[name] not in runs and not _is_finished(found.get(name)):
+            if by_name[name] not in runs and not _is_finished(records.get(name)):
                 raise InputError(
                     f"stage '{stage.name}' of recipe: it starts from '{name}', which is not "
                     f"finished in {workdir}. Run that first, or both: "
@@ -124,92 +124,94 @@ def _check_inputs(
         check.check(stage, by_name)
 
 
-def _needed(stages: list[Stage], wanted: list[Stage]) -> set[str]:
-    names = {stage.name for stage in wanted}
-    return names.union(*(_ancestors(stage, stages) for stage in wanted))
+def _needed(stages: list[Stage], selected: list[Stage]) -> set[str]:
+    names = {stage.name for stage in selected}
+    return names.union(*(_ancestors(stage, stages) for stage in selected))
 
 
 def _ancestors(stage: Stage, stages: list[Stage]) -> set[str]:
     """Returns the names of all stages that a stage is made from, near and far."""
-    by_name, found, rest = {s.name: s for s in stages}, set(), list(stage.uses)
+    by_name, ancestors, rest = {s.name: s for s in stages}, set(), list(stage.uses)
     while rest:
         name = rest.pop()
-        if name not in found:
-            found.add(name)
+        if name not in ancestors:
+            ancestors.add(name)
             rest += by_name[name].uses
-    return found
+    return ancestors
 
 
-def _run_stage(stage: Stage, workdir: Path, known: dict[str, str]) -> tuple[int, dict[str, Any]]:
+def _run_stage(
+    stage: Stage, workdir: Path, digest_of: dict[str, str]
+) -> tuple[int, dict[str, Any]]:
     """Returns (exit code, its stage.json)."""
     folder, began = workdir / stage.name, time.monotonic()
-    write = functools.partial(record.write, stage, folder, known)
-    said = hosts.from_main("stage begins", lambda: write(finished=False))
+    write = functools.partial(record.write, stage, folder, digest_of)
+    content = hosts.from_main("stage begins", lambda: write(finished=False))
     try:
         outcome = work.run(stage.kind, stage.resolved(workdir), folder)
     except InputError as error:
         raise InputError(f"stage '{stage.name}' of recipe: {error}") from None
     finally:
-        gc.collect()  # the stage's arrays go before the next one's come
+        gc.collect()  # frees the stage's arrays before the next stage allocates its own
         jax.clear_caches()
     if outcome.code:
         cli.print_line(f"stopped in stage {stage.name}; the same command goes on from there")
-        return outcome.code, said
+        return outcome.code, content
     seconds = round(time.monotonic() - began, 3)
     done = functools.partial(write, finished=True, seconds=seconds, result=outcome.result)
     return 0, hosts.from_main("stage ends", done)
 
 
-def _is_finished(said: dict | None) -> bool:
-    return said is not None and said["finished"]
+def _is_finished(content: dict | None) -> bool:
+    return content is not None and content["finished"]
 
 
-def _write(stages: list[Stage], found: dict[str, dict], workdir: Path) -> None:
-    """Writes recipe.json: the stages in order, and what came of those that are finished."""
+def _write(stages: list[Stage], records: dict[str, dict], workdir: Path) -> None:
+    """Writes recipe.json: the stages in order, with the results of those that are finished."""
     rows = []
     for stage in stages:
         row = {"name": stage.name, "kind": stage.kind, "uses": list(stage.uses)}
-        said = found.get(stage.name)
-        done = _is_finished(said)
-        rows.append(row | ({"seconds": said["seconds"]} | said["result"] if done else {}))
+        content = records.get(stage.name)
+        done = _is_finished(content)
+        rows.append(row | ({"seconds": content["seconds"]} | content["result"] if done else {}))
     files.write_json_atomic(workdir / "recipe.json", {"format": FORMAT, "stages": rows})
 
 
-def _table(stages: list[Stage], found: dict[str, dict]) -> str:
-    """Returns the stages as text, those that are finished with what came of them."""
+def _table(stages: list[Stage], records: dict[str, dict]) -> str:
+    """Returns the stages as text, with the results of those that are finished."""
     rows, total = [], [0.0, 0, 0]
     for stage in stages:
-        said = found.get(stage.name)
-        if not _is_finished(said):
+        content = records.get(stage.name)
+        if not _is_finished(content):
             rows.append([stage.name, work.KINDS[stage.kind].what(stage.config), "not run"])
             continue
-        result = said["result"]
+        result = content["result"]
         tokens = result["forward_tokens"], result["trained_tokens"]
-        total = [a + b for a, b in zip(total, (said["seconds"], *tokens), strict=True)]
-        shown = [duration(said["seconds"]), *map(_count, tokens), result["perplexity"]]
-        rows.append([stage.name, result["what"], *shown])
+        total = [a + b for a, b in zip(total, (content["seconds"], *tokens), strict=True)]
+        cells = [duration(content["seconds"]), *map(_count, tokens), result["perplexity"]]
+        rows.append([stage.name, result["what"], *cells])
     rows.append(["all", "", duration(total[0]), *map(_count, total[1:])])
     return _columns([list(_COLUMNS), *rows])
 
 
-def _plan(stages: list[Stage], wanted: list[Stage], found: dict[str, dict]) -> str:
-    """Returns the stages as text: what they will cost, and what is done."""
+def _plan(stages: list[Stage], selected: list[Stage], records: dict[str, dict]) -> str:
+    """Returns the stages as text: their cost in tokens and their state."""
     rows, total = [], [0, 0]
     for stage in stages:
-        kind, config, said = work.KINDS[stage.kind], stage.config, found.get(stage.name)
+        kind, config, content = work.KINDS[stage.kind], stage.config, records.get(stage.name)
         tokens = kind.tokens(config)
-        state = "to do" if said is None else "finished" if said["finished"] else "begun"
-        if stage not in wanted:
-            state = "finished" if _is_finished(said) else "not asked for"
-        elif not _is_finished(said):
+        state = "to do" if content is None else "finished" if content["finished"] else "begun"
+        if stage not in selected:
+            state = "finished" if _is_finished(content) else "not asked for"
+        elif not _is_finished(content):
             total = [a + b for a, b in zip(total, tokens, strict=True)]
         rows.append([stage.name, kind.what(config), state, *map(_count, tokens)])
-        rows[-1].append(_asked(config))
+        rows[-1].append(_evaluation(config))
     rows.append(["to do", "", "", *map(_count, total)])
     return _columns([["stage", "what", "state", *_COLUMNS[3:5], "evaluated"], *rows])
 
 
-def _asked(config) -> str:
+def _evaluation(config) -> str:
     """Returns what is evaluated at the end of a stage."""
     lengths = ", ".join(f"{length:,}" for length in config.eval.lengths)
     return f"{', '.join(config.eval.suites)} at {lengths}" if config.eval.suites else ""

@@ -1,12 +1,11 @@
-"""stage.json, what a stage's folder says about it: that it was begun, or that it is finished and
-with what.
+"""stage.json, the record of a stage in its folder: begun, or finished and with what result.
 
 {"format": "jaxrope.stage/1", "name", "kind", "config": {"dotted.key": value, ...},
  "made_from": {stage: digest}, "finished", "seconds", "result": {...}}
 
 "config" has the keys that such a stage depends on, "{name}" standing for the folders of others, so
-that a workdir can be moved. "made_from" tells what its inputs were made with: a digest of their
-config and of what they were made from in turn. The file is replaced in one piece when all else is
+that a workdir can be moved. "made_from" has a digest of each input: of its config and
+of what it was made from in turn. The file is replaced in one piece, after everything else is
 written.
 """
 
@@ -28,13 +27,13 @@ FORMAT = "jaxrope.stage/1"
 FILE = "stage.json"
 
 _COMMON = ("seed", "model", "rope", "target_len", "original_len", "forward", "data")
-DEPENDS_ON = {  # the sections and keys that change what a kind of stage leaves
+DEPENDS_ON = {  # sections and keys that change the output of each kind of stage
     "search": (*_COMMON, "search"),
     "train": (*_COMMON, "train", "optimizer", "lora"),
     "join": ("model", "original_len", "train.param_dtype", "join"),
     "evaluate": _COMMON,
 }
-MEASURES = ("eval", "data.eval_files")  # they change no more than its evaluation
+MEASURES = ("eval", "data.eval_files")  # change only the evaluation of a stage
 TAUGHT = (  # of the section data, which no stage but "train" reads
     "data.mode",
     "data.needle_keys",
@@ -42,7 +41,7 @@ TAUGHT = (  # of the section data, which no stage but "train" reads
     "data.needle_weight",
     "data.short_share",
 )
-FREE = (  # they change memory, time and lines of logs
+FREE = (  # change only memory, time and lines of logs
     "data.cache_dir",
     "forward.attention",
     "forward.attention_kernel",
@@ -64,32 +63,32 @@ FREE = (  # they change memory, time and lines of logs
 
 def settings(stage: Stage) -> dict[str, Any]:
     """Returns {dotted key: value}, as JSON has it, of all that the stage depends on."""
-    wanted = DEPENDS_ON[stage.kind] + (MEASURES if stage.config.eval.suites else ())
-    found = {
+    places = DEPENDS_ON[stage.kind] + (MEASURES if stage.config.eval.suites else ())
+    values = {
         key: value
         for key, value in experiment.dotted_keys(stage.config).items()
-        if not isinstance(value, ConfigDict) and _is_in(key, wanted) and not _is_in(key, FREE)
+        if not isinstance(value, ConfigDict) and _is_in(key, places) and not _is_in(key, FREE)
         if stage.config.eval.suites or not _is_in(key, MEASURES)
         if _is_read(stage, key)
     }
-    return json.loads(json.dumps(found, default=lambda value: value.to_dict()))
+    return json.loads(json.dumps(values, default=lambda value: value.to_dict()))
 
 
-def digests(stages: Sequence[Stage], found: Mapping[str, dict | None]) -> dict[str, str]:
-    """Returns what each stage is made with, by name: its settings but for its evaluation, and the
-    digests of what it is made from.
+def digests(stages: Sequence[Stage], records: Mapping[str, dict | None]) -> dict[str, str]:
+    """Returns a digest of each stage, by name: of its settings, evaluation excepted, and of the
+    digests of its inputs.
 
     Args:
       stages: in order.
-      found: stage.json by name. Where there is one, it says; keys that came with a newer version
-        of the code then change nothing.
+      records: stage.json by name. Where there is one, it takes the place of the config, so that
+        keys that a newer version of the code has added change nothing.
     """
     digest_of: dict[str, str] = {}
     for stage in stages:
-        said = found.get(stage.name) or _content(stage, digest_of)
-        made = {k: v for k, v in said["config"].items() if not _is_in(k, MEASURES)}
-        told = json.dumps([said["kind"], made, said["made_from"]], sort_keys=True)
-        digest_of[stage.name] = hashlib.sha256(told.encode()).hexdigest()
+        content = records.get(stage.name) or _content(stage, digest_of)
+        inputs = {k: v for k, v in content["config"].items() if not _is_in(k, MEASURES)}
+        text = json.dumps([content["kind"], inputs, content["made_from"]], sort_keys=True)
+        digest_of[stage.name] = hashlib.sha256(text.encode()).hexdigest()
     return digest_of
 
 
@@ -114,48 +113,50 @@ def read(folder: Path) -> dict | None:
     return content
 
 
-def write(stage: Stage, folder: Path, known: dict[str, str], **more: Any) -> dict:
+def write(stage: Stage, folder: Path, digest_of: dict[str, str], **more: Any) -> dict:
     """Writes stage.json and returns it.
 
     Args:
-      stage: which.
+      stage: the one that was begun or finished.
       folder: its folder.
-      known: of `digests`.
+      digest_of: of `digests`.
       more: finished, seconds and result.
     """
-    content = _content(stage, known) | more
+    content = _content(stage, digest_of) | more
     files.write_json_atomic(folder / FILE, content)
     return content
 
 
-def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later: list[str]) -> None:
+def check(
+    stage: Stage, folder: Path, content: dict, digest_of: dict[str, str], later: list[str]
+) -> None:
     """Refuses a folder whose stage was run, or begun, with other settings or from other stages.
 
     Args:
       stage: as it is now.
       folder: its folder.
-      found: what its stage.json says.
-      known: of `digests`.
+      content: what its stage.json says.
+      digest_of: of `digests`.
       later: names of the stages that are made from it, for the message.
 
     Raises:
       InputError: what differs, before and now.
     """
-    before = {key: value for key, value in found["config"].items() if _is_read(stage, key)}
+    before = {key: value for key, value in content["config"].items() if _is_read(stage, key)}
     now = settings(stage)
     changed = [
         key
         for key in {**before, **now}
         if before.get(key) != now.get(key) and (key in before or _is_chosen(stage, key))
     ]
-    if found["kind"] != stage.kind:
-        raise _refuse(stage, folder, "kind", (found["kind"], stage.kind), later)
-    made = [key for key in changed if not _is_in(key, MEASURES)]
-    if found["finished"] and (made or changed):
-        key = (made or changed)[0]
-        raise _refuse(stage, folder, key, (before.get(key), now.get(key)), made and later)
-    for name, digest in found["made_from"].items():
-        if known.get(name) != digest:
+    if content["kind"] != stage.kind:
+        raise _refuse(stage, folder, "kind", (content["kind"], stage.kind), later)
+    changed_inputs = [key for key in changed if not _is_in(key, MEASURES)]
+    if content["finished"] and (changed_inputs or changed):
+        key = (changed_inputs or changed)[0]
+        raise _refuse(stage, folder, key, (before.get(key), now.get(key)), changed_inputs and later)
+    for name, digest in content["made_from"].items():
+        if digest_of.get(name) != digest:
             raise InputError(
                 f"stage '{stage.name}' of recipe: it was made from a '{name}' with other settings "
                 f"than now. Set them back, give another --workdir, or delete "
@@ -163,13 +164,13 @@ def check(stage: Stage, folder: Path, found: dict, known: dict[str, str], later:
             )
 
 
-def _content(stage: Stage, known: Mapping[str, str]) -> dict[str, Any]:
+def _content(stage: Stage, digest_of: Mapping[str, str]) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "name": stage.name,
         "kind": stage.kind,
         "config": settings(stage),
-        "made_from": {name: known[name] for name in stage.uses},
+        "made_from": {name: digest_of[name] for name in stage.uses},
     }
 
 
@@ -179,12 +180,12 @@ def _is_read(stage: Stage, key: str) -> bool:
 
 def _is_chosen(stage: Stage, key: str) -> bool:
     """Returns whether a key is an argument of what its section selects: a stage that was run
-    without it had none. Any other key came with a newer version of the code.
+    without it had none. Any other key was added by a newer version of the code.
     """
     sections = key.split(".")[:-1]
     if sections == ["search"]:  # its `method` is one of many keys
         return False
-    section = functools.reduce(lambda found, name: found[name], sections, stage.config)
+    section = functools.reduce(lambda node, name: node[name], sections, stage.config)
     return any(name in section for name in experiment.SELECTORS)
 
 

@@ -1,7 +1,7 @@
-"""From `config.recipe` to its stages: what each one runs with, and from which others it starts.
+"""Parses `config.recipe` into stages: the config of each, and the stages that it starts from.
 
 A stage is ("name", kind, (("dotted.key", value), ...)): the config of the recipe with these keys
-changed. "{name}" in a text is the folder of an earlier stage. All that can be refused is refused
+changed. "{name}" in a text is the folder of an earlier stage. Mistakes are refused
 here, before anything runs.
 """
 
@@ -45,7 +45,7 @@ class Stage:
         config = self.config.copy_and_resolve_references()
 
         def put(text: str) -> str:
-            return _PLACE.sub(lambda found: str(workdir / found.group(1)), text)
+            return _PLACE.sub(lambda match: str(workdir / match.group(1)), text)
 
         for key, value in experiment.dotted_keys(config).items():
             if not isinstance(value, ConfigDict) and any(map(_PLACE.search, texts(value))):
@@ -59,8 +59,8 @@ class Stage:
 
     def from_stage(self, text: str) -> str:
         """Returns the name of the stage that a path begins with, or ""."""
-        found = _PLACE.match(text)
-        return found.group(1) if found else ""
+        match = _PLACE.match(text)
+        return match.group(1) if match else ""
 
 
 def parse(config) -> list[Stage]:
@@ -76,20 +76,20 @@ def parse(config) -> list[Stage]:
     for name in names:
         if names.count(name) > 1:
             raise InputError(f"recipe: two stages are named '{name}'. Rename one.")
-    found: list[Stage] = []
+    stages: list[Stage] = []
     for name, kind, changes in config.recipe:
         if kind not in KINDS:
             raise InputError(
                 f"stage '{name}' of recipe: unknown kind '{kind}'. {nearest(kind, KINDS)}"
             )
-        made = config.copy_and_resolve_references()
-        with made.unlocked():
-            made.recipe, made.stages = (), ()
+        stage_config = config.copy_and_resolve_references()
+        with stage_config.unlocked():
+            stage_config.recipe, stage_config.stages = (), ()
         for key, value in changes:
             _check_key(name, key)
-            experiment.assign(made, key, value, setting=f"stage '{name}' of recipe")
-        found.append(Stage(name, kind, made.lock(), _uses(name, made, names)))
-    return found
+            experiment.assign(stage_config, key, value, setting=f"stage '{name}' of recipe")
+        stages.append(Stage(name, kind, stage_config.lock(), _uses(name, stage_config, names)))
+    return stages
 
 
 def chosen(config, stages: list[Stage]) -> list[Stage]:
@@ -98,9 +98,9 @@ def chosen(config, stages: list[Stage]) -> list[Stage]:
     Raises:
       InputError: there is no such stage.
     """
-    known = {stage.name: stage for stage in stages}
+    by_name = {stage.name: stage for stage in stages}
     for name in config.stages:
-        choose("config.stages", name, known)
+        choose("config.stages", name, by_name)
     return [stage for stage in stages if not config.stages or stage.name in config.stages]
 
 
@@ -156,13 +156,13 @@ def _check_key(name: str, key: str) -> None:
         )
 
 
-def _uses(name: str, made: ConfigDict, names: list[str]) -> tuple[str, ...]:
+def _uses(name: str, config: ConfigDict, names: list[str]) -> tuple[str, ...]:
     """Returns the stages that the texts of a stage's config name; all must be earlier ones."""
     earlier, used = names[: names.index(name)], set()
-    for key, value in experiment.dotted_keys(made).items():
+    for key, value in experiment.dotted_keys(config).items():
         if isinstance(value, ConfigDict):
             continue
-        for other in (found for text in texts(value) for found in _PLACE.findall(text)):
+        for other in (reference for text in texts(value) for reference in _PLACE.findall(text)):
             where = f"stage '{name}' of recipe: {key} names '{{{other}}}'"
             if other == name:
                 raise InputError(f"{where}, itself. Name an earlier stage.")

@@ -1,6 +1,6 @@
 """What a stage does: one function for each kind, and the evaluation at its end.
 
-Each leaves in the stage's folder what its own program leaves in a workdir, and goes on where it was
+Each writes to the stage's folder what its own program writes to a workdir, and resumes where it was
 stopped or killed.
 """
 
@@ -21,7 +21,7 @@ from jaxrope.store import files
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a stage.
+    """The outcome of a stage.
 
     Attributes:
       code: 0, or the exit code with which the program is to end.
@@ -40,8 +40,8 @@ class Kind:
     Attributes:
       run: (config, folder) -> Outcome.
       what: (config) -> in words, for tables.
-      tokens: (config) -> (forward tokens, trained tokens) that it will take, but for evaluations.
-      evaluated: (config, folder) -> the config of the evaluation of what it left.
+      tokens: (config) -> (forward tokens, trained tokens) of the stage, without evaluations.
+      evaluated: (config, folder) -> the config that evaluates its output.
     """
 
     run: Callable[[Any, Path], Outcome]
@@ -59,17 +59,17 @@ def run(kind: str, config, folder: Path) -> Outcome:
       folder: the stage's.
 
     Raises:
-      InputError: of the stage's program.
+      InputError: raised by the stage's program.
     """
-    found = KINDS[kind].run(config, folder)
-    if found.code or not config.eval.suites:
-        return found
+    outcome = KINDS[kind].run(config, folder)
+    if outcome.code or not config.eval.suites:
+        return outcome
     rest = f"{folder} has every item that was evaluated. The same command goes on from there."
     with exit_at_once(rest):
         measured = _evaluated(KINDS[kind].evaluated(config, folder), folder)
-    before = found.result["forward_tokens"]
+    before = outcome.result["forward_tokens"]
     return Outcome(
-        0, found.result | measured | {"forward_tokens": before + measured["forward_tokens"]}
+        0, outcome.result | measured | {"forward_tokens": before + measured["forward_tokens"]}
     )
 
 
@@ -77,13 +77,13 @@ def run_search(config, folder: Path) -> Outcome:
     """See search.py."""
     rest = f"{folder} has every batch that was finished. The same command goes on from there."
     with exit_at_once(rest):
-        found = search.search(config, folder)
+        result = search.search(config, folder)
     if hosts.is_main():
         report.search_figure(
-            found.generations, found.baselines, folder / "search.png", factors=found.factors
+            result.generations, result.baselines, folder / "search.png", factors=result.factors
         )
-        print(found.table, flush=True)
-    content = found.content
+        print(result.table, flush=True)
+    content = result.content
     scored = f"{content['generations'][-1]['best']:.4g} ({content['unit']} of the search)"
     return Outcome(0, _result("search", config, content["forward_tokens"], 0, scored))
 
@@ -134,19 +134,19 @@ def _metrics(folder: Path) -> list[dict]:
 def _evaluated(config, folder: Path) -> dict[str, Any]:
     """Evaluates, unless eval.json has that evaluation; returns its tokens and its perplexity."""
     path = folder / "eval.json"
-    wanted = json.loads(json.dumps(config.to_dict()))
-    if hosts.from_main("evaluated before", lambda: _rows(path, wanted)) is None:
+    eval_config = json.loads(json.dumps(config.to_dict()))
+    if hosts.from_main("evaluated before", lambda: _rows(path, eval_config)) is None:
         program.run(config, folder, dry_run=False)
-    rows = hosts.from_main("evaluation", lambda: _rows(path, wanted))
-    own = [row for row in rows if row["label"] == rows[0]["label"]]
-    own = [row for row in own if row["suite"] == "perplexity"]
-    last = max(own, key=lambda row: row["length"], default=None)
-    found = {"forward_tokens": sum(row["tokens"] for row in rows)}
+    rows = hosts.from_main("evaluation", lambda: _rows(path, eval_config))
+    label_rows = [row for row in rows if row["label"] == rows[0]["label"]]
+    perplexity_rows = [row for row in label_rows if row["suite"] == "perplexity"]
+    last = max(perplexity_rows, key=lambda row: row["length"], default=None)
+    summary = {"forward_tokens": sum(row["tokens"] for row in rows)}
     if last is not None:
         score = next(iter(last["metrics"].values()))
-        shown = "not finite" if score is None else f"{score:.4g}"
-        found["perplexity"] = f"{shown} at {last['length']:,}"
-    return found
+        score_text = "not finite" if score is None else f"{score:.4g}"
+        summary["perplexity"] = f"{score_text} at {last['length']:,}"
+    return summary
 
 
 def _rows(path: Path, config: dict) -> list[dict] | None:
@@ -161,23 +161,23 @@ def _rows(path: Path, config: dict) -> list[dict] | None:
 
 
 def _of_folder(config, folder: Path):
-    """The folder is a model with a rope of its own."""
+    """Returns the config that evaluates the folder's model with its own rope."""
     shape = config.model.shape if config.model.source == "checkpoint" else ""
-    made = config.copy_and_resolve_references()
-    with made.unlocked():
-        made.model = dict(source="checkpoint", path=str(folder), shape=shape)
-        made.rope = dict(method="model")
-        made.eval.label = made.eval.label or folder.name
-    return made.lock()
+    eval_config = config.copy_and_resolve_references()
+    with eval_config.unlocked():
+        eval_config.model = dict(source="checkpoint", path=str(folder), shape=shape)
+        eval_config.rope = dict(method="model")
+        eval_config.eval.label = eval_config.eval.label or folder.name
+    return eval_config.lock()
 
 
 def _with_rope_of_folder(config, folder: Path):
-    """The folder has factors for the model that they were searched on."""
-    made = config.copy_and_resolve_references()
-    with made.unlocked():
-        made.rope = dict(method="file", path=str(folder / "rope.json"))
-        made.eval.label = made.eval.label or folder.name
-    return made.lock()
+    """Returns the config that evaluates the searched model with the folder's factors."""
+    eval_config = config.copy_and_resolve_references()
+    with eval_config.unlocked():
+        eval_config.rope = dict(method="file", path=str(folder / "rope.json"))
+        eval_config.eval.label = eval_config.eval.label or folder.name
+    return eval_config.lock()
 
 
 def _as_it_is(config, folder: Path):

@@ -8,7 +8,7 @@ read.
 
 Factors are a list of numbers, one for each rotary pair, or one such list for every layer.
 
-The buckets are what counts; `method` and `constants` say how they came about, and are checked
+The buckets are authoritative; `method` and `constants` say how they were made, and are checked
 against them where they are a formula.
 """
 
@@ -88,23 +88,23 @@ def load(
       InputError: any rule of the format is broken, or the file is for another model.
     """
     content = read(path)
-    for key, wanted in (("head_dim", head_dim), ("rotary_dim", rotary_dim), ("theta", theta)):
-        if wanted is not None and content[key] != wanted:
+    for key, expected in (("head_dim", head_dim), ("rotary_dim", rotary_dim), ("theta", theta)):
+        if expected is not None and content[key] != expected:
             raise InputError(
-                f"{path}: {key} must equal the model's, {wanted}, got {content[key]}. The file is "
-                "for another model."
+                f"{path}: {key} must equal the model's, {expected}, got {content[key]}. "
+                "The file is for another model."
             )
     try:
-        found = _checked(content)
+        rope_fn = _checked(content)
         if num_layers is not None:
-            check_layers(found, num_layers)
-        return found
+            check_layers(rope_fn, num_layers)
+        return rope_fn
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
 
 def provenance(path: Path | str) -> dict:
-    """Returns how the file says that it was made."""
+    """Returns the provenance that the file records."""
     return read(path)["provenance"]
 
 
@@ -126,8 +126,8 @@ def read(path: Path | str) -> dict:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: must be JSON, got: {str(error)[:80]}.") from None
     if not isinstance(content, dict) or content.get("format") != FORMAT:
-        got = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: format must be '{FORMAT}', got {got!r}.")
+        actual = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InputError(f"{path}: format must be '{FORMAT}', got {actual!r}.")
     if set(content) != set(_KEYS):
         wrong = sorted(set(content) ^ set(_KEYS))
         raise InputError(
@@ -161,8 +161,8 @@ def _checked(content: dict) -> RopeFn:
         if not np.allclose(bucket.factors, expected.factors, rtol=1e-9, atol=0):
             raise InputError(
                 f"the factors of the bucket up to {bucket.max_len} must be those of method "
-                f"'{content['method']}' with its constants. "
-                "Write method 'longrope' for factors of your own."
+                f"'{content['method']}' with its constants. Write method 'longrope' for factors of "
+                "your own."
             )
     return dataclasses.replace(formula, buckets=table.buckets, schedule=table.schedule)
 

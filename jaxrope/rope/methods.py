@@ -2,7 +2,7 @@
 
 `make(method, **constants) -> RopeFn`, `RopeFn(seq_len) -> Rope`: static methods ignore the length,
 dynamic NTK and LongRoPE use it, and nothing downstream knows which it was. All arithmetic is
-float64 on the host. Every method is told as rescale factors relative to theta's plain frequencies:
+float64 on the host. Every method is expressed as rescale factors of theta's plain frequencies:
 factor_i = theta^(-2i/d) / inv_freq_i, R = d / 2 of them.
 """
 
@@ -53,10 +53,10 @@ def make(
     factory = choose("rope.method", method, METHODS)
     _check_names(method, factory, constants)
     geometry = Geometry(int(head_dim), int(rotary_dim or head_dim), float(theta), int(original_len))
-    made = factory(geometry, **constants)
-    if callable(made):
-        return RopeFn(method, constants, geometry, made, ())
-    return RopeFn(method, constants, geometry, table(made), made)
+    schedule_or_buckets = factory(geometry, **constants)
+    if callable(schedule_or_buckets):
+        return RopeFn(method, constants, geometry, schedule_or_buckets, ())
+    return RopeFn(method, constants, geometry, table(schedule_or_buckets), schedule_or_buckets)
 
 
 def _none(geometry: Geometry):

@@ -1,5 +1,5 @@
-"""A rope method as a schedule over length: what it answers with, its attention factor, and the
-rules that any factors must keep.
+"""A rope method as a schedule over length: its buckets, its attention factor, and the rules for
+factors.
 
 All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2), L layers.
 """
@@ -78,7 +78,8 @@ class RopeFn:
     Attributes:
       method, constants: as given to `make`.
       geometry: the model's side.
-      buckets: what the schedule can answer, ascending; empty where it is a formula in the length.
+      buckets: the possible results of the schedule, ascending; empty where it is a formula in
+        the length.
     """
 
     method: str
@@ -138,23 +139,25 @@ def attention_factor(law: str | float, *, factor: float, original_len: int) -> f
 
 
 def remarks(rope_fn: RopeFn) -> list[str]:
-    """Returns what is legal but worth saying: factors that fall, or exceed 1.25 times the
+    """Returns remarks on legal but unusual factors: those that fall, or exceed 1.25 times the
     extension. Published vectors do both.
     """
-    found = []
+    sentences = []
     for bucket in rope_fn.buckets:
         falls = int(np.sum(np.diff(bucket.factors) < 0))
         name = f"bucket up to {bucket.max_len}" if bucket.max_len else "the only bucket"
         if falls:
-            found.append(f"{name}: factors fall at {falls} of {np.diff(bucket.factors).size} steps")
+            sentences.append(
+                f"{name}: factors fall at {falls} of {np.diff(bucket.factors).size} steps"
+            )
         bound = 1.25 * max(1.0, (bucket.max_len or 0) / rope_fn.original_len)
         largest = np.max(bucket.factors)
         if bucket.max_len and largest > bound:
-            found.append(
+            sentences.append(
                 f"{name}: the largest factor, {largest:g}, exceeds 1.25 * length / "
                 f"original_len = {bound:g}"
             )
-    return found
+    return sentences
 
 
 def table(buckets: tuple[Bucket, ...]) -> Schedule:
@@ -166,8 +169,7 @@ def table(buckets: tuple[Bucket, ...]) -> Schedule:
                 return bucket
         raise InputError(
             f"A sequence of {seq_len} tokens is longer than the last length bucket, "
-            f"{buckets[-1].max_len}. "
-            "Shorten it, or use factors for a longer target."
+            f"{buckets[-1].max_len}. Shorten it, or use factors for a longer target."
         )
 
     return schedule
@@ -178,8 +180,8 @@ def ascending(buckets):
     fields = {field.name for field in dataclasses.fields(Bucket)}
     for i, bucket in enumerate(buckets):
         if not isinstance(bucket, Mapping) or set(bucket) != fields:
-            got = sorted(bucket) if isinstance(bucket, Mapping) else type(bucket).__name__
-            raise InputError(f"rope.buckets[{i}] must have exactly {sorted(fields)}, got {got}.")
+            actual = sorted(bucket) if isinstance(bucket, Mapping) else type(bucket).__name__
+            raise InputError(f"rope.buckets[{i}] must have exactly {sorted(fields)}, got {actual}.")
         require(
             _is_count(bucket["max_len"]),
             f"rope.buckets[{i}].max_len",
@@ -195,7 +197,7 @@ def ascending(buckets):
 
 
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
-    """Returns the bucket that a dict means, every value checked; `path` begins its messages."""
+    """Returns the bucket that a dict describes, every value checked; `path` begins its messages."""
     factors = bucket["factors"]
     if _is_list(factors) and any(map(_is_list, factors)):  # of each layer's own
         for layer, row in enumerate(factors):
@@ -224,7 +226,7 @@ def check_layers(rope_fn: RopeFn, num_layers: int) -> None:
     """Refuses factors of each layer's own that are for another number of layers.
 
     Raises:
-      InputError: there are such.
+      InputError: a bucket has them.
     """
     for i, bucket in enumerate(rope_fn.buckets):
         if np.ndim(bucket.factors) > 1:
@@ -280,7 +282,7 @@ def as_factors(factors) -> tuple:
     return tuple(tuple(row) if isinstance(row, list) else row for row in listed)
 
 
-def require(holds, path: str, rule: str, got) -> None:
-    """Raises the InputError "path must rule, got got." unless `holds`."""
+def require(holds, path: str, rule: str, actual) -> None:
+    """Raises the InputError "path must rule, got actual." unless `holds`."""
     if not holds:
-        raise InputError(f"{path} must {rule}, got {got}.")
+        raise InputError(f"{path} must {rule}, got {actual}.")
