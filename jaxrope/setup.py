@@ -2,42 +2,63 @@
 
 import dataclasses
 import functools
+from collections.abc import Mapping
 from pathlib import Path
 
 import jax
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import attention, data, llama, rope
+from jaxrope import attention, data, llama, rope, schema
 from jaxrope.convert import pretrained
 from jaxrope.convert.pretrained import Pretrained
-from jaxrope.errors import InputError, choose, nearest
+from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
-from jaxrope.store import files
+from jaxrope.mesh import sharding
+from jaxrope.schema import Config
+from jaxrope.store import files, sealed
 
 
-def model_config(config) -> LlamaConfig:
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What is not there yet: what earlier stages of a recipe will leave.
+
+    Attributes:
+      models: the models, without weights, by the path that names them.
+      ropes: the ropes, by the path of their rope.json.
+    """
+
+    models: Mapping[str, Pretrained] = dataclasses.field(default_factory=dict)
+    ropes: Mapping[str, rope.RopeFn] = dataclasses.field(default_factory=dict)
+
+
+NOTHING = Expected()
+
+
+def model_config(config: Config, expected: Expected = NOTHING) -> LlamaConfig:
     """Returns the shape of the model of `config.model`, without its weights; see load_model."""
-    section = _model_section(config)
+    config = schema.read(config)
     if config.model.source == "scratch":
-        return _with_original_len(config, _scratch_config(section))
-    return _shaped(config, section, pretrained.read_config(_path(section)))
+        return _with_original_len(config, LlamaConfig(**config.model.shape()))
+    if config.model.path in expected.models:
+        return _shaped(config, expected.models[config.model.path].config)
+    return _shaped(config, pretrained.read_config(_path(config)))
 
 
-def model_shape(config) -> LlamaConfig:
+def model_shape(config: Config) -> LlamaConfig:
     """Returns the shape of the model of `config.model`, from `config.model.shape` where that is
     set: no checkpoint need be there.
 
     Raises:
-      InputError: no such shape, or no such model.
+      InputError: no such model.
     """
-    section = _model_section(config)
-    if config.model.source == "scratch" or not section.get("shape"):
+    config = schema.read(config)
+    if config.model.source == "scratch" or not config.model.shape:
         return model_config(config)
-    return _with_original_len(config, choose("model.shape", section["shape"], llama.SHAPES))
+    return _with_original_len(config, llama.SHAPES[config.model.shape])
 
 
 def forward_settings(
-    config, mesh: Mesh, model: LlamaConfig, *, seq_len: int = 0
+    config: Config, mesh: Mesh | AbstractMesh, model: LlamaConfig, *, seq_len: int = 0
 ) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
     """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` resolved to).
 
@@ -50,9 +71,9 @@ def forward_settings(
     Raises:
       InputError: a setting is unknown or out of range, or heads or tokens do not divide.
     """
-    section = dict(config.forward)
+    section = schema.read(config).forward.to_dict()
     requested = section["attention"], section["attention_kernel"]
-    platform = mesh.devices.flat[0].platform
+    platform = sharding.platform(mesh)
     resolved = attention.resolve(*requested, mesh, platform=platform, window=model.sliding_window)
     section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
     settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
@@ -71,61 +92,79 @@ def forward_settings(
     return settings, tuple(chosen)
 
 
-def load_model(config, *, weights: bool = True) -> Pretrained:
+def load_model(config: Config, *, weights: bool = True, expected: Expected = NOTHING) -> Pretrained:
     """Returns the model that `config.model` names, with `config.original_len` applied.
 
-    `config.model` is {"source": "checkpoint", "path", "shape"} or {"source": "scratch", the fields
-    of LlamaConfig}; random parameters are drawn with `config.seed`. Parameters have the dtype
+    Random parameters are drawn with `config.seed`. Parameters have the dtype
     `config.train.param_dtype`; without `weights` there are none.
 
     Raises:
-      InputError: there is no such model, or a field is unknown, missing or out of range.
+      InputError: there is no such model, or it is not whole.
     """
-    section = _model_section(config)
+    config = schema.read(config)
     dtype = config.train.param_dtype
-    choose("train.param_dtype", dtype, llama.DTYPES)
     if config.model.source == "scratch":
-        shape = _with_original_len(config, _scratch_config(section))
+        shape = model_config(config)
         init = jax.jit(functools.partial(llama.init_params, shape, dtype=dtype))
         params = init(jax.random.key(config.seed)) if weights else {}
         return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
-    loaded = pretrained.load(_path(section), dtype=dtype, weights=weights)
-    shape = _shaped(config, section, loaded.config)
+    if config.model.path in expected.models:
+        loaded = expected.models[config.model.path]
+    else:
+        loaded = pretrained.load(_path(config), dtype=dtype, weights=weights)
+    shape = _shaped(config, loaded.config)
     has_own_rope = is_own_rope(loaded.rope_fn, loaded.config)
     rope_fn = llama.own_rope(shape) if has_own_rope else loaded.rope_fn
     return dataclasses.replace(loaded, config=shape, rope_fn=rope_fn)
 
 
-def rope_fn(config, model: LlamaConfig, base_rope: rope.RopeFn) -> rope.RopeFn:
+def rope_fn(
+    config: Config,
+    model: LlamaConfig,
+    base_rope: rope.RopeFn,
+    expected: Expected = NOTHING,
+) -> rope.RopeFn:
     """Returns the rope that `config.rope` describes.
-
-    `config.rope` is {"method": "model"}, which is `base_rope`; {"method": "file", "path"};
-    {"method": "preset", "name"}; or a method of rope.make with its constants.
 
     Args:
       config: of the program.
       model: the shape of the model.
       base_rope: the rope that came with the model.
+      expected: ropes that are not there yet.
 
     Raises:
       InputError: see rope.make, rope.load and rope.preset; or a preset is for another model.
     """
-    constants = dict(config.rope)
-    method = constants.pop("method", None)
+    section = schema.read(config).rope
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    if method == "model":
-        _exactly("rope", method, constants, ())
+    if section.method == "model":
         return base_rope
-    if method == "file":
-        _exactly("rope", method, constants, ("path",))
-        return rope.load(files.as_path(constants["path"]), **geometry, num_layers=model.num_layers)
-    if method == "preset":
-        _exactly("rope", method, constants, ("name",))
-        return _preset(constants["name"], geometry)
-    choose("rope.method", method, dict.fromkeys(("model", "file", "preset", *rope.METHODS)))
-    scaled_rope = rope.make(method, **geometry, original_len=model.original_len, **constants)
+    if section.method == "file" and section.path in expected.ropes:
+        return expected.ropes[section.path]
+    if section.method == "file":
+        return rope.load(files.as_path(section.path), **geometry, num_layers=model.num_layers)
+    if section.method == "preset":
+        return _preset(section.name, geometry)
+    scaled_rope = rope.make(**section.to_dict(), **geometry, original_len=model.original_len)
     rope.check_layers(scaled_rope, model.num_layers)
     return scaled_rope
+
+
+def fingerprint(config: Config) -> str:
+    """Returns a digest of the weights that `config.model` names and of their shape; of random ones,
+    of what they are drawn from.
+    """
+    config = schema.read(config)
+    if config.model.source == "checkpoint":
+        return pretrained.fingerprint(_path(config))
+    return sealed.digest_of([config.model.to_dict(), config.seed, config.train.param_dtype])
+
+
+def rope_digest(rope_fn: rope.RopeFn) -> str:
+    """Returns a digest of the factors by length, or of the formula, and of the geometry."""
+    buckets = [dataclasses.asdict(bucket) for bucket in rope_fn.buckets]
+    formula = [] if buckets else [rope_fn.method, dict(rope_fn.constants)]
+    return sealed.digest_of([buckets, formula, dataclasses.asdict(rope_fn.geometry)])
 
 
 def rope_file(path: Path | str) -> Path:
@@ -158,8 +197,6 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
 
 def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
     """Returns the tokens the model is to serve with this rope: `config.target_len` if given."""
-    if config.target_len < 0:
-        raise InputError(f"target_len must be 0 or a number of tokens, got {config.target_len}.")
     if config.target_len and fn.max_len and config.target_len > fn.max_len:
         raise InputError(
             f"target_len is {config.target_len} tokens, but the rope ends at {fn.max_len}. "
@@ -199,65 +236,35 @@ def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.
     )
 
 
-def _model_section(config) -> dict:
-    section = dict(config.model)
-    choose("model.source", section.pop("source", None), dict.fromkeys(("checkpoint", "scratch")))
-    return section
-
-
-def _path(section: dict) -> Path:
-    _exactly("model", "checkpoint", section | {"shape": ""}, ("path", "shape"))
-    if not section["path"]:
+def _path(config: Config) -> Path:
+    if not config.model.path:
         raise InputError("model.path is not set. Give a Hugging Face folder or a workdir.")
-    return files.as_path(section["path"])
+    return files.as_path(config.model.path)
 
 
 # Fields that training, or whoever prepares the folder (a wider sliding window), may change.
 _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_window")
 
 
-def _shaped(config, section: dict, model: LlamaConfig) -> LlamaConfig:
+def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
     """Returns the shape of a checkpoint, if it is the one that model.shape names."""
     model = _with_original_len(config, model)
-    name = section.get("shape")
+    name = config.model.shape
     if not name:
         return model
-    shape = _with_original_len(config, choose("model.shape", name, llama.SHAPES))
+    shape = _with_original_len(config, llama.SHAPES[name])
     for field in dataclasses.fields(LlamaConfig):
         actual, expected = getattr(model, field.name), getattr(shape, field.name)
         if field.name not in _NOT_OF_THE_SHAPE and actual != expected:
             raise InputError(
                 f"model.shape '{name}' has {field.name} {expected}, the checkpoint "
-                f"{section['path']} has {actual}. Name the checkpoint's own shape "
+                f"{config.model.path} has {actual}. Name the checkpoint's own shape "
                 '("" = any), or another model.path.'
             )
     return model
 
 
-def _scratch_config(section: dict) -> LlamaConfig:
-    fields = {field.name: field for field in dataclasses.fields(LlamaConfig)}
-    missing = dataclasses.MISSING
-    needed = [n for n, f in fields.items() if f.default is missing and f.default_factory is missing]
-    for key in section:
-        if key not in fields:
-            raise InputError(f"Unknown model.{key} of source 'scratch'. {nearest(key, fields)}")
-    for key in needed:
-        if key not in section:
-            raise InputError(
-                f"model.{key} is missing: a model from scratch needs {', '.join(needed)}."
-            )
-    plain = {
-        key: value.to_dict() if hasattr(value, "to_dict") else value
-        for key, value in section.items()
-    }
-    return LlamaConfig(**plain)
-
-
 def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
-    if config.original_len < 0:
-        raise InputError(
-            f"original_len must be 0 or a number of tokens, got {config.original_len}."
-        )
     if config.original_len in (0, model.original_len):
         return model
     if model.rope["method"] != "none":
@@ -267,13 +274,3 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
             "bound of a search set search.training_len."
         )
     return dataclasses.replace(model, original_len=config.original_len)
-
-
-def _exactly(section: str, chosen: str, entries: dict, needed: tuple[str, ...]) -> None:
-    for key in entries:
-        if key not in needed:
-            takes = ", ".join(needed) or "nothing more"
-            raise InputError(f"Unknown {section}.{key}: '{chosen}' takes {takes}.")
-    for key in needed:
-        if key not in entries:
-            raise InputError(f"{section}.{key} is missing: '{chosen}' needs {', '.join(needed)}.")

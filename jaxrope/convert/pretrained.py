@@ -11,7 +11,7 @@ from jaxrope import llama, rope
 from jaxrope.convert import folders, importing, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
-from jaxrope.store import checkpoint, files
+from jaxrope.store import checkpoint, files, sealed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +91,25 @@ def read_config(path: Path | str) -> LlamaConfig:
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     return _model_json(workdir) if workdir is not None else importing.open_model(folder).config
+
+
+def fingerprint(path: Path | str) -> str:
+    """Returns a digest of the weights of a model and of its shape, without loading them: of the
+    files of a Hugging Face folder; of a workdir, of what its newest whole step says of each array.
+
+    Raises:
+      InputError: there is no such model.
+    """
+    folder = folders.open_folder(path)
+    workdir = _workdir(folder)
+    if workdir is None:
+        weights = sorted(folder.glob("*.safetensors"))
+        parts = [
+            [file.name, files.sha256_file(file)] for file in [folder / "config.json", *weights]
+        ]
+        return sealed.digest_of(parts)
+    leaves = checkpoint.describe(folder)["leaves"]["params"]
+    return sealed.digest_of([_model_json(workdir).to_json_dict(), leaves])
 
 
 def _workdir(folder: Path) -> Path | None:

@@ -15,8 +15,9 @@ from collections.abc import Mapping, Sequence
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxrope import schema
 from jaxrope.errors import InputError
 
 AXES = ("data", "fsdp", "context", "tensor")
@@ -35,28 +36,33 @@ RULES: dict[str, tuple[str, ...]] = {
 MAY_REPLICATE = ("vocab",)  # 257 or 32,003 words divide by nothing; every other axis must divide
 
 
-def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: schema.Section | Mapping[str, int],
+    devices: Sequence[jax.Device] | None = None,
+    *,
+    planned: bool = False,
+) -> Mesh | AbstractMesh:
     """Returns the mesh of config.mesh, its axes in the order of `AXES`.
 
     On a TPU slice neighbours on an axis are neighbours on its torus where that can be; an axis may
     take parts of several axes of the torus.
 
     Args:
-      sizes: devices on each axis; one of them may be -1, which takes the rest.
-      devices: of one slice; None = all of this machine or pod.
+      sizes: config.mesh, or devices on each axis; one of them may be -1, which takes the rest.
+      devices: which, of one slice; None = all there are.
+      planned: where there are fewer devices than the mesh names, an abstract mesh stands for it:
+        shapes and shardings can be checked on it, nothing runs there.
 
     Raises:
       InputError: a size is not legal, or the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    if sorted(sizes) != sorted(AXES):
-        raise InputError(f"mesh must name exactly {', '.join(AXES)}, got {', '.join(sizes)}.")
-    for axis in AXES:
-        size = sizes[axis]
-        if not isinstance(size, int) or isinstance(size, bool) or size < 1 and size != -1:
-            raise InputError(
-                f"mesh.{axis} must be a positive number of devices or -1, got {size!r}."
-            )
+    sizes = dict(sizes) if isinstance(sizes, Mapping) else sizes.to_dict()
+    sizes = schema.Mesh(**sizes).to_dict()
+    fixed = math.prod(size for size in sizes.values() if size != -1)
+    if planned and fixed > len(devices):
+        shape = tuple(1 if sizes[axis] == -1 else sizes[axis] for axis in AXES)
+        return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     shape = [_filled(sizes, len(devices))[axis] for axis in AXES]
     slices = {getattr(device, "slice_index", 0) for device in devices}
     if devices[0].platform == "tpu" and len(slices) > 1:
@@ -68,10 +74,13 @@ def make_mesh(sizes: Mapping[str, int], devices: Sequence[jax.Device] | None = N
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
+def platform(mesh: Mesh | AbstractMesh) -> str:
+    """Returns what the devices of a mesh are: "cpu", "gpu" or "tpu", as a planned mesh is."""
+    return "tpu" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
+
+
 def _filled(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
     rest = [axis for axis in AXES if sizes[axis] == -1]
-    if len(rest) > 1:
-        raise InputError(f"mesh: only one axis may be -1, got {' and '.join(rest)}.")
     product = math.prod(sizes[axis] for axis in AXES if axis not in rest)
     if rest and num_devices % product == 0:
         return dict(sizes) | {rest[0]: num_devices // product}

@@ -10,6 +10,7 @@ No jax is imported here: a mistake is found before anything is.
 
 from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
+from jaxrope.schema.model import Mesh
 from jaxrope.schema.rules import Section, rules
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "UNREAD",
     "Config",
     "Identity",
+    "Mesh",
     "Section",
     "get",
     "identify",
