@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
