@@ -24,9 +24,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(config, workdir, dry_run):
     """Evaluates; jax is imported only once the command line is known to be right."""
-    from jaxrope.evaluate import program
+    from jaxrope import evaluate
 
-    program.run(config, workdir, dry_run)
+    if dry_run:
+        cli.print_line(evaluate.dry_run(config))
+    else:
+        evaluate.evaluate(config, workdir)
 
 
 def with_tasks(argv: Sequence[str]) -> list[str]:

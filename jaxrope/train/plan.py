@@ -9,7 +9,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import data, evaluate, llama, rope, setup
+from jaxrope import data, evaluate, llama, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel
@@ -258,8 +258,8 @@ def _bench(config, tokenizer, train_documents):
     nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
     if not config.eval.suites:
         return nothing
-    bench = evaluate.bench(config.eval, documents=None, seed=config.seed)
-    if not evaluate.needs_text(bench, config.eval.suites):
+    bench = evaluate.Bench(schema.read(config).eval, config.seed)
+    if not evaluate.needs_text(bench.options):
         return bench, ()
     if not config.data.eval_files:
         return nothing
@@ -273,4 +273,4 @@ def _check_evaluation(plan: Plan) -> None:
     """Raises now, not after the training, if the evaluation cannot run."""
     if plan.bench is None:
         return
-    evaluate.check(plan.eval_model({}), plan.bench, plan.config.eval.suites)
+    evaluate.check(plan.eval_model({}), plan.bench)
