@@ -16,7 +16,7 @@ PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
 FLOORS = {
-    0: ("errors",),
+    0: ("errors", "schema"),
     1: ("mesh",),
     2: ("store", "attention"),
     3: ("shell", "rope"),
