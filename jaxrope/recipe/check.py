@@ -4,14 +4,13 @@ factors.
 
 from collections.abc import Mapping
 
-from jaxrope import data, evaluate, llama, rope, setup
+from jaxrope import data, evaluate, llama, rope, schema, setup
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluate import rows
 from jaxrope.mesh import sharding
 from jaxrope.recipe.stages import WITH_MODEL, WITH_ROPE, Stage
 from jaxrope.search import evolution
 from jaxrope.store import files
-from jaxrope.train.plan import check_numbers
 from jaxrope.train.program import make_program
 
 
@@ -49,8 +48,7 @@ def _check_search(stage: Stage, stages: Mapping[str, Stage]) -> None:
 
 
 def _check_train(stage: Stage, stages: Mapping[str, Stage]) -> None:
-    config = stage.config
-    check_numbers(config)
+    config = schema.read(stage.config)
     _check_model(stage, stages)
     make_program(config, sharding.make_mesh(config.mesh), _shape(stage, stages))
     longest, seq_len = _longest(stage, stages), config.train.seq_len

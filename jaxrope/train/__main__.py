@@ -29,9 +29,11 @@ def run(config, workdir, dry_run):
         from jaxrope import recipe
 
         return recipe.run(config, workdir, dry_run)
-    from jaxrope.train import run
+    from jaxrope import train
 
-    return run.train(config, workdir, dry_run)
+    if dry_run:
+        return cli.print_line(train.dry_run(config, workdir))
+    return train.train(config, workdir)
 
 
 def compile_only(config, topology, workdir):
