@@ -243,7 +243,7 @@ class Section:
 
     def __post_init__(self):
         for name, rule in rules(type(self)).items():
-            value = rule.read(getattr(self, name), self.place(name))
+            value = rule.read(getattr(self, name), self.key_of(name))
             object.__setattr__(self, name, value)
         self.check()
 
@@ -251,7 +251,7 @@ class Section:
         """Refuses fields that do not go together."""
 
     @classmethod
-    def place(cls, name: str) -> str:
+    def key_of(cls, name: str) -> str:
         """Returns the dotted key of a field."""
         return f"{cls.PATH}.{name}" if cls.PATH else name
 
@@ -260,7 +260,7 @@ class Section:
         if not holds:
             value = getattr(self, name)
             end = f" {remedy}" if remedy else ""
-            raise InputError(f"{self.place(name)} must {rule}, got {value!r}.{end}")
+            raise InputError(f"{self.key_of(name)} must {rule}, got {value!r}.{end}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the section as nested dicts of plain values."""
