@@ -8,7 +8,7 @@ identify("search", config, {"weights": digest, ...}).digest
 No jax is imported here: a mistake is found before anything is.
 """
 
-from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace
+from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
 from jaxrope.schema.model import Mesh
 from jaxrope.schema.rules import Section, rules
@@ -26,5 +26,6 @@ __all__ = [
     "leaves",
     "read",
     "replace",
+    "rule_of",
     "rules",
 ]
