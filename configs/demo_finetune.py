@@ -1,6 +1,6 @@
 """The demo's fine-tuning: 60 steps at 2,048 tokens with the factors that demo_search found.
 
-  python train.py --config=configs/demo_finetune.py --workdir=runs/demo/finetune
+  python -m jaxrope.train --config=configs/demo_finetune.py --workdir=runs/demo/finetune
 
 0.5 M tokens; about two minutes on 2 CPU cores.
 """

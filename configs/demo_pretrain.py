@@ -3,7 +3,7 @@
   python -m jaxrope.demo pretrain --workdir=runs/demo_pretrain
 
 makes the tokenizer and runs this file; by hand, with a tokenizer.json in DIR:
-  python train.py --config=configs/demo_pretrain.py --workdir=runs/demo_pretrain --config.data.tokenizer=DIR
+  python -m jaxrope.train --config=configs/demo_pretrain.py --workdir=runs/demo_pretrain --config.data.tokenizer=DIR
 
 2.0 M parameters, window 256, 6.6 M tokens (2.6 epochs). The other demo files take their texts from here.
 """

@@ -1,13 +1,15 @@
 """The demo's search: 256 to 2,048 tokens, without training, on the shipped model.
 
-  python search.py --config=configs/demo_search.py --workdir=runs/demo/search
+  python -m jaxrope.search --config=configs/demo_search.py --workdir=runs/demo/search
 
 A small population: 160 candidates on 3 files, 1.0 M forward tokens; about a minute on 2 CPU cores.
 """
 
+import importlib.resources
+
 from configs import base, demo_pretrain
 
-MODEL = "jaxrope/models/stdlib-2m"
+MODEL = str(importlib.resources.files("jaxrope") / "models" / "stdlib-2m")
 TARGET_LEN = 8 * demo_pretrain.ORIGINAL_LEN
 
 

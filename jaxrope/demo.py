@@ -5,8 +5,7 @@
 
 `run` starts the project's own programs one after another and prints each command as one would type
 it: search, fine-tune, evaluate, export, report. What is done already is not done again. `pretrain`
-makes that small model from scratch (about half an hour on 2 cores). Both start from the project's
-folder.
+makes that small model from scratch (about half an hour on 2 cores). Both work in any folder.
 """
 
 import shlex
@@ -14,26 +13,28 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
 from jaxrope.shell import cli
 from jaxrope.shell.experiment import load
-from jaxrope.shell.progress import duration
 from jaxrope.store.files import write_json_atomic
 
-MODEL = Path("jaxrope/models/stdlib-2m")
+NAME = "stdlib-2m"  # of the shipped model, in jaxrope/models
 
 
 def run(args) -> int:
     """Extend the shipped model eight times beyond its window."""
-    folder = _project_folder(args.workdir)
+    from jaxrope.shell.progress import duration  # it imports jax: not for --help
+
+    folder = _folder(args.workdir)
     search, finetune, hf = folder / "search", folder / "finetune", folder / "hf"
     rope = f"--config.rope.path={search / 'rope.json'}"
     tuned = f"--config.eval.checkpoints=(('fine-tuned', '{finetune}', 'model'),)"
     stages = [
-        ["search.py", "--config=configs/demo_search.py", f"--workdir={search}"],
-        ["train.py", "--config=configs/demo_finetune.py", f"--workdir={finetune}", rope],
+        [*_module("search"), "--config=configs/demo_search.py", f"--workdir={search}"],
+        [*_module("train"), "--config=configs/demo_finetune.py", f"--workdir={finetune}", rope],
         [*_module("evaluate"), "--config=configs/demo_eval.py", f"--workdir={folder / 'eval'}"],
         [*_module("convert"), "export", str(finetune), str(hf), "--overwrite"],
         [*_module("report"), *map(str, (search, finetune, folder / "eval"))],
@@ -51,13 +52,14 @@ def run(args) -> int:
 
 def pretrain(args) -> int:
     """Make the shipped model anew: tokenizer, training, export."""
-    folder = _project_folder(args.workdir)
+    folder = _folder(args.workdir)
     config = load("configs/demo_pretrain.py")
     tokenizer = folder / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
         make_tokenizer(config, tokenizer)
-    export_dir = folder / MODEL.name
-    train = ["train.py", "--config=configs/demo_pretrain.py", f"--workdir={folder / 'train'}"]
+    export_dir = folder / NAME
+    train = [*_module("train"), "--config=configs/demo_pretrain.py"]
+    train += [f"--workdir={folder / 'train'}", f"--config.data.tokenizer={tokenizer}"]
     export = [
         *_module("convert"),
         "export",
@@ -65,9 +67,9 @@ def pretrain(args) -> int:
         str(export_dir),
         "--dtype=bfloat16",
     ]
-    code = _run_all([[*train, f"--config.data.tokenizer={tokenizer}"], [*export, "--overwrite"]])
+    code = _run_all([train, [*export, "--overwrite"]])
     if code == 0:
-        cli.print_line(f"wrote {export_dir}; it ships as {MODEL}")
+        cli.print_line(f"wrote {export_dir}; it ships as jaxrope/models/{NAME}")
     return code
 
 
@@ -120,11 +122,7 @@ def _module(name: str) -> list[str]:
     return ["-m", f"jaxrope.{name}"]
 
 
-def _project_folder(workdir: str) -> Path:
-    if not Path("configs/demo_search.py").is_file():
-        raise InputError(
-            "The demo starts from the project's folder, where configs/ is. Change into it first."
-        )
+def _folder(workdir: str) -> Path:
     if shutil.disk_usage(".").free < 200 * 2**20:
         raise InputError("The demo needs 200 MB of free disk here. Make room first.")
     return Path(workdir)
@@ -137,9 +135,14 @@ def _workdir_argument(default: str):
     return add
 
 
-if __name__ == "__main__":
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command line; see `cli.subcommands`."""
     commands = {
         "run": (_workdir_argument("runs/demo"), run),
         "pretrain": (_workdir_argument("runs/demo_pretrain"), pretrain),
     }
-    cli.subcommands(commands, doc=__doc__)
+    cli.subcommands(commands, doc=__doc__, argv=argv)
+
+
+if __name__ == "__main__":
+    main()

@@ -10,8 +10,8 @@ from jaxrope.errors import InputError
 from jaxrope.shell import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
-SHARED = "recipes.py"  # what the configs for pods have in common; no experiment
-FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name != SHARED)
+NONE = ("__init__.py", "recipes.py")  # no experiments: the package, what configs for pods share
+FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name not in NONE)
 EXPERIMENTS = [path for path in FILES if path.name != "base.py"]
 SELECTORS = ("method", "name", "source")
 

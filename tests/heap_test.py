@@ -11,7 +11,7 @@ from jaxrope.shell import heap
 
 PROGRAM = """
 import os, sys
-from jaxrope import heap
+from jaxrope.shell import heap
 before = os.environ.get("TURN", "0")
 os.environ["TURN"] = str(int(before) + 1)
 heap.keep()

@@ -19,7 +19,8 @@ from tests import processes, search_config, tiny_run
 
 MEET = """
 import sys, time
-from jaxrope import errors, hosts
+from jaxrope import errors
+from jaxrope.mesh import hosts
 
 def tell(call):
     try:

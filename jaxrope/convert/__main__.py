@@ -8,7 +8,6 @@ python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 import sys
 from collections.abc import Sequence
 
-from jaxrope.convert import exporting, folders, importing, pretrained, rope_formats, rope_gguf
 from jaxrope.shell import cli
 
 
@@ -24,6 +23,8 @@ def _import_arguments(parser) -> None:
 
 def _import(args) -> None:
     """Make a workdir from a Hugging Face folder."""
+    from jaxrope.convert import importing  # jax: only once the command line is known to be right
+
     _report(importing.import_folder(args.source, args.target, dtype=args.dtype), args.target)
 
 
@@ -61,6 +62,8 @@ def _export_arguments(parser) -> None:
 
 def _export(args) -> None:
     """Make a Hugging Face folder from a workdir or a checkpoint."""
+    from jaxrope.convert import exporting, folders, pretrained
+
     folders.check_target(args.target, overwrite=args.overwrite)  # before minutes of reading
     if args.arch is not None:
         exporting.check_arch(args.arch, pretrained.read_config(args.source))
@@ -78,6 +81,8 @@ def _export(args) -> None:
 
 
 def _rope_arguments(parser) -> None:
+    from jaxrope.convert import rope_formats, rope_gguf
+
     parser.add_argument(
         "source",
         metavar="IN",
@@ -102,6 +107,8 @@ def _rope_arguments(parser) -> None:
 
 def _rope(args) -> None:
     """Write a rope in another program's format, and report how each program applies it."""
+    from jaxrope.convert import rope_formats
+
     settings = rope_formats.Settings(
         args.format, args.arch, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )

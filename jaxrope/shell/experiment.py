@@ -5,13 +5,14 @@ Values are parsed by `ml_collections.config_flags`, by the type that a key has i
 """
 
 import ast
+import contextlib
 import difflib
 import importlib.machinery
 import importlib.util
 import math
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from absl import flags
@@ -20,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from jaxrope import errors
 from jaxrope.errors import InputError
 
+PACKAGED = Path(__file__).resolve().parent.parent / "configs"  # found by name, in any folder
 SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
 _ALIASES = {"suites": ("eval", "suites")}  # second names that a config may give to a key
 _MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
@@ -36,7 +38,8 @@ def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> Confi
     """Returns the resolved, locked config of an experiment file.
 
     Args:
-      path: the file; `FILE.py:text` calls `get_config("text")`.
+      path: the file, or the name of a packaged one, with or without "configs/";
+        `FILE.py:text` calls `get_config("text")`.
       assignments: (dotted key, text as on the command line; None = a switch without a value).
 
     Raises:
@@ -130,26 +133,20 @@ def dotted_keys(config: ConfigDict, prefix: str = "") -> dict[str, object]:
 
 def _get_config(path):
     name, colon, argument = (path, "", "") if Path(path).is_file() else path.partition(":")
-    file = Path(name).expanduser()
-    if not file.is_file():
-        raise InputError(f"--config={path}: no such file. {_near_files(file)}")
-    folders = [str(file.resolve().parent.parent), str(file.resolve().parent)]
-    sys.path += folders  # an experiment file begins with `from configs import base`
+    file = _find_file(path, Path(name).expanduser())
     try:
-        loader = importlib.machinery.SourceFileLoader("experiment", str(file))
-        spec = importlib.util.spec_from_loader("experiment", loader)
-        module = importlib.util.module_from_spec(spec)
-        loader.exec_module(module)
-        get_config_fn = getattr(module, "get_config", None)
-        has_function = callable(get_config_fn)
-        config = get_config_fn(*([argument] if colon else [])) if has_function else None
+        with _imports_of(file):
+            loader = importlib.machinery.SourceFileLoader("experiment", str(file))
+            spec = importlib.util.spec_from_loader("experiment", loader)
+            module = importlib.util.module_from_spec(spec)
+            loader.exec_module(module)
+            get_config_fn = getattr(module, "get_config", None)
+            has_function = callable(get_config_fn)
+            config = get_config_fn(*([argument] if colon else [])) if has_function else None
     except InputError:
         raise
     except (Exception, SystemExit) as error:  # the file is a program: it may raise anything
         raise InputError(_where(error, file)) from error
-    finally:
-        for folder in folders:
-            sys.path.remove(folder)
     if not has_function:
         raise InputError(
             f"{file} has no function get_config(). An experiment file defines it and returns "
@@ -161,6 +158,52 @@ def _get_config(path):
             "Is its `return config` missing?"
         )
     return config
+
+
+def _find_file(path, file):
+    """Returns the file that is there, else the packaged one of that name."""
+    if file.is_file():
+        return file
+    if _may_be_packaged(file) and (PACKAGED / file.name).is_file():
+        return PACKAGED / file.name
+    raise InputError(f"--config={path}: no such file. {_near_files(file)}")
+
+
+def _may_be_packaged(file):
+    return file.parent in (Path(), Path("configs"))
+
+
+@contextlib.contextmanager
+def _imports_of(file: Path) -> Iterator[None]:
+    """Lets an experiment file import what lies beside it, and `configs`, with which it begins.
+
+    `configs` is the folder of that name beside the file or above it, and what that lacks is the
+    packaged one's; neither one in the current folder nor one that was imported before.
+    """
+    folders = [file.resolve().parent.parent, file.resolve().parent]
+    places = [folder / "configs" for folder in folders if (folder / "configs").is_dir()]
+    places.append(PACKAGED)
+    before, path = _configs_modules(), list(sys.path)
+    for name in before:
+        del sys.modules[name]
+    sys.path += map(str, folders)
+    try:
+        first = next(place for place in places if (place / "__init__.py").is_file())
+        spec = importlib.util.spec_from_file_location(
+            "configs", first / "__init__.py", submodule_search_locations=[*map(str, places)]
+        )
+        sys.modules["configs"] = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(sys.modules["configs"])
+        yield
+    finally:
+        sys.path[:] = path
+        for name in _configs_modules():
+            del sys.modules[name]
+        sys.modules.update(before)
+
+
+def _configs_modules():
+    return {name: sys.modules[name] for name in sys.modules if name.split(".")[0] == "configs"}
 
 
 def _set(config, key, texts):
@@ -256,11 +299,12 @@ def _last(key):
 
 
 def _near_files(file):
-    """Returns help with the path of an experiment file: what its folder has."""
-    there = sorted(str(path) for path in file.parent.glob("*.py")) if file.parent.is_dir() else []
-    if not there:
+    """Returns help with the path of an experiment file: what its folder has, and the package."""
+    folders = [file.parent, PACKAGED] if _may_be_packaged(file) else [file.parent]
+    names = {path.name for folder in folders for path in folder.glob("[!_]*.py")}
+    if not names:
         return f"The folder {file.parent} has no experiment file."
-    return errors.nearest(file, there)
+    return errors.nearest(file, [file.parent / name for name in names])
 
 
 def _where(error, file):
