@@ -11,7 +11,7 @@ No jax is imported here: a mistake is found before anything is.
 from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
 from jaxrope.schema.model import Mesh
-from jaxrope.schema.rules import Section, rules
+from jaxrope.schema.rules import Section
 
 __all__ = [
     "FREE",
@@ -27,5 +27,4 @@ __all__ = [
     "read",
     "replace",
     "rule_of",
-    "rules",
 ]

@@ -153,7 +153,7 @@ def rule_of(values: Mapping[str, Any], key: str) -> Any:
     for name in key.split("."):
         section = getattr(rule, "section", None)
         if isinstance(rule, Select):
-            section = rule.sections.get(values[rule.selector])
+            section = rule.sections.get(str(values.get(rule.selector)))
         if section is None or name not in rules.rules(section) or name not in values:
             return None
         rule, values = rules.rules(section)[name], values[name]
@@ -175,12 +175,15 @@ def _assign(values: dict, key: str, value: Any, where: str) -> None:
 
 def _help(values: dict, key: str) -> str:
     """Returns help with an unknown dotted key: like ones, and what its section has."""
-    hint, place = rules.near(key, list(_dotted(values))), ""
+    hint, place, inside = rules.near(key, list(_dotted(values))), "", values
     for name in key.split(".")[:-1]:
-        if not isinstance(values.get(name), dict):
+        if not isinstance(inside.get(name), dict):
             break
-        values, place = values[name], f"{place}.{name}".strip(".")
-    known = f"Known{f' in {place}' if place else ''}: {', '.join(values)}."
+        inside, place = inside[name], f"{place}.{name}".strip(".")
+    known = f"Known{f' in {place}' if place else ''}: {', '.join(inside)}."
+    rule = rule_of(values, place) if place else None
+    if isinstance(rule, Select):
+        known += f" Another {rule.selector} replaces the section: {place}={{...}}."
     return f"{hint} {known}".strip()
 
 

@@ -164,7 +164,7 @@ class Many:
 
     def read(self, value: Any, path: str) -> tuple:
         """Returns the tuple."""
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if not isinstance(value, tuple | list):
             raise _broken(path, "a tuple, such as (a, b)", value)
         items = tuple(self.rule.read(item, f"{path}[{i}]") for i, item in enumerate(value))
         if len(items) < self.least:
@@ -243,7 +243,7 @@ class Section:
 
     def __post_init__(self):
         for name, rule in rules(type(self)).items():
-            value = rule.read(getattr(self, name), self.place(name))
+            value = rule.read(getattr(self, name), self.key_of(name))
             object.__setattr__(self, name, value)
         self.check()
 
@@ -251,7 +251,7 @@ class Section:
         """Refuses fields that do not go together."""
 
     @classmethod
-    def place(cls, name: str) -> str:
+    def key_of(cls, name: str) -> str:
         """Returns the dotted key of a field."""
         return f"{cls.PATH}.{name}" if cls.PATH else name
 
@@ -259,7 +259,7 @@ class Section:
         """Refuses the field `name` unless `holds`: "PATH must RULE, got VALUE. REMEDY"."""
         if not holds:
             value, end = short(getattr(self, name)), f" {remedy}" if remedy else ""
-            raise InputError(f"{self.place(name)} must {rule}, got {value}.{end}")
+            raise InputError(f"{self.key_of(name)} must {rule}, got {value}.{end}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the section as nested dicts of plain values."""
