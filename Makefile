@@ -1,11 +1,15 @@
 # Every target makes its own environment; the second time that is instant.
 #   make demo                                        extend the small model that ships with the project
-#   make test                                        the tests, some 3,600
+#   make test                                        the tests, some 3,500; six minutes on two cores
 #   make test PYTHON=python3.12 VENV=.venv-3.12      the same on another Python
 #   make test PARITY=0 AOT=0                         without torch and transformers, without libtpu
+#   make full                                        slow tests too, all rows of all matrices, compiled in full
+#   make versions                                    what depends on the versions of Python and jax
+#   make harness                                     the tests that need lm-evaluation-harness
+#   make mutate FAULTS=40                            which small faults in the package tests catch
 #   make proof                                       what the TPU compiler proves; a quarter of an hour
 # On Python 3.11 the tests also install torch and transformers, for parity with Hugging Face; on every
-# Python libtpu, the compiler for TPUs.
+# Python libtpu, the compiler for TPUs. tests/matrices.py lists what CI leaves to `make full`.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,12 +18,32 @@ AOT ?= 1
 # A file stays on one worker, which compiles its models once.
 PYTEST_ARGS ?= -n 2 --dist loadfile
 SLOW_ARGS ?= -n 2 --dist worksteal
+FAULTS ?= 40
+SEED ?= 0
+
+# What `make versions` runs: numbers against other implementations, meshes, checkpoints, every program.
+VERSIONS := attention attention_choice rope_rotary rope_methods losses llama parity sharding mesh \
+  checkpoint training_step recipe_process setup cli files config
+VERSIONS := $(VERSIONS:%=tests/%_test.py) \
+  tests/training_test.py::test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one \
+  tests/training_test.py::test_sigterm_to_the_program_saves_and_exits_with_143
+
+# Each command is a part of the table of times that comes last; .ci/run has a table for all targets.
+PART := bash .ci/part
+ifeq ($(origin PARTS), undefined)
+export PARTS := $(shell mktemp -u)
+TABLE := @$(PART)
+else
+TABLE := @true
+endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXTRAS := test,parquet,zstd,tensorboard
 
-.PHONY: help demo test slow kill lint clean parity aot proof
+HARNESS := $(VENV)-harness
+
+.PHONY: help demo environment test slow full versions harness environment_part mutate kill lint clean parity aot proof
 .DEFAULT_GOAL := help
 
 help:
@@ -29,13 +53,39 @@ help:
 demo: $(VENV)/.run
 	$(BIN)/python -m jaxrope.demo run
 
-test slow proof: export PYTHONPATH := $(abspath $(VENV))/aot
+test slow full versions mutate proof: export PYTHONPATH := $(abspath $(VENV))/aot
 
-test: $(VENV)/.test parity aot
-	$(BIN)/python -m pytest $(PYTEST_ARGS) --durations=15
+environment: $(VENV)/.test parity aot
 
-slow: $(VENV)/.test parity aot
-	$(BIN)/python -m pytest $(SLOW_ARGS) -m slow --durations=15
+test slow full versions: environment_part
+
+environment_part:
+	@$(PART) "environment $(VENV)" $(MAKE) --no-print-directory environment
+
+test:
+	@$(PART) tests $(BIN)/python -m pytest $(PYTEST_ARGS) --durations=15
+	$(TABLE)
+
+slow:
+	@$(PART) slow $(BIN)/python -m pytest $(SLOW_ARGS) -m "slow and not matrix" --durations=15
+	$(TABLE)
+
+versions:
+	@$(PART) "tests $(VENV)" $(BIN)/python -m pytest $(PYTEST_ARGS) $(VERSIONS) --durations=15
+	$(TABLE)
+
+full: export COMPILE_IN_FULL := 1
+full:
+	@$(PART) full $(BIN)/python -m pytest $(SLOW_ARGS) -m "" --durations=15
+	$(TABLE)
+
+harness:
+	@$(PART) "environment $(HARNESS)" $(MAKE) --no-print-directory $(HARNESS)/.done
+	@$(PART) harness $(HARNESS)/bin/python -m pytest $(PYTEST_ARGS) tests/harness_*test.py
+	$(TABLE)
+
+mutate: environment
+	$(BIN)/python tests/mutate.py --faults=$(FAULTS) --seed=$(SEED)
 
 kill: $(VENV)/.test
 	$(BIN)/python tests/kill_search.py --kills=20
@@ -49,7 +99,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(HARNESS)
 
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'
@@ -77,3 +127,13 @@ aot: $(VENV)/.test
 	  if $(PIP) --no-deps --target $(VENV)/aot libtpu==0.0.52; then touch $(VENV)/aot/.done; \
 	  else echo "libtpu could not be installed: the tests of the TPU compiler are skipped"; fi; \
 	fi
+
+# An environment on top of $(VENV): what that has is not installed again.
+$(HARNESS)/.done: $(VENV)/.test | parity
+	$(BIN)/python -m venv $(HARNESS)
+	$(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
+	  "$$($(HARNESS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	$(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  $$($(BIN)/python -c 'import tomllib; \
+	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["harness"])')
+	touch $@

@@ -309,7 +309,7 @@ def attention_objective(name: str) -> dict:
 
 
 def analysis() -> ConfigDict:
-    """The experiments of python -m jaxrope.analysis (arXiv 2406.13282); lengths are multiples of the pre-trained one."""
+    """The experiments of python -m jaxrope.analyse (arXiv 2406.13282); lengths are multiples of the pre-trained one."""
     section = ConfigDict()
     section.settings = ("none", "pi", "ntk", "yarn", "abf", "searched")  # ropes, each trained on with train.steps steps of train.batch_size rows of the pre-trained length; searched: by config.search
     section.factor = 16.0  # of pi, ntk, yarn and searched; no length below is beyond it

@@ -13,7 +13,7 @@ depths, 3 objects of kv and 6 questions of ruler/niah_single_1 it reads and writ
 minutes on two busy cores: at 1,024 tokens YaRN finds every pass key and RULER needle, "none" none.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config():

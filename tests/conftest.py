@@ -3,6 +3,7 @@
 import os
 from pathlib import Path
 
+from tests.matrices import is_left_out
 from tests.processes import COMPILER_FLAGS, ROOT
 
 # Before jax is imported: XLA reads it once. Mesh code is tested on eight devices of one machine.
@@ -21,6 +22,14 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
+def pytest_collection_modifyitems(items):
+    for item in items:
+        row = getattr(item, "callspec", None)
+        if is_left_out(item.path.name, getattr(item, "originalname", ""), row and row.id):
+            item.add_marker("matrix")
 
 
 @pytest.fixture(scope="session")

@@ -9,10 +9,15 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# Tests compile more than they compute, and most of the compiling is LLVM polishing loops that run
-# for milliseconds; without that a test needs two thirds of the time. `make proof` and the README's
-# programs compile in full.
-COMPILER_FLAGS = "--xla_backend_optimization_level=1 --xla_llvm_disable_expensive_passes=true"
+# Tests compile more than they compute, and most of the compiling is LLVM and MLIR polishing loops
+# that run for milliseconds; without that a test needs half the time. `make full`, `make proof` and
+# the README's programs compile in full.
+COMPILER_FLAGS = (
+    ""
+    if os.environ.get("COMPILE_IN_FULL")
+    else "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
+    " --xla_cpu_use_fusion_emitters=false"
+)
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:

@@ -1,0 +1,106 @@
+"""Matrices of which CI runs some rows; `make full` runs all rows.
+
+A test that is not here runs with every row. Rows are named by their ids, and each property keeps
+the rows that differ most; an empty tuple leaves the whole test to `make full`, with the reason
+beside it.
+"""
+
+CI_ROWS = {
+    "analysis_mesh_test.py": {
+        "test_eight_devices_equal_one": ("some queries", "ring of 8"),
+        "test_masks_that_no_ring_of_attention_has": ("both ways-ring", "across-all_gather"),
+    },
+    "analysis_real_test.py": {
+        "test_every_mask_on_attention_of_books": ("causal", "both ways, packed"),
+    },
+    "analysis_streaming_test.py": {
+        "test_equals_the_definition": ("window", "some queries", "packed", "across"),
+    },
+    "attention_objective_test.py": {
+        "test_every_mesh_gives_the_same": ("heads",),
+        "test_the_answer_is_weighed_in": ("pattern",),
+        "test_what_does_not_change_costs_nothing": ("entropy_shift",),
+    },
+    "attention_spread_test.py": {
+        "test_equals_the_definition_in_float64": (
+            "ring-1-sizes0-4-2-packed",
+            "ring-1-sizes3-4-2-blind",
+            "all_gather-1-sizes6-4-1-shorter",
+            "ulysses-1-sizes9-8-2-make_mask9",
+            "usp-2-sizes12-4-2-packed",
+            "usp-4-sizes14-4-2-causal",
+        ),
+        "test_bfloat16_is_no_worse_than_on_one_device": ("ring-1",),
+    },
+    "attention_test.py": {
+        "test_gradients": (
+            "flash-packed window",
+            "flash-no key",
+            "blockwise-no key",
+            "blockwise-packed window",
+            "blockwise-permuted",
+            "blockwise-cross",
+            "blockwise-decode",
+        ),
+    },
+    "generation_test.py": {
+        "test_a_mesh_gives_what_one_device_gives": (
+            "{'data': 2, 'context': 2, 'tensor': 2}-{'vocab_size': 265, 'sliding_window': 20}",
+        ),
+        "test_factors_of_each_layer": ("{'data': 2, 'context': 2, 'tensor': 2}",),
+    },
+    "llama_probe_test.py": {
+        "test_hidden_states_are_those_of_hidden_to_the_bit": ("full-8",),
+    },
+    "llama_test.py": {
+        "test_settings_do_not_change_the_gradient": (
+            "reference-full-0",
+            "blockwise-save_attention-8",
+            "blockwise-none-7",
+            "blockwise-offload-0",
+        ),
+        "test_memory_of_a_gradient_is_linear_in_length": ("full",),
+    },
+    "longppl_test.py": {
+        "test_the_numbers_of_the_package": (
+            "('stdlib', 'books', 32, 8, 2.0, -2.0)",
+            "('books', 'stdlib', 48, 16, 2.0, -2.0)",
+            "('stdlib', '', 48, 16, 2.0, -2.0)",
+        ),
+    },
+    "lora_test.py": {"test_merged_weights": ("3-6.0",)},
+    "mesh_test.py": {
+        "test_a_step_is_the_same_on_every_mesh": (
+            "blockwise-{'data': 4, 'fsdp': 2}-{}",
+            "usp-{'context': 4, 'tensor': 2}-{'ulysses': 2, 'mlp_chunk': 7}",
+        ),
+    },
+    "mixture_test.py": {
+        "test_a_mixed_batch_is_the_weighted_mean_of_its_rows": (
+            "None-blockwise-True",
+            "{'data': 2, 'context': 4}-ring-True",
+        ),
+    },
+    "needle_objective_test.py": {
+        "test_answers_cost_the_same_on_every_mesh": ("{'context': 4}-ring",),
+    },
+    "parity_test.py": {"test_books_6m": ("512",)},
+    "recipe_test.py": {
+        "test_a_stage_that_was_killed_goes_on_to_the_same": ("search_2x", "finetune_4x", "join"),
+    },
+    "search_evaluator_test.py": {
+        "test_losses_are_the_same_on_every_mesh": ("{'context': 4}-ring",),
+        "test_memory_estimate_bounds_what_xla_allots": ("256-reference", "1024-blockwise"),
+    },
+    "search_gradient_test.py": {"test_gradient_is_the_same_on_every_mesh": ("sizes1-ring",)},
+    "topology_compile_test.py": {"test_the_tpu_compiler_hides_every_hop": ("v5e:2x2",)},
+    "training_test.py": {
+        "test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one": ("4", "8"),
+    },
+}
+
+
+def is_left_out(file: str, test: str, row: str | None) -> bool:
+    """Says whether CI leaves a test to `make full`; `row` is its id in brackets."""
+    rows = CI_ROWS.get(file, {}).get(test)
+    return rows is not None and row not in rows
