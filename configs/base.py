@@ -77,7 +77,7 @@ def data() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """What is measured, by evaluate.py and on the way by train.py."""
     section = ConfigDict()
-    section.suites = FieldReference(("perplexity", "passkey"))  # which evaluators run
+    section.suites = ("perplexity", "passkey")  # which evaluators run
     section.lengths = (512,)  # tokens the model reads; each is a column
     section.label = ""  # name of the configured model's row; "" = the rope's method
     section.methods = ()  # further rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor; or a rope.json
