@@ -1,7 +1,8 @@
 """Matrices of which CI runs some rows; `make full` runs all rows.
 
-A test that is not here runs with every row. Rows are named by their ids, and each property keeps the
-rows that differ most; an empty tuple leaves the whole test to `make full`, with the reason beside it.
+A test that is not here runs with every row. Rows are named by their ids, and each property keeps
+the rows that differ most; an empty tuple leaves the whole test to `make full`, with the reason
+beside it.
 """
 
 CI_ROWS = {

@@ -106,7 +106,7 @@ def stand(
         begun = pretrained.load(workdir, dtype=None, weights=False)
         expected = setup.Expected({config.model.path: begun}, expected.ropes)
     plan = prepare(config, expected, devices=devices)
-    before = Identity.from_json(hosts.from_main("identity", lambda: _read(workdir).to_json()))
+    before = _begun(workdir)
     now = plan.identify(before.content["weights"]) if is_gone else _on_main(plan)
     if changes := before.without(_STEPS, _LONGER).changes(now.without(_STEPS, _LONGER)):
         raise InputError(
@@ -143,12 +143,12 @@ def finished(
       InputError: see prepare; or a file of the run is damaged.
     """
     config, workdir = schema.read(config), files.absolute(workdir)
-    if not (workdir / FILE).is_file() or _newest(workdir) != config.train.steps:
+    if hosts.from_main("where it ended", lambda: _newest(workdir)) != config.train.steps:
         return None
     plan = prepare(config, devices=devices)
-    if _read(workdir).changes(plan.identity):
+    if _begun(workdir).changes(_on_main(plan)):
         return None
-    rows, _ = metrics.read(workdir / metrics.FILE)
+    rows = hosts.from_main("metrics", lambda: metrics.read(workdir / metrics.FILE)[0])
     steps = [row for row in rows if "loss" in row]
     last = [float(row["loss"]) for row in steps[-config.train.log_every :]]
     columns = {"trained tokens": sum(row["tokens"] for row in steps)}
@@ -175,6 +175,11 @@ def _newest(workdir: Path) -> int | None:
             "cannot be continued. Name it as config.model.path and give another --workdir."
         )
     return steps[-1] if steps else None
+
+
+def _begun(workdir: Path) -> Identity:
+    """Returns the identity that the run in `workdir` began with."""
+    return Identity.from_json(hosts.from_main("identity", lambda: _read(workdir).to_json()))
 
 
 def _telling(changes: list[str]) -> str:
