@@ -1,8 +1,8 @@
 """Small faults in a copy of the package: which of them do the tests catch?
 
-`make mutate FAULTS=40` draws them over the packages in proportion to their lines and runs, for each,
-the tests nearest to its package until the first that fails. With --rest, what these miss goes to
-the tests that CI leaves to `make full`.
+`make mutate FAULTS=40` draws them over the packages in proportion to their lines and runs, for
+each, the tests nearest to its package until the first that fails. With --rest, what these miss goes
+to the tests that CI leaves to `make full`.
 """
 
 import argparse
@@ -158,7 +158,7 @@ def package_of(path: Path) -> str:
 
 
 def draw(count: int, seed: int):
-    """Yields (file, line, before, after, its new text) of each fault: a file is drawn by its lines."""
+    """Yields (file, line, before, after, the new text of the file); lines are drawn evenly."""
     paths = sorted(path.relative_to(ROOT) for path in (ROOT / "jaxrope").rglob("*.py"))
     texts = {path: (ROOT / path).read_text() for path in paths}
     texts = {path: text for path, text in texts.items() if faults_of(text)}
