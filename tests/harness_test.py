@@ -11,7 +11,8 @@ from tiny_harness import eval_model, ids, make_bench, make_reader
 
 from jaxrope import generate, rope
 from jaxrope.errors import InputError
-from jaxrope.evaluate import harness, harness_run, perplexity, program, rows, scoring, suites
+from jaxrope.evaluate import harness, harness_run, perplexity, rows, scoring, suites
+from jaxrope.evaluate.__main__ import with_tasks
 from jaxrope.evaluate.harness import Pair, Question, Reader, rolling_pairs, row_lengths
 from jaxrope.evaluate.journal import Journal
 from jaxrope.report import tables
@@ -214,7 +215,9 @@ def test_no_prompt_is_cut_without_a_word(model):
     with pytest.raises(InputError, match="a prompt has 60 tokens and its answer 8, the model rea"):
         reader.generate([question])
     allowed = make_reader(model, allow_truncation=True)
-    with pytest.warns(UserWarning, match="beginning of such requests is cut off. This is said onc"):
+    with pytest.warns(
+        UserWarning, match="beginning of such requests is cut off. This warning is shown once"
+    ):
         (cut,) = allowed.loglikelihoods([pair])
     last = np.concatenate(pair)[-65:]  # the model reads 64 of them
     nll_WT, _ = scoring.score(model, last[None], batch_tokens=64)
@@ -336,7 +339,7 @@ def test_a_chat_template_is_found_where_tokenizers_keep_it(tmp_path, written):
 
 
 def test_tasks_of_the_command_line_are_keys_of_the_config():
-    found = program.with_tasks(["--workdir=x", "--tasks=hellaswag, mmlu", "--config=a.py"])
+    found = with_tasks(["--workdir=x", "--tasks=hellaswag, mmlu", "--config=a.py"])
     assert found == [
         "--workdir=x",
         "--config.eval.suites=('harness',)",
@@ -345,12 +348,12 @@ def test_tasks_of_the_command_line_are_keys_of_the_config():
     ]
     for wrong in ("--tasks", "--tasks=", "--tasks=,"):
         with pytest.raises(InputError, match="--tasks names tasks of lm-eval, got '--tasks"):
-            program.with_tasks([wrong])
+            with_tasks([wrong])
 
 
 def test_the_command_line_takes_tasks(capsys):
     argv = ["--config=configs/base.py", "--tasks=hellaswag,mmlu", "--print_config"]
-    cli.main(lambda *_: 1, doc="", rewrite_fn=program.with_tasks, argv=argv)
+    cli.main(lambda *_: 1, doc="", rewrite_fn=with_tasks, argv=argv)
     section = json.loads(capsys.readouterr().out)["eval"]
     assert section["suites"] == ["harness"]
     assert section["harness"]["tasks"] == ["hellaswag", "mmlu"]

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -433,3 +434,10 @@ def test_two_processes_search_as_one_does_and_a_restart_goes_on(tmp_path):
         ours, theirs = (json.loads((tmp_path / n / name).read_text()) for n in ("killed", "two"))
         ours.pop("seconds", None), theirs.pop("seconds", None)
         assert ours == theirs
+
+
+def test_processes_compare_the_code_of_the_whole_package(monkeypatch):
+    rooms = set()
+    monkeypatch.setattr(Path, "read_bytes", lambda path: rooms.add(path.parent.name) or b"")
+    hosts.code()
+    assert {"jaxrope", "search", "train", "mesh", "ruler"} <= rooms

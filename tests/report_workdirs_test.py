@@ -196,7 +196,7 @@ def test_a_search_that_is_not_finished_is_shown_from_its_journal(tmp_path):
     assert "pi 4.250" in descent.alt
     assert factors.numbers == [["rotary pair", "pi", "best so far"], [0, 8.0, 1.0], [1, 8.0, 50.0]]
     (folder / "journal.jsonl").write_text('{"no": "header"}\n')
-    with pytest.raises(InputError, match="journal.jsonl is not .* says no target_len"):
+    with pytest.raises(InputError, match="journal.jsonl is not .* has no target_len"):
         collect.collect(folder)
 
 

@@ -103,13 +103,13 @@ def test_ctrl_c_saves_and_stops_and_handlers_are_given_back(config, tmp_path, mo
 
 
 def test_an_evaluation_that_a_kill_took_is_made_up_for(config, tmp_path, undisturbed, monkeypatch):
-    real = loop.evaluation.run
+    real = loop.evaluate.run
 
     def stopped(model, bench, suites):
         os.kill(os.getpid(), signal.SIGTERM)
         return real(model, bench, suites)
 
-    monkeypatch.setattr(loop.evaluation, "run", stopped)
+    monkeypatch.setattr(loop.evaluate, "run", stopped)
     assert train.train(config, tmp_path, devices=ONE) == 128 + signal.SIGTERM
     assert steps.whole_steps(tmp_path)[-1] == 6
     assert not [row for row in tiny_run.rows(tmp_path) if "eval" in row]

@@ -186,7 +186,7 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
     """
     if config.tie_embeddings and layout.HEAD in entries and layout.EMBED in entries:
         head, embed = (
-            safetensors_io.read_one(entries[name], name) for name in (layout.HEAD, layout.EMBED)
+            safetensors_io.read_tensor(entries[name], name) for name in (layout.HEAD, layout.EMBED)
         )
         if not np.array_equal(head, embed):
             raise InputError(

@@ -230,7 +230,7 @@ def agree(name: str, values: Mapping[str, Any]) -> None:
 def code() -> dict[str, str]:
     """Returns the versions this process runs, and a digest of every file of this package."""
     digest = hashlib.sha256()
-    root = Path(__file__).resolve().parent
+    root = Path(__file__).resolve().parents[1]
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root).as_posix()}\0".encode())
         digest.update(path.read_bytes())
