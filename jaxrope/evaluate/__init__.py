@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "plan": ["Plan", "prepare"],
         "program": ["evaluate", "finished"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
-        "suites": ["SUITES", "TASKS", "check", "costs", "needs_text", "run", "scalars"],
+        "suites": ["SUITES", "check", "forward_tokens", "needs_text", "run", "scalars"],
     },
 )

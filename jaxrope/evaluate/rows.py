@@ -85,7 +85,7 @@ def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
         rotary_dim=config.rotary_dim,
         theta=config.theta,
         original_len=config.original_len,
-        **rope.USUAL_CONSTANTS[method](factor),
+        factor=factor,
     )
 
 

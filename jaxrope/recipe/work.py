@@ -132,9 +132,9 @@ def _metrics(folder: Path) -> list[dict]:
 def _evaluated(config, folder: Path) -> dict[str, Any]:
     """Evaluates, unless that was done before; returns its tokens and its perplexity."""
     columns = evaluate.evaluate(config, folder)
-    scores = {name.partition("/"): score for name, score in columns.items()}
+    scores = {name.partition(" at "): score for name, score in columns.items()}
     by_length = {int(n): score for (suite, _, n), score in scores.items() if suite == "perplexity"}
-    summary = {"forward_tokens": columns["forward_tokens"]}
+    summary = {"forward_tokens": columns["forward tokens"]}
     if by_length:
         longest = max(by_length)
         score = by_length[longest]
