@@ -56,9 +56,7 @@ def load(path: str) -> ConfigDict:
     return _get_config(path).copy_and_resolve_references().lock()
 
 
-def override(
-    config: schema.Config, assignments: Sequence[tuple[str, str | None]]
-) -> schema.Config:
+def override(config: schema.Config, assignments: Sequence[tuple[str, str | None]]) -> schema.Config:
     """Returns a configuration with keys set from text. Of two texts the last one counts; those of a
     tuple are joined.
 
