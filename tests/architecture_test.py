@@ -78,8 +78,6 @@ HUGGING_FACE_NAMES = {
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7, 60
 LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
 MORE_PARAMETERS_BECAUSE = {
-    "jaxrope/rope/methods.py:_yarn": "its keywords are the constants of YaRN",
-    "jaxrope/search/attention_objective.py:pattern": "its keywords are the keys of its section",
     "jaxrope/llama/forward.py:probe": "those of hidden, and what is asked of each layer",
 }
 

@@ -129,6 +129,18 @@ def test_rope_per_layer_and_per_sequence(tiny_model):
         assert np.allclose(rows[row : row + 1], alone, atol=1e-5)
 
 
+def test_a_rope_for_another_model_is_refused(tiny_model):
+    """rotate would turn fewer dims, and nothing would say so."""
+    config, params = tiny_model
+    tokens = np.zeros((1, 4), np.int32)
+    layers = [rope.build(np.ones(4), theta=1e4)] * 3
+    for r in (rope.build(np.ones(2), theta=1e4), rope.stack(layers, per_layer=True)):
+        with pytest.raises(
+            InputError, match=r"must have 4 factors \(rotary_dim / 2\) for each of 2"
+        ):
+            llama.hidden(config, params, tokens, r)
+
+
 def test_module_and_function_agree(tiny_model):
     config, params = tiny_model
     model = llama.merge(config, params)

@@ -8,10 +8,10 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import llama, setup
+from jaxrope import llama, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
-from jaxrope.search import evaluator, evolution, plan
+from jaxrope.search import evaluator, plan
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
@@ -92,6 +92,7 @@ def search_job(config, mesh: Mesh) -> Job:
     Raises:
       InputError: the config does not fit itself or the mesh.
     """
+    config = schema.read(config)
     objective = config.search.objective
     if objective.name != "perplexity":
         raise InputError(
@@ -99,7 +100,7 @@ def search_job(config, mesh: Mesh) -> Job:
         )
     model = setup.model_shape(config)
     llama.param_shardings(model, mesh)  # raises for axes that do not divide
-    algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    algorithm = config.search.algorithm.halved(config.target_len)
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
     samples = objective.num_samples
