@@ -28,16 +28,22 @@ def run(config, workdir) -> int:
     """Trains, and draws the loss."""
     from jaxrope import report, train
     from jaxrope.mesh import hosts
-    from jaxrope.shell import until
-    from jaxrope.store import files
+    from jaxrope.train import metrics
 
-    code = train.train(until.old(config), workdir)
+    code = train.train(config, workdir)
     if code or not hosts.is_main():
         return code
-    rows = files.read_jsonl(workdir / "metrics.jsonl", repair=False)
-    report.training_figure([r for r in rows if r.get("loss") is not None], workdir / "loss.png")
+    rows, _ = metrics.read(workdir / metrics.FILE)
+    report.training_figure([row for row in rows if "loss" in row], workdir / "loss.png")
     cli.print_line(f"wrote checkpoints, metrics.jsonl and loss.png into {workdir}")
     return 0
+
+
+def dry_run(config, workdir, timing) -> str:
+    """Returns what the run is, what it takes, and where it stands in the workdir."""
+    from jaxrope import train
+
+    return train.dry_run(config, workdir, timing=timing)
 
 
 def compile_only(config, topology, workdir) -> None:
@@ -85,7 +91,12 @@ RECIPE = Program(
     sweeps=False,
 )
 PROGRAM = Program(
-    package="jaxrope.train", doc=__doc__, run=run, compile=compile_only, recipe=RECIPE
+    package="jaxrope.train",
+    doc=__doc__,
+    run=run,
+    dry_run=dry_run,
+    compile=compile_only,
+    recipe=RECIPE,
 )
 
 if __name__ == "__main__":
