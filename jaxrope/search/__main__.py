@@ -38,14 +38,13 @@ def run(config, workdir, dry_run):
 
 def run_member(config, workdir, dry_run=False):
     """Runs one search, or prints its cost; returns its result."""
-    from jaxrope import report
+    from jaxrope import report, search
     from jaxrope.mesh import hosts
-    from jaxrope.search import cost, run
 
     if dry_run:
-        cli.print_line(cost.estimate(config))
+        cli.print_line(search.dry_run(config))
         return None
-    result = run.search(config, workdir)
+    result = search.search(config, workdir)
     if not hosts.is_main():
         return result
     report.search_figure(
