@@ -21,9 +21,9 @@ import numpy as np
 from jaxrope.analyse import measuring, subjects
 from jaxrope.analyse.measuring import Arrays, Material, Record
 from jaxrope.analyse.plan import BASE, Study, Subject
-from jaxrope.evaluate import program, scoring
+from jaxrope.evaluate import scoring
 from jaxrope.shell.progress import Progress, duration
-from jaxrope.store import files
+from jaxrope.store import files, sealed
 
 FORMAT = "jaxrope.measured/1"
 FOLDER = "measured"
@@ -161,7 +161,7 @@ def _make(part: Part, material: Material, workdir: Path, progress: Progress, bef
     gc.collect()
     seconds = round(time.monotonic() - began, 3)
     path = workdir / FOLDER / f"{part.name}.json"
-    program.write_arrays(path.with_suffix(".npz"), arrays)
+    sealed.write_arrays(path.with_suffix(".npz"), arrays)
     content = {
         "format": FORMAT,
         "digest": digest(part, workdir),

@@ -1,6 +1,5 @@
 """Trains and searches as a recipe, measures, and writes the findings."""
 
-import json
 from pathlib import Path
 
 from jaxrope import recipe
@@ -8,7 +7,7 @@ from jaxrope.analyse import claims, measuring, numbers, parts, plan, writing
 from jaxrope.analyse.numbers import Measurements
 from jaxrope.analyse.plan import BASE, Study
 from jaxrope.shell import cli
-from jaxrope.store import files
+from jaxrope.store import files, sealed
 from jaxrope.store.lock import run_lock
 
 
@@ -94,4 +93,4 @@ def _read_measurements(study: Study, workdir: Path) -> Measurements:
 
 
 def _rows(folder: Path) -> list[dict]:
-    return json.loads((folder / "eval.json").read_text(encoding="utf-8"))["rows"]
+    return sealed.read_json(folder / "eval.json")["rows"]

@@ -125,7 +125,7 @@ def _check_method(stage: Stage, stages: Mapping[str, Stage], key: str, name: str
     if rows.is_file(name):
         _check_place(stage, stages, key, name, WITH_ROPE)
     else:
-        choose(key, name.partition("@")[0], rows.METHODS)
+        choose(key, name.partition("@")[0], dict.fromkeys(schema.evaluation.ROWS))
 
 
 def _check_text(config, key: str) -> None:
@@ -137,8 +137,7 @@ def _check_evaluation(stage: Stage, stages: Mapping[str, Stage]) -> None:
     config = stage.config
     if not config.eval.suites:
         return
-    bench = evaluate.bench(config.eval, documents=None, seed=config.seed)
-    names = evaluate.chosen(bench, config.eval.suites)  # refuses unknown names
+    bench = evaluate.Bench(schema.read(config).eval, config.seed)
     for name in config.eval.methods:
         _check_method(stage, stages, "eval.methods", name)
     for entry in config.eval.checkpoints:
@@ -146,9 +145,9 @@ def _check_evaluation(stage: Stage, stages: Mapping[str, Stage]) -> None:
             _check_place(stage, stages, "eval.checkpoints", entry[1], WITH_MODEL)
             if entry[2] != "model":
                 _check_method(stage, stages, "eval.checkpoints", entry[2])
-    if evaluate.needs_text(bench, config.eval.suites):
+    if evaluate.needs_text(bench.options):
         _check_text(config, "eval_files")
-    lengths = [length for name in names for length in evaluate.bench_of(name, bench).lengths]
+    lengths = {*config.eval.lengths, *config.eval.ruler.lengths}
     longest, tokens = _longest(stage, stages), config.eval.window or max(lengths)
     if longest and tokens > longest:
         raise InputError(

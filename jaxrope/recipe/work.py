@@ -5,14 +5,12 @@ stopped or killed.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jaxrope import report, search, train
-from jaxrope.evaluate import program
+from jaxrope import evaluate, report, search, train
 from jaxrope.mesh import hosts
 from jaxrope.recipe import join
 from jaxrope.shell.interrupt import exit_at_once
@@ -132,32 +130,17 @@ def _metrics(folder: Path) -> list[dict]:
 
 
 def _evaluated(config, folder: Path) -> dict[str, Any]:
-    """Evaluates, unless eval.json has that evaluation; returns its tokens and its perplexity."""
-    path = folder / "eval.json"
-    eval_config = json.loads(json.dumps(config.to_dict()))
-    if hosts.from_main("evaluated before", lambda: _rows(path, eval_config)) is None:
-        program.run(config, folder, dry_run=False)
-    rows = hosts.from_main("evaluation", lambda: _rows(path, eval_config))
-    label_rows = [row for row in rows if row["label"] == rows[0]["label"]]
-    perplexity_rows = [row for row in label_rows if row["suite"] == "perplexity"]
-    last = max(perplexity_rows, key=lambda row: row["length"], default=None)
-    summary = {"forward_tokens": sum(row["tokens"] for row in rows)}
-    if last is not None:
-        score = next(iter(last["metrics"].values()))
+    """Evaluates, unless that was done before; returns its tokens and its perplexity."""
+    columns = evaluate.evaluate(config, folder)
+    scores = {name.partition("/"): score for name, score in columns.items()}
+    by_length = {int(n): score for (suite, _, n), score in scores.items() if suite == "perplexity"}
+    summary = {"forward_tokens": columns["forward_tokens"]}
+    if by_length:
+        longest = max(by_length)
+        score = by_length[longest]
         score_text = "not finite" if score is None else f"{score:.4g}"
-        summary["perplexity"] = f"{score_text} at {last['length']:,}"
+        summary["perplexity"] = f"{score_text} at {longest:,}"
     return summary
-
-
-def _rows(path: Path, config: dict) -> list[dict] | None:
-    """Returns the rows of an eval.json that was made with `config`, without their samples."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    keys = ("label", "suite", "length", "tokens", "metrics")
-    rows = [{key: row[key] for key in keys} for row in content.get("rows", ())]
-    return rows if content.get("config") == config else None
 
 
 def _of_folder(config, folder: Path):
