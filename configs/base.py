@@ -326,7 +326,7 @@ def analysis() -> ConfigDict:
     section.haystack = True  # Fu's needle, once inside the window: is it within reach of the model?
     section.twin_steps = 80  # optimizer steps of the model trained at twice the length with plain rope
     section.longer = 4  # length of the rows of the longer training, which has as many tokens
-    section.longer_setting = "abf"  # whose training is done with longer rows, too
+    section.longer_setting = "abf"  # whose training is done with longer rows, too; "" = none
     section.heads = dict(
         setting="yarn",  # whose heads are looked at beside those of the pre-trained model
         multiple=4.0,  # length at which they are

@@ -79,7 +79,7 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
     writer = choose("--format", settings.form, FORMATS)
     if settings.form == "gguf":
         rope_gguf.check_architecture(settings.architecture)
-    path = _target(target, settings.overwrite)
+    path = check_target(target, settings.overwrite)
     rope_source = read(source)
     lines, lossless = writer(rope_source, path, settings)
     _verify(path, rope_source, settings, lossless=lossless)
@@ -235,7 +235,12 @@ def _lines(hf_rope: HfRope, family: str, settings: Settings) -> list[str]:
     return [*consumers.lines(hf_rope, family, form=settings.form), *losses]
 
 
-def _target(target: Path | str, overwrite: bool) -> Path:
+def check_target(target: Path | str, overwrite: bool) -> Path:
+    """Returns the absolute path of a file that may be written.
+
+    Raises:
+      InputError: it is a folder, exists (without `overwrite`), or its folder does not.
+    """
     path = Path(os.path.abspath(files.as_path(target)))
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file in it.")
