@@ -78,7 +78,11 @@ def base():
         ("search.attention_factor", "yarn", "yarn"),
         ("search.attention_factor", "1.1", 1.1),
         ("search.attention_factor", "2", 2.0),
-        ("search.objective", "{'name':'needle','num_samples':2,'num_keys':1,'place':'start'}", None),
+        (
+            "search.objective",
+            "{'name':'needle','num_samples':2,'num_keys':1,'place':'start'}",
+            None,
+        ),
     ],
 )
 def test_text_becomes_what_the_rule_of_the_key_asks_for(base, key, text, value):
