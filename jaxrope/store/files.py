@@ -184,9 +184,10 @@ def write_bytes_atomic(path: Path | str, content: bytes) -> None:
 
 def write_json_atomic(path: Path | str, value: object) -> None:
     """Writes `value` as JSON, atomically. NaN and infinity are refused: other readers of JSON do
-    not know them.
+    not know them. Of a file's name that is not UTF-8, bytes stand as escapes.
     """
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_jsonl(path: Path | str, rows: dict | list[dict], *, durable: bool = False) -> None:
