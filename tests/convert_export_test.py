@@ -293,7 +293,7 @@ def test_a_transposed_tensor_would_be_written_wrong(tmp_path):
 
 _EXPORT_FOR_EVER = """
 import sys
-from jaxrope import pretrained
+from jaxrope.convert import pretrained
 from jaxrope.convert import exporting
 model = pretrained.load(sys.argv[1], dtype=None)
 while True:
