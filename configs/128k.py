@@ -12,7 +12,7 @@ on a v5p-128 (64 chips). Other models, slices and folders: --config=configs/128k
   v5p-128, 64 chips  fsdp 16 x context 4   29.1 of 95.7 GiB    46 s    45%   5 h 05 min
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_64": (16, 4), "v5e_256": (32, 8), "v6e_256": (32, 8)}
 

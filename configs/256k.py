@@ -14,7 +14,7 @@ docs/pods.md goes through a whole run.
   v5e-256, 256 chips  fsdp 16 x context 16   13.6 of 15.75 GiB    93 s    44%   15 h 32 min
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_64": (8, 8), "v5e_256": (16, 16), "v6e_256": (16, 16)}
 

@@ -14,7 +14,7 @@ The factors are those that the paper searched on the fine-tuned 256k model. By t
   v5p-512, 256 chips  fsdp 4 x context 64   26.9 of 95.7 GiB   280 s    43%   7 h 47 min
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_256": (4, 64)}
 

@@ -10,7 +10,7 @@ The factors are those that the paper searched on the fine-tuned 256k model; for 
   python search.py --config=configs/search_2m.py:llama3_8b --config.target_len=524288 --workdir=runs/search_512k_llama3_8b
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_64": (4, 16), "v5p_128": (8, 16), "v5e_256": (8, 16, 2), "v6e_256": (16, 16)}
 

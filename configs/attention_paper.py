@@ -1,6 +1,6 @@
 """The attention perspective on RoPE extensions (arXiv 2406.13282) on books-6m, and PI's help on stdlib-2m beside it.
 
-  python -m jaxrope.analysis --config=configs/attention_paper.py --workdir=runs/attention
+  python -m jaxrope.analyse --config=configs/attention_paper.py --workdir=runs/attention
 
 Six settings, each trained on with 0.25 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
 and twice, as the paper has them) and further; pass keys and one of six needles up to 8,192. findings.md says what holds, and
@@ -8,10 +8,12 @@ python -m jaxrope.report runs/attention shows it. 90 minutes on one core; --dry_
 --config=configs/attention_paper.py:quick
 """
 
-from configs import base, demo_pretrain
+import importlib.resources
+
+from jaxrope.configs import base, demo_pretrain
 
 MODEL = "../shared/models/books-6m"
-SECOND = "jaxrope/models/stdlib-2m"
+SECOND = str(importlib.resources.files("jaxrope") / "models" / "stdlib-2m")
 # What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of the trained length.
 BUDGETS = {
     "whole": dict(steps=30, rows=16, twin=60, search=12, sequences=10, trials=8, depths=4, longest=16.0, draws=5),

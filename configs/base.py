@@ -77,7 +77,7 @@ def data() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """What is measured, by evaluate.py and on the way by train.py."""
     section = ConfigDict()
-    section.suites = FieldReference(("perplexity", "passkey"))  # which evaluators run
+    section.suites = ("perplexity", "passkey")  # which evaluators run
     section.lengths = (512,)  # tokens the model reads; each is a column
     section.label = ""  # name of the configured model's row; "" = the rope's method
     section.methods = ()  # further rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with that attention factor; or a rope.json
@@ -309,7 +309,7 @@ def attention_objective(name: str) -> dict:
 
 
 def analysis() -> ConfigDict:
-    """The experiments of python -m jaxrope.analysis (arXiv 2406.13282); lengths are multiples of the pre-trained one."""
+    """The experiments of python -m jaxrope.analyse (arXiv 2406.13282); lengths are multiples of the pre-trained one."""
     section = ConfigDict()
     section.settings = ("none", "pi", "ntk", "yarn", "abf", "searched")  # ropes, each trained on with train.steps steps of train.batch_size rows of the pre-trained length; searched: by config.search
     section.factor = 16.0  # of pi, ntk, yarn and searched; no length below is beyond it

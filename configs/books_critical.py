@@ -6,7 +6,7 @@ Nothing else is searched: one candidate for each of 15 pairs, beside none, PI, N
 100 s of processor time. It finds pair 18 (perplexity 48.74) where the theory has 16 (49.50), NTK 74.13, YaRN 47.26.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config():

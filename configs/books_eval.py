@@ -7,7 +7,7 @@ factors fixed for 4,096 tokens at every length. "sliding": the model without ext
 moved by 128 over the same tokens.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config():

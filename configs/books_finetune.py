@@ -7,7 +7,7 @@ with as many tokens, at the same rate:
   python train.py --config=configs/books_finetune.py:control --workdir=runs/books_control
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config(variant="extended"):

@@ -6,7 +6,7 @@ Algorithm 1 with the population of the paper, cut to 8 of its 40 generations and
 4.7 M forward tokens; the whole of it (iterations=40, num_samples=5) is 26.9 M.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config():

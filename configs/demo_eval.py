@@ -3,7 +3,7 @@
   python -m jaxrope.evaluate --config=configs/demo_eval.py --workdir=runs/demo/eval
 """
 
-from configs import base, demo_pretrain, demo_search
+from jaxrope.configs import base, demo_pretrain, demo_search
 
 
 def get_config():

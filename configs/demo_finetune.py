@@ -5,7 +5,7 @@
 0.5 M tokens; about two minutes on 2 CPU cores.
 """
 
-from configs import base, demo_pretrain, demo_search
+from jaxrope.configs import base, demo_pretrain, demo_search
 
 
 def get_config():

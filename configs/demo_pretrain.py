@@ -10,7 +10,7 @@ makes the tokenizer and runs this file; by hand, with a tokenizer.json in DIR:
 
 import sysconfig
 
-from configs import base
+from jaxrope.configs import base
 
 ORIGINAL_LEN = 256  # tokens; the window that the demo makes eight times longer
 VOCAB_SIZE = 2048

@@ -7,7 +7,7 @@ A small population: 160 candidates on 3 files, 1.0 M forward tokens; about a min
 
 import importlib.resources
 
-from configs import base, demo_pretrain
+from jaxrope.configs import base, demo_pretrain
 
 MODEL = str(importlib.resources.files("jaxrope") / "models" / "stdlib-2m")
 TARGET_LEN = 8 * demo_pretrain.ORIGINAL_LEN

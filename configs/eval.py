@@ -13,15 +13,13 @@ depths, 3 objects of kv and 6 questions of ruler/niah_single_1 it reads and writ
 minutes on two busy cores: at 1,024 tokens YaRN finds every pass key and RULER needle, "none" none.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 
 def get_config():
     """Returns the configuration of the measurement."""
     config = base.get_config()
     config.eval.suites = ("perplexity", "passkey", "needle", "niah", "kv", "lines", "ruler")
-    with config.unlocked():
-        config.suites = config.eval.get_ref("suites")  # another name of eval.suites, for the command line
     config.eval.lengths = (1024, 2048, 4096, 8192)
     config.eval.methods = ("none", "pi", "ntk", "yarn")
     config.eval.passkey_trials = 20

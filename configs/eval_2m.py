@@ -10,7 +10,7 @@ The word `sliding` there reads the same texts with a window of 256k that moves b
   python -m jaxrope.evaluate --config=configs/eval_2m.py:sliding --workdir=runs/eval_2m_sliding
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_64": (4, 16), "v5p_256": (4, 64), "v5e_256": (16, 16), "v6e_256": (16, 16)}
 

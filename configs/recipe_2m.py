@@ -12,7 +12,7 @@ The word `quick` there cuts the searches as recipes.search says.
 Nobody has run it whole: no pod was at hand. Times of its parts by the cost model are in 128k.py, 256k.py and search_*.py.
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 # Devices on (fsdp, context) by what a stage does. A generation of a search has 32 new candidates, one for 2M has 16.
 MESHES = {

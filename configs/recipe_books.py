@@ -11,7 +11,7 @@ Searches 2x and 4x on the base, fine-tunes at 1,024 and on at 2,048, searches 4x
 numbers: --config=configs/recipe_books.py:tiny
 """
 
-from configs import base
+from jaxrope.configs import base
 
 MODEL = "../shared/models/books-6m"
 LENGTHS = (512, 1024, 2048, 4096, 8192)

@@ -8,7 +8,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from configs import base
+from jaxrope.configs import base
 
 DEFAULT = "llama2_7b"
 # Folders in the layout of Hugging Face. `presets`: the published factors, by what they are for; a model without them takes those of its own search.

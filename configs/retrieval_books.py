@@ -9,7 +9,7 @@ its answer has more than 256. runs/retrieval_books/compare has eval.md (tables w
 and eval_maps.png (length x depth). --dry_run says what each stage takes; --config=configs/retrieval_books.py:tiny is to see it run.
 """
 
-from configs import base
+from jaxrope.configs import base
 
 MODEL = "../shared/models/books-6m"
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)

@@ -12,7 +12,7 @@ model: 224 s a batch of 32 candidates at 52% MFU, 2 h 32 m for the whole search.
 Algorithm 1 with the paper's numbers: 64 candidates, then 32 new ones in each of 39 generations, on 5 texts of PG19's validation part.
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_64": (32, 2), "v5e_256": (32, 8), "v6e_256": (32, 8)}  # a generation has 32 new candidates
 

@@ -11,7 +11,7 @@ candidates at 50% MFU, 3 h 27 m for the whole search.
 Half the population and 3 texts, as the paper has beyond 512k, in 12 generations: 32 candidates, then 16 new ones in each of 11.
 """
 
-from configs import recipes
+from jaxrope.configs import recipes
 
 MESHES = {"v5p_256": (16, 16), "v5e_256": (16, 16), "v6e_256": (16, 16)}  # a generation has 16 new candidates
 

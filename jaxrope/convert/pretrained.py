@@ -181,7 +181,7 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
 
 def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
-    values = sealed.read_json(path, sealed=False)
+    values = sealed.read_json(path)
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
     if set(values) != fields:
         raise InputError(

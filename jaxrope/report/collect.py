@@ -83,7 +83,7 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
     if not parts:
         raise InputError(
             f"{path} has none of {', '.join(NAMES)}, nor has a folder in it. Give a workdir of "
-            "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analysis`."
+            "search.py, train.py, `python -m jaxrope.evaluate` or `python -m jaxrope.analyse`."
         )
     part = _joined(parts)
     if root_part and root_part.original_len:
