@@ -22,7 +22,7 @@ from benchmarks import verdict
 from benchmarks.paper_stages import measure, write_known
 from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
-from jaxrope import recipe, rope, setup
+from jaxrope import recipe, setup
 from jaxrope.errors import InputError
 from jaxrope.shell import cli, heap
 from jaxrope.store import files
@@ -242,7 +242,7 @@ def _critical(text: str) -> tuple[int, int]:
 
 
 def _trainings(spent: dict, base_len: int) -> tuple:
-    yarn = dict(method="yarn") | rope.USUAL_CONSTANTS["yarn"](4.0)
+    yarn = dict(method="yarn", factor=4.0)
     changes = (
         ("rope", yarn),
         ("target_len", 4 * base_len),

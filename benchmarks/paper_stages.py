@@ -93,12 +93,9 @@ def write_known(config: ConfigDict, names, folder: Path, length: int) -> list[tu
     """
     shape, found = setup.model_config(config), []
     for name in names:
-        constants, path = (
-            rope.USUAL_CONSTANTS[name](length / shape.original_len),
-            folder / f"{name}.json",
-        )
+        path = folder / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = rope.make(name, **geometry(shape), **constants)
+        made = rope.make(name, **geometry(shape), factor=length / shape.original_len)
         rope.save(path, made, {"made_by": "benchmarks.paper_stages"})
         found.append((name, str(path)))
     return found
@@ -204,7 +201,7 @@ def _trainings(source: Path, spent: dict, lengths) -> tuple:
             "train",
             (
                 *at_four,
-                ("rope", dict(method="yarn") | rope.USUAL_CONSTANTS["yarn"](4.0)),
+                ("rope", dict(method="yarn", factor=4.0)),
             ),
         ),
         ("tuned_searched", "train", (*at_four, searched)),
@@ -309,7 +306,7 @@ def _write_starts(config: ConfigDict, folder: Path, lengths) -> None:
         buckets = []
         for length in lengths[1:3]:
             factor = length / shape.original_len
-            made = rope.make(method, **geometry(shape), **rope.USUAL_CONSTANTS[method](factor))
+            made = rope.make(method, **geometry(shape), factor=factor)
             buckets.append(dataclasses.replace(made.bucket(length), max_len=length))
         for start in STARTS:
             changed = [dataclasses.replace(bucket, start_tokens=start) for bucket in buckets]

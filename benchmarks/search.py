@@ -249,9 +249,7 @@ class HeldOut:
             theta=model.theta,
             original_len=model.original_len,
         )
-        bucket = rope.make("yarn", **geometry, **rope.USUAL_CONSTANTS["yarn"](factor)).bucket(
-            self.length
-        )
+        bucket = rope.make("yarn", **geometry, factor=factor).bucket(self.length)
         su = rope.attention_factor("su", factor=factor, original_len=model.original_len)
         plain = {"factors": bucket.factors, "start_tokens": 0}
         return {

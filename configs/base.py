@@ -77,7 +77,7 @@ def data() -> ConfigDict:
 def evaluation() -> ConfigDict:
     """What jaxrope.evaluate measures, and jaxrope.train during training."""
     section = ConfigDict()
-    section.suites = FieldReference(("perplexity", "passkey"))  # evaluators to run
+    section.suites = ("perplexity", "passkey")  # evaluators to run
     section.lengths = (512,)  # context lengths in tokens, one column each
     section.label = ""  # name of the configured model's row; "" = the rope's method
     section.methods = ()  # more rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with this attention factor (a law or a number); or a rope.json

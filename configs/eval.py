@@ -20,8 +20,6 @@ def get_config():
     """Returns the configuration of the measurement."""
     config = base.get_config()
     config.eval.suites = ("perplexity", "passkey", "needle", "niah", "kv", "lines", "ruler")
-    with config.unlocked():
-        config.suites = config.eval.get_ref("suites")  # another name of eval.suites, for the command line
     config.eval.lengths = (1024, 2048, 4096, 8192)
     config.eval.methods = ("none", "pi", "ntk", "yarn")
     config.eval.passkey_trials = 20

@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial import distance as scipy_distance
 
 from configs import base
-from jaxrope import data, llama, rope, search, setup
+from jaxrope import data, llama, rope, schema, search, setup
 from jaxrope.analysis import patterns
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -36,6 +36,11 @@ PATTERN = dict(
     needle_weight=0.0,
 )
 FACTORS = np.array([1.0, 1.3, 2.0, 4.0])
+
+
+def objective_of(section, task):
+    section = schema.search.OBJECTIVE.read(section, "search.objective")
+    return objective.make(section, task)
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +78,7 @@ def candidate():
 @pytest.fixture(scope="module")
 def dense(task, params):
     """For each sample: (attention [L, N, T, S], document) of both texts, in float64."""
-    judge, found = objective.make(SHIFT, task), []
+    judge, found = objective_of(SHIFT, task), []
     for i in range(2):
         both = []
         for prefix, r in (("", candidate()), ("trained_", task.reference.rope)):
@@ -89,7 +94,7 @@ def dense(task, params):
 
 
 def losses_of(section, task, params):
-    judge = objective.make(section, task)
+    judge = objective_of(section, task)
     return evaluator.evaluate(make(judge, (task.config, params), 1), [candidate()])[0]
 
 
@@ -165,7 +170,7 @@ def test_the_answer_is_weighed_in(task, params, section):
     needle = losses_of(dict(name="needle", num_samples=2, num_keys=1, place="spread"), task, params)
     both = losses_of(section | dict(needle_weight=0.5), task, params)
     np.testing.assert_allclose(both, alone + 0.5 * needle, rtol=1e-5)
-    judge = objective.make(section | dict(needle_weight=0.5), task)
+    judge = objective_of(section | dict(needle_weight=0.5), task)
     assert judge.unit.endswith(" + 0.5 needle nats")
     assert judge.fitness_fn(judge.mean(both[None])) == pytest.approx(np.mean(both))
 
@@ -174,19 +179,19 @@ def test_the_answer_is_weighed_in(task, params, section):
 def test_what_does_not_change_costs_nothing(task, params, section):
     """With the trained length and its rope a candidate is its own reference."""
     same = dataclasses.replace(task, target_len=TRAINED)
-    judge = objective.make(section, same)
+    judge = objective_of(section, same)
     found = evaluator.evaluate(make(judge, (task.config, params), 1), [task.reference.rope])
     np.testing.assert_allclose(found, 0, atol=1e-6)
     assert np.all(losses_of(section, same, params) > 1e-4)
 
 
 def test_it_is_counted_what_is_read(task):
-    judge = objective.make(SHIFT | dict(num_samples=3), task)
+    judge = objective_of(SHIFT | dict(num_samples=3), task)
     assert judge.sample_tokens == LENGTH + TRAINED
     assert judge.candidate_tokens == 3 * (LENGTH + TRAINED) and judge.num_samples == 3
-    assert judge.first(2).fingerprint == objective.make(SHIFT, task).fingerprint
+    assert judge.first(2).fingerprint == objective_of(SHIFT, task).fingerprint
     assert judge.fingerprint != judge.first(2).fingerprint
-    fresh = objective.make(SHIFT, dataclasses.replace(task, skip=2))
+    fresh = objective_of(SHIFT, dataclasses.replace(task, skip=2))
     tokens = fresh.samples["trained_tokens_WT"]
     assert np.array_equal(tokens[0], judge.samples["trained_tokens_WT"][2])
     # the shorter text asks for the same number
@@ -202,7 +207,7 @@ def test_each_has_the_slope_of_its_differences(task, params, section):
     with jax.enable_x64(True):
         settings = llama.ForwardSettings(attention="reference", compute_dtype="float64")
         one = section | dict(num_samples=1)
-        judge = objective.make(one, dataclasses.replace(task, settings=settings))
+        judge = objective_of(one, dataclasses.replace(task, settings=settings))
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)
         sample = jax.tree.map(lambda rows: rows[0], judge.lay_out(judge.samples))
 
@@ -242,10 +247,10 @@ def test_every_mesh_gives_the_same(task, params, case):
     """Answers and needles lie on some of the devices, heads on others."""
     section, sizes, backend = MESHES[case]
     section, r = section | dict(num_samples=1), candidate()
-    one = objective.make(section, task)
+    one = objective_of(section, task)
     wanted = evaluator.evaluate(make(one, (task.config, params), 1), [r])
     mesh, settings = on_mesh(task, sizes, backend)
-    judge = objective.make(section, dataclasses.replace(task, settings=settings))
+    judge = objective_of(section, dataclasses.replace(task, settings=settings))
     made = evaluator.make(judge, task.config, params, per_device=1, mesh=mesh)
     np.testing.assert_allclose(evaluator.evaluate(made, [r]), wanted, rtol=2e-5, atol=1e-6)
 
@@ -263,7 +268,7 @@ def test_every_mesh_gives_the_same_slopes(task, params, case):
     mesh, settings = on_mesh(task, sizes, backend)
     spread_task = dataclasses.replace(task, settings=settings)
     for own_task, own in ((task, mesh_of(1)), (spread_task, mesh)):
-        judge = objective.make(section, own_task)
+        judge = objective_of(section, own_task)
         gradient_fn = evaluator.gradient_fn(judge, task.config, own)
         spread = evaluator.make(judge, task.config, params, per_device=1, mesh=own)
         sample = jax.tree.map(lambda leaf: leaf[0], spread.samples)
@@ -335,7 +340,7 @@ def test_a_plan_counts_both_texts(tmp_path):
 @pytest.mark.parametrize("name", ["entropy_shift", "pattern", "needle_mass"])
 def test_the_builder_has_every_key(task, name):
     section = base.attention_objective(name)
-    judge = objective.make(section, task)
+    judge = objective_of(section, task)
     assert judge.num_samples == section["num_samples"]
 
 
@@ -343,30 +348,21 @@ def test_the_builder_has_every_key(task, name):
     "section, message",
     [
         (SHIFT | dict(heads=((2, 0),)), r"heads must be pairs .* \(0, 0\) to \(1, 3\), got \(2, 0"),
-        (SHIFT | dict(heads=(3,)), "heads must be pairs .* got 3"),
-        (MASS | dict(heads=((0, True),)), "heads must be pairs"),
-        (SHIFT | dict(needle_weight=-1), "needle_weight must be a number of 0 or more, got -1"),
-        (SHIFT | dict(needle_weight="1"), "needle_weight must be a number of 0 or more, got '1'"),
-        (SHIFT | dict(num_samples=0), "num_samples must be a whole number from 1 on, got 0"),
-        (SHIFT | dict(place="end"), "Unknown search.objective.place 'end'"),
-        (PATTERN | dict(view="far"), "Unknown search.objective.view 'far'.* below, relative"),
         (PATTERN | dict(num_bins=431), "num_bins must be at most 430 for a trained length of 430"),
-        (PATTERN | dict(num_bins=1), "num_bins must be a whole number from 2 on, got 1"),
         (PATTERN | dict(num_queries=216), "num_queries must be at most 215 .* got 216"),
-        (dict(name="pattern", num_samples=1), "search.objective.num_keys is missing"),
     ],
 )
-def test_wrong_sections(task, section, message):
+def test_what_does_not_fit_the_model(task, section, message):
     with pytest.raises(InputError, match=message):
-        objective.make(section, task)
+        objective_of(section, task)
 
 
 def test_a_trained_length_without_room_for_the_needle(task):
     short = objective.Reference(task.reference.rope, 200)
     with pytest.raises(InputError, match=r"search.training_len: 1 needles .* got length 201"):
-        objective.make(SHIFT, dataclasses.replace(task, reference=short))
+        objective_of(SHIFT, dataclasses.replace(task, reference=short))
     with pytest.raises(ValueError, match="needs task.reference"):
-        objective.make(SHIFT, dataclasses.replace(task, reference=None))
+        objective_of(SHIFT, dataclasses.replace(task, reference=None))
 
 
 def test_distance_bins_are_those_of_patterns():

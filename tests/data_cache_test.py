@@ -182,14 +182,14 @@ def test_a_run_that_fails_leaves_nothing(books):
 
 def test_what_a_kill_left_is_removed_after_a_day(books):
     parent = books.parent / "cache"
-    for name, age in (("old", 2 * 24 * 3600), ("new", 60)):
-        folder = parent / f".{'0' * 32}.{name}"
+    for name, age in (("old_", 2 * 24 * 3600), ("new_", 60)):
+        folder = parent / f".{'0' * 32}.abcd{name}.tmp"
         folder.mkdir(parents=True)
         (folder / "tokens.npy").write_text("x")
         for path in (folder / "tokens.npy", folder):
             os.utime(path, (path.stat().st_mtime - age,) * 2)
     load(books)
-    assert sorted(path.name[-4:] for path in parent.glob(".*")) == [".new"]
+    assert [path.name[-8:] for path in parent.glob(".*")] == ["new_.tmp"]
 
 
 def test_no_text_at_all(tmp_path):

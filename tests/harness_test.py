@@ -215,7 +215,9 @@ def test_no_prompt_is_cut_without_a_word(model):
     with pytest.raises(InputError, match="a prompt has 60 tokens and its answer 8, the model rea"):
         reader.generate([question])
     allowed = make_reader(model, allow_truncation=True)
-    with pytest.warns(UserWarning, match="beginning of such requests is cut off. This is said onc"):
+    with pytest.warns(
+        UserWarning, match="beginning of such requests is cut off. This warning is shown once"
+    ):
         (cut,) = allowed.loglikelihoods([pair])
     last = np.concatenate(pair)[-65:]  # the model reads 64 of them
     nll_WT, _ = scoring.score(model, last[None], batch_tokens=64)

@@ -28,6 +28,9 @@ def test_round_trip(tmp_path):
     assert rope.provenance(path) == {"seed": 3}
     content = json.loads(path.read_text())
     assert content["format"] == "jaxrope.rope/1" and content["buckets"][1]["start_tokens"] == 4
+    assert content.popitem()[0] == "sha256"
+    path.write_text(json.dumps(content))  # as by hand
+    assert rope.load(path).buckets == read.buckets
     assert [p.name for p in tmp_path.iterdir()] == ["rope.json"]  # nothing temporary is left
 
 
@@ -128,9 +131,21 @@ def set_in(*path_and_value):
             set_in("buckets", 0, "attention_factor", -1),
             "attention_factor must be a positive number",
         ),
-        (set_in("method", "yarn"), "'yarn' needs rope.factor"),
+        (set_in("method", "yarn"), "rope.factor is missing. 'yarn' has"),
+        (set_in("constants", {"theta": 2.0}), "constants must be those of the method, got 'theta'"),
+        (set_in("theta", 10**400), "theta must be a number above 1, got 1000.*[.][.][.]"),
+        (set_in("original_len", 10**400), "original_len must be a whole number of tokens"),
+        (set_in("original_len", 1), "original_len must be a whole number of tokens from 2"),
+        (set_in("head_dim", 10**400), "rotary_dim must be even and from 2 to head_dim"),
+        (set_in("buckets", 1, "max_len", 10**400), "max_len must be a positive whole number"),
+        (set_in("buckets", 1, "start_tokens", 10**400), "start_tokens must be a whole number"),
+        (set_in("buckets", 1, "factors", 3, 10**400), "factors must be a list of numbers"),
+        (set_in("buckets", 1, "factors", 3, 1e300), "all be finite and at least 1, got 1e.300 at"),
+        (set_in("buckets", 1, "factors", 3, True), "factors must be a list of numbers"),
+        (set_in("buckets", 1, "attention_factor", 10**400), "attention_factor must be a positive"),
+        (set_in("provenance", {"loss": float("nan")}), "holds NaN or a number beyond float64"),
         (set_in("rotary_dim", 6), "hold 3 numbers"),
-        (set_in("original_len", 0), "original_len must be a positive number of tokens"),
+        (set_in("original_len", 0), "original_len must be a whole number of tokens from 2"),
     ],
 )
 def test_broken_files(tmp_path, change, message):
@@ -138,6 +153,10 @@ def test_broken_files(tmp_path, change, message):
     rope.save(path, a_result(), {})
     content = json.loads(path.read_text())
     change(content)
+    path.write_text(json.dumps(content))
+    with pytest.raises(InputError, match="is damaged or was edited: its sha256 differs"):
+        rope.load(path)
+    del content["sha256"]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match=message) as caught:
         rope.load(path)
@@ -160,13 +179,18 @@ def test_of_another_model(tmp_path, given, message):
 
 @pytest.mark.parametrize(
     "text, message",
-    [("{", "must be JSON"), ("[]", "got 'list'"), ('{"format": NaN}', "NaN is not a number")],
+    [
+        ("{", "is damaged: Expecting property name"),
+        ("[]", "it is no JSON object"),
+        ('{"format": 1e400}', "format must be 'jaxrope.rope/1', got inf"),
+        ('{"format": 1' + "0" * 5000 + "}", "is damaged: Exceeds the limit"),
+    ],
 )
 def test_not_json(tmp_path, text, message):
     (tmp_path / "rope.json").write_text(text)
     with pytest.raises(InputError, match=message):
         rope.load(tmp_path / "rope.json")
-    with pytest.raises(InputError, match="cannot be read: No such file"):
+    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
         rope.load(tmp_path / "none.json")
 
 
@@ -175,6 +199,7 @@ def test_formula_and_factors_must_agree(tmp_path):
     rope.save(path, rope.make("pi", **GEOMETRY, factor=8.0), {})
     content = json.loads(path.read_text())
     content["constants"]["factor"] = 4.0
+    del content["sha256"]
     path.write_text(json.dumps(content))
     with pytest.raises(InputError, match="must be those of method 'pi' with its constants"):
         rope.load(path)

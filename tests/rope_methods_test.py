@@ -289,11 +289,14 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
     "method, constants, message",
     [
         ("yarm", {}, "Unknown rope.method 'yarm'. Did you mean 'yarn'"),
-        ("pi", {}, "rope.method 'pi' needs rope.factor"),
-        ("pi", dict(factor=2.0, betafast=1), "Unknown constant rope.betafast of method 'pi'"),
-        ("pi", dict(factor=0.5), "must be a number of at least 1"),
-        ("pi", dict(factor=float("nan")), "must be a number of at least 1"),
-        ("pi", dict(factor="8"), "rope.factor must be a number, got '8'"),
+        ("pi", {}, "rope.factor is missing. 'pi' has: method, factor"),
+        ("pi", dict(factor=2.0, betafast=1), "Unknown key rope.betafast of 'pi'"),
+        ("pi", dict(factor=0.5), "original length at least 1 and at most 1e.06, got 0.5"),
+        ("pi", dict(factor=float("nan")), "rope.factor must be a number .* got nan"),
+        ("pi", dict(factor=10**400), "rope.factor must be a number"),
+        ("pi", dict(factor="8"), "rope.factor must be a number .* got '8'"),
+        ("yarn", dict(factor=2, beta_slow=0), "rope.beta_slow must be a number of turns"),
+        ("yarn", dict(factor=2, attention_factor=0), "rope.attention_factor must be a number"),
         ("yarn", dict(factor=2, beta_fast=1, beta_slow=32), "rope.beta_fast must be above"),
         (
             "llama3",
@@ -302,6 +305,7 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
         ),
         ("abf", dict(new_theta=100.0), "rope.new_theta must be at least the model's theta, 10000"),
         ("longrope", {}, "needs either buckets or factors, got neither"),
+        ("longrope", dict(buckets=5), "rope.buckets must be a list of buckets, got 5"),
         ("longrope", dict(buckets=[BUCKET | dict(factors=[1.0] * 31)]), "hold 32 numbers"),
         (
             "longrope",
@@ -311,7 +315,7 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
         ("longrope", dict(buckets=[BUCKET | dict(factors=[float("inf")] * 32)]), "finite"),
         ("longrope", dict(buckets=[BUCKET | dict(factors=["2"] * 32)]), "a list of numbers"),
         ("longrope", dict(buckets=[BUCKET | dict(start_tokens=-1)]), "start_tokens must be"),
-        ("ntk_rcd", dict(factor=4.0), "'ntk_rcd' needs rope.critical_pair, which is not given"),
+        ("ntk_rcd", dict(factor=4.0), "rope.critical_pair is missing. 'ntk_rcd' has"),
         (
             "ntk_rcd",
             dict(factor=4.0, critical_pair=32),
@@ -320,10 +324,8 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
         (
             "ntk_rcd",
             dict(factor=4.0, critical_pair=0),
-            "critical_pair must be a whole number from 1",
+            "critical_pair must be a whole number, 1 or more",
         ),
-        ("ntk_rcd", dict(factor=4.0, critical_pair=2.5), "critical_pair must be a whole number"),
-        ("ntk_rcd", dict(factor=0.5, critical_pair=3), "rope.factor of method 'ntk_rcd' must be"),
         ("longrope", dict(buckets=[BUCKET | dict(attention_factor=0)]), "a positive number"),
         ("longrope", dict(buckets=[BUCKET | dict(attention_factor="sue")]), "Did you mean 'su'"),
         ("longrope", dict(buckets=[BUCKET, BUCKET]), "must ascend in max_len, got 64 before 64"),
@@ -343,9 +345,59 @@ def test_messages(method, constants, message):
         (dict(rotary_dim=7), "rotary_dim must be even and from 2 to head_dim"),
         (dict(rotary_dim=66), "rotary_dim must be even and from 2 to head_dim"),
         (dict(theta=float("nan")), "theta must be a number above 1"),
-        (dict(original_len=0), "original_len must be a positive number of tokens"),
+        (dict(original_len=0), "original_len must be a whole number of tokens from 2"),
+        (dict(original_len=1), "original_len must be a whole number of tokens from 2"),
+        (dict(original_len=512.5), "original_len must be a whole number of tokens from 2"),
+        (dict(head_dim=10**400), "rotary_dim must be even and from 2 to head_dim"),
+        (dict(theta=10**400), "theta must be a number above 1"),
     ],
 )
 def test_geometry_messages(change, message):
     with pytest.raises(InputError, match=message):
         rope.make("none", **(dict(head_dim=64, theta=10_000.0, original_len=512) | change))
+
+
+def test_the_betas_of_yarn_are_those_of_its_paper():
+    brief, whole = (rope.make("yarn", **GEOMETRY, factor=8, **more) for more in ({}, YARN))
+    assert brief.bucket(1) == whole.bucket(1)
+    assert dict(brief.constants) == {"factor": 8}
+
+
+def test_numbers_may_be_those_of_numpy():
+    listed = rope.make("longrope", **GEOMETRY, max_len=4096, factors=[2.0] * 64, **LAW)
+    array = np.full(64, 2.0, np.float32)
+    assert rope.make("longrope", **GEOMETRY, max_len=np.int64(4096), factors=array, **LAW).buckets
+    assert listed.buckets[0].factors == (2.0,) * 64
+    assert rope.make("pi", **GEOMETRY, factor=np.float64(2)).bucket(1).factors == (2.0,) * 64
+
+
+LAW = dict(start_tokens=0, attention_factor="su")
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (
+            lambda: rope.attention_factor("su", factor=4.0, original_len=1),
+            "original_len must be a whole number of tokens from 2 to 2147483647, got 1",
+        ),
+        (
+            lambda: rope.attention_factor("su", factor=float("nan"), original_len=64),
+            "factor must be a number above 0, got nan",
+        ),
+        (
+            lambda: rope.attention_factor(float("inf"), factor=4.0, original_len=64),
+            "attention_factor must be a positive number, got inf",
+        ),
+        (
+            lambda: rope.make("ntk", head_dim=4, theta=1e300, original_len=64, factor=1e6),
+            "the factors of rope.method must all be finite",
+        ),
+        (lambda: rope.ntk_rcd(4.0, 0, 8), "critical_pair must be a whole number from 1 to 7"),
+        (lambda: rope.make("none", **GEOMETRY).bucket(1.5), "seq_len must be a whole number"),
+        (lambda: rope.make("none", **GEOMETRY).bucket(2**31), "seq_len must be a whole number"),
+    ],
+)
+def test_what_no_formula_takes(call, message):
+    with pytest.raises(InputError, match=message):
+        call()

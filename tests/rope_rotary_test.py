@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from jaxrope import rope
+from jaxrope.errors import InputError
 
 LIMIT = 2**22
 
@@ -149,3 +150,48 @@ def test_turn_words_bits():
 def test_positions_must_be_integers():
     with pytest.raises(TypeError, match="positions must be integers, got bfloat16"):
         rope.cos_sin(rope.build(np.ones(4), theta=1e4), jnp.zeros((1, 4), jnp.bfloat16))
+
+
+PLAIN = np.ones(4)
+
+
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (dict(factors=[1.0, 0.0]), "factors must all be finite and at least 1e-30, got 0.0 at"),
+        (dict(factors=[1.0, -2.0]), "factors must all be finite .* got -2.0 at index 1"),
+        (dict(factors=[np.nan, 1.0]), "factors must all be finite .* got nan at index 0"),
+        (dict(factors=[np.inf, 1.0]), "factors must all be finite .* got inf at index 0"),
+        (dict(factors=np.array([1.0, 1e300])), "factors must all be finite .* got 1e.300 at"),
+        (dict(factors=[]), "factors must be a list of numbers, got"),
+        (dict(factors=2.0), "factors must be a list of numbers, got 2.0"),
+        (dict(factors="11"), "factors must be a list of numbers, got '11'"),
+        (dict(factors=[[1.0, 1.0], [1.0]]), r"factors\[1\] must hold 2 numbers .* got 1"),
+        (dict(factors=[[[1.0], [1.0, 2.0]]]), r"factors\[0\] must be a list of numbers"),
+        (dict(factors=PLAIN, theta=1.0), "theta must be a number above 1, got 1.0"),
+        (dict(factors=PLAIN, theta=np.nan), "theta must be a number above 1, got nan"),
+        (dict(factors=PLAIN, start_tokens=-1), "start_tokens must be a whole number of tokens"),
+        (dict(factors=PLAIN, start_tokens=2**31), "start_tokens must be a whole number of tokens"),
+        (dict(factors=PLAIN, attention_factor=0), "attention_factor must be a positive number"),
+        (dict(factors=PLAIN, attention_factor=1e-60), "attention_factor must be a positive"),
+    ],
+)
+def test_what_is_no_rope_is_refused(call, message):
+    call = dict(theta=1e4) | call
+    with pytest.raises(InputError, match=message):
+        rope.build(call.pop("factors"), **call)
+
+
+def test_factors_below_one_stretch():
+    """They are legal numbers; that rope.json may not have them is a rule of its own."""
+    assert rope.build([0.9978, 1.0], theta=1e4).factors_R[0] == np.float32(0.9978)
+
+
+def test_factors_are_of_as_many_pairs():
+    r = rope.build(np.ones(32), theta=1e4)
+    with pytest.raises(InputError, match=r"factors must have the shape \(32,\), got \(16,\)"):
+        rope.with_factors(r, np.ones(16))
+    with pytest.raises(InputError, match="ropes must have one theta and as many factors, got"):
+        rope.stack([r, rope.build(np.ones(16), theta=1e4)])
+    with pytest.raises(InputError, match="ropes must have one theta"):
+        rope.stack([r, rope.build(np.ones(32), theta=5e5)])

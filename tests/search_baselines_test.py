@@ -168,7 +168,6 @@ def test_recovery_at_the_original_length(tmp_path):
         (recovery, dict(target_len=15), r"target_len must be at least original_len 16, got 15"),
         (recovery, dict(training_len=17), r"search\.training_len must be 0 .* got 17"),
         (recovery, dict(highest=1.0), r"search\.highest must be 0 .* or above 1, got 1"),
-        (recovery, dict(highest=-2.0), r"search\.highest must be 0 .* or above 1, got -2"),
         (
             recovery,
             dict(rope=dict(method="model"), target_len=64, attention_factor="rope"),

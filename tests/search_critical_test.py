@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import rope, search
+from jaxrope import rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.search import critical, evolution, genome, journal, problem
 from jaxrope.search.encodings import ENCODINGS
@@ -26,7 +26,7 @@ MODELS = {
 
 def settings_of(**changes):
     section = base.critical_search().to_dict() | changes
-    return evolution.settings_for(section, 4096)
+    return schema.search.ALGORITHM.read(section, "search.algorithm")
 
 
 def space_at(pairs, num_pairs=8, factor=4.0, **more):
@@ -60,7 +60,7 @@ def test_candidates_by_formula_hold_what_the_paper_found(name, low):
     assert narrowed.critical_pairs == tuple(range(low, high + 1))
     fixed = critical.narrow(space, settings_of(critical_low=25, critical_high=25), **lengths)
     assert fixed.critical_pairs == (25,)
-    monotone = evolution.settings_for(base.search().algorithm.to_dict(), 4096)
+    monotone = schema.read(base.get_config()).search.algorithm
     assert critical.narrow(space, monotone, **lengths) is space
 
 
@@ -77,19 +77,6 @@ def test_messages(changes, highest, message):
     space = space_of(bound=highest / 4)
     with pytest.raises(InputError, match=message):
         critical.narrow(space, settings_of(**changes), theta=1e4, trained_len=256, target_len=1024)
-
-
-@pytest.mark.parametrize("key", ["critical_low", "critical_high"])
-def test_the_section_has_exactly_its_keys(key):
-    section = base.critical_search().to_dict()
-    assert settings_of(**{key: 3}) == dataclasses.replace(settings_of(), **{key: 3})
-    with pytest.raises(InputError, match=r"search\.algorithm\.critical_\w+ must be a whole number"):
-        settings_of(**{key: 3.5})
-    del section[key]
-    with pytest.raises(InputError, match=f"search.algorithm lacks {key}"):
-        evolution.settings_for(section, 4096)
-    with pytest.raises(InputError, match=f"Unknown search.algorithm key '{key}'"):
-        evolution.settings_for(base.search().algorithm.to_dict() | {key: 3}, 4096)
 
 
 def test_encode_takes_the_nearest_pair():

@@ -203,15 +203,11 @@ def test_batch_size(tiny_config):
     tight = dataclasses.replace(space, available=90)
     assert plan.per_device(0, tight, sample_tokens=512, **choose) == 1
     assert plan.per_device(0, space, sample_tokens=512, most=2, mesh=mesh) == 1
-    with pytest.raises(InputError, match=r"search\.batch_size must be 0 .* or more, got -1"):
-        plan.per_device(-1, space, sample_tokens=512, **choose)
 
 
 def test_memory_messages(tiny_config):
     needs = dict(sample_tokens=4096, mesh=mesh_of(1))
     settings = llama.ForwardSettings()
-    with pytest.raises(InputError, match=r"search\.memory_gb must be 0 .* got -1"):
-        plan.memory(tiny_config, settings, memory_gb=-1.0, **needs)
     with pytest.raises(InputError, match=r"search\.memory_gb must be at least .* got 1e-05"):
         plan.memory(tiny_config, settings, memory_gb=1e-5, **needs)
 

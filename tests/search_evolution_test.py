@@ -1,12 +1,12 @@
 """Algorithm 1 of LongRoPE: its operators, its counts, and that it finds what it should."""
 
-import dataclasses
 import hashlib
 
 import jax
 import numpy as np
 import pytest
 
+from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
 from jaxrope.search.encodings import ENCODINGS
@@ -28,8 +28,7 @@ PAPER = dict(
 
 
 def settings_of(**changes):
-    section = PAPER | changes
-    return evolution.SETTINGS[section["name"]](**section)
+    return schema.search.ALGORITHM.read(PAPER | changes, "search.algorithm")
 
 
 def named(name):
@@ -199,8 +198,8 @@ def test_duplicate_seeds_are_evaluated_once():
 
 
 def test_halved_above_512k():
-    assert evolution.settings_for(PAPER, 524_288) == settings_of()
-    halved = evolution.settings_for(PAPER, 524_289)
+    assert settings_of().halved(524_288) == settings_of()
+    halved = settings_of().halved(524_289)
     assert (halved.population, halved.mutations, halved.crossovers, halved.parents) == (
         32,
         8,
@@ -208,72 +207,32 @@ def test_halved_above_512k():
         16,
     )
     assert halved.iterations == 40
-    assert evolution.settings_for(PAPER | dict(halve_above=0), 2**21) == settings_of(halve_above=0)
+    assert settings_of(halve_above=0).halved(2**21) == settings_of(halve_above=0)
 
 
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         (
-            dict(population=0),
-            r"search\.algorithm\.population must be a whole number from 1 on, got 0",
-        ),
-        (dict(population=64.0), r"search\.algorithm\.population must be a whole number"),
-        (
             dict(parents=65),
             r"search\.algorithm\.parents must be at most the population, got 65 of 64",
-        ),
-        (
-            dict(mutation_probability=1.5),
-            r"search\.algorithm\.mutation_probability must be at most 1, got 1\.5",
-        ),
-        (
-            dict(mutation_probability=0.0),
-            r"search\.algorithm\.mutation_probability must be a number above 0",
-        ),
-        (
-            dict(mutation_probability=float("nan")),
-            r"search\.algorithm\.mutation_probability must be a number",
-        ),
-        (dict(iterations=0), r"search\.algorithm\.iterations must be a whole number from 1 on"),
-        (
-            dict(crossover_tries=-1),
-            r"search\.algorithm\.crossover_tries must be a whole number from 0 on",
         ),
         (
             dict(mutations=0, crossovers=0),
             r"search\.algorithm\.mutations and crossovers are both 0",
         ),
-        (
-            dict(name="monoton"),
-            r"Unknown search\.algorithm\.name 'monoton'\. Did you mean 'monotone'",
-        ),
-        (
-            dict(popluation=3),
-            r"Unknown search\.algorithm key 'popluation'\. Did you mean 'population'",
-        ),
+        (dict(step=0.03), r"search\.algorithm\.step must divide 1 into whole steps, got 0\.03"),
     ],
 )
-def test_settings_messages(changes, message):
+def test_settings_that_do_not_go_together(changes, message):
     with pytest.raises(InputError, match=message):
-        evolution.settings_for(PAPER | changes, 4096)
-
-
-def test_missing_setting_is_named():
-    section = {name: value for name, value in PAPER.items() if name != "bound"}
-    with pytest.raises(InputError, match=r"search\.algorithm lacks bound"):
-        evolution.settings_for(section, 4096)
+        settings_of(**changes)
 
 
 def test_population_must_hold_the_seeds():
     space = space_of()
     with pytest.raises(InputError, match="must hold the 3 seeds, got 2"):
         evolution.init(settings_of(population=2, parents=2), space, seeds_of(space), 0)
-
-
-def test_settings_are_frozen():
-    with pytest.raises(dataclasses.FrozenInstanceError):
-        settings_of().population = 3
 
 
 @pytest.mark.parametrize(

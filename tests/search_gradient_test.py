@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from search_config import tiny
 
-from jaxrope import llama, rope, search
+from jaxrope import llama, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, gradient, objective, problem
 from jaxrope.store import files
 
-SETTINGS = gradient.Settings(
+SETTINGS = schema.search.Gradient(
     ramp_moves=0,
     steps=8,
     batch=1,
@@ -223,12 +223,16 @@ def test_steps_have_text_of_their_own(tmp_path):
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (dict(search__method="gradint"), r"Unknown search\.method 'gradint'. .*gradient"),
-        (dict(search__gradient__steps=0), r"gradient\.steps must be a whole number from 1 on"),
-        (dict(search__gradient__ramp_moves=-1), r"ramp_moves must be a whole number from 0 on"),
-        (dict(search__gradient__b1=1.0), r"gradient\.b1 must be a positive number, below 1"),
-        (dict(search__gradient__learning_rate=0.0), r"learning_rate must be a positive"),
         (dict(search__compare=False), r"search\.compare must be True for method 'gradient'"),
+        (
+            dict(
+                search__objective=dict(
+                    name="mix", num_samples=2, text_weight=1.0, needle_weight=1.0
+                )
+                | dict(offset_tokens=0, num_keys=1, place="start"),
+            ),
+            r"search\.gradient\.batch must be even for the objective 'mix', .* got 1",
+        ),
     ],
 )
 def test_messages(tmp_path, keys, message):

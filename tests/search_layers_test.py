@@ -150,7 +150,7 @@ def test_a_file_for_another_number_of_layers_is_refused(base_config, tmp_path):
         search.search(config, tmp_path / "run")
     config.rope = dict(method="longrope", buckets=[bucket])
     with pytest.raises(InputError, match=message):
-        train.train(config, tmp_path / "run", devices=ONE)
+        train.prepare(config, devices=ONE)
     with pytest.raises(InputError, match=message):
         pretrained.with_rope(pretrained.load(config.model.path), tmp_path / "rope.json")
 

@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import rope
+from jaxrope import rope, schema
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, evolution, genome, journal, loop, objective
 from jaxrope.store import files
 
-SETTINGS = evolution.Settings(
+SETTINGS = schema.search.Algorithm(
     name="monotone",
     population=7,
     mutations=3,

@@ -18,7 +18,7 @@ PLAIN = dict(theta=1e4, trained_factors=(1.0,) * 8, trained_len=64, target_len=2
 
 
 def made(name, **changes):
-    return prefilter.make(dict(name=name, oversample=4), **(PLAIN | changes))
+    return prefilter.Prefilter(name, 4, **(PLAIN | changes))
 
 
 @pytest.mark.parametrize("theta, first", [(500, 171), (1e4, 1707), (5e5, 18_438), (1e6, 27_115)])
@@ -172,29 +172,6 @@ def test_two_million_tokens_are_scored_in_milliseconds():
     start = time.process_time()
     prefilter.scores(sieve, factors_PR)
     assert time.process_time() - start < 0.5
-
-
-@pytest.mark.parametrize(
-    ("section", "message"),
-    [
-        (dict(name="deca"), r"Unknown search\.prefilter\.name 'deca'\. Did you mean 'decay'"),
-        (
-            dict(name="none", oversample=4),
-            r"Unknown key search\.prefilter\.oversample\. 'none' has",
-        ),
-        (dict(name="decay"), r"search\.prefilter\.oversample is missing\. Give all of: oversample"),
-        (
-            dict(name="decay", oversampling=4),
-            r"Unknown key search\.prefilter\.oversampling\. Did you mean 'oversample'",
-        ),
-        (dict(name="decay", oversample=1), r"oversample must be a whole number from 2 on, got 1"),
-        (dict(name="divergence", oversample=2.0), r"must be a whole number from 2 on, got 2\.0"),
-        ({}, r"Unknown search\.prefilter\.name 'None'"),
-    ],
-)
-def test_messages(section, message):
-    with pytest.raises(InputError, match=message):
-        prefilter.make(section, **PLAIN)
 
 
 @pytest.mark.parametrize("name", prefilter.SCORES)

@@ -16,7 +16,7 @@ from jaxrope.convert import config as hf_config
 from jaxrope.convert import folders, layout, safetensors_io, strict_json
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
-from jaxrope.store import checkpoint, files
+from jaxrope.store import checkpoint, sealed
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -107,7 +107,7 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     with folders.staged(target) as staging:
         params = load_params(opened, dtype=dtype)
         copy_tokenizer(folder, staging)
-        files.write_json_atomic(staging / "model.json", opened.config.to_json_dict())
+        sealed.write_json(staging / "model.json", opened.config.to_json_dict())
         meta = {"data_fingerprint": "", "source": folder.resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.convert import folders, importing, strict_json
+from jaxrope.convert import folders, importing
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.store import checkpoint, files, sealed
@@ -178,7 +178,7 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
 
 def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
-    values = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+    values = sealed.read_json(path)
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
     if set(values) != fields:
         raise InputError(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import rope
+from jaxrope import rope, schema
 from jaxrope.convert.config import fraction
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
@@ -185,15 +185,12 @@ def _dynamic_ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
 
 
 def _yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
-    constants = rope_fn.constants
+    yarn = schema.model.Yarn(method="yarn", **rope_fn.constants)
     section = {"rope_type": "yarn", "original_max_position_embeddings": rope_fn.original_len}
-    section |= {key: float(constants[key]) for key in ("factor", "beta_fast", "beta_slow")}
-    section |= {
-        key: constants[key]
-        for key in ("mscale", "mscale_all_dim")
-        if constants.get(key) is not None
-    }
-    section["truncate"] = constants.get("truncate", True)
+    section |= {key: getattr(yarn, key) for key in ("factor", "beta_fast", "beta_slow")}
+    mscales = {key: getattr(yarn, key) for key in ("mscale", "mscale_all_dim")}
+    section |= {key: number for key, number in mscales.items() if number is not None}
+    section["truncate"] = yarn.truncate
     section["attention_factor"] = rope_fn.bucket(1).attention_factor
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 

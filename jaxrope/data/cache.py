@@ -15,7 +15,6 @@ import json
 import os
 import shutil
 import tempfile
-import time
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
@@ -24,12 +23,12 @@ import numpy as np
 from jaxrope.data.documents import ReadCounts
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
+from jaxrope.store import files
 
 FORMAT = "jaxrope.tokens/1"
 BATCH_CHARS = 1 << 22  # characters tokenised together: about 100 bytes of memory for each
 BATCH_DOCUMENTS = 4096
 BLOCK_TOKENS = 1 << 22  # tokens checked at one time when a cache is read
-ABANDONED_SECONDS = 24 * 3600.0  # an unfinished folder of this age was left by a killed process
 
 
 def default_cache_dir() -> Path:
@@ -159,8 +158,10 @@ def write_cache(
     """Tokenises the texts into `folder`. If another process was quicker, its folder stays."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        _remove_abandoned(folder.parent)
-        staging = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}."))
+        files.sweep(folder.parent, older_than=files.ABANDONED_SECONDS)
+        staging = Path(
+            tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.", suffix=".tmp")
+        )
     except OSError as error:
         raise _unwritable(folder.parent, error) from None
     try:
@@ -257,16 +258,6 @@ def _encode(
 ) -> Iterator[tuple[str, np.ndarray]]:
     ids = tokenizer.encode_batch([text for _, text in batch]) if batch else []
     return zip((name for name, _ in batch), ids, strict=True)
-
-
-def _remove_abandoned(parent: Path) -> None:
-    for folder in parent.glob(".????????????????????????????????.*"):
-        try:
-            written = max(entry.stat().st_mtime for entry in (folder, *folder.iterdir()))
-            if time.time() - written > ABANDONED_SECONDS:
-                shutil.rmtree(folder, ignore_errors=True)
-        except OSError:  # another process has just renamed or removed it
-            continue
 
 
 def _writable(folder: Path) -> bool:

@@ -13,11 +13,12 @@ from jaxrope import llama, rope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.rope import Rope, RopeFn
+from jaxrope.schema.evaluation import ROWS
 from jaxrope.store import files
 
 OWN = "none"  # the model's own scaling, whatever it is
 SLIDING = "sliding"  # the same, in a window of original_len tokens
-METHODS = dict.fromkeys((OWN, SLIDING, *rope.USUAL_CONSTANTS))  # legal methods of a row
+METHODS = dict.fromkeys(ROWS)  # legal methods of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +91,7 @@ def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
         rotary_dim=config.rotary_dim,
         theta=config.theta,
         original_len=config.original_len,
-        **rope.USUAL_CONSTANTS[method](factor),
+        factor=factor,
     )
 
 

@@ -7,7 +7,7 @@ candidate is data.
 """
 
 from jaxrope.llama import adapters
-from jaxrope.llama.config import FAMILIES, SHAPES, LlamaConfig, own_rope
+from jaxrope.llama.config import SHAPES, LlamaConfig, own_rope
 from jaxrope.llama.forward import (
     Seen,
     head_DV,
@@ -32,7 +32,6 @@ from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
 
 __all__ = [
     "DTYPES",
-    "FAMILIES",
     "REMAT",
     "SHAPES",
     "ForwardSettings",

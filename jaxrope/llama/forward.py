@@ -18,6 +18,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope import attention, rope
 from jaxrope.attention import masks
+from jaxrope.errors import InputError
 from jaxrope.llama import adapters, chunked
 from jaxrope.llama.config import LlamaConfig
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
@@ -92,6 +93,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     """Returns (x_BTD after the final norm, the results of `probe_fn` or None); `placed`: positions
     and segment ids, or None.
     """
+    _check_rope(config, r)
     positions_BT, segment_ids_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
@@ -133,6 +135,17 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), probed
 
 
+def _check_rope(config: LlamaConfig, r: rope.Rope) -> None:
+    """Refuses a rope for another model; `rope.rotate` would turn as many dims as it has."""
+    pairs, layers = r.factors_R.shape[-1], r.factors_R.shape[0] if r.per_layer else None
+    if 2 * pairs != config.rotary_dim or layers not in (None, config.num_layers):
+        raise InputError(
+            f"The rope must have {config.rotary_dim // 2} factors (rotary_dim / 2) for each of "
+            f"{config.num_layers} layers or for all, got the shape {r.factors_R.shape}. It is for "
+            "another model."
+        )
+
+
 def hidden_cached(
     config: LlamaConfig,
     params: dict,
@@ -153,6 +166,7 @@ def hidden_cached(
       place: which tokens these are, and where in the cache they go.
       settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
     """
+    _check_rope(config, r)
     dtype, mesh = DTYPES[settings.compute_dtype], settings.mesh
     x_BTD = collectives.look_up(
         params["embed_VD"], tokens_BT, dtype, mesh, vocab_size=config.vocab_size

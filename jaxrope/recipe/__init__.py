@@ -1,9 +1,14 @@
 """Several programs as one: the stages of `config.recipe`, each in a folder of its own.
 
-code = run(config, workdir, dry_run)              what train.py calls for a config with a recipe
+code = run(config, workdir)                       what train.py calls for a config with a recipe
+text = dry_run(config, workdir)                   what it would do, and what that costs
 compile_stages(config, topology, workdir)         what --compile_only is for it
+plan = prepare(config, workdir)                   every stage checked, before any runs
 """
 
-from jaxrope.recipe.loop import compile_stages, run
+import lazy_loader
 
-__all__ = ["compile_stages", "run"]
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={"loop": ["compile_stages", "dry_run", "run"], "plan": ["prepare"]},
+)

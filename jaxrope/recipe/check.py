@@ -4,14 +4,12 @@ factors.
 
 from collections.abc import Mapping
 
-from jaxrope import data, evaluate, llama, rope, setup
+from jaxrope import data, evaluate, llama, rope, schema, setup
 from jaxrope.errors import InputError, choose
 from jaxrope.evaluate import rows
 from jaxrope.mesh import sharding
 from jaxrope.recipe.stages import WITH_MODEL, WITH_ROPE, Stage
-from jaxrope.search import evolution
 from jaxrope.store import files
-from jaxrope.train.plan import check_numbers
 from jaxrope.train.program import make_program
 
 
@@ -38,7 +36,7 @@ def _check_search(stage: Stage, stages: Mapping[str, Stage]) -> None:
     mesh, shape = sharding.make_mesh(config.mesh), _shape(stage, stages)
     llama.param_shardings(shape, mesh)  # refuses what does not divide
     setup.forward_settings(config, mesh, shape)
-    evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    schema.read(config)
     if config.target_len < 1:
         raise InputError(
             f"target_len must be the tokens to search for, got {config.target_len}. Set it."
@@ -49,8 +47,7 @@ def _check_search(stage: Stage, stages: Mapping[str, Stage]) -> None:
 
 
 def _check_train(stage: Stage, stages: Mapping[str, Stage]) -> None:
-    config = stage.config
-    check_numbers(config)
+    config = schema.read(stage.config)
     _check_model(stage, stages)
     make_program(config, sharding.make_mesh(config.mesh), _shape(stage, stages))
     longest, seq_len = _longest(stage, stages), config.train.seq_len

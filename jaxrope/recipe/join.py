@@ -13,7 +13,7 @@ from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import hosts, sharding
-from jaxrope.store import checkpoint, files, steps
+from jaxrope.store import checkpoint, sealed, steps
 from jaxrope.train import resume
 
 
@@ -105,5 +105,5 @@ def _write(config, folder: Path, loaded: Pretrained, joined: rope.RopeFn, origin
     if place := config.data.tokenizer or loaded.tokenizer_dir:
         resume.copy_tokenizer(place, folder)
     rope.save(folder / "rope.json", joined, {"made_by": "train.py", "joined": origins})
-    files.write_json_atomic(folder / "model.json", model.to_json_dict())
+    sealed.write_json(folder / "model.json", model.to_json_dict())
     resume.write_config(config, folder)

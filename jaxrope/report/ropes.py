@@ -53,7 +53,7 @@ def by_formula(rope_fn: rope.RopeFn, max_len: int) -> dict[str, Any]:
         theta=rope_fn.theta,
         original_len=rope_fn.original_len,
     )
-    ropes = {n: rope.make(n, **geometry, **rope.USUAL_CONSTANTS[n](factor)) for n in METHODS}
+    ropes = {n: rope.make(n, **geometry, factor=factor) for n in METHODS}
     return {name: method_rope.bucket(max_len).factors for name, method_rope in ropes.items()}
 
 

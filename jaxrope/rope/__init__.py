@@ -3,7 +3,7 @@ format of a result.
 """
 
 from jaxrope.rope.file import load, provenance, save
-from jaxrope.rope.methods import METHODS, USUAL_CONSTANTS, make, ntk_rcd
+from jaxrope.rope.methods import METHODS, make, ntk_rcd
 from jaxrope.rope.presets import catalogue, preset
 from jaxrope.rope.rotary import (
     Rope,
@@ -32,7 +32,6 @@ __all__ = [
     "Geometry",
     "Rope",
     "RopeFn",
-    "USUAL_CONSTANTS",
     "as_factors",
     "attention_factor",
     "base_inv_freq",

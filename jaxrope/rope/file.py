@@ -4,12 +4,13 @@ read.
 {"format": "jaxrope.rope/1", "method", "constants", "head_dim", "rotary_dim", "theta",
 "original_len",
  "buckets": [{"max_len" (inclusive), "factors", "start_tokens", "attention_factor"}], "provenance":
- {...}}
+ {...}, "sha256"}
 
 Factors are a list of numbers, one for each rotary pair, or one such list for every layer.
 
 The buckets are authoritative; `method` and `constants` say how they were made, and are checked
-against them where they are a formula.
+against them where they are a formula. "sha256" is the digest of the rest (store.sealed); a file
+that was written by hand has none.
 """
 
 import dataclasses
@@ -19,22 +20,13 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.rope import methods
+from jaxrope.rope import checks, methods
 from jaxrope.rope.schedule import RopeFn, check_layers
-from jaxrope.store.files import as_path, write_json_atomic
+from jaxrope.store import sealed
 
 FORMAT = "jaxrope.rope/1"
-_KEYS = (
-    "format",
-    "method",
-    "constants",
-    "head_dim",
-    "rotary_dim",
-    "theta",
-    "original_len",
-    "buckets",
-    "provenance",
-)
+_GEOMETRY = ("head_dim", "rotary_dim", "theta", "original_len")
+_KEYS = ("format", "method", "constants", *_GEOMETRY, "buckets", "provenance")
 
 
 def save(
@@ -52,6 +44,8 @@ def save(
     Raises:
       InputError: the method is a formula in the length, or has no limit and none is given.
     """
+    if max_len is not None:
+        checks.require(checks.whole(max_len, 1), "max_len", "be a number of tokens", max_len)
     if not rope_fn.buckets:
         raise InputError(
             f"rope.method '{rope_fn.method}' has no length buckets to write. Choose factors for "
@@ -67,7 +61,7 @@ def save(
     constants = {} if rope_fn.method == "longrope" else dict(rope_fn.constants)
     content = {"format": FORMAT, "method": rope_fn.method, "constants": constants}
     content |= dataclasses.asdict(rope_fn.geometry) | {"buckets": rows, "provenance": provenance}
-    write_json_atomic(path, content)
+    sealed.write_json(path, content)
 
 
 def load(
@@ -112,22 +106,14 @@ def read(path: Path | str) -> dict:
     """Returns the JSON of a rope.json, its keys and their types checked.
 
     Raises:
-      InputError: no such file, not JSON, another format, or a key is missing, unknown or of another
-        type.
+      InputError: no such file, damaged or edited, another format, or a key is missing, unknown or
+        of another type.
     """
+    content = sealed.read_json(path, form=FORMAT, sealed=False)
     try:
-        content = json.loads(
-            as_path(path).read_text(encoding="utf-8"), parse_constant=_refuse_constant
-        )
-    except OSError as error:
-        raise InputError(
-            f"{path}: cannot be read: {error.strerror}. Name a rope.json that search.py wrote."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: must be JSON, got: {str(error)[:80]}.") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
-        actual = content.get("format") if isinstance(content, dict) else type(content).__name__
-        raise InputError(f"{path}: format must be '{FORMAT}', got {actual!r}.")
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        raise InputError(f"{path} holds NaN or a number beyond float64. Take it out.") from None
     if set(content) != set(_KEYS):
         wrong = sorted(set(content) ^ set(_KEYS))
         raise InputError(
@@ -149,7 +135,9 @@ def read(path: Path | str) -> dict:
 
 
 def _checked(content: dict) -> RopeFn:
-    geometry = {key: content[key] for key in ("head_dim", "rotary_dim", "theta", "original_len")}
+    geometry = {key: content[key] for key in _GEOMETRY}
+    for key in {"method", *geometry} & set(content["constants"]):
+        raise InputError(f"constants must be those of the method, got '{key}'. Take it out.")
     if not content["buckets"]:
         raise InputError("buckets must hold at least one bucket, got none.")
     table = methods.make("longrope", **geometry, buckets=content["buckets"])
@@ -165,7 +153,3 @@ def _checked(content: dict) -> RopeFn:
                 "your own."
             )
     return dataclasses.replace(formula, buckets=table.buckets, schedule=table.schedule)
-
-
-def _refuse_constant(name: str):
-    raise ValueError(f"{name} is not a number of JSON")

@@ -1,4 +1,4 @@
-"""Rope methods: each a factory that checks its constants and returns a schedule over length.
+"""Rope methods: each a factory of a schedule over length, from constants that the schema checked.
 
 `make(method, **constants) -> RopeFn`, `RopeFn(seq_len) -> Rope`: static methods ignore the length,
 dynamic NTK and LongRoPE use it, and nothing downstream knows which it was. All arithmetic is
@@ -6,23 +6,20 @@ float64 on the host. Every method is expressed as rescale factors of theta's pla
 factor_i = theta^(-2i/d) / inv_freq_i, R = d / 2 of them.
 """
 
-import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 
-from jaxrope.errors import InputError, choose, nearest
+from jaxrope import schema
 from jaxrope.rope import rotary
+from jaxrope.rope.checks import positive, require, whole
 from jaxrope.rope.schedule import (
     Bucket,
     Geometry,
     RopeFn,
     ascending,
     check_bucket,
-    is_number,
-    require,
     table,
     yarn_mscale,
 )
@@ -40,94 +37,83 @@ def make(
     """Returns the schedule of `method`.
 
     Args:
-      method: a name in METHODS; its constants are the keyword arguments of the function there.
+      method: a name in METHODS; its constants are those of schema.model.CONSTANTS.
       head_dim: dims of a head.
       theta: base of the plain frequencies.
       original_len: tokens the rope was trained on.
       rotary_dim: dims that turn, head_dim by default.
-      **constants: exactly the method's own.
+      **constants: the method's own; those with a default there may be left out.
 
     Raises:
       InputError: an unknown method, a missing, unknown or illegal constant.
     """
-    factory = choose("rope.method", method, METHODS)
-    _check_names(method, factory, constants)
-    geometry = Geometry(int(head_dim), int(rotary_dim or head_dim), float(theta), int(original_len))
-    schedule_or_buckets = factory(geometry, **constants)
+    constants = {k: v.tolist() if hasattr(v, "tolist") else v for k, v in constants.items()}
+    section = schema.model.METHOD.read({"method": method, **constants}, "rope")
+    geometry = Geometry(
+        head_dim, head_dim if rotary_dim is None else rotary_dim, theta, original_len
+    )
+    schedule_or_buckets = METHODS[method](geometry, section)
     if callable(schedule_or_buckets):
         return RopeFn(method, constants, geometry, schedule_or_buckets, ())
     return RopeFn(method, constants, geometry, table(schedule_or_buckets), schedule_or_buckets)
 
 
-def _none(geometry: Geometry):
+def _none(geometry: Geometry, given: schema.model.Plain):
     return (geometry.bucket(geometry.base_inv_freq),)
 
 
-def _pi(geometry: Geometry, *, factor: float):
+def _pi(geometry: Geometry, given: schema.model.Scaled):
     """Position interpolation (arXiv 2306.15595): inv_freq / factor."""
-    _check_factor("pi", factor)
-    return (geometry.bucket(geometry.base_inv_freq / factor),)
+    return (geometry.bucket(geometry.base_inv_freq / given.factor),)
 
 
-def _ntk(geometry: Geometry, *, factor: float):
+def _ntk(geometry: Geometry, given: schema.model.Scaled):
     """NTK-aware: base theta * factor^(d / (d - 2)), so that the last pair is interpolated by
     `factor`.
     """
-    _check_factor("ntk", factor)
-    return (
-        geometry.bucket(rotary.base_inv_freq(_ntk_theta(geometry, factor), geometry.rotary_dim)),
-    )
+    return (geometry.bucket(_ntk_inv_freq(geometry, given.factor)),)
 
 
-def _ntk_rcd(geometry: Geometry, *, factor: float, critical_pair: int):
+def _ntk_rcd(geometry: Geometry, given: schema.model.NtkRcd):
     """NTK up to the critical pair, `factor` from there on (LongRoPE2, Eq. 8-10; its NTK-rcd).
 
     The base below is the one that interpolates the critical pair by `factor`: factor^(i / critical)
     for pair i. Pairs count from 0.
     """
-    _check_factor("ntk_rcd", factor)
-    num_pairs = geometry.rotary_dim // 2
+    factors_R = ntk_rcd(given.factor, given.critical_pair, geometry.rotary_dim // 2)
+    return (geometry.bucket(geometry.base_inv_freq / factors_R),)
+
+
+def ntk_rcd(factor: float, critical_pair: int, num_pairs: int) -> np.ndarray:
+    """Returns factor^(min(i, critical_pair) / critical_pair), float64 [num_pairs].
+
+    Raises:
+      InputError: a number is out of range.
+    """
+    require(positive(factor), "rope.factor", "be a number above 0", factor)
     require(
-        isinstance(critical_pair, int | np.integer) and 1 <= critical_pair < num_pairs,
+        whole(critical_pair, 1, num_pairs - 1),
         "rope.critical_pair",
         f"be a whole number from 1 to {num_pairs - 1} (rotary_dim / 2 - 1)",
         critical_pair,
     )
-    return (geometry.bucket(geometry.base_inv_freq / ntk_rcd(factor, critical_pair, num_pairs)),)
-
-
-def ntk_rcd(factor: float, critical_pair: int, num_pairs: int) -> np.ndarray:
-    """Returns factor^(min(i, critical_pair) / critical_pair), float64 [num_pairs]."""
     return factor ** (np.minimum(np.arange(num_pairs), critical_pair) / critical_pair)
 
 
-def _dynamic_ntk(geometry: Geometry, *, factor: float):
+def _dynamic_ntk(geometry: Geometry, given: schema.model.Scaled):
     """Dynamic NTK: NTK-aware with (factor * L / original_len - (factor - 1)), L = max(sequence,
     original_len).
     """
-    _check_factor("dynamic_ntk", factor)
 
     def schedule(seq_len: int) -> Bucket:
         length = max(seq_len, geometry.original_len)
-        grown = factor * length / geometry.original_len - (factor - 1)
-        return geometry.bucket(
-            rotary.base_inv_freq(_ntk_theta(geometry, grown), geometry.rotary_dim)
-        )
+        grown = given.factor * length / geometry.original_len - (given.factor - 1)
+        return geometry.bucket(_ntk_inv_freq(geometry, grown))
 
     return schedule
 
 
-def _yarn(
-    geometry: Geometry,
-    *,
-    factor: float,
-    beta_fast: float,
-    beta_slow: float,
-    attention_factor: float | None = None,
-    mscale: float | None = None,
-    mscale_all_dim: float | None = None,
-    truncate: bool = True,
-):
+def _yarn(geometry: Geometry, given: schema.model.Yarn):
     """YaRN (arXiv 2309.00071, Eq. 17-23): pairs with more than beta_fast turns in original_len keep
     their frequency, below beta_slow they are interpolated.
 
@@ -136,13 +122,6 @@ def _yarn(
     borders of the ramp outwards to whole dims, as YaRN's code does; without it they stay fractions
     (gpt-oss).
     """
-    _check_factor("yarn", factor)
-    require(
-        beta_fast > beta_slow > 0,
-        "rope.beta_fast",
-        "be above rope.beta_slow, and that above 0",
-        f"{beta_fast}, {beta_slow}",
-    )
     dim, pairs = geometry.rotary_dim, geometry.rotary_dim // 2
 
     def dim_of(turns: float) -> float:
@@ -152,56 +131,38 @@ def _yarn(
             / (2 * math.log(geometry.theta))
         )
 
-    low, high = dim_of(beta_fast), dim_of(beta_slow)
-    if truncate:
+    low, high = dim_of(given.beta_fast), dim_of(given.beta_slow)
+    if given.truncate:
         low, high = math.floor(low), math.ceil(high)
     low, high = max(low, 0), min(high, dim - 1)
     ramp = np.clip((np.arange(pairs) - low) / (high - low or 0.001), 0, 1)
-    plain = geometry.base_inv_freq
-    if attention_factor is None and mscale and mscale_all_dim:
-        attention_factor = yarn_mscale(factor, mscale) / yarn_mscale(factor, mscale_all_dim)
-    elif attention_factor is None:
-        attention_factor = yarn_mscale(factor, 1.0)
-    return (geometry.bucket(plain / factor * ramp + plain * (1 - ramp), attention_factor),)
+    plain, factor, number = geometry.base_inv_freq, given.factor, given.attention_factor
+    if number is None and given.mscale and given.mscale_all_dim:
+        number = yarn_mscale(factor, given.mscale) / yarn_mscale(factor, given.mscale_all_dim)
+    elif number is None:
+        number = yarn_mscale(factor, 1.0)
+    return (geometry.bucket(plain / factor * ramp + plain * (1 - ramp), number),)
 
 
-def _llama3(geometry: Geometry, *, factor: float, low_freq_factor: float, high_freq_factor: float):
+def _llama3(geometry: Geometry, given: schema.model.Llama3):
     """Llama 3.1: wavelengths above original_len / low_freq_factor are interpolated, below
     original_len / high_freq_factor kept, smooth between.
     """
-    _check_factor("llama3", factor)
-    require(
-        high_freq_factor > low_freq_factor > 0,
-        "rope.high_freq_factor",
-        "be above rope.low_freq_factor, and that above 0",
-        f"{high_freq_factor}, {low_freq_factor}",
-    )
     plain = geometry.base_inv_freq
     turns = geometry.original_len * plain / (2 * np.pi)
-    smooth = np.clip((turns - low_freq_factor) / (high_freq_factor - low_freq_factor), 0, 1)
-    return (geometry.bucket((1 - smooth) * plain / factor + smooth * plain),)
+    low = given.low_freq_factor
+    smooth = np.clip((turns - low) / (given.high_freq_factor - low), 0, 1)
+    return (geometry.bucket((1 - smooth) * plain / given.factor + smooth * plain),)
 
 
-def _abf(geometry: Geometry, *, new_theta: float):
+def _abf(geometry: Geometry, given: schema.model.Abf):
     """Adjusted base frequency (arXiv 2309.16039): the plain frequencies of another base."""
-    require(
-        math.isfinite(new_theta) and new_theta >= geometry.theta,
-        "rope.new_theta",
-        f"be at least the model's theta, {geometry.theta:g}",
-        new_theta,
-    )
-    return (geometry.bucket(rotary.base_inv_freq(new_theta, geometry.rotary_dim)),)
+    at_least = f"be at least the model's theta, {geometry.theta:g}"
+    given.require(given.new_theta >= geometry.theta, "new_theta", at_least)
+    return (geometry.bucket(rotary.base_inv_freq(given.new_theta, geometry.rotary_dim)),)
 
 
-def _longrope(
-    geometry: Geometry,
-    *,
-    buckets: Sequence[Mapping[str, Any]] = (),
-    factors: Sequence[float] = (),
-    start_tokens: int = 0,
-    attention_factor: float | str | None = None,
-    max_len: int | None = None,
-):
+def _longrope(geometry: Geometry, given: schema.model.LongRope):
     """LongRoPE (arXiv 2402.13753, Eq. 3): searched factors, for one length or for any number of
     length buckets.
 
@@ -210,20 +171,8 @@ def _longrope(
     ("su", "yarn", "none") with the bucket's own max_len / original_len; the authors' code takes the
     current length there, which no table can hold.
     """
-    if bool(buckets) == bool(factors):
-        raise InputError(
-            "rope.longrope needs either buckets or factors, got "
-            + ("both." if buckets else "neither.")
-        )
-    if not buckets:
-        buckets = [
-            dict(
-                max_len=max_len,
-                factors=factors,
-                start_tokens=start_tokens,
-                attention_factor=attention_factor,
-            )
-        ]
+    fields = ("max_len", "factors", "start_tokens", "attention_factor")
+    buckets = given.buckets or [{name: getattr(given, name) for name in fields}]
     return tuple(
         check_bucket(geometry, f"rope.buckets[{i}]", b) for i, b in enumerate(ascending(buckets))
     )
@@ -242,49 +191,7 @@ METHODS: dict[str, Callable] = {
 }
 
 
-def _check_names(method: str, factory: Callable, constants: Mapping[str, Any]) -> None:
-    parameters = [
-        p for p in inspect.signature(factory).parameters.values() if p.kind is p.KEYWORD_ONLY
-    ]
-    names = [p.name for p in parameters]
-    for name in constants:
-        if name not in names:
-            raise InputError(
-                f"Unknown constant rope.{name} of method '{method}'. "
-                f"{nearest(name, names) if names else 'It has none.'}"
-            )
-    missing = [p.name for p in parameters if p.default is p.empty and p.name not in constants]
-    if missing:
-        raise InputError(
-            f"rope.method '{method}' needs rope.{missing[0]}, which is not given. Its constants: "
-            f"{', '.join(names)}."
-        )
-    for name, value in constants.items():
-        numeric = (
-            name not in ("buckets", "factors", "attention_factor", "truncate") and value is not None
-        )
-        require(not numeric or is_number(value), f"rope.{name}", "be a number", repr(value))
-
-
-def _check_factor(method: str, factor: float) -> None:
-    require(
-        math.isfinite(factor) and factor >= 1,
-        f"rope.factor of method '{method}'",
-        "be a number of at least 1 (target length / original length)",
-        factor,
-    )
-
-
-def _ntk_theta(geometry: Geometry, factor: float) -> float:
+def _ntk_inv_freq(geometry: Geometry, factor: float) -> np.ndarray:
     dim = geometry.rotary_dim
     require(dim > 2, "rotary_dim", "exceed 2 for NTK scaling", dim)
-    return geometry.theta * factor ** (dim / (dim - 2))
-
-
-# method -> its constants for a factor: YaRN's betas are those of its paper, section 3.2
-USUAL_CONSTANTS: dict[str, Callable[[float], dict]] = {
-    "pi": lambda factor: dict(factor=factor),
-    "ntk": lambda factor: dict(factor=factor),
-    "dynamic_ntk": lambda factor: dict(factor=factor),
-    "yarn": lambda factor: dict(factor=factor, beta_fast=32.0, beta_slow=1.0),
-}
+    return rotary.base_inv_freq(geometry.theta * factor ** (dim / (dim - 2)), dim)

@@ -17,6 +17,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrope.rope import checks
+from jaxrope.rope.checks import require
+
 _WORD = 2.0**32
 
 
@@ -61,8 +64,16 @@ def build(factors, *, theta: float, start_tokens: int = 0, attention_factor: flo
       factors: [R]; or [layers, R], which makes a Rope that is `per_layer`.
       theta: base of the plain frequencies.
       start_tokens, attention_factor: see Rope; of every layer.
+
+    Raises:
+      InputError: a number is not finite, or out of range.
     """
-    factors = np.asarray(factors, np.float64)
+    factors = checks.factors("factors", factors)
+    require(checks.finite(theta) and theta > 1, "theta", "be a number above 1", theta)
+    is_start = checks.whole(start_tokens, 0)
+    require(is_start, "start_tokens", "be a whole number of tokens, 0 or more", start_tokens)
+    is_scale = checks.positive(attention_factor)
+    require(is_scale, "attention_factor", "be a positive number", attention_factor)
     lead = factors.shape[:-1]
     return Rope(
         factors_R=factors.astype(np.float32),
@@ -78,9 +89,14 @@ def with_factors(r: Rope, factors) -> Rope:
     """Returns `r` with other factors and the phase words that belong to them.
 
     Host only: the words need float64, which no TPU has. A gradient step on `factors_R` must end
-      here; the words do not follow by themselves.
+    here; the words do not follow by themselves.
+
+    Raises:
+      InputError: they are no factors for as many pairs and layers.
     """
-    factors = np.asarray(factors, np.float64)
+    factors = checks.factors("factors", factors)
+    shape = np.shape(r.factors_R)
+    require(factors.shape == shape, "factors", f"have the shape {shape}", factors.shape)
     turns = turn_words(base_inv_freq(r.theta, 2 * factors.shape[-1]) / factors)
     return dataclasses.replace(r, factors_R=factors.astype(np.float32), turns_R2=turns)
 
@@ -91,7 +107,12 @@ def stack(ropes: Sequence[Rope], *, per_layer: bool = False) -> Rope:
 
     Candidates that are `per_layer` themselves stay it: their layers follow the new axis, and lead
     again inside the `vmap`.
+
+    Raises:
+      InputError: they differ in their shapes or in theta.
     """
+    alike = {(r.theta, r.per_layer, np.shape(r.factors_R)) for r in ropes}
+    require(len(alike) == 1, "ropes", "have one theta and as many factors", sorted(alike))
     stacked = jax.tree.map(lambda *leaves: np.stack(leaves), *ropes)
     return dataclasses.replace(stacked, per_layer=per_layer or stacked.per_layer)
 

@@ -6,13 +6,14 @@ All arithmetic is float64 on the host. Letters: R rotary pairs (rotary_dim // 2)
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxrope.errors import InputError, choose
-from jaxrope.rope import rotary
+from jaxrope.rope import checks, rotary
+from jaxrope.rope.checks import require
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,6 +30,9 @@ class Bucket:
 
 
 Schedule = Callable[[int], Bucket]
+_MOST = checks.MOST_TOKENS
+_TWO_TOKENS = f"be a whole number of tokens from 2 to {_MOST}"
+_MOST_DIMS = 2**16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,22 +47,20 @@ class Geometry:
     original_len: int
 
     def __post_init__(self):
-        even = 0 < self.rotary_dim <= self.head_dim and self.rotary_dim % 2 == 0
+        head_dim, rotary_dim, original_len = self.head_dim, self.rotary_dim, self.original_len
+        even = checks.whole(head_dim, 2, _MOST_DIMS) and checks.whole(rotary_dim, 2, head_dim)
         require(
-            even,
+            even and rotary_dim % 2 == 0,
             "rotary_dim",
-            "be even and from 2 to head_dim",
-            f"{self.rotary_dim} with head_dim {self.head_dim}",
+            f"be even and from 2 to head_dim, and that at most {_MOST_DIMS}",
+            f"{rotary_dim} with head_dim {head_dim}",
         )
-        require(
-            math.isfinite(self.theta) and self.theta > 1, "theta", "be a number above 1", self.theta
-        )
-        require(
-            self.original_len > 0,
-            "original_len",
-            "be a positive number of tokens",
-            self.original_len,
-        )
+        is_theta = checks.finite(self.theta) and self.theta > 1
+        require(is_theta, "theta", "be a number above 1", self.theta)
+        require(checks.whole(original_len, 2), "original_len", _TWO_TOKENS, original_len)
+        for name in ("head_dim", "rotary_dim", "original_len"):
+            object.__setattr__(self, name, int(getattr(self, name)))
+        object.__setattr__(self, "theta", float(self.theta))
 
     @property
     def base_inv_freq(self) -> np.ndarray:
@@ -66,9 +68,11 @@ class Geometry:
 
     def bucket(self, inv_freq: np.ndarray, attention_factor: float = 1.0) -> Bucket:
         """The bucket without a limit whose effective frequencies are `inv_freq`, float64 [R]."""
-        return Bucket(
-            None, tuple((self.base_inv_freq / inv_freq).tolist()), 0, float(attention_factor)
-        )
+        with np.errstate(divide="ignore"):  # what is infinite is refused
+            factors = checks.factors("the factors of rope.method", self.base_inv_freq / inv_freq)
+        is_scale = checks.positive(attention_factor)
+        require(is_scale, "rope.attention_factor", "be a positive number", attention_factor)
+        return Bucket(None, as_factors(factors), 0, float(attention_factor))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,7 +98,8 @@ class RopeFn:
         Raises:
           InputError: the sequence is longer than the last bucket.
         """
-        require(seq_len > 0, "seq_len", "be a positive number of tokens", seq_len)
+        is_length = checks.whole(seq_len, 1)
+        require(is_length, "seq_len", f"be a whole number of tokens from 1 to {_MOST}", seq_len)
         return self.schedule(int(seq_len))
 
     def __call__(self, seq_len: int) -> rotary.Rope:
@@ -125,10 +130,15 @@ def attention_factor(law: str | float, *, factor: float, original_len: int) -> f
         ln factor + 1 (YaRN, Eq. 22); "none", 1; or the number itself.
       factor: target length / original length; at most 1 gives 1.
       original_len: tokens.
+
+    Raises:
+      InputError: an argument is out of range.
     """
     if not isinstance(law, str):
-        require(math.isfinite(law) and law > 0, "attention_factor", "be a positive number", law)
+        require(checks.positive(law), "attention_factor", "be a positive number", law)
         return float(law)
+    require(checks.positive(factor), "factor", "be a number above 0", factor)
+    require(checks.whole(original_len, 2), "original_len", _TWO_TOKENS, original_len)
     laws = {
         "su": lambda: math.sqrt(1 + math.log(factor) / math.log(original_len)),
         "yarn": lambda: yarn_mscale(factor, 1.0),
@@ -177,15 +187,16 @@ def table(buckets: tuple[Bucket, ...]) -> Schedule:
 
 def ascending(buckets):
     """Returns the dicts of buckets, their keys and the order of their lengths checked."""
+    require(checks.is_list(buckets), "rope.buckets", "be a list of buckets", repr(buckets))
     fields = {field.name for field in dataclasses.fields(Bucket)}
     for i, bucket in enumerate(buckets):
         if not isinstance(bucket, Mapping) or set(bucket) != fields:
             actual = sorted(bucket) if isinstance(bucket, Mapping) else type(bucket).__name__
             raise InputError(f"rope.buckets[{i}] must have exactly {sorted(fields)}, got {actual}.")
         require(
-            _is_count(bucket["max_len"]),
+            checks.whole(bucket["max_len"], 1),
             f"rope.buckets[{i}].max_len",
-            "be a positive whole number of tokens",
+            f"be a positive whole number of tokens up to {_MOST}",
             bucket["max_len"],
         )
         if i and bucket["max_len"] <= buckets[i - 1]["max_len"]:
@@ -198,24 +209,20 @@ def ascending(buckets):
 
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
     """Returns the bucket that a dict describes, every value checked; `path` begins its messages."""
-    factors = bucket["factors"]
-    if _is_list(factors) and any(map(_is_list, factors)):  # of each layer's own
-        for layer, row in enumerate(factors):
-            _check_factors(geometry, f"{path}.factors[{layer}]", row)
-    else:
-        _check_factors(geometry, f"{path}.factors", factors)
+    pairs = geometry.rotary_dim // 2
+    factors = checks.factors(f"{path}.factors", bucket["factors"], num_pairs=pairs, least=1.0)
     start = bucket["start_tokens"]
     require(
-        _is_whole(start) and start >= 0,
+        checks.whole(start, 0),
         f"{path}.start_tokens",
-        "be a whole number of tokens, 0 or more",
+        f"be a whole number of tokens from 0 to {_MOST}",
         start,
     )
     law, scale = bucket["attention_factor"], bucket["max_len"] / geometry.original_len
     require(
-        isinstance(law, str) or is_number(law),
+        isinstance(law, str) or checks.positive(law),
         f"{path}.attention_factor",
-        "be a number, 'su', 'yarn' or 'none'",
+        "be a positive number, 'su', 'yarn' or 'none'",
         law,
     )
     number = attention_factor(law, factor=scale, original_len=geometry.original_len)
@@ -238,51 +245,12 @@ def check_layers(rope_fn: RopeFn, num_layers: int) -> None:
             )
 
 
-def _check_factors(geometry: Geometry, path: str, factors) -> None:
-    numbers = _is_list(factors) and all(is_number(value) for value in factors)
-    require(numbers, path, "be a list of numbers", repr(factors)[:60])
-    pairs = geometry.rotary_dim // 2
-    require(len(factors) == pairs, path, f"hold {pairs} numbers (rotary_dim / 2)", len(factors))
-    bad = [
-        (i, value) for i, value in enumerate(factors) if not (math.isfinite(value) and value >= 1)
-    ]
-    require(
-        not bad,
-        path,
-        "all be finite and at least 1",
-        bad and f"{bad[0][1]} at index {bad[0][0]}",
-    )
-
-
 def yarn_mscale(factor: float, scale: float) -> float:
     """Returns 0.1 scale ln(factor) + 1 (YaRN, Eq. 22; the scale is Hugging Face's)."""
     return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-
-def is_number(value) -> bool:
-    """Returns whether a value is a real number; True and False are none."""
-    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
-
-
-def _is_list(value) -> bool:
-    return isinstance(value, Sequence | np.ndarray) and not isinstance(value, str)
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int | np.integer) and not isinstance(value, bool)
-
-
-def _is_count(value) -> bool:
-    return _is_whole(value) and value > 0
 
 
 def as_factors(factors) -> tuple:
     """Returns factors [R] or [L, R] as a bucket holds them: numbers, or rows of numbers."""
     listed = np.asarray(factors, np.float64).tolist()
     return tuple(tuple(row) if isinstance(row, list) else row for row in listed)
-
-
-def require(holds, path: str, rule: str, actual) -> None:
-    """Raises the InputError "path must rule, got actual." unless `holds`."""
-    if not holds:
-        raise InputError(f"{path} must {rule}, got {actual}.")

@@ -8,10 +8,10 @@ identify("search", config, {"weights": digest, ...}).digest
 No jax is imported here: a mistake is found before anything is.
 """
 
-from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace
+from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
 from jaxrope.schema.model import Mesh
-from jaxrope.schema.rules import Section, rules
+from jaxrope.schema.rules import Section
 
 __all__ = [
     "FREE",
@@ -26,5 +26,5 @@ __all__ = [
     "leaves",
     "read",
     "replace",
-    "rules",
+    "rule_of",
 ]

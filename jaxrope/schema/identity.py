@@ -21,6 +21,7 @@ FREE = (
     "data.cache_dir",
     "data.eval_files",
     "data.exclude",
+    "data.skip_bad_lines",  # it refuses text, or reads it as it is
     "data.tokenizer",
     "data.train_files",
     "eval.baseline",
@@ -100,6 +101,12 @@ class Identity:
     def from_json(value: Mapping[str, Any]) -> "Identity":
         """Returns the identity that a record holds."""
         return Identity(value["program"], value["settings"], value["content"])
+
+    def without(self, *names: str) -> "Identity":
+        """Returns the identity without some keys and content."""
+        settings = {k: v for k, v in self.settings.items() if not is_in(k, names)}
+        content = {k: v for k, v in self.content.items() if k not in names}
+        return Identity(self.program, settings, content)
 
     def changes(self, now: "Identity") -> list[str]:
         """Returns what differs from an earlier identity: "train.seq_len (512, now 1024)"."""

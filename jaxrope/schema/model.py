@@ -92,7 +92,8 @@ class _Rope(Section):
     PATH = "rope"
 
 
-_FACTOR = Number(least=1, unit="target length / original length")
+_FACTOR = Number(least=1, most=1e6, unit="target length / original length")
+_TURNS = Number(least=1e-6, most=1e6, unit="turns")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -148,8 +149,8 @@ class Yarn(_Rope):
 
     method: str = field(Choice(("yarn",)))
     factor: float = field(_FACTOR)
-    beta_fast: float = field(Number(above=0, unit="turns"), default=32.0)
-    beta_slow: float = field(Number(above=0, unit="turns"), default=1.0)
+    beta_fast: float = field(_TURNS, default=32.0)
+    beta_slow: float = field(_TURNS, default=1.0)
     attention_factor: float | None = field(Maybe(Number(above=0)), default=None)
     mscale: float | None = field(Maybe(Number(least=0)), default=None)
     mscale_all_dim: float | None = field(Maybe(Number(least=0)), default=None)
@@ -217,6 +218,7 @@ CONSTANTS: dict[str, type[Section]] = {
     "abf": Abf,
     "longrope": LongRope,
 }
+METHOD = Select("method", CONSTANTS)
 ROPE = Select("method", {"model": OfModel, "file": OfFile, "preset": Preset} | CONSTANTS)
 
 

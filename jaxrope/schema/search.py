@@ -1,6 +1,7 @@
 """How factors are searched: the evolution, descents, races, pre-filters, objectives."""
 
 import dataclasses
+import math
 from typing import Any
 
 from jaxrope.errors import InputError
@@ -124,12 +125,12 @@ class Algorithm(Section):
     iterations: int = field(Whole(1, 2**20))
     mutation_probability: float = field(Number(above=0, most=1))
     crossover_tries: int = field(Whole(0, 2**20))
-    step: float = field(Number(above=0))
+    step: float = field(Number(least=1e-6, most=1))
     bound: float = field(Number(above=0))
     halve_above: int = field(Whole(0, unit="tokens"))
 
     def check(self) -> None:
-        """Parents are of the population, and generations have children."""
+        """Parents are of the population, generations have children, 1 is on the grid."""
         if self.parents > self.population:
             raise InputError(
                 f"search.algorithm.parents must be at most the population, got {self.parents} of "
@@ -140,6 +141,8 @@ class Algorithm(Section):
                 "search.algorithm.mutations and crossovers are both 0: no generation after the "
                 "first would be new. Raise one of them."
             )
+        on_grid = math.isclose(round(1 / self.step) * self.step, 1.0)
+        self.require(on_grid, "step", "divide 1 into whole steps", "Use 0.01 or 0.05.")
 
     def num_evaluations(self) -> int:
         """Candidates in a whole search: 64 + 39 * 32 = 1,312 with the paper's constants."""

@@ -14,7 +14,6 @@ distance.
 """
 
 import functools
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,39 +21,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama
+from jaxrope import llama, schema
 from jaxrope.analysis import patterns, rows
 from jaxrope.data import needles
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.mesh import collectives
 from jaxrope.search import judging
-from jaxrope.search.judging import Objective, Task, check_whole
+from jaxrope.search.judging import Objective, Task
 
 _SINK = 1  # first keys that entropies and patterns leave out
 _TRAINED = "trained_"  # of names in a sample: what is read at the trained length
 
 
-def entropy_shift(
-    task: Task,
-    *,
-    num_samples: int,
-    num_keys: int,
-    place: str,
-    heads: tuple[tuple[int, int], ...],
-    needle_weight: float,
-) -> Objective:
+def entropy_shift(task: Task, section: schema.search.OfHeads) -> Objective:
     """How far the entropy of attention moves where the answer is written: the mean of |H / ln n -
     that of the trained length| over the answer's tokens and heads, the sink left out.
 
-    Args:
-      task: the model and the text.
-      num_samples, num_keys, place: see objective.needle.
-      heads: (layer, head) that count, all the same; (): all, each by the probability that it gives
-        the needle at the trained length, so that those count that retrieve.
-      needle_weight: see the module.
+    The heads that the section lists count, all the same; with none listed all do, each by the
+    probability that it gives the needle at the trained length, so that those count that retrieve.
     """
-    count_fn = _head_weights(task.config, heads)
-    samples = _samples(task, num_samples, num_keys, place)
+    count_fn = _head_weights(task.config, section.heads)
+    samples = _samples(task, section)
 
     def row_fn(row, needle_BT, length):
         rest = rows.without_first(row, _SINK)
@@ -65,28 +52,15 @@ def entropy_shift(
         weights_LN = count_fn(_over_answers(trained[1], present_M), task.settings.mesh)
         return _over_heads(_over_answers(shift_LMN, present_M), weights_LN, task.settings.mesh)
 
-    return _objective(task, samples, (row_fn, term_fn), "entropy shift", needle_weight)
+    return _objective(task, section, samples, (row_fn, term_fn), "entropy shift")
 
 
-def needle_mass(
-    task: Task,
-    *,
-    num_samples: int,
-    num_keys: int,
-    place: str,
-    heads: tuple[tuple[int, int], ...],
-    needle_weight: float,
-) -> Objective:
+def needle_mass(task: Task, section: schema.search.OfHeads) -> Objective:
     """-ln of the probability that retrieval heads give to the needle where the answer is written,
-    mean over the answer's tokens, nats.
-
-    Args:
-      task: the model and the text.
-      num_samples, num_keys, place: see objective.needle.
-      heads, needle_weight: see entropy_shift.
+    mean over the answer's tokens, nats; heads as in entropy_shift.
     """
-    count_fn = _head_weights(task.config, heads)
-    samples = _samples(task, num_samples, num_keys, place)
+    count_fn = _head_weights(task.config, section.heads)
+    samples = _samples(task, section)
 
     def row_fn(row, needle_BT, length):
         return rows.mass(row, needle_BT)
@@ -98,44 +72,22 @@ def needle_mass(
         least = jnp.finfo(mass_M.dtype).tiny
         return jnp.sum(-jnp.log(jnp.maximum(mass_M, least)) * present_M) / jnp.sum(present_M)
 
-    return _objective(task, samples, (row_fn, term_fn), "-ln needle mass", needle_weight)
+    return _objective(task, section, samples, (row_fn, term_fn), "-ln needle mass")
 
 
-def pattern(
-    task: Task,
-    *,
-    num_samples: int,
-    num_keys: int,
-    place: str,
-    view: str,
-    num_queries: int,
-    num_bins: int,
-    needle_weight: float,
-) -> Objective:
+def pattern(task: Task, section: schema.search.Pattern) -> Objective:
     """How far attention by distance is from that of the trained length: the Jensen-Shannon
     divergence of the two curves, nats, mean over heads, the sink left out.
 
-    Args:
-      task: the model and the text.
-      num_samples, num_keys, place: see objective.needle.
-      view: "below": distances below the trained length; "relative": distance / length, which is
-        that of the trained length divided by the extension.
-      num_queries: of each text, evenly in its second half.
-      num_bins: of distance, equally wide.
-      needle_weight: see the module.
+    The view "below" has distances below the trained length; "relative" distance / length, which is
+    that of the trained length divided by the extension. Queries are of each text, evenly in its
+    second half; bins of distance are equally wide.
     """
-    edges_fn = choose("search.objective.view", view, VIEWS)
-    check_whole(num_queries=(num_queries, 1), num_bins=(num_bins, 2))
-    trained_len = _reference(task).length
-    for name, value, most in (
-        ("num_queries", num_queries, trained_len // 2),
-        ("num_bins", num_bins, trained_len),
-    ):
-        if value > most:
-            raise InputError(
-                f"search.objective.{name} must be at most {most} for a trained length of "
-                f"{trained_len:,} tokens, got {value}."
-            )
+    edges_fn, trained_len = VIEWS[section.view], _reference(task).length
+    num_queries, num_bins = section.num_queries, section.num_bins
+    rule = f"be at most {{}} for a trained length of {trained_len:,} tokens"
+    for name, most in (("num_queries", trained_len // 2), ("num_bins", trained_len)):
+        section.require(getattr(section, name) <= most, name, rule.format(most))
     window, scales = task.config.sliding_window, {}
     places = {n: _second_half(n, num_queries) for n in (task.target_len, trained_len)}
     edges = {n: edges_fn(n, trained_len, num_bins) for n in places}
@@ -143,7 +95,7 @@ def pattern(
         pairs = patterns.pair_counts(positions, length, window=window, first_keys=_SINK)
         counts = patterns.binned(pairs, edges[length])
         scales[length] = np.diff(edges[length]) / np.maximum(counts, 1)
-    samples = _samples(task, num_samples, num_keys, place, places)
+    samples = _samples(task, section, places)
 
     def row_fn(row, needle_BT, length):
         return rows.by_distance(rows.without_first(row, _SINK), edges[length])
@@ -156,7 +108,7 @@ def pattern(
         js_LN = patterns.js(curve(candidate, task.target_len), curve(trained, trained_len))
         return _over_heads(js_LN, jnp.ones_like(js_LN), task.settings.mesh)
 
-    return _objective(task, samples, (row_fn, term_fn), "pattern JS", needle_weight)
+    return _objective(task, section, samples, (row_fn, term_fn), "pattern JS")
 
 
 VIEWS = {
@@ -176,7 +128,7 @@ def _reference(task: Task) -> judging.Reference:
 
 
 def _samples(
-    task: Task, num_samples: int, num_keys: int, place: str, queries: dict | None = None
+    task: Task, section: schema.Section, queries: dict | None = None
 ) -> dict[str, np.ndarray]:
     """Returns both texts of each sample, [W, T] but the tokens, which are [W, T + 1].
 
@@ -188,15 +140,9 @@ def _samples(
     lengths = {"": task.target_len, _TRAINED: _reference(task).length}
     settings, samples = {"": "target_len", _TRAINED: "search.training_len"}, {}
     for prefix, length in lengths.items():
-        documents = judging.needle_documents(
-            task,
-            num_samples=num_samples,
-            num_keys=num_keys,
-            place=place,
-            length=length,
-            setting=settings[prefix],
-        )
-        weights, needle, picks = (np.zeros((num_samples, length), np.float32) for _ in range(3))
+        documents = judging.needle_documents(task, section, length=length, setting=settings[prefix])
+        shape = section.num_samples, length
+        weights, needle, picks = (np.zeros(shape, np.float32) for _ in range(3))
         for i, document in enumerate(documents):
             columns = np.array(document.answers[0]) - 1  # column t predicts token t + 1
             weights[i, columns] = 1
@@ -226,23 +172,24 @@ def _lay_out(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.nda
 
 def _objective(
     task: Task,
+    section: schema.Section,
     samples: dict[str, np.ndarray],
     functions: tuple[Callable, Callable],
     unit: str,
-    needle_weight: float,
 ) -> Objective:
     """Returns the objective of a term and of the answers' tokens.
 
     Args:
-      task, needle_weight: see entropy_shift.
+      task: the model and the text.
+      section: has needle_weight, see the module.
       samples: of `_samples`.
       functions: row_fn, (row, needle_BT, length) -> leaves [B, ...] of a query; and term_fn,
         (leaves [L, M, ...] with the candidate, the same at the trained length, present_M) ->
         scalar; present_M is 1 for queries that exist, else 0.
       unit: of the term.
     """
-    _check_weight(needle_weight)
     (row_fn, term_fn), reference, settings = functions, _reference(task), task.settings
+    needle_weight = section.needle_weight
     answers_fn = judging.nll_of(task.config, settings)
     # a fresh sample may have an answer of more tokens than these, but never more than digits
     most = int(max(samples["picks_WT"].max(), needles.DIGITS))
@@ -282,15 +229,6 @@ def _objective(
     )
 
 
-def _check_weight(needle_weight) -> None:
-    number = isinstance(needle_weight, int | float) and not isinstance(needle_weight, bool)
-    if not number or not 0 <= needle_weight < math.inf:
-        raise InputError(
-            "search.objective.needle_weight must be a number of 0 or more, got "
-            f"{needle_weight!r}. Use 0 for attention alone."
-        )
-
-
 def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
     """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N]; on a
     mesh those of this device.
@@ -298,14 +236,12 @@ def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any]
     shape = config.num_layers, config.num_heads
     chosen_LN = np.zeros(shape, np.float32)
     for head in heads:
-        whole = isinstance(head, list | tuple) and len(head) == 2
-        whole = whole and all(isinstance(x, int) and not isinstance(x, bool) for x in head)
-        if not whole or not all(0 <= x < most for x, most in zip(head, shape, strict=True)):
+        if not all(x < most for x, most in zip(head, shape, strict=True)):
             raise InputError(
                 f"search.objective.heads must be pairs (layer, head) from (0, 0) to "
                 f"({shape[0] - 1}, {shape[1] - 1}), got {head}."
             )
-        chosen_LN[tuple(head)] = 1
+        chosen_LN[head] = 1
 
     def count(mass_LN, mesh):
         if not len(heads):

@@ -5,13 +5,14 @@ import math
 
 import numpy as np
 
-from jaxrope import llama, rope, setup
-from jaxrope.errors import InputError, choose
+from jaxrope import llama, rope, schema, setup
+from jaxrope.errors import InputError
 from jaxrope.search.judging import Reference
 from jaxrope.store import files
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
-_LAWS = dict.fromkeys(("su", "yarn", "none", "rope"))
+_YARN = schema.model.Yarn(method="yarn", factor=1.0)
+BETAS = dict(beta_fast=_YARN.beta_fast, beta_slow=_YARN.beta_slow)  # those of its paper
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,7 +78,7 @@ def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -
             f"target_len must {rule} original_len {model.original_len:,}, got {target_len:,}: the "
             "model serves that many tokens already. Raise target_len."
         )
-    if configured_len < 0 or configured_len >= target_len + recovers:
+    if configured_len >= target_len + recovers:
         raise InputError(
             f"search.training_len must be 0 (original_len) or from 1 to below target_len "
             f"{target_len:,}, got {configured_len:,}."
@@ -124,17 +125,8 @@ def _fine_tuned_len(config, extended: Extension | None) -> int:
 def highest(config, bound: float, trained: int) -> float:
     """Returns the largest factor of a candidate: search.highest, else bound * target length /
     training length.
-
-    Raises:
-      InputError: search.highest is out of range.
     """
-    configured = config.search.highest
-    if configured and not 1 < configured < math.inf:
-        raise InputError(
-            "search.highest must be 0 (search.algorithm.bound * target_len / training_len) or "
-            f"above 1, got {configured:g}."
-        )
-    return configured or bound * config.target_len / trained
+    return config.search.highest or bound * config.target_len / trained
 
 
 def attention_factor(config, model: llama.LlamaConfig, extended: Extension | None) -> float:
@@ -142,15 +134,9 @@ def attention_factor(config, model: llama.LlamaConfig, extended: Extension | Non
     length, or that of config.rope.
 
     Raises:
-      InputError: search.attention_factor is neither a law nor a number, or config.rope has none.
+      InputError: it is to be that of config.rope, which has none.
     """
     law = config.search.attention_factor
-    if isinstance(law, str):
-        choose("search.attention_factor", law, _LAWS)
-    elif isinstance(law, bool) or not isinstance(law, int | float) or not 0 < law < math.inf:
-        raise InputError(
-            f"search.attention_factor must be su, yarn, none, rope or a number above 0, got {law}."
-        )
     if law == "rope" and extended is None:
         raise InputError(
             "search.attention_factor 'rope' is that of config.rope, which does not extend the "
@@ -160,26 +146,6 @@ def attention_factor(config, model: llama.LlamaConfig, extended: Extension | Non
         return extended.bucket.attention_factor
     factor = config.target_len / model.original_len
     return rope.attention_factor(law, factor=factor, original_len=model.original_len)
-
-
-def attention_factors(config, number: float) -> tuple[float, ...]:
-    """Returns what a candidate's attention factor may be: `number` times each of the multiples.
-
-    Raises:
-      InputError: search.attention_multiples breaks its rule.
-    """
-    multiples = tuple(config.search.attention_multiples)
-    valid = (
-        multiples
-        and all(isinstance(m, int | float) and 0 < m < math.inf for m in multiples)
-        and list(multiples) == sorted(set(multiples))
-    )
-    if not valid:
-        raise InputError(
-            f"search.attention_multiples must list ascending numbers above 0, got {multiples}. "
-            "Use (1.0,) to search none."
-        )
-    return tuple(number * multiple for multiple in multiples)
 
 
 def make(config, model: llama.LlamaConfig, base_rope: rope.RopeFn, trained: int) -> list[Baseline]:
@@ -230,7 +196,8 @@ def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: i
         np.array(tuned.factors),
         theta=model.theta,
         trained=trained,
-        **rope.USUAL_CONSTANTS["yarn"](config.target_len / trained),
+        factor=config.target_len / trained,
+        **BETAS,
     )
     buckets["yarn"] = dataclasses.replace(buckets["yarn"], factors=rope.as_factors(ramp_R))
     baselines = [Baseline("none", tuned, True)]
@@ -307,7 +274,7 @@ def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[st
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     geometry |= dict(original_len=trained)
     factor = target_len / trained
-    ropes = {n: rope.make(n, **geometry, **rope.USUAL_CONSTANTS[n](factor)) for n in SEEDS}
+    ropes = {name: rope.make(name, **geometry, factor=factor) for name in SEEDS}
     return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 

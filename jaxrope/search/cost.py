@@ -5,8 +5,8 @@ import time
 
 import jax
 
-from jaxrope.errors import choose
-from jaxrope.search import baselines, descent, evaluator, evolution, gradient, plan, ramp
+from jaxrope import schema
+from jaxrope.search import baselines, descent, evaluator, plan, ramp
 from jaxrope.search.objective import OF_ATTENTION
 from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds
 from jaxrope.shell.progress import duration
@@ -24,11 +24,12 @@ def estimate(config) -> str:
     """
     problem = prepare(config)
     judge, memory = problem.objective, problem.memory
-    breeds = METHODS[config.search.method].breeds
+    section = problem.config.search
+    breeds = METHODS[section.method].breeds
     seeded = len(seeds(problem)) + (problem.gradient.starts if problem.gradient else 0)
     evolved = problem.settings.num_evaluations() if breeds else seeded
     compared = baselines.comparisons(problem.baselines, problem.attention_factor)
-    num_compared = len(compared) if config.search.compare else 0
+    num_compared = len(compared) if section.compare else 0
     moved = ramp.most_candidates(problem)
     total, batch = evolved + num_compared + moved, problem.per_device * problem.num_groups
     sloped = descent.tokens(problem, descent.planned_steps(problem))
@@ -59,14 +60,14 @@ def planned_tokens(config) -> int:
     Raises:
       InputError: a setting breaks its rule.
     """
-    section = config.search
-    settings = evolution.settings_for(section.algorithm.to_dict(), config.target_len)
-    method = choose("search.method", section.method, METHODS)
-    tokens = 0
+    config = schema.read(config)
+    section, tokens = config.search, 0
+    method = METHODS[section.method]
     if method.breeds:
-        tokens += settings.num_evaluations() * section.objective.num_samples
+        evolved = section.algorithm.halved(config.target_len).num_evaluations()
+        tokens += evolved * section.objective.num_samples
     if method.descends:
-        descents = gradient.settings_for(section.gradient.to_dict())
+        descents = section.gradient
         tokens += descent.COST * descents.starts * descents.steps * descents.batch
     looks = section.objective.name in OF_ATTENTION
     trained_len = (section.training_len or config.original_len) if looks else 0

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import rope
+from jaxrope import rope, schema
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
 from jaxrope.search.baselines import Baseline
@@ -45,7 +45,7 @@ def theoretical_pair(*, rotary_dim: int, theta: float, trained_len: int, turns: 
 
 def narrow(
     space: genome.Space,
-    settings: evolution.Settings,
+    settings: schema.search.Algorithm,
     *,
     theta: float,
     trained_len: int,
@@ -57,7 +57,7 @@ def narrow(
       InputError: the pairs are out of range or order, or factors of target / training length are
         not in the space.
     """
-    if not isinstance(settings, evolution.CriticalSettings):
+    if not isinstance(settings, schema.search.Critical):
         return space
     geometry = dict(rotary_dim=2 * space.num_pairs, theta=theta, trained_len=trained_len)
     low = settings.critical_low or theoretical_pair(**geometry, turns=_MANY_TURNS)

@@ -9,140 +9,19 @@ Letters: P candidates of one generation, K parents, E candidates evaluated so fa
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Iterable
 
 import jax
 import numpy as np
 
-from jaxrope.errors import InputError, choose
+from jaxrope import schema
+from jaxrope.errors import InputError
 from jaxrope.search import genome as genomes
 from jaxrope.search import prefilter as prefilters
 from jaxrope.search.encodings import ENCODINGS
 from jaxrope.search.prefilter import Prefilter
 
 _MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """`search.algorithm`, checked. See configs/base.py for the units.
-
-    Raises:
-      InputError: a value breaks its rule.
-    """
-
-    name: str
-    population: int
-    mutations: int
-    crossovers: int
-    parents: int
-    iterations: int
-    mutation_probability: float
-    crossover_tries: int
-    step: float
-    bound: float
-    halve_above: int
-
-    def __post_init__(self):
-        choose("search.algorithm.name", self.name, ENCODINGS)
-        for name, least in _LEAST.items():
-            _require_whole(name, getattr(self, name), least)
-        for name in ("mutation_probability", "step", "bound"):
-            value = getattr(self, name)
-            if (
-                not isinstance(value, int | float)
-                or isinstance(value, bool)
-                or not 0 < value < math.inf
-            ):
-                raise InputError(f"search.algorithm.{name} must be a number above 0, got {value}.")
-        if self.mutation_probability > 1:
-            raise InputError(
-                "search.algorithm.mutation_probability must be at most 1, got "
-                f"{self.mutation_probability}."
-            )
-        if self.parents > self.population:
-            raise InputError(
-                f"search.algorithm.parents must be at most the population, got {self.parents} of "
-                f"{self.population}. Lower parents or raise population."
-            )
-        if self.iterations > 1 and self.mutations + self.crossovers == 0:
-            raise InputError(
-                "search.algorithm.mutations and crossovers are both 0: no generation after the "
-                "first would be new. Raise one of them."
-            )
-
-    def num_evaluations(self) -> int:
-        """Candidates in a whole search: 64 + 39 * 32 = 1,312 with the paper's constants."""
-        return self.population + (self.iterations - 1) * (self.mutations + self.crossovers)
-
-
-@dataclasses.dataclass(frozen=True)
-class CriticalSettings(Settings):
-    """`search.algorithm` of "critical" (LongRoPE2): also the pairs that may be critical.
-
-    Attributes:
-      critical_low, critical_high: the lowest and the highest of them; 0: by formula, see
-        search/critical.py.
-    """
-
-    critical_low: int
-    critical_high: int
-
-    def __post_init__(self):
-        super().__post_init__()
-        for name in ("critical_low", "critical_high"):
-            _require_whole(name, getattr(self, name), 0)
-
-
-SETTINGS = {"monotone": Settings, "piecewise": Settings, "critical": CriticalSettings}
-
-_LEAST = dict(
-    population=1,
-    mutations=0,
-    crossovers=0,
-    parents=1,
-    iterations=1,
-    crossover_tries=0,
-    halve_above=0,
-)
-
-
-def settings_for(section: dict, target_len: int) -> Settings:
-    """Returns the settings of a search for `target_len` tokens.
-
-    Above `halve_above` tokens P, N1, N2 and k are halved (LongRoPE, section 4.1).
-
-    Raises:
-      InputError: a key is unknown or missing, or a value breaks its rule.
-    """
-    kind = choose("search.algorithm.name", section.get("name"), SETTINGS)
-    keys = [field.name for field in dataclasses.fields(kind)]
-    for name in section:
-        choose("search.algorithm key", name, dict.fromkeys(keys))
-    missing = [name for name in keys if name not in section]
-    if missing:
-        raise InputError(
-            f"search.algorithm lacks {', '.join(missing)}. A section that selects an algorithm "
-            "gives all of its arguments."
-        )
-    settings = kind(**section)
-    if not 0 < settings.halve_above < target_len:
-        return settings
-    halves = {name: getattr(settings, name) // 2 for name in ("mutations", "crossovers")}
-    return dataclasses.replace(
-        settings,
-        population=max(settings.population // 2, 1),
-        parents=max(settings.parents // 2, 1),
-        **halves,
-    )
-
-
-def _require_whole(name: str, value, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise InputError(
-            f"search.algorithm.{name} must be a whole number from {least} on, got {value}."
-        )
 
 
 @jax.tree_util.register_dataclass
@@ -168,13 +47,13 @@ class SearchState:
     seen_EG: np.ndarray
     seen_fitness_E: np.ndarray
     seed: int = dataclasses.field(metadata={"static": True})
-    settings: Settings = dataclasses.field(metadata={"static": True})
+    settings: schema.search.Algorithm = dataclasses.field(metadata={"static": True})
     space: genomes.Space = dataclasses.field(metadata={"static": True})
     prefilter: Prefilter = dataclasses.field(metadata={"static": True})
 
 
 def init(
-    settings: Settings,
+    settings: schema.search.Algorithm,
     space: genomes.Space,
     seeds_SG: np.ndarray,
     seed: int,
@@ -273,7 +152,7 @@ class _Breed:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: schema.search.Algorithm,
         space: genomes.Space,
         prefilter: Prefilter,
         rng: np.random.Generator,

@@ -19,55 +19,10 @@ import jax
 import numpy as np
 import optax
 
-from jaxrope.errors import InputError
-from jaxrope.search.section import settings_from
+from jaxrope import schema
 
 _LEAST_RISE = 1e-3  # of z from pair to pair at the start: where softplus is flat, nothing moves
 _NEAREST = 0.999  # of ln(highest): the most that a start may have, for z is infinite at the bound
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """`search.gradient`, checked. See configs/base.py for the units.
-
-    Raises:
-      InputError: a value breaks its rule.
-    """
-
-    steps: int
-    batch: int
-    starts: int
-    ramp_moves: int
-    learning_rate: float
-    attention_rate: float
-    b1: float
-    b2: float
-
-    def __post_init__(self):
-        for name, least in {"steps": 1, "batch": 1, "starts": 1, "ramp_moves": 0}.items():
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(
-                    f"search.gradient.{name} must be a whole number from {least} on, got {value}."
-                )
-        limits = {"learning_rate": math.inf, "attention_rate": math.inf, "b1": 1.0, "b2": 1.0}
-        for name, limit in limits.items():
-            value = getattr(self, name)
-            number = isinstance(value, int | float) and not isinstance(value, bool)
-            if not number or not 0 <= value < limit or (name == "learning_rate" and value == 0):
-                rule = "below 1" if limit == 1 else "finite"
-                raise InputError(
-                    f"search.gradient.{name} must be a positive number, {rule}, got {value}."
-                )
-
-
-def settings_for(section: dict) -> Settings:
-    """Returns the settings of a config section.
-
-    Raises:
-      InputError: a key is unknown or missing, or a value breaks its rule.
-    """
-    return settings_from(Settings, "search.gradient", section)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +55,9 @@ class State:
     moments: optax.OptState
 
 
-def begin(settings: Settings, bounds: Bounds, factors, attention_factor: float) -> State:
+def begin(
+    settings: schema.search.Gradient, bounds: Bounds, factors, attention_factor: float
+) -> State:
     """Returns the descent before its first step.
 
     Args:
@@ -121,7 +78,11 @@ def point(bounds: Bounds, state: State) -> tuple[np.ndarray, float]:
 
 
 def tell(
-    settings: Settings, bounds: Bounds, state: State, factors_grad, attention_grad: float
+    settings: schema.search.Gradient,
+    bounds: Bounds,
+    state: State,
+    factors_grad,
+    attention_grad: float,
 ) -> State:
     """Returns the descent one step further.
 
@@ -170,7 +131,7 @@ def slopes_grad(slopes: np.ndarray, highest: float, factors_grad) -> np.ndarray:
     return later / (1.0 + np.exp(-slopes))
 
 
-def _adam(settings: Settings) -> optax.GradientTransformation:
+def _adam(settings: schema.search.Gradient) -> optax.GradientTransformation:
     """Adam at a rate that falls to zero as a half cosine; rates are multiplied in by `tell`."""
     fall = optax.cosine_decay_schedule(-1.0, settings.steps)
     return optax.chain(

@@ -16,9 +16,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import llama, rope, schema
 from jaxrope.data import needles
-from jaxrope.errors import InputError, choose
 from jaxrope.llama import losses
 from jaxrope.mesh import collectives
 
@@ -116,17 +115,8 @@ class Objective:
         return digest.hexdigest()
 
 
-def check_whole(**values: tuple[int, int]) -> None:
-    """Refuses an argument, (value, minimum), that is not a whole number or below its minimum."""
-    for name, (value, least) in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            raise InputError(
-                f"search.objective.{name} must be a whole number from {least} on, got {value}."
-            )
-
-
 def needle_documents(
-    task: Task, *, num_samples: int, num_keys: int, place: str, length: int, setting: str
+    task: Task, section: schema.Section, *, length: int, setting: str
 ) -> list[needles.NeedleDocument]:
     """Returns documents of one token more than `length`, in which a number is hidden and asked for.
 
@@ -136,29 +126,24 @@ def needle_documents(
 
     Args:
       task: the text and the seed.
-      num_samples, num_keys, place: see objective.needle.
+      section: has num_samples, num_keys and place.
       length: tokens that are read.
       setting: the key that says how long they are, for messages.
 
     Raises:
-      InputError: an argument is out of range, or the text or the length is too short.
+      InputError: the text or the length is too short.
     """
-    most = len(needles.NOUNS) // 2
-    check_whole(num_samples=(num_samples, 1), num_keys=(num_keys, 1))
-    if num_keys > most:
-        raise InputError(f"search.objective.num_keys must be at most {most}, got {num_keys}.")
-    depth_fn = choose("search.objective.place", place, PLACES)
     source = needles.Source(task.tokenizer, needles.text(task.documents), "search", setting)
     return [
         needles.make_document(
             source,
             length=length + 1,
-            num_keys=num_keys,
+            num_keys=section.num_keys,
             seed=task.seed,
             index=i,
-            depth=depth_fn(i),
+            depth=PLACES[section.place](i),
         )
-        for i in range(task.skip, task.skip + num_samples)
+        for i in range(task.skip, task.skip + section.num_samples)
     ]
 
 

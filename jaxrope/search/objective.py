@@ -8,14 +8,12 @@ Letters: W samples, T length.
 
 import dataclasses
 import functools
-import inspect
 
 import numpy as np
 
-from jaxrope import data, llama
-from jaxrope.errors import InputError, choose, nearest
+from jaxrope import data, llama, schema
 from jaxrope.search import attention_objective, judging
-from jaxrope.search.judging import CHUNK, Objective, Reference, Task, check_whole, mean_nll
+from jaxrope.search.judging import CHUNK, Objective, Reference, Task, mean_nll
 
 __all__ = [
     "CHUNK",
@@ -32,44 +30,27 @@ __all__ = [
 ]
 
 
-def make(section: dict, task: Task) -> Objective:
-    """Returns the objective of a config section: its name and exactly its arguments.
+def make(section: schema.Section, task: Task) -> Objective:
+    """Returns the objective of config.search.objective.
 
     Raises:
-      InputError: an unknown name, an unknown, missing or illegal argument, or documents that are
-        too short.
+      InputError: documents that are too short, or what does not fit the model.
     """
-    arguments = dict(section)
-    objective_fn = choose("search.objective.name", arguments.pop("name", None), OBJECTIVES)
-    parameters = inspect.signature(objective_fn).parameters.values()
-    names = [p.name for p in parameters if p.kind is p.KEYWORD_ONLY]
-    for name in arguments:
-        if name not in names:
-            raise InputError(f"Unknown key search.objective.{name}. {nearest(name, names)}")
-    for name in names:
-        if name not in arguments:
-            raise InputError(
-                f"search.objective.{name} is missing. Give all of: {', '.join(names)}."
-            )
-    return objective_fn(task, **arguments)
+    return OBJECTIVES[section.name](task, section)
 
 
-def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective:
-    """Perplexity of whole windows of the target length, token mean (LongRoPE, section 4.1).
-
-    Args:
-      task: the model and the text.
-      num_samples: windows, each of another document.
-      offset_tokens: tokens to skip at the start of each document.
+def perplexity(task: Task, section: schema.search.Perplexity) -> Objective:
+    """Perplexity of whole windows of the target length, each of another document, token mean
+    (LongRoPE, section 4.1).
     """
-    check_whole(num_samples=(num_samples, 1), offset_tokens=(offset_tokens, 0))
-    text = dict(length=task.target_len, offset_tokens=offset_tokens)
+    text = dict(length=task.target_len, offset_tokens=section.offset_tokens)
     drawn = dict(seed=task.seed, bos_id=task.tokenizer.bos_id)
     if task.skip:
-        numbers = range(task.skip, task.skip + num_samples)
+        numbers = range(task.skip, task.skip + section.num_samples)
         windows = data.fresh_windows(task.documents, numbers=numbers, **text, **drawn)
     else:
-        windows = data.search_windows(task.documents, num_windows=num_samples, **text, **drawn)
+        count = section.num_samples
+        windows = data.search_windows(task.documents, num_windows=count, **text, **drawn)
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
         samples=np.asarray(windows.tokens_WT, np.int32),
@@ -80,26 +61,16 @@ def perplexity(task: Task, *, num_samples: int, offset_tokens: int) -> Objective
     )
 
 
-def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Objective:
+def needle(task: Task, section: schema.search.Needle) -> Objective:
     """Perplexity of answers alone: of the digits of a number that is hidden in a long text and
-    asked for at its end (LongRoPE2, section 3.2, "needle-driven").
-
-    Args:
-      task: the model and the text.
-      num_samples: documents of the target length.
-      num_keys: needles in each, one of which is asked for; the paper has 1.
-      place: "start": all needles stand before the text, as in the paper; "spread": anywhere in it.
+    asked for at its end (LongRoPE2, section 3.2, "needle-driven"). One of several needles is asked
+    for; they stand before the text, as in the paper, or anywhere in it.
     """
     documents = judging.needle_documents(
-        task,
-        num_samples=num_samples,
-        num_keys=num_keys,
-        place=place,
-        length=task.target_len,
-        setting="target_len",
+        task, section, length=task.target_len, setting="target_len"
     )
     tokens_WT = np.stack([document.tokens for document in documents])
-    weights_WT = np.zeros((num_samples, task.target_len), np.float32)
+    weights_WT = np.zeros((len(documents), task.target_len), np.float32)
     for weights_T, document in zip(weights_WT, documents, strict=True):
         weights_T[np.array(document.answers[0]) - 1] = 1.0  # column t predicts token t + 1
     return Objective(
@@ -112,41 +83,26 @@ def needle(task: Task, *, num_samples: int, num_keys: int, place: str) -> Object
     )
 
 
-def mix(
-    task: Task,
-    *,
-    num_samples: int,
-    text_weight: float,
-    needle_weight: float,
-    offset_tokens: int,
-    num_keys: int,
-    place: str,
-) -> Objective:
+def mix(task: Task, section: schema.search.Mix) -> Objective:
     """The exponential of a weighted mean of both losses: of text, and of answers.
 
     Samples take turns, text first. With weights a and b the mean is (a * mean NLL of text + b *
     mean NLL of answers) / (a + b), in nats a token.
-
-    Args:
-      task: the model and the text.
-      num_samples: of both kinds together, an even number.
-      text_weight, needle_weight: above 0.
-      offset_tokens: see perplexity.
-      num_keys, place: see needle.
     """
-    for name, value in (("text_weight", text_weight), ("needle_weight", needle_weight)):
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < np.inf:
-            raise InputError(f"search.objective.{name} must be a number above 0, got {value}.")
-    check_whole(num_samples=(num_samples, 2))
-    if num_samples % 2:
-        raise InputError(
-            "search.objective.num_samples must be even for 'mix', half of text and half with "
-            f"needles, got {num_samples}."
-        )
-    half = num_samples // 2
+    half = section.num_samples // 2
     task = dataclasses.replace(task, skip=task.skip // 2)
-    text = perplexity(task, num_samples=half, offset_tokens=offset_tokens)
-    answers = needle(task, num_samples=half, num_keys=num_keys, place=place)
+    text = perplexity(
+        task,
+        schema.search.Perplexity(
+            name="perplexity", num_samples=half, offset_tokens=section.offset_tokens
+        ),
+    )
+    answers = needle(
+        task,
+        schema.search.Needle(
+            name="needle", num_samples=half, num_keys=section.num_keys, place=section.place
+        ),
+    )
     weights_WT = np.ones_like(answers.samples["weights_WT"])
     pairs = {
         "tokens_WT": (text.samples, answers.samples["tokens_WT"]),
@@ -154,8 +110,8 @@ def mix(
     }
     return dataclasses.replace(
         answers,
-        samples={k: np.stack(both, axis=1).reshape(num_samples, -1) for k, both in pairs.items()},
-        weights_W=np.tile([float(text_weight), float(needle_weight)], half),
+        samples={k: np.stack(both, axis=1).reshape(2 * half, -1) for k, both in pairs.items()},
+        weights_W=np.tile([section.text_weight, section.needle_weight], half),
         unit="mixed perplexity",
     )
 

@@ -59,10 +59,8 @@ def memory(
       mesh: over which parameters and samples are spread.
 
     Raises:
-      InputError: memory_gb is negative, or too little for one candidate.
+      InputError: memory_gb is too little for one candidate.
     """
-    if memory_gb < 0:
-        raise InputError(f"search.memory_gb must be 0 (ask the device) or more, got {memory_gb}.")
     size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
     available = int(memory_gb * _GIB) or _device_memory(mesh.local_devices)
     estimate = Memory(
@@ -89,12 +87,7 @@ def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int,
       sample_tokens: tokens of one sample.
       most: candidates of the largest generation.
       mesh: where they are evaluated.
-
-    Raises:
-      InputError: batch_size is negative.
     """
-    if batch_size < 0:
-        raise InputError(f"search.batch_size must be 0 (choose) or more, got {batch_size}.")
     groups = sharding.ways(mesh, *sharding.BATCH_AXES)
     if batch_size:
         return math.ceil(batch_size / groups)

@@ -8,13 +8,11 @@ Letters: P candidates, L layers with factors of their own, R rotary pairs, M dis
 """
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 
 import numpy as np
 
 from jaxrope import rope
-from jaxrope.errors import InputError, choose, nearest
 
 _DISTANCES = 4096  # at most, of the decay score: 4 candidates of 64 pairs take some 10 ms
 _GOLDEN = (5**0.5 - 1) / 2
@@ -23,7 +21,7 @@ _SMOOTHING = 0.01  # part of every histogram that is uniform: an angle never see
 
 @dataclasses.dataclass(frozen=True)
 class Prefilter:
-    """`search.prefilter`, checked, and the numbers of the search that its score needs.
+    """`search.prefilter`, and the numbers of the search that its score needs.
 
     Attributes:
       name: in SCORES, or "none".
@@ -43,34 +41,6 @@ class Prefilter:
 
 
 NONE = Prefilter("none", 1)
-
-
-def make(
-    section: dict,
-    *,
-    theta: float,
-    trained_factors: tuple,
-    trained_len: int,
-    target_len: int,
-) -> Prefilter:
-    """Returns the pre-filter of a config section: its name and exactly its arguments.
-
-    Raises:
-      InputError: an unknown name, an unknown, missing or illegal argument.
-    """
-    arguments = dict(section)
-    name = arguments.pop("name", None)
-    check_fn = choose("search.prefilter.name", name, _ARGUMENTS)
-    names = list(inspect.signature(check_fn).parameters)
-    for key in arguments:
-        if key not in names:
-            hint = nearest(key, names) if names else f"'{name}' has none."
-            raise InputError(f"Unknown key search.prefilter.{key}. {hint}")
-    for key in names:
-        if key not in arguments:
-            raise InputError(f"search.prefilter.{key} is missing. Give all of: {', '.join(names)}.")
-    oversample = check_fn(**arguments)
-    return Prefilter(name, oversample, theta, trained_factors, trained_len, target_len)
 
 
 def scores(prefilter: Prefilter, factors_PR: np.ndarray) -> np.ndarray:
@@ -147,23 +117,3 @@ def _density(turns):
     whole = np.floor(turns)
     low, high = (_SMOOTHING + (1 - _SMOOTHING) * count / turns for count in (whole, whole + 1))
     return turns - whole, low, high
-
-
-def _none() -> int:
-    return 1
-
-
-def _oversample(oversample: int) -> int:
-    if not isinstance(oversample, int) or isinstance(oversample, bool) or oversample < 2:
-        raise InputError(
-            "search.prefilter.oversample must be a whole number from 2 on, got "
-            f'{oversample}. Use dict(name="none") to keep every child.'
-        )
-    return oversample
-
-
-_ARGUMENTS: dict[str, Callable[..., int]] = {
-    "none": _none,
-    "decay": _oversample,
-    "divergence": _oversample,
-}

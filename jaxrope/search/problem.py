@@ -12,8 +12,8 @@ import numpy as np
 from jax.sharding import Mesh
 
 import jaxrope
-from jaxrope import llama, rope, setup
-from jaxrope.errors import InputError, choose
+from jaxrope import llama, rope, schema, setup
+from jaxrope.errors import InputError
 from jaxrope.mesh import digest, sharding
 from jaxrope.search import (
     baselines,
@@ -21,11 +21,9 @@ from jaxrope.search import (
     encodings,
     evolution,
     genome,
-    gradient,
     objective,
     plan,
     prefilter,
-    race,
 )
 from jaxrope.search.baselines import Baseline
 
@@ -72,16 +70,16 @@ class Problem:
       remarks: lines for the user: what `auto` resolved to.
     """
 
-    config: Any
+    config: schema.Config
     model: llama.LlamaConfig
     params: Any
     source: str
     forward: llama.ForwardSettings
     objective: objective.Objective
     fresh_fn: Callable[[int], objective.Objective]
-    settings: evolution.Settings
-    gradient: gradient.Settings | None
-    racing: race.Settings | None
+    settings: schema.search.Algorithm
+    gradient: schema.search.Gradient | None
+    racing: schema.search.Racing | None
     space: genome.Space
     prefilter: prefilter.Prefilter
     baselines: list[Baseline]
@@ -104,10 +102,10 @@ def prepare(config) -> Problem:
     Raises:
       InputError: a setting breaks its rule, there is no such model, or the text is too short.
     """
-    if config.seed < 0:
-        raise InputError(f"seed must be 0 or more, got {config.seed}.")
-    settings = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
-    descents = _gradient(config)
+    config = schema.read(config)
+    settings = config.search.algorithm.halved(config.target_len)
+    descents = config.search.gradient if METHODS[config.search.method].descends else None
+    racing = config.search.racing
     mesh = sharding.make_mesh(config.mesh)
     shape = setup.model_config(config)
     llama.param_shardings(shape, mesh)  # refuses what does not divide
@@ -119,9 +117,8 @@ def prepare(config) -> Problem:
     loaded = setup.load_model(config)
     all_baselines = baselines.make(config, shape, loaded.rope_fn, trained)
     _check_layers(space, all_baselines)
-    section = config.search.objective.to_dict()
     task = _task(config, loaded, forward, baselines.reference(config, shape, extended))
-    judge = objective.make(section, task)
+    judge = objective.make(config.search.objective, task)
     memory = plan.memory(
         shape,
         forward,
@@ -143,10 +140,10 @@ def prepare(config) -> Problem:
         source=loaded.source,
         forward=forward,
         objective=judge,
-        fresh_fn=functools.partial(_fresh, section, task, judge.num_samples, descents),
+        fresh_fn=functools.partial(_fresh, config.search, task),
         settings=settings,
         gradient=descents,
-        racing=race.settings_for(config.search.racing.to_dict(), judge.num_samples),
+        racing=racing if racing.first else None,
         space=space,
         prefilter=_prefilter(config, shape, all_baselines, trained),
         baselines=all_baselines,
@@ -170,7 +167,7 @@ def header(problem: Problem) -> dict[str, Any]:
         "seed": config.seed,
         "forward": {name: getattr(problem.forward, name) for name in names},
         "search": {
-            "algorithm": dataclasses.asdict(problem.settings),
+            "algorithm": problem.settings.to_dict(),
             "start_tokens": list(problem.space.start_tokens),
             "objective": config.search.objective.to_dict(),
             "attention_factor": problem.attention_factor,
@@ -180,7 +177,7 @@ def header(problem: Problem) -> dict[str, Any]:
             "highest": config.search.highest or None,
             "per_layer": config.search.per_layer or None,
             **_descents(problem),
-            "racing": dataclasses.asdict(problem.racing) if problem.racing else None,
+            "racing": problem.racing.to_dict() if problem.racing else None,
             "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
         },
         "seeds": {
@@ -194,8 +191,10 @@ def header(problem: Problem) -> dict[str, Any]:
 def _descents(problem: Problem) -> dict[str, Any]:
     if problem.gradient is None:
         return {}
-    descents = dataclasses.asdict(problem.gradient)
-    return {"method": problem.config.search.method, "gradient": descents}
+    return {
+        "method": problem.config.search.method,
+        "gradient": problem.gradient.to_dict(),
+    }
 
 
 def seeds(problem: Problem) -> list[Baseline]:
@@ -294,8 +293,8 @@ def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space
         factor=config.target_len / trained,
         step=settings.step,
         highest=baselines.highest(config, settings.bound, trained),
-        start_tokens=tuple(config.search.start_tokens),
-        attention_factors=baselines.attention_factors(config, number),
+        start_tokens=config.search.start_tokens,
+        attention_factors=tuple(number * m for m in config.search.attention_multiples),
         num_layers=shape.num_layers if config.search.per_layer else 1,
     )
     if config.search.multiply:
@@ -307,40 +306,14 @@ def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space
 
 def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
     base_rope = setup.load_model(config, weights=False).rope_fn
-    extended = baselines.extension(config, shape, base_rope)
-    if config.search.multiply and config.search.algorithm.name == "critical":
-        raise InputError(
-            "search.multiply: the encoding 'critical' states all factors, and so multiplies none. "
-            "Set search.algorithm.name to monotone or piecewise, or multiply to False."
-        )
-    return extended
+    return baselines.extension(config, shape, base_rope)
 
 
-def _gradient(config) -> gradient.Settings | None:
-    method = choose("search.method", config.search.method, METHODS)
-    settings = gradient.settings_for(config.search.gradient.to_dict())
-    if not method.descends:
-        return None
-    if not config.search.compare:
-        raise InputError(
-            f"search.compare must be True for method '{config.search.method}': descents start from "
-            "the best of the methods compared."
-        )
-    if config.search.objective.name == "mix" and settings.batch % 2:
-        raise InputError(
-            "search.gradient.batch must be even for the objective 'mix', half of text and half "
-            f"with needles, got {settings.batch}."
-        )
-    return settings
-
-
-def _fresh(
-    section: dict, task: objective.Task, judged: int, settings: gradient.Settings, step: int
-) -> objective.Objective:
-    """Returns the objective with the samples of a step; the first `judged` ones judge."""
-    skip = judged + step * settings.batch
-    task = dataclasses.replace(task, skip=skip)
-    return objective.make(section | {"num_samples": settings.batch}, task)
+def _fresh(section: schema.search.Search, task: objective.Task, step: int) -> objective.Objective:
+    """Returns the objective with the samples of a step, behind those that judge."""
+    batch = section.gradient.batch
+    task = dataclasses.replace(task, skip=section.objective.num_samples + step * batch)
+    return objective.make(dataclasses.replace(section.objective, num_samples=batch), task)
 
 
 def _task(
@@ -376,12 +349,12 @@ def _check_layers(space: genome.Space, all_baselines: list[Baseline]) -> None:
 def _prefilter(
     config, model: llama.LlamaConfig, all_baselines: list[Baseline], trained: int
 ) -> prefilter.Prefilter:
-    return prefilter.make(
-        config.search.prefilter.to_dict(),
+    trained_with = next(baseline for baseline in all_baselines if baseline.name == "none")
+    return prefilter.Prefilter(
+        config.search.prefilter.name,
+        config.search.prefilter.oversample,
         theta=model.theta,
-        trained_factors=all_baselines[
-            0
-        ].bucket.factors,  # "none": what the weights were trained with
+        trained_factors=trained_with.bucket.factors,
         trained_len=trained,
         target_len=config.target_len,
     )

@@ -17,49 +17,8 @@ from collections.abc import Iterable
 import numpy as np
 from scipy import special
 
-from jaxrope.errors import InputError
+from jaxrope import schema
 from jaxrope.search.evolution import SearchState
-from jaxrope.search.section import settings_from
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """`search.racing`, checked: samples that all candidates read, and the risk of losing one.
-
-    Raises:
-      InputError: a value breaks its rule.
-    """
-
-    first: int
-    risk: float
-
-    def __post_init__(self):
-        if not isinstance(self.first, int) or isinstance(self.first, bool) or self.first < 2:
-            if self.first != 0 or isinstance(self.first, bool):
-                raise InputError(
-                    "search.racing.first must be 0 (no race) or a number of samples from 2 on, got "
-                    f"{self.first}."
-                )
-        number = isinstance(self.risk, int | float) and not isinstance(self.risk, bool)
-        if not number or not 0 < self.risk < 1:
-            raise InputError(
-                f"search.racing.risk must be a probability between 0 and 1, got {self.risk}."
-            )
-
-
-def settings_for(section: dict, num_samples: int) -> Settings | None:
-    """Returns the settings of a config section; None where there is no race.
-
-    Raises:
-      InputError: a key is unknown or missing, or a value breaks its rule.
-    """
-    settings = settings_from(Settings, "search.racing", section)
-    if settings.first >= num_samples:
-        raise InputError(
-            f"search.racing.first must be below the {num_samples} samples of a candidate "
-            f"(search.objective.num_samples), got {settings.first}. Use 0 for no race."
-        )
-    return settings if settings.first else None
 
 
 @dataclasses.dataclass
@@ -98,7 +57,13 @@ class Race:
         return losers(losses_PW * scale_W, rival_W * scale_W, risk=self.risk)
 
 
-def make(settings: Settings, *, candidates: int, weights_W: np.ndarray | None, num_samples: int):
+def make(
+    settings: schema.search.Racing,
+    *,
+    candidates: int,
+    weights_W: np.ndarray | None,
+    num_samples: int,
+) -> Race:
     """Returns the race of a search of `candidates`; weights_W as in Objective."""
     weights_W = np.ones(num_samples) if weights_W is None else weights_W
     return Race(settings.first, settings.risk / candidates, weights_W / weights_W.mean())

@@ -105,10 +105,8 @@ def _start(problem: Problem) -> Ramp | None:
     tuned = np.array(problem.space.multiplier or np.ones(problem.space.num_pairs))
     if settings is None or not settings.ramp_moves or "yarn" not in names or tuned.ndim > 1:
         return None
-    constants = dict(rope.USUAL_CONSTANTS["yarn"](_factor(problem)))
-    del constants["factor"]
     return baselines.yarn_borders(
-        tuned, theta=problem.model.theta, trained=problem.trained_len, **constants
+        tuned, theta=problem.model.theta, trained=problem.trained_len, **baselines.BETAS
     )
 
 

@@ -72,7 +72,7 @@ def search(config, workdir: Path) -> Result:
     search_header, path = header(problem), workdir / "journal.jsonl"
     hosts.agree("search", search_header)
     with run_lock(workdir):
-        rows = hosts.from_main("journal", lambda: _open(config, workdir, search_header))
+        rows = hosts.from_main("journal", lambda: _open(problem.config, workdir, search_header))
         bench = _bench(problem, path, rows)
         compared = _measure_baselines(problem, bench, rows)
         ends = descent.run(problem, bench, rows, compared)
@@ -82,7 +82,7 @@ def search(config, workdir: Path) -> Result:
         if not np.isfinite(evolution.best(state)[1]):
             raise InputError(
                 f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
-                f"target_len {config.target_len:,}, or give the search more memory."
+                f"target_len {problem.config.target_len:,}, or give the search more memory."
             )
         fields = hosts.from_main("result", lambda: _write(problem, workdir, state, compared))
         return Result(**fields)
@@ -258,8 +258,8 @@ def _provenance(
         "seed": problem.config.seed,
         "search": {
             "method": section.method,
-            **({"gradient": dataclasses.asdict(problem.gradient)} if problem.gradient else {}),
-            "algorithm": dataclasses.asdict(state.settings),
+            **({"gradient": problem.gradient.to_dict()} if problem.gradient else {}),
+            "algorithm": state.settings.to_dict(),
             "objective": section.objective.to_dict(),
             "attention_factor": section.attention_factor,
             "samples": judge.fingerprint,

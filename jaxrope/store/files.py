@@ -9,12 +9,17 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
+
+ABANDONED_SECONDS = 24 * 3600.0  # an unfinished folder of this age has no owner
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them for us
 
 
 def as_path(text: Path | str) -> Path:
@@ -89,6 +94,29 @@ def remove_tree(folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def sweep(folder: Path, *, older_than: float = 0.0) -> None:
+    """Removes what a killed process left of files and folders that it was writing: `.NAME.*.tmp`,
+    in a folder and in those of its sub-folders that are no workdirs themselves.
+
+    Args:
+      folder: of a run, whose lock is held; or one that several processes write to at one time.
+      older_than: seconds since something was last written there, for such a folder.
+    """
+    if is_remote(folder) or not folder.is_dir():
+        return  # a bucket has whole objects alone
+    parts = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    parts = [path for path in parts if not (path / ".lock").exists()]
+    for entry in (entry for place in (folder, *parts) for entry in place.glob(".*.tmp")):
+        try:
+            inside = entry.iterdir() if entry.is_dir() else ()
+            written = max(path.lstat().st_mtime for path in (entry, *inside))
+            if not _UNFINISHED.fullmatch(entry.name) or time.time() - written < older_than:
+                continue
+            remove_tree(entry) if entry.is_dir() else entry.unlink()
+        except FileNotFoundError:  # its owner has just renamed or removed it
+            continue
+
+
 def copy(source: Path, target: Path) -> None:
     """Copies a small file."""
     target.write_bytes(source.read_bytes())
@@ -112,7 +140,8 @@ def fetch(folder: Path, names: Sequence[str] | None = None) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}."))
+    sweep(target.parent, older_than=ABANDONED_SECONDS)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".tmp"))
     try:
         for path in entries:
             with path.open("rb") as source, open(staging / path.name, "wb") as file:

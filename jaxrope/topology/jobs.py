@@ -8,14 +8,13 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import llama, setup
+from jaxrope import llama, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
-from jaxrope.search import evaluator, evolution, plan
+from jaxrope.search import evaluator, plan
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
-from jaxrope.train.plan import check_numbers
 
 _GIB = 2**30
 _SHARE = 0.9  # of the usable memory that a search takes
@@ -48,7 +47,7 @@ def train_job(config, mesh: Mesh) -> Job:
     Raises:
       InputError: the config does not fit itself or the mesh.
     """
-    check_numbers(config)
+    config = schema.read(config)
     program = program_lib.make_program(config, mesh, setup.model_shape(config))
     parts, rows, seq_len = program.batch_shape
     sizes, settings = dict(mesh.shape), program.settings
@@ -92,6 +91,7 @@ def search_job(config, mesh: Mesh) -> Job:
     Raises:
       InputError: the config does not fit itself or the mesh.
     """
+    config = schema.read(config)
     objective = config.search.objective
     if objective.name != "perplexity":
         raise InputError(
@@ -99,7 +99,7 @@ def search_job(config, mesh: Mesh) -> Job:
         )
     model = setup.model_shape(config)
     llama.param_shardings(model, mesh)  # raises for axes that do not divide
-    algorithm = evolution.settings_for(config.search.algorithm.to_dict(), config.target_len)
+    algorithm = config.search.algorithm.halved(config.target_len)
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
     samples = objective.num_samples
