@@ -1,4 +1,4 @@
-"""What a model can do at a length: perplexity, retrieval and tasks, behind one interface.
+"""Evaluation of a model at a length: perplexity, retrieval and tasks, behind one interface.
 
 for result in run(model, bench(config.eval, ...), config.eval.suites): ...
 """
