@@ -1,4 +1,4 @@
-"""What a model can do at a length: perplexity, retrieval and tasks, behind one interface.
+"""Evaluation of a model at a length: perplexity, retrieval and tasks, behind one interface.
 
 plan = prepare(config)                what can be known before weights are read, checked
 text = dry_run(config)                what it would cost

@@ -1,8 +1,7 @@
 """Text from a model, token by token: prefill in chunks, a cache of keys and values, sampling.
 
-Factors are chosen for each row by its own length, never by its batch mates, and a row's tokens do
-not depend on which other rows there are. A row that grows across the border of a length bucket
-follows `Options.policy`.
+Each row uses the factors for its length, and its tokens do not depend on the other rows of the
+batch. `Options.policy` decides what happens when a row outgrows its length bucket.
 """
 
 import lazy_loader

@@ -1,6 +1,6 @@
 """Figures of results, and a page that shows the results in workdirs.
 
-The only package that imports matplotlib. It reads files and the rows in them; it needs no model.
+The only package that imports matplotlib. It reads result files and needs no model.
 """
 
 import lazy_loader

@@ -1,9 +1,9 @@
 """Fine-tuning, or training from scratch.
 
-plan = prepare(config)               everything checked, before weights are read
-text = dry_run(config, workdir)      what it is and what it takes
-code = train(config, workdir)        one run, or its rest
-columns = finished(config, workdir)  of this very run, where it is done
+plan = prepare(config)               checks everything before weights are read
+text = dry_run(config, workdir)      describes the run and its cost
+code = train(config, workdir)        runs it, or resumes it
+columns = finished(config, workdir)  the result of this run if it is complete, else None
 """
 
 import lazy_loader
