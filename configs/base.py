@@ -31,7 +31,7 @@ def get_config() -> ConfigDict:
     config.join = join()
     config.recipe = ()  # stages that jaxrope.train runs in order: (name, "search" | "train" | "join" | "evaluate", (("dotted.key", value), ...)); "{name}" in a string is the folder of an earlier stage
     config.stages = ()  # names of the stages of recipe to run; () = all
-    config.sweep = ()  # (("dotted.key", (value, value)), ...): jaxrope.search runs the product
+    config.sweep = ()  # (("dotted.key", (value, value)), ...): a search, a training or an evaluation runs the product
     return config.lock()  # a misspelt key in an experiment file is an error
 
 
