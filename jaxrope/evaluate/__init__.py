@@ -7,7 +7,27 @@ columns = finished(config, workdir)   those of a finished one, or None
 for result in run(model, Bench(config.eval, config.seed, documents)): ...
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+    from jaxrope.evaluate.cost import dry_run as dry_run
+    from jaxrope.evaluate.plan import Plan as Plan
+    from jaxrope.evaluate.plan import prepare as prepare
+    from jaxrope.evaluate.program import evaluate as evaluate
+    from jaxrope.evaluate.program import finished as finished
+    from jaxrope.evaluate.scoring import Bench as Bench
+    from jaxrope.evaluate.scoring import EvalModel as EvalModel
+    from jaxrope.evaluate.scoring import Result as Result
+    from jaxrope.evaluate.scoring import Suite as Suite
+    from jaxrope.evaluate.suites import SUITES as SUITES
+    from jaxrope.evaluate.suites import TASKS as TASKS
+    from jaxrope.evaluate.suites import check as check
+    from jaxrope.evaluate.suites import costs as costs
+    from jaxrope.evaluate.suites import needs_text as needs_text
+    from jaxrope.evaluate.suites import run as run
+    from jaxrope.evaluate.suites import scalars as scalars
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

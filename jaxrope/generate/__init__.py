@@ -4,7 +4,20 @@ Each row uses the factors for its length, and its tokens do not depend on the ot
 batch. `Options.policy` decides what happens when a row outgrows its length bucket.
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+    from jaxrope.generate.options import Model as Model
+    from jaxrope.generate.options import Options as Options
+    from jaxrope.generate.options import check as check
+    from jaxrope.generate.policy import POLICIES as POLICIES
+    from jaxrope.generate.run import Timing as Timing
+    from jaxrope.generate.run import generate as generate
+    from jaxrope.generate.run import stream as stream
+    from jaxrope.generate.run import warm_up as warm_up
+    from jaxrope.generate.text import TextStream as TextStream
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
