@@ -58,14 +58,15 @@ def training(model, rows, tokens, block):
 
     from configs import base
     from jaxrope import llama
+    from jaxrope.schema import training
     from jaxrope.train import optimizer
     from jaxrope.train import step as step_lib
 
     ids_BT = _tokens(model, rows, tokens + 1)
     settings = llama.ForwardSettings(attention_block=block, remat="none")
-    section = base.optimizer()  # AdamW as below, clipped at 1
-    section.learning_rate, section.schedule = 1e-4, dict(name="constant", warmup_steps=0)
-    made = optimizer.make(section, num_steps=1000)
+    section = base.optimizer().to_dict()  # AdamW as below, clipped at 1
+    section |= dict(learning_rate=1e-4, schedule=dict(name="constant", warmup_steps=0))
+    made = optimizer.make(training.Optimizer(**section), num_steps=1000)
     step = step_lib.make_step(model.config, settings, made, chunk_tokens=CHUNK)
     step = jax.jit(step, donate_argnums=0)
     shape = (1, rows, tokens)

@@ -12,31 +12,33 @@ import pytest
 
 from jaxrope.errors import InputError
 from jaxrope.shell import cli
+from jaxrope.shell.program import Command, Program
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = f"--config={ROOT / 'configs' / 'base.py'}"
 
 
+def program(run, **more):
+    """Returns a program that runs like this."""
+    return Program(**(dict(package="jaxrope.search", doc="", run=run) | more))
+
+
 def record(calls):
-    """Returns a run_fn that appends what it was called with."""
-
-    def run(config, workdir, dry_run):
-        calls.append((config, workdir, dry_run))
-
-    return run
+    """Returns a program that appends what it was called with."""
+    return program(lambda *call: calls.append(call))
 
 
 def raising(error):
     def run(*_):
         raise error
 
-    return run
+    return program(run)
 
 
-def refused(capsys, run_fn, *argv, code=2):
+def refused(capsys, tried, *argv, code=2):
     """Runs a program that must exit with `code`; returns its line on standard error."""
     with pytest.raises(SystemExit) as caught:
-        cli.main(run_fn, doc="", argv=argv)
+        cli.main(tried, argv=argv)
     assert caught.value.code == code
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -44,23 +46,26 @@ def refused(capsys, run_fn, *argv, code=2):
     return captured.err
 
 
-def test_the_program_gets_config_workdir_and_dry_run(tmp_path):
+def test_the_program_gets_config_and_workdir(tmp_path):
     calls = []
     workdir = tmp_path / "a" / "b c"
-    cli.main(
-        record(calls),
-        doc="",
-        argv=[BASE, "--config.train.steps=7", f"--workdir={workdir}", "--config.seed", "3"],
-    )
-    ((config, got, dry_run),) = calls
-    assert (config.train.steps, config.seed, got, dry_run) == (7, 3, workdir, False)
+    argv = [BASE, "--config.train.steps=7", f"--workdir={workdir}", "--config.seed", "3"]
+    cli.main(record(calls), argv=argv)
+    ((config, folder),) = calls
+    assert (config.train.steps, config.seed, folder) == (7, 3, workdir)
     assert workdir.is_dir()
 
 
-def test_a_dry_run_makes_no_folder(tmp_path):
-    calls = []
-    cli.main(record(calls), doc="", argv=[BASE, "--workdir", str(tmp_path / "a"), "--dry_run"])
-    assert calls[0][1:] == (tmp_path / "a", True)
+@pytest.mark.parametrize(("flags", "timing"), [([], True), (["--no_timing"], False)])
+def test_a_dry_run_makes_no_folder_and_prints_what_the_program_says(
+    tmp_path, capsys, flags, timing
+):
+    def dry_run(config, workdir, may_measure):
+        return f"{config.seed} {workdir.name} {may_measure}"
+
+    tried = program(lambda *_: pytest.fail("run"), dry_run=dry_run)
+    cli.main(tried, argv=[BASE, "--workdir", str(tmp_path / "a"), "--dry_run", *flags])
+    assert capsys.readouterr().out == f"0 a {timing}\n"
     assert not (tmp_path / "a").exists()
 
 
@@ -71,8 +76,8 @@ def test_compiling_alone_needs_no_workdir(tmp_path):
     def compile_fn(*args):
         calls.append(args[1:])
 
-    for some in (argv[:2], argv[:3], argv):
-        cli.main(record(runs), doc="", compile_fn=compile_fn, argv=some)
+    for part in (argv[:2], argv[:3], argv):
+        cli.main(program(runs.append, compile=compile_fn), argv=part)
     assert calls == [("", None), ("v5e:2x2", None), ("v5e:2x2", tmp_path / "a")]
     assert not runs
 
@@ -80,8 +85,8 @@ def test_compiling_alone_needs_no_workdir(tmp_path):
 def test_a_switch_without_a_value_and_one_with_no(tmp_path):
     calls = []
     argv = [BASE, f"--workdir={tmp_path}", "--config.search.compare", "--noconfig.search.compare"]
-    cli.main(record(calls), doc="", argv=argv[:3])
-    cli.main(record(calls), doc="", argv=argv)
+    cli.main(record(calls), argv=argv[:3])
+    cli.main(record(calls), argv=argv)
     assert [call[0].search.compare for call in calls] == [True, False]
 
 
@@ -89,8 +94,8 @@ def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):
     calls = []
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
-    cli.main(record(calls), doc="", argv=[BASE, "--workdir=~/a"])
-    cli.main(record(calls), doc="", argv=[BASE, "--workdir=d\u00e9j\u00e0 vu/"])
+    cli.main(record(calls), argv=[BASE, "--workdir=~/a"])
+    cli.main(record(calls), argv=[BASE, "--workdir=d\u00e9j\u00e0 vu/"])
     assert calls[0][1] == tmp_path / "a"
     assert (tmp_path / "d\u00e9j\u00e0 vu").is_dir()
 
@@ -120,7 +125,17 @@ def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):
         ([BASE, f"--workdir={__file__}/a"], "cannot be made: Not a directory"),
         ([BASE, "--workdir=" + "a" * 300], "File name too long"),
         (["--config=" + "a" * 300, "--workdir=x"], "File name too long"),
-        ([BASE, "--config.train.stps=3", "--workdir=x"], "Did you mean --config.train.steps"),
+        ([BASE, "--config.train.stps=3", "--workdir=x"], "Did you mean train.steps"),
+        ([BASE, "--no_timing", "--workdir=x"], "--no_timing is for --dry_run"),
+        ([BASE, "--config.stages=a", "--workdir=x"], "config.recipe has no stages"),
+        (
+            [BASE, "--config.recipe=(('a','search',()),)", "--workdir=x"],
+            "config.recipe is for train.py",
+        ),
+        (
+            [BASE, "--config.sweep=(('seed',(1,-2)),)", "--workdir=x"],
+            "sweep: seed must be a whole number, 0 or more, got -2",
+        ),
         ([BASE, "--config.train.steps", "--workdir=x"], "--config.train.steps has no value"),
     ],
 )
@@ -163,29 +178,58 @@ def test_ctrl_c(capsys, tmp_path):
 @pytest.mark.parametrize("error", [ValueError("a bug"), RuntimeError("a bug"), OSError(2, "a bug")])
 def test_a_bug_keeps_its_traceback(tmp_path, error):
     with pytest.raises(type(error), match="a bug"):
-        cli.main(raising(error), doc="", argv=[BASE, f"--workdir={tmp_path}"])
+        cli.main(raising(error), argv=[BASE, f"--workdir={tmp_path}"])
 
 
 def test_the_exit_code_is_what_the_program_returns(tmp_path):
     with pytest.raises(SystemExit) as caught:
-        cli.main(lambda *_: 3, doc="", argv=[BASE, f"--workdir={tmp_path}"])
+        cli.main(program(lambda *_: 3), argv=[BASE, f"--workdir={tmp_path}"])
     assert caught.value.code == 3
 
 
 def test_print_config_is_json_and_needs_no_workdir(capsys):
     calls = []
-    cli.main(record(calls), doc="", argv=[BASE, "--config.seed=5", "--print_config"])
+    cli.main(record(calls), argv=[BASE, "--config.seed=5", "--print_config"])
     assert json.loads(capsys.readouterr().out)["seed"] == 5
     assert not calls
 
 
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_says_what_the_program_is_for_and_that_a_config_is_executed(capsys, flag):
-    cli.main(raising(AssertionError()), doc="Frobnicates.", argv=[flag])
+    cli.main(program(None, doc="Frobnicates."), argv=[flag])
     text = capsys.readouterr().out
     assert text.startswith("Frobnicates.\n")
     assert "is executed" in text
     assert {f"--{name}" for name in cli._FLAGS} <= set(re.findall(r"--\w+", text))
+
+
+def test_what_the_schema_cannot_know_is_refused_before_the_workdir_is_made(capsys, tmp_path):
+    def check(config):
+        raise InputError(f"seed {config.seed} and the rest do not go together.")
+
+    tried = program(lambda *_: pytest.fail("run"), check=check)
+    line = refused(capsys, tried, BASE, f"--workdir={tmp_path / 'a'}")
+    assert line == "error: seed 0 and the rest do not go together.\n"
+    assert not (tmp_path / "a").exists()
+
+
+HOSTILE = {
+    "--config.stages=2147483648": "stages[0] must be text",
+    "--config.eval.checkpoints=-99999999999999999999": "eval.checkpoints[0] must be like",
+    "--config.search.seeds=(-5,)": "search.seeds[0] must be text",
+    "--config.seed=1" + "0" * 400: "seed must be a whole number up to 9223372036854775807",
+    "--config.seed=1" + "0" * 5000: "seed must be a whole number",
+    "--config.eval.lengths=" + "(" * 300: "which is no Python",
+    "--config.eval.lengths=" + "(" * 90 + "1" + ",)" * 90: "eval.lengths[0] must be a whole",
+    "--config.data.train_files=('a\\x00b',)": "data.train_files[0] must be text",
+    "--config.rope={[]:1}": "--config.rope must be a Python dict",
+}
+
+
+@pytest.mark.parametrize("argument", HOSTILE, ids=lambda text: text[:40])
+def test_a_hostile_value_is_one_short_line(capsys, argument):
+    line = refused(capsys, record([]), BASE, argument, "--workdir=never")
+    assert HOSTILE[argument] in line and len(line) < 400
 
 
 # --- commands
@@ -202,7 +246,13 @@ def commands(calls):
         calls.append(args)
         return 4
 
-    return {"export": (add_arguments, export), "import": (add_arguments, calls.append)}
+    def dry_run(args):
+        return f"would write {args.folder}"
+
+    return {
+        "export": Command(arguments=add_arguments, run=export, dry_run=dry_run),
+        "import": Command(arguments=add_arguments, run=calls.append, dry_run=dry_run),
+    }
 
 
 def test_a_command_gets_its_arguments_and_gives_the_exit_code():
@@ -211,6 +261,20 @@ def test_a_command_gets_its_arguments_and_gives_the_exit_code():
         cli.subcommands(commands(calls), doc="", argv=["export", "a b", "--allow_lossy"])
     assert caught.value.code == 4
     assert vars(calls[0]) == {"folder": "a b", "allow_lossy": True, "dtype": "float32"}
+
+
+def test_the_flags_that_all_programs_have(capsys):
+    calls = []
+    table = commands(calls)
+    cli.subcommands(table, doc="", argv=["export", "a", "--dry_run", "--no_timing"])
+    assert capsys.readouterr().out == "would write a\n"
+    cli.arguments(table["export"], doc="", argv=["a", "--print_config"])
+    assert json.loads(capsys.readouterr().out) == {
+        "folder": "a",
+        "allow_lossy": False,
+        "dtype": "float32",
+    }
+    assert not calls
 
 
 @pytest.mark.parametrize(
@@ -255,15 +319,16 @@ def test_help_of_commands(capsys):
 PROGRAM = """
 '''Frobnicates \u2014 n\u0302.'''
 from jaxrope.shell import cli
+from jaxrope.shell.program import Program
 
-def run(config, workdir, dry_run):
+def run(config, workdir):
     cli.print_line(f'n\u0302 = {workdir.name}')
     if config.seed == 1:
         import jax
         jax.devices()
 
 if __name__ == '__main__':
-    cli.main(run, doc=__doc__)
+    cli.main(Program(package="jaxrope.search", doc=__doc__, run=run))
 """
 
 

@@ -18,6 +18,7 @@ from safetensors.numpy import save_file
 
 from jaxrope.convert import importing, pretrained, safetensors_io
 from jaxrope.errors import InputError
+from jaxrope.store import sealed
 
 LLAMA, TIED = CASES["llama"], CASES["llama tied with biases"]
 Q = "model.layers.0.self_attn.q_proj.weight"
@@ -324,7 +325,7 @@ def test_layout(tmp_path):
 
 _MEMORY = """
 import resource, sys
-from jaxrope import pretrained
+from jaxrope.convert import pretrained
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 pretrained.load(sys.argv[1], dtype=None)
 before = peak()
@@ -370,12 +371,12 @@ def test_a_workdir_is_read_as_its_source(tmp_path):
         np.testing.assert_equal(loaded.params, direct.params)
     wide = pretrained.load(tmp_path / "work").params
     assert wide["embed_VD"].dtype == np.float32
-    shape = json.loads((tmp_path / "work" / "model.json").read_text())
+    shape = sealed.read_json(tmp_path / "work" / "model.json")
     for keys, message in (
         ({"mlp_dim": 50}, "mlp|gate|shape"),
-        ({"theta": "x"}, "model.json: could not convert"),
+        ({"theta": "x"}, "model.json: model.theta must be a number above 1, got 'x'"),
         ({"more": 1}, "model.json: missing or unknown keys: more"),
     ):
-        (tmp_path / "work" / "model.json").write_text(json.dumps(shape | keys))
+        sealed.write_json(tmp_path / "work" / "model.json", shape | keys)
         with pytest.raises(InputError, match=message):
             pretrained.load(tmp_path / "work")

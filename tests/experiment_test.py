@@ -3,26 +3,22 @@
 import json
 import re
 import textwrap
+from pathlib import Path
 
 import pytest
 
+from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.shell import experiment
 
-FILE = """
-from ml_collections import ConfigDict
-from ml_collections.config_dict import FieldReference
+ROOT = Path(__file__).resolve().parent.parent
 
-def get_config(size="small"):
-    config = ConfigDict()
-    config.size = size
-    config.train = dict(steps=100, learning_rate=2e-5, save=True, dtype="float32")
-    config.rope = dict(method="model")
-    config.lengths = (512, 1024)
-    config.scales = (0.5, 1.0)
-    config.suites = ("perplexity",)
-    config.files = ()
-    config.law = FieldReference("su", field_type=object)
+FILE = """
+from configs import base
+
+def get_config(seed="0"):
+    config = base.get_config()
+    config.seed = int(seed)
     return config
 """
 
@@ -40,62 +36,102 @@ def write(folder, text):
     return path
 
 
-def load(path, *pairs):
-    return experiment.load(str(path), pairs)
+def read(path, *pairs):
+    return experiment.read(str(path), pairs)
+
+
+def load(path):
+    return experiment.load(str(path))
+
+
+@pytest.fixture(scope="module")
+def base():
+    return experiment.read(str(ROOT / "configs" / "base.py"))
 
 
 @pytest.mark.parametrize(
     ("key", "text", "value"),
     [
         ("train.steps", "7", 7),
-        ("train.steps", "-7", -7),
-        ("train.learning_rate", "1", 1.0),
-        ("train.learning_rate", "3e-4", 3e-4),
-        ("train.save", "false", False),
-        ("train.save", None, True),
-        ("train.dtype", "bfloat16", "bfloat16"),
-        ("train.dtype", "7", "7"),
-        ("lengths", "(512,2048)", (512, 2048)),
-        ("lengths", "512,2048", (512, 2048)),
-        ("lengths", "2048", (2048,)),
-        ("lengths", "()", ()),
-        ("scales", "1,2.5", (1, 2.5)),
-        ("suites", "perplexity,passkey", ("perplexity", "passkey")),
-        ("suites", "passkey", ("passkey",)),
-        ("suites", "('perplexity','passkey')", ("perplexity", "passkey")),
-        ("files", "books/*.txt, a b.txt", ("books/*.txt", "a b.txt")),
-        ("files", "('a,b.txt',)", ("a,b.txt",)),
-        ("files", "(('train.steps', (1, 2)),)", (("train.steps", (1, 2)),)),
-        ("law", "yarn", "yarn"),
-        ("law", "1.1", 1.1),
-        ("law", "2", 2),
+        ("mesh.data", "-1", -1),
+        ("optimizer.learning_rate", "1", 1.0),
+        ("optimizer.learning_rate", "3e-4", 3e-4),
+        ("search.compare", "false", False),
+        ("search.compare", "False", False),
+        ("search.compare", None, True),
+        ("train.param_dtype", "bfloat16", "bfloat16"),
+        ("data.tokenizer", "7", "7"),
+        ("data.tokenizer", "", ""),
+        ("eval.lengths", "(512,2048)", (512, 2048)),
+        ("eval.lengths", "[512]", (512,)),
+        ("eval.lengths", "512,2048", (512, 2048)),
+        ("eval.lengths", "2048", (2048,)),
+        ("eval.ruler.lengths", "()", ()),
+        ("search.attention_multiples", "1,2.5", (1.0, 2.5)),
+        ("eval.suites", "perplexity,passkey", ("perplexity", "passkey")),
+        ("eval.suites", "passkey", ("passkey",)),
+        ("eval.suites", "('perplexity','passkey')", ("perplexity", "passkey")),
+        ("data.train_files", "books/*.txt, a b.txt", ("books/*.txt", "a b.txt")),
+        ("data.train_files", "('a,b.txt',)", ("a,b.txt",)),
+        ("eval.methods", "yarn@su,a/rope.json", ("yarn@su", "a/rope.json")),
+        ("sweep", "(('train.steps', (1, 2)),)", (("train.steps", (1, 2)),)),
+        ("search.attention_factor", "yarn", "yarn"),
+        ("search.attention_factor", "1.1", 1.1),
+        ("search.attention_factor", "2", 2.0),
+        (
+            "search.objective",
+            "{'name':'needle','num_samples':2,'num_keys':1,'place':'start'}",
+            None,
+        ),
     ],
 )
-def test_text_becomes_a_value_of_the_key_s_type(file, key, text, value):
-    found = experiment.dotted_keys(load(file, (key, text)))[key]
-    assert found == value
-    assert type(found) is type(value)
+def test_text_becomes_what_the_rule_of_the_key_asks_for(base, key, text, value):
+    actual = schema.get(experiment.override(base, [(key, text)]), key)
+    if value is None:
+        assert actual.num_keys == 1
+    else:
+        assert actual == value and type(actual) is type(value)
 
 
-def test_nothing_else_changes(file):
-    before, after = (experiment.dotted_keys(load(file, *p)) for p in ((), (("train.steps", "7"),)))
-    assert {key for key in before if before[key] != after[key]} == {"train", "train.steps"}
+def test_a_key_may_have_a_second_name(base):
+    config = experiment.override(base, [("suites", "passkey,needle")])
+    assert config.eval.suites == ("passkey", "needle")
 
 
-def test_a_tuple_may_be_given_one_element_at_a_time(file):
-    assert load(file, ("files", "a.txt"), ("files", "b.txt")).files == ("a.txt", "b.txt")
+def test_nothing_else_changes(base):
+    before, after = map(dict, map(schema.leaves, (base, changed_steps(base))))
+    assert {key for key in before if before[key] != after[key]} == {"train.steps"}
 
 
-def test_of_two_values_the_last_one_counts(file):
-    assert load(file, ("train.steps", "1"), ("train.steps", "2")).train.steps == 2
+def changed_steps(base):
+    return experiment.override(base, [("train.steps", "70")])
 
 
-def test_a_section_that_selects_an_algorithm_is_replaced_before_its_keys_are_set(file):
-    config = load(file, ("rope.factor", "4"), ("rope", "{'method': 'yarn', 'factor': 8.0}"))
-    assert config.rope.to_dict() == {"method": "yarn", "factor": 4.0}
+def test_a_tuple_may_be_given_one_element_at_a_time(base):
+    pairs = [("data.train_files", "a.txt"), ("data.train_files", "b.txt")]
+    assert experiment.override(base, pairs).data.train_files == ("a.txt", "b.txt")
 
 
-def test_the_config_is_locked(file):
+def test_of_two_values_the_last_one_counts(base):
+    pairs = [("train.steps", "30"), ("train.steps", "20")]
+    assert experiment.override(base, pairs).train.steps == 20
+
+
+def test_a_section_that_selects_an_algorithm_is_replaced_before_its_keys_are_set(base):
+    pairs = [("rope.factor", "4"), ("rope", "{'method': 'yarn', 'factor': 8.0}")]
+    config = experiment.override(base, pairs)
+    assert (config.rope.method, config.rope.factor, config.rope.beta_fast) == ("yarn", 4.0, 32.0)
+
+
+def test_keys_that_go_together_may_be_set_together(base):
+    """Neither alone would be allowed."""
+    pairs = [("search.objective.num_samples", "2"), ("search.racing.first", "0")]
+    assert experiment.override(base, pairs).search.objective.num_samples == 2
+    pairs = [("eval.niah.answer", "a b"), ("eval.niah.needle", "x a b")]
+    assert experiment.override(base, pairs).eval.niah.answer == "a b"
+
+
+def test_the_config_of_a_file_is_locked(file):
     config = load(file)
     with pytest.raises(AttributeError, match="locked"):
         config.train.step = 3
@@ -109,7 +145,7 @@ def test_two_loads_share_nothing(file):
 
 
 def test_the_text_after_a_colon_goes_to_get_config(file):
-    assert load(f"{file}:large").size == "large"
+    assert read(f"{file}:7").seed == 7
 
 
 def test_a_file_finds_its_neighbours_and_the_search_path_is_left_alone(file, tmp_path, monkeypatch):
@@ -129,51 +165,49 @@ def test_a_file_finds_its_neighbours_and_the_search_path_is_left_alone(file, tmp
     assert sys.path == before
 
 
-def test_every_value_of_the_resolved_config_can_be_written_as_json(file):
-    config = load(file, ("law", "1.1"))
-    assert json.loads(config.to_json())["law"] == 1.1
+def test_every_value_of_the_resolved_config_can_be_written_as_json(base):
+    config = experiment.override(base, [("search.attention_factor", "1.1")])
+    assert json.loads(json.dumps(config.to_dict()))["search"]["attention_factor"] == 1.1
 
 
 @pytest.mark.parametrize(
     ("key", "text", "message"),
     [
-        ("train.stps", "7", "Unknown --config.train.stps. Did you mean --config.train.steps?"),
-        ("trian.steps", "7", "Did you mean --config.train.steps?"),
-        ("learning_rate", "7", "Did you mean --config.train.learning_rate?"),
-        ("train.xyzzy", "7", "Known in config.train: dtype, learning_rate, save, steps."),
-        ("xyzzy", "7", "Known in config: files, law, lengths, rope, scales, size, suites, train."),
-        ("xyzzy.plugh", "7", "Known in config: files, law"),
-        ("train.steps.x", "7", "Did you mean --config.train.steps"),
-        ("rope.factor", "8", 'Another algorithm replaces the section: --config.rope="{...}"'),
-        ("train.steps", "1e3", "--config.train.steps must be a whole number, got '1e3'. It is 100"),
-        ("train.steps", "", "--config.train.steps must be a whole number, got ''"),
-        ("train.learning_rate", "fast", "must be a number, got 'fast'. It is 2e-05"),
-        ("train.learning_rate", "nan", "config.train.learning_rate must be finite, got nan"),
-        ("train.learning_rate", "inf", "config.train.learning_rate must be finite, got inf"),
-        ("train.save", "maybe", "--config.train.save must be true or false, got 'maybe'"),
+        ("train.stps", "7", "Unknown key 'train.stps'. Did you mean train.steps"),
+        ("train.stps", None, "Unknown key 'train.stps'. Did you mean train.steps"),
+        ("trian.steps", "7", "Did you mean train.steps"),
+        ("learning_rate", "7", "Did you mean optimizer.learning_rate or search.gradient.learn"),
+        ("train.xyzzy", "7", "Known in train: seq_len, batch_size, accumulation, steps,"),
+        ("xyzzy", "7", "Known: seed, model, rope, target_len, "),
+        ("xyzzy.plugh", "7", "Known: seed, model"),
+        ("train.steps.x", "7", "Did you mean train.steps"),
+        ("rope.factor", "8", "Known in rope: method. Another method replaces the section: rope={"),
+        ("train.steps", "1e3", "train.steps must be a whole number, 1 or more, got 1000.0."),
+        ("train.steps", "", "train.steps must be a whole number, 1 or more, got ''"),
+        ("optimizer.learning_rate", "fast", "at most 1, got 'fast'"),
+        ("optimizer.learning_rate", "nan", "optimizer.learning_rate must be a number above 0"),
+        ("optimizer.learning_rate", "1e400", "at most 1, got inf"),
+        ("search.compare", "maybe", "search.compare must be True or False, got 'maybe'"),
         (
             "train.steps",
             None,
             "--config.train.steps has no value. Write --config.train.steps=VALUE",
         ),
-        ("lengths", "a,b", "--config.lengths must be a tuple, each a whole number, got 'a,b'"),
-        (
-            "lengths",
-            "(512,1.5)",
-            "must be a tuple, each a whole number, got '(512,1.5)'. It is (512,",
-        ),
-        ("lengths", "(512,True)", "must be a tuple, each a whole number, got '(512,True)'"),
-        ("lengths", "(512,", "--config.lengths must be a tuple, got '(512,', which is no Python"),
-        ("suites", "3", "--config.suites must be a tuple, each text, got '3'"),
-        ("train", "{'steps': 3}", "set its keys one at a time: --config.train.dtype, --config.tra"),
+        ("eval.lengths", "a,b", "eval.lengths[0] must be a whole number of tokens, 1 or more"),
+        ("eval.lengths", "(512,1.5)", "eval.lengths[1] must be a whole number of tokens"),
+        ("eval.lengths", "(512,True)", "eval.lengths[1] must be a whole number of tokens"),
+        ("eval.lengths", "(512,", "--config.eval.lengths must be a tuple, got '(512,', which is"),
+        ("eval.suites", "3", "eval.suites[0] must be one of perplexity, passkey"),
+        ("train", "{'steps': 3}", "set its keys one at a time: train.seq_len, train.batch_size"),
+        ("train", None, "train is a section; set its keys one at a time"),
         ("rope", "yarn", "must be a Python dict that replaces the whole section, got 'yarn'"),
         ("rope", "[1]", "must be a Python dict that replaces the whole section, got '[1]'"),
-        ("rope", None, "must be a Python dict that replaces the whole section, got 'None'"),
+        ("rope", None, "--config.rope has no value"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(file, key, text, message):
+def test_a_mistake_is_told_in_one_line(base, key, text, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
-        load(file, (key, text))
+        experiment.override(base, [(key, text)])
     assert "\n" not in str(caught.value)
 
 

@@ -5,10 +5,12 @@ import json
 import math
 import os
 import stat
+import time
 
 import pytest
 
 from jaxrope.store import files
+from jaxrope.store.lock import run_lock
 
 
 def test_text_is_written_whole_and_readable_by_everybody(tmp_path):
@@ -116,3 +118,30 @@ def test_sha256_of_a_file_longer_than_a_block(tmp_path):
     path = tmp_path / "a.bin"
     path.write_bytes(b"\x07" * ((1 << 20) + 3))
     assert files.sha256_file(path) == hashlib.sha256(b"\x07" * ((1 << 20) + 3)).hexdigest()
+
+
+def test_what_a_kill_left_is_swept_when_the_next_job_has_the_lock(tmp_path):
+    leftovers = [tmp_path / ".rope.json.abcd_123.tmp", tmp_path / "items" / ".a.npz.00000000.tmp"]
+    other = tmp_path / "stage"  # a run of its own: its job sweeps it
+    kept = [tmp_path / name for name in ("rope.json", ".tmp", ".of_a_user.tmp", "a.tmp")]
+    kept += [other / ".lock", other / ".rope.json.abcd_123.tmp", tmp_path / ".x.abcd_123.old"]
+    for path in leftovers + kept:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("")
+    staging = tmp_path / ".hf.abcdefgh.tmp"
+    staging.mkdir()
+    (staging / "model.safetensors").write_text("")
+    (tmp_path / "link").symlink_to(other)
+    (tmp_path / "items" / ".elsewhere.abcdefgh.tmp").symlink_to(tmp_path / "rope.json")
+    with run_lock(tmp_path):
+        assert not any(path.exists() for path in (*leftovers, staging))
+        assert all(path.exists() for path in kept)
+        assert [path.name for path in (tmp_path / "items").iterdir()] == []
+
+
+def test_what_may_have_an_owner_is_swept_when_it_is_old(tmp_path):
+    for name, age in ((".a.aaaaaaaa.tmp", 60), (".b.bbbbbbbb.tmp", 3600)):
+        (tmp_path / name).write_text("")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.sweep(tmp_path, older_than=600)
+    assert os.listdir(tmp_path) == [".a.aaaaaaaa.tmp"]

@@ -195,11 +195,18 @@ def test_seven_billion_at_two_million_tokens():
     "change, message",
     [
         (dict(num_kv_heads=3), "model.num_heads must be a multiple of model.num_kv_heads"),
-        (dict(family="gpt"), "model.family must be one of llama, mistral, qwen2, phi3, got 'gpt'"),
+        (dict(family="gpt"), "Unknown model.family 'gpt'"),
         (dict(rotary_dim=7), "model.rotary_dim must be even"),
-        (dict(norm_eps=0.0), "model.norm_eps must be between 0 and 1"),
-        (dict(vocab_size=2.5), "model.vocab_size must be a positive whole number"),
-        (dict(sliding_window=0), "model.sliding_window must be a positive whole number"),
+        (dict(norm_eps=0.0), "model.norm_eps must be a number above 0 and below 1, got 0.0"),
+        (
+            dict(vocab_size=2.5),
+            "model.vocab_size must be a whole number from 1 to",
+        ),
+        (
+            dict(sliding_window=0),
+            "model.sliding_window must be a whole number of tokens, 1",
+        ),
+        (dict(original_len=1), "model.original_len must be a whole number of tokens from 2 to"),
         (dict(bos_id=264), "model.bos_id must be below model.vocab_size 264"),
     ],
 )
@@ -212,11 +219,19 @@ def test_config_messages(tiny_config, change, message):
     "change, message",
     [
         (dict(attention="flush"), "Unknown forward.attention 'flush'. Did you mean 'flash'"),
+        (dict(attention="auto"), "Unknown forward.attention 'auto'"),
+        (dict(attention_kernel="ring"), "Unknown forward.attention_kernel 'ring'"),
         (dict(compute_dtype="bf16"), "Unknown forward.compute_dtype 'bf16'"),
         (dict(remat="fulll"), "Unknown forward.remat 'fulll'. Did you mean 'full'"),
-        (dict(attention_block=0), "forward.attention_block must be a positive number"),
-        (dict(ulysses=0), "forward.ulysses must be a positive number of devices, got 0"),
-        (dict(mlp_chunk=-1), "forward.mlp_chunk must be 0 or a number of tokens, got -1"),
+        (
+            dict(attention_block=0),
+            "forward.attention_block must be a whole number of tokens, 1",
+        ),
+        (dict(ulysses=0), "forward.ulysses must be a whole number of devices, 1 or more, got 0"),
+        (
+            dict(mlp_chunk=-1),
+            "forward.mlp_chunk must be a whole number of tokens, 0",
+        ),
     ],
 )
 def test_settings_messages(change, message):

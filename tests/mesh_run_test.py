@@ -7,7 +7,6 @@ import tiny_run
 
 from jaxrope import train
 from jaxrope.errors import InputError
-from jaxrope.mesh import sharding
 from jaxrope.train import plan as plan_lib
 
 
@@ -49,8 +48,7 @@ def test_a_batch_lies_as_attention_wants_it(config, parts):
     """Every device has its rows and its two chunks of them, the first and the last for device 0."""
     set_mesh(config, data=2, context=4)
     config.train.accumulation = parts
-    mesh = sharding.make_mesh(config.mesh)
-    made = plan_lib.make_plan(config, mesh, None, weights=False)
+    made = train.prepare(config)
     batch, host = made.put_batch(3), made.loader.batch(3)
     order = np.arange(32).reshape(8, 4)[[0, 7, 1, 6, 2, 5, 3, 4]].ravel()
     for name, rows in host.items():
@@ -86,12 +84,11 @@ def test_a_process_reads_only_the_rows_of_its_devices():
         (dict(context=8), {"forward.ulysses": 3, "forward.attention": "usp"}, "Legal: 1, 2, 4, 8"),
     ],
 )
-def test_what_does_not_divide_is_refused(config, tmp_path, monkeypatch, sizes, changes, message):
-    monkeypatch.setattr(train, "compile_step", None)
+def test_what_does_not_divide_is_refused(config, sizes, changes, message):
     set_mesh(config, **sizes)
     config.target_len = 64
     for key, value in changes.items():
         section, name = key.split(".")
         config[section][name] = value
     with pytest.raises(InputError, match=message):
-        train.train(config, tmp_path / "run")
+        train.prepare(config)

@@ -11,8 +11,10 @@ import pytest
 from jaxrope import data, llama, rope, train
 from jaxrope.data import BytesTokenizer, MixtureLoader, Shares, TrainLoader, needles
 from jaxrope.data.mixture import LONG, SHORT
+from jaxrope.data.words import NOUNS
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
+from jaxrope.schema.model import MOST_KEYS
 from jaxrope.train import plan as plan_lib
 from jaxrope.train import program as program_lib
 from jaxrope.train import step as step_lib
@@ -143,20 +145,15 @@ def test_the_fingerprint_names_all_that_a_batch_depends_on(documents):
     assert make(documents, long, **base).fingerprint == prints[5]
 
 
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        (dict(needle=1.5), "data.needle_share must be a share from 0 to 1, got 1.5"),
-        (dict(short=-0.1), "data.short_share must be a share from 0 to 1, got -0.1"),
-        (dict(needle=0.6, short=0.5), "must be 1 at most together, got 0.6 and 0.5"),
-        (dict(needle_keys=0), "data.needle_keys must be a whole number from 1 to 263, got 0"),
-        (dict(needle_weight=0.0), "data.needle_weight must be a number above 0, got 0.0"),
-        (dict(short=0.5, short_len=512), "rows of train.seq_len 512 .* original length 512. Set"),
-    ],
-)
-def test_wrong_shares(changes, message):
-    with pytest.raises(InputError, match=message):
-        data.check_shares(dataclasses.replace(NONE, **changes), SEQ_LEN)
+def test_short_rows_are_shorter_than_others():
+    shares = dataclasses.replace(NONE, short=0.5, short_len=SEQ_LEN)
+    with pytest.raises(InputError, match="rows of train.seq_len 512 .* original length 512. Set"):
+        data.check_shares(shares, SEQ_LEN)
+    data.check_shares(shares, SEQ_LEN + 1)
+
+
+def test_there_are_words_for_as_many_needles_as_the_schema_allows():
+    assert MOST_KEYS == len(NOUNS) // 2
 
 
 def test_needles_need_room(documents):
@@ -354,19 +351,19 @@ def test_a_mixed_run_on_eight_devices_is_that_of_one(texts, undisturbed, tmp_pat
 
 @pytest.mark.parametrize("key, value", [("needle_share", 0.5), ("needle_weight", 1.0)])
 def test_a_mixture_does_not_change_on_the_way(texts, undisturbed, key, value):
-    with pytest.raises(InputError, match=rf"data\.{key}: the run in .* began with .*, the config"):
+    with pytest.raises(InputError, match=rf"began otherwise: data\.{key} \(.*, now {value}\)"):
         train.train(run_config(texts, **{key: value}), undisturbed)
 
 
 def test_without_shares_a_run_is_as_it_was(texts):
     """Neither another loader nor another input of the step."""
     config = run_config(texts, needle_share=0.0, short_share=0.0)
-    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
-    plan = plan_lib.make_plan(config, mesh, None, weights=False)
+    one = jax.devices()[:1]
+    plan = train.prepare(config, devices=one)
     assert type(plan.loader) is TrainLoader and not (plan.program.mixed or plan.program.packed)
-    mixed = plan_lib.make_plan(run_config(texts), mesh, None, weights=False)
+    mixed = train.prepare(run_config(texts), devices=one)
     assert type(mixed.loader) is MixtureLoader and mixed.program.mixed and mixed.program.packed
-    needle = plan_lib.make_plan(run_config(texts, short_share=0.0), mesh, None, weights=False)
+    needle = train.prepare(run_config(texts, short_share=0.0), devices=one)
     assert not (needle.program.mixed or needle.program.packed)
     r = mixed.rope_fn(480)
     assert program_lib.rope_argument(plan.program, r) is r

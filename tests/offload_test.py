@@ -5,7 +5,7 @@ import importlib.util
 import pytest
 
 from configs import base
-from jaxrope import llama
+from jaxrope import llama, schema
 from jaxrope.mesh import sharding
 from jaxrope.topology import slices
 from jaxrope.train import program as program_lib
@@ -39,7 +39,7 @@ def compiled(mesh, remat, offload):
     config.forward.compute_dtype, config.forward.remat = "bfloat16", remat
     config.optimizer.offload = offload
     config.train.seq_len, config.train.batch_size = LENGTH, ROWS
-    program = program_lib.make_program(config, mesh, MODEL)
+    program = program_lib.make_program(schema.read(config), mesh, MODEL)
     state, shardings = program_lib.abstract_state(program)
     rope = llama.own_rope(MODEL)(LENGTH)
     lowered = program_lib.lower_step(program, state, shardings, rope)

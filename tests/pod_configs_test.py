@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import llama, rope, schema
 from jaxrope.errors import InputError
 from jaxrope.shell import experiment
 from jaxrope.train import optimizer
@@ -75,7 +75,8 @@ def test_every_rope_that_is_published_fits_its_model_and_length(name, model):
 
 def rates(config, steps):
     """The learning rates of the optimizer that a config makes."""
-    schedule = optimizer.make(config.optimizer, num_steps=config.train.steps).schedule
+    section = schema.read(config).optimizer
+    schedule = optimizer.make(section, num_steps=config.train.steps).schedule
     return [float(schedule(step)) for step in steps]
 
 

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import report, rope, search, train
+from jaxrope import evaluate, report, rope, search, train
 from jaxrope.convert import exporting, pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluate import program
 from jaxrope.search import genome, journal, problem
 from jaxrope.store import files
 from tests import search_config
@@ -115,7 +114,7 @@ def test_evaluation_takes_it(base_config, found, tmp_path):
     config.rope = dict(method="file", path=str(found[0] / "rope.json"))
     config.data.eval_files = config.data.train_files
     config.eval.update(suites=("perplexity",), lengths=(64,), num_windows=2, bootstrap_samples=100)
-    program.run(config, tmp_path, False)
+    evaluate.evaluate(config, tmp_path)
     rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
     assert np.isfinite(rows[0]["metrics"]["perplexity"])
 
@@ -153,7 +152,7 @@ def test_a_file_for_another_number_of_layers_is_refused(base_config, tmp_path):
         search.search(config, tmp_path / "run")
     config.rope = dict(method="longrope", buckets=[bucket])
     with pytest.raises(InputError, match=message):
-        train.train(config, tmp_path / "run", devices=ONE)
+        train.prepare(config, devices=ONE)
     with pytest.raises(InputError, match=message):
         pretrained.with_rope(pretrained.load(config.model.path), tmp_path / "rope.json")
 

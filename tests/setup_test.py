@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import base
-from jaxrope import data, llama, rope, setup
+from jaxrope import data, llama, rope, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 
@@ -15,7 +15,7 @@ def rope_of(section, config):
     given = base.get_config()
     with given.unlocked():
         given.rope = section
-    return setup.rope_fn(given, config, llama.own_rope(config))
+    return setup.rope_fn(schema.read(given), config, llama.own_rope(config))
 
 
 @pytest.fixture
@@ -38,11 +38,11 @@ def test_rope_of_the_model_of_a_method_of_a_preset_and_of_a_file(phi_like, tmp_p
     "section, message",
     [
         (dict(method="presets", name="x"), "Unknown rope.method 'presets'. Did you mean 'preset'"),
-        (dict(method="preset"), "rope.name is missing: 'preset' needs name"),
-        (dict(method="preset", name="phi5"), "Unknown rope preset 'phi5'"),
+        (dict(method="preset"), "rope.name is missing. 'preset' has: method, name"),
+        (dict(method="preset", name="phi5"), "Unknown rope.name 'phi5'. Known: 1024k_la2_128k, "),
         (dict(method="preset", name="ft_la2_128k"), "head_dim must equal the model's, 96, got 128"),
         (dict(method="preset", name="phi4_mini"), "head_dim must equal the model's, 96, got 128"),
-        (dict(method="model", factor=2), "Unknown rope.factor: 'model' takes nothing more"),
+        (dict(method="model", factor=2), "Unknown key rope.factor of 'model'. Known: method"),
         (dict(method="file", path="none.json"), "none.json: cannot be read"),
     ],
 )
@@ -73,7 +73,10 @@ def test_exclude_is_of_the_training_text_alone(tmp_path):
     [
         (dict(source="hub"), "Unknown model.source 'hub'"),
         (dict(source="checkpoint", path=""), "model.path is not set"),
-        (dict(source="scratch", vocab=3), "Unknown model.vocab of source 'scratch'"),
+        (
+            dict(source="scratch", vocab=3),
+            "Unknown key model.vocab of 'scratch'. Did you mean 'v",
+        ),
         (dict(source="scratch", vocab_size=3), "model.num_layers is missing"),
     ],
 )
@@ -82,7 +85,7 @@ def test_model_messages(model, message):
     with config.unlocked():
         config.model = model
     with pytest.raises(InputError, match=message):
-        setup.model_config(config)
+        setup.model_config(schema.read(config))
 
 
 def test_original_len_of_a_model_that_scales_already():
@@ -93,19 +96,19 @@ def test_original_len_of_a_model_that_scales_already():
     config = base.get_config()
     with config.unlocked():
         config.model = dict(source="scratch", tie_embeddings=True, rope=llama3, **shape)
-    assert setup.model_config(config).original_len == 64
+    assert setup.model_config(schema.read(config)).original_len == 64
     config.original_len = 32
     with pytest.raises(InputError, match="must be 0 or 64 for a model whose own rope is 'llama3'"):
-        setup.model_config(config)
+        setup.model_config(schema.read(config))
     config.model.rope = dict(method="none")
-    assert setup.model_config(config).original_len == 32
+    assert setup.model_config(schema.read(config)).original_len == 32
 
 
 def config_of(path, shape, original_len=0):
     config = base.get_config()
     config.model.path, config.model.shape = str(path), shape
     config.original_len = original_len
-    return config
+    return schema.read(config)
 
 
 def test_a_shape_needs_no_checkpoint():
@@ -155,7 +158,7 @@ def settings_of(sizes, **changes):
         config.forward[name] = value
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1) | sizes)
     shape = llama.SHAPES["llama3_8b"]
-    return setup.forward_settings(config, mesh, shape, seq_len=4096)
+    return setup.forward_settings(schema.read(config), mesh, shape, seq_len=4096)
 
 
 def test_auto_says_what_it_picked():
@@ -173,7 +176,7 @@ def test_auto_says_what_it_picked():
 
 
 def test_one_device_is_no_mesh():
-    config, shape = base.get_config(), llama.SHAPES["llama2_7b"]
-    mesh = sharding.make_mesh(dict(config.mesh), jax.devices()[:1])
+    config, shape = schema.read(base.get_config()), llama.SHAPES["llama2_7b"]
+    mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     settings, _ = setup.forward_settings(config, mesh, shape)
     assert settings.mesh is None and settings.attention == "blockwise"

@@ -21,7 +21,7 @@ def prepare(folder: Path) -> None:
     import jax
 
     from jaxrope import llama
-    from jaxrope.store import checkpoint, files
+    from jaxrope.store import checkpoint, sealed
 
     rng = random.Random(0)
     words = ["".join(rng.choices("abcdefgh", k=rng.randint(2, 6))) for _ in range(40)]
@@ -34,7 +34,7 @@ def prepare(folder: Path) -> None:
         params = llama.init_params(shape, jax.random.key(layers), dtype="float32")
         about = {"data_fingerprint": "", "source": "random"}
         checkpoint.save_params(folder / name, 0, params, about)
-        files.write_json_atomic(folder / name / "model.json", shape.to_json_dict())
+        sealed.write_json(folder / name / "model.json", shape.to_json_dict())
 
 
 def get_config(folder: str):

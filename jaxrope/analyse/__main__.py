@@ -12,20 +12,38 @@ run the same command again to resume.
 
 from collections.abc import Sequence
 
+from jaxrope import schema
 from jaxrope.shell import cli
+from jaxrope.shell.program import Program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.main`."""
-    cli.main(run, doc=__doc__, argv=argv)
+    cli.main(PROGRAM, argv=argv)
 
 
-def run(config, workdir, dry_run):
-    """Runs the experiments; jax is imported only after the command line has been checked."""
-    from jaxrope.analyse import program
+def run(config, workdir) -> int:
+    """Trains, measures and writes the findings."""
+    from jaxrope import analyse
 
-    return program.run(config, workdir, dry_run)
+    return analyse.run(config, workdir)
 
+
+def dry_run(config, workdir, timing) -> str:
+    """Returns what the stages and the measurements are and cost, and what is finished."""
+    from jaxrope import analyse
+
+    return analyse.dry_run(config, workdir, timing=timing)
+
+
+def check(config) -> None:
+    """Refuses keys of the second model that break their rules."""
+    schema.replace(config, config.analysis.second, setting="analysis.second")
+
+
+PROGRAM = Program(
+    package="jaxrope.analyse", doc=__doc__, run=run, dry_run=dry_run, check=check, sweeps=False
+)
 
 if __name__ == "__main__":
     main()

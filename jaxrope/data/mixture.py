@@ -55,25 +55,11 @@ class Shares:
 
 
 def check_shares(shares: Shares, seq_len: int) -> None:
-    """Refuses shares that are none, and rows too short for them.
+    """Refuses rows that are too short for short rows beside them.
 
     Raises:
       InputError: the key, and what it must be.
     """
-    for name in ("needle", "short"):
-        value = getattr(shares, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise InputError(f"data.{name}_share must be a share from 0 to 1, got {value!r}.")
-    if shares.needle + shares.short > 1:
-        raise InputError(
-            "data.needle_share and data.short_share must be 1 at most together, got "
-            f"{shares.needle} and {shares.short}."
-        )
-    weight, keys, most = shares.needle_weight, shares.needle_keys, len(needles.NOUNS) // 2
-    if isinstance(keys, bool) or not isinstance(keys, int) or not 1 <= keys <= most:
-        raise InputError(f"data.needle_keys must be a whole number from 1 to {most}, got {keys!r}.")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < np.inf:
-        raise InputError(f"data.needle_weight must be a number above 0, got {weight!r}.")
     if shares.short and shares.short_len >= seq_len:
         raise InputError(
             f"data.short_share: rows of train.seq_len {seq_len:,} tokens are no longer than the "

@@ -15,18 +15,19 @@ from collections.abc import Sequence
 
 from jaxrope.errors import InputError
 from jaxrope.shell import cli
+from jaxrope.shell.program import Program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.main`."""
-    cli.main(run, doc=__doc__, rewrite_fn=with_tasks, argv=argv)
+    cli.main(PROGRAM, argv=argv)
 
 
-def run(config, workdir, dry_run):
-    """Evaluates; jax is imported only once the command line is known to be right."""
-    from jaxrope.evaluate import program
+def run(config, workdir) -> None:
+    """Evaluates, and prints the tables."""
+    from jaxrope import evaluate
 
-    program.run(config, workdir, dry_run)
+    evaluate.evaluate(config, workdir)
 
 
 def with_tasks(argv: Sequence[str]) -> list[str]:
@@ -55,6 +56,14 @@ def with_tasks(argv: Sequence[str]) -> list[str]:
         ]
     return rewritten
 
+
+PROGRAM = Program(
+    package="jaxrope.evaluate",
+    doc=__doc__,
+    run=run,
+    survives="every item that was evaluated",
+    rewrite=with_tasks,
+)
 
 if __name__ == "__main__":
     main()

@@ -6,8 +6,8 @@ from typing import Any
 
 from jaxrope import rope
 from jaxrope.errors import InputError
-
-FAMILIES = ("llama", "mistral", "qwen2", "phi3")
+from jaxrope.schema.model import Scratch
+from jaxrope.schema.rules import rules
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,26 +46,10 @@ class LlamaConfig:
     eos_id: int | None = None
 
     def __post_init__(self):
-        if self.family not in FAMILIES:
-            raise InputError(
-                f"model.family must be one of {', '.join(FAMILIES)}, got '{self.family}'."
-            )
-        counts = (
-            "vocab_size",
-            "num_layers",
-            "embed_dim",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "mlp_dim",
-            "original_len",
-            "max_len",
-            "rotary_dim",
-        )
-        for name in counts + (("sliding_window",) if self.sliding_window is not None else ()):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise InputError(f"model.{name} must be a positive whole number, got {value!r}.")
+        for name, rule in rules(Scratch).items():
+            if name != "source":
+                value = rule.read(getattr(self, name), f"model.{name}")
+                object.__setattr__(self, name, value)
         if self.num_heads % self.num_kv_heads:
             raise InputError(
                 f"model.num_heads must be a multiple of model.num_kv_heads, got {self.num_heads} "
@@ -76,11 +60,9 @@ class LlamaConfig:
                 f"model.rotary_dim must be even and at most model.head_dim {self.head_dim}, got "
                 f"{self.rotary_dim}."
             )
-        if not 0 < self.norm_eps < 1:
-            raise InputError(f"model.norm_eps must be between 0 and 1, got {self.norm_eps}.")
         for name in ("bos_id", "eos_id"):
             value = getattr(self, name)
-            if value is not None and not 0 <= value < self.vocab_size:
+            if value is not None and value >= self.vocab_size:
                 raise InputError(
                     f"model.{name} must be below model.vocab_size {self.vocab_size}, got {value}."
                 )

@@ -10,7 +10,9 @@ from jax.sharding import Mesh
 
 from jaxrope import attention
 from jaxrope.attention import Settings as AttentionSettings
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import choose
+from jaxrope.schema.model import Forward
+from jaxrope.schema.rules import rules
 
 DTYPES = {
     "float32": jnp.float32,
@@ -70,15 +72,9 @@ class ForwardSettings:
     mesh: Mesh | None = None
 
     def __post_init__(self):
-        choose("forward.attention", self.attention, attention.BACKENDS)
-        choose("forward.compute_dtype", self.compute_dtype, DTYPES)
-        choose("forward.remat", self.remat, REMAT)
-        for name, least in (("attention_block", 1), ("ulysses", 1), ("mlp_chunk", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                kind = "a positive number" if least else "0 or a number"
-                of = "devices" if name == "ulysses" else "tokens"
-                raise InputError(f"forward.{name} must be {kind} of {of}, got {value!r}.")
+        for name, rule in rules(Forward).items():
+            rule.read(getattr(self, name), f"forward.{name}")
+        choose("forward.attention", self.attention, attention.BACKENDS)  # "auto" is no backend
 
     @property
     def of_attention(self) -> AttentionSettings:

@@ -7,21 +7,19 @@ here, before anything runs.
 
 import dataclasses
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
+from jaxrope import schema
 from jaxrope.errors import InputError, choose, nearest
-from jaxrope.shell import experiment
+from jaxrope.schema import Config
 
-KINDS = ("search", "train", "join", "evaluate")
-WITH_MODEL = ("train", "join")  # kinds whose folder is a model
-WITH_ROPE = ("search", "train", "join")  # kinds whose folder has a rope.json
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLACE = re.compile(r"\{([^{}]*)\}")
-_NOT_OF_A_STAGE = ("recipe", "stages", "sweep")
+_OF_THE_RECIPE = ("recipe", "stages", "sweep", "hosts")
+_WITH_MODEL = ("train", "join")  # kinds whose folder is a model
+_WITH_ROPE = ("search", "train", "join")  # kinds whose folder has a rope.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,69 +28,72 @@ class Stage:
 
     Attributes:
       name: also of its folder.
-      kind: of KINDS.
+      kind: of schema.KINDS.
       config: what it runs with; "{name}" still stands for the folder of another stage.
       uses: names of the stages whose folders it reads, in their order.
     """
 
     name: str
     kind: str
-    config: ConfigDict
+    config: Config
     uses: tuple[str, ...]
 
-    def resolved(self, workdir: Path) -> ConfigDict:
-        """Returns its config with the folders of other stages in `workdir`."""
-        config = self.config.copy_and_resolve_references()
+    def resolved(self, workdir: Path, names: Collection[str] | None = None) -> Config:
+        """Returns its config with the folders of other stages in `workdir`; of those that `names`
+        has, if it is given.
+        """
 
-        def put(text: str) -> str:
-            return _PLACE.sub(lambda match: str(workdir / match.group(1)), text)
+        def put(match: re.Match) -> str:
+            name = match.group(1)
+            return str(workdir / name) if names is None or name in names else match.group()
 
-        for key, value in experiment.dotted_keys(config).items():
-            if not isinstance(value, ConfigDict) and any(map(_PLACE.search, texts(value))):
-                *sections, leaf = key.split(".")
-                section = config
-                for name in sections:
-                    section = section[name]
-                with section.unlocked(), section.ignore_type():
-                    section[leaf] = _with_texts(value, put)
-        return config.lock()
+        return schema.read(_with_texts(self.config.to_dict(), lambda text: _PLACE.sub(put, text)))
 
-    def from_stage(self, text: str) -> str:
-        """Returns the name of the stage that a path begins with, or ""."""
-        match = _PLACE.match(text)
-        return match.group(1) if match else ""
+    def what(self) -> str:
+        """Returns what messages call it."""
+        return f"stage '{self.name}' of recipe"
 
 
-def parse(config) -> list[Stage]:
+def stage_of(text: str) -> str:
+    """Returns the name of the stage that a path begins with, or ""."""
+    match = _PLACE.match(text)
+    return match.group(1) if match else ""
+
+
+def parse(config: Config) -> list[Stage]:
     """Returns the stages of `config.recipe`, in order.
 
     Raises:
-      InputError: an entry is malformed, two have one name, a key or a kind is unknown, a value is
-        not of its key's type, or a text names a stage that is not an earlier one.
+      InputError: two have one name, a key is unknown, a value breaks its rule, or a text names a
+        stage that is not an earlier one.
     """
-    if config.sweep:
-        raise InputError("config.sweep is of search.py, config.recipe of train.py. Leave one out.")
-    names = [_checked_entry(entry)[0] for entry in config.recipe]
+    names = [name for name, _, _ in config.recipe]
     for name in names:
+        if not _NAME.fullmatch(name):
+            raise InputError(
+                f"recipe: a stage's name is that of its folder: letters, digits, _, - and ., got "
+                f"'{name}'. Rename it."
+            )
         if names.count(name) > 1:
             raise InputError(f"recipe: two stages are named '{name}'. Rename one.")
+    base = dataclasses.replace(config, recipe=(), stages=())
     stages: list[Stage] = []
     for name, kind, changes in config.recipe:
-        if kind not in KINDS:
-            raise InputError(
-                f"stage '{name}' of recipe: unknown kind '{kind}'. {nearest(kind, KINDS)}"
-            )
-        stage_config = config.copy_and_resolve_references()
-        with stage_config.unlocked():
-            stage_config.recipe, stage_config.stages = (), ()
-        for key, value in changes:
-            _check_key(name, key)
-            experiment.assign(stage_config, key, value, setting=f"stage '{name}' of recipe")
-        stages.append(Stage(name, kind, stage_config.lock(), _uses(name, stage_config, names)))
+        setting = f"stage '{name}' of recipe"
+        for key, _ in changes:
+            if key.partition(".")[0] in _OF_THE_RECIPE:
+                raise InputError(
+                    f"{setting}: {key} is of the whole recipe, no stage has its own. Set "
+                    f"config.{key.partition('.')[0]} beside config.recipe."
+                )
+        stage_config = schema.replace(base, changes, setting=setting)
+        stages.append(Stage(name, kind, stage_config, _uses(name, stage_config, names)))
+    for stage in stages:
+        _check_places(stage, {other.name: other.kind for other in stages})
     return stages
 
 
-def chosen(config, stages: list[Stage]) -> list[Stage]:
+def chosen(config: Config, stages: list[Stage]) -> list[Stage]:
     """Returns the stages that `config.stages` names, in the order of the recipe; () = all.
 
     Raises:
@@ -104,65 +105,63 @@ def chosen(config, stages: list[Stage]) -> list[Stage]:
     return [stage for stage in stages if not config.stages or stage.name in config.stages]
 
 
-def texts(value: Any) -> Iterator[str]:
-    """Yields every text in a value: itself, or those in its tuples, lists and dicts."""
+def _texts(value: Any) -> Iterator[str]:
+    """Yields every text in a value: itself, or those in its tuples and dicts."""
     if isinstance(value, str):
         yield value
-    elif isinstance(value, tuple | list):
+    elif isinstance(value, tuple):
         for item in value:
-            yield from texts(item)
-    elif isinstance(value, dict | ConfigDict):
-        for item in value.values():
-            yield from texts(item)
+            yield from _texts(item)
+    elif isinstance(value, dict):
+        yield from _texts(tuple(value.values()))
 
 
 def _with_texts(value: Any, put: Callable[[str], str]) -> Any:
     if isinstance(value, str):
         return put(value)
-    if isinstance(value, tuple | list):
-        return type(value)(_with_texts(item, put) for item in value)
+    if isinstance(value, tuple):
+        return tuple(_with_texts(item, put) for item in value)
     if isinstance(value, dict):
         return {key: _with_texts(item, put) for key, item in value.items()}
     return value
 
 
-def _checked_entry(entry: Any) -> tuple:
-    is_entry = isinstance(entry, tuple | list) and len(entry) == 3
-    is_entry = is_entry and all(isinstance(part, str) for part in entry[:2])
-    is_entry = is_entry and isinstance(entry[2], tuple | list) and all(map(_is_pair, entry[2]))
-    if not is_entry:
-        raise InputError(
-            'recipe must hold stages like ("name", "train", (("train.steps", 400),)), got '
-            f"{entry!r}. In a tuple of one pair the comma after it is easily lost."
-        )
-    if not _NAME.fullmatch(entry[0]):
-        raise InputError(
-            f"recipe: a stage's name is that of its folder: letters, digits, _, - and ., got "
-            f"'{entry[0]}'. Rename it."
-        )
-    return tuple(entry)
+def _check_places(stage: Stage, kind_of: dict[str, str]) -> None:
+    """Refuses a path into another stage that leaves nothing of the kind there."""
+    for key, path, kinds in _places(stage.config):
+        name = stage_of(path)
+        if name and kind_of[name] not in kinds:
+            what = "model" if kinds == _WITH_MODEL else "rope.json"
+            raise InputError(
+                f"{stage.what()}: {key}: '{path}' is of kind '{kind_of[name]}', which leaves no "
+                f"{what}. Name a stage of kind {' or '.join(kinds)}."
+            )
+        if name and key == "rope.path" and not path.endswith("/rope.json"):
+            raise InputError(
+                f"{stage.what()}: rope.path must be a file, got '{path}'. Write '{path}/rope.json'."
+            )
 
 
-def _is_pair(pair: Any) -> bool:
-    return isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)
+def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yields (key, path, kinds of stages that leave what is to be there)."""
+    if config.model.source == "checkpoint":
+        yield "model.path", config.model.path, _WITH_MODEL
+    if config.rope.method == "file":
+        yield "rope.path", config.rope.path, _WITH_ROPE
+    yield "eval.longppl.evaluator", config.eval.longppl.evaluator, _WITH_MODEL
+    for _, path, method in config.eval.checkpoints:
+        yield "eval.checkpoints", path, _WITH_MODEL
+        yield "eval.checkpoints", method, _WITH_ROPE
+    for key in ("eval.methods", "search.seeds", "join.ropes"):
+        for path in schema.get(config, key):
+            yield key, path, _WITH_ROPE
 
 
-def _check_key(name: str, key: str) -> None:
-    top = key.partition(".")[0]
-    if top in (*_NOT_OF_A_STAGE, "hosts"):
-        raise InputError(
-            f"stage '{name}' of recipe: {key} is of the whole recipe, no stage has its own. Set "
-            f"config.{top} beside config.recipe."
-        )
-
-
-def _uses(name: str, config: ConfigDict, names: list[str]) -> tuple[str, ...]:
+def _uses(name: str, config: Config, names: list[str]) -> tuple[str, ...]:
     """Returns the stages that the texts of a stage's config name; all must be earlier ones."""
     earlier, used = names[: names.index(name)], set()
-    for key, value in experiment.dotted_keys(config).items():
-        if isinstance(value, ConfigDict):
-            continue
-        for other in (reference for text in texts(value) for reference in _PLACE.findall(text)):
+    for key, value in schema.leaves(config):
+        for other in (reference for text in _texts(value) for reference in _PLACE.findall(text)):
             where = f"stage '{name}' of recipe: {key} names '{{{other}}}'"
             if other == name:
                 raise InputError(f"{where}, itself. Name an earlier stage.")

@@ -142,30 +142,49 @@ def get(config: Section, key: str) -> Any:
     return value
 
 
+def rule_of(values: Mapping[str, Any], key: str) -> Any:
+    """Returns the rule of a dotted key; None: there is no such key.
+
+    Args:
+      values: of the configuration, as `to_dict` has them: which algorithms its sections select.
+      key: of a value or of a section.
+    """
+    rule: Any = One(Config)
+    for name in key.split("."):
+        section = getattr(rule, "section", None)
+        if isinstance(rule, Select):
+            section = rule.sections.get(str(values.get(rule.selector)))
+        if section is None or name not in rules.rules(section) or name not in values:
+            return None
+        rule, values = rules.rules(section)[name], values[name]
+    return rule
+
+
 def _assign(values: dict, key: str, value: Any, where: str) -> None:
     *sections, last = key.split(".")
-    inside = values
+    rule, inside = rule_of(values, key), values
+    if rule is None:
+        raise InputError(f"{where}Unknown key '{key}'. {_help(values, key)}")
     for name in sections:
-        inside = inside.get(name) if isinstance(inside, dict) else None
-    if not isinstance(inside, dict) or last not in inside:
-        help_text = rules.near(key, list(_dotted(values)))
-        raise InputError(f"{where}Unknown key '{key}'. {help_text}".rstrip())
-    if isinstance(inside[last], dict) and not _selects(key):
+        inside = inside[name]
+    if isinstance(rule, One):
         names = ", ".join(f"{key}.{name}" for name in inside[last])
         raise InputError(f"{where}{key} is a section; set its keys one at a time: {names}.")
     inside[last] = value
 
 
-def _selects(key: str) -> bool:
-    """Returns whether a dotted key is a section that selects an algorithm."""
-    section: type[Section] = Config
-    *sections, last = key.split(".")
-    for name in sections:
-        rule = rules.rules(section)[name]
-        if not isinstance(rule, One):
-            return False
-        section = rule.section
-    return isinstance(rules.rules(section).get(last), Select)
+def _help(values: dict, key: str) -> str:
+    """Returns help with an unknown dotted key: like ones, and what its section has."""
+    hint, place, inside = rules.near(key, list(_dotted(values))), "", values
+    for name in key.split(".")[:-1]:
+        if not isinstance(inside.get(name), dict):
+            break
+        inside, place = inside[name], f"{place}.{name}".strip(".")
+    known = f"Known{f' in {place}' if place else ''}: {', '.join(inside)}."
+    rule = rule_of(values, place) if place else None
+    if isinstance(rule, Select):
+        known += f" Another {rule.selector} replaces the section: {place}={{...}}."
+    return f"{hint} {known}".strip()
 
 
 def _dotted(values: Mapping, prefix: str = "") -> Iterator[str]:

@@ -164,7 +164,7 @@ class Many:
 
     def read(self, value: Any, path: str) -> tuple:
         """Returns the tuple."""
-        if isinstance(value, str) or not isinstance(value, Sequence):
+        if not isinstance(value, tuple | list):
             raise _broken(path, "a tuple, such as (a, b)", value)
         items = tuple(self.rule.read(item, f"{path}[{i}]") for i, item in enumerate(value))
         if len(items) < self.least:
@@ -176,7 +176,7 @@ class Many:
             raise _broken(path, "a tuple that lists nothing twice", tuple(value))
         for item in self.includes:
             if item not in items:
-                raise InputError(f"{path} must have {item}, got {tuple(value)!r}. Add it.")
+                raise InputError(f"{path} must have {item}, got {short(tuple(value))}. Add it.")
         return items
 
 
@@ -197,8 +197,8 @@ class Fixed:
         is_tuple = isinstance(value, tuple | list) and len(value) == len(self.rules)
         if not is_tuple:
             raise InputError(
-                f"{path} must be like {self.example}, got {value!r}. In a tuple of one pair the "
-                "comma after it is easily lost."
+                f"{path} must be like {self.example}, got {short(value)}. In a tuple of one pair "
+                "the comma after it is easily lost."
             )
         pairs = zip(self.rules, value, strict=True)
         return tuple(rule.read(item, f"{path}[{i}]") for i, (rule, item) in enumerate(pairs))
@@ -258,9 +258,8 @@ class Section:
     def require(self, holds: bool, name: str, rule: str, remedy: str = "") -> None:
         """Refuses the field `name` unless `holds`: "PATH must RULE, got VALUE. REMEDY"."""
         if not holds:
-            value = getattr(self, name)
-            end = f" {remedy}" if remedy else ""
-            raise InputError(f"{self.key_of(name)} must {rule}, got {value!r}.{end}")
+            value, end = short(getattr(self, name)), f" {remedy}" if remedy else ""
+            raise InputError(f"{self.key_of(name)} must {rule}, got {value}.{end}")
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the section as nested dicts of plain values."""
@@ -370,6 +369,14 @@ def _mapping(value: Any, path: str) -> Mapping[str, Any]:
     raise _broken(path or "config", "a section: a dict of its keys", value)
 
 
+def short(value: Any) -> str:
+    """Returns a value as a message shows it, whatever it is."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits; tuples in tuples
+        return f"a {type(value).__name__} that cannot be shown"
+    return text if len(text) <= 120 else text[:117] + "..."
+
+
 def _broken(path: str, rule: str, value: Any) -> InputError:
-    shown = repr(value) if len(repr(value)) <= 120 else repr(value)[:117] + "..."
-    return InputError(f"{path} must be {rule}, got {shown}.")
+    return InputError(f"{path} must be {rule}, got {short(value)}.")

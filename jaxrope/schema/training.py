@@ -106,7 +106,7 @@ class Saves(Section):
     asynchronous: bool = field(Switch())
 
 
-def check_together(train: Train, optimizer: Optimizer, data: Any) -> None:
+def check_together(train: Train, optimizer: Optimizer) -> None:
     """Refuses a training whose sections do not go together.
 
     Raises:
@@ -117,9 +117,4 @@ def check_together(train: Train, optimizer: Optimizer, data: Any) -> None:
         raise InputError(
             f"optimizer.schedule.warmup_steps must be from 0 to train.steps, {train.steps}, got "
             f"{warmup}."
-        )
-    if train.batch_size % train.accumulation:
-        raise InputError(
-            f"train.batch_size must be a multiple of train.accumulation, {train.accumulation}, got "
-            f"{train.batch_size}."
         )

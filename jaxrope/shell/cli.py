@@ -1,27 +1,26 @@
 """The command line of every program: its flags, and errors of one line.
 
-`train.py`, `search.py` and `python -m jaxrope.evaluate` are `main(run, doc=__doc__)`; a program
-with commands of its own, such as `python -m jaxrope.convert`, is `subcommands(...)`. Exit codes:
-0 done; 2 the user's mistake (one line, `error: ...`); 130 Ctrl-C. Any other exception is a bug and
-keeps its traceback.
+A program with a config is `main(PROGRAM)`, one with arguments of its own `arguments(COMMAND)`, one
+with commands `subcommands({name: COMMAND})`; see `program`. All take --dry_run, --no_timing,
+--print_config and --help, and end with one of the exit codes of `exits`.
 """
 
 import argparse
-import errno
+import importlib
+import json
 import os
 import re
 import shlex
 import sys
-import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from absl import flags
-from ml_collections import ConfigDict
 
-from jaxrope import errors
-from jaxrope.errors import HostsError, InputError
-from jaxrope.shell import experiment, heap
+from jaxrope import errors, schema
+from jaxrope.errors import InputError
+from jaxrope.shell import exits, experiment, heap
+from jaxrope.shell.program import Command, Program
 from jaxrope.store import files
 
 _HELP = """
@@ -34,7 +33,8 @@ Flags:
                        a section that selects an algorithm, as a whole:
                                             --config.rope="{'method':'yarn','factor':8.0}"
   --workdir=DIR        folder of the results; a run goes on with its own earlier work there
-  --dry_run            says what would be done and what it costs, and stops
+  --dry_run            checks everything, says what would be done and what it costs, and stops
+  --no_timing          with --dry_run: measures nothing
   --compile_only       compiles the step and prints what it takes, and stops; no data, no weights
   --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5p:4x4x4 or v5e:16x16,
                        on any machine with libtpu; without it, for the devices of this machine
@@ -42,36 +42,22 @@ Flags:
   --help               this text
 """
 _TEXTS = ("config", "workdir", "topology")
-_SWITCHES = ("dry_run", "compile_only", "print_config", "help")
+_SWITCHES = ("dry_run", "no_timing", "compile_only", "print_config", "help")
 _FLAGS = _TEXTS + _SWITCHES
-_ENVIRONMENT_ERRORS = {
-    errno.EACCES,
-    errno.EPERM,
-    errno.EROFS,
-    errno.ENOSPC,
-    errno.EDQUOT,
-    errno.ENAMETOOLONG,
-}
 
 
-def main(
-    run_fn: Callable,
-    *,
-    doc: str,
-    compile_fn: Callable | None = None,
-    runs_recipes: bool = False,
-    rewrite_fn: Callable[[Sequence[str]], list[str]] = list,
-    argv: Sequence[str] | None = None,
-) -> None:
-    """Runs one program.
+def main(program: Program, *, argv: Sequence[str] | None = None) -> None:
+    """Runs a program with a config.
+
+    The process first executes itself anew, with the same arguments and the same PID: glibc reads
+    the settings of a heap that suits XLA (`heap.keep`) only when a process starts. It does so
+    before anything is read or written, and only if `argv` is None: for a process of its own.
+
+    The config is read into the schema, and all that needs no model, text or device is checked,
+    before jax is imported.
 
     Args:
-      run_fn: `run_fn(config, workdir, dry_run)`; may return an exit code.
-      doc: what the program is for, shown by --help.
-      compile_fn: `compile_fn(config, topology, workdir)` is --compile_only; topology is "" for this
-        machine's devices, workdir may be None. None: the program has no such flag.
-      runs_recipes: whether it takes a config with a recipe.
-      rewrite_fn: arguments -> arguments; it rewrites the flags of the program's own.
+      program: which.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
@@ -80,15 +66,16 @@ def main(
     if argv is None:
         heap.keep()
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: _main(run_fn, compile_fn, runs_recipes, doc, rewrite_fn(argv)))
+    exits.run(lambda: _main(program, program.rewrite(argv)))
 
 
-def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) -> None:
+def subcommands(
+    commands: Mapping[str, Command], *, doc: str, argv: Sequence[str] | None = None
+) -> None:
     """Runs a program that has commands, such as `import` and `export`.
 
     Args:
-      commands: name -> (add_arguments_fn(parser), run_fn(args)); a command's help is the docstring
-        of its run_fn, which may return an exit code.
+      commands: by name.
       doc: what the program is for, shown by --help.
       argv: the arguments after the program's name; None = the process's.
 
@@ -96,25 +83,22 @@ def subcommands(commands: dict, *, doc: str, argv: Sequence[str] | None = None) 
       SystemExit: with the exit code, when it is not 0.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: _subcommands(commands, doc, argv))
+    exits.run(lambda: _subcommands(commands, doc, argv))
 
 
-def arguments(
-    add_arguments_fn: Callable, run_fn: Callable, *, doc: str, argv: Sequence[str] | None = None
-) -> None:
+def arguments(command: Command, *, doc: str, argv: Sequence[str] | None = None) -> None:
     """Runs a program with arguments of its own, such as `python -m jaxrope.report`.
 
     Args:
-      add_arguments_fn: `add_arguments_fn(parser)`.
-      run_fn: `run_fn(args)`; may return an exit code.
-      doc: what the program is for, shown by --help.
+      command: the program.
+      doc: what it is for, shown by --help.
       argv: the arguments after the program's name; None = the process's.
 
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    _run(lambda: run_fn(_parse(None, doc, add_arguments_fn, argv)))
+    exits.run(lambda: _run_command(command, None, doc, argv))
 
 
 def command_line() -> str:
@@ -142,30 +126,32 @@ def print_line(text: str) -> None:
     print(text, flush=True)
 
 
-def _main(run_fn, compile_fn, runs_recipes, doc, argv):
+def _main(program: Program, argv: list[str]) -> int | None:
     values, rest = _parse_flags(argv)
     if values["help"]:
-        print_line((doc or "").strip() + "\n" + _HELP.rstrip())
+        print_line((program.doc or "").strip() + "\n" + _HELP.rstrip())
         return 0
-    config = experiment.load(values["config"], _assignments(rest))
+    config = experiment.read(values["config"], _assignments(rest))
     if values["print_config"]:
-        print_line(config.to_json(indent=1))
+        print_line(json.dumps(config.to_dict(), indent=1))
         return 0
-    _check_recipe(config, runs_recipes)
-    if values["topology"] and not values["compile_only"]:
-        raise InputError(
-            f"--topology={values['topology']} is for compiling alone, nothing can run there. Add "
-            "--compile_only, or leave --topology out."
-        )
+    program = _that_runs(program, config)
+    program.check(config)
+    _check_flags(program, values)
     if values["compile_only"]:
-        return _compile(compile_fn, config, values)
+        workdir = _workdir(values["workdir"], dry_run=False) if values["workdir"] else None
+        return program.compile(config, values["topology"] or "", workdir)
     workdir = _workdir(values["workdir"], values["dry_run"])
     _join_hosts(config, values)
-    return run_fn(config, workdir, values["dry_run"])
+    if values["dry_run"]:
+        print_line(program.describe(config, workdir, timing=not values["no_timing"]))
+        return 0
+    return program.start(config, workdir)
 
 
-def _check_recipe(config, runs_recipes):
-    if config.recipe and not runs_recipes:
+def _that_runs(program: Program, config: schema.Config) -> Program:
+    """Returns the program itself, that of its recipes, or its sweep."""
+    if config.recipe and not program.recipe:
         raise InputError(
             "config.recipe is for train.py, which runs its stages, each with its own config. Use "
             "train.py, with --config.stages=NAME for one of them."
@@ -175,28 +161,43 @@ def _check_recipe(config, runs_recipes):
             f"config.stages names {', '.join(config.stages)}, but config.recipe has no stages. "
             "Leave it out, or give the --config of a recipe."
         )
+    chosen = program
+    if config.recipe:
+        chosen = importlib.import_module(f"{program.recipe}.__main__").PROGRAM
+    if not config.sweep:
+        return chosen
+    if not chosen.sweeps:
+        raise InputError(
+            f"config.sweep: {chosen.package} has no sweep, only a search, a training and an "
+            "evaluation have one. Leave it out."
+        )
+    from jaxrope.shell import sweep
+
+    return sweep.program(chosen)
 
 
-def _join_hosts(config, values):
+def _check_flags(program: Program, values: dict) -> None:
+    if values["compile_only"] and program.compile is None:
+        raise InputError("--compile_only is for train.py and search.py.")
+    if values["topology"] and not values["compile_only"]:
+        raise InputError(
+            f"--topology={values['topology']} is for compiling alone, nothing can run there. Add "
+            "--compile_only, or leave --topology out."
+        )
+    if values["no_timing"] and not values["dry_run"]:
+        raise InputError("--no_timing is for --dry_run. Add that, or leave it out.")
+
+
+def _join_hosts(config: schema.Config, values: dict) -> None:
     """Joins the other processes of the job, which must have this config and this code."""
     # It imports jax: only after the command line has been checked.
     from jaxrope.mesh import hosts
 
     settings = {f"--{name}": value for name, value in values.items() if name != "config"}
-    for key, value in experiment.dotted_keys(config).items():
-        if not isinstance(value, ConfigDict):
-            settings[key] = str(value)
-    hosts.join(config, settings)
+    hosts.join(config, settings | {key: str(value) for key, value in schema.leaves(config)})
     if not hosts.is_main():
         # Process 0 prints for all; errors go to stderr.
         sys.stdout = open(os.devnull, "w", encoding="utf-8")
-
-
-def _compile(compile_fn, config, values):
-    if compile_fn is None:
-        raise InputError("--compile_only is for train.py and search.py.")
-    workdir = _workdir(values["workdir"], dry_run=False) if values["workdir"] else None
-    return compile_fn(config, values["topology"] or "", workdir)
 
 
 def _parse_flags(argv):
@@ -277,13 +278,27 @@ class _Parser(argparse.ArgumentParser):
 
 def _subcommands(commands, doc, argv):
     if not argv or argv[0] in ("-h", "--help"):
-        lines = [f"  {name:12}{_summary(run_fn)}" for name, (_, run_fn) in commands.items()]
+        lines = [f"  {name:12}{_summary(command)}" for name, command in commands.items()]
         print_line("\n".join([(doc or "").strip(), "", "Commands (each has --help):", *lines]))
         if argv:
             return 0
         raise InputError(f"A command is missing. Known: {', '.join(commands)}.")
-    add_arguments_fn, run_fn = errors.choose("command", argv[0], commands)
-    return run_fn(_parse(argv[0], run_fn.__doc__, add_arguments_fn, argv[1:]))
+    command = errors.choose("command", argv[0], commands)
+    return _run_command(command, argv[0], command.run.__doc__, argv[1:])
+
+
+def _run_command(command, prog, doc, argv):
+    args = _parse(prog, doc, command.arguments, argv)
+    dry_run, print_config = args.dry_run, args.print_config
+    for name in ("dry_run", "no_timing", "print_config"):
+        delattr(args, name)
+    if print_config:
+        print_line(json.dumps(vars(args), indent=1))
+        return 0
+    if dry_run:
+        print_line(command.dry_run(args))
+        return 0
+    return command.run(args)
 
 
 def _parse(prog, doc, add_arguments_fn, argv):
@@ -294,6 +309,10 @@ def _parse(prog, doc, add_arguments_fn, argv):
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_arguments_fn(parser)
+    switch = dict(action="store_true")
+    parser.add_argument("--dry_run", **switch, help="checks and says what would be done, no more")
+    parser.add_argument("--no_timing", **switch, help="with --dry_run: measures nothing")
+    parser.add_argument("--print_config", **switch, help="prints the arguments as JSON, no more")
     args, unknown = parser.parse_known_args(argv)
     if unknown and unknown[0].startswith("-"):
         options = re.findall(r"--([a-z_]+)", parser.format_usage())
@@ -305,69 +324,5 @@ def _parse(prog, doc, add_arguments_fn, argv):
     return args
 
 
-def _summary(run_fn):
-    return (run_fn.__doc__ or "").strip().partition("\n")[0]
-
-
-def _run(program):
-    """Runs a program; an error that the user can fix becomes one line and an exit code."""
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 shows \\u2014
-    code, reason = 1, "a bug; its log has the traceback"
-    try:
-        code, reason = _outcome(program)
-    finally:
-        if reason:
-            _leave_hosts(code, reason)
-    if code:
-        sys.exit(code)
-
-
-def _outcome(program):
-    """Returns (exit code, why this process fails, or "")."""
-    try:
-        code = program()
-        return code, "its log says why" if code == 1 else ""
-    except InputError as error:
-        return _refuse(error), str(error)
-    except HostsError as error:
-        _refuse(error)
-        return 1, str(error)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 130, "interrupted"
-    except BrokenPipeError:  # `| head` has read enough; 141 is what the shell gives a SIGPIPE
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 141, "its standard output was closed"
-    except OSError as error:
-        if error.errno not in _ENVIRONMENT_ERRORS:
-            raise
-        where = f"{error.filename or 'the file system'}: {error.strerror}"
-        return _refuse(f"{where}. Give a folder that can be written and has room."), where
-    except RuntimeError as error:
-        hosts = sys.modules.get("jaxrope.mesh.hosts")
-        if hosts is not None and (lost := hosts.lost(error)):
-            _refuse(lost)
-            return 1, lost
-        if "Unable to initialize backend" not in str(error):
-            raise
-        _refuse(
-            f"{error}. JAX_PLATFORMS is '{os.environ.get('JAX_PLATFORMS', '')}': without it, or "
-            "with JAX_PLATFORMS=cpu, the program runs on what this machine has."
-        )
-        return 2, str(error)
-
-
-def _leave_hosts(code, reason):
-    """Ends this process at once if there are others: a normal exit would wait for them."""
-    hosts = sys.modules.get("jaxrope.mesh.hosts")
-    if hosts is not None and hosts.count() > 1:
-        if sys.exc_info()[0] is not None:
-            traceback.print_exc()
-        hosts.leave(code, reason)
-
-
-def _refuse(message):
-    print("error:", " ".join(str(message).split()), file=sys.stderr)
-    return 2
+def _summary(command):
+    return (command.run.__doc__ or "").strip().partition("\n")[0]

@@ -1,134 +1,145 @@
-"""Experiment files: loading one, and overriding its keys from text, with help for mistyped keys.
+"""Experiment files: running one, and what the command line says of its keys.
 
 An experiment file is Python: it defines `get_config()`, which returns a ConfigDict. It is executed.
-Values are parsed by `ml_collections.config_flags`, by the type that a key has in the file.
+The text of an override becomes the value that the rule of its key in the schema asks for; text that
+does not is refused there, as it would be in the file.
 """
 
 import ast
 import contextlib
-import difflib
 import importlib.machinery
 import importlib.util
-import math
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
-from jaxrope import errors
+from jaxrope import errors, schema
 from jaxrope.errors import InputError
+from jaxrope.schema import rules
 
 PACKAGED = Path(__file__).resolve().parent.parent / "configs"  # found by name, in any folder
-SELECTORS = ("method", "name", "source")  # a section with one of these keys selects an algorithm
-_ALIASES = {"suites": ("eval", "suites")}  # second names that a config may give to a key
-_MIXED = {"search.attention_factor": (str, float, int)}  # a law or a number
-_NEEDED = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    tuple: "a tuple",
-    str: "text",
-}
+_ALIASES = {"suites": "eval.suites"}  # second names of keys on the command line
 
 
-def load(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> ConfigDict:
-    """Returns the resolved, locked config of an experiment file.
+def read(path: str, assignments: Sequence[tuple[str, str | None]] = ()) -> schema.Config:
+    """Returns the checked configuration of an experiment file, with keys overridden.
+
+    Args:
+      path: see `load`.
+      assignments: (dotted key, text as on the command line; None = a switch without a value).
+
+    Raises:
+      InputError: no such file or key, a value that breaks its rule, or whatever the file raised.
+    """
+    return override(schema.read(load(path)), assignments)
+
+
+def load(path: str) -> ConfigDict:
+    """Returns the resolved, locked config of an experiment file, as it stands there.
 
     Args:
       path: the file, or the name of a packaged one, with or without "configs/";
         `FILE.py:text` calls `get_config("text")`.
-      assignments: (dotted key, text as on the command line; None = a switch without a value).
 
     Raises:
-      InputError: no such file or key, a value of a wrong type, or whatever the file itself raised.
+      InputError: no such file, or whatever the file itself raised.
     """
     if not path:
         raise InputError(
             f"--config=FILE is missing: which experiment? {_near_files(Path('configs/base.py'))}"
         )
-    config = _get_config(path)
-    config.lock()
-    override(config, assignments)
-    _refuse_non_finite(config)
-    aliases = [name for name in _ALIASES if _is_alias(config, name)]
-    resolved = config.copy_and_resolve_references()
-    with resolved.unlocked():
-        for name in aliases:
-            del resolved[name]
-    return resolved.lock()
+    return _get_config(path).copy_and_resolve_references().lock()
 
 
-def _is_alias(config: ConfigDict, name: str) -> bool:
-    section, key = _ALIASES[name]
-    if name not in config or section not in config or key not in config[section]:
-        return False
-    return config.get_ref(name) is config[section].get_ref(key)
-
-
-def override(config: ConfigDict, assignments: Sequence[tuple[str, str | None]]) -> None:
-    """Sets keys of a config from text. Sections that are replaced as a whole come first.
+def override(config: schema.Config, assignments: Sequence[tuple[str, str | None]]) -> schema.Config:
+    """Returns a configuration with keys set from text. Of two texts the last one counts; those of a
+    tuple are joined.
 
     Args:
-      config: changed in place.
+      config: is not changed.
       assignments: (dotted key, text as on the command line; None = a switch without a value).
 
     Raises:
-      InputError: no such key, or a value that is not of the key's type.
+      InputError: no such key, or a value that breaks its rule.
     """
-    texts = {}  # a tuple may be given one element at a time: --config.k=a --config.k=b
+    texts: dict[str, list[str | None]] = {}
     for key, text in assignments:
-        texts.setdefault(key, []).append(text)
-    by_key = dotted_keys(config)
-    sections = [key for key in texts if isinstance(by_key.get(key), ConfigDict)]
-    for key in sections + [key for key in texts if key not in sections]:
-        _set(config, key, texts[key])
+        texts.setdefault(_ALIASES.get(key, key), []).append(text)
+    values, changes = config.to_dict(), {}
+    for key in sorted(texts, key=lambda key: key.count(".")):  # a section before its keys
+        rule = schema.rule_of(values, key)
+        changes[key] = _value(key, texts[key], rule)
+        if isinstance(rule, rules.Select):
+            values = _with_section(values, key, changes[key])
+    return schema.replace(config, changes)
 
 
-def assign(config: ConfigDict, key: str, value: object, *, setting: str) -> None:
-    """Sets a key to a Python value of its type; a section that selects an algorithm, to a dict.
+def _with_section(values: dict, key: str, section: Any) -> dict:
+    name, _, rest = key.partition(".")
+    return values | {name: _with_section(values[name], rest, section) if rest else section}
 
-    Args:
-      config: changed in place.
-      key: dotted.
-      value: the new one.
-      setting: where the value is written, for messages.
 
-    Raises:
-      InputError: no such key, or a value of another type.
-    """
-    by_key = dotted_keys(config)
-    if key not in by_key:
-        raise InputError(f"Unknown key '{key}' in {setting}. {errors.nearest(key, by_key)}")
-    before = by_key[key]
-    kinds = {float: (float, int), ConfigDict: (dict, ConfigDict), tuple: (tuple, list)}
-    allowed = _MIXED.get(key) or kinds.get(type(before), (type(before),))
-    if type(value) not in allowed:
-        names = " or ".join(kind.__name__ for kind in allowed)
-        raise InputError(f"{setting}: {key} must be {names}, got {value!r}. Correct it there.")
-    if isinstance(before, ConfigDict) and not any(name in before for name in SELECTORS):
+def _value(key: str, texts: list[str | None], rule: Any) -> Any:
+    """Returns what texts mean where a rule holds; what means nothing there stays text."""
+    if isinstance(rule, rules.Switch):
+        texts = ["true" if text is None else text for text in texts]
+    if rule is None or isinstance(rule, rules.One):  # schema.replace says what is wrong
+        return texts[-1]
+    if None in texts:
+        raise InputError(f"--config.{key} has no value. Write --config.{key}=VALUE.")
+    if isinstance(rule, rules.Many):
+        return sum((_tuple(key, text) for text in texts), ())
+    if isinstance(rule, rules.Switch):
+        return _switch(texts[-1])
+    value = texts[-1] if _takes(rule, texts[-1], key) else _literal(texts[-1])
+    if isinstance(rule, rules.Select) and not isinstance(value, dict):
         raise InputError(
-            f"{setting}: {key} is a section; set its keys one at a time: "
-            f"{', '.join(f'{key}.{name}' for name in before)}."
+            f"--config.{key} must be a Python dict that replaces the whole section, got "
+            f"{rules.short(texts[-1])}. For example "
+            f"--config.{key}=\"{{'{rule.selector}':'{next(reversed(rule.sections))}',...}}\"."
         )
-    section = config
-    for name in key.split(".")[:-1]:
-        section = section[name]
-    convert_fn = {dict: ConfigDict, list: tuple}.get(type(value), lambda same: same)
-    with section.unlocked(), section.ignore_type():
-        section[_last(key)] = convert_fn(value)
+    return value
 
 
-def dotted_keys(config: ConfigDict, prefix: str = "") -> dict[str, object]:
-    """Returns {dotted key: value} for every section and every leaf of a config."""
-    by_key = {}
-    for key in config:
-        by_key[prefix + key] = config[key]
-        if isinstance(config[key], ConfigDict):
-            by_key |= dotted_keys(config[key], f"{prefix}{key}.")
-    return by_key
+def _takes(rule: Any, text: str, key: str) -> bool:
+    """Returns whether a rule allows the text as it stands."""
+    if isinstance(rule, rules.Anything):
+        return False
+    try:
+        return rule.read(text, key) == text
+    except InputError:
+        return False
+
+
+def _literal(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (SyntaxError, ValueError, TypeError, MemoryError, RecursionError):
+        return text  # no Python, or too much of it
+
+
+def _tuple(key: str, text: str) -> tuple:
+    """Returns the tuple that a text means; `a,b` means ('a', 'b')."""
+    value = _literal(text)
+    if value is not text:
+        return tuple(value) if isinstance(value, tuple | list) else (value,)
+    if text.startswith(("(", "[")):
+        raise InputError(
+            f"--config.{key} must be a tuple, got {rules.short(text)}, which is no Python."
+        )
+    return tuple(part.strip() for part in text.split(","))
+
+
+def _switch(text: str) -> bool | str:
+    try:
+        return flags.BooleanParser().parse(text)
+    except ValueError:
+        return text
 
 
 def _get_config(path):
@@ -206,98 +217,6 @@ def _configs_modules():
     return {name: sys.modules[name] for name in sys.modules if name.split(".")[0] == "configs"}
 
 
-def _set(config, key, texts):
-    """Sets one key, whose texts are in the order of the command line."""
-    by_key = dotted_keys(config)
-    if key not in by_key:
-        raise InputError(f"Unknown --config.{key}. {_near_keys(key, by_key)}")
-    before = by_key[key]
-    if isinstance(before, ConfigDict):
-        _check_section(key, before, texts[-1])
-    elif isinstance(before, bool):
-        texts = ["true" if text is None else text for text in texts]
-    if None in texts:
-        raise InputError(f"--config.{key} has no value. Write --config.{key}=VALUE.")
-    python = [_tuple_text(key, text) for text in texts] if isinstance(before, tuple) else texts
-    argv = ["program", *(f"--config.{key}={text}" for text in python)]
-    values = flags.FlagValues()
-    try:
-        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=argv)
-        values(argv)
-    except (flags.Error, TypeError, ValueError):
-        raise _wrong_type(key, before, texts[-1]) from None
-    after = dotted_keys(config)[key]
-    kinds = {type(item) for item in before} if isinstance(before, tuple) else set()
-    if len(kinds) == 1 and not all(_fits(item, *kinds) for item in after):
-        raise _wrong_type(key, before, texts[-1])
-
-
-def _check_section(key, before, text):
-    if not any(selector in before for selector in SELECTORS):
-        raise InputError(
-            f"--config.{key} is a section; set its keys one at a time: "
-            f"{', '.join(f'--config.{key}.{name}' for name in before)}."
-        )
-    try:
-        value = ast.literal_eval(text or "")
-    except (SyntaxError, ValueError):
-        value = None
-    if not isinstance(value, dict):
-        raise InputError(
-            f"--config.{key} must be a Python dict that replaces the whole section, got '{text}'. "
-            f'For example --config.{key}="{before.to_dict()}".'
-        )
-
-
-def _tuple_text(key, text):
-    """Returns text that reads as a Python tuple: `a,b` means ('a', 'b')."""
-    try:
-        ast.literal_eval(text)
-        return text
-    except (SyntaxError, ValueError):
-        if text.startswith(("(", "[")):
-            raise InputError(
-                f"--config.{key} must be a tuple, got '{text}', which is no Python."
-            ) from None
-        return repr(tuple(part.strip() for part in text.split(",")))
-
-
-def _fits(item, kind):
-    return type(item) is kind or (kind is float and type(item) is int)
-
-
-def _wrong_type(key, before, text):
-    needed = _NEEDED.get(type(before), f"of type {type(before).__name__}")
-    kinds = {type(item) for item in before} if isinstance(before, tuple) else set()
-    if len(kinds) == 1 and kinds <= _NEEDED.keys():
-        needed += f", each {_NEEDED[kinds.pop()]}"
-    return InputError(
-        f"--config.{key} must be {needed}, got '{text}'. It is {before!r} without this flag."
-    )
-
-
-def _near_keys(key, by_key):
-    """Returns help with a dotted key: like ones, the same word elsewhere, what the section has."""
-    word = _last(key)
-    close = [name for name in by_key if _last(name) == word]
-    close += difflib.get_close_matches(key, by_key, n=1, cutoff=0.7)
-    close += [name for name in by_key if difflib.get_close_matches(word, [_last(name)], cutoff=0.8)]
-    hints = [f"--config.{name}" for name in list(dict.fromkeys(close))[:3]]
-    section = key.rpartition(".")[0]
-    while section and not isinstance(by_key.get(section), ConfigDict):
-        section = section.rpartition(".")[0]
-    inside = by_key[section] if section else [name for name in by_key if "." not in name]
-    text = f"Did you mean {' or '.join(hints)}? " if hints else ""
-    text += f"Known in config{'.' if section else ''}{section}: {', '.join(inside)}."
-    if section and any(selector in inside for selector in SELECTORS):
-        text += f' Another algorithm replaces the section: --config.{section}="{{...}}".'
-    return text
-
-
-def _last(key):
-    return key.rpartition(".")[2]
-
-
 def _near_files(file):
     """Returns help with the path of an experiment file: what its folder has, and the package."""
     folders = [file.parent, PACKAGED] if _may_be_packaged(file) else [file.parent]
@@ -320,10 +239,3 @@ def _where(error, file):
         name, line = error.filename, error.lineno
     place = f"{name}, line {line}" if line else f"{name}"
     return f"{place}: {type(error).__name__}: {error}"
-
-
-def _refuse_non_finite(config):
-    for key, value in dotted_keys(config).items():
-        for item in value if isinstance(value, tuple) else (value,):
-            if isinstance(item, float) and not math.isfinite(item):
-                raise InputError(f"config.{key} must be finite, got {item}.")

@@ -1,142 +1,215 @@
-"""The product of listed values, one search after another, each in a folder of its own."""
+"""A sweep: the product of listed values, one run of a program after another, each in a folder.
 
-import functools
+`config.sweep = (("target_len", (2048, 4096)), ("seed", (0, 1)))` is four members. All of them are
+prepared before the first one runs; one that is finished with this very identity is not run again.
+sweep.json has a row for each.
+"""
+
+import contextlib
+import dataclasses
+import hashlib
 import itertools
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
+from jaxrope import schema
+from jaxrope.errors import InputError
+from jaxrope.schema import Config, rules
+from jaxrope.shell import program as program_lib
 
-from jaxrope.errors import InputError, nearest
-from jaxrope.mesh import hosts
-from jaxrope.shell import experiment
-from jaxrope.store import files
-
-FORMAT = "jaxrope.sweep/1"
-_SELECTORS = ("name", "method", "source")  # the key that names a section that is swept as a whole
+FORMAT = "jaxrope.sweep/2"
+_NOT_SWEPT = ("sweep", "recipe", "stages", "hosts")  # of the whole job
+_LONGEST = 40  # characters of a value in a folder's name
+_MEMBER = 200  # characters of a folder's name
 
 
-def members(config) -> dict[str, Any]:
+def program(swept: program_lib.Program) -> program_lib.Program:
+    """Returns the program that runs every member of `config.sweep`."""
+
+    def compile_all(config: Config, topology: str, workdir: Path | None) -> None:
+        for name, member in members(config).items():
+            print(f"\n{name}", flush=True)
+            swept.compile(member, topology, workdir)
+
+    return dataclasses.replace(
+        swept,
+        run=lambda config, workdir: run(swept, config, workdir),
+        dry_run=lambda config, workdir, timing: dry_run(swept, config, workdir, timing),
+        compile=compile_all if swept.compile else None,
+        check=lambda config: [swept.check(member) for member in members(config).values()],
+        survives="",
+    )
+
+
+def members(config: Config) -> dict[str, Config]:
     """Returns {folder name: config} of every combination that `config.sweep` lists.
 
+    A folder's name depends on its own values alone: it stays when a sweep gets more of them.
+
     Raises:
-      InputError: a key is unknown or listed twice, or a value is not of its type.
+      InputError: a key is unknown or listed twice, a value breaks its rule or is listed twice.
     """
-    keys = [_checked(config, entry)[0] for entry in config.sweep]
-    if len(set(keys)) < len(keys):
-        raise InputError(f"sweep lists a key twice: {', '.join(keys)}. Join their values.")
-    lists = [entry[1] for entry in config.sweep]
-    configs: dict[str, Any] = {}
-    for values in itertools.product(*lists):
-        name = ",".join(f"{_word(key)}={_text(v)}" for key, v in zip(keys, values, strict=True))
-        name = re.sub(r"[^\w.,=+-]", "_", name)[:120]
+    keys = [key for key, _ in config.sweep]
+    for key in keys:
+        if key.partition(".")[0] in _NOT_SWEPT:
+            raise InputError(f"sweep: {key} is of the whole job. Leave it out of the sweep.")
+        if keys.count(key) > 1:
+            raise InputError(f"sweep lists a key twice: {', '.join(keys)}. Join their values.")
+    words = {key: _word(key, keys) for key in keys}
+    base, configs = dataclasses.replace(config, sweep=()), {}
+    for values in itertools.product(*(listed for _, listed in config.sweep)):
+        pairs = list(zip(keys, values, strict=True))
+        member = schema.replace(base, pairs, setting="sweep")
+        name = _cut(",".join(f"{words[key]}={_text(value)}" for key, value in pairs), _MEMBER)
         if name in configs:
-            name = f"{name},{len(configs)}"
-        configs[name] = _member(config, keys, values)
+            raise InputError(f"sweep lists {name} twice. Leave one out.")
+        configs[name] = member
     return configs
 
 
-def run(config, workdir: Path, search_fn: Callable[[Any, Path], Any]) -> str:
-    """Runs every member that is not finished; writes sweep.json.
+def run(swept: program_lib.Program, config: Config, workdir: Path) -> int:
+    """Runs every member that is not finished, writes sweep.json and prints the table.
 
     Args:
+      swept: the program.
       config: with a sweep.
       workdir: each member has a folder in it.
-      search_fn: (config, workdir) runs one, and is not called for a finished one.
 
     Returns:
-      The table of all members.
+      0, or the exit code of the member that did not end with 0.
+
+    Raises:
+      InputError: a member cannot run; it is named. If that shows before, none has run.
     """
-    rows = []
+    from jaxrope.mesh import hosts
+
+    configs = members(config)
+    rows = {name: _finished(swept, member, workdir / name) for name, member in configs.items()}
+    for name, member in configs.items():
+        if rows[name] is None:
+            with _naming(name):
+                swept.door.prepare(member)
+    for number, (name, member) in enumerate(configs.items(), start=1):
+        print(f"\nmember {number} of {len(configs)}: {name}", flush=True)
+        if rows[name] is not None:
+            print(f"finished before, in {workdir / name}", flush=True)
+            continue
+        with _naming(name):
+            code = swept.start(member, workdir / name)
+        if code:
+            print(f"stopped in member {name}; the same command goes on from there", flush=True)
+            return code
+        rows[name] = _finished(swept, member, workdir / name)
+        hosts.from_main("sweep.json", lambda: _write(config, configs, rows, workdir))
+    hosts.from_main("sweep.json", lambda: _write(config, configs, rows, workdir))
+    print("\n" + _table(rows), flush=True)
+    print(f"wrote sweep.json into {workdir}", flush=True)
+    return 0
+
+
+def dry_run(swept: program_lib.Program, config: Config, workdir: Path, timing: bool) -> str:
+    """Returns what every member would do; the first one that is to run is measured, if any."""
+    texts = []
     for name, member in members(config).items():
-        folder = workdir / name
-        content = hosts.from_main(
-            name, functools.partial(_finished, folder / "result.json", member)
-        )
-        if content is None:
-            try:
-                content = search_fn(member, folder).content
-            except InputError as error:
-                raise InputError(f"sweep member {name}: {error}") from None
-        rows.append(_row(name, member, content, config.sweep))
-        if hosts.is_main():
-            files.write_json_atomic(workdir / "sweep.json", {"format": FORMAT, "rows": rows})
-    return _table(rows)
+        row = _finished(swept, member, workdir / name)
+        if row is not None:
+            texts.append(f"{name}: finished, in {workdir / name}")
+            continue
+        with _naming(name):
+            text = swept.describe(member, workdir / name, timing=timing)
+        texts.append(f"{name}\n{text}")
+        timing = False
+    return "\n\n".join(texts)
 
 
-def _checked(config, entry) -> tuple[str, tuple]:
-    is_pair = isinstance(entry, tuple | list) and len(entry) == 2 and isinstance(entry[0], str)
-    if not is_pair or not isinstance(entry[1], tuple | list) or not entry[1]:
-        raise InputError(
-            f'sweep must hold pairs like ("target_len", (2048, 4096)), got {entry!r}. In a tuple '
-            "of one pair the comma after it is easily lost."
-        )
-    keys = experiment.dotted_keys(config)
-    if entry[0] not in keys or entry[0] == "sweep":
-        raise InputError(f"Unknown key '{entry[0]}' in sweep. {nearest(entry[0], keys)}")
-    return entry[0], tuple(entry[1])
+def _finished(swept: program_lib.Program, member: Config, folder: Path) -> dict | None:
+    """Returns the columns of a member that was run with exactly this identity.
+
+    All processes ask, for there is text to be read together; process 0's answer counts.
+    """
+    from jaxrope.mesh import hosts
+
+    columns = swept.door.finished(member, folder)
+    return hosts.from_main(f"finished {folder.name}", lambda: columns)
 
 
-def _member(config, keys: list[str], values: tuple) -> ConfigDict:
-    member = config.copy_and_resolve_references()
-    member.sweep = ()
-    for key, value in zip(keys, values, strict=True):
-        experiment.assign(member, key, value, setting="sweep")
-    return member.lock()
-
-
-def _finished(path: Path, member) -> dict | None:
-    """Returns the result of a member that was run with exactly this config."""
+@contextlib.contextmanager
+def _naming(name: str) -> Iterator[None]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    same = content.get("config") == json.loads(json.dumps(member.to_dict()))
-    return content if same else None
+        yield
+    except InputError as error:
+        raise InputError(f"sweep member {name}: {error}") from None
 
 
-def _row(name: str, member, content: dict, sweep) -> dict:
-    baselines = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
-    return {
-        "folder": name,
-        "values": {key: _plain(experiment.dotted_keys(member)[key]) for key, _ in sweep},
-        "unit": content["unit"],
-        "fitness": content[content["unit"]],
-        "best_baseline": min(baselines, default=None),
-        "start_tokens": content["best"]["start_tokens"],
-        "evaluations": content["evaluations"],
-        "forward_tokens": content["forward_tokens"],
-        "seconds": content["seconds"],
-    }
+def _write(config: Config, configs: Mapping, rows: Mapping, workdir: Path) -> None:
+    from jaxrope.store import sealed
+
+    content = [
+        {
+            "folder": name,
+            "values": {key: _plain(schema.get(member, key)) for key, _ in config.sweep},
+            "columns": rows[name],
+        }
+        for name, member in configs.items()
+        if rows[name] is not None
+    ]
+    sealed.write_json(workdir / "sweep.json", {"format": FORMAT, "rows": content})
 
 
-def _table(rows: list[dict]) -> str:
-    width = max(len(row["folder"]) for row in rows)
-    lines = [f"{'member':<{width}}{'fitness':>12}{'baseline':>12}{'gain':>8}{'tokens':>16}"]
-    for row in rows:
-        base = row["best_baseline"]
-        gain = "" if base is None else f"{100 * (1 - row['fitness'] / base):.1f}%"
-        baseline_text = "" if base is None else f"{base:.4f}"
-        lines.append(
-            f"{row['folder']:<{width}}{row['fitness']:>12.4f}{baseline_text:>12}{gain:>8}"
-            f"{row['forward_tokens']:>16,}"
-        )
+def _table(rows: Mapping[str, dict]) -> str:
+    """Returns the members with all their columns as text."""
+    names = list(dict.fromkeys(column for row in rows.values() for column in row))
+    cells = [["member", *names]]
+    for folder, row in rows.items():
+        cells.append([folder, *(_cell(row.get(name, "")) for name in names)])
+    widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+    lines = []
+    for first, *rest in cells:
+        numbers = (cell.rjust(width) for cell, width in zip(rest, widths[1:], strict=True))
+        lines.append("  ".join([first.ljust(widths[0]), *numbers]).rstrip())
     return "\n".join(lines)
 
 
-def _word(key: str) -> str:
-    return key.rpartition(".")[2]
+def _cell(value: Any) -> str:
+    if value is None:
+        return ""
+    if isinstance(value, float):
+        return f"{value:.4f}" if abs(value) < 1e4 else f"{value:,.0f}"
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def _word(key: str, keys: list[str]) -> str:
+    """Returns the last word of a key; all of it where another key ends with the same."""
+    word = key.rpartition(".")[2]
+    return word if [other.rpartition(".")[2] for other in keys].count(word) == 1 else key
 
 
 def _text(value: Any) -> str:
-    """Returns a value as part of a folder name; a section is named by what it selects."""
-    if isinstance(value, dict):
-        return str(next((value[name] for name in _SELECTORS if name in value), "section"))
-    return str(value)
+    """Returns a value as part of a folder's name: readable, and another one for another value."""
+    text, is_plain = str(value), not isinstance(value, dict | tuple)
+    if isinstance(value, dict):  # a section, named by what it selects
+        selected = [value[name] for name in ("name", "method", "source") if name in value]
+        text, is_plain = str((selected or ["section"])[0]), len(value) == 1
+    elif isinstance(value, tuple):
+        text = "+".join(map(str, value)) or "none"
+        is_plain = all(isinstance(item, int | float) for item in value)
+    safe = re.sub(r"[^\w.+-]", "_", text)
+    if is_plain and safe == text:
+        return _cut(text, _LONGEST)
+    return f"{safe[:_LONGEST]}-{_digest(value)}"
+
+
+def _cut(text: str, longest: int) -> str:
+    return text if len(text) <= longest else f"{text[:longest]}-{_digest(text)}"
+
+
+def _digest(value: Any) -> str:
+    text = json.dumps(_plain(value), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _plain(value: Any) -> Any:
-    return value.to_dict() if isinstance(value, ConfigDict) else value
+    return value.to_dict() if isinstance(value, rules.Section) else value

@@ -9,12 +9,18 @@ import hashlib
 import importlib.util
 import json
 import os
+import re
 import shutil
+import stat
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
+
+ABANDONED_SECONDS = 24 * 3600.0  # an unfinished folder of this age has no owner
+_UNFINISHED = re.compile(r"\..+\.[a-z0-9_]{8}\.tmp")  # as `tempfile` names them for us
 
 
 def as_path(text: Path | str) -> Path:
@@ -26,7 +32,10 @@ def as_path(text: Path | str) -> Path:
     text = os.fspath(text)
     scheme, mark, _ = text.partition("://")
     if not mark:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise InputError(f"{text}: there is no such user. Write ./~ for such a name.") from None
     if scheme != "gs":
         raise InputError(
             f"{text}: must be a folder of the file system or begin with gs://. Copy it here, or "
@@ -81,12 +90,68 @@ def size(path: Path) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Returns the content of a regular file: a pipe could wait, and a device need not end.
+
+    Raises:
+      InputError: it is no regular file, larger than `max_bytes`, or cannot be read.
+    """
+    try:
+        if is_remote(path):
+            _check_size(path, size(path), max_bytes)
+            return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: is not a regular file.")
+            _check_size(path, status.st_size, max_bytes)
+            return file.read(status.st_size)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}.") from None
+
+
+def _check_size(path: Path, actual: int, max_bytes: int) -> None:
+    if actual > max_bytes:
+        raise InputError(
+            f"{path}: must be at most {max_bytes:,} bytes, is {actual:,}. It is not what its name "
+            "says."
+        )
+
+
 def remove_tree(folder: Path) -> None:
     """Removes a folder and what is in it, as far as possible."""
     if is_remote(folder):
         folder.rmtree(missing_ok=True)
     else:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def sweep(folder: Path, *, older_than: float = 0.0) -> None:
+    """Removes what a killed process left of files and folders that it was writing: `.NAME.*.tmp`,
+    in a folder and in those of its sub-folders that are no workdirs themselves.
+
+    Args:
+      folder: of a run, whose lock is held; or one that several processes write to at one time.
+      older_than: seconds since something was last written there, for such a folder.
+    """
+    if is_remote(folder) or not folder.is_dir():
+        return  # a bucket has whole objects alone
+    parts = [path for path in folder.iterdir() if path.is_dir() and not path.is_symlink()]
+    parts = [path for path in parts if not (path / ".lock").exists()]
+    for entry in (entry for place in (folder, *parts) for entry in place.glob(".*.tmp")):
+        try:
+            inside = entry.iterdir() if entry.is_dir() else ()
+            written = max(path.lstat().st_mtime for path in (entry, *inside))
+            if not _UNFINISHED.fullmatch(entry.name) or time.time() - written < older_than:
+                continue
+            remove_tree(entry) if entry.is_dir() else entry.unlink()
+        except FileNotFoundError:  # its owner has just renamed or removed it
+            continue
 
 
 def copy(source: Path, target: Path) -> None:
@@ -112,7 +177,8 @@ def fetch(folder: Path, names: Sequence[str] | None = None) -> Path:
     if target.is_dir():
         return target
     target.parent.mkdir(parents=True, exist_ok=True)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}."))
+    sweep(target.parent, older_than=ABANDONED_SECONDS)
+    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".tmp"))
     try:
         for path in entries:
             with path.open("rb") as source, open(staging / path.name, "wb") as file:
@@ -155,9 +221,10 @@ def write_bytes_atomic(path: Path | str, content: bytes) -> None:
 
 def write_json_atomic(path: Path | str, value: object) -> None:
     """Writes `value` as JSON, atomically. NaN and infinity are refused: other readers of JSON do
-    not know them.
+    not know them. Of a file's name that is not UTF-8, bytes stand as escapes.
     """
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_jsonl(path: Path | str, rows: dict | list[dict], *, durable: bool = False) -> None:

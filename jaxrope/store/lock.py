@@ -24,8 +24,8 @@ _BEAT_SECONDS, _DEAD_SECONDS = 10.0, 40.0
 
 @contextlib.contextmanager
 def run_lock(folder: Path) -> Iterator[None]:
-    """Locks `folder` for this job; process 0 holds the lock for all. The system releases it when
-    that process ends, however it ends.
+    """Locks `folder` for this job, and sweeps out what a killed one was writing; process 0 holds
+    the lock for all. The system releases it when that process ends, however it ends.
 
     Raises:
       InputError: the folder cannot be written to, or another job holds it (its host and process
@@ -36,6 +36,7 @@ def run_lock(folder: Path) -> Iterator[None]:
         def acquire() -> None:
             lock = _object_lock if files.is_remote(folder) else _file_lock
             locks.enter_context(lock(folder))
+            files.sweep(folder)
 
         hosts.from_main("lock of the workdir", acquire)
         yield

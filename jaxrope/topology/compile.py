@@ -11,7 +11,6 @@ from jax.sharding import Mesh
 
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
-from jaxrope.shell.sweep import members
 from jaxrope.topology import memory as memory_lib
 from jaxrope.topology import roofline, schedule, slices
 from jaxrope.topology.jobs import Job, search_job, train_job
@@ -28,9 +27,8 @@ def compile_train(config, topology: str, workdir: Path | None) -> None:
 
 
 def compile_search(config, topology: str, workdir: Path | None) -> None:
-    """Prints the cost of a batch of search.py, for each member of a sweep; see `compile_config`."""
-    for member in members(config).values() if config.sweep else (config,):
-        compile_config(search_job, member, topology, workdir)
+    """Prints the cost of a batch of search.py; see `compile_config`."""
+    compile_config(search_job, config, topology, workdir)
 
 
 def compile_config(

@@ -15,7 +15,6 @@ from jaxrope.search import evaluator, plan
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
-from jaxrope.train.plan import check_numbers
 
 _GIB = 2**30
 _SHARE = 0.9  # of the usable memory that a search takes
@@ -48,7 +47,7 @@ def train_job(config, mesh: Mesh) -> Job:
     Raises:
       InputError: the config does not fit itself or the mesh.
     """
-    check_numbers(config)
+    config = schema.read(config)
     program = program_lib.make_program(config, mesh, setup.model_shape(config))
     parts, rows, seq_len = program.batch_shape
     sizes, settings = dict(mesh.shape), program.settings

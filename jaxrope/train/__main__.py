@@ -16,34 +16,51 @@ of the workdir; --config.stages=NAME,NAME runs some of them. What is finished is
 from collections.abc import Sequence
 
 from jaxrope.shell import cli
+from jaxrope.shell.program import Program
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.main`."""
-    cli.main(run, doc=__doc__, compile_fn=compile_only, runs_recipes=True, argv=argv)
+    cli.main(PROGRAM, argv=argv)
 
 
-def run(config, workdir, dry_run):
-    """Trains; jax is imported only once the command line is known to be right."""
-    if config.recipe:
-        from jaxrope import recipe
+def run(config, workdir) -> int:
+    """Trains, and draws the loss."""
+    from jaxrope import report, train
+    from jaxrope.mesh import hosts
+    from jaxrope.train import metrics
 
-        return recipe.run(config, workdir, dry_run)
-    from jaxrope.train import run
+    code = train.train(config, workdir)
+    if code or not hosts.is_main():
+        return code
+    rows, _ = metrics.read(workdir / metrics.FILE)
+    report.training_figure([row for row in rows if "loss" in row], workdir / "loss.png")
+    cli.print_line(f"wrote checkpoints, metrics.jsonl and loss.png into {workdir}")
+    return 0
 
-    return run.train(config, workdir, dry_run)
+
+def dry_run(config, workdir, timing) -> str:
+    """Returns what the run is, what it takes, and where it stands in the workdir."""
+    from jaxrope import train
+
+    return train.dry_run(config, workdir, timing=timing)
 
 
-def compile_only(config, topology, workdir):
+def compile_only(config, topology, workdir) -> None:
     """Compiles the step for a TPU slice that need not be here, and says what it takes."""
-    if config.recipe:
-        from jaxrope import recipe
-
-        return recipe.compile_stages(config, topology, workdir)
     from jaxrope.topology import compile_train
 
-    return compile_train(config, topology, workdir)
+    compile_train(config, topology, workdir)
 
+
+PROGRAM = Program(
+    package="jaxrope.train",
+    doc=__doc__,
+    run=run,
+    dry_run=dry_run,
+    compile=compile_only,
+    recipe="jaxrope.recipe",
+)
 
 if __name__ == "__main__":
     main()

@@ -287,7 +287,7 @@ def _evaluate(run: Run) -> None:
     with run.clock.paused():
         try:
             model = run.plan.eval_model(run.state.params)
-            results = list(evaluate.run(model, bench, run.plan.config.eval.suites))
+            results = list(evaluate.run(model, bench))
         except _Interrupted:
             return
     scores = evaluate.scalars(results)
@@ -297,7 +297,8 @@ def _evaluate(run: Run) -> None:
         + "  ".join(f"{name} {score:.4g}" for name, score in scores.items())
         + f"  ({duration(seconds)})"
     )
-    run.log.add({"step": run.step, "eval": scores, "timing": {"eval_s": seconds}})
+    row = {"step": run.step, "eval": scores, "of": run.plan.measured}
+    run.log.add(row | {"timing": {"eval_s": seconds}})
     run.log.flush()
 
 

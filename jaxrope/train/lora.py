@@ -9,16 +9,15 @@ Letters: U rank of an adapter; else those of the model.
 
 import dataclasses
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxrope import llama
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.llama import adapters
 from jaxrope.mesh import sharding
+from jaxrope.schema import training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,48 +50,29 @@ class Lora:
 
 
 def make(
-    section: Mapping[str, Any], model: llama.LlamaConfig, *, param_dtype: str, compute_dtype: str
+    section: training.Lora, model: llama.LlamaConfig, *, param_dtype: str, compute_dtype: str
 ) -> Lora | None:
     """Returns config.lora; None for rank 0: everything is trained.
 
     Args:
-      section: rank, alpha, targets, train_norms, train_embeddings.
+      section: config.lora.
       model: its shape.
       param_dtype: of master weights, which adapters have.
       compute_dtype: of the forward pass, which frozen weights have.
 
     Raises:
-      InputError: a value is not legal, or a target is not in the model.
+      InputError: a target is not in the model, or has fewer inputs than the rank.
     """
-    rank, alpha, targets = section["rank"], section["alpha"], tuple(section["targets"])
-    _require(_is_whole(rank) and rank >= 0, "rank", "be a whole number, 0 or more", rank)
-    numeric = isinstance(alpha, int | float) and not isinstance(alpha, bool)
-    legal = numeric and math.isfinite(alpha) and alpha > 0
-    _require(legal, "alpha", "be a number above 0", alpha)
-    for key in ("train_norms", "train_embeddings"):
-        _require(isinstance(section[key], bool), key, "be True or False", section[key])
-    for target in targets:
-        choose("lora.targets", target, dict.fromkeys(adapters.TARGETS))
-    if rank == 0:
+    if section.rank == 0:
         return None
-    legal = bool(targets) and len(set(targets)) == len(targets)
-    _require(legal, "targets", "name at least one linear layer, and each once", targets)
-    if "head" in targets and model.tie_embeddings:
+    if "head" in section.targets and model.tie_embeddings:
         raise InputError(
             "lora.targets must not name head: the head of this model is its embedding. Set"
             " lora.train_embeddings = True."
         )
-    lora = Lora(
-        rank,
-        float(alpha),
-        targets,
-        section["train_norms"],
-        section["train_embeddings"],
-        str(param_dtype),
-        str(compute_dtype),
-    )
+    lora = Lora(**section.to_dict(), dtype=param_dtype, frozen_dtype=compute_dtype)
     most = min(_fan_in(name, leaf) for name, leaf in _targets(lora, model).items())
-    _require(rank <= most, "rank", f"be at most {most}, the inputs of a target", rank)
+    section.require(section.rank <= most, "rank", f"be at most {most}, the inputs of a target")
     return lora
 
 
@@ -199,12 +179,3 @@ def _fan_in(name: str, leaf) -> int:
     letters = name.rsplit("_", 1)[1]
     ins = adapters.names(name)[0].rsplit("_", 1)[1].removeprefix("L").removesuffix("U")
     return math.prod(leaf.shape[letters.index(letter)] for letter in ins)
-
-
-def _require(holds, key: str, rule: str, value) -> None:
-    if not holds:
-        raise InputError(f"lora.{key} must {rule}, got {value!r}.")
-
-
-def _is_whole(value) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)

@@ -15,6 +15,36 @@ from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.store import files
 
+FILE = "metrics.jsonl"
+
+
+def read(path: Path) -> tuple[list[dict], list[int]]:
+    """Returns (the rows of a metrics.jsonl, the numbers of lines that are damaged); what a killed
+    process left of a last line is dropped.
+
+    Raises:
+      InputError: the file cannot be read.
+    """
+    try:
+        lines = path.read_bytes().split(b"\n")[:-1] if path.exists() else []
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror or error}). Move it away."
+        ) from None
+    rows = [_row(line) for line in lines]
+    whole = [row for row in rows if row is not None]
+    return whole, [number for number, row in enumerate(rows, start=1) if row is None]
+
+
+def _row(line: bytes) -> dict | None:
+    """Returns what a line holds; None: it is none of ours."""
+    try:
+        row = json.loads(line)
+        is_row = type(row["step"]) is int and ("eval" in row or type(row["tokens"]) is int)
+        return row if is_row else None
+    except (ValueError, RecursionError, TypeError, KeyError):
+        return None
+
 
 class MetricsLog:
     """Rows on their way to the disk. A disk that is full costs rows or time, never the training.
@@ -31,9 +61,9 @@ class MetricsLog:
           say: prints a line; called once if something cannot be written.
 
         Raises:
-          InputError: the file there holds something else.
+          InputError: the file there cannot be read.
         """
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / FILE
         self._say = say
         self._rows: list[dict] = []
         self._complained = False
@@ -71,15 +101,13 @@ class MetricsLog:
         return [row["step"] for row in self._cut(step) if "eval" in row]
 
     def _cut(self, step: int) -> list[dict]:
-        try:
-            rows = files.read_jsonl(self.path)
-            earlier_rows = [row for row in rows if row["step"] <= step]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"{self.path} is not a log of metrics: {error}. Move it away."
-            ) from None
-        if len(earlier_rows) < len(rows):
-            text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in earlier_rows)
+        rows, damaged = read(self.path)
+        if damaged:
+            numbers = ", ".join(map(str, damaged[:5])) + ("" if len(damaged) <= 5 else ", ...")
+            self._say(f"{self.path}, line {numbers}: damaged, left out")
+        earlier_rows = [row for row in rows if row["step"] <= step]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in earlier_rows)
+        if self.path.exists() and self.path.read_bytes() != text.encode():
             self._try(lambda: files.write_text_atomic(self.path, text))
         return earlier_rows
 

@@ -1,15 +1,13 @@
-"""AdamW with a schedule and clipping, every number checked before anything is compiled."""
+"""AdamW with a schedule and clipping."""
 
 import dataclasses
-import inspect
-import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import optax
 
-from jaxrope.errors import InputError, choose, nearest
+from jaxrope.schema import training
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,30 +25,28 @@ class Optimizer:
     offload: bool = False
 
 
-def make(section: Mapping[str, Any], *, num_steps: int) -> Optimizer:
+def make(section: training.Optimizer, *, num_steps: int) -> Optimizer:
     """Returns the optimizer of config.optimizer.
 
     Weight decay is for matrices: parameters named `*norm*` and `*bias*` have none.
 
     Args:
-      section: learning_rate (at the peak), schedule, b1, b2, eps, weight_decay, clip_norm (0 =
-        none), offload.
+      section: config.optimizer.
       num_steps: optimizer steps of the whole run, where the schedule ends.
-
-    Raises:
-      InputError: a number is out of its range, or the schedule is unknown or misses a constant.
     """
-    number = _Numbers("optimizer", section)
-    peak = number("learning_rate", above=0, most=1)
-    b1, b2 = number("b1", least=0, below=1), number("b2", least=0, below=1)
-    eps, decay = number("eps", above=0, below=1), number("weight_decay", least=0, below=1)
-    clip = number("clip_norm", least=0)
-    schedule = _schedule(dict(section["schedule"]), peak, num_steps)
-    adamw = optax.adamw(schedule, b1=b1, b2=b2, eps=eps, weight_decay=decay, mask=_decayed)
-    clipping = [optax.clip_by_global_norm(clip)] if clip else []
-    if not isinstance(section["offload"], bool):
-        raise InputError(f"optimizer.offload must be True or False, got {section['offload']!r}.")
-    return Optimizer(optax.chain(*clipping, adamw), schedule, section["offload"])
+    constants = section.schedule.to_dict()
+    name = constants.pop("name")
+    schedule = SCHEDULES[name](section.learning_rate, num_steps, **constants)
+    adamw = optax.adamw(
+        schedule,
+        b1=section.b1,
+        b2=section.b2,
+        eps=section.eps,
+        weight_decay=section.weight_decay,
+        mask=_decayed,
+    )
+    clipping = [optax.clip_by_global_norm(section.clip_norm)] if section.clip_norm else []
+    return Optimizer(optax.chain(*clipping, adamw), schedule, section.offload)
 
 
 def linear(peak: float, num_steps: int, warmup_steps: int, final_fraction: float):
@@ -83,58 +79,6 @@ def _warmed(peak, warmup_steps, then):
     if warmup_steps > 1:
         rise = optax.linear_schedule(peak / warmup_steps, peak, warmup_steps - 1)
     return optax.join_schedules([rise, then], [warmup_steps])
-
-
-def _schedule(section: dict, peak: float, num_steps: int):
-    name = section.pop("name", "")
-    factory = choose("optimizer.schedule.name", name, SCHEDULES)
-    constants = list(inspect.signature(factory).parameters)[2:]
-    for key in section:
-        if key not in constants:
-            raise InputError(
-                f"Unknown optimizer.schedule.{key} of '{name}'. {nearest(key, constants)}"
-            )
-    for key in constants:
-        if key not in section:
-            raise InputError(
-                f"optimizer.schedule.{key} is missing: '{name}' needs {', '.join(constants)}."
-            )
-    number = _Numbers("optimizer.schedule", section)
-    if "final_fraction" in section:
-        number("final_fraction", least=0, most=1)
-    warmup = section["warmup_steps"]
-    if not isinstance(warmup, int) or isinstance(warmup, bool) or not 0 <= warmup <= num_steps:
-        raise InputError(
-            "optimizer.schedule.warmup_steps must be a whole number from 0 to train.steps = "
-            f"{num_steps}, got {warmup!r}."
-        )
-    return factory(peak, num_steps, **section)
-
-
-class _Numbers:
-    """Reads numbers of a section and checks their range."""
-
-    def __init__(self, path: str, section: Mapping[str, Any]):
-        self._path, self._section = path, section
-
-    def __call__(
-        self, key, *, least=-math.inf, above=-math.inf, most=math.inf, below=math.inf
-    ) -> float:
-        value = self._section[key]
-        fits = (
-            isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        )
-        if fits and least <= value <= most and above < value < below:
-            return float(value)
-        bounds = [f"at least {least:g}"] * (least > -math.inf) + [f"above {above:g}"] * (
-            above > -math.inf
-        )
-        bounds += [f"at most {most:g}"] * (most < math.inf) + [f"below {below:g}"] * (
-            below < math.inf
-        )
-        raise InputError(
-            f"{self._path}.{key} must be a number {' and '.join(bounds)}, got {value!r}."
-        )
 
 
 def _decayed(params):

@@ -1,19 +1,22 @@
-"""Everything a run needs, made and checked before anything is compiled or written."""
+"""Everything a run needs, made and checked before weights are read or anything is compiled."""
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import data, evaluate, llama, rope, setup
+from jaxrope import data, evaluate, llama, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel
 from jaxrope.mesh import sharding
+from jaxrope.schema import Config, Identity
+from jaxrope.store import sealed
 from jaxrope.train import lora as lora_lib
 from jaxrope.train import step as step_lib
 from jaxrope.train.program import Program, lower_step, make_program, rope_argument
@@ -26,27 +29,26 @@ class Plan:
     Attributes:
       config: of the program.
       program: the step; its model is the one that model.json will have.
-      params: what it starts from, on the host; {} when a checkpoint of the run gives them, or when
-        they are drawn.
       rope_fn: the rope by length.
       tokenizer, tokenizer_at: the tokenizer, and "bytes" or where it came from.
+      documents: the text.
       loader: batches by step.
       bench: what is evaluated on the way, or None.
       remarks: lines for the user.
     """
 
-    config: Any
+    config: Config
     program: Program
-    params: dict
     rope_fn: rope.RopeFn
     tokenizer: Any
     tokenizer_at: Path | str
+    documents: data.TokenDocuments
     loader: data.TrainLoader | data.MixtureLoader
     bench: Any
     remarks: tuple[str, ...]
 
     @property
-    def mesh(self) -> Mesh:
+    def mesh(self) -> Mesh | AbstractMesh:
         """Where it runs."""
         return self.program.mesh
 
@@ -54,6 +56,39 @@ class Plan:
     def model(self) -> llama.LlamaConfig:
         """The shape of the model."""
         return self.program.model
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What its result depends on; reads all of the weights that it starts from."""
+        return self.identify(setup.fingerprint(self.config))
+
+    def identify(self, weights: str) -> Identity:
+        """Returns what its result depends on where it starts from weights with this digest."""
+        content = {"weights": weights, "rope": setup.rope_digest(self.rope_fn)}
+        content |= {"text": self.documents.fingerprint, "tokenizer": self.tokenizer.fingerprint}
+        content |= {"batches": self.loader.fingerprint}
+        return schema.identify("train", self.config, content, free=_unused(self.config))
+
+    @property
+    def outcome(self) -> Pretrained:
+        """The model that it will leave, without weights; see setup.Expected."""
+        rope_fn = llama.own_rope(self.model)
+        if not setup.is_own_rope(self.rope_fn, self.model):
+            rows = [dataclasses.asdict(bucket) for bucket in self.rope_fn.buckets]
+            rows[-1]["max_len"] = rows[-1]["max_len"] or self.model.max_len
+            geometry = dataclasses.asdict(self.rope_fn.geometry)
+            table = rope.make("longrope", **geometry, buckets=rows)
+            rope_fn = dataclasses.replace(
+                self.rope_fn, buckets=table.buckets, schedule=table.schedule
+            )
+        place = None if self.tokenizer_at == "bytes" else self.tokenizer_at
+        return Pretrained(self.model, {}, place, rope_fn, "train")
+
+    @property
+    def measured(self) -> str:
+        """A digest of what an evaluation on the way depends on, beside the weights."""
+        text = self.bench.documents.fingerprint if self.bench.documents else ""
+        return sealed.digest_of([self.config.eval.to_dict(), self.config.seed, text])[:16]
 
     def eval_model(self, params) -> EvalModel:
         """Returns the model that evaluators see, with the current parameters."""
@@ -111,78 +146,76 @@ def _read(loader, step: int, row_numbers: list[int]) -> dict[str, np.ndarray]:
     return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
 
 
-def check_numbers(config) -> None:
-    """Refuses sizes and counts that make no run.
-
-    Raises:
-      InputError: the key, and what it must be.
-    """
-    least = {f"train.{key}": 1 for key in ("seq_len", "batch_size", "accumulation", "steps")}
-    least |= {"train.log_every": 1, "train.max_bad_steps": 1, "train.chunk_tokens": 1}
-    least |= {"train.eval_every": 0, "checkpoint.every": 1, "checkpoint.keep_last": 1}
-    least |= {"checkpoint.keep_every": 0, "seed": 0}
-    for key, low in least.items():
-        section, _, name = key.rpartition(".")
-        value = (config[section] if section else config)[name]
-        if not isinstance(value, int) or isinstance(value, bool) or value < low:
-            raise InputError(f"{key} must be a whole number, {low} or more, got {value!r}.")
-
-
-def make_plan(config, mesh: Mesh, begun: Pretrained | None, *, weights: bool = True) -> Plan:
-    """Returns the run that `config` asks for.
+def prepare(
+    config: Config,
+    expected: setup.Expected = setup.NOTHING,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> Plan:
+    """Returns the run that a config asks for; no weights are read, nothing is compiled.
 
     Args:
-      config: of the program; check_numbers has passed it.
-      mesh: of sharding.make_mesh.
-      begun: the model of a run that goes on, without its weights; None = a new run.
-      weights: False leaves the plan of a new run without parameters.
+      config: of configs/base.py.
+      expected: what earlier stages of a recipe will leave.
+      devices: which; None: all there are. Where they are fewer than the mesh has, the plan has an
+        abstract mesh: all is checked but what only these devices can tell.
 
     Raises:
       InputError: anything does not fit anything else.
     """
-    loaded = begun
-    if begun is None:  # random weights are drawn on the mesh; see first_state
-        weights = weights and config.model.source != "scratch"
-        loaded = setup.load_model(config, weights=weights)
-    model, rope_fn = loaded.config, loaded.rope_fn
-    if begun is None:
-        rope_fn = setup.rope_fn(config, model, rope_fn)
+    config = schema.read(config)
+    mesh = sharding.make_mesh(config.mesh, devices, planned=True)
+    loaded = setup.load_model(config, weights=False, expected=expected)
+    rope_fn = setup.rope_fn(config, loaded.config, loaded.rope_fn, expected)
+    model = loaded.config
     model = dataclasses.replace(model, max_len=setup.longest(config, model, rope_fn))
     _check_rope(config, model, rope_fn)
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
-    if begun is None:
-        model = _with_special_ids(model, tokenizer)
+    model = _with_special_ids(model, tokenizer)
     program = make_program(config, mesh, model)
+    text = config.data
     documents = setup.documents(
-        config,
-        config.data.train_files,
-        tokenizer,
-        setting="data.train_files",
-        exclude=config.data.exclude,
+        config, text.train_files, tokenizer, setting="data.train_files", exclude=text.exclude
     )
-    loader = _loader(config, model, documents, tokenizer)
     bench, remarks = _bench(config, tokenizer, documents)
     plan = Plan(
         config=config,
         program=program,
-        params=loaded.params,
         rope_fn=rope_fn,
         tokenizer=tokenizer,
         tokenizer_at=place,
-        loader=loader,
+        documents=documents,
+        loader=_loader(config, model, documents, tokenizer),
         bench=bench,
         remarks=(*loaded.notes, *program.remarks, *remarks),
     )
-    _check_evaluation(plan)
+    if bench is not None:
+        evaluate.check(plan.eval_model({}), bench)
     return plan
 
 
-def first_state(plan: Plan, shardings) -> step_lib.TrainState:
-    """Returns the state before the first step, on the mesh; no device ever has all of it."""
+def _unused(config: Config) -> tuple[str, ...]:
+    """Returns the keys that change nothing with what others have."""
+    keys: tuple[str, ...] = ()
+    if config.lora.rank == 0:
+        keys += tuple(f"lora.{name}" for name in config.lora.to_dict() if name != "rank")
+    if config.data.needle_share == 0:
+        keys += ("data.needle_keys", "data.needle_weight")
+    return keys
+
+
+def first_state(plan: Plan, params: dict, shardings) -> step_lib.TrainState:
+    """Returns the state before the first step, on the mesh; no device ever has all of it.
+
+    Args:
+      plan: of the run.
+      params: what it starts from, on the host; {}: they are drawn.
+      shardings: of program.abstract_state.
+    """
     program = plan.program
     key, base = jax.random.key(plan.config.seed), llama.param_shardings(program.model, program.mesh)
-    if plan.params:
-        params = sharding.put(lora_lib.freeze(plan.params, program.lora), base)
+    if params:
+        params = sharding.put(lora_lib.freeze(params, program.lora), base)
     else:
         draw = functools.partial(llama.init_params, program.model, dtype=program.param_dtype)
         params = jax.jit(draw, out_shardings=base)(key)
@@ -258,8 +291,8 @@ def _bench(config, tokenizer, train_documents):
     nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
     if not config.eval.suites:
         return nothing
-    bench = evaluate.bench(config.eval, documents=None, seed=config.seed)
-    if not evaluate.needs_text(bench, config.eval.suites):
+    bench = evaluate.Bench(config.eval, config.seed)
+    if not evaluate.needs_text(bench.options):
         return bench, ()
     if not config.data.eval_files:
         return nothing
@@ -267,10 +300,3 @@ def _bench(config, tokenizer, train_documents):
     shared = data.overlap(train_documents, held_out)
     remarks = [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
     return dataclasses.replace(bench, documents=held_out), remarks
-
-
-def _check_evaluation(plan: Plan) -> None:
-    """Raises now, not after the training, if the evaluation cannot run."""
-    if plan.bench is None:
-        return
-    evaluate.check(plan.eval_model({}), plan.bench, plan.config.eval.suites)

@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 
 from jaxrope import llama, rope, setup
 from jaxrope.mesh import sharding
+from jaxrope.schema.training import check_together
 from jaxrope.train import lora as lora_lib
 from jaxrope.train import optimizer
 from jaxrope.train import step as step_lib
@@ -73,6 +74,7 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
       InputError: batch, length, heads or a number do not fit the mesh or each other.
     """
     train = config.train
+    check_together(train, config.optimizer)
     sharding.check_batch(mesh, train.batch_size, train.accumulation)
     dtypes = dict(param_dtype=train.param_dtype, compute_dtype=config.forward.compute_dtype)
     lora = lora_lib.make(config.lora, model, **dtypes)

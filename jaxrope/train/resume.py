@@ -1,57 +1,45 @@
-"""What a run writes about itself when it begins, and what may change when it goes on."""
+"""What a run writes about itself when it begins, and whether it may go on."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from jaxrope import rope, setup
+import jax
+
+from jaxrope import rope, schema, setup
 from jaxrope.convert import pretrained
-from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
+from jaxrope.mesh import hosts
+from jaxrope.schema import Config, Identity
 from jaxrope.shell import cli
-from jaxrope.store import files
+from jaxrope.store import files, sealed
+from jaxrope.store.steps import describe, whole_steps
+from jaxrope.train import metrics
+from jaxrope.train.plan import Plan, prepare
 
-# A run that goes on must have these as it began. What may change: how long it is, how often it
-# logs, evaluates and saves, on which mesh it runs, and what only costs memory or time. Which text
-# it reads is compared by fingerprint, so that a folder may be moved.
-FIXED = (
-    "seed",
-    "model",
-    "rope",
-    "target_len",
-    "original_len",
-    "forward.compute_dtype",
-    "data.mode",
-    "lora",
-    "optimizer",
-    "train.seq_len",
-    "train.batch_size",
-    "train.accumulation",
-    "train.param_dtype",
-)
-FREE = ("model.shape", "optimizer.offload")  # of these sections: a check, and where arrays lie
-TEXT = ("data.train_files", "data.exclude", "data.text_field", "data.skip_bad_lines") + (
-    "data.needle_share",
-    "data.needle_keys",
-    "data.needle_weight",
-    "data.short_share",
-)
+FILE, FORMAT = "identity.json", "jaxrope.identity/1"
+_STEPS, _LONGER = "train.steps", "lengths"  # a run may be made longer; it is told from others then
+_KEY_OF = {"weights": "model.path", "text": "data.train_files", "tokenizer": "data.tokenizer"}
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def begin(config, workdir: Path, model: LlamaConfig, rope_fn: rope.RopeFn, tokenizer_at) -> None:
+def begin(plan: Plan, workdir: Path) -> None:
     """Writes config.json, model.json, rope.json (if the rope is not the model's own), tokenizer."""
-    if not setup.is_own_rope(rope_fn, model):
-        origin = {"made_by": "train.py", "rope": plain(config)["rope"], "model": model_name(config)}
+    config = plan.config
+    if not setup.is_own_rope(plan.rope_fn, plan.model):
+        origin = {
+            "made_by": "train.py",
+            "rope": config.rope.to_dict(),
+            "model": model_name(config),
+        }
         if config.rope.method == "file":
             origin["file"] = rope.provenance(files.as_path(config.rope.path))
-        rope.save(workdir / "rope.json", rope_fn, origin, max_len=model.max_len)
+        rope.save(workdir / "rope.json", plan.rope_fn, origin, max_len=plan.model.max_len)
     else:
         (workdir / "rope.json").unlink(missing_ok=True)
-    files.write_json_atomic(workdir / "model.json", model.to_json_dict())
-    copy_tokenizer(tokenizer_at, workdir)
+    sealed.write_json(workdir / "model.json", plan.model.to_json_dict())
+    copy_tokenizer(plan.tokenizer_at, workdir)
     write_config(config, workdir)
+    _write(workdir, plan.identity)
 
 
 def copy_tokenizer(tokenizer_at: Path | str, workdir: Path) -> None:
@@ -65,9 +53,9 @@ def copy_tokenizer(tokenizer_at: Path | str, workdir: Path) -> None:
             files.copy(folder / name, workdir / name)
 
 
-def write_config(config, workdir: Path) -> None:
+def write_config(config: Config, workdir: Path) -> None:
     """Writes the resolved config, and the command that gave it."""
-    files.write_json_atomic(workdir / "config.json", plain(config))
+    sealed.write_json(workdir / "config.json", config.to_dict())
     cli.write_command(workdir)
 
 
@@ -77,7 +65,8 @@ def check_workdir(workdir: Path) -> None:
     Raises:
       InputError: a search lives there, or a model of Hugging Face.
     """
-    if (workdir / "config.json").exists() and "train" not in _read_config(workdir):
+    path = workdir / "config.json"
+    if path.exists() and "train" not in sealed.read_json(path, sealed=False):
         raise InputError(
             f"--workdir={workdir} has a config.json that train.py did not write. Give the training "
             "a folder of its own."
@@ -89,120 +78,131 @@ def check_workdir(workdir: Path) -> None:
         )
 
 
-def continued(config, workdir: Path, meta: dict) -> Pretrained:
-    """Returns the model of the run in `workdir` without its weights, after checking that the run
-    can continue.
+def stand(
+    config: Config,
+    workdir: Path,
+    expected: setup.Expected = setup.NOTHING,
+    *,
+    devices: Sequence[jax.Device] | None = None,
+) -> tuple[Plan, int | None]:
+    """Returns (the run of a config, the step it has reached in `workdir`; None: it is new).
 
     Args:
-      config: as it is now.
-      workdir: of the run.
-      meta: of the checkpoint.
+      config: of the program.
+      workdir: the run's folder.
+      expected, devices: see prepare.
 
     Raises:
-      InputError: a setting that makes the run what it is has changed; it is named, with both
+      InputError: see prepare; or the run there is another one: what differs is named, with both
         values.
     """
-    if "opt_state" not in meta["leaves"]:
-        raise InputError(
-            f"--workdir={workdir} holds a model without an optimizer's state (an import), which "
-            "cannot be continued. Name it as config.model.path and give another --workdir."
-        )
-    before, after = _read_config(workdir), plain(config)
-    for key in FIXED:
-        _compare(key, _at(_normalized(before), key), _at(_normalized(after), key), workdir)
-    model = pretrained.load(workdir, dtype=None, weights=False)
-    begun_rope = model.rope_fn
-    config_rope = (
-        begun_rope
-        if config.rope.method == "model"
-        else setup.rope_fn(config, model.config, begun_rope)
+    step = hosts.from_main("where the run stands", lambda: _newest(workdir))
+    if step is None:
+        return prepare(config, expected, devices=devices), None
+    is_gone = (
+        config.model.source == "checkpoint" and not files.as_path(config.model.path or ".").exists()
     )
-    if [b.factors for b in config_rope.buckets] != [b.factors for b in begun_rope.buckets]:
+    if is_gone:  # the run has what it needs of it
+        begun = pretrained.load(workdir, dtype=None, weights=False)
+        expected = setup.Expected({config.model.path: begun}, expected.ropes)
+    plan = prepare(config, expected, devices=devices)
+    before = _begun(workdir)
+    now = plan.identify(before.content["weights"]) if is_gone else _on_main(plan)
+    if changes := before.without(_STEPS, _LONGER).changes(now.without(_STEPS, _LONGER)):
         raise InputError(
-            f"rope: its factors are not those of {workdir}/rope.json, with which the run began. "
-            "Restore the file they come from, or give another --workdir."
-        )
-    return model
-
-
-def _normalized(values: dict) -> dict:
-    """Returns a config whose `lora` is {"rank": 0} if it is missing or adds nothing."""
-    section = values.get("lora") or {"rank": 0}
-    return values | {"lora": section if section["rank"] else {"rank": 0}}
-
-
-def check_text(config, workdir: Path, meta: dict, *, data: str, tokenizer: str) -> None:
-    """Refuses other text or another tokenizer than the checkpoint's.
-
-    Args:
-      config: as it is now.
-      workdir: of the run.
-      meta: of the checkpoint.
-      data: fingerprint of the loader, as it is now.
-      tokenizer: fingerprint of the tokenizer, as it is now.
-
-    Raises:
-      InputError: it says which of the two differs.
-    """
-    if meta["tokenizer_fingerprint"] != tokenizer:
-        raise InputError(
-            f"data.tokenizer: it is not the one the run in {workdir} began with (fingerprint "
-            f"{tokenizer[:12]}, was {meta['tokenizer_fingerprint'][:12]}). Restore it, or give "
+            f"the run in {workdir} began otherwise: {_telling(changes)}. Set it back, or give "
             "another --workdir."
         )
-    if meta["data_fingerprint"] == data:
-        return
-    before, after = _read_config(workdir), plain(config)
-    for key in TEXT:
-        _compare(key, _at(before, key), _at(after, key), workdir)
-    raise InputError(
-        f"data.train_files: the files have changed since the run in {workdir} began (fingerprint "
-        f"{data[:12]}, was {meta['data_fingerprint'][:12]}). Restore them, or give another "
-        "--workdir."
-    )
+    return plan, step
 
 
-def plain(config) -> dict[str, Any]:
-    """Returns a config as JSON would give it back."""
-    return json.loads(json.dumps(config.to_dict()))
+def goes_on(plan: Plan, workdir: Path) -> None:
+    """Writes what may have changed when a run goes on: its config, and how long it is."""
+    write_config(plan.config, workdir)
+    before, steps = _read(workdir), plan.config.train.steps
+    if before.settings[_STEPS] != steps:
+        lengths = f"{before.content.get(_LONGER, before.settings[_STEPS])}, {steps}"
+        content, settings = {_LONGER: lengths}, {_STEPS: steps}
+        _write(
+            workdir,
+            Identity(
+                before.program,
+                {**before.settings, **settings},
+                {**before.content, **content},
+            ),
+        )
 
 
-def model_name(config) -> str:
+def finished(
+    config: Config, workdir: Path | str, *, devices: Sequence[jax.Device] | None = None
+) -> dict[str, float | str] | None:
+    """Returns what the run of a config came to, by name, for a table: None if there is no such run
+    in `workdir`, or it has not come to its end. `devices` are those of `prepare`.
+
+    Raises:
+      InputError: see prepare; or a file of the run is damaged.
+    """
+    config, workdir = schema.read(config), files.absolute(workdir)
+    if hosts.from_main("where it ended", lambda: _newest(workdir)) != config.train.steps:
+        return None
+    plan = prepare(config, devices=devices)
+    if _begun(workdir).changes(_on_main(plan)):
+        return None
+    rows = hosts.from_main("metrics", lambda: metrics.read(workdir / metrics.FILE)[0])
+    steps = [row for row in rows if "loss" in row]
+    last = [float(row["loss"]) for row in steps[-config.train.log_every :]]
+    columns = {"trained tokens": sum(row["tokens"] for row in steps)}
+    columns |= {"loss": sum(last) / len(last)} if last else {}
+    if plan.bench is not None:
+        scores = [row for row in rows if row.get("of") == plan.measured]
+        columns |= scores[-1]["eval"] if scores and scores[-1]["step"] == config.train.steps else {}
+    return columns
+
+
+def model_name(config: Config) -> str:
     """Returns what the model was made of, for the record."""
     return str(config.model.path) if config.model.source == "checkpoint" else "scratch"
 
 
-def _read_config(workdir: Path) -> dict:
-    path = workdir / "config.json"
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+def _newest(workdir: Path) -> int | None:
+    """Returns the newest whole step. Hosts may see a file system differently, so all use what
+    process 0 sees.
+    """
+    steps = whole_steps(workdir)
+    if steps and "opt_state" not in describe(workdir, steps[-1])["leaves"]:
         raise InputError(
-            f"{path} cannot be read ({error}), and without it the run cannot be continued. Restore "
-            "it, or give another --workdir."
-        ) from None
-
-
-def _at(tree: dict, key: str):
-    for part in key.split("."):
-        tree = tree.get(part) if isinstance(tree, dict) else None
-    return tree
-
-
-def _compare(key: str, before, after, workdir: Path) -> None:
-    if key in FREE:
-        return
-    if isinstance(before, dict) and isinstance(after, dict):
-        for name in sorted(before.keys() | after.keys()):
-            _compare(f"{key}.{name}", before.get(name), after.get(name), workdir)
-    elif before != after and not (key.endswith(".path") and _same_place(before, after)):
-        raise InputError(
-            f"{key}: the run in {workdir} began with {before!r}, the config has {after!r}. Set it "
-            "back, or give another --workdir."
+            f"--workdir={workdir} holds a model without an optimizer's state (an import), which "
+            "cannot be continued. Name it as config.model.path and give another --workdir."
         )
+    return steps[-1] if steps else None
 
 
-def _same_place(before, after) -> bool:
-    if not (isinstance(before, str) and isinstance(after, str)):
-        return False
-    return files.absolute(before) == files.absolute(after)
+def _begun(workdir: Path) -> Identity:
+    """Returns the identity that the run in `workdir` began with."""
+    return Identity.from_json(hosts.from_main("identity", lambda: _read(workdir).to_json()))
+
+
+def _telling(changes: list[str]) -> str:
+    """Returns the changes that others follow from: settings, else what they name."""
+    settings = [line for line in changes if not line.startswith("the ")]
+    content = [line for line in changes if not line.startswith("the batches (")]
+    lines = (settings or content or changes)[:3]
+    for name, key in _KEY_OF.items():
+        lines = [line.replace(f"the {name} (", f"the {name} of {key} (") for line in lines]
+    return "; ".join(lines)
+
+
+def _on_main(plan: Plan) -> Identity:
+    """Returns the plan's identity; process 0 alone reads the weights."""
+    if hosts.is_main():
+        plan.identity  # noqa: B018 - read here, for as long as it takes
+    hosts.barrier("the weights are read", long=True)
+    return Identity.from_json(hosts.from_main("identity now", lambda: plan.identity.to_json()))
+
+
+def _read(workdir: Path) -> Identity:
+    return Identity.from_json(sealed.read_json(workdir / FILE, form=FORMAT))
+
+
+def _write(workdir: Path, identity: Identity) -> None:
+    sealed.write_json(workdir / FILE, {"format": FORMAT, **identity.to_json()})
