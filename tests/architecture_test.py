@@ -39,7 +39,7 @@ PROGRAMS = (
     "jaxrope/demo.py",
     *(
         f"jaxrope/{name}/__main__.py"
-        for name in "analyse analysis convert evaluate generate report search train".split()
+        for name in "analyse analysis convert evaluate generate recipe report search train".split()
     ),
 )
 

@@ -160,8 +160,9 @@ def questions(study: Study, documents, tokenizer, task: str, length: int) -> lis
       InputError: there is no room for them, or the needle's number cannot be found in its text.
     """
     section, config = study.config.analysis, study.config
-    bench = evaluate.bench(config.eval, documents=documents, seed=config.seed)
-    bench = dataclasses.replace(bench, passkey_trials=section.trials, needle_trials=section.trials)
+    trials = dict(passkey_trials=section.trials, needle_trials=section.trials)
+    options = dataclasses.replace(schema.read(config).eval, **trials)
+    bench = evaluate.Bench(options, config.seed, documents)
     model = EvalModel(study.shape, None, None, tokenizer, None, task)
     return ASK[task](model, bench, length)
 
@@ -169,16 +170,15 @@ def questions(study: Study, documents, tokenizer, task: str, length: int) -> lis
 def _pass_keys(model: EvalModel, bench, length: int) -> list[Question]:
     questions = []
     for i, trial in enumerate(passkey.make_trials(model, bench, length)):
-        steps = tuple(length + at for at in trial.answer)
-        span = _span(trial.tokens, steps)
-        questions.append(Question(trial.tokens, steps, span, trial.depth, i))
+        span = _span(trial.tokens, trial.digits)
+        questions.append(Question(trial.tokens, trial.digits, span, trial.about["depth"], i))
     return questions
 
 
 def _needles(model: EvalModel, bench, length: int) -> list[Question]:
-    documents = needle.make_trials(model, bench, length)
+    documents = needle.make_documents(model, bench, length)
     questions = []
-    for i, document in enumerate(documents[bench.needle_keys[0]]):
+    for i, document in enumerate(documents[bench.options.needle_keys[0]]):
         trial = heads.number_trial(model.tokenizer, document)
         questions.append(Question(trial.tokens, trial.steps, trial.span, document.depths[0], i))
     return questions
