@@ -20,18 +20,6 @@ def door(package):
     return SimpleNamespace(**{"run": None} | _OLD[package])
 
 
-def _prepare_search(config, expected=None):
-    from jaxrope.search import problem
-
-    return problem.prepare(old(config))
-
-
-def _dry_run_search(config, *, timing=True, expected=None):
-    from jaxrope import search
-
-    return search.estimate(old(config))
-
-
 def _result(path, config):
     try:
         content = json.loads(path.read_text())
@@ -41,57 +29,27 @@ def _result(path, config):
     return content if same else None
 
 
-def _finished_search(config, workdir):
-    content = _result(workdir / "result.json", config)
-    if content is None:
-        return None
-    fitness = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
-    return {
-        "fitness": content[content["unit"]],
-        "best baseline": min(fitness, default=None),
-        "forward tokens": content["forward_tokens"],
-    }
+class _Evaluation:
+    def __init__(self, config):
+        self.config = config
 
+    @property
+    def identity(self):
+        from jaxrope import schema, setup
 
-def _prepare_train(config, expected=None):
-    from jaxrope.mesh import sharding
-    from jaxrope.train.plan import check_numbers, make_plan
-
-    check_numbers(old(config))
-    return make_plan(old(config), sharding.make_mesh(config.mesh), None, weights=False)
-
-
-def _dry_run_train(config, *, timing=True, expected=None):
-    import contextlib
-    import io
-    import tempfile
-    from pathlib import Path
-
-    from jaxrope import train
-
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text), tempfile.TemporaryDirectory() as folder:
-        train.train(old(config), Path(folder) / "run", True)
-    return text.getvalue().rstrip()
-
-
-def _finished_train(config, workdir):
-    from jaxrope.store import files, steps
-
-    path = workdir / "config.json"
-    if not path.exists() or (steps.whole_steps(workdir) or [0])[-1] < config.train.steps:
-        return None
-    if json.loads(path.read_text()) != json.loads(json.dumps(config.to_dict())):
-        return None
-    rows = files.read_jsonl(workdir / "metrics.jsonl", repair=False)
-    losses = [row for row in rows if row.get("loss") is not None]
-    return {"loss": losses[-1]["loss"], "trained tokens": sum(row["tokens"] for row in losses)}
+        weights = [setup.fingerprint(self.config)]
+        for _, path, _ in self.config.eval.checkpoints:
+            other = schema.replace(self.config, {"model": dict(source="checkpoint", path=path)})
+            weights.append(setup.fingerprint(other))
+        return schema.identify("evaluate", self.config, {"weights": str(weights)})
 
 
 def _prepare_evaluate(config, expected=None):
     from jaxrope.evaluate import program
 
-    return program.make_plan(old(config))
+    if expected is None or not expected.models and not expected.ropes:
+        program.make_plan(old(config))
+    return _Evaluation(config)
 
 
 def _dry_run_evaluate(config, *, timing=True, expected=None):
@@ -101,6 +59,8 @@ def _dry_run_evaluate(config, *, timing=True, expected=None):
 
     from jaxrope.evaluate import program
 
+    if expected is not None and (expected.models or expected.ropes):
+        return "?"
     text = io.StringIO()
     with contextlib.redirect_stdout(text):
         program.run(old(config), Path("never"), True)
@@ -113,7 +73,7 @@ def _finished_evaluate(config, workdir):
         return None
     rows = content["rows"]
     columns = {
-        f"{row['suite']} at {row['length']}": next(iter(row["metrics"].values()))
+        f"{row['suite']}/{row['length']}": next(iter(row["metrics"].values()))
         for row in rows
         if row["label"] == rows[0]["label"]
     }
@@ -121,10 +81,6 @@ def _finished_evaluate(config, workdir):
 
 
 _OLD = {
-    "jaxrope.search": dict(
-        prepare=_prepare_search, dry_run=_dry_run_search, finished=_finished_search
-    ),
-    "jaxrope.train": dict(prepare=_prepare_train, dry_run=_dry_run_train, finished=_finished_train),
     "jaxrope.evaluate": dict(
         prepare=_prepare_evaluate, dry_run=_dry_run_evaluate, finished=_finished_evaluate
     ),
