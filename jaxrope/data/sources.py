@@ -3,7 +3,6 @@
 import fnmatch
 import glob
 import os
-import stat
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -128,9 +127,7 @@ def regular_status(path: str, setting: str) -> os.stat_result:
         raise InputError(
             f"{setting}: '{path}' cannot be read ({reason(error)}). Mend or exclude it."
         ) from None
-    if not stat.S_ISREG(status.st_mode):
-        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+    if kind := files.irregular(path):
         raise InputError(f"{setting}: '{path}' is {kind}, not a regular file. Exclude it.")
     return status
 

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -84,6 +85,22 @@ def check_writable(folder: Path) -> None:
 def size(path: Path) -> int:
     """Returns the bytes of a file."""
     return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+def irregular(path: Path | str) -> str:
+    """Returns what a path is that is no regular file, such as "a FIFO": to open or read it may take
+    for ever. "" for a regular file, and for one in a bucket.
+
+    Raises:
+      OSError: there is none.
+    """
+    if is_remote(path):
+        return ""
+    kind = stat.S_IFMT(os.stat(path).st_mode)
+    if os.path.realpath(path).startswith(("/proc/", "/sys/")):
+        return "a file of the kernel"
+    kinds = {stat.S_IFREG: "", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    return (kinds | {stat.S_IFDIR: "a folder"}).get(kind, "a device")
 
 
 def remove_tree(folder: Path) -> None:

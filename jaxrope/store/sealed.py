@@ -39,9 +39,13 @@ def read_json(path: Path | str, *, form: str | None = None, sealed: bool = True)
     """
     path = files.as_path(path)
     try:
+        if kind := files.irregular(path):
+            raise InputError(f"{path} is {kind}, not a regular file. Name another.")
         if files.size(path) > MAX_BYTES:
             raise InputError(f"{path} has more than {MAX_BYTES:,} bytes. Restore it.")
         content = json.loads(path.read_bytes().decode("utf-8"))
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(
             f"{path} cannot be read ({error.strerror or error}). Restore it, or make it anew."
