@@ -6,7 +6,6 @@ by the sign test. Pairs that are not decided are said to be so.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 
 from jaxrope.evaluate import statistics
 from jaxrope.report import tables
-from jaxrope.store import files
+from jaxrope.store import files, sealed
 
 PERPLEXITY = "perplexity"
 LEVEL = 0.05  # of the sign test, two-sided
@@ -93,15 +92,14 @@ def read_pool(folders: Sequence[Path]) -> Pool:
     """Returns all rows of the evaluations in `folders`; the first of equal names counts."""
     pool: Pool = {}
     for folder in folders:
-        content = json.loads((folder / "eval.json").read_text(encoding="utf-8"))
-        with np.load(folder / "eval_nll.npz") as arrays:
-            for row in content["rows"]:
-                key = row["suite"], row["label"], row["length"]
-                is_text = row["suite"] == PERPLEXITY
-                nll_WT = arrays[f"{row['label']}|{row['length']}"] if is_text else None
-                found = () if is_text else tuple(row["items"]["found"])
-                scored = Scored(row["metrics"], row["fingerprint"], nll_WT, found)
-                pool.setdefault(key, scored)
+        content = sealed.read_json(folder / "eval.json")
+        arrays = sealed.read_arrays(folder / "eval_nll.npz", content["arrays"])
+        for row in content["rows"]:
+            key = row["suite"], row["label"], row["length"]
+            is_text = row["suite"] == PERPLEXITY
+            nll_WT = arrays[f"{row['label']}|{row['length']}"] if is_text else None
+            found = () if is_text else tuple(row["items"]["found"])
+            pool.setdefault(key, Scored(row["metrics"], row["fingerprint"], nll_WT, found))
     return pool
 
 

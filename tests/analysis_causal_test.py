@@ -9,12 +9,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import evaluate, llama
 from jaxrope.analysis import causal, heads
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.evaluate.scoring import EvalModel
+from tests.benches import make_bench
 from tests.tiny_heads import SETTINGS, loud, read_text
 
 
@@ -155,12 +155,8 @@ def test_what_cannot_be_masked(changes, message):
 
 def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
     """The evaluation answers for the parameters that it is given."""
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(
-            dict(needle_filler="grass", needle_keys=(1,), needle_trials=3, lengths=(420,))
-        )
-    bench = evaluate.bench(section, documents=None, seed=7)
+    changes = dict(needle_filler="grass", needle_keys=(1,), needle_trials=3, lengths=(420,))
+    bench = make_bench(seed=7, suites=("needle",), **changes)
     model = EvalModel(
         config=tiny_config,
         params=None,
@@ -172,7 +168,7 @@ def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
     nlls = []
 
     def found_fn(params):
-        (result,) = evaluate.needle.evaluate(dataclasses.replace(model, params=params), bench)
+        (result,) = evaluate.run(dataclasses.replace(model, params=params), bench)
         nlls.append(result.items["nll"])
         return result.items["found"]
 

@@ -8,16 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import evaluate, generate, llama
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluate import answering, journal, statistics
+from jaxrope.evaluate import answering, journal, statistics, suites
 from jaxrope.evaluate.answering import Prompt, Writing
 from jaxrope.evaluate.items import Item, Request, Task
 from jaxrope.evaluate.scoring import EvalModel
-from jaxrope.evaluate.tasks import SECTIONS, TASKS
 from jaxrope.mesh import sharding
+from tests import benches
 from tests.written import replace_generation
 
 TOKENIZER = BytesTokenizer()
@@ -37,7 +36,11 @@ def last_two(prompt) -> str:
     return TOKENIZER.decode(prompt[-2:])
 
 
-SUMS = Task(make_sums, lambda text, item: float(item.answers[0] in text), columns=("depth",))
+def in_text(text: str, item: Item) -> float:
+    return float(item.answers[0] in text)
+
+
+SUMS = Task("lines", "lines", make_sums, in_text, columns=("depth",))
 
 
 @pytest.fixture
@@ -55,18 +58,20 @@ def model(tiny_model):
 
 @pytest.fixture
 def sums(monkeypatch):
-    """A task of the registry, with a section of its own."""
-    monkeypatch.setitem(TASKS, "sums", SUMS)
-    monkeypatch.setitem(SECTIONS, "sums", lambda options: options.sums)
+    """A function that puts SUMS, with changes, in the place of the suite "lines"; it is there."""
+
+    def put(**changes):
+        task = dataclasses.replace(SUMS, **changes)
+        monkeypatch.setitem(suites.SUITES, "lines", answering.suite(task))
+
+    put()
+    return put
 
 
 def make_bench(trials=7, lengths=(64,), **values):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(lengths=lengths, chunk_tokens=16, batch_tokens=256, bootstrap_samples=200)
-        section.sums = dict(trials=trials)
-        section.update(values)
-    return evaluate.bench(section, documents=None, seed=3)
+    usual = dict(suites=("lines",), chunk_tokens=16, batch_tokens=256, bootstrap_samples=200)
+    usual |= dict(lengths=lengths, lines=dict(trials=trials))
+    return benches.make_bench(seed=3, **usual | values)
 
 
 def prompts_of(*sizes, limit=5, seed=0):
@@ -214,10 +219,10 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
 
     calls = replace_generation(monkeypatch, TOKENIZER, text_fn)
     bench = make_bench(lengths=(48, 64))
-    results = list(evaluate.run(model, bench, ("sums",)))
+    results = list(evaluate.run(model, bench))
     assert [(r.suite, r.length, r.label) for r in results] == [
-        ("sums", 48, "none"),
-        ("sums", 64, "none"),
+        ("lines", 48, "none"),
+        ("lines", 64, "none"),
     ]
     result = results[1]
     assert result.items["text"] == ["no", "01", "02", "no", "04", "05", "no"]
@@ -235,16 +240,15 @@ def test_a_task_yields_a_result_for_each_length(model, sums, monkeypatch):
     assert all(prompt[0] == 256 for _, prompts, _ in calls for prompt in prompts)  # bos
     assert [len(prompts) for _, prompts, _ in calls] == [4] * 4  # two batches at each length
     most = sum(1 + len(item.prompt) + 4 for item in asked)
-    assert evaluate.costs(model, make_bench(), ("sums",)) == {"sums": most}
+    assert answering.forward_tokens(SUMS, model, make_bench(), 64) == most
+    assert answering.steps(SUMS, model, make_bench(), 64) == 2 * 4
 
 
 def test_chance_is_what_copying_scores(model, sums, monkeypatch):
     replace_generation(monkeypatch, TOKENIZER, last_two)
     for stops, wanted in (((), 1 / 32), ((".",), 0.0)):
-        task = dataclasses.replace(SUMS, copying_scores=True, stops=stops)
-        task = dataclasses.replace(task, score=lambda text, item: float("06" in text))
-        monkeypatch.setitem(TASKS, "sums", task)
-        (result,) = evaluate.run(model, make_bench(), ("sums",))
+        sums(copying_scores=True, stops=stops, score=lambda text, item: float("06" in text))
+        (result,) = evaluate.run(model, make_bench())
         # of the 32 stretches of 4 tokens of prompt 6 of 7 the last one has its number
         assert result.chance == pytest.approx(wanted / 7)
 
@@ -254,9 +258,9 @@ def tenths(text, item):
 
 
 def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkeypatch):
-    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, score=tenths))
+    sums(score=tenths)
     replace_generation(monkeypatch, TOKENIZER, last_two)
-    (result,) = evaluate.run(model, make_bench(), ("sums",))
+    (result,) = evaluate.run(model, make_bench())
     values = np.arange(7) / 10
     assert result.metrics["score"] == pytest.approx(0.3)
     wanted = statistics.bootstrap_interval(values, num_samples=200, seed=3)
@@ -266,56 +270,48 @@ def test_scores_between_0_and_1_have_the_bootstraps_interval(model, sums, monkey
 def test_a_model_whose_window_slides_is_not_asked(model, sums, monkeypatch):
     replace_generation(monkeypatch, TOKENIZER, lambda prompt: pytest.fail("it was asked"))
     sliding = dataclasses.replace(model, window=32)
-    assert list(evaluate.run(sliding, make_bench(), ("sums",))) == []
-    assert evaluate.cost(sliding, make_bench(), ("sums",)) == 0
+    assert list(evaluate.run(sliding, make_bench())) == []
+    assert answering.forward_tokens(SUMS, sliding, make_bench(), 64) == 0
 
 
 def test_what_does_not_fit_is_refused_and_nothing_is_cut(model, sums, monkeypatch):
     item = Item("." * 60, ("7",), 4, {})
     for asked in (item, dataclasses.replace(item, tokens=np.zeros(61, np.int32))):
-        monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, make=lambda r, i=asked: [i]))
+        sums(make=lambda r, i=asked: [i])
         with pytest.raises(InputError) as refused:
-            evaluate.check(model, make_bench(), ("sums",))
+            evaluate.check(model, make_bench())
         assert str(refused.value) == (
-            "eval.lengths: item 1 of 'sums' has 61 tokens and its answer 4, 65 in all, got length "
-            "64. Leave the length out, or 'sums' out of eval.suites."
+            "eval.lengths: item 1 of 'lines' has 61 tokens and its answer 4, 65 in all, got length "
+            "64. Leave the length out, or 'lines' out of eval.suites."
         )
     asked = dataclasses.replace(item, tokens=np.arange(60, dtype=np.int32))
-    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, make=lambda r: [asked]))
+    sums(make=lambda r: [asked])
     calls = replace_generation(monkeypatch, TOKENIZER, lambda prompt: "7")
-    list(evaluate.run(model, make_bench(), ("sums",)))
+    list(evaluate.run(model, make_bench()))
     assert calls[0][1] == [list(range(60))]  # the tokens themselves, no bos put before them
 
 
-@pytest.mark.parametrize(
-    ("values", "message"),
-    [
-        (
-            {"chunk_tokens": 20},
-            r"eval.chunk_tokens must be a multiple of 16 \(16 \* mesh.context\), got 20. Near",
-        ),
-        ({"trials": 0}, "eval.suites: 'sums' has no item at 64 tokens"),
-    ],
-)
-def test_a_setting_out_of_range_is_refused(model, sums, values, message):
+def test_chunks_that_do_not_suit_the_mesh_and_tasks_without_items_are_refused(model, sums):
+    message = r"eval.chunk_tokens must be a multiple of 16 \(16 \* mesh.context\), got 20. Near"
     with pytest.raises(InputError, match=message):
-        evaluate.check(model, make_bench(**values), ("sums",))
+        evaluate.check(model, make_bench(chunk_tokens=20))
+    sums(make=lambda request: [])
+    with pytest.raises(InputError, match="eval.suites: 'lines' has no item at 64 tokens"):
+        evaluate.check(model, make_bench())
 
 
 def test_questions_are_made_once_for_all_rows(model, sums, monkeypatch):
     made = []
-    task = dataclasses.replace(SUMS, make=lambda r: made.append(r.length) or make_sums(r))
-    monkeypatch.setitem(TASKS, "sums", task)
+    sums(make=lambda r: made.append(r.length) or make_sums(r))
     replace_generation(monkeypatch, TOKENIZER, last_two)
     bench = make_bench()
-    evaluate.check(model, bench, ("sums",))
-    evaluate.cost(model, bench, ("sums",))
+    evaluate.check(model, bench)
     for label in ("a", "b"):
-        list(evaluate.run(dataclasses.replace(model, label=label), bench, ("sums",)))
+        list(evaluate.run(dataclasses.replace(model, label=label), bench))
     assert made == [64]
     monkeypatch.setattr(answering, "_CACHED_TOKENS", 10)  # too many to be kept
-    list(evaluate.run(model, make_bench(), ("sums",)))
-    list(evaluate.run(model, dataclasses.replace(bench, seed=4), ("sums",)))
+    list(evaluate.run(model, make_bench()))
+    list(evaluate.run(model, dataclasses.replace(bench, seed=4)))
     assert made == [64] * 3
 
 
@@ -329,7 +325,7 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
         kept, skipped = journal.Journal(tmp_path), []
         before = len(lines_of(tmp_path))
         bench = dataclasses.replace(make_bench(**values), journal=kept, skip=skipped.append)
-        (result,) = evaluate.run(model, bench, ("sums",))
+        (result,) = evaluate.run(model, bench)
         asked = len(lines_of(tmp_path)) - before
         assert bool(calls) == (asked > 0 or not model.identity)
         return result, asked, sum(skipped)
@@ -348,10 +344,9 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     assert answered(dataclasses.replace(model, identity="other"))[1] == 7
     assert answered(dataclasses.replace(model, label="renamed"))[1] == 0
     assert answered(dataclasses.replace(model, identity=""))[1] == 0
-    monkeypatch.setitem(TASKS, "sums", dataclasses.replace(SUMS, stops=("\n",)))
+    sums(stops=("\n",))
     assert answered()[1] == 7
-    half = dataclasses.replace(SUMS, stops=("\n",), score=lambda text, item: 0.5)
-    monkeypatch.setitem(TASKS, "sums", half)
+    sums(stops=("\n",), score=lambda text, item: 0.5)
     rescored, asked, _ = answered()
     assert asked == 0 and rescored.metrics["score"] == 0.5
 
@@ -361,11 +356,10 @@ def test_an_item_that_may_write_more_is_asked_anew_and_no_other(model, sums, mon
     replace_generation(monkeypatch, TOKENIZER, last_two)
     for limits, asked in (((4, 5, 6), 3), ((4, 7, 6), 1), ((4, 5, 6), 0)):
         items = [Item(f"{i:02d}", ("0",), limit, {}) for i, limit in enumerate(limits)]
-        task = dataclasses.replace(SUMS, make=lambda request, items=items: items, columns=())
-        monkeypatch.setitem(TASKS, "sums", task)
+        sums(make=lambda request, items=items: items, columns=())
         before = len(lines_of(tmp_path))
         bench = dataclasses.replace(make_bench(), journal=journal.Journal(tmp_path))
-        list(evaluate.run(model, bench, ("sums",)))
+        list(evaluate.run(model, bench))
         assert len(lines_of(tmp_path)) - before == asked
 
 
@@ -378,11 +372,11 @@ def test_a_line_says_what_was_asked_of_whom(model, sums, monkeypatch, tmp_path):
     replace_generation(monkeypatch, TOKENIZER, last_two)
     bench = dataclasses.replace(make_bench(trials=2), journal=journal.Journal(tmp_path))
     model = dataclasses.replace(model, identity="weights")
-    (result,) = evaluate.run(model, bench, ("sums",))
+    (result,) = evaluate.run(model, bench)
     lines = lines_of(tmp_path)
     assert {line["item"] for line in lines} == set(result.items["item"])
     assert {(line["label"], line["suite"], line["length"]) for line in lines} == {
-        ("none", "sums", 64)
+        ("none", "lines", 64)
     }
     assert sorted(line["text"] for line in lines) == ["00", "01"]
     row = journal.row_digest("weights", model.rope_fn(64))

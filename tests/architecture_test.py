@@ -1,6 +1,7 @@
 """The shape of the whole: floors, who may import what, which keys are read, how long things are."""
 
 import ast
+import functools
 import re
 import sys
 import warnings
@@ -38,7 +39,7 @@ PROGRAMS = (
     "jaxrope/demo.py",
     *(
         f"jaxrope/{name}/__main__.py"
-        for name in "analyse analysis convert evaluate generate report search train".split()
+        for name in "analyse analysis convert evaluate generate recipe report search train".split()
     ),
 )
 
@@ -89,14 +90,17 @@ SOURCES = {
 MODULES = {name: tree for name, tree in SOURCES.items() if name.startswith("jaxrope/")}
 
 
-def imports(tree: ast.AST) -> Iterator[str]:
-    """Yields the dotted names that a file imports; `from a import b` yields "a.b"."""
+@functools.cache
+def imports(tree: ast.AST) -> list[str]:
+    """Returns the dotted names that a file imports; `from a import b` gives "a.b"."""
+    names = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names)
+            names += (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "relative imports hide the floor"
-            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+            names += (f"{node.module}.{alias.name}" for alias in node.names)
+    return names
 
 
 def own_imports(tree: ast.AST) -> set[str]:

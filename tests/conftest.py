@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.matrices import is_left_out
+from tests.matrices import CI_ROWS, is_left_out, named
 from tests.processes import COMPILER_FLAGS, ROOT
 
 # Before jax is imported: XLA reads it once. Mesh code is tested on eight devices of one machine.
@@ -25,11 +25,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest selects by marks
-def pytest_collection_modifyitems(items):
+def pytest_collection_modifyitems(config, items):
+    collected = {}
     for item in items:
-        row = getattr(item, "callspec", None)
-        if is_left_out(item.path.name, getattr(item, "originalname", ""), row and row.id):
+        row = item.callspec.id if hasattr(item, "callspec") else None
+        file, test = item.path.name, getattr(item, "originalname", item.name)
+        collected.setdefault(file, set()).add((test, row))
+        if is_left_out(file, test, row):
             item.add_marker("matrix")
+    if not any("::" in argument for argument in config.args):
+        for file in collected.keys() & CI_ROWS.keys():
+            unknown = named(file) - collected[file] - {(test, None) for test, _ in collected[file]}
+            if unknown:
+                raise pytest.UsageError(f"tests/matrices.py: {file} does not have {unknown}")
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """A killed evaluation goes on where it was, and leaves what an undisturbed one leaves."""
 
-import dataclasses
 import json
 import shutil
 import signal
@@ -12,13 +11,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope import generate, rope, setup
+from configs import base
+from jaxrope import evaluate, generate, rope, schema, setup
 from jaxrope.errors import InputError
-from jaxrope.evaluate import journal, program, scoring
+from jaxrope.evaluate import journal, scoring
 from jaxrope.evaluate.journal import Journal, Place
-from jaxrope.shell import experiment
-from jaxrope.store import files
-from tests import processes
+from jaxrope.store import journal as store
+from jaxrope.store import sealed
+from tests import processes, tiny_eval
 
 ROOT = Path(__file__).resolve().parent.parent
 PLACE = Place("row", "none", "perplexity", 64)
@@ -27,15 +27,16 @@ TIMES = ("seconds", "tokens_per_second")
 
 def content_of(workdir, *, without=()):
     """Returns eval.json but for the times, and for what is named."""
-    content = json.loads((workdir / "eval.json").read_text())
+    content = sealed.read_json(workdir / "eval.json")
     for row in content["rows"]:
         assert all(row.pop(name) > 0 for name in TIMES)
     return {name: value for name, value in content.items() if name not in without}
 
 
 def arrays_of(workdir):
-    with np.load(workdir / "eval_nll.npz") as found:
-        return {name: found[name].tobytes() for name in found.files}
+    digest = sealed.read_json(workdir / "eval.json")["arrays"]
+    found = sealed.read_arrays(workdir / "eval_nll.npz", digest)
+    return {name: x.tobytes() for name, x in found.items()}
 
 
 def lines_of(workdir):
@@ -56,22 +57,22 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def load(folder):
     """The config, with a model that is drawn once."""
-    config = experiment.load(f"{ROOT / 'tests' / 'tiny_eval.py'}:{folder}")
+    config = schema.read(tiny_eval.get_config(str(folder)))
     return config, setup.load_model(config)
 
 
 @pytest.fixture
 def config(load, monkeypatch):
     config, model = load
-    monkeypatch.setattr(setup, "load_model", lambda config: model)
-    return config.copy_and_resolve_references()
+    monkeypatch.setattr(setup, "load_model", lambda *_, **__: model)
+    return config
 
 
 @pytest.fixture
 def whole(folder, config):
     """The folder of an undisturbed run."""
     if not (folder / "whole" / "eval.json").exists():
-        program.run(config, folder / "whole", False)
+        evaluate.evaluate(config, folder / "whole")
     return folder / "whole"
 
 
@@ -80,21 +81,21 @@ class Killed(Exception):
 
 
 def test_a_run_that_ended_anywhere_goes_on_from_there(config, whole, tmp_path, monkeypatch):
-    lines, real = lines_of(whole), files.append_jsonl
+    lines, real = lines_of(whole), store.Journal.append
     assert len(lines) == 2 * (6 + 6 + 4 + 6)
     wanted = content_of(whole)
     for number in (1, 4, 100):  # batches that are finished before it ends
         kept = []
 
-        def append(path, rows, number=number, kept=kept, **more):
+        def append(self, rows, number=number, kept=kept):
             if len(kept) == number:
                 raise Killed
             kept.append(len(rows))
-            real(path, rows, **more)
+            real(self, rows)
 
-        monkeypatch.setattr(files, "append_jsonl", append)
+        monkeypatch.setattr(store.Journal, "append", append)
         try:
-            program.run(config, tmp_path, False)
+            evaluate.evaluate(config, tmp_path)
             assert number == 100
         except Killed:
             continue
@@ -109,9 +110,9 @@ def test_a_finished_run_that_is_started_again_runs_nothing(config, whole, tmp_pa
     (tmp_path / "again" / "eval.json").unlink()
     monkeypatch.setattr(scoring, "score_batch", lambda *_, **__: pytest.fail("it ran"))
     monkeypatch.setattr(generate, "stream", lambda *_, **__: pytest.fail("it ran"))
-    program.run(config, tmp_path / "again", False)
+    evaluate.evaluate(config, tmp_path / "again")
     assert content_of(tmp_path / "again") == content_of(whole)
-    rows = [json.loads((d / "eval.json").read_text())["rows"] for d in (tmp_path / "again", whole)]
+    rows = [sealed.read_json(d / "eval.json")["rows"] for d in (tmp_path / "again", whole)]
     for again, first in zip(*rows, strict=True):  # what it took is what it took the first time
         assert again["seconds"] > 0.3 * first["seconds"]
 
@@ -129,26 +130,91 @@ def test_every_item_has_its_hash_in_the_record(config, whole):
 
 def test_a_changed_question_is_asked_anew_and_no_other(config, whole, tmp_path, monkeypatch):
     shutil.copytree(whole, tmp_path / "more")
-    with config.unlocked():
-        config.eval.passkey_trials = 5  # other depths: other prompts, but for the first
-    program.run(config, tmp_path / "more", False)
+    config = schema.replace(config, {"eval.passkey_trials": 5})  # other depths: other prompts
+    evaluate.evaluate(config, tmp_path / "more")
     new = [json.loads(line) for line in lines_of(tmp_path / "more")[len(lines_of(whole)) :]]
     assert {line["suite"] for line in new} == {"passkey"} and len(new) == 2 * 5
 
 
-def test_other_weights_are_asked_anew(config, whole, tmp_path, load, monkeypatch):
-    shutil.copytree(whole, tmp_path / "other")
-    model = load[1]
-    params = dict(model.params)
-    name = next(name for name, leaf in params.items() if hasattr(leaf, "at"))
-    params[name] = params[name].at[(0,) * params[name].ndim].add(1e-3)
-    other = dataclasses.replace(model, params=params)
-    monkeypatch.setattr(setup, "load_model", lambda config: other)
-    with config.unlocked():
-        config.eval.suites = ("perplexity",)
-        config.eval.methods = ("none",)
-    program.run(config, tmp_path / "other", False)
-    assert len(lines_of(tmp_path / "other")) == len(lines_of(whole)) + 6
+@pytest.fixture
+def small(tmp_path):
+    """The config of two windows of a text by a model in a folder; both may be changed."""
+    model = tmp_path / "model"
+    shutil.copytree(ROOT / "jaxrope" / "models" / "stdlib-2m", model)
+    (tmp_path / "text.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8")[:3000])
+    changes = {
+        "model.path": str(model),
+        "data.eval_files": (str(tmp_path / "text.txt"),),
+        "data.cache_dir": str(tmp_path / "cache"),
+        "eval.suites": ("perplexity",),
+        "eval.lengths": (64,),
+        "eval.num_windows": 2,
+        "eval.bootstrap_samples": 100,
+    }
+    return schema.replace(schema.read(base.get_config()), changes)
+
+
+def test_a_finished_result_is_reused_only_for_what_it_was_made_of(small, tmp_path, capsys):
+    """Under the same names other weights, texts and factors are measured."""
+    workdir, model = tmp_path / "run", tmp_path / "model"
+    assert evaluate.finished(small, workdir) is None
+    columns = evaluate.evaluate(small, workdir)
+    assert evaluate.finished(small, workdir) == columns
+    lines = len(lines_of(workdir))
+
+    def again(asked):
+        """Returns the items that are asked when it is started again."""
+        nonlocal lines
+        before, lines = lines, 0
+        assert evaluate.finished(small, workdir) is None
+        assert evaluate.evaluate(small, workdir) == evaluate.finished(small, workdir)
+        lines = len(lines_of(workdir))
+        assert lines - before == asked
+        return sealed.read_json(workdir / "eval.json")["rows"][0]["metrics"]["nll"]
+
+    path = model / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    first = columns["perplexity/64"]
+    raw[-1] ^= 1  # a bit of the exponent of the last weight
+    path.write_bytes(raw)
+    again(asked=2)
+    text = tmp_path / "text.txt"
+    text.write_text(text.read_text().replace("e", "a"))
+    assert np.exp(again(asked=2)) > 1.01 * first
+    shape = setup.model_config(small)
+    geometry = dict(head_dim=shape.head_dim, theta=shape.theta, original_len=shape.original_len)
+    rope.save(model / "rope.json", rope.make("pi", factor=2.0, **geometry), {})
+    again(asked=2)
+    content = sealed.read_json(workdir / "eval.json")
+    assert {*content["identity"]["content"]} == {"text", "tokenizer", "weights of pi", "rope of pi"}
+
+
+def test_what_changes_no_number_is_reused(small, tmp_path, monkeypatch):
+    workdir = tmp_path / "run"
+    columns = evaluate.evaluate(small, workdir)
+    monkeypatch.setattr(evaluate.plan, "load", lambda *_: pytest.fail("weights were read"))
+    moved = tmp_path / "moved"
+    (tmp_path / "model").rename(moved)
+    more = {"model.path": str(moved), "data.cache_dir": str(tmp_path / "other"), "train.steps": 7}
+    assert evaluate.evaluate(schema.replace(small, more), workdir) == columns
+    for key, value in (("eval.num_windows", 3), ("train.param_dtype", "bfloat16"), ("seed", 1)):
+        assert evaluate.finished(schema.replace(small, more | {key: value}), workdir) is None
+
+
+@pytest.mark.parametrize("name", ["eval.json", "eval_nll.npz"])
+def test_a_damaged_result_is_told_and_written_anew_from_its_items(small, tmp_path, name, capsys):
+    workdir = tmp_path / "run"
+    columns = evaluate.evaluate(small, workdir)
+    whole = (workdir / name).read_bytes()
+    damaged = bytearray(whole)
+    damaged[len(whole) // 2] ^= 1
+    (workdir / name).write_bytes(damaged)
+    assert evaluate.finished(small, workdir) is None
+    before = len(lines_of(workdir))
+    capsys.readouterr()
+    assert evaluate.evaluate(small, workdir) == columns
+    assert f"{name} is damaged" in capsys.readouterr().out
+    assert len(lines_of(workdir)) == before and evaluate.finished(small, workdir) == columns
 
 
 def test_the_report_has_costs_maps_and_what_is_at_floor(config, whole):
@@ -230,15 +296,38 @@ def test_a_torn_line_and_a_lost_part_are_asked_anew(tmp_path):
     with open(tmp_path / "items.jsonl", "a", encoding="utf-8") as file:
         file.write('{"row": "row", "sui')
     (tmp_path / "items" / "000002.npz").unlink()
-    again = Journal(tmp_path)
+    told = []
+    again = Journal(tmp_path, say=told.append)
+    assert not told  # what a kill tears is no damage
     found = again.find(PLACE, ["b", "d", "c", "x", "a"])
     assert sorted(found) == [0, 2, 4] and again.recalled_seconds == 4.0
-    assert again.arrays(found[0])["nll"].tolist() == [3.0, 4.0, 5.0]
-    assert again.arrays(found[4])["nll"].tolist() == [0.0, 1.0, 2.0]
+    assert found[0]["nll"].tolist() == [3.0, 4.0, 5.0]
+    assert found[4]["nll"].tolist() == [0.0, 1.0, 2.0]
     assert found[2]["text"] == "1"
     again.add(PLACE, [{"item": "d", "seconds": 1.0}], {"nll": np.zeros((1, 3))})
-    assert again.arrays(again.find(PLACE, ["d"])[0])["nll"].tolist() == [0.0] * 3
-    assert again.arrays(again.find(PLACE, ["a"])[0])["nll"].tolist() == [0.0, 1.0, 2.0]
+    assert again.find(PLACE, ["d"])[0]["nll"].tolist() == [0.0] * 3
+    assert again.find(PLACE, ["a"])[0]["nll"].tolist() == [0.0, 1.0, 2.0]
+    assert len(told) == 1 and "000002.npz cannot be read (No such file" in told[0]
+
+
+@pytest.mark.parametrize("name", ["items.jsonl", "items/000001.npz"])
+def test_every_flipped_bit_is_told_in_a_line_and_asked_anew(tmp_path, name):
+    nll = np.arange(6.0, dtype=np.float32).reshape(2, 3)
+    first = Journal(tmp_path)
+    first.add(PLACE, [{"item": item, "seconds": 1.5} for item in "ab"], {"nll": nll})
+    first.add(PLACE, [{"item": "c", "seconds": 1.0, "text": "1"}])
+    whole = (tmp_path / name).read_bytes()
+    header = whole.index(b"\n") + 1 if name == "items.jsonl" else 0
+    for bit in np.random.default_rng(0).integers(8 * header, 8 * len(whole), 40):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        (tmp_path / name).write_bytes(damaged)
+        told = []
+        found = Journal(tmp_path, say=told.append).find(PLACE, ["a", "b", "c"])
+        assert len(found) < 3 and len(told) == 1
+        assert "damaged" in told[0] and "measured again" in told[0] and "\n" not in told[0]
+        for i in {0, 1} & {*found}:
+            np.testing.assert_array_equal(found[i]["nll"], nll[i])
 
 
 @pytest.mark.parametrize("field", ["row", "suite", "length"])
@@ -260,10 +349,11 @@ def test_a_journal_without_a_folder_or_a_row_keeps_nothing(tmp_path):
 def test_a_journal_of_another_program_or_a_broken_one_is_refused(tmp_path):
     path = tmp_path / "items.jsonl"
     path.write_text('{"format": "other"}\n')
-    with pytest.raises(InputError, match="format must be 'jaxrope.items/1', got 'other'. Use ano"):
+    with pytest.raises(InputError, match="line 1: damaged, or not a journal of this version"):
         Journal(tmp_path)
-    path.write_text('{"format": "jaxrope.items/1"}\nbroken\n{"row": 1}\n')
-    with pytest.raises(InputError, match="items.jsonl, line 2: not JSON"):
+    store.Journal(tmp_path / "other.jsonl", "other", ordered=True).begin({})
+    path.write_bytes((tmp_path / "other.jsonl").read_bytes())
+    with pytest.raises(InputError, match="format must be 'jaxrope.items/2', got 'other'. Use ano"):
         Journal(tmp_path)
 
 

@@ -1,17 +1,17 @@
 """The program: rows, what it writes, and what it refuses before anything runs."""
 
-import json
 import re
 
 import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import llama, rope, setup
+from jaxrope import evaluate, llama, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluate import program
-from jaxrope.shell import cli
+from jaxrope.evaluate import cost, program
+from jaxrope.evaluate.__main__ import main
+from jaxrope.store import sealed
 
 BOOK = "It was a dark and stormy night; the rain fell in torrents. " * 40
 
@@ -20,36 +20,33 @@ BOOK = "It was a dark and stormy night; the rain fell in torrents. " * 40
 def config(tmp_path, tiny_config, tiny_params, monkeypatch):
     """A small model, a text, short lengths."""
     made = Pretrained(tiny_config, tiny_params, None, llama.own_rope(tiny_config), "tiny")
-    monkeypatch.setattr(setup, "load_model", lambda config: made)  # drawing one takes seconds
+    monkeypatch.setattr(setup, "load_model", lambda *_, **__: made)  # drawing one takes seconds
     (tmp_path / "a.txt").write_text(BOOK)
     (tmp_path / "b.txt").write_text(BOOK[20:])
-    config = base.get_config()
-    with config.unlocked():
-        config.model = dict(source="scratch", **tiny_config.to_json_dict())
-        config.data.tokenizer = "bytes"
-        config.data.eval_files = (str(tmp_path / "?.txt"),)
-        config.data.cache_dir = str(tmp_path / "cache")
-        config.eval.update(
-            suites=("perplexity",),
-            lengths=(64, 128),
-            methods=("none", "pi", "yarn", "sliding"),
-            num_windows=4,
-            stride=32,
-            bootstrap_samples=200,
-        )
-    return config
+    model = {k: v for k, v in tiny_config.to_json_dict().items() if k != "sliding_window"}
+    changes = {
+        "model": dict(source="scratch", **model),
+        "data.tokenizer": "bytes",
+        "data.eval_files": (str(tmp_path / "?.txt"),),
+        "data.cache_dir": str(tmp_path / "cache"),
+        "eval.suites": ("perplexity",),
+        "eval.lengths": (64, 128),
+        "eval.methods": ("none", "pi", "yarn", "sliding"),
+        "eval.num_windows": 4,
+        "eval.stride": 32,
+        "eval.bootstrap_samples": 200,
+    }
+    return schema.replace(schema.read(base.get_config()), changes)
 
 
 def change(config, **values):
-    with config.unlocked():
-        config.eval.update(values)
-    return config
+    """Returns the config with keys of eval changed; of its sections as RULER__samples."""
+    return schema.replace(config, {f"eval.{k.replace('__', '.')}": v for k, v in values.items()})
 
 
 def test_the_program_writes_what_it_found(config, tmp_path, capsys):
-    program.run(config, tmp_path, False)
-    content = json.loads((tmp_path / "eval.json").read_text())
-    assert content["format"] == "jaxrope.eval/1"
+    columns = evaluate.evaluate(config, tmp_path)
+    content = sealed.read_json(tmp_path / "eval.json", form="jaxrope.eval/2")
     assert content["config"]["eval"]["num_windows"] == 4
     assert content["model"]["original_len"] == 64
     found = {(row["label"], row["length"]): row for row in content["rows"]}
@@ -59,7 +56,10 @@ def test_the_program_writes_what_it_found(config, tmp_path, capsys):
         assert len({row["fingerprint"] for row in column}) == 1
     same = {found[label, 64]["metrics"]["perplexity"] for label in ("none", "pi", "yarn")}
     assert len(same) == 1  # at the original length no method changes anything
-    arrays = np.load(tmp_path / "eval_nll.npz")
+    tokens = sum(row["tokens"] for row in content["rows"])
+    scores = {f"perplexity/{n}": found["none", n]["metrics"]["perplexity"] for n in (64, 128)}
+    assert columns == scores | {"forward_tokens": tokens}
+    arrays = sealed.read_arrays(tmp_path / "eval_nll.npz", content["arrays"])
     for (label, length), row in found.items():
         nll_WT = arrays[f"{label}|{length}"]
         assert nll_WT.shape == (4, length) and nll_WT.dtype == np.float32
@@ -77,16 +77,37 @@ def test_the_program_writes_what_it_found(config, tmp_path, capsys):
     assert (tmp_path / "eval.png").stat().st_size > 10_000
 
 
-def test_a_dry_run_says_the_cost_and_writes_nothing(config, tmp_path, capsys):
-    (tmp_path / "out").mkdir()
-    program.run(config, tmp_path / "out", True)
-    assert not list((tmp_path / "out").iterdir())
+def test_a_dry_run_says_the_cost(config):
+    text = evaluate.dry_run(config, timing=False)
     # 3 rows x 4 windows x (64 + 128), and sliding: 64, then 128 in 3 windows of 64
-    assert f"{3 * 4 * 192 + 4 * (64 + 3 * 64):,} forward tokens" in capsys.readouterr().out
+    assert f"4 rows x 2 lengths: {3 * 4 * 192 + 4 * (64 + 3 * 64):,} forward tokens" in text
+    assert "rows: none, pi, yarn, sliding" in text and "time: not measured" in text
+
+
+def test_a_dry_run_measures_what_is_read_and_written(config):
+    suites_ = ("perplexity", "kv")
+    changes = dict(suites=suites_, lengths=(512,), kv__trials=2, kv__max_new_tokens=5)
+    text = evaluate.dry_run(change(config, methods=("none",), **changes))
+    pattern = (
+        r"time: about \d+s \([\d,]+ tokens/s at 512 tokens, [\d.e-]+ s a token that is written"
+    )
+    assert re.search(pattern, text)
+
+
+def test_a_mesh_of_more_devices_than_there_are_is_only_planned(config):
+    planned = schema.replace(config, {"mesh.data": 16, "mesh.fsdp": 4})
+    text = evaluate.dry_run(planned)
+    assert "of parameters on each of 64 devices" in text
+    assert "time: only the 64 devices of the mesh can tell it" in text
+    with pytest.raises(InputError, match="needs 64 devices, there are 8"):
+        evaluate.evaluate(planned, None)
+    wrong = schema.replace(config, {"mesh.tensor": 64, "mesh.data": 1})
+    with pytest.raises(InputError, match="mesh.tensor = 64 must divide the axis 'kv_heads'"):
+        evaluate.prepare(wrong)
 
 
 def test_the_cost_is_what_is_read(config):
-    plan = program.make_plan(config)
+    plan = evaluate.prepare(config)
     told = []
 
     class Count:
@@ -94,34 +115,27 @@ def test_the_cost_is_what_is_read(config):
             told.append(done)
 
     list(program.measure(plan, Count()))
-    assert told[-1] == program.forward_tokens(plan)
+    assert told[-1] == cost.forward_tokens(plan)
 
 
 def test_factors_may_be_fixed_for_one_length(config):
-    plan = program.make_plan(change(config, rope_len=256))
-    model = program._model(plan, program.Spec("pi", "", "pi"), plan.base)
+    plan = evaluate.prepare(change(config, rope_len=256))
+    model = plan.model(next(spec for spec in plan.specs if spec.label == "pi"))
     assert model.rope_fn(64).factors_R.tolist() == [4.0] * 4
 
 
 def test_the_configured_rope_is_the_first_row(config):
-    with config.unlocked():
-        config.rope = dict(method="ntk", factor=3.0)
-    assert [spec.label for spec in program.make_plan(config).specs][:2] == ["ntk", "none"]
-    change(config, label="mine")
-    assert program.make_plan(config).specs[0].label == "mine"
-    change(config, label="", methods=("ntk",))
+    config = schema.replace(config, {"rope": dict(method="ntk", factor=3.0)})
+    assert [spec.label for spec in evaluate.prepare(config).specs][:2] == ["ntk", "none"]
+    assert evaluate.prepare(change(config, label="mine")).specs[0].label == "mine"
     with pytest.raises(InputError, match="two rows are named 'ntk'. Set eval.label"):
-        program.make_plan(config)
+        evaluate.prepare(change(config, methods=("ntk",)))
 
 
 def test_the_models_own_rope_is_the_row_none(config):
-    assert [spec.label for spec in program.make_plan(config).specs] == [
-        "none",
-        "pi",
-        "yarn",
-        "sliding",
-    ]
-    plan = program.make_plan(change(config, methods=("pi",)))
+    labels = [spec.label for spec in evaluate.prepare(config).specs]
+    assert labels == ["none", "pi", "yarn", "sliding"]
+    plan = evaluate.prepare(change(config, methods=("pi",)))
     assert [spec.label for spec in plan.specs] == ["none", "pi"]
 
 
@@ -130,16 +144,13 @@ def test_the_models_own_rope_is_the_row_none(config):
     [
         ({"lengths": (64, 5000)}, "(?s)5,000 tokens"),
         ({"suites": ("perplexity", "passkey"), "lengths": (128,)}, "a pass key prompt"),
-        ({"methods": ("yarm",)}, "Unknown eval.methods 'yarm'"),
-        ({"suites": ("perplexty",)}, "Unknown eval.suites 'perplexty'. Did you mean"),
-        ({"checkpoints": (("a", "b"),)}, r"eval.checkpoints holds \(label, path, method\)"),
+        ({"suites": ()}, "eval.suites is empty, so that an evaluation has nothing to do"),
         ({"checkpoints": (("a", "no/such", "none"),)}, "'no/such' of row 'a' does not exist"),
     ],
 )
-def test_what_is_wrong_is_refused_before_anything_runs(config, monkeypatch, values, message):
-    monkeypatch.setattr(program.suites, "run", lambda *_: pytest.fail("it ran"))
+def test_what_is_wrong_is_refused_before_weights_are_read(config, values, message):
     with pytest.raises(InputError, match=message):
-        program.make_plan(change(config, **values))
+        evaluate.prepare(change(config, **values))
 
 
 def ends_at_100():
@@ -158,10 +169,9 @@ def ends_at_100():
 def test_a_length_beyond_the_ropes_last_bucket_is_refused_before_anything_runs(config, tmp_path):
     made = ends_at_100()
     rope.save(tmp_path / "rope.json", made, {})
-    with config.unlocked():
-        config.rope = dict(method="file", path=str(tmp_path / "rope.json"))
+    path = str(tmp_path / "rope.json")
     with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
-        program.make_plan(config)
+        evaluate.prepare(schema.replace(config, {"rope": dict(method="file", path=path)}))
 
 
 def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
@@ -170,25 +180,37 @@ def test_a_checkpoint_whose_rope_ends_early_is_refused_before_anything_runs(
     ends = ends_at_100()
     made, read = setup.load_model(config), []
 
-    def load_model(config, weights=True):
+    def load_model(config, weights=True, **_):
         read.append(weights)
         if config.model.source == "scratch":
             return made
         return Pretrained(tiny_config, {}, None, ends, "other")
 
     monkeypatch.setattr(setup, "load_model", load_model)
-    change(config, checkpoints=(("other", str(tmp_path), "model"),))
+    config = change(config, checkpoints=(("other", str(tmp_path), "model"),))
     with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
-        program.make_plan(config)
-    assert read == [True, False]  # its weights are not read for that
+        evaluate.prepare(config)
+    assert read == [False, False]  # no weights are read for that
+
+
+def test_models_and_ropes_that_are_expected_need_not_be_there(config, tiny_config, monkeypatch):
+    made, ends = setup.load_model(config), ends_at_100()
+    monkeypatch.undo()
+    expected = setup.Expected({"{tuned}": made}, {"{search}/rope.json": ends})
+    config = schema.replace(config, {"model": dict(source="checkpoint", path="{tuned}")})
+    config = change(config, lengths=(64,), checkpoints=(("other", "{tuned}", "none"),))
+    text = evaluate.dry_run(config, expected=expected)
+    assert "rows: none, pi, yarn, sliding, other" in text
+    assert "time: not known: the model is not there yet" in text
+    with pytest.raises(InputError, match="128 tokens is longer than the last length bucket, 100"):
+        evaluate.prepare(change(config, methods=("{search}/rope.json",), lengths=(128,)), expected)
 
 
 def test_all_that_does_not_fit_is_told_at_once(config):
-    change(config, suites=("kv", "passkey", "ruler"), lengths=(300, 2048))
-    config.eval.ruler.tasks = ("fwe", "niah_single_1")
-    config.eval.kv.trials = config.eval.ruler.samples = 2
+    config = change(config, suites=("kv", "passkey", "ruler"), lengths=(300, 2048))
+    asked = dict(ruler__tasks=("fwe", "niah_single_1"), ruler__samples=2, kv__trials=2)
     with pytest.raises(InputError) as refused:
-        program.make_plan(config)
+        evaluate.prepare(change(config, **asked))
     assert re.fullmatch(
         r"eval\.lengths: these do not fit: kv into 300 \(it takes 4\d\d\); ruler/fwe into 300 "
         r"\(it takes 576\); ruler/niah_single_1 into 300 \(it takes 9\d\d\)\. Give lengths of "
@@ -199,23 +221,19 @@ def test_all_that_does_not_fit_is_told_at_once(config):
 
 
 def test_ruler_may_have_lengths_of_its_own(config):
-    change(config, suites=("passkey", "ruler"), lengths=(512, 600), methods=("none",))
-    config.eval.ruler.update(tasks=("fwe",), samples=2, lengths=(700,))
-    plan = program.make_plan(config)
-    assert program.costs(plan)["passkey"] == 12 * (512 + 600)
-    assert 2 * 600 < program.costs(plan)["ruler/fwe"] <= 2 * 701
-    config.eval.ruler.lengths = (0,)
-    with pytest.raises(InputError, match=r"eval.ruler.lengths holds .* got \(0,\)"):
-        program.make_plan(config)
+    config = change(config, suites=("passkey", "ruler"), lengths=(512, 600), methods=("none",))
+    asked = dict(ruler__tasks=("fwe",), ruler__samples=2, ruler__lengths=(700,))
+    costs = {(c.suite, c.length): c.tokens for c in evaluate.prepare(change(config, **asked)).costs}
+    assert costs["passkey", 512] + costs["passkey", 600] == 12 * (512 + 600)
+    assert 2 * 600 < costs["ruler/fwe", 700] <= 2 * 701 and len(costs) == 3
 
 
 def test_text_is_read_only_if_an_evaluator_uses_it(config):
-    with config.unlocked():
-        config.data.eval_files = ()
-    plan = program.make_plan(change(config, suites=("passkey",), lengths=(450,)))
+    config = schema.replace(config, {"data.eval_files": ()})
+    plan = evaluate.prepare(change(config, suites=("passkey",), lengths=(450,)))
     assert plan.bench.documents is None
     with pytest.raises(InputError, match="data.eval_files"):
-        program.make_plan(change(config, suites=("perplexity",), lengths=(64,)))
+        evaluate.prepare(change(config, suites=("perplexity",), lengths=(64,)))
 
 
 def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_path, capsys):
@@ -234,8 +252,8 @@ def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_
             num_windows=2,
             stride=16,
         )
-    program.run(config, tmp_path, False)
-    rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
+    evaluate.evaluate(config, tmp_path)
+    rows = sealed.read_json(tmp_path / "eval.json")["rows"]
     assert [row["label"] for row in rows] == ["none", "yarn", "base, sliding"]
     assert len({row["fingerprint"] for row in rows}) == 1
     assert rows[2]["tokens"] == 2 * 3 * 32 and rows[2]["difference"]["baseline"] == "yarn"
@@ -243,7 +261,7 @@ def test_rows_of_another_checkpoint_answer_the_same_items(books_6m, shared, tmp_
 
 def test_a_missing_plotting_library_costs_no_result(config, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
-    program.run(change(config, lengths=(64,), methods=("none",)), tmp_path, False)
+    evaluate.evaluate(change(config, lengths=(64,), methods=("none",)), tmp_path)
     assert (tmp_path / "eval.json").is_file() and not (tmp_path / "eval.png").exists()
     assert "eval.png is left out: Figures need matplotlib" in capsys.readouterr().out
 
@@ -251,6 +269,6 @@ def test_a_missing_plotting_library_costs_no_result(config, tmp_path, monkeypatc
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys):
     argv = ["--config=configs/base.py", f"--workdir={tmp_path}", "--config.eval.lenghts=(1,)"]
     with pytest.raises(SystemExit) as stopped:
-        cli.main(program.run, doc=program.__doc__, argv=argv)
+        main(argv)
     error = capsys.readouterr().err
     assert stopped.value.code == 2 and error.count("\n") == 1 and "lengths" in error

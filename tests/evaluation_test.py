@@ -6,14 +6,25 @@ import hashlib
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import evaluate, llama, rope
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.evaluate import rows, scoring, statistics, summary
+from jaxrope.evaluate import (
+    haystack,
+    protocols,
+    retrieval,
+    rows,
+    ruler,
+    scoring,
+    statistics,
+    suites,
+    summary,
+)
 from jaxrope.evaluate.scoring import EvalModel, Result
 from jaxrope.llama import losses
 from jaxrope.mesh import sharding
+from jaxrope.schema import evaluation
+from jaxrope.schema.rules import rules
 
 
 @pytest.fixture
@@ -267,52 +278,22 @@ def test_the_sliding_row_is_the_base_in_its_own_window(tiny_config):
     np.testing.assert_array_equal(row.rope_fn(64).factors_R, np.ones(4, np.float32))
 
 
-@pytest.mark.parametrize(
-    "name, message",
-    [
-        ("yarm", "Unknown eval.methods 'yarm'. Did you mean 'yarn'"),
-        ("yarn@sou", "eval.methods: 'yarn@sou': Unknown attention_factor 'sou'.*Or a number"),
-        ("yarn@-1", "attention_factor must be a positive number, got -1"),
-        ("sliding@su", "'sliding@su' takes no attention factor"),
-    ],
-)
-def test_a_wrong_method_is_refused_at_once(name, message, tiny_config):
-    with pytest.raises(InputError, match=message):
-        rows.method_row(name, tiny_config, rope_len=0).rope_fn(256)
-
-
-def eval_section(**changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(changes)
-    return section
-
-
-@pytest.mark.parametrize(
-    "changes, message",
-    [
-        ({"num_windows": 0}, "eval.num_windows is at least 1, got 0"),
-        ({"batch_tokens": 0}, "eval.batch_tokens is at least 1, got 0"),
-        ({"stride": 0}, "eval.stride is at least 1, got 0"),
-        ({"window": -1}, "eval.window is 0 or more, got -1"),
-        ({"lengths": ()}, "eval.lengths names one length at least"),
-        ({"lengths": (512, 0)}, r"eval.lengths .* got \(512, 0\)"),
-        ({"bootstrap_samples": 10}, "eval.bootstrap_samples is at least 100"),
-    ],
-)
-def test_a_wrong_number_is_refused(changes, message):
-    with pytest.raises(InputError, match=message):
-        evaluate.bench(eval_section(**changes), documents=None, seed=0)
-
-
-def test_an_unknown_suite_is_refused(model):
-    bench = evaluate.bench(eval_section(), documents=None, seed=0)
-    with pytest.raises(
-        InputError, match="Unknown eval.suites 'ruller'. Did you mean 'ruler'.*passkey, "
-    ):
-        list(evaluate.run(model, bench, ("ruller",)))
-    with pytest.raises(InputError, match="eval.suites is empty"):
-        list(evaluate.run(model, bench, ()))
+def test_every_name_of_the_schema_is_implemented():
+    assert {*evaluation.SUITES} == {*suites.SUITES, *suites.GROUPS}
+    assert {*evaluation.ROWS} == {rows.OWN, rows.SLIDING, *rope.USUAL_CONSTANTS}
+    assert {*evaluation.PROTOCOLS} == {"", *protocols.PROTOCOLS}
+    assert {*evaluation.AGGREGATIONS} == {*statistics.AGGREGATIONS}
+    assert {*evaluation.RULER_TASKS} == {*ruler.NAMES}
+    fillers = {"grass", "text"}
+    for key in ("passkey_filler", "needle_filler"):
+        assert {*rules(evaluation.Evaluation)[key].names} == fillers
+    niah, lines = (rules(section) for section in (evaluation.Niah, evaluation.Lines))
+    assert {*niah["depth_spacing"].names} == {*haystack.SPACINGS}
+    assert {*niah["score"].names} == {*haystack.SCORERS}
+    assert {*lines["names"].names} == {*retrieval.NAMES}
+    assert {*lines["score"].names} == {*retrieval.PICKS}
+    for law in evaluation.LAWS:
+        assert rope.attention_factor(law, factor=2.0, original_len=64) >= 1
 
 
 def result(label, nll, *, length=8, print_="a", **metrics):

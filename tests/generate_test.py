@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 from hf_models import CASES, write
 
-from configs import base
-from jaxrope import data, evaluate, generate, llama, rope
+from jaxrope import data, generate, llama, rope
 from jaxrope.convert import pretrained
 from jaxrope.evaluate import passkey, scoring
 from jaxrope.generate import Model, Options, TextStream
 from jaxrope.generate.__main__ import main
+from tests.benches import make_bench
 
 SHIPPED = Path(data.__file__).parent.parent / "models" / "stdlib-2m"
 BYTES = data.BytesTokenizer()
@@ -184,15 +184,12 @@ def two_buckets():
 
 def key_prompts(tokenizer, lengths):
     """Returns (prompts that ask for a pass key, the keys): prompt and key have these lengths."""
-    section = base.get_config().eval
-    with section.unlocked():
-        section.passkey_trials = 1
-    bench = evaluate.bench(section, documents=None, seed=0)
+    bench = make_bench(passkey_trials=1)
     fields = dict(config=None, params=None, rope_fn=None, settings=None, label="")
     asked = scoring.EvalModel(tokenizer=tokenizer, **fields)
     trials = [passkey.make_trials(asked, bench, length)[0] for length in lengths]
-    prompts = [trial.tokens[: len(trial.tokens) + trial.answer[0]].tolist() for trial in trials]
-    return prompts, [trial.key for trial in trials]
+    prompts = [trial.tokens[: trial.digits[0]].tolist() for trial in trials]
+    return prompts, [trial.about["key"] for trial in trials]
 
 
 def test_a_pass_key_is_found_when_decoding_crosses_a_border(books_6m):

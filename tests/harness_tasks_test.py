@@ -14,7 +14,7 @@ from tiny_harness import books_model, eval_model, make_bench, needs_lm_eval
 
 from jaxrope import evaluate
 from jaxrope.errors import InputError
-from jaxrope.evaluate import rows, scoring
+from jaxrope.evaluate import harness_run, rows, scoring
 from jaxrope.evaluate.harness import Reader
 
 
@@ -118,8 +118,8 @@ def run_tasks(model, folder, include, names, **options):
     options = dict(tasks=tuple(names), include_path=str(include), max_length=128) | options
     bench = make_bench(harness=options, lengths=(512,), suites=("harness",), chunk_tokens=64)
     bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
-    cost = evaluate.cost(model, bench, ("harness",))
-    found = {r.suite.removeprefix("harness/"): r for r in evaluate.run(model, bench, ("harness",))}
+    cost = harness_run.forward_tokens(model, bench, 512)
+    found = {r.suite.removeprefix("harness/"): r for r in evaluate.run(model, bench)}
     return found | {"cost": cost}
 
 
@@ -214,7 +214,7 @@ def test_every_row_answers_the_same_questions(books, local_tasks, offline):
     bench = dataclasses.replace(bench, tokenizer_dir=str(folder))
     pi = rows.method_row("pi", model.config, rope_len=2048).rope_fn
     both = [
-        next(evaluate.run(row, bench, ("harness",)))
+        next(evaluate.run(row, bench))
         for row in (model, dataclasses.replace(model, rope_fn=pi, label="pi"))
     ]
     assert both[0].fingerprint == both[1].fingerprint
@@ -347,5 +347,5 @@ def test_data_that_is_not_at_hand_is_one_line(model, offline):
         ("niah_single_1", "'niah_single_1' cannot be loaded here"),  # no tokenizer's folder
     ):
         with pytest.raises(InputError, match=message) as refused:
-            evaluate.check(model, make_bench(harness=dict(tasks=(name,))), ("harness",))
+            evaluate.check(model, make_bench(harness=dict(tasks=(name,))))
         assert "\n" not in str(refused.value)

@@ -10,14 +10,14 @@ import random
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import data
 from jaxrope.data import BytesTokenizer
 from jaxrope.data.words import NOUNS
 from jaxrope.errors import InputError
 from jaxrope.evaluate import haystack
 from jaxrope.evaluate.items import Request
-from jaxrope.evaluate.tasks import TASKS
+from jaxrope.evaluate.suites import TASKS
+from tests.benches import make_bench
 
 NEEDLE = (
     "\nThe best thing to do in San Francisco is eat a sandwich and sit in Dolores Park on a sunny "
@@ -40,9 +40,8 @@ def story(seed, sentences=60):
 
 
 def request(length, files=(), *, tokenizer=None, documents=None, **changes):
-    options = base.get_config().eval.niah
-    with options.unlocked():
-        options.update(changes, haystack=tuple(map(str, files)))
+    changes |= dict(haystack=tuple(map(str, files)))
+    options = make_bench(niah=changes).options.niah
     used = tokenizer or BytesTokenizer()
     return Request(used, length, options.trials, 0, documents, options)
 
@@ -290,7 +289,7 @@ def test_trap_the_printed_score_is_not_the_one_of_the_figure():
     """The script prints ten times ROUGE-1's F of the whole needle; the figure shows words found."""
     assert haystack.rouge1(ANSWER, NEEDLE) == pytest.approx(0.727, abs=1e-3)
     assert haystack.fu_compat(ANSWER, ANSWER) == pytest.approx(11 / 12)
-    assert base.get_config().eval.niah.score == "overlap"
+    assert make_bench().options.niah.score == "overlap"
 
 
 # rouge_score 0.1.2, RougeScorer(["rouge1"], use_stemmer=False).score(needle, response)
@@ -375,14 +374,12 @@ def test_who_knows_the_answer_scores_one_and_who_does_not_scores_zero(tmp_path):
     [
         (300, {}, r"without a haystack have \d+ tokens, got length 300. Leave it out, or leave"),
         (300, {"compat": True, "buffer": 250}, r"needle and eval.niah.buffer have 348 tokens, got"),
-        (900, {"depths": 0}, "eval.niah.depths is at least 1, got 0"),
-        (900, {"trials": 0}, "eval.niah.trials is at least 1, got 0"),
-        (900, {"max_new_tokens": 0}, "eval.niah.max_new_tokens is at least 1, got 0"),
-        (900, {"buffer": -1}, "eval.niah.buffer is 0 tokens or more, got -1"),
-        (900, {"score": "rouge"}, "Unknown eval.niah.score 'rouge'. Did you mean 'rouge1'"),
-        (900, {"depth_spacing": "log"}, "Unknown eval.niah.depth_spacing 'log'. Known: linear, s"),
-        (900, {"answer": "a taco."}, "eval.niah.answer is a part of eval.niah.needle .*'a taco.'"),
-        (900, {"answer": ""}, "eval.niah.answer is a part of eval.niah.needle with a word in it"),
+        (
+            900,
+            {"answer": "a taco."},
+            "eval.niah.answer must be a part of eval.niah.needle .*taco.'",
+        ),
+        (900, {"answer": "."}, "eval.niah.answer must be a part of eval.niah.needle with a word"),
     ],
 )
 def test_what_cannot_be_made_is_refused(length, changes, message, tmp_path):

@@ -15,6 +15,7 @@ from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import longppl, rows, scoring
 from jaxrope.evaluate.scoring import EvalModel
+from tests import benches
 
 ROOT = Path(__file__).resolve().parent.parent
 STDLIB = ROOT / "jaxrope" / "models" / "stdlib-2m"
@@ -63,15 +64,13 @@ def make_documents(folder, tokenizer, *texts):
 
 
 def make_bench(documents, options, **changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(bootstrap_samples=100, suites=("longppl",), **changes)
-        section.longppl.update(dict(documents=1) | options)
-    return evaluate.bench(section, documents=documents, seed=0)
+    options = dict(documents=1) | options
+    changes |= dict(bootstrap_samples=100, suites=("longppl",), longppl=options)
+    return benches.make_bench(documents, **changes)
 
 
 def measure(model, bench):
-    (found,) = evaluate.run(model, bench, ("longppl",))
+    (found,) = evaluate.run(model, bench)
     return found
 
 
@@ -256,10 +255,6 @@ def test_the_defaults_are_those_of_the_package():
 @pytest.mark.parametrize(
     "options, length, message",
     [
-        (dict(context=0), 100, "eval.longppl.context is at least 1, got 0"),
-        (dict(window=0), 100, "eval.longppl.window is at least 1, got 0"),
-        (dict(documents=0), 100, "eval.longppl.documents is at least 1, got 0"),
-        (dict(alpha=math.inf), 100, "eval.longppl.alpha is a number of nats, got inf"),
         (dict(context=1), 2, "eval.lengths is 3 or more for the suite 'longppl', got 2"),
         (
             dict(context=100),
@@ -281,7 +276,7 @@ def test_refused_before_anything_runs(load, tmp_path, options, length, message):
     documents = make_documents(tmp_path, model.tokenizer, TEXT[:1500], "short")
     bench = make_bench(documents, options, lengths=(length,))
     with pytest.raises(InputError, match=message):
-        evaluate.check(model, bench, ("longppl",))
+        evaluate.check(model, bench)
 
 
 def test_it_needs_text(load):

@@ -1,8 +1,7 @@
 """Matrices of which CI runs some rows; `make full` runs all rows.
 
 A test that is not here runs with every row. Rows are named by their ids, and each property keeps
-the rows that differ most; an empty tuple leaves the whole test to `make full`, with the reason
-beside it.
+the rows that differ most; an empty tuple leaves the whole test to `make full`.
 """
 
 CI_ROWS = {
@@ -104,3 +103,9 @@ def is_left_out(file: str, test: str, row: str | None) -> bool:
     """Says whether CI leaves a test to `make full`; `row` is its id in brackets."""
     rows = CI_ROWS.get(file, {}).get(test)
     return rows is not None and row not in rows
+
+
+def named(file: str) -> set[tuple[str, str | None]]:
+    """Returns (test, row) of all that the table says of a file."""
+    tests = CI_ROWS[file].items()
+    return {(test, row) for test, rows in tests for row in rows or (None,)}

@@ -1,8 +1,8 @@
 """Small faults in a copy of the package: which of them do the tests catch?
 
-`make mutate FAULTS=40` draws them over the packages in proportion to their lines and runs, for each,
-the tests nearest to its package until the first that fails. With --rest, what these miss goes to
-the tests that CI leaves to `make full`.
+`make mutate FAULTS=40` draws them over the packages in proportion to their lines and runs, for
+each, the tests nearest to its package until the first that fails. With --rest, what these miss goes
+to the tests that CI leaves to `make full`.
 """
 
 import argparse
@@ -26,6 +26,7 @@ NEAREST = {
     "analyse": "attention_verdicts attention_paper attention_objectives",
     "analysis": "analysis_ attention_objective_test",
     "attention": "attention_test attention_choice attention_spread llama_",
+    "configs": "config pod_configs recipe_configs",
     "convert": "convert_ parity",
     "data": "data_ needles mixture training_test",
     "demo": "setup recipe_process",
@@ -38,10 +39,11 @@ NEAREST = {
     "recipe": "recipe",
     "report": "report",
     "rope": "rope_ paper_tables",
+    "schema": "schema config cli",
     "search": "search attention_objective_test needle_objective",
     "setup": "setup evaluate_ search_run",
     "shell": "cli config experiment progress heap search_run",
-    "store": "checkpoint files remote training_test",
+    "store": "store checkpoint files remote training_test",
     "topology": "topology offload",
     "train": "optimizer training lora mixture mesh_test",
 }
@@ -158,7 +160,7 @@ def package_of(path: Path) -> str:
 
 
 def draw(count: int, seed: int):
-    """Yields (file, line, before, after, its new text) of each fault: a file is drawn by its lines."""
+    """Yields (file, line, before, after, the new text of the file); lines are drawn evenly."""
     paths = sorted(path.relative_to(ROOT) for path in (ROOT / "jaxrope").rglob("*.py"))
     texts = {path: (ROOT / path).read_text() for path in paths}
     texts = {path: text for path, text in texts.items() if faults_of(text)}

@@ -5,20 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import data, evaluate, llama
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.evaluate import needle, rows, scoring
 from jaxrope.evaluate.scoring import EvalModel
+from tests import benches
 
 
 def make_bench(documents=None, **changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(dict(needle_filler="grass") | changes)
-    return evaluate.bench(section, documents=documents, seed=7)
+    return benches.make_bench(documents, seed=7, **dict(needle_filler="grass") | changes)
 
 
 def make_model(tokenizer=BytesTokenizer(), **changes):  # noqa: B008 (frozen)
@@ -28,16 +25,16 @@ def make_model(tokenizer=BytesTokenizer(), **changes):  # noqa: B008 (frozen)
 
 def test_trials_are_stratified_and_alike_for_all_numbers_of_keys():
     bench = make_bench(needle_keys=(1, 6), needle_trials=4)
-    found = needle.make_trials(make_model(), bench, 1800)
+    found = needle.make_documents(make_model(), bench, 1800)
     assert list(found) == [1, 6]
     for keys, trials in found.items():
         assert [trial.depths[0] for trial in trials] == [0.125, 0.375, 0.625, 0.875]
         assert all(len(trial.words) == keys and len(trial.tokens) == 1800 for trial in trials)
         assert all(len(trial.answers) == 1 for trial in trials)
     assert [t.words[0] for t in found[1]] == [t.words[0] for t in found[6]]
-    other = needle.make_trials(make_model(), dataclasses.replace(bench, seed=8), 1800)
+    other = needle.make_documents(make_model(), dataclasses.replace(bench, seed=8), 1800)
     assert [t.numbers for t in other[1]] != [t.numbers for t in found[1]]
-    fewer = needle.make_trials(make_model(), make_bench(needle_trials=2), 1800)[6]
+    fewer = needle.make_documents(make_model(), make_bench(needle_trials=2), 1800)[6]
     assert [t.numbers for t in fewer] == [t.numbers for t in found[6][:2]]
 
 
@@ -66,7 +63,7 @@ def answers(monkeypatch, hit_fn):
 def test_a_number_is_found_if_all_its_digits_are(monkeypatch, hit_fn, accuracy, digits):
     answers(monkeypatch, hit_fn)
     bench = make_bench(lengths=(900,), needle_trials=8, needle_keys=(2,))
-    (found,) = needle.evaluate(make_model(), bench)
+    (found,) = needle.FORCED.evaluate(make_model(), bench)
     assert found.suite == "needle-2" and found.length == 900 and found.tokens == 8 * 900
     assert list(found.metrics) == ["accuracy", "low", "high", "digit_accuracy", "nll"]
     assert found.metrics["accuracy"] == accuracy
@@ -83,9 +80,9 @@ def test_the_loss_is_that_of_the_forward_pass(tiny_model):
         config=config, params=params, rope_fn=llama.own_rope(config), settings=settings
     )
     bench = make_bench(lengths=(820,), needle_trials=2, needle_keys=(2,), batch_tokens=820)
-    (found,) = needle.evaluate(model, bench)
+    (found,) = needle.FORCED.evaluate(model, bench)
     assert found.metrics["accuracy"] == 0.0
-    trials = needle.make_trials(model, bench, 820)[2]
+    trials = needle.make_documents(model, bench, 820)[2]
     for trial, nll in zip(trials, found.items["nll"], strict=True):
         r = llama.own_rope(config)(820)
         logits = np.asarray(llama.logits(config, params, trial.tokens[None], r)[0], np.float64)
@@ -96,43 +93,34 @@ def test_the_loss_is_that_of_the_forward_pass(tiny_model):
 
 def test_all_rows_answer_the_same(tiny_model):
     bench = make_bench(lengths=(900,), needle_trials=2)
-    one, two = (make_model(label=label) for label in "ab")
-    prints = [needle.make_trials(model, bench, 900)[6][1].tokens.tolist() for model in (one, two)]
-    assert prints[0] == prints[1]
+    one, two = (needle.make_documents(make_model(label=label), bench, 900) for label in "ab")
+    assert one[6][1].tokens.tolist() == two[6][1].tokens.tolist()
 
 
 def test_a_sliding_window_is_not_asked():
     model = make_model(window=64)
     bench = make_bench(lengths=(500,), needle_keys=(1, 6), needle_trials=3)
-    assert list(needle.evaluate(model, bench)) == []
-    assert needle.forward_tokens(model, bench, 500) == 0
-    assert needle.forward_tokens(make_model(), bench, 500) == 2 * 3 * 500
-    assert evaluate.cost(make_model(), bench, ("needle",)) == 2 * 3 * 500
+    assert list(needle.FORCED.evaluate(model, bench)) == []
+    assert needle.FORCED.forward_tokens(model, bench, 500) == 0
+    assert needle.FORCED.forward_tokens(make_model(), bench, 500) == 2 * 3 * 500
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"needle_keys": ()}, r"eval.needle_keys names one number .* from 1 to 263, got \(\)"),
-        ({"needle_keys": (6, 0)}, r"eval.needle_keys .* got \(6, 0\)"),
-        ({"needle_filler": "gras"}, "Unknown eval.needle_filler 'gras'. Did you mean 'grass'"),
         ({"needle_filler": "text"}, "eval.needle_filler is 'text', which needs text: set data.ev"),
         ({}, r"eval.lengths: 6 needles and 1 questions .* got length 600"),
     ],
 )
 def test_what_cannot_be_built_is_refused(changes, message):
     with pytest.raises(InputError, match=message):
-        needle.make_trials(make_model(), make_bench(**changes), 600)
-
-
-def test_trials_are_counted_from_one():
-    with pytest.raises(InputError, match="eval.needle_trials is at least 1, got 0"):
-        make_bench(needle_trials=0)
+        needle.make_documents(make_model(), make_bench(**changes), 600)
 
 
 def test_text_is_loaded_only_if_it_is_read():
-    assert not evaluate.needs_text(make_bench(), ("needle",))
-    assert evaluate.needs_text(make_bench(needle_filler="text"), ("needle",))
+    bench = make_bench(suites=("needle",))
+    assert not evaluate.needs_text(bench.options)
+    assert evaluate.needs_text(make_bench(suites=("needle",), needle_filler="text").options)
 
 
 def books_accuracy(books_6m, shared, tmp_path, length, method):
@@ -148,7 +136,7 @@ def books_accuracy(books_6m, shared, tmp_path, length, method):
         settings=llama.ForwardSettings(),
     )
     bench = make_bench(documents, lengths=(length,), needle_filler="text")
-    (found,) = needle.evaluate(model, bench)
+    (found,) = needle.FORCED.evaluate(model, bench)
     return found.metrics["accuracy"]
 
 

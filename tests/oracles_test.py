@@ -8,11 +8,11 @@ import math
 import numpy as np
 import pytest
 
-from configs import base
-from jaxrope import data, evaluate, llama
+from jaxrope import data, llama
 from jaxrope.evaluate import scoring
 from jaxrope.evaluate.scoring import EvalModel
-from jaxrope.evaluate.tasks import TASKS
+from jaxrope.evaluate.suites import SUITES, TASKS
+from tests import benches
 
 LENGTH, CONTEXT, WINDOW = 800, 64, 16
 WORDS = 300  # of the vocabulary: a model at random is wrong by ln 300 nats
@@ -41,7 +41,7 @@ SCORES = {
 
 def test_every_suite_is_asked_of_an_oracle():
     """A suite that is added needs a line here, or is a task, which tasks_test takes by itself."""
-    assert {*evaluate.all_evaluators()} == {*SCORES, *TASKS, "harness"}
+    assert {*SUITES} == {*SCORES, *TASKS, "harness"}
 
 
 @pytest.fixture(scope="module")
@@ -51,12 +51,10 @@ def bench(tmp_path_factory):
     documents = data.load_documents(
         [str(folder / "a.txt")], data.load_tokenizer("bytes"), cache_dir=folder / "cache"
     )
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(lengths=(LENGTH,), bootstrap_samples=100, num_windows=2, needle_keys=(1, 6))
-        section.update(passkey_trials=12, needle_trials=12)
-        section.longppl.update(documents=1, context=CONTEXT, window=WINDOW)
-    return evaluate.bench(section, documents=documents, seed=0)
+    counts = dict(num_windows=2, needle_keys=(1, 6), passkey_trials=12, needle_trials=12)
+    longppl = dict(documents=1, context=CONTEXT, window=WINDOW)
+    sizes = dict(lengths=(LENGTH,), bootstrap_samples=100)
+    return benches.make_bench(documents, longppl=longppl, **sizes, **counts)
 
 
 @pytest.mark.parametrize("is_oracle", [True, False])
@@ -78,7 +76,7 @@ def test_who_knows_scores_best_and_who_guesses_chance(
         settings=llama.ForwardSettings(),
         label="oracle",
     )
-    results = list(evaluate.run(model, bench, (name,)))
+    results = list(SUITES[name].evaluate(model, bench))
     assert len(results) == (2 if name == "needle" else 1)
     for result in results:
         found = next(iter(result.metrics.values()))
@@ -93,5 +91,5 @@ def test_trap_data_sets_are_not_imitated_under_their_names():
     """LongBench cuts prompts in their middle, BABILong's cut at "Question" never comes about in
     lower case, and HELMET needs 34 GB: none of them is made up here from other text.
     """
-    for name in evaluate.all_evaluators():
+    for name in SUITES:
         assert not any(other in name for other in ("longbench", "babilong", "helmet"))

@@ -11,14 +11,14 @@ import re
 
 import pytest
 
-from configs import base
 from jaxrope import data
 from jaxrope.data import BytesTokenizer
 from jaxrope.data.needles import GRASS
 from jaxrope.errors import InputError
 from jaxrope.evaluate import infinitebench, passkey_compat
 from jaxrope.evaluate.items import Item, Request
-from jaxrope.evaluate.tasks import SECTIONS, TASKS
+from jaxrope.evaluate.suites import TASKS
+from tests.benches import make_bench
 
 NAMES = ("passkey_longrope", "passkey_yarn", "passkey_infinitebench", "number_string")
 
@@ -29,9 +29,8 @@ def shipped_tokenizer():
 
 
 def request(name, length, tokenizer=None, run_seed=0, **changes):
-    options = SECTIONS[name](base.get_config().eval)
-    with options.unlocked():
-        options.update(changes)
+    section = TASKS[name].section
+    options = getattr(make_bench(**{section: changes}).options, section)
     return Request(tokenizer or BytesTokenizer(), length, options.trials, run_seed, None, options)
 
 
@@ -311,20 +310,6 @@ def test_who_knows_the_key_scores_one_and_who_does_not_scores_zero(name):
         assert task.score(f" {key}. Remember", item) == 1.0
         assert f" is {key}. Remember it. {key} is the " in item.prompt
         assert task.score(" 98765432109", item) == 0.0 and task.score("", item) == 0.0
-
-
-@pytest.mark.parametrize(
-    "name, changes, message",
-    [
-        ("passkey_longrope", {"chars_per_token": 0.0}, r"chars_per_token is above 0 .*, got 0.0"),
-        ("passkey_longrope", {"trials": -1}, r"passkey_compat.trials is 0 .* or more, got -1"),
-        ("passkey_yarn", {"step_chars": 0}, r"step_chars is at least 1 \(YaRN: 128\), got 0"),
-        ("number_string", {"trials": 0}, "number_string.trials is at least 1, got 0"),
-    ],
-)
-def test_settings_out_of_range_are_refused(name, changes, message):
-    with pytest.raises(InputError, match=message):
-        make(name, 1024, **changes)
 
 
 @pytest.mark.parametrize("name", NAMES)

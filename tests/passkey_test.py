@@ -5,20 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from configs import base
-from jaxrope import data, evaluate, llama
+from jaxrope import data, llama
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.evaluate import passkey, rows, scoring
 from jaxrope.evaluate.scoring import EvalModel
+from tests import benches
 
 
 def make_bench(documents=None, **changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(changes)
-    return evaluate.bench(section, documents=documents, seed=7)
+    return benches.make_bench(documents, seed=7, **changes)
 
 
 def make_model(tokenizer, **changes):
@@ -40,8 +37,9 @@ def test_a_prompt_by_hand():
         "There is an important info hidden inside a lot of irrelevant text. Find it and memorize "
         "them. I will quiz you about the important information there.\nThe grass is green. The sky"
     )
-    key_line = f"\nThe pass key is {trial.key}. Remember it. {trial.key} is the pass key.\n"
-    question = f"\nWhat is the pass key? The pass key is {trial.key}"
+    key = trial.about["key"]
+    key_line = f"\nThe pass key is {key}. Remember it. {key} is the pass key.\n"
+    question = f"\nWhat is the pass key? The pass key is {key}"
     assert text[before:].startswith(f"{key_line}The grass is green. The sky is blue.")
     assert text.endswith(question)
     filler_after = text[before + len(key_line) : -len(question)]
@@ -50,7 +48,7 @@ def test_a_prompt_by_hand():
         "The grass is green. The sky is blue. The sun is yellow. Here we go. There and back again. "
     )
     assert (grass * 9).startswith(filler_before) and (grass * 9).startswith(filler_after)
-    assert trial.tokens[0] == 256 and trial.answer == (-5, -4, -3, -2, -1)
+    assert trial.tokens[0] == 256 and trial.digits == (595, 596, 597, 598, 599)
 
 
 @pytest.mark.parametrize("length", [440, 441, 512, 1000])
@@ -64,13 +62,13 @@ def test_every_trial_has_exactly_the_length(length, filler, tmp_path):
     trials = passkey.make_trials(make_model(BytesTokenizer()), bench, length)
     assert {len(trial.tokens) for trial in trials} == {length}
     for trial in trials:
-        assert BytesTokenizer().decode(trial.tokens).count(trial.key) == 3
+        assert BytesTokenizer().decode(trial.tokens).count(trial.about["key"]) == 3
     assert ("upon" in BytesTokenizer().decode(trials[0].tokens)) == (filler == "text")
 
 
 def test_depths_are_stratified():
     trials = passkey.make_trials(make_model(BytesTokenizer()), make_bench(passkey_trials=4), 2000)
-    assert [trial.depth for trial in trials] == [0.125, 0.375, 0.625, 0.875]
+    assert [trial.about["depth"] for trial in trials] == [0.125, 0.375, 0.625, 0.875]
     places = [BytesTokenizer().decode(t.tokens).index("\nThe pass key") for t in trials]
     opening = len(passkey.OPENING)
     room = 2000 - 1 - opening - len(passkey.KEY_LINE.format(key="12345") * 1)
@@ -78,30 +76,34 @@ def test_depths_are_stratified():
     assert places == [opening + round(d * room) for d in (0.125, 0.375, 0.625, 0.875)]
 
 
+def keys_of(model, bench, length):
+    return [trial.about["key"] for trial in passkey.make_trials(model, bench, length)]
+
+
 def test_keys_are_seeded_and_differ():
     model, bench = make_model(BytesTokenizer()), make_bench(passkey_trials=20)
-    keys = [trial.key for trial in passkey.make_trials(model, bench, 500)]
-    assert keys == [trial.key for trial in passkey.make_trials(model, bench, 500)]
+    keys = keys_of(model, bench, 500)
+    assert keys == keys_of(model, bench, 500)
     assert len(set(keys)) == 20 and all(len(key) == 5 and key[0] != "0" for key in keys)
-    assert keys != [trial.key for trial in passkey.make_trials(model, bench, 501)]
+    assert keys != keys_of(model, bench, 501)
     other = dataclasses.replace(bench, seed=8)
-    assert keys != [trial.key for trial in passkey.make_trials(model, other, 500)]
+    assert keys != keys_of(model, other, 500)
     # fewer trials are the first of the more, but for their depths
-    fewer = passkey.make_trials(model, make_bench(passkey_trials=3), 500)
-    assert [trial.key for trial in fewer] == keys[:3]
+    assert keys_of(model, make_bench(passkey_trials=3), 500) == keys[:3]
 
 
 def test_keys_may_begin_with_zeros():
     bench = make_bench(passkey_trials=200, passkey_zero_padded=True)
-    keys = [t.key for t in passkey.make_trials(make_model(BytesTokenizer()), bench, 450)]
+    keys = keys_of(make_model(BytesTokenizer()), bench, 450)
     assert all(len(key) == 5 for key in keys) and any(key[0] == "0" for key in keys)
 
 
 def test_a_space_of_its_own_is_no_digit(books_tokenizer):
     model = make_model(books_tokenizer)
     (trial,) = passkey.make_trials(model, make_bench(passkey_trials=1), 512)
-    assert trial.answer == (-5, -4, -3, -2, -1)
-    assert [books_tokenizer.decode([trial.tokens[i]]) for i in trial.answer] == list(trial.key)
+    assert trial.digits == (507, 508, 509, 510, 511)
+    digits = [books_tokenizer.decode([trial.tokens[i]]) for i in trial.digits]
+    assert digits == list(trial.about["key"])
     assert books_tokenizer.decode([trial.tokens[-6]]) == " "
     assert trial.tokens[0] == books_tokenizer.bos_id and len(trial.tokens) == 512
 
@@ -130,7 +132,6 @@ def test_the_answer_is_what_the_question_continues_with():
     "changes, length, message",
     [
         ({}, 200, r"eval.lengths: .* without filler has \d+ tokens, got length 200"),
-        ({"passkey_filler": "gras"}, 600, "Unknown eval.passkey_filler 'gras'. Known: grass, text"),
         ({"passkey_filler": "text"}, 600, "'text', which needs text: set data.eval_files"),
     ],
 )
@@ -176,7 +177,7 @@ def answers(monkeypatch, hit_fn):
 def test_a_key_is_found_if_all_its_digits_are(monkeypatch, hit_fn, accuracy, digits):
     answers(monkeypatch, hit_fn)
     bench = make_bench(lengths=(500,), passkey_trials=8)
-    (found,) = passkey.evaluate(make_model(BytesTokenizer()), bench)
+    (found,) = passkey.FORCED.evaluate(make_model(BytesTokenizer()), bench)
     assert found.metrics["accuracy"] == accuracy
     assert found.metrics["digit_accuracy"] == pytest.approx(digits)
     assert found.metrics["low"] <= accuracy <= found.metrics["high"]
@@ -193,14 +194,14 @@ def test_a_random_model_finds_nothing(tiny_model):
         rope_fn=llama.own_rope(config),
         settings=llama.ForwardSettings(attention_block=64),
     )
-    (found,) = passkey.evaluate(model, make_bench(lengths=(450,), passkey_trials=3))
+    (found,) = passkey.FORCED.evaluate(model, make_bench(lengths=(450,), passkey_trials=3))
     assert found.metrics["accuracy"] == 0.0
 
 
 def test_a_sliding_window_is_not_asked():
     model = make_model(BytesTokenizer(), window=64)
-    assert list(passkey.evaluate(model, make_bench(lengths=(500,)))) == []
-    assert passkey.forward_tokens(model, make_bench(), 500) == 0
+    assert list(passkey.FORCED.evaluate(model, make_bench(lengths=(500,)))) == []
+    assert passkey.FORCED.forward_tokens(model, make_bench(), 500) == 0
 
 
 def books_accuracy(books_6m, length, method):
@@ -213,7 +214,7 @@ def books_accuracy(books_6m, length, method):
         rope_fn=row.rope_fn,
         settings=llama.ForwardSettings(),
     )
-    (found,) = passkey.evaluate(model, make_bench(lengths=(length,)))
+    (found,) = passkey.FORCED.evaluate(model, make_bench(lengths=(length,)))
     return found.metrics["accuracy"]
 
 

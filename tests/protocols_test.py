@@ -9,13 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import data, evaluate, llama
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import perplexity, protocols, statistics
 from jaxrope.evaluate.protocols import Window, windows
 from jaxrope.evaluate.scoring import EvalModel
+from tests import benches
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = ROOT / "jaxrope" / "models" / "stdlib-2m"
@@ -57,11 +57,8 @@ def documents(model, tmp_path_factory):
 
 
 def make_bench(documents=None, *, protocol, options=(), **changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        section.update(protocol=protocol, bootstrap_samples=200, **changes)
-        section.protocol_options.update(dict(options))
-    return evaluate.bench(section, documents=documents, seed=0)
+    changes |= dict(protocol=protocol, protocol_options=dict(options), bootstrap_samples=200)
+    return benches.make_bench(documents, suites=("perplexity",), **changes)
 
 
 def measure(model, bench):
@@ -302,12 +299,6 @@ def test_documents_are_the_same_at_every_length(model, documents):
     "protocol, options, length, message",
     [
         (
-            "pg19",
-            {},
-            64,
-            "Unknown eval.protocol 'pg19'. Known: books3_256k, pg19_sliding_256, pr",
-        ),
-        (
             "proof_pile_yarn",
             {},
             64,
@@ -327,8 +318,6 @@ def test_documents_are_the_same_at_every_length(model, documents):
             "documents of 100 tokens or more, too few for length 128. Set "
             "eval.protocol_options.min_tokens=127",
         ),
-        ("proof_pile_yarn", dict(stride=8), 64, "protocol_options.stride is 0 for 'proof_pile_ya"),
-        ("pg19_sliding_256", dict(stride=-1), 64, "protocol_options.stride is 0 or more, got -1"),
         ("pg19_sliding_256", dict(documents=4), 1, "eval.lengths is 2 or more for eval.protocol"),
         (
             "pg19_sliding_256",
@@ -347,7 +336,7 @@ def test_documents_are_the_same_at_every_length(model, documents):
 def test_refused_before_anything_runs(model, documents, protocol, options, length, message):
     bench = make_bench(documents, protocol=protocol, options=options, lengths=(length,))
     with pytest.raises(InputError, match=message):
-        evaluate.check(model, bench, ("perplexity",))
+        evaluate.check(model, bench)
 
 
 def test_a_protocol_needs_text(model):

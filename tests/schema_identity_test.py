@@ -44,3 +44,5 @@ def test_what_changes_is_said(config):
     before, after = (schema.identify("train", c, CONTENT) for c in (config, now))
     assert before.changes(after) == ["train.seq_len (512, now 64)"]
     assert schema.identify("search", now, CONTENT) == schema.identify("search", config, CONTENT)
+    now = schema.replace(config, {"train.param_dtype": "bfloat16"})  # in which weights are read
+    assert schema.identify("search", now, CONTENT) != schema.identify("search", config, CONTENT)

@@ -7,10 +7,9 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import report, rope, search, train
+from jaxrope import evaluate, report, rope, search, train
 from jaxrope.convert import exporting, pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluate import program
 from jaxrope.search import genome, journal, problem
 from jaxrope.store import files
 from tests.search_config import tiny, write_model
@@ -112,7 +111,7 @@ def test_evaluation_takes_it(base_config, found, tmp_path):
     config.rope = dict(method="file", path=str(found[0] / "rope.json"))
     config.data.eval_files = config.data.train_files
     config.eval.update(suites=("perplexity",), lengths=(64,), num_windows=2, bootstrap_samples=100)
-    program.run(config, tmp_path, False)
+    evaluate.evaluate(config, tmp_path)
     rows = json.loads((tmp_path / "eval.json").read_text())["rows"]
     assert np.isfinite(rows[0]["metrics"]["perplexity"])
 

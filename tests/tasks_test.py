@@ -4,15 +4,16 @@ prompt has points for nothing. A task that is registered is tested here, other s
 oracles_test.
 """
 
+import dataclasses
+
 import numpy as np
 import pytest
 
-from configs import base
 from jaxrope import data, evaluate, llama
 from jaxrope.evaluate import answering
 from jaxrope.evaluate.scoring import EvalModel
-from jaxrope.evaluate.tasks import TASKS
-from tests import ruler_files
+from jaxrope.evaluate.suites import SUITES, TASKS
+from tests import benches, ruler_files
 from tests.conftest import ROOT
 from tests.written import replace_generation
 
@@ -28,22 +29,23 @@ def tokenizer():
 def bench(tmp_path_factory):
     """A few items of each task, the files that some need, and no documents."""
     folder = tmp_path_factory.mktemp("files")
-    section = base.get_config().eval
     essay = str(ruler_files.write_essay(folder / "essay.json"))
     novel = folder / "novel.txt"
     novel.write_text("It was a dark night. The rain fell on the roofs of the town. " * 600)
-    with section.unlocked():
-        section.update(lengths=(LENGTH,), bootstrap_samples=200)
-        section.ruler.update(
-            samples=COUNT,
-            essays=(essay,),
-            squad=str(ruler_files.write_squad(folder / "squad.json")),
-            hotpotqa=str(ruler_files.write_hotpotqa(folder / "hotpotqa.json")),
-        )
-        section.niah.update(haystack=(str(novel),), depths=COUNT)
-        for name in ("passkey_compat", "number_string", "kv", "lines"):
-            section[name].trials = COUNT
-    return evaluate.bench(section, documents=None, seed=1)
+    files = dict(
+        essays=(essay,),
+        squad=str(ruler_files.write_squad(folder / "squad.json")),
+        hotpotqa=str(ruler_files.write_hotpotqa(folder / "hotpotqa.json")),
+    )
+    counted = ("passkey_compat", "number_string", "kv", "lines")
+    return benches.make_bench(
+        seed=1,
+        lengths=(LENGTH,),
+        bootstrap_samples=200,
+        ruler=dict(samples=COUNT, **files),
+        niah=dict(haystack=(str(novel),), depths=COUNT),
+        **{name: dict(trials=COUNT) for name in counted},
+    )
 
 
 @pytest.fixture
@@ -60,14 +62,14 @@ def model(tokenizer, tiny_config):
 
 
 def result_of(name, model, bench):
-    (result,) = evaluate.run(model, bench, (name,))
+    (result,) = SUITES[name].evaluate(model, bench)
     assert result.suite == name and len(result.items["score"]) >= COUNT - 1
     return result
 
 
 @pytest.mark.parametrize("name", TASKS)
 def test_a_model_that_knows_the_answer_scores_1(name, model, bench, monkeypatch):
-    asked = answering.questions(name, model, bench, LENGTH)
+    asked = answering.questions(TASKS[name], model, bench, LENGTH)
     known = {tuple(q.prompt.tokens.tolist()): f" {' '.join(q.item.answers)}" for q in asked}
     # what fills up a batch is no question
     replace_generation(monkeypatch, model.tokenizer, lambda prompt: known.get(tuple(prompt), ""))
@@ -93,7 +95,7 @@ def test_a_model_that_answers_at_random_scores_chance(name, model, bench, monkey
         assert result.chance == 0.0
         return
     drawn = []  # stretches of the prompts, as long as an answer
-    for item, prompt in answering.questions(name, model, bench, LENGTH):
+    for item, prompt in answering.questions(TASKS[name], model, bench, LENGTH):
         last = max(len(prompt.tokens) - prompt.max_new_tokens, 1)
         for start in rng.integers(last, size=60):
             piece = prompt.tokens[start : start + prompt.max_new_tokens]
@@ -115,21 +117,23 @@ def test_chance_is_high_where_words_of_the_text_count(model, bench, monkeypatch)
 
 @pytest.mark.parametrize("name", TASKS)
 def test_items_are_the_same_at_any_time_and_other_with_another_length(name, model, bench):
-    first, again = (answering.questions(name, model, b, LENGTH) for b in (bench, anew(bench)))
-    other = answering.questions(name, model, bench, LENGTH - 512)
+    task = TASKS[name]
+    first, again = (answering.questions(task, model, b, LENGTH) for b in (bench, anew(bench)))
+    other = answering.questions(task, model, bench, LENGTH - 512)
     prints = [[q.item.fingerprint() for q in asked] for asked in (first, again, other)]
     assert prints[0] == prints[1] and not {*prints[0]} & {*prints[2]}
     assert {len(text) for text in prints[0]} == {64}
 
 
 def test_a_haystack_of_its_own_needs_no_held_out_text(bench):
-    assert not evaluate.needs_text(bench, ("niah", "kv", "ruler"))
-    options = bench.options.copy_and_resolve_references()
-    options.niah.haystack = ()
-    other = evaluate.bench(options, documents=None, seed=0)
-    assert evaluate.needs_text(other, ("niah",)) and not evaluate.needs_text(other, ("kv",))
+    def needs_text(options, *names):
+        return evaluate.needs_text(dataclasses.replace(options, suites=names))
+
+    assert not needs_text(bench.options, "niah", "kv", "ruler")
+    options = benches.make_bench().options
+    assert needs_text(options, "niah") and not needs_text(options, "kv")
 
 
 def anew(bench):
     """Returns a bench that has made nothing yet."""
-    return evaluate.bench(bench.options, documents=None, seed=bench.seed)
+    return evaluate.Bench(bench.options, bench.seed)

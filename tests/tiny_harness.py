@@ -6,12 +6,12 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from jaxrope import data, evaluate, llama
+from jaxrope import data, llama
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.evaluate.harness import Reader
 from jaxrope.evaluate.scoring import EvalModel
+from tests import benches
 
 has_lm_eval = importlib.util.find_spec("lm_eval") is not None
 needs_lm_eval = pytest.mark.skipif(not has_lm_eval, reason="needs lm-eval (extra `harness`)")
@@ -44,12 +44,10 @@ def books_model(folder):
 
 
 def make_bench(**changes):
-    section = base.get_config().eval
-    with section.unlocked():
-        options = changes.pop("harness", {})
-        section.update(dict(bootstrap_samples=100, batch_tokens=512, chunk_tokens=16) | changes)
-        section.harness.update(options)
-    return evaluate.bench(section, documents=None, seed=0)
+    usual = dict(bootstrap_samples=100, batch_tokens=512, chunk_tokens=16)
+    if "harness" in changes:
+        usual |= dict(suites=("harness",))
+    return benches.make_bench(**usual | changes)
 
 
 def make_reader(model, max_length=64, **changes):

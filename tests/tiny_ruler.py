@@ -5,21 +5,21 @@ import json
 
 from ruler_files import write_english_words, write_essay, write_hotpotqa, write_squad
 
-from configs import base
-from jaxrope.evaluate import ruler, tasks
+from jaxrope.evaluate import ruler, suites
 from jaxrope.evaluate.items import Request
 from jaxrope.evaluate.ruler.prompts import Order
+from tests.benches import make_bench
 
 
 def make_options(folder):
     """config.eval.ruler that names small files for every task."""
-    section = base.get_config().eval.ruler
-    section.samples = 3
-    section.essays = (str(write_essay(folder / "essay.json")),)
-    section.squad = str(write_squad(folder / "squad.json"))
-    section.hotpotqa = str(write_hotpotqa(folder / "hotpotqa.json"))
-    section.english_words = str(write_english_words(folder / "words.json"))
-    return section
+    files = dict(
+        essays=(str(write_essay(folder / "essay.json")),),
+        squad=str(write_squad(folder / "squad.json")),
+        hotpotqa=str(write_hotpotqa(folder / "hotpotqa.json")),
+        english_words=str(write_english_words(folder / "words.json")),
+    )
+    return make_bench(ruler=dict(samples=3, **files)).options.ruler
 
 
 def generate(tokenizer, options, task, length, *, seed=42, count=3):
@@ -38,4 +38,4 @@ def digest(samples):
 
 def items(tokenizer, options, task, length, *, count=3):
     asked = Request(tokenizer, length, count, seed=9, documents=None, options=options)
-    return tasks.TASKS[f"ruler/{task}"].make(asked)
+    return suites.TASKS[f"ruler/{task}"].make(asked)

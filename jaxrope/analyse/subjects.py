@@ -15,13 +15,14 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrope import data, evaluate, generate, llama, rope, setup
+from jaxrope import data, evaluate, generate, llama, rope, schema, setup
 from jaxrope.analyse.plan import Study, Subject
 from jaxrope.analysis import heads
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel, needle, passkey, scoring
 from jaxrope.mesh import sharding
+from jaxrope.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Question(NamedTuple):
     depth: float
     trial: int
 
+    def plain(self) -> list:
+        """Returns the question as JSON has it."""
+        return [self.tokens.tolist(), list(self.steps), list(self.span), self.depth, self.trial]
+
     @property
     def prompt(self) -> list[int]:
         """The tokens before the answer."""
@@ -76,26 +81,34 @@ def place(path: str, workdir: Path) -> str:
     return path.replace("{", f"{workdir}/").replace("}", "") if path.startswith("{") else path
 
 
+def config_of(study: Study, subject: Subject, workdir: Path) -> Config:
+    """Returns the config whose model is the subject's."""
+    model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
+    return schema.replace(study.config, {"model": model})
+
+
 def load(study: Study, subject: Subject, workdir: Path) -> Loaded:
     """Returns a subject; its stages have been run.
 
     Raises:
       InputError: its folder or its rope is not valid.
     """
-    config = study.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
-    model = setup.load_model(config)
+    model = setup.load_model(config_of(study, subject, workdir))
     return Loaded(
         subject,
         model.config,
         jax.device_put(model.params, jax.devices()[0]),
-        _rope_of(subject, model, workdir),
+        rope_of(subject, model, workdir),
         one_device(study.config, model.config),
     )
 
 
-def _rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+def rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+    """Returns the rope that a subject is measured with.
+
+    Raises:
+      InputError: see rope.load.
+    """
     if not subject.rope:
         return model.rope_fn
     shape = model.config
@@ -103,7 +116,7 @@ def _rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> r
     return rope.load(place(subject.rope, workdir), **geometry, num_layers=shape.num_layers)
 
 
-def one_device(config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
+def one_device(config: Config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
     """Returns how a model is run on the first device alone."""
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     return setup.forward_settings(config, mesh, shape)[0]
@@ -147,8 +160,9 @@ def questions(study: Study, documents, tokenizer, task: str, length: int) -> lis
       InputError: there is no room for them, or the needle's number cannot be found in its text.
     """
     section, config = study.config.analysis, study.config
-    bench = evaluate.bench(config.eval, documents=documents, seed=config.seed)
-    bench = dataclasses.replace(bench, passkey_trials=section.trials, needle_trials=section.trials)
+    trials = dict(passkey_trials=section.trials, needle_trials=section.trials)
+    options = dataclasses.replace(schema.read(config).eval, **trials)
+    bench = evaluate.Bench(options, config.seed, documents)
     model = EvalModel(study.shape, None, None, tokenizer, None, task)
     return ASK[task](model, bench, length)
 
@@ -156,16 +170,15 @@ def questions(study: Study, documents, tokenizer, task: str, length: int) -> lis
 def _pass_keys(model: EvalModel, bench, length: int) -> list[Question]:
     questions = []
     for i, trial in enumerate(passkey.make_trials(model, bench, length)):
-        steps = tuple(length + at for at in trial.answer)
-        span = _span(trial.tokens, steps)
-        questions.append(Question(trial.tokens, steps, span, trial.depth, i))
+        span = _span(trial.tokens, trial.digits)
+        questions.append(Question(trial.tokens, trial.digits, span, trial.about["depth"], i))
     return questions
 
 
 def _needles(model: EvalModel, bench, length: int) -> list[Question]:
-    documents = needle.make_trials(model, bench, length)
+    documents = needle.make_documents(model, bench, length)
     questions = []
-    for i, document in enumerate(documents[bench.needle_keys[0]]):
+    for i, document in enumerate(documents[bench.options.needle_keys[0]]):
         trial = heads.number_trial(model.tokenizer, document)
         questions.append(Question(trial.tokens, trial.steps, trial.span, document.depths[0], i))
     return questions

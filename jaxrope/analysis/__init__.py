@@ -1,1 +1,1 @@
-"""What attention does, at any length: patterns, uncertainty, frequencies, heads."""
+"""Statistics of attention at any length: patterns, uncertainty, frequencies, heads."""

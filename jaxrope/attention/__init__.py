@@ -1,4 +1,4 @@
-"""Attention behind one signature; a backend is chosen by its name and never replaced by another.
+"""Attention behind one signature; a backend is selected by name, with no silent fallback.
 
 Letters of `jax.nn.dot_product_attention`: B batch, T query length, S key length, N heads, K kv
 heads, G = N // K, H head dim.

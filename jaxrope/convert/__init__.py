@@ -1,1 +1,1 @@
-"""Hugging Face folders both ways. The only part of the package that knows Hugging Face's names."""
+"""Import from and export to Hugging Face. Only this package contains Hugging Face's names."""

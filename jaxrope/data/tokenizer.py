@@ -6,7 +6,6 @@ such as `<|im_start|>`, becomes that token, as in transformers.
 """
 
 import hashlib
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +14,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
-MAX_FILE_BYTES = 1 << 29  # 512 MiB; the largest published tokenizer.json is near 35 MB
+MAX_FILE_BYTES = 100_000_000  # the largest published tokenizer.json is near 35 MB
 MAX_ID = (1 << 31) - 1  # ids are int32 everywhere behind this module
 
 # Looked up in this order when no file beside tokenizer.json says which tokens begin and end a text.
@@ -140,7 +139,7 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         _check_range({"</s>": 257}, vocab_size, "bytes")
         return BytesTokenizer()
     file = _find(path)
-    raw = file.read_bytes()
+    raw = files.read_bytes(file, max_bytes=MAX_FILE_BYTES)
     spec = _parse(raw, file)
     backend = _backend(raw, file)
     backend.no_truncation()
@@ -197,24 +196,16 @@ def _find(path: Path | str) -> Path:
         )
     if not file.is_file():
         raise InputError(f"data.tokenizer: '{file}' is not a regular file. Give a tokenizer.json.")
-    if files.size(file) > MAX_FILE_BYTES:
-        raise InputError(
-            f"data.tokenizer: '{file}' has {files.size(file):,} bytes, a tokenizer.json has at "
-            f"most {MAX_FILE_BYTES:,}. Give a tokenizer.json."
-        )
     return file
 
 
 def _parse(raw: bytes, file: Path) -> dict:
     """Returns the file's JSON object."""
     try:
-        spec = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
-        raise InputError(
-            f"data.tokenizer: '{file}' is not JSON ({reason}). Give a whole tokenizer.json."
-        ) from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        spec = strict_json.parse(raw, where=f"data.tokenizer: '{file}'")
+    except InputError as error:
+        raise InputError(f"{error} Give a whole tokenizer.json.") from None
+    if not isinstance(spec.get("model"), dict):
         raise InputError(
             f"data.tokenizer: '{file}' is JSON but has no \"model\" section. Give a tokenizer.json "
             "of the `tokenizers` library."
@@ -295,12 +286,9 @@ def _read_beside(file: Path, name: str) -> dict:
     if not beside.is_file():
         return {}
     try:
-        value = json.loads(beside.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(
-            f"data.tokenizer: '{beside}' is not JSON ({_one_line(error)}). Mend or remove it."
-        ) from None
-    return value if isinstance(value, dict) else {}
+        return strict_json.read(beside, max_bytes=strict_json.MAX_INDEX_BYTES)
+    except InputError as error:
+        raise InputError(f"data.tokenizer: {error} Mend or remove it.") from None
 
 
 def _special_id(kind: str, settings: dict, ids: dict[str, int], file: Path) -> int | None:

@@ -1,27 +1,41 @@
-"""What a model can do at a length: perplexity, retrieval and tasks, behind one interface.
+"""Evaluation of a model at a length: perplexity, retrieval and tasks, behind one interface.
 
-for result in run(model, bench(config.eval, ...), config.eval.suites): ...
+plan = prepare(config)                what can be known before weights are read, checked
+text = dry_run(config)                what it would cost
+columns = evaluate(config, workdir)   one evaluation, or its rest
+columns = finished(config, workdir)   those of a finished one, or None
+for result in run(model, Bench(config.eval, config.seed, documents)): ...
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+    from jaxrope.evaluate.cost import dry_run as dry_run
+    from jaxrope.evaluate.plan import Plan as Plan
+    from jaxrope.evaluate.plan import prepare as prepare
+    from jaxrope.evaluate.program import evaluate as evaluate
+    from jaxrope.evaluate.program import finished as finished
+    from jaxrope.evaluate.scoring import Bench as Bench
+    from jaxrope.evaluate.scoring import EvalModel as EvalModel
+    from jaxrope.evaluate.scoring import Result as Result
+    from jaxrope.evaluate.scoring import Suite as Suite
+    from jaxrope.evaluate.suites import SUITES as SUITES
+    from jaxrope.evaluate.suites import TASKS as TASKS
+    from jaxrope.evaluate.suites import check as check
+    from jaxrope.evaluate.suites import costs as costs
+    from jaxrope.evaluate.suites import needs_text as needs_text
+    from jaxrope.evaluate.suites import run as run
+    from jaxrope.evaluate.suites import scalars as scalars
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "scoring": ["Bench", "EvalModel", "Evaluate", "Result"],
-        "suites": [
-            "EVALUATORS",
-            "Evaluator",
-            "all_evaluators",
-            "bench",
-            "bench_of",
-            "check",
-            "chosen",
-            "cost",
-            "costs",
-            "needs_text",
-            "run",
-            "scalars",
-        ],
+        "cost": ["dry_run"],
+        "plan": ["Plan", "prepare"],
+        "program": ["evaluate", "finished"],
+        "scoring": ["Bench", "EvalModel", "Result", "Suite"],
+        "suites": ["SUITES", "TASKS", "check", "costs", "needs_text", "run", "scalars"],
     },
 )

@@ -25,10 +25,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def run(config, workdir) -> None:
     """Evaluates, and prints the tables."""
-    from jaxrope.evaluate import program
-    from jaxrope.shell import until
+    from jaxrope import evaluate
 
-    program.run(until.old(config), workdir, False)
+    evaluate.evaluate(config, workdir)
 
 
 def with_tasks(argv: Sequence[str]) -> list[str]:

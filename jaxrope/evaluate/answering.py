@@ -8,6 +8,7 @@ column's length, whatever the length of a prompt.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
@@ -15,11 +16,11 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrope import attention, generate
-from jaxrope.errors import InputError, choose
-from jaxrope.evaluate import scoring, statistics, tasks
+from jaxrope.errors import InputError
+from jaxrope.evaluate import scoring, statistics
 from jaxrope.evaluate.items import Item, Task
 from jaxrope.evaluate.journal import Place, row_digest
-from jaxrope.evaluate.scoring import Bench, EvalModel, Result
+from jaxrope.evaluate.scoring import Bench, EvalModel, Result, Suite
 from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
 
@@ -74,8 +75,19 @@ class Writing:
     limit: int = 0
 
 
-def evaluate(name: str, model: EvalModel, bench: Bench) -> Iterator[Result]:
-    """Yields the mean score of the task `name` at each length.
+def suite(task: Task) -> Suite:
+    """Returns a task as a suite."""
+    return Suite(
+        evaluate=functools.partial(evaluate, task),
+        items=functools.partial(check, task),
+        forward_tokens=functools.partial(forward_tokens, task),
+        needs_text=lambda options: task.needs_text(getattr(options, task.section)),
+        steps=functools.partial(steps, task),
+    )
+
+
+def evaluate(task: Task, model: EvalModel, bench: Bench) -> Iterator[Result]:
+    """Yields the mean score of a task at each length.
 
     Metrics: `score`, and `low` and `high` of its 95% interval: Wilson's where every item is right
     or wrong, else the bootstrap's over items. A model whose window slides has none: beyond its
@@ -83,51 +95,59 @@ def evaluate(name: str, model: EvalModel, bench: Bench) -> Iterator[Result]:
     """
     if model.window:
         return
-    for length in bench.lengths:
-        yield _result(name, model, bench, length)
+    for length in bench.options.lengths:
+        yield _result(task, model, bench, length)
 
 
-def forward_tokens(name: str, model: EvalModel, bench: Bench, length: int) -> int:
+def forward_tokens(task: Task, model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens that are read and written for one length, at most."""
     if model.window:
         return 0
-    key = ("tokens", *_key(name, model, bench, length))
+    key = ("tokens", *_key(task, model, bench, length))
     if key not in bench.cache:
-        bench.cache[key] = sum(q.prompt.planned for q in questions(name, model, bench, length))
+        bench.cache[key] = sum(q.prompt.planned for q in questions(task, model, bench, length))
     return bench.cache[key]
 
 
-def questions(name: str, model: EvalModel, bench: Bench, length: int) -> list[Question]:
+def steps(task: Task, model: EvalModel, bench: Bench, length: int) -> int:
+    """Returns how often one token is written for every row of a batch, at most."""
+    if model.window:
+        return 0
+    prompts = [question.prompt for question in questions(task, model, bench, length)]
+    rows = batch_size(model, prompts, bench.options.batch_tokens)
+    return math.ceil(len(prompts) / rows) * max(prompt.max_new_tokens for prompt in prompts)
+
+
+def questions(task: Task, model: EvalModel, bench: Bench, length: int) -> list[Question]:
     """Returns the questions of a task at a length, equal for all models with one tokenizer.
 
     Raises:
       InputError: the task cannot make them, or a prompt and its answer do not fit into `length`:
         nothing is ever cut off.
     """
-    key = _key(name, model, bench, length)
+    key = _key(task, model, bench, length)
     if key in bench.cache:
         return bench.cache[key]
-    task = choose("eval.suites", name, tasks.TASKS)
-    encoded = _encoded(name, task, model, bench, length)
+    encoded = _encoded(task, model, bench, length)
     num_cached = sum(len(q.prompt.tokens) for cached in _lists(bench.cache) for q in cached)
     if num_cached + sum(len(q.prompt.tokens) for q in encoded) <= _CACHED_TOKENS:
         bench.cache[key] = encoded
     return encoded
 
 
-def check(name: str, model: EvalModel, bench: Bench, length: int) -> None:
+def check(task: Task, model: EvalModel, bench: Bench, length: int) -> None:
     """Refuses a task that could not run, before anything runs.
 
     Raises:
       InputError: see `questions`; or eval.chunk_tokens does not suit the mesh.
     """
     unit, chunk = attention.unit(model.settings.mesh), bench.options.chunk_tokens
-    if chunk < 1 or chunk % unit:
+    if chunk % unit:
         raise InputError(
             f"eval.chunk_tokens must be a multiple of {unit} (16 * mesh.context), got {chunk}. "
             f"Nearest: {max(chunk // unit, 1) * unit}."
         )
-    questions(name, model, bench, length)
+    questions(task, model, bench, length)
 
 
 def write(
@@ -136,6 +156,7 @@ def write(
     how: Writing,
     *,
     tick: Callable[[int], None] = scoring.ignore,
+    timing: generate.Timing | None = None,
 ) -> Iterator[dict[int, Answer]]:
     """Yields the answers to one batch of prompts after another, by the index of the prompt.
 
@@ -145,6 +166,7 @@ def write(
       how: see Writing.
       tick: called with the number of tokens read and written; the sum over a batch is the most it
         could have had.
+      timing: is added to.
 
     Raises:
       InputError: see generation.check.
@@ -152,7 +174,8 @@ def write(
     rope = _Column(model.rope_fn(how.length), how.limit or how.length)
     writer = generate.Model(model.config, model.params, rope, model.settings)
     for batch in _batches(prompts, rows=how.rows, limit=rope.max_len):
-        answers = _write_batch(writer, model.tokenizer, [prompts[i] for i in batch], how, tick)
+        of_batch = [prompts[i] for i in batch]
+        answers = _write_batch(writer, model.tokenizer, of_batch, how, tick, timing)
         yield dict(zip(batch, answers, strict=True))
 
 
@@ -203,23 +226,18 @@ def _batches(prompts: Sequence[Prompt], *, rows: int, limit: int) -> Iterator[li
         yield batch
 
 
-def _key(name: str, model: EvalModel, bench: Bench, length: int) -> tuple:
-    request = tasks.request(name, tokenizer=model.tokenizer, bench=bench, length=length)
-    details = (
-        request.options.to_json_best_effort(),
-        model.tokenizer.fingerprint,
-        id(bench.documents),
-    )
-    return name, length, request.count, request.seed, *details
+def _key(task: Task, model: EvalModel, bench: Bench, length: int) -> tuple:
+    options = getattr(bench.options, task.section)
+    return task, options, length, bench.seed, model.tokenizer.fingerprint, id(bench.documents)
 
 
 def _lists(cache: dict) -> list[list[Question]]:
     return [value for value in cache.values() if isinstance(value, list)]
 
 
-def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int) -> list[Question]:
-    tokenizer = model.tokenizer
-    items = task.make(tasks.request(name, tokenizer=tokenizer, bench=bench, length=length))
+def _encoded(task: Task, model: EvalModel, bench: Bench, length: int) -> list[Question]:
+    tokenizer, name = model.tokenizer, task.name
+    items = task.make(task.request(tokenizer, bench, length))
     if not items:
         raise InputError(f"eval.suites: '{name}' has no item at {length} tokens. Ask for one.")
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
@@ -241,7 +259,9 @@ def _encoded(name: str, task: Task, model: EvalModel, bench: Bench, length: int)
     return question_list
 
 
-def _write_batch(writer, tokenizer, prompts: list[Prompt], how: Writing, tick) -> list[Answer]:
+def _write_batch(
+    writer, tokenizer, prompts: list[Prompt], how: Writing, tick, timing
+) -> list[Answer]:
     # filled up with what costs one chunk: another number of rows would compile again
     fill = [prompts[-1].tokens[: how.chunk]] * (how.rows - len(prompts))
     texts = [generate.TextStream(tokenizer, p.tokens.tolist(), how.stops) for p in prompts]
@@ -262,7 +282,7 @@ def _write_batch(writer, tokenizer, prompts: list[Prompt], how: Writing, tick) -
     )
     rows = [prompt.tokens.tolist() for prompt in prompts] + [part.tolist() for part in fill]
     first = True
-    for new in generate.stream(writer, rows, options, stop_fn=take):
+    for new in generate.stream(writer, rows, options, stop_fn=take, timing=timing):
         prompt_rows = [row for row, _ in new if row < len(prompts)]
         for row in prompt_rows:
             counts[row] += 1
@@ -277,19 +297,18 @@ def _write_batch(writer, tokenizer, prompts: list[Prompt], how: Writing, tick) -
     ]
 
 
-def _result(name: str, model: EvalModel, bench: Bench, length: int) -> Result:
-    task, watch = tasks.TASKS[name], scoring.Stopwatch(bench.journal)
-    question_list = questions(name, model, bench, length)
-    answers = _answers(name, model, bench, question_list, length)
+def _result(task: Task, model: EvalModel, bench: Bench, length: int) -> Result:
+    watch, question_list = scoring.Stopwatch(bench.journal), questions(task, model, bench, length)
+    answers = _answers(task, model, bench, question_list, length)
     items = [question.item for question in question_list]
-    scores = [_score(name, answer.text, item) for item, answer in zip(items, answers, strict=True)]
+    scores = [_score(task, answer.text, item) for item, answer in zip(items, answers, strict=True)]
     low, high = _interval(scores, bench)
     sizes = [len(question.prompt.tokens) for question in question_list]
     prints = [item.fingerprint() for item in items]
     names = dict.fromkeys(key for item in items for key in item.about)
     about = {key: [item.about.get(key) for item in items] for key in names}
     return Result(
-        suite=name,
+        suite=task.name,
         label=model.label,
         length=length,
         metrics={"score": float(np.mean(scores)), "low": low, "high": high},
@@ -312,11 +331,12 @@ def _result(name: str, model: EvalModel, bench: Bench, length: int) -> Result:
 
 
 def _answers(
-    name: str, model: EvalModel, bench: Bench, question_list: list[Question], length: int
+    task: Task, model: EvalModel, bench: Bench, question_list: list[Question], length: int
 ) -> list[Answer]:
     """Returns the answer to each question; those in the bench's journal are not asked again."""
-    stops, prompts = tasks.TASKS[name].stops, [question.prompt for question in question_list]
-    place = Place(row_digest(model.identity, model.rope_fn(length)), model.label, name, length)
+    stops, prompts = task.stops, [question.prompt for question in question_list]
+    row = row_digest(model.identity, model.rope_fn(length))
+    place = Place(row, model.label, task.name, length)
     items = [question.item.fingerprint() for question in question_list]
     hows = [f"{prompt.max_new_tokens} tokens, stops {list(stops)}" for prompt in prompts]
     records = bench.journal.find(place, items, hows)
@@ -325,7 +345,7 @@ def _answers(
         bench.skip(sum(prompts[i].planned for i in answers))
     missing = [i for i in range(len(question_list)) if i not in answers]
     # of all prompts: a batch has the prompts that it would have had, and the same bits come out
-    size = batch_size(model, prompts, bench.batch_tokens)
+    size = batch_size(model, prompts, bench.options.batch_tokens)
     limit = max(length, *(prompt.planned for prompt in prompts))  # see Task.exceeds
     how = Writing(length, stops, size, bench.options.chunk_tokens, limit)
     watch = scoring.Stopwatch()
@@ -357,15 +377,13 @@ def _chance(task: Task, question_list: Sequence[Question], tokenizer) -> float:
     return float(np.mean(scores))
 
 
-def _score(name: str, text: str, item: Item) -> float:
-    score = float(tasks.TASKS[name].score(text, item))
-    assert 0 <= score <= 1, f"{name}: a score is 0 to 1, got {score}"
+def _score(task: Task, text: str, item: Item) -> float:
+    score = float(task.score(text, item))
+    assert 0 <= score <= 1, f"{task.name}: a score is 0 to 1, got {score}"
     return score
 
 
 def _interval(scores: Sequence[float], bench: Bench) -> tuple[float, float]:
     if all(score in (0.0, 1.0) for score in scores):
         return statistics.wilson_interval(int(sum(scores)), len(scores))
-    return statistics.bootstrap_interval(
-        np.array(scores), num_samples=bench.bootstrap_samples, seed=bench.seed
-    )
+    return statistics.bootstrap_interval(np.array(scores), **bench.resamples)

@@ -80,7 +80,7 @@ class Reader:
 
     Attributes:
       model: the model.
-      bench: batch_tokens, journal, tick, skip and options.chunk_tokens are used.
+      bench: its journal, tick and skip are used, and batch_tokens and chunk_tokens of its options.
       max_length: tokens it reads at one time, and writes, at most.
       allow_truncation: a longer request loses its beginning, with a warning, once; False: it is
         refused.
@@ -169,7 +169,7 @@ class Reader:
         scores = {i: (line["loglikelihood"], line["greedy"]) for i, line in records.items()}
         bench.skip(len(scores) * size)
         missing, watch = [i for i in range(len(rows)) if i not in scores], scoring.Stopwatch()
-        batch = max(1, bench.batch_tokens // size)
+        batch = max(1, bench.options.batch_tokens // size)
         for start in range(0, len(missing), _SLAB * batch):
             part = missing[start : start + _SLAB * batch]
             # but for a few rows in all, every batch has the same shape
@@ -178,7 +178,7 @@ class Reader:
             for row, i in zip(full, part, strict=False):
                 row[: len(rows[i][0])] = rows[i][0]
             scored = scoring.score(
-                self.model, full, batch_tokens=bench.batch_tokens, tick=bench.tick
+                self.model, full, batch_tokens=bench.options.batch_tokens, tick=bench.tick
             )
             for i, nll_T, hit_T in zip(part, *scored, strict=False):
                 end = len(rows[i][0]) - 1
@@ -207,7 +207,7 @@ class Reader:
         texts = {i: line["text"] for i, line in records.items()}
         bench.skip(sum(prompts[i].planned for i in texts))
         missing = [i for i in range(len(prompts)) if i not in texts]
-        rows = answering.batch_size(self.model, prompts, bench.batch_tokens)
+        rows = answering.batch_size(self.model, prompts, bench.options.batch_tokens)
         how = answering.Writing(limit, stops, rows, bench.options.chunk_tokens)
         missing_prompts = [prompts[i] for i in missing]
         for batch in answering.write(self.model, missing_prompts, how, tick=bench.tick):
@@ -235,7 +235,7 @@ class Counter(Reader):
         self._has_warned = True  # the Reader that does the reading warns
 
     def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
-        batch = max(1, self.bench.batch_tokens // size)
+        batch = max(1, self.bench.options.batch_tokens // size)
         filled = len(rows) + (-len(rows) % batch if len(rows) > batch else 0)
         self.tokens += filled * size
         return [(0.0, False)] * len(rows)

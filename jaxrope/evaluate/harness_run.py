@@ -39,16 +39,6 @@ def check(model: EvalModel, bench: Bench, length: int) -> None:
         too long and may not be cut.
     """
     options = bench.options.harness
-    for key in ("limit", "max_length"):
-        if options[key] < 0:
-            raise InputError(f"eval.harness.{key} is 0 or more, got {options[key]}.")
-    if options.shots < -1:
-        raise InputError(f"eval.harness.shots is -1 or more, got {options.shots}.")
-    if not options.tasks:
-        raise InputError(
-            "eval.suites has 'harness', but eval.harness.tasks is empty. Name tasks: "
-            f"--tasks={','.join(LEADERBOARD)}."
-        )
     if options.chat_template and chat_template(bench.tokenizer_dir) is None:
         raise InputError(
             f"eval.harness.chat_template is set, but '{bench.tokenizer_dir}' has none "
@@ -77,12 +67,12 @@ def _check_vt(name: str, tokenizer) -> None:
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens that all tasks read and write, at most, as those of the longest length."""
-    if model.window or length != max(bench.lengths):
+    if model.window or length != max(bench.options.lengths):
         return 0
     options = bench.options.harness
     lm, reader = _lm(Counter, model, bench)
     lengths = row_lengths(reader.model.rope_fn, reader.max_length)
-    details = str(options), bench.batch_tokens, model.tokenizer.fingerprint, *lengths
+    details = options, bench.options.batch_tokens, model.tokenizer.fingerprint, *lengths
     key = "harness tokens", *details
     if key not in bench.cache:
         for name in options.tasks:
@@ -186,9 +176,7 @@ def _by_length(name: str, output: Mapping, bench: Bench) -> dict[int, dict[str, 
         samples = [sample[metric] for sample in output["samples"][name] if metric in sample]
         values = np.array([value for value in samples if value != -1], np.float64)
         if len(values):  # else there is no question of that length
-            low, high = statistics.bootstrap_interval(
-                values, num_samples=bench.bootstrap_samples, seed=bench.seed
-            )
+            low, high = statistics.bootstrap_interval(values, **bench.resamples)
             by_length[int(metric)] = {"score": float(values.mean()), "low": low, "high": high}
     return dict(sorted(by_length.items()))
 
@@ -196,7 +184,7 @@ def _by_length(name: str, output: Mapping, bench: Bench) -> dict[int, dict[str, 
 def _lm(kind: type[Reader], model: EvalModel, bench: Bench):
     """Returns (the adapter, its reader) of a row."""
     options = bench.options.harness
-    max_length = options.max_length or max(bench.lengths)
+    max_length = options.max_length or max(bench.options.lengths)
     reader = kind(_fixed(model, max_length), bench, max_length, options.allow_truncation)
     template = chat_template(bench.tokenizer_dir)
     name = model.tokenizer.fingerprint
@@ -217,12 +205,15 @@ def _adapter():
 def _loaded(bench: Bench, name: str) -> dict:
     """Returns a task with its data, read once for all rows."""
     options = bench.options.harness
-    key = "harness task", name, str(options), tuple(bench.lengths)
+    key = "harness task", name, options, bench.options.lengths
     if key not in bench.cache:
         shots = options.shots if options.shots >= 0 else None
         if shots is None and name in LEADERBOARD:
             shots = LEADERBOARD[name][0]
-        metadata = {"tokenizer": bench.tokenizer_dir, "max_seq_lengths": list(bench.lengths)}
+        metadata = {
+            "tokenizer": bench.tokenizer_dir,
+            "max_seq_lengths": list(bench.options.lengths),
+        }
         bench.cache[key] = _adapter().load(
             name, shots=shots, include_path=options.include_path, metadata=metadata
         )

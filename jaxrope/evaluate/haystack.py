@@ -30,7 +30,7 @@ import numpy as np
 
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import find_files
-from jaxrope.errors import InputError, TooShort, choose
+from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluate.items import Item, Request, Task
 
 HEAD = "<|im_start|> This is a very long story book: <book> "
@@ -66,17 +66,16 @@ def make(request: Request) -> list[Item]:
     there are enough tokens.
 
     Raises:
-      InputError: an option is out of range, there is no text, or the question does not fit.
+      InputError: there is no text, or the question does not fit.
     """
     options = request.options
-    _check(request)
     source = _source(request)
     if request.count > source.num_texts:
         raise InputError(
             f"eval.niah.trials is the number of haystacks, each beginning with another text: there "
             f"are {source.num_texts}, got {request.count}. Name more texts, or set it to 1."
         )
-    depths = choose("eval.niah.depth_spacing", options.depth_spacing, SPACINGS)(options.depths)
+    depths = SPACINGS[options.depth_spacing](options.depths)
     build = _compat_tokens if options.compat else _exact_tokens
     items = []
     for trial in range(request.count):
@@ -159,21 +158,6 @@ def score(text: str, item: Item) -> float:
 
 def _words(text: str) -> set[str]:
     return {word.strip(string.punctuation) for word in text.lower().split()} - {""}
-
-
-def _check(request: Request) -> None:
-    options = request.options
-    for key in ("trials", "depths", "max_new_tokens"):
-        if options[key] < 1:
-            raise InputError(f"eval.niah.{key} is at least 1, got {options[key]}.")
-    if options.buffer < 0:
-        raise InputError(f"eval.niah.buffer is 0 tokens or more, got {options.buffer}.")
-    choose("eval.niah.score", options.score, SCORERS)
-    if not _words(options.answer) or options.answer.lower() not in options.needle.lower():
-        raise InputError(
-            f"eval.niah.answer is a part of eval.niah.needle with a word in it, got "
-            f"{options.answer!r} and {options.needle!r}."
-        )
 
 
 def _source(request: Request) -> Source:
@@ -296,4 +280,12 @@ def _joined(*parts) -> np.ndarray:
     return np.concatenate([np.asarray(part, np.int32) for part in parts])
 
 
-TASK = Task(make, score, needs_text=True, columns=("depth",), copying_scores=True)
+TASK = Task(
+    "niah",
+    "niah",
+    make,
+    score,
+    needs_text=lambda options: not options.haystack,
+    columns=("depth",),
+    copying_scores=True,
+)

@@ -11,6 +11,7 @@ tokenizer, so that a prompt may have more tokens than the length it is named for
 """
 
 import dataclasses
+import functools
 import random
 import re
 from collections.abc import Callable
@@ -104,11 +105,6 @@ def make(wording: Wording, request: Request) -> list[Item]:
         lines, places = _official(wording, request.length)
         keys = [wording.draw(rng) for _ in places]
     else:
-        if request.count < 1:
-            raise InputError(
-                f"eval.number_string.trials is at least 1, got {request.count}. Leave "
-                f"'{wording.name}' out of eval.suites if it is not wanted."
-            )
         keys = [wording.draw(rng) for _ in range(request.count)]
         lines = _most_lines(wording, request, keys)
         places = [int(lines * (i + 0.5) / request.count) for i in range(request.count)]
@@ -156,7 +152,8 @@ def _prompt(wording: Wording, key: str, *, lines: int, place: int) -> str:
 
 
 def _task(wording: Wording) -> Task:
-    return Task(lambda request: make(wording, request), score, columns=("depth",), exceeds=True)
+    make_fn = functools.partial(make, wording)
+    return Task(wording.name, "number_string", make_fn, score, columns=("depth",), exceeds=True)
 
 
 PASSKEY_TASK, NUMBER_STRING_TASK = _task(PASSKEY), _task(NUMBER_STRING)

@@ -1,7 +1,7 @@
 """What a task that is answered by generation is made of: questions with their answers, a request
 for some of them, and the task itself.
 
-A task does not depend on a model: it makes prompts and scores texts. `answering` runs it.
+A task does not depend on a model: it makes prompts and scores texts. `answering` makes it a suite.
 """
 
 import dataclasses
@@ -71,10 +71,13 @@ class Task:
     """A kind of question, and how an answer to it is judged.
 
     Attributes:
+      name: in eval.suites.
+      section: the section of config.eval with its options.
       make: the items of a request; raises InputError when they cannot fit.
       score: (text the model wrote, item) -> 0 to 1.
+      counted_by: the key of the section that says how many items there are.
       stops: texts at which an answer ends; they are no part of it.
-      needs_text: whether it uses documents (config.data.eval_files).
+      needs_text: (its section) -> whether it uses documents (config.data.eval_files).
       columns: names in Item.about whose cells are drawn against length, such as ("depth",).
       copying_scores: the answers are words that occur all over the text, so that merely continuing
         it scores above 0: that score is chance; else chance is 0.
@@ -82,10 +85,32 @@ class Task:
         that counts in characters, or with another tokenizer, makes of it.
     """
 
+    name: str
+    section: str
     make: Callable[[Request], list[Item]]
     score: Callable[[str, Item], float]
+    counted_by: str = "trials"
     stops: tuple[str, ...] = ()
-    needs_text: bool = False
+    needs_text: Callable[[Any], bool] = lambda options: False
     columns: tuple[str, ...] = ()
     copying_scores: bool = False
     exceeds: bool = False
+
+    def request(self, tokenizer: Any, bench: Any, length: int) -> Request:
+        """Returns the request to the task at a length.
+
+        Args:
+          tokenizer: of the model.
+          bench: a scoring.Bench.
+          length: tokens.
+        """
+        options = getattr(bench.options, self.section)
+        return Request(
+            tokenizer=tokenizer,
+            length=length,
+            count=getattr(options, self.counted_by),
+            seed=bench.seed,
+            documents=bench.documents,
+            options=options,
+            cache=bench.cache.setdefault("files", {}),
+        )

@@ -1,19 +1,16 @@
 """Answers on disk: a killed evaluation continues where it stopped.
 
 `items.jsonl` has a line for each finished item; numbers for every token (NLLs, hits) lie in parts
-beside it, one `.npz` a batch. An answer is identified by what it depends on: the row
-(weights, shape, dtype, tokenizer and factors), the suite, the length, the item, and how it was
-asked. If any of these has changed, the question is asked again.
+beside it, one `.npz` a batch, whose digest the line has. An answer is identified by what it depends
+on: the row (weights, shape, dtype, tokenizer and factors), the suite, the length, the item, and how
+it was asked. If any of these has changed, or what is stored is damaged, it is asked again.
 """
 
 import base64
-import functools
 import hashlib
-import io
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -21,9 +18,9 @@ import numpy as np
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.rope import Rope
-from jaxrope.store import files
+from jaxrope.store import journal, sealed
 
-FORMAT = "jaxrope.items/1"
+FORMAT = "jaxrope.items/2"
 
 
 class Place(NamedTuple):
@@ -48,22 +45,22 @@ class Journal:
     Of several processes, process 0 reads and writes; all have the same items.
     """
 
-    def __init__(self, folder: Path | None = None):
+    def __init__(self, folder: Path | None = None, say: Callable[[str], None] = print):
         """Reads what is there.
 
         Args:
           folder: the workdir; None = there are no items, and none are stored.
+          say: takes a line for the user: what is damaged.
 
         Raises:
-          InputError: items.jsonl is broken, or of another program.
+          InputError: items.jsonl is of another program or version, or its first line is damaged.
         """
         self.recalled_seconds = 0.0  # seconds that the answers of `find` took originally
-        self._folder = folder
-        self._part = ("", {})  # the part that was read last
+        self._folder, self._say, self._file = folder, say, None
         self._lines: dict[tuple, dict] = {}
         self._parts = 0
         if folder is not None:
-            for line in hosts.from_main("items.jsonl", lambda: _read(folder)):
+            for line in hosts.from_main("items.jsonl", self._open):
                 self._take(line)
 
     @property
@@ -73,8 +70,8 @@ class Journal:
 
     def find(
         self, place: Place, items: Sequence[str], hows: Sequence[str] | None = None
-    ) -> dict[int, dict]:
-        """Returns the stored lines: {index in `items`: its line}.
+    ) -> dict[int, dict[str, Any]]:
+        """Returns the stored answers, {index in `items`: its line}, with its arrays by name.
 
         Args:
           place: see Place.
@@ -86,8 +83,15 @@ class Journal:
         head = place.row, place.suite, place.length
         keys = [(*head, *pair) for pair in zip(items, hows or [""] * len(items), strict=True)]
         lines = {i: self._lines[key] for i, key in enumerate(keys) if key in self._lines}
-        self.recalled_seconds += sum(line["seconds"] for line in lines.values())
-        return lines
+        names = dict.fromkeys(line["part"] for line in lines.values() if "part" in line)
+        parts = {name: self._arrays(name, lines) for name in names}
+        answers = {}
+        for i, line in lines.items():
+            arrays = parts[line["part"]] if "part" in line else {}
+            if arrays is not None:
+                answers[i] = line | {name: x[line["place"]] for name, x in arrays.items()}
+        self.recalled_seconds += sum(line["seconds"] for line in answers.values())
+        return answers
 
     def add(
         self, place: Place, lines: Sequence[Mapping], arrays: Mapping[str, np.ndarray] | None = None
@@ -104,25 +108,41 @@ class Journal:
             return
         whole = [{**place._asdict(), "how": "", **line} for line in lines]
         if arrays is not None:
-            name = f"{self._parts + 1:06d}.npz"
-            whole = [{**line, "part": name, "place": i} for i, line in enumerate(whole)]
+            name, digest = f"{self._parts + 1:06d}.npz", ""
+            if hosts.is_main():
+                digest = sealed.write_arrays(self._folder / "items" / name, arrays)
+            part = {"part": name, "digest": digest}
+            whole = [{**line, **part, "place": i} for i, line in enumerate(whole)]
         if hosts.is_main():
-            if arrays is not None:
-                buffer = io.BytesIO()
-                np.savez(buffer, **arrays)
-                files.write_bytes_atomic(self._folder / "items" / name, buffer.getvalue())
-            files.append_jsonl(self._folder / "items.jsonl", whole, durable=True)
+            self._file.append(whole)
         for line in whole:
             self._take(line)
 
-    def arrays(self, line: Mapping) -> dict[str, np.ndarray]:
-        """Returns the numbers of one item that `find` returned."""
-        if self._part[0] != line["part"]:
-            path = self._folder / "items" / line["part"]
-            raw = base64.b64decode(hosts.from_main("items", lambda: _base64(path)))
-            with np.load(io.BytesIO(raw), allow_pickle=False) as part:
-                self._part = line["part"], {name: part[name] for name in part.files}
-        return {name: values[line["place"]] for name, values in self._part[1].items()}
+    def _open(self) -> list[dict]:
+        self._file = journal.Journal(self._folder / "items.jsonl", FORMAT, ordered=False)
+        for note in self._file.notes:
+            self._say(note)
+        if self._file.header is None:
+            self._file.begin({})
+        return self._file.rows
+
+    def _arrays(self, name: str, lines: Mapping[int, dict]) -> dict[str, np.ndarray] | None:
+        """Returns the numbers of a batch; None: they are lost, and their items forgotten."""
+        digest = next(line["digest"] for line in lines.values() if line.get("part") == name)
+        path = self._folder / "items" / name
+
+        def read() -> str:
+            try:
+                return base64.b64encode(sealed.read_bytes(path, digest)).decode("ascii")
+            except InputError as error:
+                self._say(f"{error} What stood there is measured again.")
+                return ""
+
+        text = hosts.from_main("items", read)
+        if text:
+            return sealed.arrays(base64.b64decode(text))
+        self._lines = {k: line for k, line in self._lines.items() if line.get("part") != name}
+        return None
 
     def _take(self, line: dict) -> None:
         names = ("row", "suite", "length", "item", "how")
@@ -147,26 +167,3 @@ def row_digest(identity: str, rope: Rope) -> str:
         digest.update(f"{leaf.dtype.str}{leaf.shape}".encode() + leaf.tobytes())
     digest.update(f"{rope.theta} {rope.per_layer}".encode())
     return digest.hexdigest()[:16]
-
-
-def _read(folder: Path) -> list[dict]:
-    """Returns the lines whose numbers are there; a new journal begins with its format."""
-    path = folder / "items.jsonl"
-    try:
-        lines = files.read_jsonl(path)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if not lines:
-        files.write_text_atomic(path, json.dumps({"format": FORMAT}) + "\n")
-        return []
-    if lines[0].get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format must be '{FORMAT}', got {lines[0].get('format')!r}. Use another "
-            "--workdir."
-        )
-    there = functools.cache(lambda name: (folder / "items" / name).exists())
-    return [line for line in lines[1:] if "part" not in line or there(line["part"])]
-
-
-def _base64(path: Path) -> str:
-    return base64.b64encode(path.read_bytes()).decode("ascii")

@@ -98,26 +98,25 @@ def passages(model: EvalModel, bench: Bench, length: int) -> tuple[Passage, ...]
     """Returns the texts that are read at `length`; the same for every row.
 
     Raises:
-      InputError: a constant is out of range, the evaluator has no tokenizer, or too few documents
-        are long enough.
+      InputError: the evaluator has no tokenizer, or too few documents are long enough.
     """
-    options = _checked(bench, length)
-    if bench.documents is None:
-        raise InputError("eval.suites has 'longppl', which needs text: set data.eval_files.")
-    key = "longppl texts", length, str(options), id(bench.documents), model.tokenizer.fingerprint
+    if length < 3:
+        raise InputError(f"eval.lengths is 3 or more for the suite 'longppl', got {length}.")
+    options, documents = bench.options.longppl, bench.text("eval.suites has 'longppl'")
+    key = "longppl texts", length, options, id(documents), model.tokenizer.fingerprint
     if key in bench.cache:
         return bench.cache[key]
-    lengths = bench.documents.lengths
+    lengths = documents.lengths
     enough = np.flatnonzero(lengths >= length - 1)
     if len(enough) < options.documents:
         raise InputError(
             f"eval.longppl.documents is {options.documents}, but of the {len(lengths)} of "
-            f"{bench.documents.setting} {len(enough)} have {length - 1:,} tokens or more; the "
+            f"{documents.setting} {len(enough)} have {length - 1:,} tokens or more; the "
             f"longest has {lengths.max(initial=0):,}. Name more text, or ask for fewer."
         )
     tokenizer = _tokenizer(model, options.evaluator)
     texts = tuple(
-        _passage(model.tokenizer, tokenizer, bench.documents, doc, length - 1)
+        _passage(model.tokenizer, tokenizer, documents, doc, length - 1)
         for doc in enough[: options.documents]
     )
     least = min(len(passage.evaluator.tokens) for passage in texts)
@@ -140,7 +139,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     """
     if model.window:
         return
-    for length in bench.lengths:
+    for length in bench.options.lengths:
         watch = scoring.Stopwatch(bench.journal)
         read = passages(model, bench, length)
         intervals = _key_intervals(model, bench, read, length)
@@ -153,7 +152,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
             suite="longppl",
             label=model.label,
             length=length,
-            metrics=pooled(doc_metrics, num_samples=bench.bootstrap_samples, seed=bench.seed),
+            metrics=pooled(doc_metrics, **bench.resamples),
             items={
                 "doc": [passage.name for passage in read],
                 "item": [scoring.fingerprint(passage.model.tokens) for passage in read],
@@ -163,7 +162,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
             nll_WT=None,
             fingerprint=scoring.fingerprint(
                 np.concatenate([passage.model.tokens for passage in read]),
-                str(bench.options.longppl),
+                bench.options.longppl.to_dict(),
             ),
             tokens=forward_tokens(model, bench, length),
             seconds=watch.seconds(),
@@ -217,20 +216,6 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     return len(read) * length + _evaluator_tokens(bench, read, length)
 
 
-def _checked(bench: Bench, length: int):
-    """Returns config.eval.longppl."""
-    options = bench.options.longppl
-    for key in ("documents", "context", "window"):
-        if options[key] < 1:
-            raise InputError(f"eval.longppl.{key} is at least 1, got {options[key]}.")
-    for key in ("alpha", "beta"):
-        if not math.isfinite(options[key]):
-            raise InputError(f"eval.longppl.{key} is a number of nats, got {options[key]}.")
-    if length < 3:
-        raise InputError(f"eval.lengths is 3 or more for the suite 'longppl', got {length}.")
-    return options
-
-
 def _tokenizer(model: EvalModel, evaluator: str):
     if not evaluator:
         return model.tokenizer
@@ -260,7 +245,7 @@ def _key_intervals(
     runs once, for all rows.
     """
     options = bench.options.longppl
-    key = "longppl keys", length, str(options), tuple(id(passage) for passage in read)
+    key = "longppl keys", length, options, tuple(id(passage) for passage in read)
     if options.evaluator and key in bench.cache:
         bench.skip(_evaluator_tokens(bench, read, length))
         return bench.cache[key]

@@ -33,7 +33,7 @@ def make_longrope(request: Request) -> list[Item]:
     """Returns the prompts of LongRoPE's script for request.length.
 
     Raises:
-      InputError: an option is out of range, or the prompt's own words exceed the length.
+      InputError: the prompt's own words exceed the length.
     """
     options = _checked(request)
     num_chars = int(request.length * options.chars_per_token)
@@ -45,8 +45,8 @@ def make_yarn(request: Request) -> list[Item]:
     """Returns the prompts of YaRN's script when it is run for request.length alone.
 
     Raises:
-      InputError: an option is out of range, the prompt's own words exceed the length, or the length
-        needs more characters than the script has.
+      InputError: the prompt's own words exceed the length, or the length needs more characters than
+        the script has.
     """
     options = _checked(request)
     rng = random.Random(options.seed)
@@ -112,19 +112,6 @@ def score(text: str, item: Item) -> float:
 
 def _checked(request: Request):
     options = request.options
-    if request.count < 0:
-        raise InputError(
-            f"eval.passkey_compat.trials is 0 (what the scripts do) or more, got {request.count}."
-        )
-    if not options.chars_per_token > 0:
-        raise InputError(
-            "eval.passkey_compat.chars_per_token is above 0 (LongRoPE: 3.65), got "
-            f"{options.chars_per_token}."
-        )
-    if options.step_chars < 1:
-        raise InputError(
-            f"eval.passkey_compat.step_chars is at least 1 (YaRN: 128), got {options.step_chars}."
-        )
     needed = _unfilled_tokens(request.tokenizer) + MAX_NEW_TOKENS
     if needed > request.length:
         raise TooShort(
@@ -159,5 +146,5 @@ def _items(request: Request, rng: random.Random, num_chars: int, *, trials: int)
     return items
 
 
-LONGROPE = Task(make_longrope, score, exceeds=True)
-YARN = Task(make_yarn, score, exceeds=True)
+LONGROPE = Task("passkey_longrope", "passkey_compat", make_longrope, score, exceeds=True)
+YARN = Task("passkey_yarn", "passkey_compat", make_yarn, score, exceeds=True)

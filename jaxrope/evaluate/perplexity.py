@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 
 from jaxrope import data
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.evaluate import protocols, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 
@@ -39,14 +39,18 @@ def spans(num_tokens: int, *, window: int, stride: int) -> list[Span]:
     It is how lm-evaluation-harness cuts rolling windows; the scripts of YaRN and LongRoPE keep
     the stride and let the last one be shorter, with less context.
 
+    Args:
+      num_tokens: of the text.
+      window: tokens of a forward window, at most num_tokens.
+      stride: tokens from one to the next.
+
     Raises:
-      InputError: window or stride is out of range.
+      InputError: the stride is longer than the window.
     """
-    if not 1 <= window <= num_tokens:
-        raise InputError(f"eval.window is 1 to the tokens scored ({num_tokens}), got {window}.")
+    assert 1 <= window <= num_tokens and stride >= 1
     if window == num_tokens:
         return [Span(0, window, 0)]
-    if not 1 <= stride <= window:
+    if stride > window:
         raise InputError(
             f"eval.stride is 1 to the window's {window} tokens, got {stride}: "
             "a longer step would leave tokens unscored."
@@ -80,8 +84,8 @@ def score_windows(
     """Returns (nll_WT, hit_WT, the forward windows); `tokens_WT` has a column more, bos first."""
     num_tokens = tokens_WT.shape[1] - 1
     window = min(model.window, num_tokens) or num_tokens
-    plan = spans(num_tokens, window=window, stride=bench.stride)
-    bos_first = bench.bos_per_window
+    plan = spans(num_tokens, window=window, stride=bench.options.stride)
+    bos_first = bench.options.bos_per_window
     rows = np.concatenate([sliding_rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
     arrays = scoring.score_with_journal(model, bench, rows, suite="perplexity", length=num_tokens)
     nll_WT, hit_WT = (
@@ -103,17 +107,15 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     if bench.options.protocol:
         yield from protocols.evaluate(model, bench)
         return
-    aggregate = choose("eval.aggregation", bench.aggregation, statistics.AGGREGATIONS)
-    for length in bench.lengths:
+    aggregate = statistics.AGGREGATIONS[bench.options.aggregation]
+    for length in bench.options.lengths:
         watch = scoring.Stopwatch(bench.journal)
         windows = text_windows(model, bench, length)
         nll_WT, hit_WT, plan = score_windows(model, windows.tokens_WT, bench)
         docs_W = np.asarray(windows.doc_ids_W)
         values = aggregate(nll_WT, docs_W, [(span.scored, span.end) for span in plan])
         nll = float(values.mean())
-        low, high = statistics.bootstrap_interval(
-            values, num_samples=bench.bootstrap_samples, seed=bench.seed
-        )
+        low, high = statistics.bootstrap_interval(values, **bench.resamples)
         edges, curve = statistics.position_curve(nll_WT)
         yield Result(
             suite="perplexity",
@@ -145,14 +147,13 @@ def text_windows(model: EvalModel, bench: Bench, length: int):
     """Returns the data.Windows that a model is scored on at `length`; see protocols.texts."""
     if bench.options.protocol:
         return protocols.texts(model, bench, length)
-    if bench.documents is None:
-        raise InputError("eval.suites has 'perplexity', which needs text: set data.eval_files.")
+    options = bench.options
     return data.eval_windows(
-        bench.documents,
+        bench.text("eval.suites has 'perplexity'"),
         length=length,
-        num_windows=bench.num_windows,
-        offset_tokens=bench.offset_tokens,
-        windows_per_doc=bench.windows_per_doc,
+        num_windows=options.num_windows,
+        offset_tokens=options.offset_tokens,
+        windows_per_doc=options.windows_per_doc,
         bos_id=model.tokenizer.bos_id,
     )
 
@@ -162,8 +163,8 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     if bench.options.protocol:
         return protocols.forward_tokens(model, bench, length)
     window = min(model.window, length) or length
-    plan = spans(length, window=window, stride=bench.stride)
-    return bench.num_windows * window * len(plan)
+    plan = spans(length, window=window, stride=bench.options.stride)
+    return bench.options.num_windows * window * len(plan)
 
 
 def _exp(nll: float) -> float:

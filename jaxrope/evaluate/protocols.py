@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 
@@ -124,28 +124,10 @@ def windows(
 
 
 def of(bench: Bench) -> Protocol:
-    """Returns the protocol that config.eval names, with its options applied.
-
-    Raises:
-      InputError: there is no such protocol, or an option is out of range.
-    """
-    name, options = bench.options.protocol, bench.options.protocol_options
-    protocol = choose("eval.protocol", name, PROTOCOLS)
-    for key in ("documents", "min_tokens", "stride", "max_strides"):
-        if options[key] < 0:
-            raise InputError(f"eval.protocol_options.{key} is 0 or more, got {options[key]}.")
-    if options.stride and not protocol.stride:
-        raise InputError(
-            f"eval.protocol_options.stride is 0 for '{name}', which has one window of a document, "
-            f"got {options.stride}. Choose a sliding protocol, or leave it out."
-        )
-    overrides = {key: options[key] for key in ("documents", "min_tokens", "stride") if options[key]}
-    return dataclasses.replace(
-        protocol,
-        max_strides=options.max_strides,
-        whole_windows=options.whole_windows,
-        **overrides,
-    )
+    """Returns the protocol that config.eval names, with its options applied."""
+    changes = bench.options.protocol_options.to_dict()
+    changes = {key: value for key, value in changes.items() if value}
+    return dataclasses.replace(PROTOCOLS[bench.options.protocol], **changes)
 
 
 def texts(model: EvalModel, bench: Bench, length: int) -> list[Text]:
@@ -157,17 +139,16 @@ def texts(model: EvalModel, bench: Bench, length: int) -> list[Text]:
     Raises:
       InputError: too few documents are long enough, or length is out of range.
     """
-    if bench.documents is None:
-        raise InputError("eval.suites has 'perplexity', which needs text: set data.eval_files.")
+    documents = bench.text("eval.suites has 'perplexity'")
     protocol, has_bos = of(bench), model.tokenizer.bos_id is not None
     _check_length(bench, protocol, length, has_bos)
     limit = length - has_bos if protocol.stride == 0 else None
     size = min(model.window, length) or length
     room = size - has_bos
-    stride = protocol.stride or (room if size == length else bench.stride)
+    stride = protocol.stride or (room if size == length else bench.options.stride)
     text_list = []
     for doc in _chosen(bench, protocol, has_bos):
-        tokens = bench.documents.doc(doc)[:limit]
+        tokens = documents.doc(doc)[:limit]
         plan = windows(
             len(tokens),
             length=size,
@@ -176,7 +157,7 @@ def texts(model: EvalModel, bench: Bench, length: int) -> list[Text]:
             max_strides=protocol.max_strides if protocol.stride else 0,
             whole_windows=protocol.whole_windows,
         )
-        text_list.append(Text(bench.documents.names[doc], tokens[: plan[-1].end], plan))
+        text_list.append(Text(documents.names[doc], tokens[: plan[-1].end], plan))
     return text_list
 
 
@@ -187,7 +168,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     documents), `nll` (its logarithm), `token_perplexity` (every token weighs the same), `accuracy`.
     """
     truncates = of(bench).stride == 0
-    for length in bench.lengths:
+    for length in bench.options.lengths:
         watch = scoring.Stopwatch(bench.journal)
         read = texts(model, bench, length)
         nlls, hits = score(model, read, length, bench)
@@ -196,8 +177,7 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         low, high = statistics.clustered_interval(
             [sum(doc) for doc in means],
             counts_D,
-            num_samples=bench.bootstrap_samples,
-            seed=bench.seed,
+            **bench.resamples,
         )
         pooled_W = np.concatenate(means)
         all_T = np.concatenate([nll for doc in nlls for nll in doc])
@@ -242,7 +222,7 @@ def score(
     """
     bos, size = model.tokenizer.bos_id, min(model.window, length) or length
     order = [(doc, window) for doc, text in enumerate(read) for window in text.windows]
-    batch = max(1, bench.batch_tokens // size)
+    batch = max(1, bench.options.batch_tokens // size)
     nlls, hits = ([[] for _ in read] for _ in range(2))
     for start in range(0, len(order), _SLAB * batch):
         part = order[start : start + _SLAB * batch]
@@ -262,7 +242,7 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens the model reads for one length, what fills a batch up included."""
     size = min(model.window, length) or length
     count = sum(len(text.windows) for text in texts(model, bench, length))
-    batch = max(1, bench.batch_tokens // size)
+    batch = max(1, bench.options.batch_tokens // size)
     return size * (count if count <= batch else math.ceil(count / batch) * batch)
 
 

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable
 
 from jaxrope.data.words import ADJECTIVES, NOUNS
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.evaluate.fitting import check_least, most_units, num_tokens
 from jaxrope.evaluate.items import Item, Request, Task
 
@@ -44,9 +44,8 @@ def make_kv(request: Request) -> list[Item]:
     """Returns key-value items: item i of n has its pair at place (i + 0.5) / n of the pairs.
 
     Raises:
-      InputError: an option is out of range, or so many pairs do not fit.
+      InputError: so many pairs do not fit.
     """
-    _at_least("kv", request, trials=1, max_new_tokens=1, pairs=0)
 
     def items(pairs: int, count: int) -> list[Item]:
         rng = random.Random(request.seed)
@@ -64,12 +63,9 @@ def make_lines(request: Request) -> list[Item]:
     """Returns items of lines; which line is asked for is drawn, as LongEval does.
 
     Raises:
-      InputError: an option is out of range, or so many lines do not fit.
+      InputError: so many lines do not fit, or there are not so many names.
     """
-    options = request.options
-    _at_least("lines", request, trials=1, max_new_tokens=1, lines=0)
-    names_fn = choose("eval.lines.names", options.names, NAMES)
-    choose("eval.lines.score", options.score, PICKS)
+    names_fn = NAMES[request.options.names]
 
     def items(lines: int, count: int) -> list[Item]:
         rng = random.Random(request.seed)
@@ -116,12 +112,6 @@ def lines_score(text: str, item: Item) -> float:
     return float(bool(numbers) and int(numbers[pick]) == int(item.answers[0]))
 
 
-def _at_least(suite: str, request: Request, **least: int) -> None:
-    for key, bound in least.items():
-        if request.options[key] < bound:
-            raise InputError(f"eval.{suite}.{key} is at least {bound}, got {request.options[key]}.")
-
-
 def _fitting(
     suite: str,
     key: str,
@@ -138,11 +128,7 @@ def _fitting(
       items_fn: (records, items) -> items.
       least: records that an item cannot do without.
     """
-    num_records, limit = request.options[key], request.length
-    if 0 < num_records < least:
-        raise InputError(
-            f"eval.{suite}.{key} is at least {least}, or 0 (as many as fit), got {num_records}."
-        )
+    num_records, limit = getattr(request.options, key), request.length
     if not num_records:
         sizes = dict(limit=limit, least=least, setting=suite)
         shortest = _longest(items_fn(least, request.count))
@@ -212,5 +198,5 @@ def _lines_item(request: Request, rng: random.Random, names_fn, lines: int, inde
     return Item(prompt, (str(values[place]),), options.max_new_tokens, about)
 
 
-KV = Task(make_kv, kv_score, columns=("depth",))
-LINES = Task(make_lines, lines_score)
+KV = Task("kv", "kv", make_kv, kv_score, columns=("depth",))
+LINES = Task("lines", "lines", make_lines, lines_score)

@@ -10,15 +10,13 @@ import dataclasses
 from collections.abc import Callable
 
 from jaxrope import llama, rope
-from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.rope import Rope, RopeFn
-from jaxrope.schema.evaluation import ROWS
+from jaxrope.schema.evaluation import LAWS
 from jaxrope.store import files
 
 OWN = "none"  # the model's own scaling, whatever it is
 SLIDING = "sliding"  # the same, in a window of original_len tokens
-METHODS = dict.fromkeys(ROWS)  # legal methods of a row
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,22 +50,18 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
       window: tokens of a sliding window for the rows that have none of their own; 0 = none.
 
     Raises:
-      InputError: no such method or law; see rope.load.
+      InputError: see rope.load.
     """
     if is_file(name):
         geometry = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
         path = files.as_path(name)
         return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
     method, at, law = name.partition("@")
-    choose("eval.methods", method, METHODS)
-    if method == SLIDING and at:
-        raise InputError(f"eval.methods: '{name}' takes no attention factor. Write 'sliding'.")
     if method == SLIDING:
         return Row(name, llama.own_rope(config), config.original_len)
     if method == OWN and not at:
         return Row(name, llama.own_rope(config), window)  # with its lengths, if it has several
-    if at:
-        law = _law(name, law)
+    law = law if law in ("", *LAWS) else float(law)
 
     def rope_fn(seq_len: int) -> Rope:
         # window > 0: never longer than it, whatever the text's length
@@ -104,14 +98,3 @@ def _with_attention_factor(rope_fn: RopeFn, seq_len: int, law: str | float, fact
         start_tokens=bucket.start_tokens,
         attention_factor=number,
     )
-
-
-def _law(name: str, text: str) -> str | float:
-    try:
-        return float(text)
-    except ValueError:
-        try:
-            rope.attention_factor(text, factor=2.0, original_len=2)
-        except InputError as error:
-            raise InputError(f"eval.methods: '{name}': {error} Or a number.") from None
-        return text

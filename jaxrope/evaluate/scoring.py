@@ -21,10 +21,12 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from jaxrope import llama
+from jaxrope.errors import InputError
 from jaxrope.evaluate.journal import Journal, Place, row_digest
 from jaxrope.llama import losses
 from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
+from jaxrope.schema.evaluation import Evaluation
 
 CHUNK = 512  # positions whose logits exist at one time: 4096 words take 8 MiB a row
 
@@ -61,58 +63,46 @@ class EvalModel:
 
 @dataclasses.dataclass(frozen=True)
 class Bench:
-    """What all evaluators of a run share: the text and how much of it, seeds, progress.
+    """What all evaluators of a run share: what is asked for, and what the run adds to it.
 
     Attributes:
-      documents: held-out text as tokens, or None when no evaluator asked for needs any.
-      lengths: tokens a model reads at one time.
-      num_windows: windows of text at each length.
-      windows_per_doc: windows taken of one document, at most.
-      offset_tokens: tokens passed over at the beginning of each document.
-      batch_tokens: tokens in one forward pass, at most (but one row at least).
-      stride: tokens a sliding window moves.
-      bos_per_window: every sliding window begins with bos, else only the first.
-      aggregation: a name of statistics.AGGREGATIONS.
-      passkey_trials: trials at each length.
-      passkey_filler: "grass" (the paper's sentences) or "text" (the documents).
-      passkey_zero_padded: keys 00000 to 99999, else 10000 to 99999.
-      needle_keys: numbers of needles in a document, each a suite of its own.
-      needle_trials: documents of each at each length.
-      needle_filler: "text" or "grass", as passkey_filler.
-      bootstrap_samples: resamples of an interval.
+      options: config.eval.
       seed: of everything that is drawn.
+      documents: held-out text as tokens, or None when no suite needs any.
+      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = unknown.
       tick: called with the number of tokens of each finished batch.
-      options: config.eval, read only: the sections of suites that have one.
-      journal: answers of earlier runs, and where new ones are stored.
       skip: called with the number of tokens that need not be read, since the journal has them.
+      journal: answers of earlier runs, and where new ones are stored.
       cache: questions built for one row and reused by the next (answering.questions), and the
         contents of their files ("files").
-      tokenizer_dir: where the tokenizer lies, for tasks of lm-eval; "" = unknown.
     """
 
-    documents: Any
-    lengths: tuple[int, ...]
-    num_windows: int
-    windows_per_doc: int
-    offset_tokens: int
-    batch_tokens: int
-    stride: int
-    bos_per_window: bool
-    aggregation: str
-    passkey_trials: int
-    passkey_filler: str
-    passkey_zero_padded: bool
-    needle_keys: tuple[int, ...]
-    needle_trials: int
-    needle_filler: str
-    bootstrap_samples: int
+    options: Evaluation
     seed: int
-    tick: Callable[[int], None] = ignore
-    options: Any = None
-    journal: Journal = dataclasses.field(default_factory=Journal)
-    skip: Callable[[int], None] = ignore
-    cache: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+    documents: Any = None
     tokenizer_dir: str = ""
+    tick: Callable[[int], None] = ignore
+    skip: Callable[[int], None] = ignore
+    journal: Journal = dataclasses.field(default_factory=Journal)
+    cache: dict = dataclasses.field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def resamples(self) -> dict[str, int]:
+        """The arguments of a bootstrap."""
+        return {"num_samples": self.options.bootstrap_samples, "seed": self.seed}
+
+    def text(self, setting: str) -> Any:
+        """Returns the documents.
+
+        Args:
+          setting: what asks for them, for the message.
+
+        Raises:
+          InputError: there are none.
+        """
+        if self.documents is None:
+            raise InputError(f"{setting}, which needs text: set data.eval_files.")
+        return self.documents
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,23 +215,23 @@ def score_with_journal(
 
     Args:
       model: what predicts.
-      bench: batch_tokens, journal, tick and skip are used.
+      bench: its journal, tick and skip are used, and options.batch_tokens.
       rows: see `score`.
       suite, length: whose rows they are, as in Result.
       items: fingerprints of the rows in the journal; () = those of their tokens.
     """
     if not (bench.journal.keeps and model.identity):
-        return score(model, rows, batch_tokens=bench.batch_tokens, tick=bench.tick)
+        return score(model, rows, batch_tokens=bench.options.batch_tokens, tick=bench.tick)
     rope = model.rope_fn(rows.shape[1] - 1)
     place = Place(row_digest(model.identity, rope), model.label, suite, length)
     items = items or [fingerprint(row) for row in rows]
     records = bench.journal.find(place, items)
-    scores = {i: bench.journal.arrays(line) for i, line in records.items()}
+    scores = {i: {name: line[name] for name in _ARRAYS} for i, line in records.items()}
     if scores:
         bench.skip(len(scores) * (rows.shape[1] - 1))
     missing = np.array([i for i in range(len(rows)) if i not in scores], np.int64)
     # of all rows: a batch has the rows that it would have had, and the same bits come out
-    size, watch, done = _batch_size(model, rows, bench.batch_tokens), Stopwatch(), 0
+    size, watch, done = _batch_size(model, rows, bench.options.batch_tokens), Stopwatch(), 0
     for nll_BT, hit_BT in _batches(model, rope, rows[missing], size) if len(missing) else ():
         indices = missing[done : done + len(nll_BT)]
         done, seconds = done + len(indices), watch.lap() / len(indices)
@@ -330,4 +320,21 @@ class Stopwatch:
         return self._lap - then
 
 
-Evaluate = Callable[[EvalModel, Bench], Iterator[Result]]
+@dataclasses.dataclass(frozen=True)
+class Suite:
+    """A kind of measurement.
+
+    Attributes:
+      evaluate: (model, bench) -> a Result for each length.
+      items: (model, bench, length) -> its questions; raises InputError if they cannot be built.
+      forward_tokens: (model, bench, length) -> tokens that are read and written, at most.
+      needs_text: (config.eval) -> whether it uses bench.documents.
+      steps: (model, bench, length) -> tokens that are written one after another, those of a batch
+        at one time, at most.
+    """
+
+    evaluate: Callable[[EvalModel, Bench], Iterator[Result]]
+    items: Callable[[EvalModel, Bench, int], object]
+    forward_tokens: Callable[[EvalModel, Bench, int], int]
+    needs_text: Callable[[Evaluation], bool] = lambda options: False
+    steps: Callable[[EvalModel, Bench, int], int] = lambda model, bench, length: 0

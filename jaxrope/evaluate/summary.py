@@ -2,13 +2,14 @@
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from jaxrope.evaluate import ruler, statistics
 from jaxrope.evaluate.scoring import Result
 from jaxrope.evaluate.statistics import Difference
 
-FORMAT = "jaxrope.eval/1"
+FORMAT = "jaxrope.eval/2"
 Differences = dict[tuple[str, int], Difference]  # (label, length) -> difference from the baseline
 
 
@@ -69,6 +70,19 @@ def record(results: Sequence[Result], comparisons: Differences, *, baseline: str
             }
         rows.append(row)
     return rows
+
+
+def columns(content: Mapping[str, Any]) -> dict[str, float | int | None]:
+    """Returns {"perplexity/512": 32.9, ..., "forward_tokens": 12345} of an eval.json: the scores of
+    its first row, and the tokens of all rows.
+    """
+    rows = content["rows"]
+    scores = {
+        f"{row['suite']}/{row['length']}": next(iter(row["metrics"].values()))
+        for row in rows
+        if row["label"] == rows[0]["label"]
+    }
+    return scores | {"forward_tokens": sum(row["tokens"] for row in rows)}
 
 
 def _finite(value):

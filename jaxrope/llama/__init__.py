@@ -1,7 +1,7 @@
 """The model: Llama, and the families that differ from it by a bias, a window or the layout of a
 file (Mistral, Qwen2, Phi-3).
 
-Parameters are a plain nested dict of arrays; the NNX modules of `params` say what is in it. Layers
+Parameters are a plain nested dict of arrays; the NNX modules of `params` describe it. Layers
 are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
 candidate is data.
 """
@@ -22,6 +22,7 @@ from jaxrope.llama.params import (
     Llama,
     abstract_params,
     axes_by_name,
+    forward_operations,
     init_params,
     logical_axes,
     merge,
@@ -41,6 +42,7 @@ __all__ = [
     "abstract_params",
     "adapters",
     "axes_by_name",
+    "forward_operations",
     "head_DV",
     "hidden",
     "hidden_cached",

@@ -5,6 +5,7 @@ Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, 
 """
 
 import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -118,6 +119,14 @@ def init_params(config: LlamaConfig, key: jax.Array, dtype="float32") -> dict:
 def abstract_params(config: LlamaConfig, dtype="float32") -> dict:
     """Returns the shapes and dtypes of the parameters; costs nothing at any size."""
     return jax.eval_shape(functools.partial(init_params, config, dtype=dtype), jax.random.key(0))
+
+
+def forward_operations(config: LlamaConfig, tokens: int) -> float:
+    """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
+    table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
+    keys_per_query = min(tokens / 2, config.sliding_window or math.inf)
+    attention = 4 * config.num_layers * config.num_heads * config.head_dim * keys_per_query
+    return tokens * (2.0 * (num_params(config) - table) + attention)
 
 
 def num_params(config: LlamaConfig) -> int:

@@ -1,1 +1,1 @@
-"""Devices and processes: the mesh, what is spread over it, and how many hosts act as one."""
+"""Devices and processes: the mesh, the sharding of arrays on it, collectives, and many hosts."""

@@ -1,11 +1,11 @@
-"""Every key of the configuration: its type, its range or choices, its unit, stated once.
+"""Every key of the configuration: its type, range or choices, and unit, each stated once.
 
-config = read(experiment.load(...))       nested frozen dataclasses, everything checked
+config = read(experiment.load(...))       nested frozen dataclasses, fully checked
 config = replace(config, {"train.steps": 400})
 for key, value in leaves(config): ...     dotted keys
 identify("search", config, {"weights": digest, ...}).digest
 
-No jax is imported here: a mistake is found before anything is.
+jax is not imported here: the config is checked before any heavy import.
 """
 
 from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of

@@ -60,7 +60,7 @@ class Analysis(Section):
     haystack: bool = field(Switch())
     twin_steps: int = field(Whole(1))
     longer: int = field(Whole(2))
-    longer_setting: str = field(Choice(SETTINGS))
+    longer_setting: str = field(Choice(("", *SETTINGS)))
     heads: Heads = field(One(Heads))
     second: tuple = field(Many(PAIR))
     second_settings: tuple = field(Many(Choice(SETTINGS), distinct=True, includes=("none",)))

@@ -164,7 +164,8 @@ class Niah(Section):
 
     def check(self) -> None:
         """The answer stands in the needle."""
-        if self.answer not in self.needle or not re.search(r"\w", self.answer):
+        is_part = self.answer.lower() in self.needle.lower()
+        if not is_part or not re.search(r"\w", self.answer):
             raise InputError(
                 f"eval.niah.answer must be a part of eval.niah.needle with a word in it, got "
                 f"{self.answer!r} and {self.needle!r}."

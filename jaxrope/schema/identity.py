@@ -12,6 +12,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxrope.schema.config import Config, leaves
+from jaxrope.schema.rules import rules
+from jaxrope.schema.training import Train
 
 # Keys and sections that change memory, time, places and lines of logs, and no number beyond the
 # rounding of another order of sums. What a path leads to is content.
@@ -24,7 +26,6 @@ FREE = (
     "data.skip_bad_lines",  # it refuses text, or reads it as it is
     "data.tokenizer",
     "data.train_files",
-    "eval.baseline",
     "eval.checkpoints",
     "eval.harness.include_path",
     "eval.label",
@@ -59,16 +60,19 @@ FREE = (
     "train.log_every",
     "train.max_bad_steps",
 )
-_TRAINED = ("train", "lora", "optimizer")
+# what alone a training reads, but for the dtype that weights are read in
+_TRAINED = tuple(f"train.{name}" for name in rules(Train) if name != "param_dtype")
+_TRAINED += ("lora", "optimizer")
 _MIXED = ("data.mode", "data.needle_keys", "data.needle_share", "data.needle_weight")
 _MIXED += ("data.short_share",)
-# program -> sections and keys that it does not read
+_BY_ALL = ("train.param_dtype",)  # weights are read in this dtype, whatever is done with them
+# program -> sections and keys that it does not read, _BY_ALL excepted
 UNREAD: dict[str, tuple[str, ...]] = {
     "search": (*_TRAINED, *_MIXED, "eval", "analysis", "join"),
     "train": ("search", "eval", "analysis", "join"),
     "join": (*_TRAINED, *_MIXED, "eval", "analysis", "search", "forward", "target_len", "rope"),
     "evaluate": (*_TRAINED, *_MIXED, "search", "analysis", "join", "target_len"),
-    "analyse": (*_TRAINED, *_MIXED, "search", "join", "target_len"),
+    "analyse": (*_TRAINED, *_MIXED, "search", "join", "target_len", "eval.baseline"),
 }
 
 
@@ -136,7 +140,7 @@ def identify(
       free: further keys that change nothing here, such as the length of a training that goes on.
     """
     left_out = (*FREE, *UNREAD[program], *free)
-    settings = {k: v for k, v in leaves(config) if not is_in(k, left_out)}
+    settings = {k: v for k, v in leaves(config) if k in _BY_ALL or not is_in(k, left_out)}
     return Identity(program, json.loads(json.dumps(settings)), dict(content))
 
 

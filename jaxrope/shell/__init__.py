@@ -1,4 +1,4 @@
-"""What stands between a person and a program: command line, experiment files, progress, signals.
+"""The shell around the programs: command line, experiment files, sweeps, progress, signals.
 
-Nothing here imports jax before the command line is known to be right.
+Nothing here imports jax before the command line has been checked.
 """

@@ -34,7 +34,7 @@ class Program:
       survives: what a signal leaves in the workdir, as it ends the program at once; "": the program
         heeds signals itself.
       sweeps: whether `config.sweep` runs it several times.
-      recipe: the program for a config with a recipe; None: it takes none.
+      recipe: the package of the program for a config with a recipe; "": it takes none.
       rewrite: arguments -> arguments; it rewrites flags of the program's own.
     """
 
@@ -46,7 +46,7 @@ class Program:
     check: Callable[[Config], Any] = _nothing
     survives: str = ""
     sweeps: bool = True
-    recipe: "Program | None" = None
+    recipe: str = ""
     rewrite: Callable[[Sequence[str]], list[str]] = list
 
     @property

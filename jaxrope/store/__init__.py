@@ -1,1 +1,1 @@
-"""Files that outlive a process: atomic writes, locks, checkpoints and their steps."""
+"""Files that outlive a process: atomic writes, locks, journals, checkpoints and their steps."""

@@ -32,7 +32,10 @@ def as_path(text: Path | str) -> Path:
     text = os.fspath(text)
     scheme, mark, _ = text.partition("://")
     if not mark:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise InputError(f"{text}: there is no such user. Write ./~ for such a name.") from None
     if scheme != "gs":
         raise InputError(
             f"{text}: must be a folder of the file system or begin with gs://. Copy it here, or "
@@ -87,20 +90,37 @@ def size(path: Path) -> int:
     return path.stat().length if is_remote(path) else path.stat().st_size
 
 
-def irregular(path: Path | str) -> str:
-    """Returns what a path is that is no regular file, such as "a FIFO": to open or read it may take
-    for ever. "" for a regular file, and for one in a bucket.
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Returns the content of a regular file: a pipe could wait, and a device need not end.
 
     Raises:
-      OSError: there is none.
+      InputError: it is no regular file, larger than `max_bytes`, or cannot be read.
     """
-    if is_remote(path):
-        return ""
-    kind = stat.S_IFMT(os.stat(path).st_mode)
-    if os.path.realpath(path).startswith(("/proc/", "/sys/")):
-        return "a file of the kernel"
-    kinds = {stat.S_IFREG: "", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
-    return (kinds | {stat.S_IFDIR: "a folder"}).get(kind, "a device")
+    try:
+        if is_remote(path):
+            _check_size(path, size(path), max_bytes)
+            return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: is not a regular file.")
+            _check_size(path, status.st_size, max_bytes)
+            return file.read(status.st_size)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}.") from None
+
+
+def _check_size(path: Path, actual: int, max_bytes: int) -> None:
+    if actual > max_bytes:
+        raise InputError(
+            f"{path}: must be at most {max_bytes:,} bytes, is {actual:,}. It is not what its name "
+            "says."
+        )
 
 
 def remove_tree(folder: Path) -> None:

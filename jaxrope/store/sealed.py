@@ -7,7 +7,6 @@ takes that key out: a document without it is read as it stands where the reader 
 import hashlib
 import io
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 KEY = "sha256"
-MAX_BYTES = 1 << 30  # a larger document is none of ours
+MAX_BYTES = 1 << 28  # a larger document is none of ours
 
 
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
@@ -39,21 +38,9 @@ def read_json(path: Path | str, *, form: str | None = None, sealed: bool = True)
     """
     path = files.as_path(path)
     try:
-        if kind := files.irregular(path):
-            raise InputError(f"{path} is {kind}, not a regular file. Name another.")
-        if files.size(path) > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES:,} bytes. Restore it.")
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except InputError:
-        raise
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}). Restore it, or make it anew."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}. Restore it, or make it anew.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it is no JSON object. Restore it, or make it anew.")
+        content = strict_json.read(path, max_bytes=MAX_BYTES)
+    except InputError as error:
+        raise InputError(f"{error} Restore it, or make it anew.") from None
     seal = content.pop(KEY, None)
     if seal is None and sealed:
         raise InputError(f"{path} has no {KEY}: damaged, or of an older version. Make it anew.")
@@ -91,14 +78,21 @@ def read_arrays(path: Path, digest: str) -> dict[str, np.ndarray]:
     Raises:
       InputError: the file is not there, or damaged.
     """
+    return arrays(read_bytes(path, digest))
+
+
+def read_bytes(path: Path, digest: str) -> bytes:
+    """Returns the bytes of a .npz, whose digest holds; see read_arrays."""
     try:
         raw = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read ({error.strerror or error}).") from None
     if hashlib.sha256(raw).hexdigest() != digest:
         raise InputError(f"{path} is damaged: its {KEY} differs.")
-    try:
-        with np.load(io.BytesIO(raw), allow_pickle=False) as part:
-            return {name: part[name] for name in part.files}
-    except (ValueError, OSError, zipfile.BadZipFile) as error:
-        raise InputError(f"{path} holds no arrays: {error}.") from None
+    return raw
+
+
+def arrays(raw: bytes) -> dict[str, np.ndarray]:
+    """Returns the arrays of the bytes of a .npz."""
+    with np.load(io.BytesIO(raw), allow_pickle=False) as part:
+        return {name: part[name] for name in part.files}

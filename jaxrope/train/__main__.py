@@ -53,50 +53,13 @@ def compile_only(config, topology, workdir) -> None:
     compile_train(config, topology, workdir)
 
 
-def run_recipe(config, workdir) -> int:
-    """Runs the stages."""
-    from jaxrope import recipe
-
-    return recipe.run(config, workdir)
-
-
-def dry_run_recipe(config, workdir, timing) -> str:
-    """Returns what the stages are, what they cost, and which are finished."""
-    from jaxrope import recipe
-
-    return recipe.dry_run(config, workdir, timing=timing)
-
-
-def compile_recipe(config, topology, workdir) -> None:
-    """Compiles each stage that has something to compile."""
-    from jaxrope import recipe
-
-    recipe.compile_stages(config, topology, workdir)
-
-
-def check_recipe(config) -> None:
-    """Refuses stages that are malformed, or whose keys break their rules."""
-    from jaxrope.recipe import stages
-
-    stages.chosen(config, stages.parse(config))
-
-
-RECIPE = Program(
-    package="jaxrope.recipe",
-    doc=__doc__,
-    run=run_recipe,
-    dry_run=dry_run_recipe,
-    compile=compile_recipe,
-    check=check_recipe,
-    sweeps=False,
-)
 PROGRAM = Program(
     package="jaxrope.train",
     doc=__doc__,
     run=run,
     dry_run=dry_run,
     compile=compile_only,
-    recipe=RECIPE,
+    recipe="jaxrope.recipe",
 )
 
 if __name__ == "__main__":

@@ -287,7 +287,7 @@ def _evaluate(run: Run) -> None:
     with run.clock.paused():
         try:
             model = run.plan.eval_model(run.state.params)
-            results = list(evaluate.run(model, bench, run.plan.config.eval.suites))
+            results = list(evaluate.run(model, bench))
         except _Interrupted:
             return
     scores = evaluate.scalars(results)

@@ -9,7 +9,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
-from ml_collections import ConfigDict
 
 from jaxrope import data, evaluate, llama, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
@@ -191,7 +190,7 @@ def prepare(
         remarks=(*loaded.notes, *program.remarks, *remarks),
     )
     if bench is not None:
-        evaluate.check(plan.eval_model({}), bench, config.eval.suites)
+        evaluate.check(plan.eval_model({}), bench)
     return plan
 
 
@@ -292,9 +291,8 @@ def _bench(config, tokenizer, train_documents):
     nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
     if not config.eval.suites:
         return nothing
-    options = ConfigDict(config.eval.to_dict())  # until evaluate takes a section
-    bench = evaluate.bench(options, documents=None, seed=config.seed)
-    if not evaluate.needs_text(bench, config.eval.suites):
+    bench = evaluate.Bench(config.eval, config.seed)
+    if not evaluate.needs_text(bench.options):
         return bench, ()
     if not config.data.eval_files:
         return nothing

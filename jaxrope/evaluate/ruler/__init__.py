@@ -14,16 +14,17 @@ as the last token of an answer is not read, no place that is read lies beyond th
 """
 
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Iterable
 
-from jaxrope.errors import InputError, TooShort, choose
+from jaxrope.errors import TooShort
 from jaxrope.evaluate.items import Item, Request, Task
 from jaxrope.evaluate.ruler import counts, fit, metrics, niah, prompts, qa, sources, variables
 from jaxrope.evaluate.ruler.metrics import summary
 from jaxrope.evaluate.ruler.niah import Needles
 from jaxrope.evaluate.ruler.prompts import Order, Sample, Template
 
-__all__ = ["NAMES", "TASKS", "chosen", "generate", "summary"]
+__all__ = ["NAMES", "TASKS", "chosen", "files_of", "generate", "summary"]
 
 NEEDLES = {
     "niah_single_1": Needles("noise"),
@@ -54,19 +55,20 @@ FILES = {
 
 
 def chosen(options) -> tuple[str, ...]:
-    """Returns the names, in evaluation.TASKS, of the tasks that the suite "ruler" means.
+    """Returns the names, in suites.TASKS, of the tasks that the suite "ruler" means.
 
     Args:
       options: config.eval.ruler. Its `tasks` are taken; () = all whose files are named.
-
-    Raises:
-      InputError: an unknown task.
     """
-    choices = dict.fromkeys(NAMES)
-    for name in options.tasks:
-        choose("eval.ruler.tasks", name, choices)
-    available = [name for name in NAMES if name not in FILES or options[FILES[name]]]
+    available = [name for name in NAMES if name not in FILES or getattr(options, FILES[name])]
     return tuple(f"ruler/{name}" for name in options.tasks or available)
+
+
+def files_of(suites: Iterable[str]) -> list[str]:
+    """Returns the keys of config.eval.ruler that name files which these suites read."""
+    names = {suite.removeprefix("ruler/") for suite in suites if suite.startswith("ruler/")}
+    keys = {FILES[name] for name in names if name in FILES}
+    return sorted(keys | ({"english_words"} if "cwe" in names else set()))
 
 
 def generate(order: Order, options, cache: dict | None = None) -> list[Sample]:
@@ -91,7 +93,7 @@ def generate(order: Order, options, cache: dict | None = None) -> list[Sample]:
 
     if name in NEEDLES:
         is_essay = NEEDLES[name].haystack == "essay"
-        essay = once(sources.read_essay, tuple(options.essays), name) if is_essay else None
+        essay = once(sources.read_essay, options.essays, name) if is_essay else None
         return niah.samples(NEEDLES[name], order, essay)
     if name == "vt":
         return variables.samples(order)
@@ -110,10 +112,8 @@ def make_items(name: str, request: Request) -> list[Item]:
 
     Raises:
       TooShort: it does not fit; it says which length does.
-      InputError: as `generate`, or eval.ruler.samples is below 1.
+      InputError: as `generate`.
     """
-    if request.count < 1:
-        raise InputError(f"eval.ruler.samples is at least 1, got {request.count}.")
     tokenizer = request.tokenizer
     order = Order(
         name=name,
@@ -168,17 +168,16 @@ def _has_depth(name: str) -> bool:
     return name in NEEDLES and NEEDLES[name].queries * NEEDLES[name].values == 1
 
 
-def _maker(name: str) -> Callable[[Request], list[Item]]:
-    return lambda request: make_items(name, request)
-
-
-TASKS: dict[str, Task] = {
-    f"ruler/{name}": Task(
-        make=_maker(name),
+TASKS = tuple(
+    Task(
+        name=f"ruler/{name}",
+        section="ruler",
+        make=functools.partial(make_items, name),
         score=metrics.match_part if template is prompts.QA else metrics.match_all,
         columns=("depth",) if _has_depth(name) else (),
         copying_scores=template in (prompts.COMMON_WORDS, prompts.FREQUENT_WORDS),
+        counted_by="samples",
         exceeds=True,  # by bos
     )
     for name, template in TEMPLATES.items()
-}
+)
