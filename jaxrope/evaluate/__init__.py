@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.suites import SUITES as SUITES
     from jaxrope.evaluate.suites import TASKS as TASKS
     from jaxrope.evaluate.suites import check as check
-    from jaxrope.evaluate.suites import costs as costs
+    from jaxrope.evaluate.suites import forward_tokens as forward_tokens
     from jaxrope.evaluate.suites import needs_text as needs_text
     from jaxrope.evaluate.suites import run as run
     from jaxrope.evaluate.suites import scalars as scalars
@@ -36,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "plan": ["Plan", "prepare"],
         "program": ["evaluate", "finished"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
-        "suites": ["SUITES", "TASKS", "check", "costs", "needs_text", "run", "scalars"],
+        "suites": ["SUITES", "TASKS", "check", "forward_tokens", "needs_text", "run", "scalars"],
     },
 )

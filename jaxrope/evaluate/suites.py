@@ -136,6 +136,15 @@ def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooS
     )
 
 
+def forward_tokens(model: EvalModel, bench: Bench) -> int:
+    """Returns the tokens that `run` will read, at most."""
+    return sum(
+        suite.forward_tokens(model, bench_of(name, bench), length)
+        for name, suite in chosen(bench.options).items()
+        for length in bench_of(name, bench).options.lengths
+    )
+
+
 def needs_text(options: Evaluation) -> bool:
     """Returns whether any suite of config.eval uses documents."""
     return any(suite.needs_text(options) for suite in chosen(options).values())
