@@ -15,8 +15,8 @@ from jaxrope.analysis import patterns
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.search import attention_objective, baselines, cost, evaluator, objective
-from jaxrope.store import files
 from tests import search_config
+from tests.search_config import rows_of
 from tests.search_evaluator_test import make, mesh_of
 from tests.tiny_heads import attention_of, loud
 
@@ -299,7 +299,7 @@ def test_a_whole_search(tmp_path, name):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     units = dict(entropy_shift="entropy shift", pattern="pattern JS", needle_mass="-ln needle mass")
     assert result["unit"] == units[name]
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl", repair=False)
+    rows = rows_of(tmp_path / "run")
     rows = [row for row in rows if "losses" in row]
     assert len(rows) >= 6
     for row in rows:

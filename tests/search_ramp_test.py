@@ -2,14 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from search_config import rows_of
 from search_gradient_test import descending
 
 from jaxrope import rope, search
 from jaxrope.search import baselines, descent, problem, ramp
-from jaxrope.store import files
 
 
 def recorded(fitness_fn):
@@ -79,7 +80,7 @@ def moving(tmp_path, **keys):
 def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
     config = moving(tmp_path)
     result = search.search(config, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     ramps = [row for row in rows if "ramp" in row]
     assert 8 <= len(ramps) <= ramp.most_candidates(problem.prepare(config)) == 13
     yarn = [row for row in rows if row.get("baseline") == "yarn"][-1]
@@ -97,6 +98,9 @@ def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
     assert result.content["forward_tokens"] == evaluations * 2 * config.target_len + steps
 
 
+RECORDED = SimpleNamespace(record=SimpleNamespace(rows=[]))
+
+
 @pytest.mark.parametrize(("fitness", "ends"), [(0.5, ["ramp"]), (2.0, ["yarn", "ramp"])])
 def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatch, fitness, ends):
     found = problem.prepare(moving(tmp_path))
@@ -107,8 +111,8 @@ def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatc
     ]
     moved = ramp.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
     monkeypatch.setattr(ramp, "run", lambda *_: moved)
-    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[3].name, None))
-    assert [end.name for end in descent.run(found, None, [], compared)] == ends
+    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[2].name, None))
+    assert [end.name for end in descent.run(found, RECORDED, compared)] == ends
 
 
 def test_a_killed_climb_goes_on_with_the_same_bytes(tmp_path):
@@ -128,5 +132,5 @@ def test_there_is_no_ramp_without_descents(tmp_path):
     evolving = moving(tmp_path, search__method="evolution")
     assert ramp.most_candidates(problem.prepare(evolving)) == 0
     search.search(evolving, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     assert not [row for row in rows if "ramp" in row]

@@ -1,14 +1,20 @@
 """The search for rope factors: LongRoPE's and LongRoPE2's evolution, descents along the gradient,
 objectives, journal.
 
+problem = prepare(config)             everything checked; no weights are read, nothing is compiled
+text = dry_run(config)                what it would do and cost
 result = search(config, workdir)      one search, or its rest
-text = estimate(config)               what it would cost
-tokens = planned_tokens(config)       the same from the config alone, without model and text
+columns = finished(config, workdir)   of a search of this very model, text and config, or None
+tokens = planned_tokens(config)       forward tokens from the config alone
 """
 
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"run": ["Result", "search"], "cost": ["estimate", "planned_tokens"]},
+    submod_attrs={
+        "problem": ["Problem", "prepare"],
+        "run": ["Result", "finished", "search"],
+        "cost": ["dry_run", "planned_tokens"],
+    },
 )

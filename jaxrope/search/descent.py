@@ -53,7 +53,7 @@ def steps_in(rows: list[dict]) -> int:
     return sum("descent" in row for row in rows)
 
 
-def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> list[End]:
+def run(problem: Problem, bench: Bench, compared: list[dict]) -> list[End]:
     """Returns the ends of the descents, and YaRN with its ramp moved where that is better and no
     descent began there; an empty list where the method has no descents.
 
@@ -63,7 +63,6 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     Args:
       problem: of the search.
       bench: has the parameters on the devices, and the journal.
-      rows: of the journal.
       compared: the baselines, measured; the best of them are the starts.
 
     Raises:
@@ -73,15 +72,16 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     settings = problem.gradient
     if settings is None:
         return []
-    moved = ramp.run(problem, bench, rows, compared)
+    moved = ramp.run(problem, bench, compared)
     starts = _starts(problem, moved, compared)[: settings.starts]
     gradient_fn = evaluator.gradient_fn(problem.objective, problem.model, problem.mesh)
     ends = []
-    with Progress(len(starts) * settings.steps, unit="steps", start=steps_in(rows)) as progress:
+    total, before = len(starts) * settings.steps, steps_in(bench.record.rows)
+    with Progress(total, unit="steps", start=before) as progress:
         for i, start in enumerate(starts):
             report_fn = functools.partial(_tell_progress, progress, start.name, i * settings.steps)
             step_fn = functools.partial(_measure, problem, bench, gradient_fn)
-            ends.append(_descend(problem, bench, rows, start, (step_fn, report_fn)))
+            ends.append(_descend(problem, bench, start, (step_fn, report_fn)))
     if moved and moved.baseline not in starts:
         bucket = moved.baseline.bucket
         choice = Choice(np.array(bucket.factors), bucket.start_tokens, bucket.attention_factor)
@@ -89,14 +89,14 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
     return ends
 
 
-def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, fns) -> End:
+def _descend(problem: Problem, bench: Bench, start: Baseline, fns) -> End:
     """Returns the end of the descent from `start`, after a replay of its steps in the journal."""
     (step_fn, report_fn), settings = fns, problem.gradient
     multiplier = np.array(problem.space.multiplier or 1.0)
     bounds = _bounds(problem)
     number = problem.attention_factor  # that the baselines were ranked with
     state = gradient.begin(settings, bounds, _own_factors(problem, start), number)
-    done = [row for row in rows if row.get("descent") == start.name]
+    done = [row for row in bench.record.rows if row.get("descent") == start.name]
     while True:
         factors, attention_factor = gradient.point(bounds, state)
         choice = Choice(factors * multiplier, start.bucket.start_tokens, attention_factor)
@@ -107,7 +107,7 @@ def _descend(problem: Problem, bench: Bench, rows: list[dict], start: Baseline, 
             _check(bench, row, state.step, choice)
         else:
             row = {"descent": start.name, "step": state.step} | step_fn(choice, state.step)
-            journal.append(bench.path, [row])
+            bench.record.append([row])
             report_fn(row)
         slope = np.array(row["factors_grad"]) * multiplier
         state = gradient.tell(settings, bounds, state, slope, row["attention_grad"])
@@ -118,7 +118,7 @@ def _measure(
 ) -> dict[str, Any]:
     """Returns the rest of a step's row: loss and gradients of fresh samples."""
     begin = time.perf_counter()
-    judge = problem.fresh_fn(step)
+    judge = problem.fresh(step)
     r = sharding.put(build_rope(problem, *choice), sharding.replicated(problem.mesh))
     per_sample = []
     for i in range(judge.num_samples):
@@ -186,9 +186,9 @@ def _check(bench: Bench, row: dict, step: int, choice: Choice) -> None:
     """Refuses a row that this search would not have written."""
     if row["step"] != step or row["factors"] != np.asarray(choice.factors).tolist():
         raise InputError(
-            f"{bench.path}: step {row['step']} of the descent from '{row['descent']}' is not the "
-            "one that this search would ask for there (another version of numpy or jaxrope?). Use "
-            "another --workdir."
+            f"{bench.record.path}: step {row['step']} of the descent from '{row['descent']}' is "
+            "not the one that this search would ask for there (another version of numpy or "
+            "jaxrope?). Use another --workdir."
         )
 
 

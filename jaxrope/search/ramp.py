@@ -56,20 +56,20 @@ def climb(start: Ramp, moves: int, measure_fn: Callable[[list[Ramp]], Sequence[f
     return best
 
 
-def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) -> Moved | None:
+def run(problem: Problem, bench: Bench, compared: list[dict]) -> Moved | None:
     """Returns YaRN with the best ramp; None where that is its own, where
     search.gradient.ramp_moves is 0, or where YaRN is no baseline (a recovery).
 
     Args:
       problem: of the search.
       bench: measures, and has the journal.
-      rows: of the journal.
       compared: the baselines, measured.
     """
     start = _start(problem)
     if start is None:
         return None
-    fitness = {tuple(row["ramp"]): journal.fitness_of(row) for row in rows if "ramp" in row}
+    done_rows = [row for row in bench.record.rows if "ramp" in row]
+    fitness = {tuple(row["ramp"]): journal.fitness_of(row) for row in done_rows}
     fitness[start] = [journal.fitness_of(row) for row in compared if row["baseline"] == "yarn"][-1]
 
     def measure(ramps: list[Ramp]) -> list[float]:
@@ -83,7 +83,7 @@ def run(problem: Problem, bench: Bench, rows: list[dict], compared: list[dict]) 
                     row = _row(ramps[index], buckets[index], batch.losses_PW[i])
                     new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
                     fitness[ramps[index]] = float(batch.fitness_P[i])
-            journal.append(bench.path, new)
+            bench.record.append(new)
         return [fitness[ramp] for ramp in ramps]
 
     best = climb(start, problem.gradient.ramp_moves, measure)
