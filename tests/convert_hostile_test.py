@@ -72,13 +72,13 @@ def test_sizes_that_the_tensors_contradict(tmp_path, name):
 def test_sizes_that_a_checkpoint_contradicts(tmp_path):
     write(tmp_path / "in", LLAMA)
     importing.import_folder(tmp_path / "in", tmp_path / "work")
-    shape = sealed.read_json(tmp_path / "work" / "model.json", sealed=False)
+    shape = sealed.read_json(tmp_path / "work" / "model.json")
     for keys, message in (
         (dict(num_layers=10**9), "shape differs"),
         (dict(vocab_size=97), "shape differs: embed_VD"),
         (dict(mlp_dim=10**400), "mlp_dim must be|shape differs"),
     ):
-        (tmp_path / "work" / "model.json").write_text(json.dumps(shape | keys))
+        sealed.write_json(tmp_path / "work" / "model.json", shape | keys)
         refuse(lambda: pretrained.load(tmp_path / "work", weights=False), message)
 
 

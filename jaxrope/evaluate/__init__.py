@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.cost import dry_run as dry_run
     from jaxrope.evaluate.plan import Plan as Plan
     from jaxrope.evaluate.plan import prepare as prepare
+    from jaxrope.evaluate.plan import texts as texts
     from jaxrope.evaluate.program import evaluate as evaluate
     from jaxrope.evaluate.program import finished as finished
     from jaxrope.evaluate.scoring import Bench as Bench
@@ -33,7 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "cost": ["dry_run"],
-        "plan": ["Plan", "prepare"],
+        "plan": ["Plan", "prepare", "texts"],
         "program": ["evaluate", "finished"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
         "suites": ["SUITES", "TASKS", "check", "forward_tokens", "needs_text", "run", "scalars"],
