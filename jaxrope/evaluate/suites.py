@@ -137,11 +137,12 @@ def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooS
 
 
 def forward_tokens(model: EvalModel, bench: Bench) -> int:
-    """Returns the tokens that `run` will read, at most."""
+    """Returns the tokens that `run` reads and writes, at most."""
     return sum(
-        suite.forward_tokens(model, bench_of(name, bench), length)
+        suite.forward_tokens(model, of_suite, length)
         for name, suite in chosen(bench.options).items()
-        for length in bench_of(name, bench).options.lengths
+        for of_suite in [bench_of(name, bench)]
+        for length in of_suite.options.lengths
     )
 
 
