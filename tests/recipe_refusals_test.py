@@ -89,8 +89,8 @@ def in_stage(name, key, value, message):
             "second",
             "model.path",
             "{search_4x}",
-            r"model\.path: '\{search_4x\}' is of kind 'search', which leaves no model\. Name a stage "
-            "of kind train or join",
+            r"model\.path: '\{search_4x\}' is of kind 'search', which leaves no model\. Name a "
+            "stage of kind train or join",
         ),
         in_stage("second", "model.path", "nowhere", r"nowhere: there is no such folder"),
         in_stage(

@@ -88,7 +88,7 @@ def test_recipe_json_tells_of_every_stage(whole):
     assert by_name["recover_1x"]["forward_tokens"] == result["forward_tokens"] + measured
     content = json.loads((whole / "join" / "eval.json").read_text())
     last = next(row for row in content["rows"] if row["length"] == 256)
-    assert by_name["join"]["columns"]["perplexity/256"] == last["metrics"]["perplexity"]
+    assert by_name["join"]["columns"]["perplexity at 256"] == last["metrics"]["perplexity"]
     assert by_name["join"]["forward_tokens"] == sum(row["tokens"] for row in content["rows"])
 
 
