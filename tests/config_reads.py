@@ -133,7 +133,11 @@ class Walk:
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     name, whole = alias.asname or alias.name, f"{node.module}.{alias.name}"
-                    found = Module(whole) if whole in self._trees else Name(f"{node.module}:{alias.name}")
+                    found = (
+                        Module(whole)
+                        if whole in self._trees
+                        else Name(f"{node.module}:{alias.name}")
+                    )
                     scope.setdefault(name, set()).add(found)
             elif isinstance(node, ast.ClassDef):
                 self._class(node, module)
@@ -184,7 +188,9 @@ class Walk:
             elif name is not None:
                 of = self._resolve(self._globals[module].get(name, set()))
                 if isinstance(node, ast.Attribute):
-                    of = self._attribute(self._type(node.value, self._globals[module], module), name)
+                    of = self._attribute(
+                        self._type(node.value, self._globals[module], module), name
+                    )
                 found |= {Object(c) for c in of if isinstance(c, Class)}
         return found
 
@@ -217,7 +223,10 @@ class Walk:
             self._add(function.returns, self._type(node.body, scope, module))
             return
         self._add(function.returns, self._annotated(node.returns, module))
-        if any(scope[arg.arg] for arg in args) or function.scope.keys() - self._globals[module].keys():
+        if (
+            any(scope[arg.arg] for arg in args)
+            or function.scope.keys() - self._globals[module].keys()
+        ):
             self._statements(node.body, scope, module, function)  # else nothing is learnt in it
 
     def _statements(self, body: list, scope: dict, module: str, function: Function | None) -> None:
@@ -331,7 +340,9 @@ class Walk:
             elif isinstance(owner, Module):
                 whole = f"{owner.name}.{name}"
                 here = self._globals[owner.name].get(name, set())
-                found |= {Module(whole)} if whole in self._trees and not here else self._resolve(here)
+                found |= (
+                    {Module(whole)} if whole in self._trees and not here else self._resolve(here)
+                )
             elif isinstance(owner, Object):
                 fields = self._fields[owner.of]
                 if owner.section and name == "options":

@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def study(name="", **changes):
     """A study of a model of two layers and four heads for 8 tokens."""
-    given = dict(settings=("none", "pi", "yarn"), second_settings=("none", "pi", "yarn"))
+    given = dict(settings=("none", "pi", "yarn"))
     given |= dict(perplexity=(1.0, 2.0), patterns=(0.5, 2.0), needles=(1.0, 2.0))
     given |= dict(longer_setting="pi", depths=2) | changes
     values = {f"analysis.{key}": value for key, value in given.items()}
