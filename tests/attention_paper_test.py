@@ -275,7 +275,8 @@ def test_a_measurement_that_is_not_there_is_made_and_is_the_same(whole, folder):
     path = whole / "measured" / "answers-pi.json"
     before, lines = json.loads(path.read_text()), (whole / "record.jsonl").read_text()
     path.unlink()
-    assert analyse.run(read(folder), whole) == 0
+    done = command(folder, whole)  # compiled as the first time
+    assert done.returncode == 0, done.stderr
     after = json.loads(path.read_text())
     assert after["record"] == before["record"] and after["identity"] == before["identity"]
     more = (whole / "record.jsonl").read_text()[len(lines) :].splitlines()

@@ -118,11 +118,11 @@ class Walk:
                 self._body(function)
         return self.read
 
-    def _add(self, known: set, more: set) -> None:
+    def _add(self, types: set, more: set) -> None:
         more = {kind for kind in more if not isinstance(kind, Module | Class)}
         more = {k for k in more if not isinstance(k, Object) or k.of.name in self._followed}
-        if not more <= known:
-            known |= more
+        if not more <= types:
+            types |= more
             self._learnt = True
 
     # --- what is declared
@@ -133,12 +133,12 @@ class Walk:
             if isinstance(node, ast.ImportFrom):
                 for alias in node.names:
                     name, whole = alias.asname or alias.name, f"{node.module}.{alias.name}"
-                    found = (
+                    result = (
                         Module(whole)
                         if whole in self._trees
                         else Name(f"{node.module}:{alias.name}")
                     )
-                    scope.setdefault(name, set()).add(found)
+                    scope.setdefault(name, set()).add(result)
             elif isinstance(node, ast.ClassDef):
                 self._class(node, module)
         for node in tree.body:
@@ -158,18 +158,18 @@ class Walk:
         return iter(names)
 
     def _class(self, node: ast.ClassDef, module: str) -> None:
-        made, scope = Class(module, node.name), self._globals[module]
-        scope.setdefault(node.name, set()).add(made)
-        self._fields[made], self._order[made], self._texts[made] = {}, [], []
+        of, scope = Class(module, node.name), self._globals[module]
+        scope.setdefault(node.name, set()).add(of)
+        self._fields[of], self._order[of], self._texts[of] = {}, [], []
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                self._order[made].append(item.target.id)
-                self._fields[made][item.target.id] = set()
+                self._order[of].append(item.target.id)
+                self._fields[of][item.target.id] = set()
                 words = set(re.findall(r"\w+", ast.unparse(item.annotation)))
                 is_config = item.target.id in ("config", "options")
-                self._texts[made].append(words | ({"Config"} if is_config else set()))
+                self._texts[of].append(words | ({"Config"} if is_config else set()))
             elif isinstance(item, ast.FunctionDef):
-                self._methods[made, item.name] = self._function(item, module, made, scope)
+                self._methods[of, item.name] = self._function(item, module, of, scope)
 
     def _function(self, node, module: str, owner: Class | None, scope: dict) -> Function:
         if id(node) not in self._functions:
@@ -178,32 +178,32 @@ class Walk:
 
     def _annotated(self, annotation, module: str) -> set:
         """Returns what an annotation names, the items of a container included."""
-        found = set()
+        result = set()
         for node in ast.walk(annotation) if annotation is not None else ():
             name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
                 name = node.value
             if name in self._sections:
-                found.add(Path(self._sections[name]))
+                result.add(Path(self._sections[name]))
             elif name is not None:
                 of = self._resolve(self._globals[module].get(name, set()))
                 if isinstance(node, ast.Attribute):
                     of = self._attribute(
                         self._type(node.value, self._globals[module], module), name
                     )
-                found |= {Object(c) for c in of if isinstance(c, Class)}
-        return found
+                result |= {Object(c) for c in of if isinstance(c, Class)}
+        return result
 
     def _resolve(self, types: set) -> set:
         """Returns types with what is imported by name from another module in place."""
-        found = set()
+        result = set()
         for kind in types:
             module, _, name = kind.text.partition(":") if isinstance(kind, Name) else ("", "", "")
             if not name:
-                found.add(kind)
+                result.add(kind)
             elif module in self._globals:
-                found |= self._resolve(self._globals[module].get(name, set()) - {kind})
-        return found
+                result |= self._resolve(self._globals[module].get(name, set()) - {kind})
+        return result
 
     # --- what is done
 
@@ -254,13 +254,13 @@ class Walk:
             self._compound(node, scope, module, function)
 
     def _class_body(self, node: ast.ClassDef, module: str) -> None:
-        made = Class(module, node.name)
+        of = Class(module, node.name)
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 types = self._annotated(item.annotation, module)
                 if item.value is not None:
                     types |= self._type(item.value, self._globals[module], module)
-                self._add(self._fields[made][item.target.id], types)
+                self._add(self._fields[of][item.target.id], types)
 
     def _compound(self, node, scope: dict, module: str, function: Function | None) -> None:
         if isinstance(node, ast.For):
@@ -330,34 +330,34 @@ class Walk:
         return set().union(*types) if isinstance(node, keeps) else set()
 
     def _attribute(self, owners: set, name: str) -> set:
-        found = set()
+        result = set()
         for owner in owners:
             if isinstance(owner, Path):
                 key = f"{owner.key}.{name}" if owner.key else name
                 if key in self._keys:
                     self._add(self.read, {key})
-                    found |= {Path(key)} & self._places
+                    result |= {Path(key)} & self._places
             elif isinstance(owner, Module):
                 whole = f"{owner.name}.{name}"
                 here = self._globals[owner.name].get(name, set())
-                found |= (
+                result |= (
                     {Module(whole)} if whole in self._trees and not here else self._resolve(here)
                 )
             elif isinstance(owner, Object):
                 fields = self._fields[owner.of]
                 if owner.section and name == "options":
-                    found.add(Path(owner.section))
+                    result.add(Path(owner.section))
                     continue
-                found |= fields.get(name, set())
+                result |= fields.get(name, set())
                 method = self._methods.get((owner.of, name))
                 if method is not None:
-                    found |= {method} | method.returns  # called, or a property
-        return found
+                    result |= {method} | method.returns  # called, or a property
+        return result
 
     def _call(self, node: ast.Call, scope: dict, module: str) -> set:
-        given = [self._argument(arg, scope, module) for arg in node.args]
+        positional = [self._argument(arg, scope, module) for arg in node.args]
         named = {k.arg: self._argument(k.value, scope, module) for k in node.keywords}
-        everything = set().union(*given, *named.values())
+        everything = set().union(*positional, *named.values())
         func, owners = node.func, set()
         name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
         if isinstance(func, ast.Attribute):
@@ -365,20 +365,20 @@ class Walk:
         if name == "to_dict" or name in _WHOLE:
             self._whole(owners | everything)
             return owners | everything
-        if name == "getattr" and len(given) > 1:
-            names = {kind.text for kind in given[1] if isinstance(kind, Name)}
-            return set().union(*(self._attribute(given[0], text) for text in names))
-        if name == "partial" and given:  # its function is called with these, and more
-            for function in given[0]:
+        if name == "getattr" and len(positional) > 1:
+            names = {kind.text for kind in positional[1] if isinstance(kind, Name)}
+            return set().union(*(self._attribute(positional[0], text) for text in names))
+        if name == "partial" and positional:  # its function is called with these, and more
+            for function in positional[0]:
                 if isinstance(function, Function):
-                    self._pass(function, given[1:], named)
-            return {f for f in given[0] if isinstance(f, Function)}
+                    self._pass(function, positional[1:], named)
+            return {f for f in positional[0] if isinstance(f, Function)}
         result = set()
         for callee in self._type(func, scope, module):
             if isinstance(callee, Function):
-                result |= self._pass(callee, given, named)
+                result |= self._pass(callee, positional, named)
             elif isinstance(callee, Class):
-                result |= self._construct(callee, node, given, named)
+                result |= self._construct(callee, node, positional, named)
         if name in _CONTAINER_METHODS:
             result |= owners
         if any(isinstance(owner, Path) for owner in owners):
@@ -389,28 +389,28 @@ class Walk:
         is_name = isinstance(node, ast.Constant) and node.value in self._words
         return {Name(node.value)} if is_name else self._type(node, scope, module)
 
-    def _pass(self, function: Function, given: list, named: dict) -> set:
-        for name, types in [*zip(function.names, given, strict=False), *named.items()]:
+    def _pass(self, function: Function, positional: list, named: dict) -> set:
+        for name, types in [*zip(function.names, positional, strict=False), *named.items()]:
             if name is not None:
                 self._add(function.parameters.setdefault(name, set()), types)
         return function.returns
 
-    def _construct(self, made: Class, node: ast.Call, given: list, named: dict) -> set:
-        if made not in self._fields:
+    def _construct(self, of: Class, node: ast.Call, positional: list, named: dict) -> set:
+        if of not in self._fields:
             return set()
-        init = self._methods.get((made, "__init__"))
+        init = self._methods.get((of, "__init__"))
         if init is not None:
-            self._pass(init, given, named)
-        fields = self._fields[made]
-        values = dict(zip(self._order[made], given, strict=False)) | named
+            self._pass(init, positional, named)
+        fields = self._fields[of]
+        values = dict(zip(self._order[of], positional, strict=False)) | named
         for name, types in values.items():
             if name in fields and name != "section":
                 self._add(fields[name], types)
-        if "section" in self._order[made]:
-            self._task(made, node, values)
-        return {Object(made)}
+        if "section" in self._order[of]:
+            self._task(of, node, values)
+        return {Object(of)}
 
-    def _task(self, made: Class, node: ast.Call, values: dict) -> None:
+    def _task(self, of: Class, node: ast.Call, values: dict) -> None:
         """A task of `evaluate`: its functions see the section of config.eval that it names."""
         for text in {kind.text for kind in values.get("section", ()) if isinstance(kind, Name)}:
             place = f"eval.{text}"
@@ -419,9 +419,9 @@ class Walk:
             for kind in values.get("counted_by", ()) or {Name("trials")}:
                 if isinstance(kind, Name):
                     self._attribute({Path(place)}, kind.text)
-            seen = {"make": {Object(Class(made.module, "Request"), place)}}
-            seen["needs_text"] = {Path(place)}
-            for name, types in seen.items():
+            values_of = {"make": {Object(Class(of.module, "Request"), place)}}
+            values_of["needs_text"] = {Path(place)}
+            for name, types in values_of.items():
                 for function in values.get(name, ()):
                     if isinstance(function, Function):
                         last = function.names[-1:]

@@ -13,6 +13,9 @@ from collections.abc import Sequence
 from jaxrope.shell import cli
 from jaxrope.shell.program import Command
 
+FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "gguf", "vllm")  # of rope_formats, for --help
+ARCHITECTURES = ("phi3", "phimoe", "minicpm", "minicpm3")  # of rope_gguf, for --help
+
 
 def _import_arguments(parser) -> None:
     parser.add_argument("source", metavar="HF_DIR", help="folder with config.json and safetensors")
@@ -110,21 +113,17 @@ def _export_dry_run(args) -> str:
 
 
 def _rope_arguments(parser) -> None:
-    from jaxrope.convert import rope_formats, rope_gguf
-
     parser.add_argument(
         "source",
         metavar="IN",
         help="rope.json, config.json, a GGUF or a vLLM line; or a folder with one of the first two",
     )
     parser.add_argument("target", metavar="OUT", help="file to make")
-    parser.add_argument(
-        "--format", required=True, help=f"what to write: {', '.join(rope_formats.FORMATS)}"
-    )
+    parser.add_argument("--format", required=True, help=f"what to write: {', '.join(FORMATS)}")
     parser.add_argument(
         "--arch",
         default="phi3",
-        help=f"of a GGUF: {', '.join(rope_gguf.ARCHITECTURES)}; phi3 by default",
+        help=f"of a GGUF: {', '.join(ARCHITECTURES)}; phi3 by default",
     )
     parser.add_argument(
         "--allow_lossy",

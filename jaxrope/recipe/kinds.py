@@ -82,12 +82,12 @@ def parts(stage: Stage, workdir: Path) -> list[Part]:
       workdir: of the recipe.
     """
     kind, config, folder = KINDS[stage.kind], stage.resolved(workdir), workdir / stage.name
-    made = []
+    both = []
     if kind.program is not None:
-        made.append(Part(stage.kind, kind.program, _without_evaluation(stage.kind, config), folder))
+        both.append(Part(stage.kind, kind.program, _without_evaluation(stage.kind, config), folder))
     if config.eval.suites or kind.program is None:
-        made.append(Part("evaluate", EVALUATE, kind.evaluated(config, folder), folder))
-    return made
+        both.append(Part("evaluate", EVALUATE, kind.evaluated(config, folder), folder))
+    return both
 
 
 def columns(parts: list[Part]) -> dict[str, Any]:

@@ -176,8 +176,8 @@ def _table(plan: Plan) -> str:
 
 def _results(columns: dict[str, Any]) -> str:
     """Returns the columns of a stage in a line."""
-    shown = ((n, value) for n, value in columns.items() if value is not None and n != "seconds")
-    return ", ".join(f"{name} {sweep.cell(value)}" for name, value in shown)
+    pairs = ((n, value) for n, value in columns.items() if value is not None and n != "seconds")
+    return ", ".join(f"{name} {sweep.cell(value)}" for name, value in pairs)
 
 
 def _states(plan: Plan) -> str:

@@ -41,8 +41,8 @@ def digests(
         if content is not None:
             digest_of[stage.name] = content["settings"]
             continue
-        made = [part for part in parts[stage.name] if part.name != _MEASURES]
-        settings = {part.name: part.settings() for part in made}
+        programs = [part for part in parts[stage.name] if part.name != _MEASURES]
+        settings = {part.name: part.settings() for part in programs}
         inputs = {name: digest_of[name] for name in stage.uses}
         digest_of[stage.name] = sealed.digest_of([stage.kind, settings, inputs])
     return digest_of
