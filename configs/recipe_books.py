@@ -38,7 +38,7 @@ def get_config(budget="whole"):
     config.forward.remat = "none"
     config.train.accumulation = 2
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.schedule = dict(name="linear", warmup_steps=5, final_fraction=0.0)
+    config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["finetune"][0][0]), final_fraction=0.0)
     config.optimizer.b2 = 0.95
     config.checkpoint.every, config.checkpoint.keep_last = 25, 1
     config.search.method = "gradient"

@@ -95,6 +95,16 @@ def test_the_twin_has_the_stages_of_the_issue():
     assert tiny["finetune_2x"].config.train.steps < found["finetune_2x"].config.train.steps
 
 
+@pytest.mark.parametrize(
+    "name", ["recipe_2m", "recipe_2m:quick", "recipe_books", "recipe_books:tiny"]
+)
+def test_no_warm_up_is_longer_than_its_training(name):
+    for stage in stages_of(*name.split(":")).values():
+        if stage.kind == "train":
+            schedule = stage.config.optimizer.schedule
+            assert schedule.warmup_steps <= stage.config.train.steps, stage.name
+
+
 def test_retrieval_is_measured_to_sixteen_times_the_window_of_six_rows():
     found = stages_of("retrieval_books", "runs/other")
     lengths = (1024, 2048, 4096, 8192)
