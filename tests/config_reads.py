@@ -1,7 +1,7 @@
 """Which keys of the configuration the package reads, by their whole path.
 
-A small walk over the syntax trees that follows values of the configuration: from a parameter that is
-annotated with (or called) `config`, through attributes, assignments, fields of dataclasses,
+A small walk over the syntax trees that follows values of the configuration: from a parameter that
+is annotated with (or called) `config`, through attributes, assignments, fields of dataclasses,
 annotations, and arguments of calls, until nothing new is learnt. `config.eval.kv.buffer` reads
 "eval.kv.buffer", and so does `options.buffer` where `options` is `bench.options.kv`.
 

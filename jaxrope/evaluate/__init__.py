@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.scoring import Result as Result
     from jaxrope.evaluate.scoring import Suite as Suite
     from jaxrope.evaluate.suites import SUITES as SUITES
-    from jaxrope.evaluate.suites import TASKS as TASKS
     from jaxrope.evaluate.suites import check as check
     from jaxrope.evaluate.suites import forward_tokens as forward_tokens
     from jaxrope.evaluate.suites import needs_text as needs_text
@@ -37,6 +36,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "plan": ["Plan", "prepare", "texts"],
         "program": ["evaluate", "finished"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
-        "suites": ["SUITES", "TASKS", "check", "forward_tokens", "needs_text", "run", "scalars"],
+        "suites": ["SUITES", "check", "forward_tokens", "needs_text", "run", "scalars"],
     },
 )

@@ -8,7 +8,18 @@ columns = finished(config, workdir)   of a search of this very model, text and c
 tokens = planned_tokens(config)       forward tokens from the config alone
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+    from jaxrope.search.cost import dry_run as dry_run
+    from jaxrope.search.cost import planned_tokens as planned_tokens
+    from jaxrope.search.problem import Problem as Problem
+    from jaxrope.search.problem import prepare as prepare
+    from jaxrope.search.run import Result as Result
+    from jaxrope.search.run import finished as finished
+    from jaxrope.search.run import search as search
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

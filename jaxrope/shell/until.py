@@ -88,44 +88,9 @@ def _finished_train(config, workdir):
     return {"loss": losses[-1]["loss"], "trained tokens": sum(row["tokens"] for row in losses)}
 
 
-def _prepare_evaluate(config, expected=None):
-    from jaxrope.evaluate import program
-
-    return program.make_plan(old(config))
-
-
-def _dry_run_evaluate(config, *, timing=True, expected=None):
-    import contextlib
-    import io
-    from pathlib import Path
-
-    from jaxrope.evaluate import program
-
-    text = io.StringIO()
-    with contextlib.redirect_stdout(text):
-        program.run(old(config), Path("never"), True)
-    return text.getvalue().rstrip()
-
-
-def _finished_evaluate(config, workdir):
-    content = _result(workdir / "eval.json", config)
-    if content is None:
-        return None
-    rows = content["rows"]
-    columns = {
-        f"{row['suite']} at {row['length']}": next(iter(row["metrics"].values()))
-        for row in rows
-        if row["label"] == rows[0]["label"]
-    }
-    return columns | {"forward tokens": sum(row["tokens"] for row in rows)}
-
-
 _OLD = {
     "jaxrope.search": dict(
         prepare=_prepare_search, dry_run=_dry_run_search, finished=_finished_search
     ),
     "jaxrope.train": dict(prepare=_prepare_train, dry_run=_dry_run_train, finished=_finished_train),
-    "jaxrope.evaluate": dict(
-        prepare=_prepare_evaluate, dry_run=_dry_run_evaluate, finished=_finished_evaluate
-    ),
 }
