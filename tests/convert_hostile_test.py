@@ -204,7 +204,7 @@ def test_a_checkpoint_that_is_not_finite_is_named(tmp_path):
     importing.import_folder(tmp_path / "in", tmp_path / "work")
     params = pretrained.load(tmp_path / "work", dtype=None).params
     params["layers"]["q_LDNH"][1, 0, 0, 0] = np.nan
-    checkpoint.save_params(tmp_path / "work", 1, params, {"data_fingerprint": ""})
+    checkpoint.save_params(tmp_path / "work", 1, params, {})
     message = "layers/q_LDNH holds NaN or infinity"
     refuse(lambda: pretrained.load(tmp_path / "work"), message)
     assert pretrained.load(tmp_path / "work", step=0).params

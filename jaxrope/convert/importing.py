@@ -108,7 +108,7 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         params = load_params(opened, dtype=dtype)
         copy_tokenizer(folder, staging)
         sealed.write_json(staging / "model.json", opened.config.to_json_dict())
-        meta = {"data_fingerprint": "", "source": folder.resolve().name}
+        meta = {"source": folder.resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes
 

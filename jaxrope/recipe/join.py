@@ -179,7 +179,7 @@ def _save_params(prepared: Prepared, folder: Path) -> None:
     loaded = setup.load_model(prepared.config)
     mesh = sharding.make_mesh(prepared.config.mesh)
     params = sharding.put(loaded.params, llama.param_shardings(loaded.config, mesh))
-    about = {"data_fingerprint": "", "source": Path(loaded.source).name, "join": digest}
+    about = {"source": Path(loaded.source).name, "join": digest}
     checkpoint.save_params(folder, 0, params, about)
 
 

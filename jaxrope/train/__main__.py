@@ -15,6 +15,7 @@ of the workdir; --config.stages=NAME,NAME runs some of them. What is finished is
 
 from collections.abc import Sequence
 
+from jaxrope.schema.training import check_together
 from jaxrope.shell import cli
 from jaxrope.shell.program import Program
 
@@ -39,6 +40,11 @@ def run(config, workdir) -> int:
     return 0
 
 
+def check(config) -> None:
+    """Refuses sections that do not go together."""
+    check_together(config.train, config.optimizer)
+
+
 def dry_run(config, workdir, timing) -> str:
     """Returns what the run is, what it takes, and where it stands in the workdir."""
     from jaxrope import train
@@ -59,6 +65,7 @@ PROGRAM = Program(
     run=run,
     dry_run=dry_run,
     compile=compile_only,
+    check=check,
     recipe="jaxrope.recipe",
 )
 
