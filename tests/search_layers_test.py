@@ -75,7 +75,9 @@ def test_a_candidate_is_what_its_layers_say(base_config, found):
     def losses(rows):
         layers = rope.stack([build(row) for row in rows], per_layer=True)
         each = [{name: x[i] for name, x in samples.items()} for i in range(2)]
-        return [float(made.objective.loss_fn(problem.weights(made), layers, sample)) for sample in each]
+        return [
+            float(made.objective.loss_fn(problem.weights(made), layers, sample)) for sample in each
+        ]
 
     assert losses(unlike["factors"]) == pytest.approx(unlike["losses"], rel=1e-6)
     assert losses(unlike["factors"][::-1]) != pytest.approx(unlike["losses"], rel=1e-6)

@@ -12,7 +12,7 @@ import pytest
 from jaxrope import llama, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.topology import alone, compile, jobs, memory, report, roofline, schedule, slices
+from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, slices
 from tests import proof, tiny_run
 
 NOTHING = schedule.Schedule((), ())
@@ -233,7 +233,7 @@ def test_ring_memory_is_flat_as_length_and_devices_grow_together():
         mesh = sharding.make_mesh(
             dict(data=1, fsdp=1, context=devices, tensor=1), jax.devices()[:devices]
         )
-        lowered = alone.lower_attention(
+        lowered = proof.lower_attention(
             shape, mesh, seq_len=1024 * devices, backend="ring", kernel="blockwise", gradient=True
         )
         found = lowered.compile().memory_analysis()

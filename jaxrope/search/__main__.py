@@ -24,9 +24,8 @@ def run(config, workdir) -> None:
     """Searches, draws and prints the result."""
     from jaxrope import report, search
     from jaxrope.mesh import hosts
-    from jaxrope.shell import until
 
-    result = search.search(until.old(config), workdir)
+    result = search.search(config, workdir)
     if not hosts.is_main():
         return
     report.search_figure(

@@ -6,6 +6,7 @@ called: `--help` and a mistake are answered before jax is imported.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -52,9 +53,7 @@ class Program:
     @property
     def door(self) -> ModuleType:
         """The package."""
-        from jaxrope.shell import until
-
-        return until.door(self.package)
+        return importlib.import_module(self.package)
 
     def start(self, config: Config, workdir: Path) -> int:
         """Runs the program, or what is left of it; returns its exit code."""
