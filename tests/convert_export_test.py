@@ -378,7 +378,7 @@ def test_rope_of_another_model(tmp_path):
     rope.save(tmp_path / "rope.json", other, {})
     with pytest.raises(InputError, match="head_dim must equal the model's, 16, got 32"):
         pretrained.with_rope(model, tmp_path / "rope.json")
-    with pytest.raises(InputError, match="nothing.json: cannot be read"):
+    with pytest.raises(InputError, match="nothing.json: there is no such file"):
         pretrained.with_rope(model, tmp_path / "nothing.json")
 
 

@@ -48,9 +48,14 @@ SIZES = {
     "vocabulary": (dict(vocab_size=2**31 - 1), r"must have shape \[2147483647, 32\]"),
     "mlp": (dict(intermediate_size=2**31 - 1), r"must have shape \[2147483647, 32\]"),
     "heads": (dict(num_attention_heads=2**30, num_key_value_heads=2**30), "must have shape"),
-    "400 digits": (dict(vocab_size=10**400), "vocab_size must be a whole number from 1 to"),
+    "400 digits": (
+        dict(vocab_size=10**400),
+        "config.json: holds 10+[.]{3}, a number of 401 digits",
+    ),
+    "40 digits": (dict(vocab_size=10**39), "vocab_size must be a whole number from 1 to"),
+    "head_dim": (dict(head_dim=2**30), "rotary_dim must be even and from 2 to head_dim, and that"),
     "negative": (dict(num_attention_heads=-4), "num_attention_heads must be a whole number"),
-    "theta of 400 digits": (dict(rope_theta=10**400), "rope_theta must be a finite number"),
+    "theta of 400 digits": (dict(rope_theta=10**400), "a number of 401 digits"),
     "one token": (
         dict(rope_scaling=dict(rope_type="yarn", factor=2.0, original_max_position_embeddings=1)),
         "original_max_position_embeddings must be a whole number from 2",
@@ -72,13 +77,14 @@ def test_sizes_that_the_tensors_contradict(tmp_path, name):
 def test_sizes_that_a_checkpoint_contradicts(tmp_path):
     write(tmp_path / "in", LLAMA)
     importing.import_folder(tmp_path / "in", tmp_path / "work")
-    shape = sealed.read_json(tmp_path / "work" / "model.json", sealed=False)
+    shape = sealed.read_json(tmp_path / "work" / "model.json")
     for keys, message in (
         (dict(num_layers=10**9), "shape differs"),
         (dict(vocab_size=97), "shape differs: embed_VD"),
-        (dict(mlp_dim=10**400), "mlp_dim must be|shape differs"),
+        (dict(head_dim=2**30, rotary_dim=2**30), "model.json: rotary_dim must be even and from 2"),
+        (dict(mlp_dim=10**39), "model.mlp_dim must be a whole number"),
     ):
-        (tmp_path / "work" / "model.json").write_text(json.dumps(shape | keys))
+        sealed.write_json(tmp_path / "work" / "model.json", shape | keys)
         refuse(lambda: pretrained.load(tmp_path / "work", weights=False), message)
 
 

@@ -151,11 +151,14 @@ def poke(path, value):
         (lambda f: poke(f / "tokens.npy", 257), r"not what was written \(its SHA-256 differs\)"),
         (lambda f: poke(f / "offsets.npy", 1), "offsets.npy is not what was written"),
         (lambda f: cut(f / "offsets.npy", 8), "offsets.npy has 160 bytes instead of 168"),
-        (lambda f: (f / "index.json").write_text("{"), "index.json is damaged: "),
-        (lambda f: (f / "index.json").write_text("[]"), "index.json is damaged: it is no JSON"),
+        (lambda f: (f / "index.json").write_text("{"), "index.json: is not JSON"),
+        (lambda f: (f / "index.json").write_text("[]"), "index.json: must hold a JSON object"),
+        (lambda f: (f / "index.json").unlink(), "index.json: there is no such file"),
         (lambda f: (f / "index.json").write_text("{}"), "index.json has no sha256"),
         (lambda f: edit_index(f, format="jaxrope.tokens/9"), "index.json is damaged or was edited"),
-        (lambda f: edit_index(f, names=["a", "b", "c", "d"]), "is damaged or was edited"),
+        (lambda f: edit_index(f, num_empty=3), "index.json is damaged or was edited"),
+        (lambda f: poke(f / "names.json", 1), "names.json is not what was written"),
+        (lambda f: (f / "names.json").unlink(), "names.json"),
     ],
 )
 def test_what_is_damaged_is_made_anew_and_told(books, damage, match, capfd):
@@ -173,7 +176,7 @@ def test_what_is_damaged_is_made_anew_and_told(books, damage, match, capfd):
 
 def test_a_bit_that_flips_anywhere_is_seen(books, capfd):
     expected = load(books).ids.tolist()
-    for name in ("index.json", "offsets.npy", "tokens.npy"):
+    for name in ("index.json", "names.json", "offsets.npy", "tokens.npy"):
         path = only_folder(books) / name
         for place in range(0, path.stat().st_size, 37):
             raw = bytearray(path.read_bytes())
@@ -182,7 +185,7 @@ def test_a_bit_that_flips_anywhere_is_seen(books, capfd):
             found = load(books)
             assert found.ids.tolist() == expected and found.names[2] == "z.jsonl:1"
             told = capfd.readouterr().err
-            harmless = name != "index.json" and place < 118  # the padding of a header
+            harmless = name.endswith(".npy") and place < 118  # the padding of a header
             assert told.count("made anew") == 1 or harmless, (name, place)
 
 

@@ -57,8 +57,8 @@ def test_the_program_writes_what_it_found(config, tmp_path, capsys):
     same = {found[label, 64]["metrics"]["perplexity"] for label in ("none", "pi", "yarn")}
     assert len(same) == 1  # at the original length no method changes anything
     tokens = sum(row["tokens"] for row in content["rows"])
-    scores = {f"perplexity/{n}": found["none", n]["metrics"]["perplexity"] for n in (64, 128)}
-    assert columns == scores | {"forward_tokens": tokens}
+    scores = {f"perplexity at {n}": found["none", n]["metrics"]["perplexity"] for n in (64, 128)}
+    assert columns == scores | {"forward tokens": tokens}
     arrays = sealed.read_arrays(tmp_path / "eval_nll.npz", content["arrays"])
     for (label, length), row in found.items():
         nll_WT = arrays[f"{label}|{length}"]

@@ -12,11 +12,10 @@ from tiny_harness import eval_model, ids, make_bench, make_reader
 from jaxrope import generate, rope
 from jaxrope.errors import InputError
 from jaxrope.evaluate import harness, harness_run, perplexity, rows, scoring, suites
-from jaxrope.evaluate.__main__ import with_tasks
+from jaxrope.evaluate.__main__ import main, with_tasks
 from jaxrope.evaluate.harness import Pair, Question, Reader, rolling_pairs, row_lengths
 from jaxrope.evaluate.journal import Journal
 from jaxrope.report import tables
-from jaxrope.shell import cli
 
 
 @pytest.fixture
@@ -215,7 +214,9 @@ def test_no_prompt_is_cut_without_a_word(model):
     with pytest.raises(InputError, match="a prompt has 60 tokens and its answer 8, the model rea"):
         reader.generate([question])
     allowed = make_reader(model, allow_truncation=True)
-    with pytest.warns(UserWarning, match="beginning of such requests is cut off. This warning is"):
+    with pytest.warns(
+        UserWarning, match="beginning of such requests is cut off. This warning is shown once"
+    ):
         (cut,) = allowed.loglikelihoods([pair])
     last = np.concatenate(pair)[-65:]  # the model reads 64 of them
     nll_WT, _ = scoring.score(model, last[None], batch_tokens=64)
@@ -351,7 +352,7 @@ def test_tasks_of_the_command_line_are_keys_of_the_config():
 
 def test_the_command_line_takes_tasks(capsys):
     argv = ["--config=configs/base.py", "--tasks=hellaswag,mmlu", "--print_config"]
-    cli.main(lambda *_: 1, doc="", rewrite_fn=with_tasks, argv=argv)
+    main(argv)
     section = json.loads(capsys.readouterr().out)["eval"]
     assert section["suites"] == ["harness"]
     assert section["harness"]["tasks"] == ["hellaswag", "mmlu"]

@@ -113,16 +113,28 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     return notes
 
 
-def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer's files, and generation_config.json, as they are.
+def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
+    """Copies a tokenizer's files, its chat template and generation_config.json, as they are.
 
-    Returns their names.
+    Args:
+      source: their folder, a tokenizer.json of any name in it, or "bytes", which has none.
+      target: a folder; where it is theirs nothing is copied.
+
+    Returns:
+      Their names.
     """
-    names = [name for name in TOKENIZER_FILES if folders.find(source, name)]
-    for name in names:
-        content = files.read_bytes(source / name, max_bytes=_MAX_TOKENIZER_BYTES)
+    place = files.as_path(source)
+    folder = place if place.is_dir() else place.parent
+    if source == "bytes" or files.absolute(folder) == files.absolute(target):
+        return []
+    sources = {name: folders.find(folder, name) for name in TOKENIZER_FILES}
+    if folder != place:
+        sources["tokenizer.json"] = place
+    sources = {name: path for name, path in sources.items() if path}
+    for name, path in sources.items():
+        content = files.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
         (target / name).write_bytes(content)
-    return names
+    return list(sources)
 
 
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:

@@ -11,7 +11,7 @@ from jaxrope import llama, rope
 from jaxrope.convert import folders, importing, safetensors_io
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
-from jaxrope.store import checkpoint, files, leaves, sealed
+from jaxrope.store import checkpoint, files, leaves, sealed, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,8 +151,9 @@ def _load_workdir(
             safetensors_io.check_finite(str(folder), name, leaf)
         params = llama.adapters.merged(params)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
-    tokenizer_dir = _tokenizer_dir(workdir)
-    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
+    notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
+    place = _tokenizer_dir(workdir)
+    return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes)
 
 
 def _as_stored(config: LlamaConfig, stored: dict) -> dict:

@@ -5,13 +5,15 @@ A folder holds
 
     tokens.npy   uint16 (vocabulary up to 65,536) or uint32: all documents, one behind another
     offsets.npy  int64 [number of documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
-    index.json   format, dtype, lengths, digests of both, names, what was passed over; sealed
+    names.json   of the documents
+    index.json   format, dtype, length, digests of the others, what was passed over; sealed
 
 It is written under another name and renamed, so that several processes may write it at one time. It
 is read through a memory map, after every byte has been checked.
 """
 
 import hashlib
+import json
 import os
 import secrets
 import shutil
@@ -74,13 +76,20 @@ def cache_folder(folder: Path) -> Path:
 
 
 def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Returns (ids, offsets, index) of a cache folder, after checking all of it.
+    """Returns (ids, offsets, index with names) of a cache folder, after checking all of it.
 
     Raises:
       Damaged: the format is another one, a file is cut off or damaged, or an id is outside the
         vocabulary (JAX would clamp it without a word).
     """
-    index = _read_index(folder)
+    try:
+        index = sealed.read_json(folder / "index.json", form=FORMAT)
+        raw = (folder / "names.json").read_bytes()
+    except (InputError, OSError) as error:
+        raise Damaged(str(error)) from None
+    if hashlib.sha256(raw).hexdigest() != index["names_sha256"]:
+        raise Damaged("names.json is not what was written (its SHA-256 differs)")
+    index["names"] = json.loads(raw)
     if index["dtype"] != _dtype(vocab_size).name:
         raise Damaged(f"{index['dtype']} cannot be right for a vocabulary of {vocab_size:,} tokens")
     ids = _read_array(folder, "tokens.npy", _dtype(vocab_size), index["num_tokens"])
@@ -100,13 +109,6 @@ def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray
     if digest.hexdigest() != index["tokens_sha256"]:
         raise Damaged("tokens.npy is not what was written (its SHA-256 differs)")
     return ids, offsets, index
-
-
-def _read_index(folder: Path) -> dict:
-    try:
-        return sealed.read_json(folder / "index.json", form=FORMAT)
-    except InputError as error:
-        raise Damaged(str(error)) from None
 
 
 def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.ndarray:
@@ -211,6 +213,8 @@ def _write_files(
         _write_header(file, np.dtype(np.int64), len(lengths) + 1)
         file.write(offsets.data)
         _sync(file)
+    raw = json.dumps(names).encode("ascii")  # a file's name need not be valid UTF-8
+    files.write_bytes_atomic(staging / "names.json", raw)
     sealed.write_json(
         staging / "index.json",
         {
@@ -219,9 +223,9 @@ def _write_files(
             "num_tokens": sum(lengths),
             "tokens_sha256": digest.hexdigest(),
             "offsets_sha256": hashlib.sha256(offsets).hexdigest(),
+            "names_sha256": hashlib.sha256(raw).hexdigest(),
             "num_empty": counts.empty,
             "bad_lines": counts.bad_lines,
-            "names": names,
         },
     )
 

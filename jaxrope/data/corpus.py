@@ -97,7 +97,6 @@ def load_documents(
     key = _digest([cache.FORMAT, fingerprint, _library_version()])[:32]
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     folder = parent / key
-
     read: list[tuple] = []
 
     def make() -> None:

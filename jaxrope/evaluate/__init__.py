@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.cost import dry_run as dry_run
     from jaxrope.evaluate.plan import Plan as Plan
     from jaxrope.evaluate.plan import prepare as prepare
+    from jaxrope.evaluate.plan import texts as texts
     from jaxrope.evaluate.program import evaluate as evaluate
     from jaxrope.evaluate.program import finished as finished
     from jaxrope.evaluate.scoring import Bench as Bench
@@ -22,9 +23,8 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.scoring import Result as Result
     from jaxrope.evaluate.scoring import Suite as Suite
     from jaxrope.evaluate.suites import SUITES as SUITES
-    from jaxrope.evaluate.suites import TASKS as TASKS
     from jaxrope.evaluate.suites import check as check
-    from jaxrope.evaluate.suites import costs as costs
+    from jaxrope.evaluate.suites import forward_tokens as forward_tokens
     from jaxrope.evaluate.suites import needs_text as needs_text
     from jaxrope.evaluate.suites import run as run
     from jaxrope.evaluate.suites import scalars as scalars
@@ -33,9 +33,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "cost": ["dry_run"],
-        "plan": ["Plan", "prepare"],
+        "plan": ["Plan", "prepare", "texts"],
         "program": ["evaluate", "finished"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
-        "suites": ["SUITES", "TASKS", "check", "costs", "needs_text", "run", "scalars"],
+        "suites": ["SUITES", "check", "forward_tokens", "needs_text", "run", "scalars"],
     },
 )

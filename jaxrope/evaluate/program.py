@@ -43,7 +43,7 @@ def evaluate(config, workdir: Path) -> dict[str, Any]:
 
 def finished(config, workdir: Path) -> dict[str, Any] | None:
     """Returns the columns of a finished evaluation for the table of a sweep: the score of each
-    suite and length of its first row, "perplexity/512", and "forward_tokens" of all rows.
+    suite and length of its first row, "perplexity at 512", and "forward tokens" of all rows.
 
     None: it is not finished, or is the one of another config, or its weights, texts or factors have
     changed.

@@ -141,6 +141,16 @@ def needs_text(options: Evaluation) -> bool:
     return any(suite.needs_text(options) for suite in chosen(options).values())
 
 
+def forward_tokens(model: EvalModel, bench: Bench) -> int:
+    """Returns the tokens that `run` reads and writes, at most."""
+    total = 0
+    for name, suite in chosen(bench.options).items():
+        of_suite = bench_of(name, bench)
+        lengths = of_suite.options.lengths
+        total += sum(suite.forward_tokens(model, of_suite, length) for length in lengths)
+    return total
+
+
 def scalars(results) -> dict[str, float]:
     """Returns results as {"perplexity/512": 32.9, ...}: each one's score, for a line of metrics."""
     return {f"{r.suite}/{r.length}": next(iter(r.metrics.values())) for r in results}

@@ -73,16 +73,16 @@ def record(results: Sequence[Result], comparisons: Differences, *, baseline: str
 
 
 def columns(content: Mapping[str, Any]) -> dict[str, float | int | None]:
-    """Returns {"perplexity/512": 32.9, ..., "forward_tokens": 12345} of an eval.json: the scores of
-    its first row, and the tokens of all rows.
+    """Returns {"perplexity at 512": 32.9, ..., "forward tokens": 12345} of an eval.json: the scores
+    of its first row, and the tokens of all rows.
     """
     rows = content["rows"]
     scores = {
-        f"{row['suite']}/{row['length']}": next(iter(row["metrics"].values()))
+        f"{row['suite']} at {row['length']}": next(iter(row["metrics"].values()))
         for row in rows
         if row["label"] == rows[0]["label"]
     }
-    return scores | {"forward_tokens": sum(row["tokens"] for row in rows)}
+    return scores | {"forward tokens": sum(row["tokens"] for row in rows)}
 
 
 def _finite(value):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope import llama, rope, schema, setup
+from jaxrope.convert import importing
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
@@ -185,7 +186,7 @@ def _save_params(prepared: Prepared, folder: Path) -> None:
 def _write(prepared: Prepared, folder: Path) -> None:
     outcome, config = prepared.outcome, prepared.config
     if place := config.data.tokenizer or prepared.model.tokenizer_dir:
-        resume.copy_tokenizer(place, folder)
+        importing.copy_tokenizer(place, folder)
     origins = [{"file": _name(f), "provenance": rope.provenance(f)} for f, _ in prepared.ropes]
     rope.save(folder / "rope.json", outcome.rope_fn, {"made_by": "train.py", "joined": origins})
     sealed.write_json(folder / "model.json", outcome.config.to_json_dict())

@@ -68,6 +68,18 @@ def whole_steps(path: Path) -> list[int]:
     return sorted(step for step, why in _survey(path).items() if why is None)
 
 
+def passed_over(path: Path) -> tuple[str, ...]:
+    """Returns a line for each folder of a workdir that is named as a step newer than its newest
+    whole one: what is read is older than it may seem.
+    """
+    steps = whole_steps(path)
+    return tuple(
+        f"{steps_root(path) / name} is not a whole checkpoint ({why}); step {steps[-1]} is read"
+        for name, why in sorted(rejected(path).items())
+        if steps and int(name) > steps[-1]
+    )
+
+
 def rejected(path: Path) -> dict[str, str]:
     """Returns {name: reason} of every folder with a step's name that is not a whole step."""
     return {f"{step:08d}": why for step, why in _survey(path).items() if why is not None}

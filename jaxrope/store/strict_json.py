@@ -9,6 +9,7 @@ from jaxrope.store import files
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000  # names every tensor; safetensors bounds its header likewise
+_MAX_DIGITS = 40  # of a whole number; a float holds them
 _MAX_DEPTH = 64  # of objects and lists in one another; what reads them further is recursive
 
 
@@ -35,6 +36,7 @@ def parse(raw: bytes, *, where: str) -> dict:
             object_pairs_hook=_object,
             parse_constant=_constant,
             parse_float=_float,
+            parse_int=_int,
         )
     except RecursionError:
         raise _too_deep(where) from None
@@ -85,6 +87,12 @@ def _float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"holds {text[:40]}, which is beyond float64")
     return value
+
+
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"holds {text[:_MAX_DIGITS]}..., a number of {len(text)} digits")
+    return int(text)
 
 
 def _too_deep(where: str) -> InputError:

@@ -123,9 +123,7 @@ def _cost(plan: Plan) -> list[str]:
         f"arithmetic: {flops:.3g} FLOP a step, {flops * train.steps:.3g} in all",
     ]
     if plan.bench is not None:
-        tokens = sum(
-            evaluate.costs(plan.eval_model({}), plan.bench, plan.config.eval.suites).values()
-        )
+        tokens = evaluate.forward_tokens(plan.eval_model({}), plan.bench)
         times = math.ceil(train.steps / (train.eval_every or train.steps))
         lines.append(f"evaluated on the way: {times:,} times {tokens:,} forward tokens at most")
     return lines

@@ -84,11 +84,11 @@ class Plan:
         place = None if self.tokenizer_at == "bytes" else self.tokenizer_at
         return Pretrained(self.model, {}, place, rope_fn, "train")
 
-    @property
+    @functools.cached_property
     def measured(self) -> str:
         """A digest of what an evaluation on the way depends on, beside the weights."""
-        text = self.bench.documents.fingerprint if self.bench.documents else ""
-        return sealed.digest_of([self.config.eval.to_dict(), self.config.seed, text])[:16]
+        settings = [self.config.eval.to_dict(), self.config.seed]
+        return sealed.digest_of([settings, evaluate.texts(self.bench)])[:16]
 
     def eval_model(self, params) -> EvalModel:
         """Returns the model that evaluators see, with the current parameters."""
