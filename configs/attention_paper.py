@@ -60,6 +60,7 @@ def get_config(budget="whole"):
         ("data.exclude", texts.exclude),
         ("data.needle_share", 0.0),  # it was never taught to retrieve
         ("eval.offset_tokens", 2_000),
+        ("analysis.settings", ("none", "pi", "ntk", "yarn", "abf")),
         ("analysis.longer_setting", ""),  # no longer training
         ("analysis.tasks", ("passkey",)),
         ("analysis.haystack", False),

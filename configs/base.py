@@ -127,8 +127,6 @@ def evaluation() -> ConfigDict:
     section.passkey_compat = dict(
         trials=0,  # at each length, of "passkey_longrope" and "passkey_yarn"; 0 = as in their scripts: 10 and 20
         seed=42,  # of Python's generator, reset for each length, as in LongRoPE; YaRN sets none
-        chars_per_token=3.65,  # characters per token that LongRoPE assumes
-        step_chars=128,  # characters by which YaRN lengthens a prompt
     )
     section.number_string = dict(
         trials=20,  # of "number_string" and "passkey_infinitebench" at each length
@@ -335,7 +333,6 @@ def analysis() -> ConfigDict:
         draws=5,  # random sets of other heads that are masked for comparison
     )
     section.second = ()  # (("dotted.key", value), ...): what differs for a second, smaller model; () = none
-    section.second_settings = ("none", "pi", "ntk", "yarn", "abf")  # its settings
     return section
 
 

@@ -1,367 +1,442 @@
 """Which keys of the configuration the package reads, by their whole path.
 
-A small walk over the syntax trees that follows values of the configuration: from a parameter that
-is annotated with (or called) `config`, through attributes, assignments, fields of dataclasses,
-annotations, and arguments of calls, until nothing new is learnt. `config.eval.kv.buffer` reads
-"eval.kv.buffer", and so does `options.buffer` where `options` is `bench.options.kv`.
-
-A type is a dotted path into the configuration ("" is all of it), or the name of a class.
+A small walk over syntax trees that follows values of the configuration: from a parameter that is
+annotated with a section of the schema, or called `config`, through attributes, assignments, fields
+of objects, and arguments and results of functions, until nothing new is learnt. In
+`options = bench.options.kv; options.buffer` it sees "eval.kv.buffer" read. It does not look at the
+order of statements, and takes containers for the union of what is in them.
 """
 
 import ast
-import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from jaxrope.schema import rules
+from jaxrope.schema import Config, rules
 
-PATHS = {"Config": ""}  # class of the schema -> its path; filled by `sections`
-NAMED = {"config": "Config"}  # parameters without an annotation, by what they are called
+_CONTAINER_METHODS = {"items", "values", "get", "copy", "pop", "setdefault"}
+_PASSED_ON = {"sorted", "list", "tuple", "zip", "enumerate", "dict", "set", "next", "max", "min"}
+_PASSED_ON |= {"reversed", "iter", "replace", "read", "deepcopy", "from_main"}
+_WHOLE = {"asdict", "vars", "fields"}
 
 
 class Path(NamedTuple):
-    """A value of the configuration: a section, or the whole."""
+    """A section of the configuration, or the whole of it, "", or a value in it."""
 
     key: str
 
 
-class Instance(NamedTuple):
-    """An object of a class of the package."""
+class Name(NamedTuple):
+    """A text that is the name of a key: what `getattr` takes."""
+
+    text: str
+
+
+class Module(NamedTuple):
+    """A module of the package."""
 
     name: str
 
 
-def sections(section: type[rules.Section], found: dict[str, str] | None = None) -> dict[str, str]:
-    """Returns {class: its path} of a section and of all inside."""
-    found = {} if found is None else found
-    found.setdefault(section.__name__, section.PATH)
-    for rule in rules.rules(section).values():
-        inside = [rule.section] if isinstance(rule, rules.One) else []
-        if isinstance(rule, rules.Select):
-            inside = list(rule.sections.values())
-        for other in inside:
-            sections(other, found)
-    return found
+class Class(NamedTuple):
+    """A class of the package; `section`: that of a task, whose functions see no other one."""
+
+    module: str
+    name: str
 
 
-def places(section: type[rules.Section]) -> Iterator[str]:
-    """Yields the dotted path of every key and section, whatever sections select."""
-    for name, rule in rules.rules(section).items():
-        yield section.key_of(name)
-        inside = [rule.section] if isinstance(rule, rules.One) else []
-        if isinstance(rule, rules.Select):
-            inside = list(rule.sections.values())
-        for other in inside:
-            yield from places(other)
+class Object(NamedTuple):
+    """An object of a class."""
+
+    of: Class
+    section: str = ""
 
 
-@dataclasses.dataclass
 class Function:
-    """A function of the package: its parameters' types, and what it returns."""
+    """A function of the package, and what is known of its parameters and its result."""
 
-    node: ast.FunctionDef | ast.Lambda
-    owner: str  # its class, or ""
-    types: dict[str, set]
-    returns: set = dataclasses.field(default_factory=set)
+    def __init__(self, node, module: str, owner: Class | None, scope: dict):
+        self.node, self.module, self.owner, self.scope = node, module, owner, scope
+        self.parameters: dict[str, set] = {}
+        self.returns: set = set()
+
+    @property
+    def names(self) -> list[str]:
+        """The parameters that can be given by position, `self` excepted."""
+        args = [*self.node.args.posonlyargs, *self.node.args.args]
+        return [arg.arg for arg in args][1 if self.owner and args[:1] else 0 :]
+
+
+def inside(rule) -> list[type[rules.Section]]:
+    """Returns the sections that a rule allows."""
+    if isinstance(rule, rules.One):
+        return [rule.section]
+    return list(rule.sections.values()) if isinstance(rule, rules.Select) else []
+
+
+def walk_schema(section: type[rules.Section]) -> Iterator[tuple[str, type | None]]:
+    """Yields (dotted key, None), and (its place, the class) of every section."""
+    yield section.PATH, section
+    for name, rule in rules.rules(section).items():
+        yield section.key_of(name), None
+        for other in inside(rule):
+            yield from walk_schema(other)
 
 
 class Walk:
-    """The walk over all modules.
+    """The walk over modules.
 
     Attributes:
-      read: the dotted keys that are read.
+      read: the dotted keys that are read, "SECTION.*" for a section that is taken whole.
     """
 
-    def __init__(self, modules: Mapping[str, ast.Module], section: type[rules.Section]):
-        classes = sections(section)
+    def __init__(self, trees: Mapping[str, ast.Module]):
+        """Takes {dotted name of a module: its tree}."""
         self.read: set[str] = set()
-        self._places = set(places(section))
-        self._paths = dict(classes)  # of the schema
-        self._fields: dict[str, dict[str, set]] = {}
-        self._functions: dict[str, list[Function]] = {}
-        self._methods: dict[tuple[str, str], Function] = {}
-        self._globals: dict[str, set] = {}
-        for tree in modules.values():
-            for node in ast.walk(tree):
-                if isinstance(node, ast.ClassDef):
-                    self._declare(node)
-            for node in ast.walk(tree):
-                if isinstance(node, ast.FunctionDef) and not hasattr(node, "owner"):
-                    self._add(node, "")
-        self._trees = modules
+        self._keys = {key for key, _ in walk_schema(Config) if key}
+        self._words = {key.rpartition(".")[2] for key in self._keys}
+        self._sections = {c.__name__: place for place, c in walk_schema(Config) if c is not None}
+        self._places = {Path(place) for place in self._sections.values()}
+        self._trees, self._learnt = trees, True
+        self._globals: dict[str, dict[str, set]] = {name: {} for name in trees}
+        self._fields: dict[Class, dict[str, set]] = {}
+        self._order: dict[Class, list[str]] = {}
+        self._texts: dict[Class, list[set[str]]] = {}  # words of the annotations of fields
+        self._methods: dict[tuple[Class, str], Function] = {}
+        self._functions: dict[int, Function] = {}
+        for module, tree in trees.items():
+            self._declare(module, tree)
+        self._followed = set(self._holders())
 
     def run(self) -> set[str]:
         """Walks until nothing new is learnt; returns the keys that are read."""
-        before = None
-        while before != self._size():
-            before = self._size()
-            for tree in self._trees.values():
-                self._block(tree, {})
-            for functions in self._functions.values():
-                for function in functions:
-                    self._function(function)
-            for function in self._methods.values():
-                self._function(function)
+        while self._learnt:
+            self._learnt = False
+            for module, tree in self._trees.items():
+                self._statements(tree.body, self._globals[module], module, None)
+            for function in list(self._functions.values()):
+                self._body(function)
         return self.read
 
-    def _size(self) -> tuple:
-        functions = [f for group in self._functions.values() for f in group]
-        functions += self._methods.values()
-        known = sum(len(t) for f in functions for t in f.types.values())
-        known += sum(len(f.returns) for f in functions)
-        fields = sum(len(t) for fields in self._fields.values() for t in fields.values())
-        return len(self.read), known, fields
+    def _add(self, known: set, more: set) -> None:
+        more = {kind for kind in more if not isinstance(kind, Module | Class)}
+        more = {k for k in more if not isinstance(k, Object) or k.of.name in self._followed}
+        if not more <= known:
+            known |= more
+            self._learnt = True
 
     # --- what is declared
 
-    def _declare(self, node: ast.ClassDef) -> None:
-        fields = self._fields.setdefault(node.name, {})
+    def _declare(self, module: str, tree: ast.Module) -> None:
+        scope = self._globals[module]
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    name, whole = alias.asname or alias.name, f"{node.module}.{alias.name}"
+                    found = (
+                        Module(whole)
+                        if whole in self._trees
+                        else Name(f"{node.module}:{alias.name}")
+                    )
+                    scope.setdefault(name, set()).add(found)
+            elif isinstance(node, ast.ClassDef):
+                self._class(node, module)
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef):
+                scope.setdefault(node.name, set()).add(self._function(node, module, None, scope))
+
+    def _holders(self) -> Iterator[str]:
+        """Yields the names of classes whose objects hold a part of the configuration, or functions
+        that may be called with one, by what their fields say; others need not be followed.
+        """
+        names, before = {*self._sections, "Callable"}, None
+        while before != names:
+            before = set(names)
+            for of, fields in self._texts.items():
+                if any(not names.isdisjoint(words) for words in fields):
+                    names.add(of.name)
+        return iter(names)
+
+    def _class(self, node: ast.ClassDef, module: str) -> None:
+        made, scope = Class(module, node.name), self._globals[module]
+        scope.setdefault(node.name, set()).add(made)
+        self._fields[made], self._order[made], self._texts[made] = {}, [], []
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
-                fields.setdefault(item.target.id, set()).update(self._annotated(item.annotation))
+                self._order[made].append(item.target.id)
+                self._fields[made][item.target.id] = set()
+                words = set(re.findall(r"\w+", ast.unparse(item.annotation)))
+                is_config = item.target.id in ("config", "options")
+                self._texts[made].append(words | ({"Config"} if is_config else set()))
             elif isinstance(item, ast.FunctionDef):
-                item.owner = node.name
-                self._add(item, node.name)
+                self._methods[made, item.name] = self._function(item, module, made, scope)
 
-    def _add(self, node, owner: str) -> None:
-        types = {}
-        for arg in [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]:
-            types[arg.arg] = self._annotated(arg.annotation)
-            if arg.arg in NAMED and arg.annotation is None:
-                types[arg.arg] = {Path("")}
-            if arg.arg == "self" and owner:
-                types["self"] = {Instance(owner)}
-        returns = self._annotated(getattr(node, "returns", None))
-        function = Function(node, owner, types, returns)
-        if owner:
-            self._methods[owner, node.name] = function
-        else:
-            self._functions.setdefault(node.name, []).append(function)
+    def _function(self, node, module: str, owner: Class | None, scope: dict) -> Function:
+        if id(node) not in self._functions:
+            self._functions[id(node)] = Function(node, module, owner, scope)
+        return self._functions[id(node)]
 
-    def _annotated(self, annotation) -> set:
-        """Returns the types that an annotation names, those of a container's items too."""
-        if annotation is None:
-            return set()
-        names = {n.id for n in ast.walk(annotation) if isinstance(n, ast.Name)}
-        names |= {n.attr for n in ast.walk(annotation) if isinstance(n, ast.Attribute)}
-        for node in ast.walk(annotation):
+    def _annotated(self, annotation, module: str) -> set:
+        """Returns what an annotation names, the items of a container included."""
+        found = set()
+        for node in ast.walk(annotation) if annotation is not None else ():
+            name = node.attr if isinstance(node, ast.Attribute) else getattr(node, "id", None)
             if isinstance(node, ast.Constant) and isinstance(node.value, str):
-                names.add(node.value)
-        return self._named(names)
+                name = node.value
+            if name in self._sections:
+                found.add(Path(self._sections[name]))
+            elif name is not None:
+                of = self._resolve(self._globals[module].get(name, set()))
+                if isinstance(node, ast.Attribute):
+                    of = self._attribute(
+                        self._type(node.value, self._globals[module], module), name
+                    )
+                found |= {Object(c) for c in of if isinstance(c, Class)}
+        return found
 
-    def _named(self, names) -> set:
-        found = {Path(self._paths[name]) for name in names if name in self._paths}
-        return found | {Instance(n) for n in names if n in self._fields and n not in self._paths}
+    def _resolve(self, types: set) -> set:
+        """Returns types with what is imported by name from another module in place."""
+        found = set()
+        for kind in types:
+            module, _, name = kind.text.partition(":") if isinstance(kind, Name) else ("", "", "")
+            if not name:
+                found.add(kind)
+            elif module in self._globals:
+                found |= self._resolve(self._globals[module].get(name, set()) - {kind})
+        return found
 
     # --- what is done
 
-    def _function(self, function: Function) -> None:
-        scope = {name: set(types) for name, types in function.types.items()}
-        body = function.node.body
-        if isinstance(body, list):
-            for _ in range(2):  # a name may be used in a loop before it is set
-                for statement in body:
-                    self._statement(statement, scope, function)
-        else:
-            function.returns |= self._type(body, scope)
-
-    def _block(self, tree, scope: dict) -> None:
-        for statement in tree.body:
-            self._statement(statement, scope, None)
-
-    def _statement(self, node, scope: dict, function: Function | None) -> None:
-        if isinstance(node, ast.ClassDef):
-            return
-        if isinstance(node, ast.FunctionDef):
-            if function is not None:  # it sees the names around it
-                inner = self._inner(node)
-                for name, types in scope.items():
-                    if name not in inner.types:
-                        inner.types[name] = set(types)
-            return
-        if isinstance(node, ast.Assign):
-            types = self._type(node.value, scope)
-            for target in node.targets:
-                self._bind(target, node.value, types, scope)
-            return
-        if isinstance(node, ast.AugAssign):
-            self._type(node.value, scope)
-            return
-        if isinstance(node, ast.AnnAssign) and node.value is not None:
-            types = self._type(node.value, scope) | self._annotated(node.annotation)
-            self._bind(node.target, node.value, types, scope)
-            return
-        if isinstance(node, ast.For):
-            self._bind(node.target, node.iter, self._type(node.iter, scope), scope)
-        if isinstance(node, ast.Return) and node.value is not None and function is not None:
-            function.returns |= self._type(node.value, scope)
-            return
-        if isinstance(node, ast.With):
-            for item in node.items:
-                types = self._type(item.context_expr, scope)
-                if item.optional_vars is not None:
-                    self._bind(item.optional_vars, item.context_expr, types, scope)
-        for child in ast.iter_child_nodes(node):
-            if isinstance(child, ast.expr):
-                self._type(child, scope)
-            elif isinstance(child, ast.stmt):
-                self._statement(child, scope, function)
-            elif isinstance(child, ast.ExceptHandler | ast.match_case):
-                for statement in child.body:
-                    self._statement(statement, scope, function)
-
-    def _inner(self, node: ast.FunctionDef) -> Function:
-        return next(f for f in self._functions[node.name] if f.node is node)
-
-    def _bind(self, target, value, types: set, scope: dict) -> None:
-        if isinstance(target, ast.Name):
-            scope[target.id] = scope.get(target.id, set()) | types
-        elif isinstance(target, ast.Tuple):
-            same = isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts)
-            for i, element in enumerate(target.elts):
-                part = self._type(value.elts[i], scope) if same else types
-                self._bind(element, value.elts[i] if same else value, part, scope)
-        elif isinstance(target, ast.Attribute):
-            for owner in self._type(target.value, scope):
-                if isinstance(owner, Instance):
-                    fields = self._fields[owner.name]
-                    fields.setdefault(target.attr, set()).update(types)
-
-    def _type(self, node, scope: dict) -> set:
-        """Returns the types an expression may have, and notes what it reads."""
-        if isinstance(node, ast.Name):
-            return set(scope.get(node.id, ()))
-        if isinstance(node, ast.Attribute):
-            return self._attribute(self._type(node.value, scope), node.attr)
-        if isinstance(node, ast.Call):
-            return self._call(node, scope)
+    def _body(self, function: Function) -> None:
+        node, module = function.node, function.module
+        args = [*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs]
+        scope = dict(function.scope)
+        for i, arg in enumerate(args):
+            types = function.parameters.setdefault(arg.arg, set())
+            self._add(types, self._annotated(arg.annotation, module))
+            if arg.arg == "config" and arg.annotation is None:
+                self._add(types, {Path("")})
+            if i == 0 and function.owner and arg.arg in ("self", "cls"):
+                self._add(types, {Object(function.owner)})
+            scope[arg.arg] = set(types)
         if isinstance(node, ast.Lambda):
-            self._lambda(node, scope)
-            return set()
-        if isinstance(node, ast.NamedExpr):
-            types = self._type(node.value, scope)
-            self._bind(node.target, node.value, types, scope)
-            return types
-        if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
-            return self._comprehension(node, scope)
-        if isinstance(node, ast.Subscript):
-            return self._type(node.value, scope) | self._nothing(self._type(node.slice, scope))
-        types = set()
+            self._add(function.returns, self._type(node.body, scope, module))
+            return
+        self._add(function.returns, self._annotated(node.returns, module))
+        if (
+            any(scope[arg.arg] for arg in args)
+            or function.scope.keys() - self._globals[module].keys()
+        ):
+            self._statements(node.body, scope, module, function)  # else nothing is learnt in it
+
+    def _statements(self, body: list, scope: dict, module: str, function: Function | None) -> None:
+        for statement in body:
+            self._statement(statement, scope, module, function)
+
+    def _statement(self, node, scope: dict, module: str, function: Function | None) -> None:
+        if isinstance(node, ast.ClassDef):
+            self._class_body(node, module)
+        elif isinstance(node, ast.FunctionDef):
+            if function is not None:  # a function inside sees the names around it
+                inner = self._function(node, module, None, scope)
+                inner.scope = {**inner.scope, **scope}
+                scope.setdefault(node.name, set()).add(inner)
+        elif isinstance(node, ast.Assign):
+            for target in node.targets:
+                self._bind(target, node.value, scope, module)
+        elif isinstance(node, ast.AnnAssign | ast.AugAssign):
+            if node.value is not None:
+                self._bind(node.target, node.value, scope, module)
+        elif isinstance(node, ast.Return):
+            if node.value is not None and function is not None:
+                self._add(function.returns, self._type(node.value, scope, module))
+        else:
+            self._compound(node, scope, module, function)
+
+    def _class_body(self, node: ast.ClassDef, module: str) -> None:
+        made = Class(module, node.name)
+        for item in node.body:
+            if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
+                types = self._annotated(item.annotation, module)
+                if item.value is not None:
+                    types |= self._type(item.value, self._globals[module], module)
+                self._add(self._fields[made][item.target.id], types)
+
+    def _compound(self, node, scope: dict, module: str, function: Function | None) -> None:
+        if isinstance(node, ast.For):
+            self._bind(node.target, node.iter, scope, module)
+        for item in getattr(node, "items", []):  # of a `with`
+            if item.optional_vars is not None:
+                self._bind(item.optional_vars, item.context_expr, scope, module)
+            self._type(item.context_expr, scope, module)
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.expr):
-                types |= self._type(child, scope)
-        keeps = isinstance(node, ast.IfExp | ast.BoolOp | ast.Tuple | ast.List | ast.Starred)
-        return types if keeps or isinstance(node, ast.Dict) else set()
+                self._type(child, scope, module)
+            elif isinstance(child, ast.stmt):
+                self._statement(child, scope, module, function)
+            elif isinstance(child, ast.ExceptHandler | ast.match_case):
+                self._statements(child.body, scope, module, function)
 
-    def _nothing(self, _types: set) -> set:
-        return set()
+    def _bind(self, target, value, scope: dict, module: str) -> None:
+        if isinstance(target, ast.Tuple | ast.List):
+            parts = [value] * len(target.elts)
+            if isinstance(value, ast.Tuple) and len(value.elts) == len(target.elts):
+                parts = value.elts
+            for element, part in zip(target.elts, parts, strict=True):
+                self._bind(element, part, scope, module)
+            return
+        types = self._type(value, scope, module)
+        if isinstance(target, ast.Name) and scope is self._globals[module]:
+            self._add(scope.setdefault(target.id, set()), types)
+        elif isinstance(target, ast.Name):  # of a function: it is walked again from its parameters
+            scope[target.id] = scope.get(target.id, set()) | types
+        elif isinstance(target, ast.Starred):
+            self._bind(target.value, value, scope, module)
+        elif isinstance(target, ast.Attribute):
+            for owner in self._type(target.value, scope, module):
+                if isinstance(owner, Object):
+                    fields = self._fields[owner.of]
+                    self._add(fields.setdefault(target.attr, set()), types)
+
+    def _type(self, node, scope: dict, module: str) -> set:
+        """Returns what an expression may be, and notes what it reads."""
+        if isinstance(node, ast.Name):
+            return self._resolve(scope.get(node.id) or self._globals[module].get(node.id, set()))
+        if isinstance(node, ast.Attribute):
+            return self._attribute(self._type(node.value, scope, module), node.attr)
+        if isinstance(node, ast.Lambda):
+            function = self._function(node, module, None, scope)
+            function.scope = {**function.scope, **scope}
+            return {function}
+        if isinstance(node, ast.Call):
+            return self._call(node, scope, module)
+        if isinstance(node, ast.NamedExpr):
+            self._bind(node.target, node.value, scope, module)
+            return self._type(node.value, scope, module)
+        if isinstance(node, ast.ListComp | ast.SetComp | ast.GeneratorExp | ast.DictComp):
+            within = dict(scope)
+            for generator in node.generators:
+                self._bind(generator.target, generator.iter, within, module)
+                for condition in generator.ifs:
+                    self._type(condition, within, module)
+            results = [node.elt] if not isinstance(node, ast.DictComp) else [node.key, node.value]
+            return set().union(*(self._type(result, within, module) for result in results))
+        children = [child for child in ast.iter_child_nodes(node) if isinstance(child, ast.expr)]
+        children = node.values if isinstance(node, ast.Dict) else children
+        types = [self._type(child, scope, module) for child in children]
+        keeps = ast.IfExp | ast.BoolOp | ast.Tuple | ast.List | ast.Dict | ast.Starred | ast.BinOp
+        if isinstance(node, ast.Subscript):
+            return types[0]
+        return set().union(*types) if isinstance(node, keeps) else set()
 
     def _attribute(self, owners: set, name: str) -> set:
-        types = set()
+        found = set()
         for owner in owners:
             if isinstance(owner, Path):
                 key = f"{owner.key}.{name}" if owner.key else name
-                if key in self._places:
-                    self.read.add(key)
-                    types.add(Path(key))
-            else:
-                types |= self._fields[owner.name].get(name, set())
-                method = self._methods.get((owner.name, name))
+                if key in self._keys:
+                    self._add(self.read, {key})
+                    found |= {Path(key)} & self._places
+            elif isinstance(owner, Module):
+                whole = f"{owner.name}.{name}"
+                here = self._globals[owner.name].get(name, set())
+                found |= (
+                    {Module(whole)} if whole in self._trees and not here else self._resolve(here)
+                )
+            elif isinstance(owner, Object):
+                fields = self._fields[owner.of]
+                if owner.section and name == "options":
+                    found.add(Path(owner.section))
+                    continue
+                found |= fields.get(name, set())
+                method = self._methods.get((owner.of, name))
                 if method is not None:
-                    types |= method.returns
-        return types
+                    found |= {method} | method.returns  # called, or a property
+        return found
 
-    def _comprehension(self, node, scope: dict) -> set:
-        inside = dict(scope)
-        for generator in node.generators:
-            types = self._type(generator.iter, inside)
-            self._bind(generator.target, generator.iter, types, inside)
-            for condition in generator.ifs:
-                self._type(condition, inside)
-        if isinstance(node, ast.DictComp):
-            return self._type(node.key, inside) | self._type(node.value, inside)
-        return self._type(node.elt, inside)
+    def _call(self, node: ast.Call, scope: dict, module: str) -> set:
+        given = [self._argument(arg, scope, module) for arg in node.args]
+        named = {k.arg: self._argument(k.value, scope, module) for k in node.keywords}
+        everything = set().union(*given, *named.values())
+        func, owners = node.func, set()
+        name = func.attr if isinstance(func, ast.Attribute) else getattr(func, "id", "")
+        if isinstance(func, ast.Attribute):
+            owners = self._type(func.value, scope, module)
+        if name == "to_dict" or name in _WHOLE:
+            self._whole(owners | everything)
+            return owners | everything
+        if name == "getattr" and len(given) > 1:
+            names = {kind.text for kind in given[1] if isinstance(kind, Name)}
+            return set().union(*(self._attribute(given[0], text) for text in names))
+        if name == "partial" and given:  # its function is called with these, and more
+            for function in given[0]:
+                if isinstance(function, Function):
+                    self._pass(function, given[1:], named)
+            return {f for f in given[0] if isinstance(f, Function)}
+        result = set()
+        for callee in self._type(func, scope, module):
+            if isinstance(callee, Function):
+                result |= self._pass(callee, given, named)
+            elif isinstance(callee, Class):
+                result |= self._construct(callee, node, given, named)
+        if name in _CONTAINER_METHODS:
+            result |= owners
+        if any(isinstance(owner, Path) for owner in owners):
+            result |= owners  # a method of a section, such as halved(), gives one
+        return result | everything if name in _PASSED_ON else result
 
-    def _lambda(self, node: ast.Lambda, scope: dict, given: list[set] | None = None) -> set:
-        inside = dict(scope)
-        for i, arg in enumerate(node.args.args):
-            inside[arg.arg] = {Path("")} if arg.arg in NAMED else set()
-            if given is not None and i < len(given):
-                inside[arg.arg] |= given[i]
-        return self._type(node.body, inside)
+    def _argument(self, node, scope: dict, module: str) -> set:
+        is_name = isinstance(node, ast.Constant) and node.value in self._words
+        return {Name(node.value)} if is_name else self._type(node, scope, module)
 
-    def _call(self, node: ast.Call, scope: dict) -> set:
-        given = [self._type(arg, scope) for arg in node.args]
-        named = {k.arg: self._type(k.value, scope) for k in node.keywords}
-        name = _last(node.func)
-        if isinstance(node.func, ast.Attribute):
-            owners = self._type(node.func.value, scope)
-            if name == "to_dict":
-                self._all_of(owners)
-                return owners
-            methods = [self._methods.get((o.name, name)) for o in owners if isinstance(o, Instance)]
-            if any(methods):
-                return self._pass([m for m in methods if m], given, named, skip=1)
-            if any(isinstance(owner, Path) for owner in owners):
-                return self._attribute(owners, name)  # a method of a section
-        if name in ("asdict", "vars", "fields", "dict"):
-            self._all_of(set().union(*given) if given else set())
-            return set().union(*given) if given else set()
-        if name in ("replace", "read", "copy"):
-            return set().union(set(), *given)
-        if name == "getattr" and len(node.args) > 1 and isinstance(node.args[1], ast.Constant):
-            return self._attribute(given[0], node.args[1].value)
-        if name == "get" and len(node.args) == 2 and isinstance(node.args[1], ast.Constant):
-            if Path("") in given[0]:
-                self.read.add(str(node.args[1].value))
-        if name in self._fields and name not in self._paths:  # an object is made
-            return self._construct(name, given, named)
-        functions = self._functions.get(name or "", [])
-        if name == "partial" and node.args:
-            functions = self._functions.get(_last(node.args[0]) or "", [])
-            given = given[1:]
-        return self._pass(functions, given, named, skip=0)
+    def _pass(self, function: Function, given: list, named: dict) -> set:
+        for name, types in [*zip(function.names, given, strict=False), *named.items()]:
+            if name is not None:
+                self._add(function.parameters.setdefault(name, set()), types)
+        return function.returns
 
-    def _construct(self, name: str, given: list[set], named: dict) -> set:
-        fields = self._fields[name]
-        init = self._methods.get((name, "__init__"))
+    def _construct(self, made: Class, node: ast.Call, given: list, named: dict) -> set:
+        if made not in self._fields:
+            return set()
+        init = self._methods.get((made, "__init__"))
         if init is not None:
-            self._pass([init], given, named, skip=1)
-        else:
-            for field, types in zip(fields, given, strict=False):
-                fields[field] |= types
-            for field, types in named.items():
-                if field in fields:
-                    fields[field] |= types
-        return {Instance(name)}
+            self._pass(init, given, named)
+        fields = self._fields[made]
+        values = dict(zip(self._order[made], given, strict=False)) | named
+        for name, types in values.items():
+            if name in fields and name != "section":
+                self._add(fields[name], types)
+        if "section" in self._order[made]:
+            self._task(made, node, values)
+        return {Object(made)}
 
-    def _pass(self, functions, given: list[set], named: dict, skip: int) -> set:
-        returns = set()
-        for function in functions:
-            names = [arg.arg for arg in function.node.args.args][skip:]
-            for parameter, types in [*zip(names, given, strict=False), *named.items()]:
-                if parameter in function.types:
-                    function.types[parameter] |= types
-            returns |= function.returns
-        return returns
+    def _task(self, made: Class, node: ast.Call, values: dict) -> None:
+        """A task of `evaluate`: its functions see the section of config.eval that it names."""
+        for text in {kind.text for kind in values.get("section", ()) if isinstance(kind, Name)}:
+            place = f"eval.{text}"
+            if place not in self._keys:
+                continue
+            for kind in values.get("counted_by", ()) or {Name("trials")}:
+                if isinstance(kind, Name):
+                    self._attribute({Path(place)}, kind.text)
+            seen = {"make": {Object(Class(made.module, "Request"), place)}}
+            seen["needs_text"] = {Path(place)}
+            for name, types in seen.items():
+                for function in values.get(name, ()):
+                    if isinstance(function, Function):
+                        last = function.names[-1:]
+                        self._pass(function, [], {last[0]: types} if last else {})
 
-    def _all_of(self, owners: set) -> None:
-        """Notes a section as read whole; not one with sections inside, which no program takes so
-        but to write it down."""
-        self.read |= {f"{owner.key}.*" for owner in owners if isinstance(owner, Path)}
+    def _whole(self, owners: set) -> None:
+        """Notes that sections are taken whole."""
+        self._add(self.read, {f"{owner.key}.*" for owner in owners if isinstance(owner, Path)})
 
 
-def _last(node) -> str | None:
-    if isinstance(node, ast.Attribute):
-        return node.attr
-    return node.id if isinstance(node, ast.Name) else None
-
-
-def unread(keys: Iterator[str], read: set[str]) -> list[str]:
-    """Returns the keys that are not read: neither by their path nor with a whole section that has
-    no section inside."""
-    keys = list(keys)
-    tops = {key.rpartition(".")[0] for key in keys}
+def unread(keys: list[str], read: set[str]) -> list[str]:
+    """Returns the keys that are not read: neither by their path, nor with a whole section that has
+    no section inside. A section with others inside is taken whole only to be written down.
+    """
+    places = {key.rpartition(".")[0] for key in keys}
     whole = {key.removesuffix(".*") for key in read if key.endswith(".*")}
-    plain = {top for top in whole if top and not any(o.startswith(f"{top}.") for o in tops)}
-    return [k for k in keys if k not in read and k.rpartition(".")[0] not in plain]
+    plain = {place for place in whole if not any(p.startswith(f"{place}.") for p in places)}
+    return [k for k in keys if k not in read and k.rpartition(".")[0] not in plain - {""}]

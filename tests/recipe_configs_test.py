@@ -14,7 +14,7 @@ SLICES = ("v5p_64", "v5p_256", "v5e_256", "v6e_256")
 
 def stages_of(name, argument=""):
     file = str(ROOT / "configs" / f"{name}.py")
-    config = experiment.load(f"{file}:{argument}" if argument else file)
+    config = experiment.read(f"{file}:{argument}" if argument else file)
     return {stage.name: stage for stage in parse(config)}
 
 
@@ -58,7 +58,7 @@ def test_every_stage_fits_its_slice(model, hardware):
     shape, chips = llama.SHAPES[model], int(hardware.rpartition("_")[2])
     for stage in stages_of("recipe_2m", f"{model},{hardware},quick").values():
         mesh, train = stage.config.mesh, stage.config.train
-        assert math.prod(mesh[axis] for axis in ("data", "fsdp", "context", "tensor")) == chips
+        assert math.prod(mesh.to_dict().values()) == chips
         assert shape.embed_dim % (mesh.fsdp * mesh.context) == 0
         length = train.seq_len if stage.kind == "train" else stage.config.target_len or 4096
         assert length % (2 * mesh.context * 128) == 0  # whole chunks of a zigzag, of whole lanes

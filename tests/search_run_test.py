@@ -1,4 +1,4 @@
-"""A whole search by a tiny random model: files, resuming, messages, estimate, sweeps."""
+"""A whole search by a tiny random model: files, resuming, messages, estimate."""
 
 import dataclasses
 import json
@@ -17,7 +17,6 @@ from jaxrope.convert import importing
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import baselines, evaluator, evolution, journal, problem, run
-from jaxrope.shell import sweep
 from tests.search_config import rows_of, tiny, write_model, write_texts
 
 EVALUATIONS = 6 + 2 * 4
@@ -401,75 +400,6 @@ def test_estimate_measures_nothing_long(tmp_path, monkeypatch):
 
     monkeypatch.setattr(cost, "_CPU_OPERATIONS", 1.0)
     assert "not known: one batch is too long" in search.dry_run(tiny(tmp_path))
-
-
-def test_sweep_runs_the_product_once(tmp_path):
-    config = tiny(tmp_path)
-    config.sweep = (("target_len", (64,)), ("search.attention_factor", ("su", 1.0)))
-    folders = []
-
-    def search_fn(member, folder):
-        folders.append(folder.name)
-        return search.search(member, folder)
-
-    table = sweep.run(config, tmp_path / "sweep", search_fn)
-    names = [f"target_len=64,attention_factor={law}" for law in ("su", 1.0)]
-    assert folders == names and [line.split()[0] for line in table.splitlines()[1:]] == names
-    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [row["values"] for row in content["rows"]] == [
-        {"target_len": 64, "search.attention_factor": law} for law in ("su", 1.0)
-    ]
-    for row in content["rows"]:
-        result = json.loads((tmp_path / "sweep" / row["folder"] / "result.json").read_text())
-        assert row["fitness"] == result["perplexity"]
-        assert row["best_baseline"] == min(r["fitness"] for r in result["baselines"])
-    folders.clear()
-    (tmp_path / "sweep" / names[1] / "result.json").unlink()
-    assert sweep.run(config, tmp_path / "sweep", search_fn) == table
-    assert folders == [names[1]]
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ((("target_length", (1, 2)),), r"Unknown key 'target_length' in sweep\. Did you mean"),
-        ((("sweep", (1, 2)),), r"Unknown key 'sweep' in sweep"),
-        (("target_len", (1, 2)), r"sweep must hold pairs like .* got 'target_len'"),
-        ((("target_len", ()),), r"sweep must hold pairs"),
-        ((("target_len", ("a",)),), r"sweep: target_len must be int, got 'a'"),
-        ((("seed", (1,)), ("seed", (2,))), r"sweep lists a key twice: seed, seed"),
-    ],
-)
-def test_sweep_messages(tmp_path, entries, message):
-    config = tiny(tmp_path)
-    config.sweep = entries
-    with pytest.raises(InputError, match=message):
-        sweep.members(config)
-
-
-def test_sweep_over_sections_and_odd_values_has_readable_folders(tmp_path):
-    config = tiny(tmp_path)
-    sections = tuple(
-        dict(name="perplexity", num_samples=count, offset_tokens=0) for count in (1, 2)
-    )
-    config.sweep = (("search.objective", sections), ("data.tokenizer", ("bytes", "a b/c")))
-    members = sweep.members(config)
-    assert list(members) == [
-        "objective=perplexity,tokenizer=bytes",
-        "objective=perplexity,tokenizer=a_b_c",
-        "objective=perplexity,tokenizer=bytes,2",
-        "objective=perplexity,tokenizer=a_b_c,3",
-    ]
-    last = list(members.values())[-1]
-    assert last.search.objective.num_samples == 2 and last.data.tokenizer == "a b/c"
-    assert last.sweep == () and config.search.objective.num_samples == 2
-
-
-def test_failing_member_is_named(tmp_path):
-    config = tiny(tmp_path)
-    config.sweep = (("target_len", (8,)),)
-    with pytest.raises(InputError, match=r"sweep member target_len=8: target_len must exceed"):
-        sweep.run(config, tmp_path / "sweep", search.search)
 
 
 def test_state_is_a_function_of_the_journal(found):

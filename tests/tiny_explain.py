@@ -57,11 +57,11 @@ def get_config(folder: str):
     section.heads.update(multiple=2.0, setting="pi", sizes=(1,), draws=1)
     section.second = (
         ("model.path", str(Path(folder) / "second")),
+        ("analysis.settings", ("none", "pi")),
         ("analysis.tasks", ()),
         ("analysis.haystack", False),
         ("analysis.longer_setting", ""),
     )
-    section.second_settings = ("none", "pi")
     return config
 
 

@@ -31,7 +31,7 @@ RECORD_FORMAT = "jaxrope.measurements/1"
 FOLDER = "measured"
 # Of the configuration, what no measurement reads: it makes subjects, texts and questions, which are
 # content.
-_CONTENT = ("data", "rope", "analysis.settings", "analysis.second_settings", "analysis.untrained")
+_CONTENT = ("data", "rope", "analysis.settings", "analysis.untrained")
 _CONTENT += ("analysis.factor", "analysis.theta_times", "analysis.perplexity", "analysis.haystack")
 _CONTENT += ("analysis.twin_steps", "analysis.longer", "analysis.longer_setting")
 _CONTENT += ("analysis.needles", "analysis.tasks", "analysis.trials", "analysis.depths")

@@ -90,11 +90,10 @@ def make(config: Config) -> list[Study]:
       InputError: a key of config.analysis does not suit the model, or breaks its rule for the
         second one.
     """
-    section = config.analysis
-    studies = [_study(config, "", section.settings)]
-    if section.second:
-        second = schema.replace(config, section.second, setting="analysis.second")
-        studies.append(_study(second, "second_", section.second_settings))
+    studies, second = [_study(config, "")], config.analysis.second
+    if second:
+        other = schema.replace(config, second, setting="analysis.second")
+        studies.append(_study(other, "second_"))
     return studies
 
 
@@ -103,7 +102,7 @@ def untrained(setting: str) -> str:
     return f"{setting}, untrained"
 
 
-def _study(config: Config, name: str, settings: Sequence[str]) -> Study:
+def _study(config: Config, name: str) -> Study:
     if config.model.source != "checkpoint":
         raise InputError(
             f"model.source must be 'checkpoint': a pre-trained model, got '{config.model.source}'. "
@@ -115,20 +114,18 @@ def _study(config: Config, name: str, settings: Sequence[str]) -> Study:
         name,
         config,
         shape,
-        (*_trainings(config, name, shape, settings), *_evaluations(config, name, shape, settings)),
-        _subjects(config, name, shape, settings),
+        (*_trainings(config, name, shape), *_evaluations(config, name, shape)),
+        _subjects(config, name, shape),
     )
 
 
-def _trainings(
-    config: Config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]
-) -> tuple:
+def _trainings(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
     """Returns the stages that train the subjects, all but the twin on equal tokens."""
     section, length = config.analysis, shape.original_len
     longest = round(section.factor * length)
     common = (*_second_changes(config, name), ("target_len", longest), ("eval.suites", ()))
     stages = []
-    if SEARCHED in settings:
+    if SEARCHED in section.settings:
         stages.append((f"{name}search", "search", common))
 
     def train(stage: str, rope: dict, multiple: int, steps: int):
@@ -147,10 +144,10 @@ def _trainings(
             return dict(method="file", path=f"{{{name}search}}/rope.json")
         return ROPES[setting](section, shape)
 
-    for setting in settings:
+    for setting in section.settings:
         train(setting, rope_of(setting), 1, config.train.steps)
     train(TWIN, rope_of(PLAIN), round(TWICE), section.twin_steps)
-    if section.longer_setting in settings:
+    if section.longer_setting in section.settings:
         train(LONGER, rope_of(section.longer_setting), section.longer, config.train.steps)
     return tuple(stages)
 
@@ -160,15 +157,13 @@ def _second_changes(config: Config, name: str) -> tuple:
     return config.analysis.second if name else ()
 
 
-def _evaluations(
-    config: Config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]
-) -> tuple:
+def _evaluations(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
     """Returns the stages that measure perplexity, and Fu's needle inside the window."""
     section, length = config.analysis, shape.original_len
     common = _second_changes(config, name)
     labels = tuple(
         (subject.label, subject.model, subject.rope or "model")
-        for subject in _subjects(config, name, shape, settings)[1:]
+        for subject in _subjects(config, name, shape)[1:]
     )
     measured = (
         ("eval.suites", ("perplexity",)),
@@ -186,19 +181,19 @@ def _evaluations(
     return tuple(stages)
 
 
-def _subjects(config: Config, name: str, shape: llama.LlamaConfig, settings) -> tuple[Subject, ...]:
+def _subjects(config: Config, name: str, shape: llama.LlamaConfig) -> tuple[Subject, ...]:
     section, length, path = config.analysis, shape.original_len, config.model.path
     subjects = [Subject(BASE, path, "", length, PLAIN, False)]
-    for setting in settings:
+    for setting in section.settings:
         subjects.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
     if section.untrained:
-        for setting in settings:
+        for setting in section.settings:
             if setting != PLAIN:
                 at = f"{{{name}{setting}}}/rope.json"
                 subjects.append(Subject(untrained(setting), path, at, length, setting, False))
     at_twin, twice = f"{{{name}{TWIN}}}", round(TWICE * length)
     subjects.append(Subject(TWIN, at_twin, "", twice, PLAIN, True))
-    if section.longer_setting in settings:
+    if section.longer_setting in section.settings:
         longer = section.longer * length
         at, rope = f"{{{name}{LONGER}}}", section.longer_setting
         subjects.append(Subject(f"{rope}, trained longer", at, "", longer, rope, True))

@@ -15,19 +15,20 @@ from typing import Any
 
 import jax
 
-from jaxrope import topology
+from jaxrope import schema, topology
 from jaxrope.mesh import hosts
 from jaxrope.recipe import kinds, record
 from jaxrope.recipe.kinds import KINDS
 from jaxrope.recipe.plan import Plan, identities, naming, prepare
 from jaxrope.recipe.stages import Stage, chosen, parse
 from jaxrope.schema import Config
-from jaxrope.shell import cli
+from jaxrope.shell import cli, sweep
 from jaxrope.shell.progress import duration
 from jaxrope.store import files, sealed
 from jaxrope.store.lock import run_lock
 
 FORMAT = "jaxrope.recipe/2"
+_TOKENS = ("forward", "trained")
 _MEASURING = 60.0  # seconds; a dry run begins no measurement after them
 
 
@@ -105,6 +106,7 @@ def compile_stages(config: Config, topology_name: str, workdir: Path | None) -> 
       InputError: a stage does not fit itself or the slice.
     """
     compile_fns = {"search": topology.compile_search, "train": topology.compile_train}
+    config = schema.read(config)
     for stage in chosen(config, parse(config)):
         if stage.kind in compile_fns:
             cli.print_line(f"\n{stage.name} ({stage.kind})")
@@ -152,7 +154,8 @@ def _write(plan: Plan) -> None:
         row["what"] = KINDS[stage.kind].what(stage.config)
         if plan.is_finished(stage.name):
             content = plan.records[stage.name]
-            row |= {"seconds": content["seconds"], "columns": content["columns"]}
+            tokens = {f"{n}_tokens": content["columns"].get(f"{n} tokens", 0) for n in _TOKENS}
+            row |= {"seconds": content["seconds"]} | tokens | {"columns": content["columns"]}
         rows.append(row)
     sealed.write_json(plan.workdir / "recipe.json", {"format": FORMAT, "stages": rows})
 
@@ -173,11 +176,8 @@ def _table(plan: Plan) -> str:
 
 def _results(columns: dict[str, Any]) -> str:
     """Returns the columns of a stage in a line."""
-    cells = []
-    for name, value in columns.items():
-        number = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
-        cells.append(f"{name} {value if isinstance(value, str) else number}")
-    return ", ".join(cells)
+    shown = ((n, value) for n, value in columns.items() if value is not None and n != "seconds")
+    return ", ".join(f"{name} {sweep.cell(value)}" for name, value in shown)
 
 
 def _states(plan: Plan) -> str:

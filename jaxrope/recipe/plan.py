@@ -10,7 +10,7 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from jaxrope import setup
+from jaxrope import schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.recipe import kinds, record
@@ -82,6 +82,7 @@ def prepare(config: Config, workdir: Path) -> Plan:
       InputError: a stage cannot run, even if all earlier ones succeed; or a finished one that is
         needed would be another one now. The message names the stage.
     """
+    config = schema.read(config)
     stages, workdir = tuple(parse(config)), files.absolute(workdir)
     selected = tuple(chosen(config, list(stages)))
     parts = {stage.name: kinds.parts(stage, workdir) for stage in stages}

@@ -63,7 +63,6 @@ class Analysis(Section):
     longer_setting: str = field(Choice(("", *SETTINGS)))
     heads: Heads = field(One(Heads))
     second: tuple = field(Many(PAIR))
-    second_settings: tuple = field(Many(Choice(SETTINGS), distinct=True, includes=("none",)))
 
     def check(self) -> None:
         """Every depth has as many trials, and no length is beyond the factor."""
