@@ -67,8 +67,8 @@ def test_a_search_needs_nothing_but_its_config(tmp_path):
     assert job.work.tokens == 8 * 3 * 64
     assert "8 candidates, each on 3 samples of 64 tokens; 1,312 evaluations" in job.remarks[1]
     assert len(jax.tree.leaves(job.lower().in_avals)) > 12
-    made.search.objective = dict(name="passkey")
-    with pytest.raises(InputError, match="search.objective.name 'passkey': --compile_only is for"):
+    made.search.objective = dict(name="needle", num_samples=1, num_keys=1, place="start")
+    with pytest.raises(InputError, match="search.objective.name 'needle': --compile_only is for"):
         jobs.search_job(made, mesh)
 
 

@@ -13,10 +13,6 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from jaxrope.search.cost import dry_run as dry_run
-<<<<<<< HEAD
-=======
-    from jaxrope.search.cost import planned_tokens as planned_tokens
->>>>>>> main
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.problem import prepare as prepare
     from jaxrope.search.run import Result as Result
