@@ -130,7 +130,7 @@ def test_seeds_from_files(tmp_path):
         [100, 150, 200, 500, 1],
     ]
     config.search.seeds = (str(tmp_path / "c"),)
-    with pytest.raises(InputError, match=r"search\.seeds: .*c cannot be read"):
+    with pytest.raises(InputError, match=r"search\.seeds: .*c: there is no such file"):
         problem.prepare(config)
 
 

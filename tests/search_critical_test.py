@@ -9,7 +9,7 @@ from configs import base
 from jaxrope import rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.search import critical, evolution, genome, journal, problem
-from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.genome import ENCODINGS
 from tests.search_config import rows_of, tiny
 from tests.search_spaces import encode, space_of, stream
 

@@ -192,15 +192,6 @@ def test_the_result_of_a_descent_is_judged_beside_its_seeds(tmp_path):
     assert tokens == result.content["evaluations"] * 2 * config.target_len
 
 
-@pytest.mark.parametrize(
-    ("method", "tokens"),
-    [("evolution", 14 * 2 * 64), ("gradient", 3 * 5 * 7 * 64), ("hybrid", (28 + 105) * 64)],
-)
-def test_planned_tokens(tmp_path, method, tokens):
-    keys = dict(search__gradient__steps=7, search__gradient__starts=5)
-    assert search.planned_tokens(descending(tmp_path, search__method=method, **keys)) == tokens
-
-
 def test_hybrid_breeds_from_where_the_descent_ended(tmp_path):
     config = descending(tmp_path, search__method="hybrid")
     result = search.search(config, tmp_path / "run")

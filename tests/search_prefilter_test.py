@@ -8,7 +8,7 @@ import pytest
 from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome, journal, prefilter
-from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.genome import ENCODINGS
 from tests.search_config import rows_of, tiny
 from tests.search_evolution_test import run, settings_of
 from tests.search_spaces import seeds_of, space_of, stream

@@ -5,7 +5,6 @@ problem = prepare(config)             everything checked; no weights are read, n
 text = dry_run(config)                what it would do and cost
 result = search(config, workdir)      one search, or its rest
 columns = finished(config, workdir)   of a search of this very model, text and config, or None
-tokens = planned_tokens(config)       forward tokens from the config alone
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +13,6 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from jaxrope.search.cost import dry_run as dry_run
-    from jaxrope.search.cost import planned_tokens as planned_tokens
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.problem import prepare as prepare
     from jaxrope.search.run import Result as Result
@@ -24,8 +22,8 @@ if TYPE_CHECKING:
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "cost": ["dry_run"],
         "problem": ["Problem", "prepare"],
         "run": ["Result", "finished", "search"],
-        "cost": ["dry_run", "planned_tokens"],
     },
 )

@@ -7,11 +7,10 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxrope import llama, schema
+from jaxrope import llama
 from jaxrope.mesh import sharding
-from jaxrope.search import baselines, descent, evaluator, plan, ramp
-from jaxrope.search.objective import OF_ATTENTION
-from jaxrope.search.problem import METHODS, Problem, build_rope, prepare, seeds, weights
+from jaxrope.search import baselines, descent, evaluator, plan
+from jaxrope.search.problem import Problem, build_rope, prepare, seeds, weights
 from jaxrope.setup import NOTHING, Expected
 from jaxrope.shell.progress import duration
 
@@ -63,35 +62,13 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
     return "\n".join([*lines, *problem.remarks])
 
 
-def planned_tokens(config) -> int:
-    """Returns the forward tokens of a search from its config alone: of children and
-    descents, without baselines and seeds, and with the shorter texts of an objective of attention
-    where the config says the trained length.
-
-    Raises:
-      InputError: a setting breaks its rule.
-    """
-    config = schema.read(config)
-    section, tokens = config.search, 0
-    method = METHODS[section.method]
-    if method.breeds:
-        evolved = section.algorithm.halved(config.target_len).num_evaluations()
-        tokens += evolved * section.objective.num_samples
-    if method.descends:
-        descents = section.gradient
-        tokens += descent.COST * descents.starts * descents.steps * descents.batch
-    looks = section.objective.name in OF_ATTENTION
-    trained_len = (section.training_len or config.original_len) if looks else 0
-    return tokens * (config.target_len + trained_len)
-
-
 def _candidates(problem: Problem) -> tuple[str, int]:
     """Returns the candidates that are judged, in words and their number."""
     seeded = len(seeds(problem)) + (problem.gradient.starts if problem.gradient else 0)
     evolved = problem.settings.num_evaluations() if problem.method.breeds else seeded
     compared = baselines.comparisons(problem.baselines, problem.attention_factor)
     num_compared = len(compared) if problem.config.search.compare else 0
-    moved = ramp.most_candidates(problem)
+    moved = descent.most_ramps(problem)
     total = evolved + num_compared + moved
     words = f"{total:,} ({evolved:,} by evolution, {num_compared} baselines"
     return words + (f", at most {moved} to move YaRN's ramp)" if moved else ")"), total

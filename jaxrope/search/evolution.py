@@ -18,7 +18,6 @@ from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.search import genome as genomes
 from jaxrope.search import prefilter as prefilters
-from jaxrope.search.encodings import ENCODINGS
 from jaxrope.search.prefilter import Prefilter
 
 _MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
@@ -174,7 +173,7 @@ class _Breed:
     ):
         self.settings, self.space, self.prefilter, self.rng = settings, space, prefilter, rng
         self.used_keys = {genomes.key(space, genome_G) for genome_G in genomes_EG}
-        self.encoding = ENCODINGS[settings.name]
+        self.encoding = genomes.ENCODINGS[settings.name]
 
     def child(self, breed_fn: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         """Returns the best of `oversample` children by the pre-filter; None if all were None."""

@@ -20,7 +20,6 @@ from jaxrope.mesh import sharding
 from jaxrope.search import (
     baselines,
     critical,
-    encodings,
     evolution,
     genome,
     objective,
@@ -213,7 +212,7 @@ def seeds(problem: Problem) -> list[Baseline]:
 
 def seed_genomes(problem: Problem) -> np.ndarray:
     """Returns the genomes of the seeds, int32 [S, G]."""
-    encoding = encodings.ENCODINGS[problem.settings.name]
+    encoding = genome.ENCODINGS[problem.settings.name]
     choices = [
         genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
         for b in (baseline.bucket for baseline in seeds(problem))
@@ -242,7 +241,7 @@ def first_state(problem: Problem, ends: Sequence[genome.Choice] = ()) -> evoluti
       problem: whose seeds it begins with; without children it has no other candidates.
       ends: of the descents: further seeds.
     """
-    encoding, settings = encodings.ENCODINGS[problem.settings.name], problem.settings
+    encoding, settings = genome.ENCODINGS[problem.settings.name], problem.settings
     end_genomes = [genome.encode(encoding, problem.space, choice) for choice in ends]
     seeds_SG = np.stack([*end_genomes, *seed_genomes(problem)])
     if not problem.method.breeds:
