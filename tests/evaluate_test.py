@@ -1,5 +1,6 @@
 """The program: rows, what it writes, and what it refuses before anything runs."""
 
+import dataclasses
 import re
 
 import numpy as np
@@ -264,6 +265,30 @@ def test_a_missing_plotting_library_costs_no_result(config, tmp_path, monkeypatc
     evaluate.evaluate(change(config, lengths=(64,), methods=("none",)), tmp_path)
     assert (tmp_path / "eval.json").is_file() and not (tmp_path / "eval.png").exists()
     assert "eval.png is left out: Figures need matplotlib" in capsys.readouterr().out
+
+
+def test_weights_that_are_no_numbers_are_refused_and_not_measured(config, tmp_path, monkeypatch):
+    made = setup.load_model(config)
+    name = "final_norm_D"
+    params = made.params | {name: made.params[name].at[3].set(np.nan)}
+    broken = dataclasses.replace(made, params=params)
+    monkeypatch.setattr(setup, "load_model", lambda *_, **__: broken)
+    message = f"tiny: {name} has values that are NaN or infinite. Use a checkpoint from before"
+    with pytest.raises(InputError, match=message):
+        evaluate.evaluate(config, tmp_path)
+    assert not (tmp_path / "eval.json").exists()
+
+
+def test_losses_that_are_no_numbers_are_refused_and_not_kept(config, tmp_path, monkeypatch):
+    made = setup.load_model(config)
+    scaled = made.params["final_norm_D"] * 1e30  # finite, but not what is made of it
+    broken = dataclasses.replace(made, params=made.params | {"final_norm_D": scaled})
+    monkeypatch.setattr(setup, "load_model", lambda *_, **__: broken)
+    config = schema.replace(config, {"forward.compute_dtype": "float16"})
+    message = "row 'none' at 64 tokens: the loss of 256 of 256 tokens is not finite"
+    with pytest.raises(InputError, match=message):
+        evaluate.evaluate(config, tmp_path)
+    assert (tmp_path / "items.jsonl").read_bytes().count(b"\n") == 1
 
 
 def test_the_command_line_refuses_in_one_line(tmp_path, capsys):

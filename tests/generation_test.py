@@ -409,14 +409,17 @@ def test_sizes_of_chunks_and_caches():
 @pytest.mark.parametrize(
     "change, message",
     [
-        (dict(max_new_tokens=0), "generate.max_new_tokens must be a whole number from 1 on, got 0"),
-        (dict(temperature=-1.0), r"generate.temperature must be 0 \(greedy\) or a positive number"),
-        (dict(temperature=float("nan")), "generate.temperature must be 0"),
-        (dict(top_k=-3), "generate.top_k must be a whole number from 0 on, got -3"),
-        (dict(top_p=0.0), "generate.top_p must be above 0 and at most 1"),
-        (dict(top_p=1.5), "generate.top_p must be above 0 and at most 1"),
+        (
+            dict(max_new_tokens=0),
+            "generate.max_new_tokens must be a whole number of tokens, 1 or more, got 0",
+        ),
+        (dict(temperature=-1.0), "generate.temperature must be a number at least 0, got -1"),
+        (dict(temperature=float("nan")), "generate.temperature must be a number at least 0"),
+        (dict(top_k=-3), "generate.top_k must be a whole number of tokens, 0 or more, got -3"),
+        (dict(top_p=0.0), "generate.top_p must be a number above 0 and at most 1"),
+        (dict(top_p=1.5), "generate.top_p must be a number above 0 and at most 1"),
         (dict(policy="recompile"), "Unknown generate.policy 'recompile'. Did you mean 'recompute'"),
-        (dict(seed=-1), "generate.seed must be a whole number from 0 on"),
+        (dict(seed=-1), "generate.seed must be a whole number, 0 or more"),
     ],
 )
 def test_messages_of_options(change, message):

@@ -14,7 +14,7 @@ from jaxrope.mesh import sharding
 from jaxrope.setup import NOTHING, Expected
 from jaxrope.shell.progress import duration
 
-_GIB = 2**30
+_MIB = 2**20
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.
 _CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 2e12, 1e15
 _ROWS, _STEPS = 16, 4  # rows that are read and tokens that are written for it, at most
@@ -65,7 +65,7 @@ def _memory(plan: Plan) -> str:
         int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf, place in zip(leaves, places, strict=True)
     )
-    return f"{size / _GIB:.3f} GiB of parameters on each of {mesh.size} devices"
+    return f"{size / _MIB:,.1f} MiB of parameters on each of {mesh.size} devices"
 
 
 def _time(plan: Plan) -> str:

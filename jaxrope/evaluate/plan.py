@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import data, llama, rope, schema, setup
@@ -20,7 +21,7 @@ from jaxrope.evaluate.scoring import Bench, EvalModel
 from jaxrope.mesh import hosts, sharding
 from jaxrope.schema import Config, Identity
 from jaxrope.setup import NOTHING, Expected
-from jaxrope.store import files, sealed
+from jaxrope.store import files, leaves, sealed
 
 CONFIGURED = "configured"  # the method of the first row: what config.rope says
 _OF_QUESTIONS = ("eval", "seed", "data", "model", "rope", "original_len")
@@ -182,9 +183,20 @@ def prepare(config, expected: Expected = NOTHING) -> Plan:
 
 
 def load(plan: Plan, path: str) -> dict:
-    """Returns the parameters of a checkpoint on the devices."""
+    """Returns the parameters of a checkpoint on the devices.
+
+    Raises:
+      InputError: one of them is NaN or infinite.
+    """
     loaded = setup.load_model(plan.at(path))
-    return sharding.put(loaded.params, llama.param_shardings(loaded.config, plan.mesh))
+    params = sharding.put(loaded.params, llama.param_shardings(loaded.config, plan.mesh))
+    for name, leaf in leaves.named(params).items():
+        if not jnp.isfinite(leaf).all():
+            raise InputError(
+                f"{loaded.source}: {name} has values that are NaN or infinite. Use a checkpoint "
+                "from before that, or import the model again."
+            )
+    return params
 
 
 def _main(config: Config) -> str:

@@ -37,7 +37,7 @@ def evaluate(config, workdir: Path) -> dict[str, Any]:
     plan = prepare(config)
     cli.print_line(outline(plan))
     with run_lock(workdir):
-        columns = _stored_columns(plan, workdir)
+        columns = _stored_columns(plan, workdir, shows=True)
         return _measured(plan, workdir) if columns is None else columns
 
 
@@ -51,7 +51,7 @@ def finished(config, workdir: Path) -> dict[str, Any] | None:
     Raises:
       InputError: see `prepare`.
     """
-    return _stored_columns(prepare(config), workdir)
+    return _stored_columns(prepare(config), workdir, shows=False)
 
 
 def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> Iterator[Result]:
@@ -73,8 +73,10 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             yield dataclasses.replace(result, **origin)
 
 
-def _stored_columns(plan: Plan, workdir: Path) -> dict[str, Any] | None:
-    """Returns the columns of eval.json if it is that of this plan, undamaged and whole."""
+def _stored_columns(plan: Plan, workdir: Path, *, shows: bool) -> dict[str, Any] | None:
+    """Returns the columns of eval.json if it is that of this plan, undamaged and whole; `shows`:
+    and prints its tables.
+    """
     identity = plan.identity  # on all processes
 
     def read() -> dict[str, Any] | None:
@@ -89,6 +91,9 @@ def _stored_columns(plan: Plan, workdir: Path) -> dict[str, Any] | None:
         except InputError as error:
             cli.print_line(f"not used: {error}")
             return None
+        if shows:
+            cli.print_line(tables.as_text(_tables(content)))
+            cli.print_line(f"evaluated before, in {workdir}")
         return summary.columns(content)
 
     return hosts.from_main("evaluated before", read)

@@ -259,10 +259,18 @@ def _batches(
     length, pending = rows.shape[1] - 1, None
 
     def read(batch, count):
-        return tuple(
+        nll_BT, hit_BT = (
             llama.natural_order(model.settings, np.asarray(values), length)[:count]
             for values in batch
         )
+        if wrong := np.count_nonzero(~np.isfinite(nll_BT)):
+            raise InputError(
+                f"row '{model.label}' at {length:,} tokens: the loss of {wrong:,} of "
+                f"{nll_BT.size:,} tokens is not finite. Weights, factors or products are NaN or "
+                f"infinite: check the checkpoint, or set forward.compute_dtype to float32, got "
+                f"'{model.settings.compute_dtype}'."
+            )
+        return nll_BT, hit_BT
 
     for start in range(0, len(rows), size):
         part = rows[start : start + size]

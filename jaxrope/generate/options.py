@@ -1,15 +1,15 @@
 """The model, the options of a generation, and their checks before anything runs."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxrope import attention
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.generate.policy import POLICIES
 from jaxrope.llama import ForwardSettings, LlamaConfig
 from jaxrope.rope import RopeFn
+from jaxrope.schema.rules import Choice, Many, Number, Section, Whole, field
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,8 +37,8 @@ class Sampling(NamedTuple):
     top_p: float
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Section):
     """How text is generated.
 
     Attributes:
@@ -52,32 +52,16 @@ class Options:
       seed: of what is drawn.
     """
 
-    max_new_tokens: int
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
-    stop: tuple[int, ...] = ()
-    policy: str = "recompute"
-    chunk: int = 512
-    seed: int = 0
+    PATH = "generate"
 
-    def __post_init__(self):
-        choose("generate.policy", self.policy, POLICIES)
-        for name, least in (("max_new_tokens", 1), ("top_k", 0), ("chunk", 1), ("seed", 0)):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise InputError(
-                    f"generate.{name} must be a whole number from {least} on, got {value!r}."
-                )
-        if not (math.isfinite(self.temperature) and self.temperature >= 0):
-            raise InputError(
-                f"generate.temperature must be 0 (greedy) or a positive number, got "
-                f"{self.temperature!r}."
-            )
-        if not 0 < self.top_p <= 1:
-            raise InputError(
-                f"generate.top_p must be above 0 and at most 1 (all), got {self.top_p!r}."
-            )
+    max_new_tokens: int = field(Whole(1, unit="tokens"))
+    temperature: float = field(Number(least=0), default=0.0)
+    top_k: int = field(Whole(0, unit="tokens"), default=0)
+    top_p: float = field(Number(above=0, most=1), default=1.0)
+    stop: tuple[int, ...] = field(Many(Whole(0)), default=())
+    policy: str = field(Choice(tuple(POLICIES)), default="recompute")
+    chunk: int = field(Whole(1, unit="tokens"), default=512)
+    seed: int = field(Whole(0), default=0)
 
     @property
     def sampling(self) -> Sampling:
