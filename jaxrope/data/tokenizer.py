@@ -5,8 +5,9 @@ file's own truncation and padding are switched off. Markup that the tokenizer li
 such as `<|im_start|>`, becomes that token, as in transformers.
 """
 
+import contextlib
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -99,7 +100,8 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text; the library spreads the texts over the cores."""
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refused_by_the_library("a text"):
+            encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
     def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +112,8 @@ class JsonTokenizer:
           special: adds the special tokens of the file's post_processor, as in transformers; their
             characters are 0 to 0.
         """
-        encoded = self.backend.encode(text, add_special_tokens=special)
+        with _refused_by_the_library("a text"):
+            encoded = self.backend.encode(text, add_special_tokens=special)
         spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
         return np.array(encoded.ids, np.int32), spans_T2
 
@@ -222,11 +225,19 @@ def _backend(raw: bytes, file: Path) -> Any:
             f"data.tokenizer: '{file}' needs the package `tokenizers`, which is not installed. "
             'Install it with pip, or use data.tokenizer="bytes".'
         ) from None
-    try:
+    with _refused_by_the_library(f"'{file}'"):
         return tokenizers.Tokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises bare Exception for every kind of bad content
+
+
+@contextlib.contextmanager
+def _refused_by_the_library(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:  # bare Exception for bad content, and Rust's panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
-            f"data.tokenizer: '{file}' is refused by the `tokenizers` library "
+            f"data.tokenizer: {what} is refused by the `tokenizers` library "
             f"({_one_line(error)}). Give a whole tokenizer.json."
         ) from None
 

@@ -189,6 +189,6 @@ def _help(values: dict, key: str) -> str:
 
 def _dotted(values: Mapping, prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
-        yield prefix + name
+        yield f"{prefix}{name}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{name}.")
