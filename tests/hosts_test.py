@@ -260,7 +260,7 @@ def test_what_lies_on_one_device_only_has_no_copies():
 
 
 def test_a_peer_that_never_comes_ends_the_program(tmp_path):
-    write_experiment(tmp_path, steps=2)
+    write_experiment(tmp_path, steps=4)
     changed = ["--config.hosts.timeout_seconds=2"]
     with train(tmp_path, "run", processes_=2, only=[1], extra={1: changed}) as job:
         assert job.wait(60) == [2]
@@ -269,11 +269,11 @@ def test_a_peer_that_never_comes_ends_the_program(tmp_path):
 
 
 def test_processes_with_different_configs_are_refused(tmp_path):
-    write_experiment(tmp_path, steps=2)
-    with train(tmp_path, "run", processes_=2, extra={1: ["--config.train.steps=3"]}) as job:
+    write_experiment(tmp_path, steps=4)
+    with train(tmp_path, "run", processes_=2, extra={1: ["--config.train.steps=5"]}) as job:
         assert job.wait(120) == [2, 2]
     for number in (0, 1):
-        told = 'process 1: train.steps ("3", process 0 has "2")'
+        told = 'process 1: train.steps ("5", process 0 has "4")'
         assert f"error: hosts: the processes are not alike. {told}" in job.log(number)
     assert not (tmp_path / "run" / "config.json").exists()
 
