@@ -17,17 +17,15 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.shell import cli
-from jaxrope.shell.experiment import load
-from jaxrope.shell.program import Command
-from jaxrope.store.files import write_json_atomic
+from jaxrope.shell import Command, cli, load
+from jaxrope.store import write_json_atomic
 
 NAME = "stdlib-2m"  # of the shipped model, in jaxrope/models
 
 
 def run(args) -> int:
     """Extend the shipped model eight times beyond its window."""
-    from jaxrope.shell.progress import duration  # it imports jax: not for --help
+    from jaxrope.shell import duration
 
     start = time.monotonic()
     code = _run_all(_commands(args))

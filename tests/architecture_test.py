@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import re
 import sys
 import warnings
@@ -149,6 +150,22 @@ def test_no_two_modules_import_each_other():
         for name in free:
             del needs[name]
     assert not needs, "these are in a circle, or need one that is"
+
+
+def open_names(package: str) -> set[str]:
+    """Returns what a package offers at its door: names, and modules whose names are all open."""
+    return set(importlib.import_module(f"jaxrope.{package}").__all__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_others_come_in_by_the_door(name):
+    here = top_module(name)
+    for target in imports(MODULES[name]):
+        parts = target.split(".")[1:]
+        is_package = parts and (PACKAGE / parts[0] / "__init__.py").exists()
+        if target.startswith("jaxrope.") and is_package and parts[0] not in (here, "configs"):
+            is_program = parts[1:2] == ["__main__"]
+            assert is_program or len(parts) < 2 or parts[1] in open_names(parts[0]), target
 
 
 @pytest.mark.parametrize("library", ONLY_IN)

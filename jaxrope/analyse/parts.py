@@ -22,9 +22,8 @@ from jaxrope.analyse.plan import BASE, Study, Subject
 from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring
 from jaxrope.schema import Identity
-from jaxrope.shell.progress import Progress, duration
-from jaxrope.store import sealed
-from jaxrope.store.journal import Journal
+from jaxrope.shell import Progress, duration
+from jaxrope.store import Journal, sealed
 
 FORMAT = "jaxrope.measured/2"
 RECORD_FORMAT = "jaxrope.measurements/1"

@@ -9,10 +9,8 @@ from jaxrope.analyse.measuring import Material
 from jaxrope.analyse.numbers import Measurements
 from jaxrope.analyse.plan import BASE, Study
 from jaxrope.schema import Config
-from jaxrope.shell import cli
-from jaxrope.shell.interrupt import exit_at_once
-from jaxrope.store import files, sealed
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import cli, exit_at_once
+from jaxrope.store import files, run_lock, sealed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -10,8 +10,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Command
+from jaxrope.shell import Command, cli
 
 FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "gguf", "vllm")  # of rope_formats, for --help
 ARCHITECTURES = ("phi3", "phimoe", "minicpm", "minicpm3")  # of rope_gguf, for --help

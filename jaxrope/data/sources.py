@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
-from jaxrope.store.files import sha256_file
+from jaxrope.store import files, sha256_file
 
 
 @dataclass(frozen=True)

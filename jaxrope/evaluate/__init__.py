@@ -12,6 +12,10 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.evaluate import needle as needle
+    from jaxrope.evaluate import passkey as passkey
+    from jaxrope.evaluate import scoring as scoring
+    from jaxrope.evaluate import statistics as statistics
     from jaxrope.evaluate.cost import dry_run as dry_run
     from jaxrope.evaluate.plan import Plan as Plan
     from jaxrope.evaluate.plan import prepare as prepare
@@ -31,6 +35,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["needle", "passkey", "scoring", "statistics"],
     submod_attrs={
         "cost": ["dry_run"],
         "plan": ["Plan", "prepare", "texts"],

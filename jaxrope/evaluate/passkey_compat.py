@@ -17,7 +17,7 @@ Their prompts are therefore near a length, not exact: `tokens` in Item.about is 
 import random
 import re
 
-from jaxrope.data.needles import GRASS
+from jaxrope.data import GRASS
 from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluate.fitting import num_tokens
 from jaxrope.evaluate.items import Item, Request, Task

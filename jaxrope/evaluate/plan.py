@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import data, llama, rope, schema, setup
-from jaxrope.convert import pretrained
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained, pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import journal, rows, ruler, suites
 from jaxrope.evaluate.scoring import Bench, EvalModel

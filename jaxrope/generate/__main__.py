@@ -9,8 +9,7 @@ of the model's tokenizer, and a text ends at its eos.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Command
+from jaxrope.shell import Command, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -9,8 +9,7 @@ Stages (config.recipe) search, train, join factors or evaluate, each in a folder
 from collections.abc import Sequence
 
 from jaxrope.errors import InputError
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -10,14 +10,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope import llama, rope, schema, setup
-from jaxrope.convert import importing
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained, importing
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import hosts, sharding
 from jaxrope.schema import Config, Identity
 from jaxrope.setup import Expected
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program
 from jaxrope.store import checkpoint, files, sealed, steps
 from jaxrope.train import resume
 

@@ -20,7 +20,7 @@ from jaxrope.recipe.stages import Stage
 from jaxrope.schema import Config, Identity
 from jaxrope.search.__main__ import PROGRAM as SEARCH
 from jaxrope.setup import Expected
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program
 from jaxrope.store import steps
 from jaxrope.train.__main__ import PROGRAM as TRAIN
 

@@ -22,10 +22,8 @@ from jaxrope.recipe.kinds import KINDS
 from jaxrope.recipe.plan import Plan, identities, naming, prepare
 from jaxrope.recipe.stages import Stage, chosen, parse
 from jaxrope.schema import Config
-from jaxrope.shell import cli, sweep
-from jaxrope.shell.progress import duration
-from jaxrope.store import files, sealed
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import cli, duration, sweep
+from jaxrope.store import files, run_lock, sealed
 
 FORMAT = "jaxrope.recipe/2"
 _TOKENS = ("forward", "trained")

@@ -8,6 +8,11 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.report import attention as attention
+    from jaxrope.report import attention_panels as attention_panels
+    from jaxrope.report import figures as figures
+    from jaxrope.report import tables as tables
+    from jaxrope.report import tabulated as tabulated
     from jaxrope.report.document import write as write
     from jaxrope.report.figures import cost_figure as cost_figure
     from jaxrope.report.figures import difference_figure as difference_figure
@@ -23,6 +28,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["attention", "attention_panels", "figures", "tables", "tabulated"],
     submod_attrs={
         "document": ["write"],
         "figures": [

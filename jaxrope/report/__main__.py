@@ -11,8 +11,7 @@ and CSV.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Command
+from jaxrope.shell import Command, cli
 from jaxrope.store import files
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from jaxrope.errors import InputError
 from jaxrope.report import attention, evaluations, ropes, searches, trainings
 from jaxrope.report.page import Folder, Section
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 from jaxrope.store import files, sealed
 
 COLUMNS = ("What", "Model", "Window", "Perplexity", "Pass key", "Needle", "RULER", "Cost")

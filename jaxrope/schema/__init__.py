@@ -8,23 +8,28 @@ identify("search", config, {"weights": digest, ...}).digest
 jax is not imported here: the config is checked before any heavy import.
 """
 
+from jaxrope.schema import evaluation, model, rules, training
 from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
 from jaxrope.schema.model import Mesh
 from jaxrope.schema.rules import Section
 
 __all__ = [
-    "FREE",
-    "KINDS",
-    "UNREAD",
     "Config",
+    "FREE",
     "Identity",
+    "KINDS",
     "Mesh",
     "Section",
+    "UNREAD",
+    "evaluation",
     "get",
     "identify",
     "leaves",
+    "model",
     "read",
     "replace",
     "rule_of",
+    "rules",
+    "training",
 ]

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.search import evaluator as evaluator
+    from jaxrope.search import plan as plan
     from jaxrope.search.cost import dry_run as dry_run
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.problem import prepare as prepare
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["evaluator", "plan"],
     submod_attrs={
         "cost": ["dry_run"],
         "problem": ["Problem", "prepare"],

@@ -11,8 +11,7 @@ product of listed values, each in a folder of its own.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

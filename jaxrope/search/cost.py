@@ -12,7 +12,7 @@ from jaxrope.mesh import sharding
 from jaxrope.search import baselines, descent, evaluator, plan
 from jaxrope.search.problem import Problem, build_rope, prepare, seeds, weights
 from jaxrope.setup import NOTHING, Expected
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 
 _GIB = 2**30
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.

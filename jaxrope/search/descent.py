@@ -36,7 +36,7 @@ from jaxrope.search.genome import Choice
 from jaxrope.search.loop import Bench
 from jaxrope.search.objective import Objective
 from jaxrope.search.problem import Problem, build_rope
-from jaxrope.shell.progress import Progress
+from jaxrope.shell import Progress
 
 COST = 3  # forward passes that a gradient costs: its own, and a backward pass that counts as two
 _POLL_SECONDS = 0.002

@@ -30,7 +30,7 @@ from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.schema import Identity
 from jaxrope.search import evolution
-from jaxrope.store.journal import Journal
+from jaxrope.store import Journal
 
 FORMAT = "jaxrope.journal/2"
 

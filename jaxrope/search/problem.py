@@ -14,7 +14,7 @@ from jax.sharding import AbstractMesh, Mesh
 
 import jaxrope
 from jaxrope import llama, rope, schema, setup
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import (

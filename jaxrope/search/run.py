@@ -30,11 +30,8 @@ from jaxrope.search.problem import (
     versions,
     weights,
 )
-from jaxrope.shell import cli
-from jaxrope.shell.progress import Progress
-from jaxrope.store import sealed
-from jaxrope.store.files import write_json_atomic
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import Progress, cli
+from jaxrope.store import run_lock, sealed, write_json_atomic
 
 FORMAT = "jaxrope.search/2"
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.train import program as program
+    from jaxrope.train import resume as resume
     from jaxrope.train.describe import dry_run as dry_run
     from jaxrope.train.plan import prepare as prepare
     from jaxrope.train.resume import finished as finished
@@ -22,6 +24,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
+    submodules=["program", "resume"],
     submod_attrs={
         "describe": ["dry_run"],
         "plan": ["prepare"],

@@ -16,8 +16,7 @@ of the workdir; --config.stages=NAME,NAME runs some of them. What is finished is
 from collections.abc import Sequence
 
 from jaxrope.schema.training import check_together
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -14,8 +14,8 @@ import jax
 
 from jaxrope import evaluate
 from jaxrope.mesh import chips, hosts, replicas
-from jaxrope.shell.progress import duration
-from jaxrope.store.checkpoint import Checkpoints
+from jaxrope.shell import duration
+from jaxrope.store import Checkpoints
 from jaxrope.train import step as step_lib
 from jaxrope.train.metrics import MetricsLog
 from jaxrope.train.plan import Plan

@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import data, evaluate, llama, rope, schema, setup
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel
 from jaxrope.mesh import sharding

@@ -11,8 +11,7 @@ from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.schema import Config, Identity
 from jaxrope.shell import cli
-from jaxrope.store import files, sealed
-from jaxrope.store.steps import describe, whole_steps
+from jaxrope.store import describe, files, sealed, whole_steps
 from jaxrope.train import metrics
 from jaxrope.train.plan import Plan, prepare
 
