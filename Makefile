@@ -48,7 +48,7 @@ HARNESS := $(VENV)-harness
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "make slow: tests of more than half a minute   make kill: SIGKILL proofs   make lint   make clean"
+	@echo "make slow: tests of more than some seconds   make kill: SIGKILL proofs   make lint   make clean"
 
 demo: $(VENV)/.run
 	$(BIN)/python -m jaxrope.demo run

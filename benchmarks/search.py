@@ -144,7 +144,7 @@ def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
 
 def evolution_trace(rows: list[dict]) -> list[dict]:
     """Returns the best candidate so far each time it changed, with the cost until then."""
-    number, found, tokens = rows[0]["search"]["attention_factor"], [], 0
+    number, found, tokens = rows[0]["attention_factor"], [], 0
     for row in rows:
         if "fitness" not in row:
             continue
@@ -161,7 +161,8 @@ def last_point(rows: list[dict]) -> dict:
     tokens, length = 0, rows[0]["target_len"]
     for row in rows:
         if "descent" in row:
-            tokens += GRADIENT_COST * rows[0]["search"]["gradient"]["batch"] * length
+            batch = rows[0]["identity"]["settings"]["search.gradient.batch"]
+            tokens += GRADIENT_COST * batch * length
         elif "fitness" in row:
             tokens += row.get("raced", len(row["losses"])) * length
     judged = [row for row in rows if "genome" in row and row["fitness"] is not None]

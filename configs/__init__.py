@@ -1,5 +1,5 @@
 """The experiment files that ship with jaxrope, which is installed with them as `jaxrope.configs`.
 
-A program finds one by its name, in any folder: --config=256k.py:llama3_8b. Elsewhere `jaxrope.shell.experiment.load` reads it, and
-`from jaxrope.configs import base` is what a file of one's own begins with, unless it lies beside a folder `configs`.
+Programs find them by name from any folder: --config=256k.py:llama3_8b. In Python, `jaxrope.shell.experiment.load` reads one. Your own
+experiment file begins with `from jaxrope.configs import base`; `from configs import base` means a folder `configs` beside the file, if there is one.
 """

@@ -1,11 +1,11 @@
-"""The attention perspective on RoPE extensions (arXiv 2406.13282) on books-6m, and PI's help on stdlib-2m beside it.
+"""The attention analysis of RoPE extensions (arXiv 2406.13282) on books-6m, and the gain from PI on stdlib-2m for comparison.
 
   python -m jaxrope.analyse --config=configs/attention_paper.py --workdir=runs/attention
 
-Six settings, each trained on with 0.25 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024 (half
-and twice, as the paper has them) and further; pass keys and one of six needles up to 8,192. findings.md says what holds, and
-python -m jaxrope.report runs/attention shows it. 90 minutes on one core; --dry_run says what it costs. In a few minutes, without use for its numbers:
---config=configs/attention_paper.py:quick
+Six settings, each trained further on 0.25 M tokens in rows of 512; a twin at 1,024, a longer training at 2,048; patterns at 256 and 1,024
+(half and twice the length, as in the paper) and beyond; passkeys and one of six needles up to 8,192. findings.md reports which findings hold,
+and python -m jaxrope.report runs/attention shows them. 90 minutes on one core; --dry_run prints the cost. A short trial, whose numbers are
+meaningless: --config=configs/attention_paper.py:quick
 """
 
 import importlib.resources
@@ -14,7 +14,7 @@ from jaxrope.configs import base, demo_pretrain
 
 MODEL = "../shared/models/books-6m"
 SECOND = str(importlib.resources.files("jaxrope") / "models" / "stdlib-2m")
-# What is spent: optimizer steps and rows of a training, steps of the twin, those of the search, texts and questions, longest multiple of the trained length.
+# Budgets: optimizer steps and rows of a training, steps of the twin, steps of the search, texts and questions, longest multiple of the trained length.
 BUDGETS = {
     "whole": dict(steps=30, rows=16, twin=60, search=12, sequences=10, trials=8, depths=4, longest=16.0, draws=5),
     "quick": dict(steps=2, rows=4, twin=2, search=1, sequences=2, trials=2, depths=2, longest=4.0, draws=1),
@@ -30,9 +30,9 @@ def get_config(budget="whole"):
     config.model = base.checkpoint_model(MODEL)
     config.data.train_files = ("../shared/books/train/*.txt",)
     config.data.eval_files = ("../shared/books/val/*.txt",)
-    config.data.needle_share = 0.2  # else a model of this size forgets how to retrieve; the same rows for every setting
+    config.data.needle_share = 0.2  # otherwise a model of this size forgets how to retrieve; the same rows for every setting
     config.data.needle_weight = 8.0
-    config.data.needle_keys = 2  # as many as have room in 512 tokens
+    config.data.needle_keys = 2  # as many as fit into 512 tokens
     config.forward.remat = "none"
     config.train.steps, config.train.batch_size, config.train.accumulation = spent["steps"], spent["rows"], 2
     config.optimizer.learning_rate = 5e-4
@@ -60,6 +60,7 @@ def get_config(budget="whole"):
         ("data.exclude", texts.exclude),
         ("data.needle_share", 0.0),  # it was never taught to retrieve
         ("eval.offset_tokens", 2_000),
+        ("analysis.settings", ("none", "pi", "ntk", "yarn", "abf")),
         ("analysis.longer_setting", ""),  # no longer training
         ("analysis.tasks", ("passkey",)),
         ("analysis.haystack", False),

@@ -3,8 +3,8 @@
   python -m jaxrope.evaluate --config=configs/books_eval.py --workdir=runs/books_eval
 
 needs runs/books_search, runs/books_finetune and runs/books_control. One window of each of 16 novels;
-factors fixed for 4,096 tokens at every length. "sliding": the model without extension, a window of 512
-moved by 128 over the same tokens.
+factors fixed for 4,096 tokens at every length. "sliding" is the model without extension, with a window of 512
+that moves by 128 over the same tokens.
 """
 
 from jaxrope.configs import base

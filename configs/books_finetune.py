@@ -1,10 +1,10 @@
-"""Fine-tunes books-6m at 4,096 tokens with the factors that books_search found.
+"""Fine-tunes books-6m at 4,096 tokens with the factors of books_search.
 
-  python train.py --config=configs/books_finetune.py --workdir=runs/books_finetune
+  python -m jaxrope.train --config=configs/books_finetune.py --workdir=runs/books_finetune
 
-60 steps of 16,384 tokens, 1.0 M tokens in all. The control, the base trained on at its own 512 tokens
-with as many tokens, at the same rate:
-  python train.py --config=configs/books_finetune.py:control --workdir=runs/books_control
+60 steps of 16,384 tokens, 1.0 M tokens in total. The control is the base, trained further at 512 tokens on the same
+number of tokens at the same learning rate:
+  python -m jaxrope.train --config=configs/books_finetune.py:control --workdir=runs/books_control
 """
 
 from jaxrope.configs import base

@@ -1,9 +1,9 @@
-"""Searches factors that take books-6m from 512 to 4,096 tokens, without training.
+"""Searches factors that extend books-6m from 512 to 4,096 tokens, without training.
 
-  python search.py --config=configs/books_search.py --workdir=runs/books_search
+  python -m jaxrope.search --config=configs/books_search.py --workdir=runs/books_search
 
-Algorithm 1 with the population of the paper, cut to 8 of its 40 generations and 4 of its 5 samples: 288 candidates,
-4.7 M forward tokens; the whole of it (iterations=40, num_samples=5) is 26.9 M.
+Algorithm 1 with the paper's population, but 8 instead of 40 generations and 4 instead of 5 samples: 288 candidates,
+4.7 M forward tokens; the full search (iterations=40, num_samples=5) takes 26.9 M.
 """
 
 from jaxrope.configs import base

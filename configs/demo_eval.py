@@ -1,4 +1,4 @@
-"""The demo's measurement: held-out files at four lengths, factors fixed for 2,048 tokens.
+"""The demo's evaluation: held-out files at four lengths, factors fixed for 2,048 tokens.
 
   python -m jaxrope.evaluate --config=configs/demo_eval.py --workdir=runs/demo/eval
 """

@@ -1,4 +1,4 @@
-"""The demo's fine-tuning: 60 steps at 2,048 tokens with the factors that demo_search found.
+"""The demo's fine-tuning: 60 steps at 2,048 tokens with the factors of demo_search.
 
   python -m jaxrope.train --config=configs/demo_finetune.py --workdir=runs/demo/finetune
 

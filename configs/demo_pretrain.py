@@ -2,21 +2,21 @@
 
   python -m jaxrope.demo pretrain --workdir=runs/demo_pretrain
 
-makes the tokenizer and runs this file; by hand, with a tokenizer.json in DIR:
+trains the tokenizer and runs this file. To run it by hand, with a tokenizer.json in DIR:
   python -m jaxrope.train --config=configs/demo_pretrain.py --workdir=runs/demo_pretrain --config.data.tokenizer=DIR
 
-2.0 M parameters, window 256, 6.6 M tokens (2.6 epochs). The other demo files take their texts from here.
+2.0 M parameters, window 256, 6.6 M tokens (2.6 epochs). The other demo files use its texts.
 """
 
 import sysconfig
 
 from jaxrope.configs import base
 
-ORIGINAL_LEN = 256  # tokens; the window that the demo makes eight times longer
+ORIGINAL_LEN = 256  # tokens; the window that the demo extends eight times
 VOCAB_SIZE = 2048
 
 STDLIB = sysconfig.get_paths()["stdlib"]
-# Held out of everything but evaluation: long files that every Python from 3.11 on has.
+# Held out for evaluation: long files that exist in every Python from 3.11 on.
 HELD_OUT = (
     "argparse.py",
     "asyncio/base_events.py",
@@ -35,12 +35,12 @@ HELD_OUT = (
     "typing.py",
     "xml/etree/ElementTree.py",
 )
-# Not everywhere, not text, tables, or not the library's own.
+# Not in every installation, not text, tables, or not part of the library.
 LEFT_OUT = ("site-packages", "test", "tests", "idlelib", "lib2to3", "encodings", "pydoc_data", "turtledemo", "__pycache__")
 
 
 def texts(section):
-    """Sets the files of a data section: the held-out ones to evaluate on, the rest to learn from."""
+    """Sets the files of a data section: the held-out ones for evaluation, the rest for training."""
     section.train_files = (f"{STDLIB}/**/*.py",)
     section.eval_files = tuple(f"{STDLIB}/{name}" for name in HELD_OUT)
     folders = tuple(f"**/{name}/**" for name in LEFT_OUT)

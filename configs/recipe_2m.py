@@ -1,20 +1,20 @@
 """The whole recipe of LongRoPE for Llama-2-7B, from 4,096 tokens to 2,097,152 (arXiv 2402.13753, sections 3.3, 4.1), in one workdir.
 
-  python train.py --config=configs/recipe_2m.py --workdir=runs/recipe_2m
+  python -m jaxrope.train --config=configs/recipe_2m.py --workdir=runs/recipe_2m
 
-on a v5p-128 (64 chips). Searches 128k and 256k on the base; fine-tunes 400 steps at 128k, swaps in the factors for 256k and fine-tunes 600
-more; searches 2M on the fine-tuned model, without training; searches short factors anew for 4k and 8k; joins all of them by length, and
-measures the result. One stage: --config.stages=search_128k; what each takes: --dry_run, and --compile_only --topology=v5p:4x4x4 for the
-compiler's figures. Stopped or preempted, the same command goes on. Other models, slices and folders:
---config=configs/recipe_2m.py:mistral_7b,v5e_256,gs://BUCKET/FOLDER (recipes.py says which; --workdir=runs/recipe_2m_mistral_7b then).
-The word `quick` there cuts the searches as recipes.search says.
+on a v5p-128 (64 chips). Searches factors for 128k and 256k on the base; fine-tunes 400 steps at 128k, then 600 steps with the factors for 256k;
+searches 2M on the fine-tuned model, without training; searches short factors for 4k and 8k again; joins all of them by length, and
+evaluates the result. One stage: --config.stages=search_128k; cost of each: --dry_run, and --compile_only --topology=v5p:4x4x4 for the
+compiler's figures. The same command resumes a stopped or preempted run. Other models, slices and folders:
+--config=configs/recipe_2m.py:mistral_7b,v5e_256,gs://BUCKET/FOLDER (recipes.py lists them; --workdir=runs/recipe_2m_mistral_7b then).
+The word `quick` shortens the searches (see recipes.search).
 
-Nobody has run it whole: no pod was at hand. Times of its parts by the cost model are in 128k.py, 256k.py and search_*.py.
+It was never run as a whole: no pod was available. The cost model's times of its parts are in 128k.py, 256k.py and search_*.py.
 """
 
 from jaxrope.configs import recipes
 
-# Devices on (fsdp, context) by what a stage does. A generation of a search has 32 new candidates, one for 2M has 16.
+# Devices on (fsdp, context) by kind of stage. A generation of a search has 32 new candidates, of the 2M search 16.
 MESHES = {
     "search": {"v5p_64": (32, 2), "v5p_256": (32, 8), "v5e_256": (32, 8), "v6e_256": (32, 8)},
     "128k": {"v5p_64": (16, 4), "v5p_256": (32, 8), "v5e_256": (32, 8), "v6e_256": (32, 8)},
@@ -22,11 +22,11 @@ MESHES = {
     "2m": {"v5p_64": (4, 16), "v5p_256": (16, 16), "v5e_256": (16, 16), "v6e_256": (16, 16)},
 }
 ORIGINAL_LEN = {"llama2_7b": 4096, "llama3_8b": 8192, "mistral_7b": 4096}
-HIGHEST = 5.0  # the largest short factor: the paper's, where they are below the fine-tuned ones, end at 2.8 to 5.0 (4k_la2_128k, 8k_la2_256k)
+HIGHEST = 5.0  # the largest short factor: those of the paper that are below the fine-tuned ones end at 2.8 to 5.0 (4k_la2_128k, 8k_la2_256k)
 
 
 def get_config(text=""):
-    """Returns the configuration; `text` is what recipes.py says, and the word quick."""
+    """Returns the configuration; recipes.py documents `text`, which may also contain the word quick."""
     parsed = {name: recipes.parse(text, "recipe_2m", meshes, ("quick",)) for name, meshes in MESHES.items()}
     model, _, folder, word = parsed["search"]
     meshes = {name: mesh for name, (_, mesh, _, _) in parsed.items()}
@@ -51,7 +51,7 @@ def searches(model, mesh, place, *, quick):
 
 
 def finetunes(model, meshes, place):
-    """Yields the two fine-tunings; the second has the weights of the first and the factors for 256k."""
+    """Yields the two fine-tunings; the second starts from the weights of the first, with the factors for 256k."""
     for name, length, steps, source in (("128k", 131_072, 400, ""), ("256k", 262_144, 600, "{finetune_128k}")):
         config = recipes.finetune(length, model, meshes[name], steps=steps, **place)
         config.model.path = source or config.model.path

@@ -1,21 +1,21 @@
-"""The recipe of LongRoPE on books-6m: from 512 tokens to 8,192, sixteen times its own, in one command (recipe_2m.py has the paper's size).
+"""The recipe of LongRoPE on books-6m: from 512 tokens to 8,192, sixteen times its length, in one command (recipe_2m.py is the full-size one).
 
-  python train.py --config=configs/recipe_books.py --workdir=runs/recipe_books
+  python -m jaxrope.train --config=configs/recipe_books.py --workdir=runs/recipe_books
 
-Searches 2x and 4x on the base, fine-tunes at 1,024 and on at 2,048, searches 4x more without training, searches short factors anew for
-512 and 1,024, and joins all of them: runs/recipe_books/join is the extended model, runs/recipe_books/compare measures it beside the base.
-56 minutes on two cores with much other work beside it; 3.3 M trained and 6.1 M forward tokens. Perplexity of 16 held-out novels at 512,
+Searches 2x and 4x on the base, fine-tunes at 1,024 and then at 2,048, searches another 4x without training, searches short factors for
+512 and 1,024 again, and joins all of them: runs/recipe_books/join is the extended model, runs/recipe_books/compare compares it with the base.
+56 minutes on two cores under heavy load; 3.3 M trained and 6.1 M forward tokens. Perplexity of 16 held-out novels at 512,
 1,024, 2,048, 4,096, 8,192: 38.15 38.05 36.39 37.73 37.58; the base sliding its window 38.62 39.52 38.51 39.09 39.37. One of six needles:
 0.98 0.95 0.94 0.92 0.88, the base at 500 tokens 0.89 (docs/recipes.md has the rest).
---dry_run says what each stage takes, --config.stages=NAME,NAME runs some of them. To see it run in some minutes, without use for its
-numbers: --config=configs/recipe_books.py:tiny
+--dry_run prints the cost of each stage, --config.stages=NAME,NAME runs some of them. A trial of some minutes, whose numbers are
+meaningless: --config=configs/recipe_books.py:tiny
 """
 
 from jaxrope.configs import base
 
 MODEL = "../shared/models/books-6m"
 LENGTHS = (512, 1024, 2048, 4096, 8192)
-# What stages spend: steps of a descent, samples that judge, fine-tuning (steps, rows) at 1,024 and at 2,048 tokens, windows, and trials of both retrievals.
+# Budgets: steps of a descent, samples of the objective, fine-tuning (steps, rows) at 1,024 and at 2,048 tokens, windows, and trials of both retrieval tasks.
 BUDGETS = {
     "whole": dict(steps=30, samples=4, finetune=((50, 16), (150, 8)), windows=16, passkeys=24, needles=96),
     "tiny": dict(steps=2, samples=2, finetune=((4, 4), (4, 4)), windows=2, passkeys=2, needles=2),
@@ -38,13 +38,13 @@ def get_config(budget="whole"):
     config.forward.remat = "none"
     config.train.accumulation = 2
     config.optimizer.learning_rate = 5e-4
-    config.optimizer.schedule = dict(name="linear", warmup_steps=5, final_fraction=0.0)
+    config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["finetune"][0][0]), final_fraction=0.0)
     config.optimizer.b2 = 0.95
     config.checkpoint.every, config.checkpoint.keep_last = 25, 1
     config.search.method = "gradient"
     config.search.gradient.steps, config.search.gradient.batch = spent["steps"], 2
-    config.search.gradient.ramp_moves = 0  # as in the runs that docs/recipes.md tells of
-    config.search.start_tokens = (0,)  # as the paper's fine-tuned models have it; Hugging Face can express no other
+    config.search.gradient.ramp_moves = 0  # as in the runs reported in docs/recipes.md
+    config.search.start_tokens = (0,)  # as in the paper's fine-tuned models; Hugging Face cannot express other values
     config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
     config.search.objective = dict(name="perplexity", num_samples=spent["samples"], offset_tokens=20_000)
     config.recipe = stages(spent)
@@ -54,7 +54,7 @@ def get_config(budget="whole"):
 def stages(spent):
     """Returns the stages; `spent` is one of BUDGETS."""
     (steps_2x, rows_2x), (steps_4x, rows_4x) = spent["finetune"]
-    # Half of the rows asks for magic numbers hidden in text; a fifth are short pieces with the original rope.
+    # Half of the rows ask for magic numbers hidden in text; a fifth are short pieces with the original rope.
     mixture = (("data.needle_share", 0.5), ("data.needle_weight", 8.0), ("data.short_share", 0.2))
     extended = ("model.path", "{finetune_4x}")
     recovery = (extended, ("search.attention_factor", "rope"), ("eval.suites", ()))

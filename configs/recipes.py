@@ -1,7 +1,7 @@
 """The recipes of LongRoPE (arXiv 2402.13753, sections 3.3, 4.1, A.3) by model, for 128k.py, 256k.py, 512k.py, 2m.py, search_*.py, eval_2m.py and recipe_2m.py.
 
-The text after the colon of --config=configs/256k.py:TEXT is up to three parts, parted by commas, in any order, none of them needed:
-a model of MODELS, a slice of HARDWARE, and the folder (with a "/") that holds models/, data/ and runs/, on a pod gs://BUCKET/FOLDER.
+TEXT in --config=configs/256k.py:TEXT has up to three optional parts, separated by commas, in any order: a model of MODELS, a slice of
+HARDWARE, and the folder (with a "/") that contains models/, data/ and runs/, on a pod gs://BUCKET/FOLDER.
 """
 
 import difflib
@@ -11,36 +11,36 @@ from ml_collections import ConfigDict
 from jaxrope.configs import base
 
 DEFAULT = "llama2_7b"
-# Folders in the layout of Hugging Face. `presets`: the published factors, by what they are for; a model without them takes those of its own search.
-# Mistral: config.json of v0.1 says sliding_window 4096; before importing it write the tokens that a query shall see there, 131072 as the authors of LongRoPE do.
+# Folders in Hugging Face layout. `presets`: the published factors by purpose; a model without them uses those of its search.
+# Mistral: config.json of v0.1 has sliding_window 4096; before importing it, set the window you want there, 131072 as the authors of LongRoPE do.
 MODELS = {
     "llama2_7b": dict(
         folder="models/Llama-2-7b-hf",
-        original_len=0,  # 4,096, as the checkpoint says
+        original_len=0,  # 4,096, as in the checkpoint
         presets={"128k": "ft_la2_128k", "256k": "ft_la2_256k", "512k": "512k_la2_256k", "2m": "2048k_la2_256k", "eval": "llama2-7b-2048k-ft256k"},
     ),
-    "llama3_8b": dict(folder="models/Meta-Llama-3-8B", original_len=0, presets={}),  # 8,192; not in the paper: Llama-2's recipe
+    "llama3_8b": dict(folder="models/Meta-Llama-3-8B", original_len=0, presets={}),  # 8,192; not in the paper: uses Llama-2's recipe
     "mistral_7b": dict(
         folder="models/Mistral-7B-v0.1",
-        original_len=4096,  # that the published factors imply
+        original_len=4096,  # implied by the published factors
         presets={"128k": "ft_mis_128k", "256k": "ft_mis_256k", "512k": "512k_mis_256k", "2m": "2048k_mis_256k", "eval": "mistral-7b-2048k-ft256k"},
     ),
 }
-# Devices of a slice. A config gives a mesh for each that it fits.
+# Devices of a slice. A config has a mesh for each slice that it fits.
 HARDWARE = {"v5p_64": 64, "v5p_128": 128, "v5p_256": 256, "v5e_256": 256, "v6e_256": 256}
 
 
 def parse(text, file, meshes, choices=()):
-    """Returns (model, mesh, folder, choice) of the text after the colon; see the module.
+    """Returns (model, mesh, folder, choice) for the text after the colon; see the module's docstring.
 
     Args:
-      text: what stands there.
+      text: the text.
       file: the config's name, for messages.
       meshes: {slice of HARDWARE: devices on (fsdp, context) or (fsdp, context, tensor)}; the first one is the default.
-      choices: further words, one of which may stand there too; "" if none does.
+      choices: additional words, of which the text may contain one; the result is "" if it contains none.
 
     Raises:
-      ValueError: a part is none of these, or two are of one kind.
+      ValueError: a part is unknown, or two parts are of the same kind.
     """
     found = {}
     for part in filter(None, text.split(",")):
@@ -64,14 +64,14 @@ def place(folder, path):
 
 
 def run(name, model, folder):
-    """Returns the workdir that the run `name` of a model has in the commands of these files."""
+    """Returns the workdir of the run `name` of a model, as in the commands of these files."""
     return place(folder, f"runs/{name}" if model == DEFAULT else f"runs/{name}_{model}")
 
 
 def factors(config, name, model, folder):
-    """Sets config.rope: the published factors for `name` in MODELS, else those that the run search_NAME found.
+    """Sets config.rope: the published factors for `name` in MODELS, else the result of the run search_NAME.
 
-    Your own in place of the published ones: --config.rope="{'method': 'file', 'path': 'runs/search_128k/rope.json'}".
+    To use your own instead of the published ones: --config.rope="{'method': 'file', 'path': 'runs/search_128k/rope.json'}".
     """
     published = MODELS[model]["presets"].get(name)
     searched = dict(method="file", path=run(f"search_{name}", model, folder) + "/rope.json")
@@ -82,11 +82,11 @@ def start(length, model, mesh, *, folder, source):
     """Returns a config for a model on a mesh in bfloat16, without factors.
 
     Args:
-      length: tokens the model is to be extended to.
+      length: target length in tokens.
       model: of MODELS.
       mesh: of `parse`.
       folder: of `parse`.
-      source: the run that it starts from; None: the published model.
+      source: the run to start from; None: the published model.
     """
     config = base.get_config()
     at = run(source, model, folder) if source else place(folder, MODELS[model]["folder"])
@@ -103,11 +103,11 @@ def start(length, model, mesh, *, folder, source):
 
 
 def finetune(length, model, mesh, *, folder, source, steps):
-    """Returns the fine-tuning of a model: its paper's recipe, a row of a device at a time.
+    """Returns the fine-tuning of a model by its paper's recipe, one row per device at a time.
 
     Args:
       length, model, mesh, folder, source: see `start`.
-      steps: optimizer steps; Mistral's are 400 always.
+      steps: optimizer steps; always 400 for Mistral.
     """
     config = start(length, model, mesh, folder=folder, source=source)
     config.train.seq_len, config.train.batch_size, config.train.steps = length, 32, steps
@@ -117,7 +117,7 @@ def finetune(length, model, mesh, *, folder, source, steps):
         config.train.seq_len, config.train.batch_size, config.train.steps = 16_384, 64, 400
         config.optimizer.learning_rate = 1e-6
         config.optimizer.schedule = dict(name="constant", warmup_steps=20)
-        devices = mesh["fsdp"] * mesh["context"] * mesh["tensor"]  # 16k tokens fit any of them: context takes what is left
+        devices = mesh["fsdp"] * mesh["context"] * mesh["tensor"]  # 16k tokens fit on any of them: context gets the remaining devices
         config.mesh.fsdp = min(devices, config.train.batch_size)
         config.mesh.context, config.mesh.tensor = devices // config.mesh.fsdp, 1
     config.optimizer.b1, config.optimizer.b2, config.optimizer.eps = 0.9, 0.999, 1e-8
@@ -135,7 +135,7 @@ def search(length, model, mesh, *, folder, source, quick):
 
     Args:
       length, model, mesh, folder, source: see `start`.
-      quick: half the population, 12 iterations and 3 samples, as the paper does beyond 512k (Figure 6: little is won after 10 to 15 iterations).
+      quick: half the population, 12 iterations and 3 samples, as in the paper beyond 512k (Figure 6: little gain after 10 to 15 iterations).
     """
     config = start(length, model, mesh, folder=folder, source=source)
     config.data.train_files = (place(folder, "data/pg19/validation/*.txt"),)
@@ -148,12 +148,12 @@ def search(length, model, mesh, *, folder, source, quick):
         config.search.objective.num_samples = 3
         algorithm.population, algorithm.mutations, algorithm.crossovers = 32, 8, 8
         algorithm.parents, algorithm.iterations = 16, 12
-        algorithm.halve_above = 0  # it is halved
+        algorithm.halve_above = 0  # already halved above
     return config
 
 
 def difference(config, common, prefix=""):
-    """Returns the keys in which a config differs from another one, as a stage of config.recipe has them: (("dotted.key", value), ...)."""
+    """Returns the keys in which a config differs from another one, in the form of a stage of config.recipe: (("dotted.key", value), ...)."""
     pairs = []
     for key in config:
         value, other = config[key], common[key]

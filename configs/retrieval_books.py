@@ -1,12 +1,12 @@
 """Retrieval against length, to sixteen times the window of books-6m: none, PI, NTK, YaRN, searched, fine-tuned.
 
-  python train.py --config=configs/retrieval_books.py --workdir=runs/retrieval_books
+  python -m jaxrope.train --config=configs/retrieval_books.py --workdir=runs/retrieval_books
 
-needs runs/recipe_books, made by configs/recipe_books.py, for the row "fine-tuned"; with another one --config=configs/retrieval_books.py:FOLDER.
-Searches factors of the untrained model for 1,024, 2,048, 4,096 and 8,192 tokens, joins them (each length takes the shortest that has it) and
-measures six rows: pass keys and one of six needles from 256 tokens on, RULER's needles from 512 on, for a prompt of theirs with the 128 tokens of
-its answer has more than 256. runs/retrieval_books/compare has eval.md (tables with intervals and the cost in tokens per second), eval.png (curves)
-and eval_maps.png (length x depth). --dry_run says what each stage takes; --config=configs/retrieval_books.py:tiny is to see it run.
+needs runs/recipe_books, the result of configs/recipe_books.py, for the row "fine-tuned"; for another folder --config=configs/retrieval_books.py:FOLDER.
+Searches factors for 1,024, 2,048, 4,096 and 8,192 tokens on the untrained model, joins them (each length uses the shortest bucket that it fits into)
+and measures six rows: passkeys and one of six needles from 256 tokens on, RULER's needles from 512 on, because such a prompt and the 128 tokens of
+its answer exceed 256. runs/retrieval_books/compare has eval.md (tables with intervals and the cost in tokens per second), eval.png (curves)
+and eval_maps.png (length x depth). --dry_run prints the cost of each stage; --config=configs/retrieval_books.py:tiny is a short trial.
 """
 
 from jaxrope.configs import base
@@ -14,7 +14,7 @@ from jaxrope.configs import base
 MODEL = "../shared/models/books-6m"
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 TARGETS = LENGTHS[2:]
-# What is spent: steps and judging samples of a search, and items of each suite at each length.
+# Budgets: steps and objective samples of a search, and items of each suite at each length.
 BUDGETS = {
     "whole": dict(steps=30, samples=4, passkeys=24, needles=48, ruler=24),
     "tiny": dict(steps=1, samples=1, passkeys=2, needles=2, ruler=1),

@@ -13,64 +13,68 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.shell import cli
-from jaxrope.shell.experiment import load
-from jaxrope.store.files import write_json_atomic
+from jaxrope.shell import Command, cli, load
+from jaxrope.store import write_json_atomic
 
 NAME = "stdlib-2m"  # of the shipped model, in jaxrope/models
 
 
 def run(args) -> int:
     """Extend the shipped model eight times beyond its window."""
-    from jaxrope.shell.progress import duration  # it imports jax: not for --help
+    from jaxrope.shell import duration
 
-    folder = _folder(args.workdir)
-    search, finetune, hf = folder / "search", folder / "finetune", folder / "hf"
-    rope = f"--config.rope.path={search / 'rope.json'}"
-    tuned = f"--config.eval.checkpoints=(('fine-tuned', '{finetune}', 'model'),)"
-    stages = [
-        [*_module("search"), "--config=configs/demo_search.py", f"--workdir={search}"],
-        [*_module("train"), "--config=configs/demo_finetune.py", f"--workdir={finetune}", rope],
-        [*_module("evaluate"), "--config=configs/demo_eval.py", f"--workdir={folder / 'eval'}"],
-        [*_module("convert"), "export", str(finetune), str(hf), "--overwrite"],
-        [*_module("report"), *map(str, (search, finetune, folder / "eval"))],
-    ]
-    stages[2] += [rope, tuned]
-    stages[4].append(f"--out={folder / 'report.html'}")
     start = time.monotonic()
-    code = _run_all(stages)
+    code = _run_all(_commands(args))
     if code == 0:
+        folder = Path(args.workdir)
         cli.print_line(f"\ndone in {duration(time.monotonic() - start)}. Look at:")
         cli.print_line(f"  {folder / 'report.html'}   the page")
-        cli.print_line(f"  {hf}   the extended model, for transformers")
+        cli.print_line(f"  {folder / 'hf'}   the extended model, for transformers")
+        cli.print_line(f"wrote {folder}")
     return code
 
 
 def pretrain(args) -> int:
     """Make the shipped model anew: tokenizer, training, export."""
-    folder = _folder(args.workdir)
-    config = load("configs/demo_pretrain.py")
-    tokenizer = folder / "tokenizer"
+    _check_room()
+    tokenizer = Path(args.workdir) / "tokenizer"
     if not (tokenizer / "tokenizer.json").is_file():
-        make_tokenizer(config, tokenizer)
-    export_dir = folder / NAME
-    train = [*_module("train"), "--config=configs/demo_pretrain.py"]
-    train += [f"--workdir={folder / 'train'}", f"--config.data.tokenizer={tokenizer}"]
-    export = [
-        *_module("convert"),
-        "export",
-        str(folder / "train"),
-        str(export_dir),
-        "--dtype=bfloat16",
-    ]
-    code = _run_all([train, [*export, "--overwrite"]])
+        make_tokenizer(load("configs/demo_pretrain.py"), tokenizer)
+    code = _run_all(_pretrain_commands(args))
     if code == 0:
-        cli.print_line(f"wrote {export_dir}; it ships as jaxrope/models/{NAME}")
+        cli.print_line(f"wrote {Path(args.workdir) / NAME}; it ships as jaxrope/models/{NAME}")
     return code
+
+
+def _commands(args) -> list[list[str]]:
+    """Returns the arguments of Python of each command of `run`."""
+    _check_room()
+    folder = Path(args.workdir)
+    search, finetune, hf = folder / "search", folder / "finetune", folder / "hf"
+    rope = f"--config.rope.path={search / 'rope.json'}"
+    tuned = f"--config.eval.checkpoints=(('fine-tuned', '{finetune}', 'model'),)"
+    measured = ["--config=configs/demo_eval.py", f"--workdir={folder / 'eval'}", rope, tuned]
+    page = f"--out={folder / 'report.html'}"
+    return [
+        [*_module("search"), "--config=configs/demo_search.py", f"--workdir={search}"],
+        [*_module("train"), "--config=configs/demo_finetune.py", f"--workdir={finetune}", rope],
+        [*_module("evaluate"), *measured],
+        [*_module("convert"), "export", str(finetune), str(hf), "--overwrite"],
+        [*_module("report"), *map(str, (search, finetune, folder / "eval")), page],
+    ]
+
+
+def _pretrain_commands(args) -> list[list[str]]:
+    """Returns the arguments of Python of each command of `pretrain`."""
+    folder = Path(args.workdir)
+    train = [*_module("train"), "--config=configs/demo_pretrain.py"]
+    train += [f"--workdir={folder / 'train'}", f"--config.data.tokenizer={folder / 'tokenizer'}"]
+    places = [str(folder / "train"), str(folder / NAME)]
+    return [train, [*_module("convert"), "export", *places, "--dtype=bfloat16", "--overwrite"]]
 
 
 def make_tokenizer(config, folder: Path) -> None:
@@ -122,10 +126,16 @@ def _module(name: str) -> list[str]:
     return ["-m", f"jaxrope.{name}"]
 
 
-def _folder(workdir: str) -> Path:
+def _check_room() -> None:
     if shutil.disk_usage(".").free < 200 * 2**20:
         raise InputError("The demo needs 200 MB of free disk here. Make room first.")
-    return Path(workdir)
+
+
+def _listed(commands_fn: Callable) -> Callable:
+    def dry_run(args) -> str:
+        return "\n".join(f"python {shlex.join(command)}" for command in commands_fn(args))
+
+    return dry_run
 
 
 def _workdir_argument(default: str):
@@ -135,13 +145,19 @@ def _workdir_argument(default: str):
     return add
 
 
+COMMANDS = {
+    "run": Command(arguments=_workdir_argument("runs/demo"), run=run, dry_run=_listed(_commands)),
+    "pretrain": Command(
+        arguments=_workdir_argument("runs/demo_pretrain"),
+        run=pretrain,
+        dry_run=_listed(_pretrain_commands),
+    ),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.subcommands`."""
-    commands = {
-        "run": (_workdir_argument("runs/demo"), run),
-        "pretrain": (_workdir_argument("runs/demo_pretrain"), pretrain),
-    }
-    cli.subcommands(commands, doc=__doc__, argv=argv)
+    cli.subcommands(COMMANDS, doc=__doc__, argv=argv)
 
 
 if __name__ == "__main__":

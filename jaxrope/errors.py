@@ -3,11 +3,21 @@
 import difflib
 from collections.abc import Iterable
 
+_MOST = 2000  # characters of a message; what a file holds may be of any length
+
 
 class InputError(ValueError):
     """A mistake in the user's input. Its message is one line: the setting, the rule, the actual
     value, the remedy; programs print it and exit with 2.
+
+    It is made one line, whatever it quotes of a file: without breaks, control characters, or an
+    end.
     """
+
+    def __init__(self, message: str):
+        text = " ".join(str(message)[: 2 * _MOST].split())
+        text = "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+        super().__init__(text if len(text) <= _MOST else text[: _MOST - 3] + "...")
 
 
 class TooShort(InputError):

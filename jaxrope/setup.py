@@ -9,8 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import attention, data, llama, rope, schema
-from jaxrope.convert import pretrained
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained, pretrained
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import sharding

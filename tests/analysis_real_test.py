@@ -19,10 +19,11 @@ from jaxrope.convert import pretrained
 from jaxrope.data import tokenizer
 from jaxrope.mesh import sharding
 from tests.analysis_mesh_test import in_parts
+from tests.processes import ROOT
 
 LENGTH = 160
 SETTINGS = llama.ForwardSettings()
-SHIPPED = pretrained.__file__.rpartition("pretrained")[0] + "models/stdlib-2m"
+SHIPPED = ROOT / "jaxrope" / "models" / "stdlib-2m"
 
 
 @dataclasses.dataclass

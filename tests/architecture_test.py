@@ -2,6 +2,7 @@
 
 import ast
 import functools
+import importlib
 import re
 import sys
 import warnings
@@ -10,9 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope.shell import experiment
+from configs import base
+from jaxrope import schema
+from jaxrope.schema import Config
+from tests import config_reads
 
 ROOT = Path(__file__).resolve().parent.parent
+KEYS = [key for key, _ in schema.leaves(schema.read(base.get_config()))]
 PACKAGE = ROOT / "jaxrope"
 
 # A module imports from lower floors, or from its own floor where that makes no circle.
@@ -39,7 +44,7 @@ PROGRAMS = (
     "jaxrope/demo.py",
     *(
         f"jaxrope/{name}/__main__.py"
-        for name in "analyse analysis convert evaluate generate report search train".split()
+        for name in "analyse analysis convert evaluate generate recipe report search train".split()
     ),
 )
 
@@ -147,6 +152,22 @@ def test_no_two_modules_import_each_other():
     assert not needs, "these are in a circle, or need one that is"
 
 
+def open_names(package: str) -> set[str]:
+    """Returns what a package offers at its door: names, and modules whose names are all open."""
+    return set(importlib.import_module(f"jaxrope.{package}").__all__)
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_others_come_in_by_the_door(name):
+    here = top_module(name)
+    for target in imports(MODULES[name]):
+        parts = target.split(".")[1:]
+        is_package = parts and (PACKAGE / parts[0] / "__init__.py").exists()
+        if target.startswith("jaxrope.") and is_package and parts[0] not in (here, "configs"):
+            is_program = parts[1:2] == ["__main__"]
+            assert is_program or len(parts) < 2 or parts[1] in open_names(parts[0]), target
+
+
 @pytest.mark.parametrize("library", ONLY_IN)
 def test_a_library_is_imported_only_where_it_belongs(library):
     users = {n for n, t in SOURCES.items() if any(i.split(".")[0] == library for i in imports(t))}
@@ -204,28 +225,28 @@ def test_hugging_face_names_are_only_in_convert():
             assert not HUGGING_FACE_NAMES & set(strings(tree)), name
 
 
-def words_read(tree: ast.AST) -> Iterator[str]:
-    """Yields the names by which a value of a config can be read."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load):
-            yield node.attr
-        elif isinstance(node, ast.arg):  # f(**config.section)
-            yield node.arg
-        elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            yield node.target.id  # Settings(**config.section)
-        elif isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant):
-            yield str(node.slice.value)
-        elif isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            yield str(node.args[0].value)  # number("b1", least=0)
+def dotted(name: str) -> str:
+    """Returns "jaxrope.rope" for "jaxrope/rope/__init__.py"."""
+    return name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
 
 
-def test_every_key_of_base_is_read_somewhere():
-    shell = ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py")
-    words = {w for name, tree in SOURCES.items() if name not in shell for w in words_read(tree)}
-    assert "a_key_that_nothing_reads" not in words
-    keys = experiment.dotted_keys(experiment.load(str(ROOT / "configs" / "base.py")))
-    unread = {key for key in keys if key.rpartition(".")[2] not in words}
-    assert not unread
+@pytest.fixture(scope="module")
+def walk():
+    # what the schema says of a key is no use of it
+    trees = {dotted(n): t for n, t in MODULES.items() if not n.startswith("jaxrope/schema/")}
+    return functools.partial(config_reads.Walk, trees)
+
+
+def test_every_key_of_base_is_read_somewhere(walk):
+    assert config_reads.unread(KEYS, walk().run()) == []
+
+
+def test_a_key_that_nothing_reads_is_seen(walk, monkeypatch):
+    """Also one whose last word is that of another key, or of a function."""
+    more = ["eval.kv.buffer", "eval.kv.window", "train.stride", "data.steps", "hosts.seed"]
+    keys = [*config_reads.walk_schema(Config), *((key, None) for key in more)]
+    monkeypatch.setattr(config_reads, "walk_schema", lambda _: keys)
+    assert config_reads.unread([*KEYS, *more], walk().run()) == more
 
 
 def test_no_key_has_a_second_default():

@@ -14,9 +14,9 @@ from jaxrope import data, llama, rope, schema, search, setup
 from jaxrope.analysis import patterns
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
-from jaxrope.search import attention_objective, baselines, cost, evaluator, objective
-from jaxrope.store import files
+from jaxrope.search import attention_objective, baselines, evaluator, objective
 from tests import search_config
+from tests.search_config import rows_of
 from tests.search_evaluator_test import make, mesh_of
 from tests.tiny_heads import attention_of, loud
 
@@ -299,7 +299,7 @@ def test_a_whole_search(tmp_path, name):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     units = dict(entropy_shift="entropy shift", pattern="pattern JS", needle_mass="-ln needle mass")
     assert result["unit"] == units[name]
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl", repair=False)
+    rows = rows_of(tmp_path / "run")
     rows = [row for row in rows if "losses" in row]
     assert len(rows) >= 6
     for row in rows:
@@ -321,20 +321,6 @@ def test_the_search_compares_with_what_the_weights_know(tmp_path):
     found = baselines.reference(config, model, baselines.Extension(tuned, 24))
     assert found.length == 20 and found.rope.factors_R.tolist() == [1, 2, 3, 4]
     assert found.rope.start_tokens == 2 and found.rope.attention_factor == 1.25
-
-
-def test_a_plan_counts_both_texts(tmp_path):
-    config = search_config.tiny(tmp_path)
-    config.target_len, config.original_len = 448, 400
-    config.search.objective = base.attention_objective("pattern") | dict(num_samples=2)
-    candidates = config.search.algorithm.population + (
-        config.search.algorithm.mutations + config.search.algorithm.crossovers
-    ) * (config.search.algorithm.iterations - 1)
-    assert cost.planned_tokens(config) == candidates * 2 * (448 + 400)
-    config.search.training_len = 300
-    assert cost.planned_tokens(config) == candidates * 2 * (448 + 300)
-    config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=0)
-    assert cost.planned_tokens(config) == candidates * 2 * 448
 
 
 @pytest.mark.parametrize("name", ["entropy_shift", "pattern", "needle_mass"])

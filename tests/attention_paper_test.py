@@ -4,14 +4,16 @@ import dataclasses
 import json
 import math
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
-from jaxrope import analyse
+from jaxrope import analyse, llama, schema
 from jaxrope.analyse import claims, measuring, parts, plan, subjects
 from jaxrope.analyse.findings import FAILS, HOLDS, OPEN
 from jaxrope.analysis import heads
@@ -19,10 +21,17 @@ from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring
 from jaxrope.report import attention
 from jaxrope.shell import experiment
-from tests import tiny_eval, tiny_explain
-from tests.tiny_study import found, study
+from jaxrope.store import checkpoint
+from tests import tiny_eval, tiny_explain, tiny_run
+from tests.tiny_study import found
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def read(folder, **changes):
+    """Returns the config of the tiny experiments, with keys of its section `analysis` changed."""
+    config = schema.read(tiny_explain.get_config(str(folder)))
+    return schema.replace(config, {f"analysis.{key}": value for key, value in changes.items()})
 
 
 @pytest.fixture(scope="module")
@@ -34,16 +43,15 @@ def folder(tmp_path_factory):
 
 def test_what_is_masked_is_what_retrieves(folder, monkeypatch):
     """Of a model that answers with one head: masking it costs all, masking others nothing."""
-    made = plan.make(tiny_explain.get_config(str(folder)))[0]
-    made.config.analysis.unlock()
-    made.config.analysis.heads.update(sizes=(1, 2), draws=2)
+    config = read(folder, **{"heads.sizes": (1, 2), "heads.draws": 2})
+    made = plan.make(config)[0]
     loaded = subjects.load(made, made.subjects[0], folder)
     asked = {
         (task, n): [
             subjects.Question(np.arange(n, dtype=np.int32) % 250, (n - 1,), (3, 4), 0.0, i)
             for i in range(2)
         ]
-        for task in plan.TASKS
+        for task in config.analysis.tasks
         for n in (512,)
     }
     material = measuring.Material(made, np.zeros((2, 64), np.int32), asked, None)
@@ -81,59 +89,57 @@ def test_what_is_masked_is_what_retrieves(folder, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
+    ("key", "value", "message"),
     [
-        ("settings", ("none", "pii"), "Unknown analysis.settings 'pii'. Did you mean 'pi'"),
-        ("settings", ("pi",), "analysis.settings must have 'none'"),
-        ("settings", ("none", "pi", "pi"), "each setting once"),
-        ("factor", 1.5, "analysis.factor must be 2 or more"),
-        ("theta_times", 0.5, "analysis.theta_times must be 1 or more"),
-        ("patterns", (1.0, 2.0), "analysis.patterns must have 0.5, where settings are compared"),
-        ("perplexity", (1.0,), "analysis.perplexity must have 2"),
+        ("settings", ("none", "pii"), "Unknown analysis.settings[1] 'pii'. Did you mean 'pi'"),
+        ("settings", ("pi",), "analysis.settings must have none"),
+        (
+            "settings",
+            ("none", "pi", "pi"),
+            "analysis.settings must be a tuple that lists nothing t",
+        ),
+        ("patterns", (1.0, 2.0), "analysis.patterns must have 0.5"),
         ("needles", (1.0, 4.0), "analysis.needles must be at most analysis.factor, 2"),
         ("patterns", (0.5, 2.0, 0.123), "whole numbers of tokens"),
-        ("sequences", 1, "analysis.sequences must be 2 or more, got 1"),
-        ("queries", 0, "analysis.queries must be 1 or more"),
-        ("depths", 0, "analysis.depths must be 1 or more"),
         ("trials", 3, "analysis.trials must be a multiple of analysis.depths, 2"),
-        ("longer", 3, "train.batch_size must be a multiple of 3"),
         ("longer", 4, "analysis.longer must be at most analysis.factor"),
-        ("tasks", ("passkeys",), "Unknown analysis.tasks 'passkeys'"),
-        ("second", ("model.path",), "analysis.second must hold pairs"),
-        ("second", (("model.pth", "x"),), "Unknown key 'model.pth' in analysis.second"),
+        ("heads.sizes", (5,), "from 1 to 4, half of the model's heads"),
+        ("second", ("model.path",), "analysis.second[0] must be like"),
+        ("second", (("model.pth", "x"),), "analysis.second: Unknown key 'model.pth'"),
+        ("second", (("analysis.trials", 0),), "analysis.second: analysis.trials must be a whole"),
         ("second", (("model.path", "nowhere"),), "nowhere"),
         ("sequences", 20, "data.eval_files"),
     ],
 )
-def test_wrong_keys_are_refused_before_any_work(folder, tmp_path, key, value, told):
-    config = tiny_explain.get_config(str(folder))
-    config.analysis[key] = value
+def test_wrong_keys_are_refused_before_any_work(folder, tmp_path, key, value, message):
     with pytest.raises(InputError) as raised:
-        analyse.run(config, tmp_path / "run", False)
-    assert told in str(raised.value) and "\n" not in str(raised.value)
+        analyse.prepare(read(folder, **{key: value}), tmp_path / "run")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize(
-    ("key", "value", "told"),
-    [("sizes", (5,), "from 1 to 4, half of the model's heads"), ("draws", 0, "draws must be 1")],
+    ("key", "value", "message"),
+    [
+        ("train.batch_size", 15, "train.batch_size must be a multiple of 2, the rows of the twin"),
+        ("model", tiny_run.MODEL, "model.source must be 'checkpoint': a pre-trained model"),
+        ("search.start_tokens", (-3,), "search.start_tokens[0] must be a whole number"),
+        ("search.highest", 1.5, None),
+    ],
 )
-def test_wrong_numbers_of_heads_are_refused(folder, tmp_path, key, value, told):
-    config = tiny_explain.get_config(str(folder))
-    config.analysis.heads[key] = value
-    with pytest.raises(InputError, match=told):
-        analyse.run(config, tmp_path / "run", False)
-
-
-def test_a_model_from_scratch_is_refused(folder, tmp_path):
-    config = tiny_explain.get_config(str(folder))
-    config.model = dict(source="scratch", **tiny_eval.SHAPE)
-    with pytest.raises(InputError, match="model.source must be 'checkpoint': a pre-trained model"):
-        analyse.run(config, tmp_path / "run", False)
+def test_what_the_stages_refuse_is_refused_before_any_of_them(
+    folder, tmp_path, key, value, message
+):
+    if message is None:  # and this is what is not refused
+        analyse.prepare(schema.replace(read(folder), {key: value}), tmp_path / "run")
+        return
+    with pytest.raises(InputError) as raised:
+        analyse.prepare(schema.replace(read(folder), {key: value}), tmp_path / "run")
+    assert message in str(raised.value) and "\n" not in str(raised.value)
 
 
 def test_stages_have_equal_tokens_and_their_ropes(folder):
-    first, second = plan.make(tiny_explain.get_config(str(folder)))
+    first, second = plan.make(read(folder))
     stages = {name: (kind, dict(pairs)) for name, kind, pairs in first.stages}
     assert list(stages) == [
         *("search", "none", "pi", "abf", "searched", "twin", "longer"),
@@ -164,7 +170,7 @@ def test_stages_have_equal_tokens_and_their_ropes(folder):
 
 def test_the_config_of_the_paper_is_the_papers(shared, books_6m, monkeypatch):
     monkeypatch.chdir(ROOT)
-    config = experiment.load(str(ROOT / "configs" / "attention_paper.py"))
+    config = experiment.read(str(ROOT / "configs" / "attention_paper.py"))
     if not Path(config.model.path).exists():
         pytest.skip("needs ../shared beside the working folder")
     first, second = plan.make(config)
@@ -174,7 +180,7 @@ def test_the_config_of_the_paper_is_the_papers(shared, books_6m, monkeypatch):
 
 
 def command(folder, workdir, *more):
-    argv = [sys.executable, "-m", "jaxrope.analysis", f"--workdir={workdir}", *more]
+    argv = [sys.executable, "-m", "jaxrope.analyse", f"--workdir={workdir}", *more]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.run(
         [*argv, f"--config={ROOT}/tests/tiny_explain.py:{folder}"],
@@ -244,7 +250,7 @@ def test_the_page_reads_what_the_program_wrote(whole):
         "Attention: patterns",
         "Attention: heads",
     ]
-    assert content["command"].startswith("python -m jaxrope.analysis --workdir=")
+    assert content["command"].startswith("python -m jaxrope.analyse --workdir=")
     second = attention.read(json.loads((whole / "second" / "attention.json").read_text()))
     assert second.original_len == 128
     by_place = {(r["label"], r["length"], r["name"]): r for r in content["statistics"]}
@@ -257,8 +263,7 @@ def test_a_finished_program_does_nothing_again(whole, folder, monkeypatch):
     before = {path: path.read_bytes() for path in whole.rglob("*.json")}
     record = (whole / "record.jsonl").read_text()
     monkeypatch.setattr(parts, "_make", lambda *_: pytest.fail("measured again"))
-    config = tiny_explain.get_config(str(folder))
-    assert analyse.run(config, whole, False) == 0
+    assert analyse.run(read(folder), whole) == 0
     same = {path for path in before if path.read_bytes() == before[path]}
     changed = {path.name for path in before.keys() - same}
     assert changed <= {"attention.json", "findings.json"}  # the command in them
@@ -270,25 +275,67 @@ def test_a_measurement_that_is_not_there_is_made_and_is_the_same(whole, folder):
     path = whole / "measured" / "answers-pi.json"
     before, lines = json.loads(path.read_text()), (whole / "record.jsonl").read_text()
     path.unlink()
-    assert analyse.run(tiny_explain.get_config(str(folder)), whole, False) == 0
+    done = command(folder, whole)  # compiled as the first time
+    assert done.returncode == 0, done.stderr
     after = json.loads(path.read_text())
-    assert after["told"] == before["told"] and after["digest"] == before["digest"]
+    assert after["record"] == before["record"] and after["identity"] == before["identity"]
     more = (whole / "record.jsonl").read_text()[len(lines) :].splitlines()
     assert [json.loads(line)["part"] for line in more] == ["answers-pi"]
 
 
-def test_a_measurement_of_other_settings_is_none(tmp_path, monkeypatch):
-    """Its digest has the settings and what its stage was made with."""
-    made = study()
-    part = parts.Part("texts", made, made.subjects[2])
-    (tmp_path / "pi").mkdir()
-    said = {"kind": "train", "config": {"train.steps": 2}, "made_from": {}, "finished": True}
-    (tmp_path / "pi" / "stage.json").write_text(json.dumps(said | {"seconds": 1.0}))
-    first = parts.digest(part, tmp_path)
-    (tmp_path / "pi" / "stage.json").write_text(json.dumps(said | {"seconds": 2.0}))
-    assert parts.digest(part, tmp_path) == first
-    other = dataclasses.replace(part, study=study(queries=9))
-    assert parts.digest(other, tmp_path) != first
-    said["config"] = {"train.steps": 3}
-    (tmp_path / "pi" / "stage.json").write_text(json.dumps(said))
-    assert parts.digest(part, tmp_path) != first
+@pytest.fixture
+def store(folder, tmp_path):
+    """Returns what makes the store of a folder in which one measurement is written."""
+    work = shutil.copytree(folder, tmp_path / "material")
+    measured = {"x": np.arange(3.0)}
+
+    def make(**changes):
+        study = plan.make(read(work, **changes))[0]
+        texts = np.ones((2, 64), np.int32)
+        questions = {("passkey", 512): [subjects.Question(texts[0], (63,), (3, 4), 0.0, 0)]}
+        materials = {"": measuring.Material(study, texts, questions, None)}
+        lines = []
+        made = parts.Store(tmp_path, materials, lines.append)
+        return made, parts.Part("texts", study, study.subjects[0]), lines
+
+    first, part, _ = make()
+    assert first.read(part) is None
+    first.write(part, {"value": 1.5}, measured, seconds=1.0, tokens=5)
+    return work, make
+
+
+def test_a_measurement_is_read_back_where_nothing_has_changed(store):
+    _, make = store
+    # what other measurements read, and what only makes subjects, changes nothing here
+    for changes in ({}, {"trials": 4}, {"heads.draws": 3}, {"twin_steps": 3}):
+        again, part, lines = make(**changes)
+        record, arrays = again.read(part)
+        assert record == {"value": 1.5} and arrays["x"].tolist() == [0, 1, 2] and not lines
+
+
+def test_a_measurement_of_other_settings_or_weights_is_made_again(store):
+    """Once it was told as it was, with other weights under the same name."""
+    work, make = store
+    again, part, lines = make(queries=9)
+    assert again.read(part) is None and "another analysis.queries (8, now 9)" in lines[0]
+    shutil.rmtree(work / "first" / "checkpoints")
+    shape = llama.LlamaConfig(**(tiny_eval.SHAPE | dict(original_len=512, max_len=512)))
+    params = llama.init_params(shape, jax.random.key(9), dtype="float32")
+    checkpoint.save_params(work / "first", 0, params, {"data_fingerprint": "", "source": "x"})
+    again, part, lines = make()
+    assert (
+        again.read(part) is None and "texts-base is measured again, with another the w" in lines[0]
+    )
+
+
+@pytest.mark.parametrize("name", ["texts-base.json", "texts-base.npz"])
+def test_a_damaged_measurement_is_told_and_made_again(store, tmp_path, name):
+    _, make = store
+    path = tmp_path / "measured" / name
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(bytes(content))
+    again, part, lines = make()
+    assert again.read(part) is None
+    (line,) = lines
+    assert line.startswith("texts-base is measured again: ") and name in line and "damaged" in line

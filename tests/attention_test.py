@@ -56,7 +56,8 @@ def packed(length, *lengths):
 
 def seen_by(mask):
     """The rule, one pair at a time."""
-    q, kv = np.asarray(mask.q_positions_BT), np.asarray(mask.kv_positions_BS)
+    mask = jax.tree.map(np.asarray, mask)
+    q, kv = mask.q_positions_BT, mask.kv_positions_BS
     seen = np.zeros((BATCH, q.shape[1], kv.shape[1]), bool)
     for b, t, s in np.ndindex(seen.shape):
         back = q[b % len(q), t] - kv[b % len(kv), s]

@@ -139,7 +139,8 @@ def test_attention_statistics_of_two_lengths_in_one_command(tmp_path):
 
 def journal(**gradient):
     """A header, and three candidates judged by two texts, one of them by one text alone."""
-    header = {"target_len": 100, "search": {"attention_factor": 1.5, "gradient": gradient}}
+    settings = {f"search.gradient.{name}": value for name, value in gradient.items()}
+    header = {"target_len": 100, "attention_factor": 1.5, "identity": {"settings": settings}}
     known = dict(factors=[1.0, 2.0], start_tokens=0, attention_factor=1.2)
     return [
         header,

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 import resource
 import shutil
 
@@ -145,6 +146,28 @@ def test_damaged_data_names_the_step_the_leaf_and_the_step_before(tmp_path):
         checkpoint.restore_params(tmp_path)
 
 
+def test_a_bit_that_flips_in_any_file_gives_one_line_or_the_same_numbers(tmp_path):
+    store = checkpoint.Checkpoints(tmp_path, asynchronous=False)
+    tree, moments = make_tree(), {"count": jnp.int32(3)}
+    store.save(1, tree, moments, {})
+    rng, told = np.random.default_rng(0), set()
+    for path in sorted(store.root.rglob("*")):
+        raw = path.read_bytes() if path.is_file() else b""
+        for place in rng.integers(len(raw), size=3) if raw else ():
+            flipped = bytearray(raw)
+            flipped[place] ^= 1 << rng.integers(8)
+            path.write_bytes(flipped)
+            try:
+                params, rest, _ = store.restore(1, abstract(tree), abstract(moments))
+                assert equal(params, tree) and int(rest["count"]) == 3, path
+            except InputError as error:
+                assert re.search("damaged|not a whole", str(error)) and "\n" not in str(error), path
+                told.add(path.relative_to(store.root).parts[1])
+            path.write_bytes(raw)
+    store.close()
+    assert told == {"params", "opt_state", "meta"}
+
+
 @pytest.mark.parametrize("damage", ("cut", "empty", "gone"))
 def test_data_that_is_cut_or_gone_is_one_line(tmp_path, damage):
     checkpoint.save_params(tmp_path, 1, make_tree(), {})
@@ -208,6 +231,8 @@ def test_what_is_not_whole_is_never_offered_and_is_put_aside(tmp_path, reason):
     assert steps.whole_steps(tmp_path) == [2]
     assert reason in steps.rejected(tmp_path)["00000003"]
     assert equal(checkpoint.restore_params(tmp_path)[0], make_tree(2))
+    (line,) = steps.passed_over(tmp_path)
+    assert reason in line and line.endswith("step 2 is read")
     store = checkpoint.Checkpoints(tmp_path, keep_last=2)
     assert len(store.rejected) == 1 and reason in store.rejected[0]
     store.save(3, make_tree(33), None, {})

@@ -402,3 +402,77 @@ def test_another_program_leaves_no_command(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/some/where/pytest", "--config=a.py"])
     cli.write_command(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+# --- what every program answers without jax
+
+ANSWERED = """
+import importlib, sys
+for name, *argv in {commands!r}:
+    try:
+        importlib.import_module(name + ".__main__").main(argv)
+    except SystemExit as error:
+        assert error.code in (0, 2, None), (name, error.code)
+    assert "jax" not in sys.modules, (name, argv)
+"""
+STAGE = "--config.recipe=(('a','search',(('search.start_tokens',(-3,)),)),)"
+COMMANDS = [
+    *(("jaxrope.convert", name, "--help") for name in ("import", "export", "rope")),
+    ("jaxrope.search", BASE, "--config.search.objective.num_samples=0"),
+    ("jaxrope.evaluate", BASE, "--config.sweep=(('seed',(1,-1)),)", "--workdir=x"),
+    ("jaxrope.train", BASE, STAGE, "--workdir=x"),
+    ("jaxrope.analyse", BASE, "--config.analysis.second=(('seed',-1),)", "--workdir=x"),
+    ("jaxrope.train", BASE, "--workdir=x", "--config.stages=a"),
+    ("jaxrope.generate", "--prompt=a"),
+    ("jaxrope.report", "--out=a.html"),
+]
+
+
+def test_help_and_mistakes_are_answered_before_jax_is_imported(tmp_path):
+    """In one process: jax would stay imported."""
+    done = subprocess.run(
+        [sys.executable, "-c", ANSWERED.format(commands=COMMANDS)],
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    errors = done.stderr.splitlines()
+    assert len(errors) == len(COMMANDS) - 3 and all(line.startswith("error: ") for line in errors)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_help_of_convert_lists_what_there_is():
+    from jaxrope.convert import __main__, rope_formats, rope_gguf
+
+    assert tuple(rope_formats.FORMATS) == __main__.FORMATS
+    assert tuple(rope_gguf.ARCHITECTURES) == __main__.ARCHITECTURES
+
+
+MODEL = str(ROOT / "jaxrope" / "models" / "stdlib-2m")
+DRY = {
+    "generate": (["--checkpoint=" + MODEL, "--prompt=def f"], "1 prompts of 3 tokens; at most 128"),
+    "convert export": (["export", MODEL, "out"], "would write out"),
+    "convert import": (["import", MODEL, "out", "--dtype=float32"], "1,967,808 parameters"),
+    "demo": (["run", "--workdir=out"], "python -m jaxrope.search --config=configs/demo_search.py"),
+}
+
+
+@pytest.mark.parametrize("name", DRY)
+def test_a_dry_run_of_a_command_says_what_it_would_do_and_leaves_nothing(
+    name, tmp_path, monkeypatch, capsys
+):
+    import importlib
+
+    monkeypatch.chdir(tmp_path)
+    argv, text = DRY[name]
+    package = f"jaxrope.{name.split()[0]}"
+    module = importlib.import_module(package if name == "demo" else f"{package}.__main__")
+    module.main([*argv, "--dry_run", "--no_timing"])
+    assert text in capsys.readouterr().out
+    module.main([*argv, "--print_config"])
+    assert isinstance(json.loads(capsys.readouterr().out), dict)
+    assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""Every experiment file passes the schema, says how it is run, and has the keys of configs/base.py."""
+"""Every experiment file passes the schema, says how it is run, has the keys of base.py."""
 
 import ast
 import json

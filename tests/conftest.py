@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from tests.matrices import CI_ROWS, is_left_out, named
+from tests.matrices import is_left_out, is_slow, named
 from tests.processes import COMPILER_FLAGS, ROOT
 
 # Before jax is imported: XLA reads it once. Mesh code is tested on eight devices of one machine.
@@ -33,8 +33,10 @@ def pytest_collection_modifyitems(config, items):
         collected.setdefault(file, set()).add((test, row))
         if is_left_out(file, test, row):
             item.add_marker("matrix")
+        if is_slow(file, test):
+            item.add_marker("slow")
     if not any("::" in argument for argument in config.args):
-        for file in collected.keys() & CI_ROWS.keys():
+        for file in collected:
             unknown = named(file) - collected[file] - {(test, None) for test, _ in collected[file]}
             if unknown:
                 raise pytest.UsageError(f"tests/matrices.py: {file} does not have {unknown}")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -14,7 +15,14 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
 from jaxrope import rope
-from jaxrope.convert import exporting, importing, pretrained, rope_export, safetensors_io
+from jaxrope.convert import (
+    exporting,
+    folders,
+    importing,
+    pretrained,
+    rope_export,
+    safetensors_io,
+)
 from jaxrope.errors import InputError
 from tests.rope_samples import run
 
@@ -293,7 +301,7 @@ def test_a_transposed_tensor_would_be_written_wrong(tmp_path):
 
 _EXPORT_FOR_EVER = """
 import sys
-from jaxrope import pretrained
+from jaxrope.convert import pretrained
 from jaxrope.convert import exporting
 model = pretrained.load(sys.argv[1], dtype=None)
 while True:
@@ -316,6 +324,24 @@ def test_killed_at_any_moment(tmp_path, delay):
     if (tmp_path / "out").exists():
         np.testing.assert_equal(pretrained.load(tmp_path / "out").params, model.params)
         assert (tmp_path / "out" / "README.md").exists()
+    exporting.export_folder(model, tmp_path / "out", exporting.Settings(overwrite=True))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+
+
+def test_only_what_has_no_owner_is_swept(tmp_path):
+    for name in (".out.abcdefgh.tmp", ".out.abcdefgh.old", ".other.abcdefgh.tmp", ".out.tmp"):
+        (tmp_path / name).mkdir()
+    with folders.staged(tmp_path / "out") as theirs:
+        with folders.staged(tmp_path / "out") as ours:
+            assert theirs.is_dir() and ours != theirs
+            assert not (tmp_path / ".out.abcdefgh.tmp").exists()
+            assert (tmp_path / ".out.abcdefgh.old").exists()  # it may be the only whole one
+            (ours / "config.json").write_text("{}")
+        assert theirs.is_dir()
+        (theirs / "config.json").write_text("{}")
+        shutil.rmtree(tmp_path / "out")
+    left = sorted(path.name for path in tmp_path.iterdir())
+    assert left == [".other.abcdefgh.tmp", ".out.tmp", "out"]
 
 
 def test_command_line(tmp_path, capsys):
@@ -352,7 +378,7 @@ def test_rope_of_another_model(tmp_path):
     rope.save(tmp_path / "rope.json", other, {})
     with pytest.raises(InputError, match="head_dim must equal the model's, 16, got 32"):
         pretrained.with_rope(model, tmp_path / "rope.json")
-    with pytest.raises(InputError, match="nothing.json: cannot be read"):
+    with pytest.raises(InputError, match="nothing.json: there is no such file"):
         pretrained.with_rope(model, tmp_path / "nothing.json")
 
 

@@ -325,7 +325,7 @@ def test_layout(tmp_path):
 
 _MEMORY = """
 import resource, sys
-from jaxrope import pretrained
+from jaxrope.convert import pretrained
 def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 pretrained.load(sys.argv[1], dtype=None)
 before = peak()

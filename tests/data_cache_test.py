@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -148,29 +149,60 @@ def poke(path, value):
         (lambda f: poke(f / "tokens.npy", 258), "token 9 is 258, the tokenizer's ids end at 257"),
         (lambda f: poke(f / "tokens.npy", 65_535), "token 9 is 65535"),  # -1 of int16
         (lambda f: poke(f / "tokens.npy", 257), r"not what was written \(its SHA-256 differs\)"),
-        (lambda f: poke(f / "offsets.npy", 1), "offsets.npy does not divide 10 tokens"),
+        (lambda f: poke(f / "offsets.npy", 1), "offsets.npy is not what was written"),
         (lambda f: cut(f / "offsets.npy", 8), "offsets.npy has 160 bytes instead of 168"),
-        (lambda f: (f / "index.json").write_text("{"), "index.json cannot be read"),
-        (lambda f: (f / "index.json").write_text("[]"), "its format is 'list'"),
-        (lambda f: edit_index(f, format="jaxrope.tokens/9"), "its format is 'jaxrope.tokens/9'"),
-        (lambda f: edit_index(f, dtype="uint32"), "uint32 cannot be right for a vocabulary of 258"),
-        (lambda f: edit_index(f, num_tokens="10"), "index.json has no int 'num_tokens'"),
-        (lambda f: edit_index(f, names=["a"]), r"offsets.npy is int64 \(5,\), index.json says"),
+        (lambda f: (f / "index.json").write_text("{"), "index.json: is not JSON"),
+        (lambda f: (f / "index.json").write_text("[]"), "index.json: must hold a JSON object"),
+        (lambda f: (f / "index.json").unlink(), "index.json: there is no such file"),
+        (lambda f: (f / "index.json").write_text("{}"), "index.json has no sha256"),
+        (lambda f: edit_index(f, format="jaxrope.tokens/9"), "index.json is damaged or was edited"),
+        (lambda f: edit_index(f, num_empty=3), "index.json is damaged or was edited"),
+        (lambda f: poke(f / "names.json", 1), "names.json is not what was written"),
+        (lambda f: (f / "names.json").unlink(), "names.json"),
     ],
 )
-def test_damage_is_refused(books, damage, match):
-    load(books)
+def test_what_is_damaged_is_made_anew_and_told(books, damage, match, capfd):
+    whole = load(books)
+    ids, names, offsets = whole.ids.tolist(), whole.names, whole.offsets.tolist()
     damage(only_folder(books))
-    with pytest.raises(InputError, match=match) as caught:
+    again = load(books)
+    assert (again.ids.tolist(), again.names, again.offsets.tolist()) == (ids, names, offsets)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert line.startswith("data.cache_dir: ") and line.endswith("They are made anew")
+    assert re.search(match, line)
+    load(books)
+    assert capfd.readouterr().err == "" and only_folder(books)
+
+
+def test_a_bit_that_flips_anywhere_is_seen(books, capfd):
+    expected = load(books).ids.tolist()
+    for name in ("index.json", "names.json", "offsets.npy", "tokens.npy"):
+        path = only_folder(books) / name
+        for place in range(0, path.stat().st_size, 37):
+            raw = bytearray(path.read_bytes())
+            raw[place] ^= 1 << place % 8
+            path.write_bytes(raw)
+            found = load(books)
+            assert found.ids.tolist() == expected and found.names[2] == "z.jsonl:1"
+            told = capfd.readouterr().err
+            harmless = name.endswith(".npy") and place < 118  # the padding of a header
+            assert told.count("made anew") == 1 or harmless, (name, place)
+
+
+def test_tokens_that_a_disk_damages_at_once_are_not_used(books, monkeypatch):
+    def damage(folder, *_):
+        real(folder, *_)
+        poke(folder / "tokens.npy", 1)
+
+    real = cache._write_files
+    monkeypatch.setattr(cache, "_write_files", damage)
+    with pytest.raises(InputError, match="are damaged: .* have just been written: set data.cache"):
         load(books)
-    message = str(caught.value)
-    assert message.startswith("data.cache_dir: ") and "Remove that folder" in message
-    assert "\n" not in message
 
 
 def test_16_bits_do_not_hold_a_large_vocabulary(books):
     load(books, CountingTokenizer(65_536))
-    with pytest.raises(InputError, match="uint16 cannot be right for a vocabulary of 65,537"):
+    with pytest.raises(cache.Damaged, match="uint16 cannot be right for a vocabulary of 65,537"):
         cache.read_cache(only_folder(books), vocab_size=65_537)
 
 

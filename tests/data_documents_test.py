@@ -8,11 +8,13 @@ import os
 import socket
 import sys
 import threading
+import tracemalloc
 
 import pytest
 
+from jaxrope.data import documents
 from jaxrope.data.documents import ReadCounts, ReadSettings, read_documents
-from jaxrope.data.sources import find_files
+from jaxrope.data.sources import SourceFile, find_files
 from jaxrope.errors import InputError
 
 KEY = "data.train_files"
@@ -176,6 +178,49 @@ def test_sockets_and_devices_are_refused(tmp_path, monkeypatch):
         listener.bind("a.txt")
         refused("is a socket", "*.txt")
     refused("/dev/null' is a device, not a regular file", "/dev/null")
+    (tmp_path / "b.txt").symlink_to("/proc/kmsg")  # regular, by its status; reading it never ends
+    refused("b.txt' is a file of the kernel, not a regular file", tmp_path / "b.txt")
+    refused("is a file of the kernel", "/proc/meminfo")
+
+
+def pack(suffix: str, content: bytes) -> bytes:
+    if suffix == "zst":
+        return pytest.importorskip("zstandard").ZstdCompressor().compress(content)
+    return {"gz": gzip, "bz2": bz2, "xz": lzma}[suffix].compress(content)
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl"])
+@pytest.mark.parametrize("suffix", ["gz", "bz2", "xz", "zst"])
+def test_what_unpacks_without_an_end_is_refused_on_the_way(tmp_path, monkeypatch, suffix, name):
+    monkeypatch.setattr(documents, "_ALWAYS", 1 << 16)
+    path = put(tmp_path, f"{name}.{suffix}", pack(suffix, b"a" * (1 << 26)))
+    tracemalloc.start()
+    refused(f"has {path.stat().st_size:,} bytes and unpacks to .* and more, 64 times", path)
+    assert tracemalloc.get_traced_memory()[1] < 4e7
+    tracemalloc.stop()
+    text = "".join(map(chr, range(97, 123))) * 9000  # repeats itself, but is short
+    monkeypatch.setattr(documents, "_ALWAYS", len(text))
+    assert read(put(tmp_path, f"b.txt.{suffix}", pack(suffix, text.encode()))) == [
+        (f"b.txt.{suffix}", text)
+    ]
+
+
+def test_parquet_that_repeats_itself_without_an_end_is_refused(tmp_path, monkeypatch):
+    pyarrow = pytest.importorskip("pyarrow")
+    monkeypatch.setattr(documents, "_ALWAYS", 1 << 16)
+    table = pyarrow.table({"text": ["a" * 100_000] * 1000})
+    pytest.importorskip("pyarrow.parquet").write_table(table, tmp_path / "a.parquet")
+    refused("a.parquet' has .* and unpacks to", tmp_path / "a.parquet")
+
+
+def test_binary_data_is_read_to_its_first_nul_alone(tmp_path):
+    path = put(tmp_path, "a.txt", b"x" * 5)
+    os.truncate(path, 1 << 32)  # 4 GiB of NUL, none of them on the disk
+    file = SourceFile(path, "a.txt", 1 << 32, "", path.stat().st_mtime_ns)
+    with pytest.raises(InputError, match="a.txt' has a NUL byte at offset 5: it is binary"):
+        list(read_documents([file], ReadSettings(KEY), ReadCounts()))
+    put(tmp_path, "b.txt", b"x" * (1 << 20) + b"yy\0z")
+    refused(f"b.txt' has a NUL byte at offset {(1 << 20) + 2}", tmp_path / "b.txt")
 
 
 def test_an_unreadable_file_is_named(tmp_path, monkeypatch):

@@ -116,7 +116,7 @@ def test_stop_text(capsys):
         ([], "--prompt=TEXT is missing, or --prompt_file=FILE"),
         (["--prompt=-", "--prompt_file=-"], "Standard input, -, can be read once"),
         (["--prompt_file=none.txt"], "--prompt_file=none.txt cannot be read: No such file"),
-        (["--prompt=a", "--rope=none.json"], "none.json: cannot be read"),
+        (["--prompt=a", "--rope=none.json"], "none.json: there is no such file"),
         (["--prompt=a", "--top_p=2"], "generate.top_p must be a number above 0 and at most 1"),
         (["--prompt=a", "--top_k=many"], "argument --top_k: invalid int value: 'many'. See --help"),
         (["--prompt=a", "--policy=rotate"], "Unknown generate.policy 'rotate'"),

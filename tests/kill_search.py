@@ -26,7 +26,6 @@ import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
 from jaxrope.search import journal, problem  # noqa: E402
-from jaxrope.store import files  # noqa: E402
 from tests.search_config import tiny  # noqa: E402
 
 ITERATIONS = 30
@@ -78,19 +77,18 @@ def num_lines(path: Path) -> int:
 
 def outcome(folder: Path, workdir: Path) -> dict:
     """Returns all that must be equal; the state's arrays as bytes."""
-    rows = files.read_jsonl(workdir / "journal.jsonl", repair=False)
     result = json.loads((workdir / "result.json").read_text())
     config = tiny(folder)
     config.search.algorithm.iterations = ITERATIONS
     made = problem.prepare(config)
-    state = problem.first_state(made)
-    state, _ = journal.replay(workdir / "journal.jsonl", rows[1:], state)
-    for row in rows:
+    record = journal.Record(workdir / "journal.jsonl", problem.header(made))
+    state, _ = journal.replay(record, problem.first_state(made))
+    for row in record.rows:
         row.pop("seconds", None)
-    del result["seconds"]
+    del result["seconds"], result["sha256"]
     return {
         "rope.json": (workdir / "rope.json").read_bytes(),
-        "journal.jsonl": rows,
+        "journal.jsonl": record.rows,
         "result.json": result,
         "config.json": (workdir / "config.json").read_bytes(),
         "state": [np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state)],

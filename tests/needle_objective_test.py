@@ -12,8 +12,8 @@ from jaxrope import data, llama, rope, schema, search
 from jaxrope.data import BytesTokenizer, needles
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, objective
-from jaxrope.store import files
 from tests import search_config
+from tests.search_config import rows_of
 from tests.search_evaluator_test import make, mesh_of, ropes_of
 
 LENGTH = 620
@@ -208,7 +208,7 @@ def test_a_whole_search(tmp_path, section):
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     units = {"needle": "needle perplexity", "mix": "mixed perplexity"}
     assert result["unit"] == units[section["name"]]
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl", repair=False)
+    rows = rows_of(tmp_path / "run")
     rows = [row for row in rows if "losses" in row]
     weights = [1.0, 1.0] if section["name"] == "needle" else [1.0, 3.0]
     for row in rows:

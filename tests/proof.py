@@ -16,12 +16,19 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+import jax  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
+from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
+
+from jaxrope import attention as attention_lib  # noqa: E402
 from jaxrope import llama, topology  # noqa: E402
+from jaxrope.attention import masks  # noqa: E402
 from jaxrope.mesh import sharding  # noqa: E402
 from jaxrope.shell import experiment  # noqa: E402
-from jaxrope.topology import alone, compile, jobs  # noqa: E402
+from jaxrope.topology import compile, jobs  # noqa: E402
 
 _MIB, _GIB = 2**20, 2**30
+_SPEC = PartitionSpec(("data", "fsdp"), "context", "tensor", None)  # of heads
 MODEL = llama.SHAPES["llama3_8b"]
 TOKENS = 4096  # of a device; 256k over 64 devices
 # The compiler's peak of MaxText's ring by the same measure is 323 MiB forward and 553 MiB with the
@@ -37,6 +44,57 @@ STEPS = (
     ("configs/256k.py:v5e_256", "v5e:16x16"),
     ("configs/2m.py", "v5p:4x8x8"),
 )
+
+
+def lower_attention(
+    model: llama.LlamaConfig,
+    mesh: Mesh,
+    *,
+    seq_len: int,
+    backend: str,
+    kernel: str,
+    gradient: bool,
+) -> jax.stages.Lowered:
+    """Returns the attention of one layer over one row for each device of (data, fsdp), lowered: its
+    output, or the gradients of q, k and v from that of the output. bfloat16, one document.
+
+    Args:
+      model: for num_heads, num_kv_heads and head_dim.
+      mesh: of sharding.make_mesh.
+      seq_len: tokens.
+      backend, kernel: names; see attention.attend.
+      gradient: forward and backward.
+    """
+
+    settings = attention_lib.Settings(kernel=kernel, mesh=mesh)
+
+    def attend(positions_BT, q_BTNH, k_BTKH, v_BTKH):
+        mask = masks.self_mask(positions_BT)
+        return attention_lib.attend(backend, q_BTNH, k_BTKH, v_BTKH, mask=mask, settings=settings)
+
+    def gradients(positions_BT, q_BTNH, k_BTKH, v_BTKH, dout_BTNH):
+        _, transpose = jax.vjp(lambda *qkv: attend(positions_BT, *qkv), q_BTNH, k_BTKH, v_BTKH)
+        return transpose(dout_BTNH)
+
+    rows = mesh.shape["data"] * mesh.shape["fsdp"]
+
+    def abstract(shape, dtype, spec):
+        return jax.ShapeDtypeStruct(shape, dtype, sharding=NamedSharding(mesh, spec))
+
+    def heads(number):
+        return abstract((rows, seq_len, number, model.head_dim), jnp.bfloat16, _SPEC)
+
+    where = PartitionSpec(*_SPEC[:2])
+    arguments = [abstract((rows, seq_len), jnp.int32, where), heads(model.num_heads)]
+    arguments += [heads(model.num_kv_heads)] * 2 + [heads(model.num_heads)] * gradient
+    fn = jax.shard_map(
+        gradients if gradient else attend,
+        mesh=mesh,
+        in_specs=tuple(leaf.sharding.spec for leaf in arguments),
+        out_specs=(_SPEC,) * 3 if gradient else _SPEC,
+        check_vma=False,  # kernels do not declare over which axes their results vary
+    )
+    return jax.jit(fn).lower(*arguments)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,7 +117,7 @@ def ring(where: str, context: int, *, gradient: bool, tokens: int = TOKENS):
     """Returns (peak bytes of a device, schedule) of attention over a whole slice."""
     sizes = dict(data=1, fsdp=-1, context=context, tensor=1)
     mesh = sharding.make_mesh(sizes, topology.devices(where))
-    lowered = alone.lower_attention(
+    lowered = lower_attention(
         MODEL,
         mesh,
         seq_len=tokens * context,

@@ -14,7 +14,7 @@ SLICES = ("v5p_64", "v5p_256", "v5e_256", "v6e_256")
 
 def stages_of(name, argument=""):
     file = str(ROOT / "configs" / f"{name}.py")
-    config = experiment.load(f"{file}:{argument}" if argument else file)
+    config = experiment.read(f"{file}:{argument}" if argument else file)
     return {stage.name: stage for stage in parse(config)}
 
 
@@ -58,7 +58,7 @@ def test_every_stage_fits_its_slice(model, hardware):
     shape, chips = llama.SHAPES[model], int(hardware.rpartition("_")[2])
     for stage in stages_of("recipe_2m", f"{model},{hardware},quick").values():
         mesh, train = stage.config.mesh, stage.config.train
-        assert math.prod(mesh[axis] for axis in ("data", "fsdp", "context", "tensor")) == chips
+        assert math.prod(mesh.to_dict().values()) == chips
         assert shape.embed_dim % (mesh.fsdp * mesh.context) == 0
         length = train.seq_len if stage.kind == "train" else stage.config.target_len or 4096
         assert length % (2 * mesh.context * 128) == 0  # whole chunks of a zigzag, of whole lanes
@@ -93,6 +93,16 @@ def test_the_twin_has_the_stages_of_the_issue():
     tiny = stages_of("recipe_books", "tiny")
     assert tiny.keys() == found.keys()
     assert tiny["finetune_2x"].config.train.steps < found["finetune_2x"].config.train.steps
+
+
+@pytest.mark.parametrize(
+    "name", ["recipe_2m", "recipe_2m:quick", "recipe_books", "recipe_books:tiny"]
+)
+def test_no_warm_up_is_longer_than_its_training(name):
+    for stage in stages_of(*name.split(":")).values():
+        if stage.kind == "train":
+            schedule = stage.config.optimizer.schedule
+            assert schedule.warmup_steps <= stage.config.train.steps, stage.name
 
 
 def test_retrieval_is_measured_to_sixteen_times_the_window_of_six_rows():

@@ -29,7 +29,7 @@ def texts(tmp_path_factory):
 def whole(texts, tmp_path_factory):
     """The workdir of a recipe that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("recipe") / "run"
-    assert recipe.run(tiny_recipe.make_config(texts), workdir, False) == 0
+    assert recipe.run(tiny_recipe.make_config(texts), workdir) == 0
     return workdir
 
 

@@ -7,15 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope import recipe, rope
+from jaxrope import recipe, rope, schema
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
-from jaxrope.recipe import record, work
+from jaxrope.recipe import join, kinds, record
 from jaxrope.recipe.stages import parse
-from jaxrope.store import files, steps
+from jaxrope.shell.program import Program
+from jaxrope.store import sealed, steps
+from jaxrope.store.journal import read_rows
 from tests import tiny_recipe, tiny_run
 
 ROOT = Path(__file__).resolve().parent.parent
+JOURNAL = "jaxrope.journal/2"
+
+
+@pytest.fixture
+def nothing_runs(monkeypatch):
+    monkeypatch.setattr(Program, "start", lambda *_: pytest.fail("run again"))
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +37,7 @@ def texts(tmp_path_factory):
 def whole(texts, tmp_path_factory):
     """The workdir of a recipe that nobody disturbed."""
     workdir = tmp_path_factory.mktemp("recipe") / "run"
-    assert recipe.run(tiny_recipe.make_config(texts), workdir, False) == 0
+    assert recipe.run(tiny_recipe.make_config(texts), workdir) == 0
     return workdir
 
 
@@ -48,7 +56,8 @@ def own_rope(workdir, name):
 
 
 def test_every_stage_leaves_its_files(whole):
-    trained = {"config.json", "model.json", "rope.json", "metrics.jsonl", "checkpoints", "loss.png"}
+    trained = {"config.json", "identity.json", "model.json", "rope.json", "metrics.jsonl"}
+    trained |= {"checkpoints", "loss.png"}
     searched = {"config.json", "journal.jsonl", "result.json", "rope.json", "search.png"}
     measured = {"eval.json", "eval.md", "eval.png", "eval_nll.npz", "items.jsonl", "items"}
     wanted = dict.fromkeys(
@@ -79,8 +88,7 @@ def test_recipe_json_tells_of_every_stage(whole):
     assert by_name["recover_1x"]["forward_tokens"] == result["forward_tokens"] + measured
     content = json.loads((whole / "join" / "eval.json").read_text())
     last = next(row for row in content["rows"] if row["length"] == 256)
-    shown = f"{last['metrics']['perplexity']:.4g} at 256"
-    assert by_name["join"]["perplexity"] == shown
+    assert by_name["join"]["columns"]["perplexity at 256"] == last["metrics"]["perplexity"]
     assert by_name["join"]["forward_tokens"] == sum(row["tokens"] for row in content["rows"])
 
 
@@ -107,13 +115,13 @@ def test_second_search_multiplies(whole):
     assert np.max(lambda_2) > 1.25  # it has left where it started from
     assert total.max_len == 256
     assert total.attention_factor == np.sqrt(1 + np.log(256 / 32) / np.log(32))  # su of the total
-    rows = files.read_jsonl(whole / "second" / "journal.jsonl")
+    rows = read_rows(whole / "second" / "journal.jsonl", JOURNAL)
     best = min((r for r in rows if "genome" in r), key=lambda row: row["fitness"])
     assert tuple(best["factors"]) == total.factors  # what the model saw
 
 
 def test_seeds_of_a_second_search_are_the_methods_on_top(whole):
-    rows = files.read_jsonl(whole / "second" / "journal.jsonl")
+    rows = read_rows(whole / "second" / "journal.jsonl", JOURNAL)
     tuned = np.array(own_rope(whole, "finetune_4x").buckets[0].factors)
     compared = {row["baseline"]: row for row in rows if "baseline" in row}
     assert list(compared) == ["none", "pi", "ntk", "yarn"]
@@ -132,7 +140,7 @@ def test_recovery_keeps_to_its_bound(whole, name, length):
     assert bucket.max_len == length and max(bucket.factors) <= 1.5
     tuned = own_rope(whole, "finetune_4x").buckets[0]
     assert bucket.attention_factor == tuned.attention_factor  # search.attention_factor "rope"
-    rows = files.read_jsonl(whole / name / "journal.jsonl")
+    rows = read_rows(whole / name / "journal.jsonl", JOURNAL)
     assert all(max(row["factors"]) <= 1.5 for row in rows if "genome" in row)
     genomes = [row["genome"][:4] for row in rows if "genome" in row]
     assert [100] * 4 in genomes  # none
@@ -172,38 +180,38 @@ def test_join_is_a_model(whole):
 
 def test_a_model_is_evaluated_with_its_own_rope(texts, tmp_path):
     """Whatever config.rope was for the stage that made it."""
-    config = tiny_recipe.make_config(texts)
-    config.rope = dict(method="file", path="other/rope.json")
+    config = schema.read(tiny_recipe.make_config(texts))
+    config = schema.replace(config, {"rope": dict(method="file", path="other/rope.json")})
     for kind in ("train", "join"):
-        made = work.KINDS[kind].evaluated(config, tmp_path / "stage")
-        assert made.rope.to_dict() == {"method": "model"} and made.eval.label == "stage"
-        assert (made.model.source, made.model.path) == ("checkpoint", str(tmp_path / "stage"))
-    made = work.KINDS["search"].evaluated(config, tmp_path / "stage")
-    assert made.rope.path == str(tmp_path / "stage" / "rope.json")
-    assert made.model.to_dict() == config.model.to_dict()
+        measured = kinds.KINDS[kind].evaluated(config, tmp_path / "stage")
+        assert measured.rope.to_dict() == {"method": "model"} and measured.eval.label == "stage"
+        place = measured.model.source, measured.model.path
+        assert place == ("checkpoint", str(tmp_path / "stage"))
+    measured = kinds.KINDS["search"].evaluated(config, tmp_path / "stage")
+    assert measured.rope.path == str(tmp_path / "stage" / "rope.json")
+    assert measured.model == config.model
 
 
-def test_a_finished_recipe_is_not_run_again(whole, texts, monkeypatch, capsys):
+def test_a_finished_recipe_is_not_run_again(whole, texts, nothing_runs, capsys):
     before = {path: path.read_bytes() for path in whole.rglob("*.json")}
-    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
-    assert recipe.run(tiny_recipe.make_config(texts), whole, False) == 0
+    assert recipe.run(tiny_recipe.make_config(texts), whole) == 0
     assert {path: path.read_bytes() for path in whole.rglob("*.json")} == before
     out = capsys.readouterr().out
     assert out.count("finished before") == len(tiny_recipe.NAMES)
     assert "stage 3 of 9: finetune_2x (train)" in out
+    assert out.splitlines()[-1] == f"wrote recipe.json into {whole}"
 
 
-def test_a_finished_workdir_may_be_moved(whole, texts, tmp_path, monkeypatch):
+def test_a_finished_workdir_may_be_moved(whole, texts, tmp_path, nothing_runs):
     shutil.copytree(whole, tmp_path / "moved")
-    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
-    assert recipe.run(tiny_recipe.make_config(texts), tmp_path / "moved", False) == 0
+    assert recipe.run(tiny_recipe.make_config(texts), tmp_path / "moved") == 0
 
 
 def interrupt(folder, kind):
     """Leaves of a stage what a kill in its midst would have left."""
-    said = json.loads((folder / "stage.json").read_text())
-    said = {k: v for k, v in said.items() if k not in ("seconds", "result")} | {"finished": False}
-    (folder / "stage.json").write_text(json.dumps(said))
+    content = sealed.read_json(folder / "stage.json")
+    left = {k: v for k, v in content.items() if k not in ("seconds", "columns")}
+    sealed.write_json(folder / "stage.json", left | {"finished": False})
     gone = ["eval.json", "eval.md", "eval.png", "eval_nll.npz", "loss.png", "search.png"]
     if kind == "search":
         lines = (folder / "journal.jsonl").read_text().splitlines(keepends=True)
@@ -226,10 +234,15 @@ def test_a_stage_that_was_killed_goes_on_to_the_same(whole, texts, name, monkeyp
     kinds = {n: kind for n, kind, _ in tiny_recipe.stages()}
     interrupt(whole / name, kinds[name])
     assert not record.read(whole / name)["finished"]
-    ran, real = [], work.run
-    monkeypatch.setattr(work, "run", lambda *args: ran.append(args[2].name) or real(*args))
-    assert recipe.run(tiny_recipe.make_config(texts), whole, False) == 0
-    assert ran == [name]
+    ran, real = [], Program.start
+
+    def start(program, config, folder):
+        ran.append(folder.name)
+        return real(program, config, folder)
+
+    monkeypatch.setattr(Program, "start", start)
+    assert recipe.run(tiny_recipe.make_config(texts), whole) == 0
+    assert set(ran) == {name}
     assert tiny_recipe.left(whole / name) == before
 
 
@@ -241,27 +254,34 @@ def test_one_stage_alone(texts, tmp_path, capsys):
         match=r"stage 'recover_1x' of recipe: it starts from 'finetune_4x', which is not finished "
         r"in .*\. Run that first, or both: --config\.stages=finetune_4x,recover_1x",
     ):
-        recipe.run(config, tmp_path, False)
+        recipe.run(config, tmp_path)
     config.stages = ("search_4x",)
-    assert recipe.run(config, tmp_path, False) == 0
+    assert recipe.run(config, tmp_path) == 0
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_dir()) == ["search_4x"]
     out = capsys.readouterr().out
     assert "stage 2 of 9: search_4x (search)" in out and "stage 1 of" not in out
     assert sum("not run" in line for line in out.splitlines()) == 8
 
 
-def test_dry_run_says_what_there_is_to_do(texts, whole, tmp_path, capsys):
+def test_dry_run_says_what_there_is_to_do(texts, whole, tmp_path):
+    """Of all stages, although none has left what later ones start from."""
     config = tiny_recipe.make_config(texts)
-    assert recipe.run(config, tmp_path / "new", True) == 0
-    lines = capsys.readouterr().out.splitlines()
+    table, *costs = recipe.dry_run(config, tmp_path / "new", timing=False).split("\n\n")
+    lines = table.splitlines()
     assert not (tmp_path / "new").exists()
-    assert [line.split()[0] for line in lines[1:-1]] == list(tiny_recipe.NAMES)
-    assert all("to do" in line for line in lines[1:-1])
-    assert "3 steps of 8 x 128" in lines[4] and f"{3 * 8 * 128:,}" in lines[4]
-    assert lines[-1].split()[-1] == f"{3 * 8 * (64 + 128):,}"
-    recipe.run(config, whole, True)
-    lines = capsys.readouterr().out.splitlines()
-    assert all("finished" in line for line in lines[1:-1]) and lines[-1].split() == ["to", "do"]
+    assert [line.split()[0] for line in lines[1:]] == list(tiny_recipe.NAMES)
+    assert all("to do" in line for line in lines[1:])
+    assert "3 steps of 8 x 128" in lines[4]
+    parts = [text.partition("\n")[0] for text in costs]
+    assert parts[:4] == [
+        *("search_2x (search)", "search_4x (search)"),
+        *("finetune_2x (train)", "finetune_4x (train)"),
+    ]
+    assert parts[4] == "finetune_4x (evaluate)" and parts[-1] == "compare (evaluate)"
+    assert "parameters: 35,488" in costs[2] and "to serve 64\n" in costs[2]
+    assert "factors for up to 32, 64, 128, 256 tokens" in costs[parts.index("join (join)")]
+    done = recipe.dry_run(config, whole, timing=False).splitlines()
+    assert all("finished" in line for line in done[1:]) and len(done) == 10
 
 
 # --- what is refused
@@ -274,7 +294,7 @@ def test_dry_run_says_what_there_is_to_do(texts, whole, tmp_path, capsys):
             "finetune_2x",
             "train.steps",
             4,
-            r"'finetune_2x' of recipe: it was finished with train\.steps 3, the config has 4\. "
+            r"'finetune_2x' of recipe: it was finished with another train\.steps \(3, now 4\)\. "
             r"Set it back, give another --workdir, or delete .*/finetune_2x, .*/finetune_4x, "
             r".*/second, .*/recover_1x, .*/recover_2x, .*/join, .*/compare\.",
         ),
@@ -282,76 +302,74 @@ def test_dry_run_says_what_there_is_to_do(texts, whole, tmp_path, capsys):
             "second",
             "search.algorithm.iterations",
             3,
-            r"'second' of recipe: it was finished with search\.algorithm\.iterations 2, the config "
-            r"has 3\. .* or delete .*/second, .*/join, .*/compare\.",
+            r"'second' of recipe: it was finished with another search\.algorithm\.iterations "
+            r"\(2, now 3\)\. .* or delete .*/second, .*/join, .*/compare\.",
         ),
         (
             "join",
             "eval.lengths",
             (32, 64),
-            r"'join' of recipe: it was finished with eval\.lengths \[32, 64, 256\], the config has "
-            r"\[32, 64\]\. .* or delete .*/join/stage\.json: then only its evaluation is done anew",
+            r"'join' of recipe: it was finished with another eval\.lengths \(\[32, 64, 256\], now "
+            r"\[32, 64\]\)\. .* delete .*/join/stage\.json: then only its evaluation is done anew",
         ),
         (
             "compare",
             "eval.lengths",
             (64,),
-            r"'compare' of recipe: it was finished with eval\.lengths .* or delete .*/compare\.",
+            r"'compare' of recipe: it was finished with another eval\.lengths .* or delete "
+            r".*/compare\.",
         ),
-        (
-            "join",
-            "join.ropes",
-            ("{second}",),
-            r"'join' of recipe: it was finished with join\.ropes",
-        ),
+        ("join", "join.ropes", ("{second}",), r"'join' of recipe: it was finished with another"),
+        ("search_2x", "data.needle_weight", 3.0, None),  # no search reads it
+        ("finetune_4x", "train.log_every", 2, None),
+        ("second", "search.batch_size", 1, None),
+        ("join", "mesh.data", 8, None),
     ],
 )
-def test_another_config_of_a_finished_stage_is_refused(whole, texts, name, key, value, message):
-    with pytest.raises(InputError, match=message):
-        recipe.run(changed(texts, name, key, value), whole, False)
+def test_only_what_changes_a_result_is_refused(
+    whole, texts, nothing_runs, name, key, value, message
+):
+    config = changed(texts, name, key, value)
+    if message is None:
+        assert recipe.run(config, whole) == 0
+        return
+    with pytest.raises(InputError, match=message) as caught:
+        recipe.run(config, whole)
+    assert "\n" not in str(caught.value)
 
 
-def edit_record(folder, change):
-    path = folder / "stage.json"
-    content = json.loads(path.read_text())
-    change(content["config"])
-    path.write_text(json.dumps(content))
+def test_other_text_under_the_same_name_is_refused(whole, texts, nothing_runs):
+    """It once was not: the recipe went on telling the perplexity of the text before."""
+    file = texts / "train-0.txt"
+    before = file.read_text()
+    file.write_text(before[::-1])
+    try:
+        with pytest.raises(InputError) as caught:
+            recipe.run(tiny_recipe.make_config(texts), whole)
+    finally:
+        file.write_text(before)
+    line = str(caught.value)
+    assert line.startswith("stage 'search_2x' of recipe: it was finished with another ")
+    assert "the text (" in line
+    assert "or delete " in line and f"{whole / 'compare'}." in line
 
 
-def test_keys_of_a_newer_version_change_nothing(whole, texts, monkeypatch):
-    """A stage that was finished before a key was there had what is its default now."""
-    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
-    config = tiny_recipe.make_config(texts)
-    with config.unlocked():
-        config.data.a_new_key = 3
-        config.train.another = 4
-    assert recipe.run(config, whole, False) == 0
-
-
-def test_what_rows_of_training_are_made_of_changes_no_search(whole, texts, tmp_path):
+def test_other_weights_under_the_same_name_are_refused(whole, texts, tmp_path, nothing_runs):
     workdir = shutil.copytree(whole, tmp_path / "run")
-    edit_record(workdir / "search_2x", lambda found: found.update({"data.needle_weight": 1.0}))
-    config = tiny_recipe.make_config(texts)
-    config.data.needle_weight = 3.0
-    with pytest.raises(
-        InputError, match=r"'finetune_2x' of recipe: .* data\.needle_weight 1\.0, the config has 3"
-    ):
-        recipe.run(config, workdir, False)
+    shutil.rmtree(workdir / "finetune_2x" / "checkpoints")
+    shutil.copytree(
+        workdir / "finetune_4x" / "checkpoints", workdir / "finetune_2x" / "checkpoints"
+    )
+    with pytest.raises(InputError, match=r"stage 'finetune_4x' .* another the weights \(digest"):
+        recipe.run(tiny_recipe.make_config(texts), workdir)
 
 
-def test_an_argument_that_a_section_has_got_is_a_change(whole, texts, tmp_path):
+def test_a_model_that_was_deleted_since_is_no_reason_to_begin_again(
+    whole, texts, tmp_path, nothing_runs
+):
     workdir = shutil.copytree(whole, tmp_path / "run")
-    edit_record(workdir / "search_2x", lambda told: told.pop("search.algorithm.parents"))
-    with pytest.raises(InputError, match=r"with search\.algorithm\.parents None, the config has 3"):
-        recipe.run(tiny_recipe.make_config(texts), workdir, False)
-
-
-def test_what_changes_no_result_may_change(whole, texts, monkeypatch):
-    monkeypatch.setattr(work, "run", lambda *_: pytest.fail("run again"))
-    config = changed(texts, "finetune_4x", "train.log_every", 2)
-    config.search.batch_size, config.checkpoint.every = 1, 1
-    config.mesh.data = 8
-    assert recipe.run(config, whole, False) == 0
+    shutil.rmtree(workdir / "finetune_2x" / "checkpoints")
+    assert recipe.run(tiny_recipe.make_config(texts), workdir) == 0
 
 
 def test_a_stage_made_from_another_run_is_refused(whole, texts, tmp_path):
@@ -363,23 +381,24 @@ def test_a_stage_made_from_another_run_is_refused(whole, texts, tmp_path):
         InputError,
         match=r"stage 'finetune_4x' of recipe: it was made from a 'search_4x' with other",
     ):
-        recipe.run(config, tmp_path / "run", False)
-    (tmp_path / "run" / "search_2x" / "stage.json").write_text("{}")
-    with pytest.raises(InputError, match=r"search_2x/stage\.json is not what train\.py writes"):
-        recipe.run(tiny_recipe.make_config(texts), tmp_path / "run", False)
+        recipe.run(config, tmp_path / "run")
+
+
+@pytest.mark.parametrize("change", [lambda text: "{}", lambda text: text.replace("train", "trian")])
+def test_a_damaged_record_is_refused(whole, texts, tmp_path, change):
+    shutil.copytree(whole, tmp_path / "run")
+    path = tmp_path / "run" / "finetune_2x" / "stage.json"
+    path.write_text(change(path.read_text()))
+    with pytest.raises(InputError, match=r"finetune_2x/stage\.json .* Or delete .*finetune_2x, or"):
+        recipe.run(tiny_recipe.make_config(texts), tmp_path / "run")
 
 
 def test_two_buckets_for_one_length_cannot_be_joined(whole, texts):
-    from jaxrope.recipe import join
-
-    made = parse(changed(texts, "join", "join.ropes", ("{finetune_4x}", "{search_4x}")))
-    config = next(stage for stage in made if stage.name == "join").resolved(whole)
+    config = changed(texts, "join", "join.ropes", ("{finetune_4x}", "{search_4x}"))
+    stage = next(stage for stage in parse(schema.read(config)) if stage.name == "join")
     with pytest.raises(
         InputError,
         match=r"join\.ropes: finetune_4x/rope\.json and search_4x/rope\.json both have factors up "
         r"to 128 tokens\. Leave one of them out",
     ):
-        join.run(config, whole / "never")
-
-
-# --- as a process
+        join.prepare(stage.resolved(whole))

@@ -82,10 +82,10 @@ def test_files_are_written_read_and_appended_to(bucket):
 def test_metrics_go_on_in_a_bucket(bucket):
     log = MetricsLog(bucket, resumed_step=0, say=print)
     for step in (1, 2, 3):
-        log.add({"step": step, "loss": 1.5})
+        log.add({"step": step, "loss": 1.5, "tokens": 8})
     log.close()
     log = MetricsLog(bucket, resumed_step=2, say=print)
-    log.add({"step": 3, "loss": 1.0})
+    log.add({"step": 3, "loss": 1.0, "tokens": 8})
     log.close()
     losses = [row["loss"] for row in files.read_jsonl(bucket / "metrics.jsonl")]
     assert losses == [1.5, 1.5, 1.0]

@@ -133,17 +133,16 @@ def set_in(*path_and_value):
         ),
         (set_in("method", "yarn"), "rope.factor is missing. 'yarn' has"),
         (set_in("constants", {"theta": 2.0}), "constants must be those of the method, got 'theta'"),
-        (set_in("theta", 10**400), "theta must be a number above 1, got 1000.*[.][.][.]"),
-        (set_in("original_len", 10**400), "original_len must be a whole number of tokens"),
+        (set_in("theta", 1e301), "theta must be a number above 1, got 1e.301"),
+        (set_in("original_len", 10**39), "original_len must be a whole number of tokens"),
         (set_in("original_len", 1), "original_len must be a whole number of tokens from 2"),
-        (set_in("head_dim", 10**400), "rotary_dim must be even and from 2 to head_dim"),
-        (set_in("buckets", 1, "max_len", 10**400), "max_len must be a positive whole number"),
-        (set_in("buckets", 1, "start_tokens", 10**400), "start_tokens must be a whole number"),
-        (set_in("buckets", 1, "factors", 3, 10**400), "factors must be a list of numbers"),
+        (set_in("head_dim", 10**39), "rotary_dim must be even and from 2 to head_dim"),
+        (set_in("buckets", 1, "max_len", 10**39), "max_len must be a positive whole number"),
+        (set_in("buckets", 1, "start_tokens", 10**39), "start_tokens must be a whole number"),
+        (set_in("buckets", 1, "factors", 3, 10**39), "factors must be a list of numbers"),
         (set_in("buckets", 1, "factors", 3, 1e300), "all be finite and at least 1, got 1e.300 at"),
         (set_in("buckets", 1, "factors", 3, True), "factors must be a list of numbers"),
-        (set_in("buckets", 1, "attention_factor", 10**400), "attention_factor must be a positive"),
-        (set_in("provenance", {"loss": float("nan")}), "holds NaN or a number beyond float64"),
+        (set_in("buckets", 1, "attention_factor", 10**39), "attention_factor must be a positive"),
         (set_in("rotary_dim", 6), "hold 3 numbers"),
         (set_in("original_len", 0), "original_len must be a whole number of tokens from 2"),
     ],
@@ -180,17 +179,18 @@ def test_of_another_model(tmp_path, given, message):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ("{", "is damaged: Expecting property name"),
-        ("[]", "it is no JSON object"),
-        ('{"format": 1e400}', "format must be 'jaxrope.rope/1', got inf"),
-        ('{"format": 1' + "0" * 5000 + "}", "is damaged: Exceeds the limit"),
+        ("{", "is not JSON: Expecting property name"),
+        ("[]", "must hold a JSON object, holds a list"),
+        ('{"theta": NaN}', "holds NaN, which is not JSON"),
+        ('{"format": 1e400}', "holds 1e400, which is beyond float64"),
+        ('{"format": 1' + "0" * 5000 + "}", "a number of 5001 digits"),
     ],
 )
 def test_not_json(tmp_path, text, message):
     (tmp_path / "rope.json").write_text(text)
     with pytest.raises(InputError, match=message):
         rope.load(tmp_path / "rope.json")
-    with pytest.raises(InputError, match=r"cannot be read \(No such file"):
+    with pytest.raises(InputError, match="none.json: there is no such file"):
         rope.load(tmp_path / "none.json")
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from jaxrope import schema
+from jaxrope.errors import InputError
 from jaxrope.schema import identity
 from jaxrope.shell import experiment
 
@@ -44,3 +45,50 @@ def test_what_changes_is_said(config):
     before, after = (schema.identify("train", c, CONTENT) for c in (config, now))
     assert before.changes(after) == ["train.seq_len (512, now 64)"]
     assert schema.identify("search", now, CONTENT) == schema.identify("search", config, CONTENT)
+    now = schema.replace(config, {"train.param_dtype": "bfloat16"})  # in which weights are read
+    assert schema.identify("search", now, CONTENT) != schema.identify("search", config, CONTENT)
+
+
+def other_values(value):
+    """Yields values of the same kind, of which a rule may refuse some."""
+    if isinstance(value, bool):
+        yield not value
+    elif isinstance(value, int):
+        yield from (value + 1, 2 * value, value - 1, 2, 0)
+    elif isinstance(value, float):
+        yield from (value / 2, 2 * value, value + 1, 0.5)
+    elif isinstance(value, str):
+        yield from (f"{value}x", "harness", "0.9")
+    elif isinstance(value, tuple):
+        yield from ((*value, 3), (*value, 0.75), (*value, 512.0), (*value, "x"), value[1:])
+        yield from ((("last", "train", ()),), (("seed", (1,)),), (("seed", 1),), ((0, 1),))
+        yield from (("none",), ("niah",), ("niah_single_1",), (("a", "b", "none"),))
+
+
+def changed(config, key):
+    """Returns the config with another legal value of one key."""
+    names = schema.rule_of(config.to_dict(), key)
+    names = getattr(names, "names", ()) or getattr(getattr(names, "rule", None), "names", ())
+    before = schema.get(config, key)
+    for value in (*other_values(before), *(names if isinstance(names, tuple) else names.names)):
+        try:
+            now = schema.replace(config, {key: value})
+        except InputError:
+            continue
+        if schema.get(now, key) != before:
+            return now
+    return None
+
+
+@pytest.mark.parametrize("program", schema.UNREAD)
+def test_a_result_depends_on_every_key_but_those_that_are_listed(config, program):
+    first, tried = schema.identify(program, config, CONTENT), 0
+    keys = [key for key, _ in schema.leaves(config)]
+    for key in keys:
+        now = changed(config, key)
+        if now is None:
+            continue  # the selector of a section, whose other arguments differ
+        tried += 1
+        same = schema.identify(program, now, CONTENT) == first
+        assert same == identity.is_in(key, (*schema.FREE, *schema.UNREAD[program])), key
+    assert tried > 0.94 * len(keys)

@@ -7,6 +7,8 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from configs import base
+from jaxrope.search import journal
+from jaxrope.store.journal import read_rows
 
 HF_CONFIG = dict(
     model_type="llama",
@@ -55,6 +57,11 @@ def tiny(folder):
     return config
 
 
+def rows_of(workdir):
+    """Returns the rows of a search's journal, behind its header."""
+    return read_rows(workdir / "journal.jsonl", journal.FORMAT)
+
+
 def write_model(folder, **changes):
     """Writes a random Llama in Hugging Face format; `changes` are of its config.json."""
     folder.mkdir(parents=True)
@@ -76,10 +83,10 @@ def write_model(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_texts(folder):
+def write_texts(folder, seed=0):
     """Writes three documents of 200 characters."""
-    folder.mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
     for i in range(3):
         words = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(40))
         (folder / f"{i}.txt").write_text(" ".join(words))

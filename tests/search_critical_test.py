@@ -9,9 +9,8 @@ from configs import base
 from jaxrope import rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.search import critical, evolution, genome, journal, problem
-from jaxrope.search.encodings import ENCODINGS
-from jaxrope.store import files
-from tests.search_config import tiny
+from jaxrope.search.genome import ENCODINGS
+from tests.search_config import rows_of, tiny
 from tests.search_spaces import encode, space_of, stream
 
 CRITICAL = ENCODINGS["critical"]
@@ -187,7 +186,7 @@ def found(tmp_path_factory):
 
 def test_a_search_measures_the_critical_pair(found):
     _, workdir, result = found
-    rows = journal.candidates(files.read_jsonl(workdir / "journal.jsonl"))
+    rows = journal.candidates(rows_of(workdir))
     content = result.content
     expected = {}
     for pair in (1, 2, 3):

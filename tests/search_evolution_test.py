@@ -9,7 +9,7 @@ import pytest
 from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
-from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.genome import ENCODINGS
 from tests.search_spaces import seeds_of, space_for, space_of, stream
 
 PAPER = dict(

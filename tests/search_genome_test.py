@@ -7,7 +7,7 @@ import pytest
 
 from jaxrope.errors import InputError
 from jaxrope.search import genome
-from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.genome import ENCODINGS
 from tests.search_spaces import START_TOKENS, encode, seeds_of, space_for, space_of, stream
 
 MONOTONE, PIECEWISE = ENCODINGS["monotone"], ENCODINGS["piecewise"]

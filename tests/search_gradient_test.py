@@ -8,13 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from search_config import tiny
+from search_config import rows_of, tiny
 
 from jaxrope import llama, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, gradient, objective, problem
-from jaxrope.store import files
 
 SETTINGS = schema.search.Gradient(
     ramp_moves=0,
@@ -183,7 +182,7 @@ def test_a_descent_is_a_function_of_the_journal(tmp_path):
 def test_the_result_of_a_descent_is_judged_beside_its_seeds(tmp_path):
     config = descending(tmp_path)
     result = search.search(config, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     judged = [row for row in rows if "genome" in row]
     last = [row for row in rows if "descent" in row][-1]
     assert len(judged) == 4  # PI, NTK, YaRN, and where the descent ended
@@ -193,19 +192,10 @@ def test_the_result_of_a_descent_is_judged_beside_its_seeds(tmp_path):
     assert tokens == result.content["evaluations"] * 2 * config.target_len
 
 
-@pytest.mark.parametrize(
-    ("method", "tokens"),
-    [("evolution", 14 * 2 * 64), ("gradient", 3 * 5 * 7 * 64), ("hybrid", (28 + 105) * 64)],
-)
-def test_planned_tokens(tmp_path, method, tokens):
-    keys = dict(search__gradient__steps=7, search__gradient__starts=5)
-    assert search.planned_tokens(descending(tmp_path, search__method=method, **keys)) == tokens
-
-
 def test_hybrid_breeds_from_where_the_descent_ended(tmp_path):
     config = descending(tmp_path, search__method="hybrid")
     result = search.search(config, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     generations = {row["generation"] for row in rows if "genome" in row}
     assert len(generations) == config.search.algorithm.iterations
     assert result.content["search"]["method"] == "hybrid"
@@ -214,10 +204,10 @@ def test_hybrid_breeds_from_where_the_descent_ended(tmp_path):
 def test_steps_have_text_of_their_own(tmp_path):
     """No window comes twice, and none is one of those that judge."""
     made = problem.prepare(descending(tmp_path))
-    windows = [made.fresh_fn(step).samples[0] for step in range(12)]
+    windows = [made.fresh(step).samples[0] for step in range(12)]
     windows += list(made.objective.samples)
     assert len({window.tobytes() for window in windows}) == len(windows)
-    assert np.array_equal(made.fresh_fn(5).samples, made.fresh_fn(5).samples)
+    assert np.array_equal(made.fresh(5).samples, made.fresh(5).samples)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from jaxrope import rope, schema
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, evolution, genome, journal, loop, objective
-from jaxrope.store import files
+from jaxrope.store.journal import read_rows
 
 SETTINGS = schema.search.Algorithm(
     name="monotone",
@@ -35,7 +35,12 @@ SPACE = genome.make_space(
     attention_factors=(1.0,),
 )
 SEEDS = np.array([[400, 400, 400, 400, 0], [100, 150, 250, 400, 0]], np.int32)
-HEADER = {"search": {"population": 7, "seed": 0}, "target_len": 64, "versions": {"jax": "1"}}
+IDENTITY = {
+    "program": "search",
+    "settings": {"search.algorithm.population": 7, "seed": 0},
+    "content": {"weights": "a" * 64},
+}
+HEADER = {"identity": IDENTITY, "target_len": 64, "versions": {"jax": "1"}}
 TOTAL = 7 + 3 * 5
 
 
@@ -63,9 +68,9 @@ JUDGE = objective.Objective(
 
 def run(path, per_device=2, losses_fn=losses, header=HEADER):
     """Returns (state, rows) of a search in `path`, begun or resumed."""
-    rows = journal.open_journal(path, header)
-    state, known = journal.replay(path, rows, evolution.init(SETTINGS, SPACE, SEEDS, 0))
-    bench = loop.Bench(toy_evaluator(per_device, losses_fn), JUDGE, path)
+    record = journal.Record(path, header)
+    state, known = journal.replay(record, evolution.init(SETTINGS, SPACE, SEEDS, 0))
+    bench = loop.Bench(toy_evaluator(per_device, losses_fn), JUDGE, record)
 
     def rope_fn(factors_R, start_tokens, attention_factor):
         return rope.build(
@@ -76,7 +81,8 @@ def run(path, per_device=2, losses_fn=losses, header=HEADER):
         )
 
     state = loop.evolve(state, known, bench, rope_fn=rope_fn, report_fn=lambda *_: None)
-    return state, files.read_jsonl(path)
+    assert record.rows == read_rows(path, journal.FORMAT)
+    return state, record.rows
 
 
 def same(first, second):
@@ -178,7 +184,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(tmp_path):
         ("out_of_memory", 8),
         ("out_of_memory", 4),
     ]
-    assert rows[1:3] == events  # once, at the beginning: the batch stays small
+    assert rows[:2] == events  # once, at the beginning: the batch stays small
     assert same(state, whole)
     assert same(run(tmp_path / "a.jsonl", per_device=2)[0], whole)
 
@@ -195,29 +201,41 @@ def test_rows_are_on_disk_before_the_next_batch(tmp_path):
     path, seen = tmp_path / "journal.jsonl", []
 
     def watching(params, ropes, samples):
-        seen.append(len(journal.candidates(files.read_jsonl(path, repair=False))))
+        seen.append(len(journal.candidates(read_rows(path, journal.FORMAT))))
         return losses(params, ropes, samples)
 
     run(path, losses_fn=watching)
     assert seen == [0, 2, 4, 6, 7, 9, 11, 12, 14, 16, 17, 19, 21]
 
 
+def other(**changes):
+    return {**HEADER, "identity": IDENTITY | changes}
+
+
 def test_another_search_is_refused_by_name(tmp_path):
     path = tmp_path / "journal.jsonl"
     run(path)
-    other = {"search": {"population": 9, "seed": 0}, "target_len": 64, "versions": {"jax": "1"}}
-    with pytest.raises(InputError, match=r"another search: search\.population \(7, now 9\)\. Undo"):
-        journal.open_journal(path, other)
-    more = {**HEADER, "objective": "needle"}
-    with pytest.raises(InputError, match=r'objective \(null, now "needle"\)'):
-        journal.open_journal(path, more)
+    before = path.read_bytes()
+    settings = IDENTITY["settings"] | {"search.algorithm.population": 9}
+    with pytest.raises(
+        InputError, match=r"another search: search\.algorithm\.population \(7, now 9\)\. Undo"
+    ):
+        journal.Record(path, other(settings=settings))
+    with pytest.raises(InputError, match=r"another search: the weights \(digest a{12}, now b{12}"):
+        journal.Record(path, other(content={"weights": "b" * 64}))
+    # one that is damaged as well is left as it is
+    path.write_bytes(before[:-40] + b"x" + before[-39:])
+    damaged = path.read_bytes()
+    with pytest.raises(InputError, match="another search"):
+        journal.Record(path, other(settings=settings))
+    assert path.read_bytes() == damaged
 
 
 def test_versions_are_recorded_but_not_compared(tmp_path):
     path = tmp_path / "journal.jsonl"
     run(path)
     assert json.loads(path.read_text().splitlines()[0])["versions"] == {"jax": "1"}
-    assert len(journal.open_journal(path, {**HEADER, "versions": {"jax": "2"}})) == TOTAL
+    assert len(journal.Record(path, {**HEADER, "versions": {"jax": "2"}}).rows) == TOTAL
 
 
 @pytest.mark.parametrize(
@@ -232,22 +250,36 @@ def test_versions_are_recorded_but_not_compared(tmp_path):
 def test_rows_of_other_candidates_are_refused(tmp_path, change):
     path = tmp_path / "journal.jsonl"
     run(path)
-    rows = files.read_jsonl(path)
-    rows[5] |= change
+    record = journal.Record(path, HEADER)
+    record.rows[4] = record.rows[4] | change
     with pytest.raises(InputError, match="is not the candidate that this search would ask for"):
-        journal.replay(path, rows[1:], evolution.init(SETTINGS, SPACE, SEEDS, 0))
+        journal.replay(record, evolution.init(SETTINGS, SPACE, SEEDS, 0))
 
 
-def test_broken_journal_is_refused(tmp_path):
+@pytest.mark.parametrize("line", [2, 9, 1 + TOTAL])
+def test_a_damaged_line_is_told_and_what_follows_is_measured_again(tmp_path, line):
+    path = tmp_path / "journal.jsonl"
+    whole_state, whole_rows = run(path)
+    lines = path.read_bytes().split(b"\n")
+    flipped = bytearray(lines[line - 1])
+    flipped[flipped.index(b"genome") + 12] ^= 1
+    path.write_bytes(b"\n".join([*lines[: line - 1], bytes(flipped), *lines[line:]]))
+    record = journal.Record(path, HEADER)
+    assert record.notes == [
+        f"{path}, line {line}: damaged. It and what follows are measured again."
+    ]
+    assert len(record.rows) == line - 2
+    state, rows = run(path)
+    assert same(state, whole_state) and timeless(rows) == timeless(whole_rows)
+    assert not journal.Record(path, HEADER).notes
+
+
+def test_a_journal_without_a_whole_header_is_refused(tmp_path):
     path = tmp_path / "journal.jsonl"
     run(path)
-    lines = path.read_text().splitlines(keepends=True)
-    path.write_text("".join([*lines[:3], "{broken\n", *lines[4:]]))
-    with pytest.raises(InputError, match="line 4: not JSON"):
-        journal.open_journal(path, HEADER)
-    path.write_text('{"format": "other/1"}\n')
-    with pytest.raises(InputError, match=r"format must be 'jaxrope\.journal/1', got 'other/1'"):
-        journal.open_journal(path, HEADER)
+    path.write_bytes(b"{" + path.read_bytes())
+    with pytest.raises(InputError, match="line 1: damaged, or not a journal of this version"):
+        journal.Record(path, HEADER)
 
 
 def test_fitness_reads_back_exactly(tmp_path):
@@ -259,9 +291,8 @@ def test_fitness_reads_back_exactly(tmp_path):
         for i, v in enumerate(values)
     ]
     path = tmp_path / "journal.jsonl"
-    journal.open_journal(path, HEADER)
-    journal.append(path, rows)
-    assert [row["fitness"] for row in journal.open_journal(path, HEADER)] == values.tolist()
+    journal.Record(path, HEADER).append(rows)
+    assert [row["fitness"] for row in journal.Record(path, HEADER).rows] == values.tolist()
 
 
 def test_evaluator_is_not_changed_by_halving():

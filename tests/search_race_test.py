@@ -5,12 +5,11 @@ import json
 import numpy as np
 import pytest
 from scipy import stats
-from search_config import tiny
+from search_config import rows_of, tiny
 
 from jaxrope import search
 from jaxrope.errors import InputError
 from jaxrope.search import race
-from jaxrope.store import files
 
 
 def racing(tmp_path, **keys):
@@ -75,7 +74,7 @@ def test_the_spared_become_no_parents(tmp_path):
     """With all samples seen they are worse than the worst parent of their generation."""
     config = racing(tmp_path, search__racing__risk=0.05)
     search.search(config, tmp_path / "run")
-    rows = [r for r in files.read_jsonl(tmp_path / "run" / "journal.jsonl") if "genome" in r]
+    rows = [r for r in rows_of(tmp_path / "run") if "genome" in r]
     for row in rows:
         if "raced" in row:
             earlier = sorted(r["fitness"] for r in rows if r["generation"] < row["generation"])
@@ -88,7 +87,7 @@ def test_losses_are_those_without_a_race(tmp_path):
     search.search(racing(tmp_path, search__racing__first=0), tmp_path / "plain")
     told = []
     for name in ("raced", "plain"):
-        rows = files.read_jsonl(tmp_path / name / "journal.jsonl")
+        rows = rows_of(tmp_path / name)
         told.append({tuple(r["genome"]): r for r in rows if "genome" in r})
     shared = [g for g in told[0] if g in told[1] and "raced" not in told[0][g]]
     assert len(shared) > 6

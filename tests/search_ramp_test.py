@@ -2,14 +2,15 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from search_config import rows_of
 from search_gradient_test import descending
 
 from jaxrope import rope, search
-from jaxrope.search import baselines, descent, problem, ramp
-from jaxrope.store import files
+from jaxrope.search import baselines, descent, problem
 
 
 def recorded(fitness_fn):
@@ -32,26 +33,26 @@ def bowl(low, high):
 )
 def test_a_climb_takes_the_best_neighbour_while_it_is_better(moves, found, candidates):
     asked, measure = recorded(bowl)
-    assert ramp.climb((3, 16), moves, measure) == found
+    assert descent.climb((3, 16), moves, measure) == found
     asked = [one for ramps in asked for one in ramps]
     assert len(asked) == len(set(asked)) == candidates
 
 
 def test_a_climb_stays_where_nothing_is_better():
     asked, measure = recorded(lambda low, high: 1.0)
-    assert ramp.climb((3, 16), 5, measure) == (3, 16)
+    assert descent.climb((3, 16), 5, measure) == (3, 16)
     assert len(asked) == 2
 
 
 def test_a_climb_passes_over_what_failed():
     fitness = {(3, 16): 2.0, (3, 17): 1.0}
     _, measure = recorded(lambda *one: fitness.get(one, math.inf))
-    assert ramp.climb((3, 16), 5, measure) == (3, 17)
+    assert descent.climb((3, 16), 5, measure) == (3, 17)
 
 
 def test_borders_stay_in_order():
     asked, measure = recorded(lambda low, high: high - low)
-    assert ramp.climb((3, 5), 9, measure) == (3, 4)
+    assert descent.climb((3, 5), 9, measure) == (3, 4)
     assert all(low < high for ramps in asked for low, high in ramps)
 
 
@@ -79,9 +80,9 @@ def moving(tmp_path, **keys):
 def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
     config = moving(tmp_path)
     result = search.search(config, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     ramps = [row for row in rows if "ramp" in row]
-    assert 8 <= len(ramps) <= ramp.most_candidates(problem.prepare(config)) == 13
+    assert 8 <= len(ramps) <= descent.most_ramps(problem.prepare(config)) == 13
     yarn = [row for row in rows if row.get("baseline") == "yarn"][-1]
     for row in ramps:
         assert row["attention_factor"] == yarn["attention_factor"]
@@ -97,6 +98,9 @@ def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
     assert result.content["forward_tokens"] == evaluations * 2 * config.target_len + steps
 
 
+RECORDED = SimpleNamespace(record=SimpleNamespace(rows=[]))
+
+
 @pytest.mark.parametrize(("fitness", "ends"), [(0.5, ["ramp"]), (2.0, ["yarn", "ramp"])])
 def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatch, fitness, ends):
     found = problem.prepare(moving(tmp_path))
@@ -105,10 +109,10 @@ def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatc
         {"baseline": known.name, "fitness": 1.0 if known.name == "yarn" else 3.0}
         for known in found.baselines
     ]
-    moved = ramp.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
-    monkeypatch.setattr(ramp, "run", lambda *_: moved)
-    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[3].name, None))
-    assert [end.name for end in descent.run(found, None, [], compared)] == ends
+    moved = descent.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
+    monkeypatch.setattr(descent, "move_ramp", lambda *_: moved)
+    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[2].name, None))
+    assert [end.name for end in descent.run(found, RECORDED, compared)] == ends
 
 
 def test_a_killed_climb_goes_on_with_the_same_bytes(tmp_path):
@@ -126,7 +130,7 @@ def test_a_killed_climb_goes_on_with_the_same_bytes(tmp_path):
 
 def test_there_is_no_ramp_without_descents(tmp_path):
     evolving = moving(tmp_path, search__method="evolution")
-    assert ramp.most_candidates(problem.prepare(evolving)) == 0
+    assert descent.most_ramps(problem.prepare(evolving)) == 0
     search.search(evolving, tmp_path / "run")
-    rows = files.read_jsonl(tmp_path / "run" / "journal.jsonl")
+    rows = rows_of(tmp_path / "run")
     assert not [row for row in rows if "ramp" in row]

@@ -1,22 +1,23 @@
-"""A whole search by a tiny random model: files, resuming, messages, estimate, sweeps."""
+"""A whole search by a tiny random model: files, resuming, messages, estimate."""
 
 import dataclasses
 import json
 import math
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import llama, rope, search
+from jaxrope import llama, rope, schema, search, setup
+from jaxrope.convert import importing
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.search import baselines, evaluator, evolution, journal, problem
-from jaxrope.shell import sweep
-from jaxrope.store import files
-from tests.search_config import tiny, write_model
+from jaxrope.search import baselines, evaluator, evolution, journal, problem, run
+from tests.search_config import rows_of, tiny, write_model, write_texts
 
 EVALUATIONS = 6 + 2 * 4
 
@@ -31,10 +32,10 @@ def found(tmp_path_factory):
 
 def deterministic(workdir):
     """What must not depend on how often a search was killed."""
-    rows = files.read_jsonl(workdir / "journal.jsonl", repair=False)
+    rows = rows_of(workdir)
     timeless = [{k: v for k, v in row.items() if k != "seconds"} for row in rows]
     result = json.loads((workdir / "result.json").read_text())
-    del result["seconds"]
+    del result["seconds"], result["sha256"]
     return (workdir / "rope.json").read_bytes(), timeless, result
 
 
@@ -42,7 +43,7 @@ def test_rope_json_is_the_best_candidate(found):
     config, workdir, result = found
     loaded = rope.load(workdir / "rope.json", head_dim=8, rotary_dim=8, theta=10_000.0)
     (bucket,) = loaded.buckets
-    rows = journal.candidates(files.read_jsonl(workdir / "journal.jsonl"))
+    rows = journal.candidates(rows_of(workdir))
     best = min(rows, key=lambda row: row["fitness"])
     assert bucket.max_len == 64 and loaded.original_len == 16
     assert list(bucket.factors) == best["factors"] == result.factors
@@ -58,7 +59,7 @@ def test_rope_json_is_the_best_candidate(found):
 
 def test_baselines_have_both_attention_factors(found):
     config, workdir, result = found
-    rows = [r for r in files.read_jsonl(workdir / "journal.jsonl") if "baseline" in r]
+    rows = [r for r in rows_of(workdir) if "baseline" in r]
     su, yarn = math.sqrt(1.5), 0.1 * math.log(4) + 1
     assert [(r["baseline"], round(r["attention_factor"], 9)) for r in rows] == [
         (name, round(factor, 9))
@@ -75,7 +76,7 @@ def test_baselines_have_both_attention_factors(found):
 
 def test_seeds_come_first_and_are_the_baselines_on_the_grid(found):
     config, workdir, _ = found
-    rows = files.read_jsonl(workdir / "journal.jsonl")
+    rows = rows_of(workdir)
     compared = {r["baseline"]: r for r in rows if "baseline" in r}
     for row, name in zip(journal.candidates(rows), ("pi", "ntk", "yarn"), strict=False):
         exact = np.array(compared[name]["factors"])
@@ -85,7 +86,7 @@ def test_seeds_come_first_and_are_the_baselines_on_the_grid(found):
 
 def test_generations_of_the_figure(found):
     _, workdir, result = found
-    rows = journal.candidates(files.read_jsonl(workdir / "journal.jsonl"))
+    rows = journal.candidates(rows_of(workdir))
     best = np.inf
     for told in result.generations:
         fitness = [r["fitness"] for r in rows if r["generation"] == told["generation"]]
@@ -117,15 +118,15 @@ def test_batch_size_that_memory_forced_is_kept(found, tmp_path):
     config, workdir, _ = found
     made = problem.prepare(config)
     event = {"event": "out_of_memory", "generation": 0, "batch_size": 32, "seconds": 0.1}
-    from jaxrope.search import run
-
     sizes = dict(data=4, fsdp=1, context=1, tensor=1)
     four = sharding.make_mesh(sizes, jax.devices()[:4])
     eight = dataclasses.replace(made, per_device=8, mesh=four)
-    assert run._bench(eight, tmp_path, [event]).evaluator.per_device == 4
-    assert run._bench(eight, tmp_path, []).evaluator.per_device == 8
-    asked = dataclasses.replace(eight, config=changed(config, search__batch_size=32))
-    assert run._bench(asked, tmp_path, [event]).evaluator.per_device == 8
+    failed, fresh = (SimpleNamespace(rows=rows) for rows in ([event], []))
+    assert run._bench(eight, failed).evaluator.per_device == 4
+    assert run._bench(eight, fresh).evaluator.per_device == 8
+    set_by_hand = schema.replace(made.config, {"search.batch_size": 32})
+    asked = dataclasses.replace(eight, config=set_by_hand)
+    assert run._bench(asked, failed).evaluator.per_device == 8
 
 
 def changed(config, **changes):
@@ -140,10 +141,122 @@ def changed(config, **changes):
 
 def test_another_search_in_the_workdir_is_refused(found):
     config, workdir, _ = found
+    before = (workdir / "journal.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"another search: .*seed \(0, now 1\)"):
         search.search(changed(config, seed=1), workdir)
-    with pytest.raises(InputError, match=r"search\.attention_factor \(1\.22.*, now 1\.13"):
+    with pytest.raises(InputError, match=r"search\.attention_factor \(.su., now .yarn.\)"):
         search.search(changed(config, search__attention_factor="yarn"), workdir)
+    assert (workdir / "journal.jsonl").read_bytes() == before
+
+
+def test_weights_and_text_that_changed_under_their_names_are_another_search(tmp_path):
+    """A finished result is of what was read, not of its path."""
+    config = changed(tiny(tmp_path), search__algorithm=ONCE)
+    workdir = tmp_path / "run"
+    first = search.search(config, workdir).content
+    columns = search.finished(config, workdir)
+    assert columns["fitness"] == first["perplexity"] and columns["unit"] == "perplexity"
+    assert columns["forward tokens"] == first["forward_tokens"]
+    assert columns["best baseline"] == min(row["fitness"] for row in first["baselines"])
+    weights = tmp_path / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(before[:-8] + bytes(8))
+    assert search.finished(config, workdir) is None
+    with pytest.raises(InputError, match=r"is of another search: the weights \(digest \w+, now"):
+        search.search(config, workdir)
+    weights.write_bytes(before)
+    assert search.finished(config, workdir) == columns
+    write_texts(tmp_path / "texts", seed=1)
+    assert search.finished(config, workdir) is None
+    with pytest.raises(InputError, match=r"another search: the samples .*, the text \(digest"):
+        search.search(config, workdir)
+
+
+ONCE = dict(name="monotone", population=4, mutations=0, crossovers=0, parents=1, iterations=1)
+ONCE |= dict(mutation_probability=0.3, crossover_tries=0, step=0.01, bound=1.25, halve_above=0)
+
+
+@pytest.mark.parametrize("name", ["result.json", "rope.json"])
+def test_a_damaged_result_is_told_and_written_again(found, tmp_path, capsys, name):
+    config, workdir, _ = found
+    shutil.copytree(workdir, tmp_path / "run")
+    path = tmp_path / "run" / name
+    path.write_text(path.read_text().replace("attention_factor", "attention_faktor", 1))
+    (tmp_path / "run" / ".result.json.1a2b.tmp").write_text("{")  # of a killed process
+    assert search.finished(config, tmp_path / "run") is None
+    assert f"note: {path} is damaged or was edited" in capsys.readouterr().out
+    search.search(config, tmp_path / "run")
+    out = capsys.readouterr().out
+    assert out.count("note: ") == 1 and "writes it again from its journal" in out
+    assert deterministic(tmp_path / "run") == deterministic(workdir)
+    assert not list((tmp_path / "run").glob(".*.tmp"))
+    assert search.finished(config, tmp_path / "run") is not None
+
+
+def test_a_damaged_row_ends_in_the_same_bits(found, tmp_path, capsys):
+    """The real program: what follows the damaged candidate is measured again."""
+    config, workdir, _ = found
+    lines = (workdir / "journal.jsonl").read_text().splitlines(keepends=True)
+    lines[12] = lines[12].replace('"failure"', '"failur"')
+    (tmp_path / "journal.jsonl").write_text("".join(lines))
+    search.search(config, tmp_path)
+    assert "line 13: damaged. It and what follows are measured again" in capsys.readouterr().out
+    assert deterministic(tmp_path) == deterministic(workdir)
+
+
+def test_the_identity_is_in_both_results(found):
+    config, workdir, result = found
+    of_rope = rope.provenance(workdir / "rope.json")["identity"]
+    assert of_rope == result.content["identity"] == search.prepare(config).identity.to_json()
+    assert set(of_rope["content"]) == {"weights", "rope", "text", "samples", "tokenizer", "seeds"}
+    header = json.loads((workdir / "journal.jsonl").read_text().splitlines()[0])
+    assert header["identity"] == of_rope and header["original_len"] == 16
+    assert list(header["seeds"]) == ["pi", "ntk", "yarn"] and "jax" in header["versions"]
+
+
+def test_nothing_is_read_of_the_weights_before_the_search_runs(tmp_path, monkeypatch):
+    """Whatever can be known to be wrong is found without them, on a mesh that is not here, too."""
+    config = tiny(tmp_path)
+    monkeypatch.setattr(
+        importing, "load_params", lambda *_, **__: pytest.fail("the weights were read")
+    )
+    config.mesh = dict(data=32, fsdp=1, context=2, tensor=1)
+    problem_ = search.prepare(config)
+    assert problem_.num_groups == 32 and problem_.memory.available is None
+    text = search.dry_run(config)
+    assert "the mesh has 64 devices, this machine 8. Only they can tell" in text
+    assert "what may be used, only its devices can tell" in text
+    with pytest.raises(InputError, match=r"mesh .* needs 64 devices, there are 8"):
+        search.search(config, tmp_path / "run")
+    config.mesh = dict(data=2, fsdp=1, context=1, tensor=4)
+    with pytest.raises(InputError, match=r"mesh\.tensor = 4 must divide"):
+        search.prepare(config)
+
+
+def test_a_plan_of_what_earlier_stages_will_leave(tmp_path):
+    config = tiny(tmp_path)
+    model = setup.load_model(config, weights=False)
+    geometry = dict(head_dim=8, theta=1e4, original_len=16)
+    bucket = dict(max_len=64, factors=[1, 2, 3, 4], start_tokens=0, attention_factor="su")
+    earlier = rope.make("longrope", **geometry, buckets=[bucket])
+    config.model.path = "{tuned}"
+    config.search.seeds = ("{first}", "{second}/rope.json")
+    ropes = {"{first}/rope.json": earlier, "{second}/rope.json": earlier}
+    expected = setup.Expected(models={"{tuned}": model}, ropes=ropes)
+    made = search.prepare(config, expected)
+    assert [seed.name for seed in problem.seeds(made)][-2:] == ["{first}", "{second}"]
+    assert "not known: the model is not there yet" in search.dry_run(config, expected=expected)
+    with pytest.raises(InputError, match="{tuned}"):
+        search.prepare(config)
+
+
+def test_the_population_holds_what_it_starts_from(tmp_path):
+    config = tiny(tmp_path)
+    config.search.algorithm.update(population=4)
+    search.prepare(config)
+    config.search.method = "hybrid"
+    with pytest.raises(InputError, match="must hold the 3 seeds and 2 ends of descents, got 4"):
+        search.prepare(config)
 
 
 def test_workdir_of_a_model_is_refused(found, tmp_path):
@@ -242,7 +355,7 @@ def test_attention_factor_is_one_number(tmp_path, law, number):
 def test_the_attention_factor_of_a_candidate_is_its_own(tmp_path):
     config = changed(tiny(tmp_path), search__attention_multiples=(0.8, 1.0, 1.5))
     result = search.search(config, tmp_path / "run")
-    rows = journal.candidates(files.read_jsonl(tmp_path / "run" / "journal.jsonl"))
+    rows = journal.candidates(rows_of(tmp_path / "run"))
     numbers = [math.sqrt(1.5) * multiple for multiple in (0.8, 1.0, 1.5)]
     assert {row["attention_factor"] for row in rows} == set(numbers)
     assert [row["attention_factor"] for row in rows[:3]] == [numbers[0]] * 2 + [
@@ -254,7 +367,7 @@ def test_the_attention_factor_of_a_candidate_is_its_own(tmp_path):
     last = result.table.splitlines()[-2].split()
     assert last == ["searched", f"{best['attention_factor']:.4f}", f"{best['fitness']:.4f}"]
     again = dict(search__attention_multiples=(0.8, 1.0))
-    with pytest.raises(InputError, match=r"another search: search\.attention_multiples"):
+    with pytest.raises(InputError, match=r"another search: .*search\.attention_multiples"):
         search.search(changed(config, **again), tmp_path / "run")
 
 
@@ -274,7 +387,8 @@ def test_halved_search_is_written_down(tmp_path):
 
 
 def test_estimate_tells_tokens_memory_and_time(tmp_path):
-    text = search.estimate(tiny(tmp_path))
+    text = search.dry_run(tiny(tmp_path))
+    assert "trained on 16 tokens" in text and "64 tokens, 4 times as many" in text
     assert "22 (14 by evolution, 8 baselines)" in text
     assert f"{22 * 2 * 64:,} (2 samples of 64 a candidate)" in text
     assert "GiB for each candidate" in text and "tokens/s, measured" in text
@@ -285,83 +399,14 @@ def test_estimate_measures_nothing_long(tmp_path, monkeypatch):
     from jaxrope.search import cost
 
     monkeypatch.setattr(cost, "_CPU_OPERATIONS", 1.0)
-    assert "not known: one batch is too long" in search.estimate(tiny(tmp_path))
-
-
-def test_sweep_runs_the_product_once(tmp_path):
-    config = tiny(tmp_path)
-    config.sweep = (("target_len", (64,)), ("search.attention_factor", ("su", 1.0)))
-    folders = []
-
-    def search_fn(member, folder):
-        folders.append(folder.name)
-        return search.search(member, folder)
-
-    table = sweep.run(config, tmp_path / "sweep", search_fn)
-    names = [f"target_len=64,attention_factor={law}" for law in ("su", 1.0)]
-    assert folders == names and [line.split()[0] for line in table.splitlines()[1:]] == names
-    content = json.loads((tmp_path / "sweep" / "sweep.json").read_text())
-    assert [row["values"] for row in content["rows"]] == [
-        {"target_len": 64, "search.attention_factor": law} for law in ("su", 1.0)
-    ]
-    for row in content["rows"]:
-        result = json.loads((tmp_path / "sweep" / row["folder"] / "result.json").read_text())
-        assert row["fitness"] == result["perplexity"]
-        assert row["best_baseline"] == min(r["fitness"] for r in result["baselines"])
-    folders.clear()
-    (tmp_path / "sweep" / names[1] / "result.json").unlink()
-    assert sweep.run(config, tmp_path / "sweep", search_fn) == table
-    assert folders == [names[1]]
-
-
-@pytest.mark.parametrize(
-    ("entries", "message"),
-    [
-        ((("target_length", (1, 2)),), r"Unknown key 'target_length' in sweep\. Did you mean"),
-        ((("sweep", (1, 2)),), r"Unknown key 'sweep' in sweep"),
-        (("target_len", (1, 2)), r"sweep must hold pairs like .* got 'target_len'"),
-        ((("target_len", ()),), r"sweep must hold pairs"),
-        ((("target_len", ("a",)),), r"sweep: target_len must be int, got 'a'"),
-        ((("seed", (1,)), ("seed", (2,))), r"sweep lists a key twice: seed, seed"),
-    ],
-)
-def test_sweep_messages(tmp_path, entries, message):
-    config = tiny(tmp_path)
-    config.sweep = entries
-    with pytest.raises(InputError, match=message):
-        sweep.members(config)
-
-
-def test_sweep_over_sections_and_odd_values_has_readable_folders(tmp_path):
-    config = tiny(tmp_path)
-    sections = tuple(
-        dict(name="perplexity", num_samples=count, offset_tokens=0) for count in (1, 2)
-    )
-    config.sweep = (("search.objective", sections), ("data.tokenizer", ("bytes", "a b/c")))
-    members = sweep.members(config)
-    assert list(members) == [
-        "objective=perplexity,tokenizer=bytes",
-        "objective=perplexity,tokenizer=a_b_c",
-        "objective=perplexity,tokenizer=bytes,2",
-        "objective=perplexity,tokenizer=a_b_c,3",
-    ]
-    last = list(members.values())[-1]
-    assert last.search.objective.num_samples == 2 and last.data.tokenizer == "a b/c"
-    assert last.sweep == () and config.search.objective.num_samples == 2
-
-
-def test_failing_member_is_named(tmp_path):
-    config = tiny(tmp_path)
-    config.sweep = (("target_len", (8,)),)
-    with pytest.raises(InputError, match=r"sweep member target_len=8: target_len must exceed"):
-        sweep.run(config, tmp_path / "sweep", search.search)
+    assert "not known: one batch is too long" in search.dry_run(tiny(tmp_path))
 
 
 def test_state_is_a_function_of_the_journal(found):
     """The same candidates come from `init` and `tell` alone: no random stream is kept anywhere."""
     config, workdir, _ = found
     made = problem.prepare(config)
-    rows = journal.candidates(files.read_jsonl(Path(workdir) / "journal.jsonl"))
+    rows = journal.candidates(rows_of(Path(workdir)))
     state = problem.first_state(made)
     while evolution.stop_reason(state) is None:
         generation = [r for r in rows if r["generation"] == state.generation]

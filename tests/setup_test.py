@@ -43,7 +43,7 @@ def test_rope_of_the_model_of_a_method_of_a_preset_and_of_a_file(phi_like, tmp_p
         (dict(method="preset", name="ft_la2_128k"), "head_dim must equal the model's, 96, got 128"),
         (dict(method="preset", name="phi4_mini"), "head_dim must equal the model's, 96, got 128"),
         (dict(method="model", factor=2), "Unknown key rope.factor of 'model'. Known: method"),
-        (dict(method="file", path="none.json"), "none.json: cannot be read"),
+        (dict(method="file", path="none.json"), "none.json: there is no such file"),
     ],
 )
 def test_rope_messages(phi_like, section, message):

@@ -1,5 +1,6 @@
 """The journal and sealed files: what is damaged is seen, whatever the damage is."""
 
+import os
 import random
 
 import numpy as np
@@ -93,9 +94,12 @@ def test_a_sealed_document(tmp_path):
     assert sealed.read_json(path, sealed=False)["loss"] == 2.5
     with pytest.raises(InputError, match="has no sha256"):
         sealed.read_json(path)
+    os.mkfifo(tmp_path / "fifo.json")  # to open it would take for ever
+    with pytest.raises(InputError, match="fifo.json: is not a regular file"):
+        sealed.read_json(tmp_path / "fifo.json", sealed=False)
     for broken in ("", "[]", "[" * 100_000, '{"a": 1'):
         path.write_text(broken, encoding="utf-8")
-        with pytest.raises(InputError, match="is damaged"):
+        with pytest.raises(InputError, match="result.json: .* Restore it, or make it anew"):
             sealed.read_json(path, sealed=False)
 
 

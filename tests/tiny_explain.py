@@ -32,7 +32,7 @@ def prepare(folder: Path) -> None:
         size = dict(original_len=length, max_len=length, num_layers=layers)
         shape = llama.LlamaConfig(**(tiny_eval.SHAPE | size))
         params = llama.init_params(shape, jax.random.key(layers), dtype="float32")
-        about = {"data_fingerprint": "", "source": "random"}
+        about = {"source": "random"}
         checkpoint.save_params(folder / name, 0, params, about)
         sealed.write_json(folder / name / "model.json", shape.to_json_dict())
 
@@ -57,11 +57,11 @@ def get_config(folder: str):
     section.heads.update(multiple=2.0, setting="pi", sizes=(1,), draws=1)
     section.second = (
         ("model.path", str(Path(folder) / "second")),
+        ("analysis.settings", ("none", "pi")),
         ("analysis.tasks", ()),
         ("analysis.haystack", False),
         ("analysis.longer_setting", ""),
     )
-    section.second_settings = ("none", "pi")
     return config
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope import llama
+from jaxrope import llama, schema
 from jaxrope.analyse import numbers, plan
 from jaxrope.shell import experiment
 from tests import tiny_eval
@@ -15,16 +15,13 @@ ROOT = Path(__file__).resolve().parent.parent
 
 def study(name="", **changes):
     """A study of a model of two layers and four heads for 8 tokens."""
-    config = experiment.load(str(ROOT / "configs" / "base.py"))
-    with config.unlocked():
-        config.model = dict(source="checkpoint", path=f"models/{name or 'large'}", shape="")
-        config.eval.bootstrap_samples = 300
-        section = config.analysis
-        section.settings = section.second_settings = ("none", "pi", "yarn")
-        section.perplexity, section.patterns, section.needles = (1.0, 2.0), (0.5, 2.0), (1.0, 2.0)
-        section.longer_setting = "pi"
-        section.depths = 2
-        section.update(changes)
+    given = dict(settings=("none", "pi", "yarn"))
+    given |= dict(perplexity=(1.0, 2.0), patterns=(0.5, 2.0), needles=(1.0, 2.0))
+    given |= dict(longer_setting="pi", depths=2) | changes
+    values = {f"analysis.{key}": value for key, value in given.items()}
+    values["model.path"] = f"models/{name or 'large'}"
+    values["eval.bootstrap_samples"] = 300
+    config = schema.replace(experiment.read(str(ROOT / "configs" / "base.py")), values)
     shape = llama.LlamaConfig(**(tiny_eval.SHAPE | dict(original_len=8, max_len=8)))
     labels = ("base", "none", "pi", "yarn", "twin")
     subjects = [plan.Subject(label, f"{{{label}}}", "", 8, "none", True) for label in labels]

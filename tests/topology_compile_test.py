@@ -12,7 +12,7 @@ import pytest
 from jaxrope import llama, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.topology import alone, compile, jobs, memory, report, roofline, schedule, slices
+from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, slices
 from tests import proof, tiny_run
 
 NOTHING = schedule.Schedule((), ())
@@ -67,8 +67,8 @@ def test_a_search_needs_nothing_but_its_config(tmp_path):
     assert job.work.tokens == 8 * 3 * 64
     assert "8 candidates, each on 3 samples of 64 tokens; 1,312 evaluations" in job.remarks[1]
     assert len(jax.tree.leaves(job.lower().in_avals)) > 12
-    made.search.objective = dict(name="passkey")
-    with pytest.raises(InputError, match="search.objective.name 'passkey': --compile_only is for"):
+    made.search.objective = dict(name="needle", num_samples=1, num_keys=1, place="start")
+    with pytest.raises(InputError, match="search.objective.name 'needle': --compile_only is for"):
         jobs.search_job(made, mesh)
 
 
@@ -233,7 +233,7 @@ def test_ring_memory_is_flat_as_length_and_devices_grow_together():
         mesh = sharding.make_mesh(
             dict(data=1, fsdp=1, context=devices, tensor=1), jax.devices()[:devices]
         )
-        lowered = alone.lower_attention(
+        lowered = proof.lower_attention(
             shape, mesh, seq_len=1024 * devices, backend="ring", kernel="blockwise", gradient=True
         )
         found = lowered.compile().memory_analysis()

@@ -1,12 +1,13 @@
 """What a training depends on: whether it goes on, and whether its result is taken."""
 
+import json
 import shutil
 
 import jax
 import pytest
 
-from jaxrope import train
-from jaxrope.convert import pretrained
+from jaxrope import data, train
+from jaxrope.convert import importing, pretrained
 from jaxrope.errors import InputError
 from jaxrope.store import sealed
 from tests import tiny_run
@@ -156,6 +157,26 @@ def test_a_record_that_is_damaged_is_told(config, undisturbed, tmp_path):
     with pytest.raises(InputError, match="model.json is damaged or was edited"):
         pretrained.load(tmp_path / "model")
     assert sealed.read_json(undisturbed / "model.json")["theta"] == 10_000.0
+
+
+def test_all_that_comes_with_a_tokenizer_comes_with_the_trained_model(config, tmp_path):
+    vocab = {letter: number for number, letter in enumerate("abcdefgh </s>")}
+    spec = {"model": {"type": "BPE", "vocab": vocab, "merges": []}, "added_tokens": []}
+    place = tmp_path / "tokenizer"
+    place.mkdir()
+    for name in importing.TOKENIZER_FILES:
+        (place / name).write_text(json.dumps({"of": name}))
+    (place / "letters.json").write_text(json.dumps(spec))
+    (place / "tokenizer.json").write_text("another one")
+    config.data.tokenizer = str(place / "letters.json")
+    config.train.steps, config.eval.suites = 1, ()
+    config.optimizer.schedule.warmup_steps = 0
+    assert train.train(config, tmp_path / "run", devices=ONE) == 0
+    for name in importing.TOKENIZER_FILES:
+        source = "letters.json" if name == "tokenizer.json" else name
+        assert (tmp_path / "run" / name).read_bytes() == (place / source).read_bytes()
+    loaded = pretrained.load(tmp_path / "run", weights=False)
+    assert data.load_tokenizer(loaded.tokenizer_dir).vocab_size == len(vocab)
 
 
 def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, undisturbed):

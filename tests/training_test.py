@@ -19,7 +19,7 @@ from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
 from jaxrope.store import files, steps
-from jaxrope.train import loop, program
+from jaxrope.train import loop, metrics, program
 from tests import tiny_run
 from tests.processes import environment
 
@@ -128,6 +128,20 @@ def test_metrics_beyond_the_checkpoint_and_torn_lines_are_cut_off(
         file.write('{"step": 4, "loss": 99.0}\n{"step": 5, "lo')
     assert train.train(config, tmp_path, devices=ONE) == 0
     assert tiny_run.rows(tmp_path) == tiny_run.rows(undisturbed)
+
+
+@pytest.mark.parametrize("line", [b"\xff{}", b"[1]", b'{"step": "2"}', b"[" * 99_999])
+def test_a_line_of_metrics_that_is_damaged_is_told_and_left_out(tmp_path, line):
+    path, told = tmp_path / metrics.FILE, []
+    rows = [{"step": n, "loss": 1.0, "tokens": 8} for n in (1, 2, 3)]
+    files.append_jsonl(path, rows)
+    first, _, third = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + line + b"\n" + third)
+    metrics.MetricsLog(tmp_path, resumed_step=3, say=told.append).close()
+    assert told == [f"{path}, line 2: damaged, left out"]
+    assert path.read_bytes() == first + third
+    metrics.MetricsLog(tmp_path, resumed_step=3, say=told.append).close()
+    assert len(told) == 1
 
 
 def test_a_run_that_is_done_is_left_as_it_is(config, tmp_path, capfd):

@@ -19,9 +19,10 @@ import pytest
 from jaxrope import demo
 from jaxrope.errors import InputError
 from jaxrope.shell import cli, experiment
+from jaxrope.train.__main__ import PROGRAM
 from tests.processes import ROOT, environment
 
-PROGRAMS = "analyse convert demo evaluate generate report search train".split()
+PROGRAMS = "analyse convert demo evaluate generate recipe report search train".split()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Files that nothing imports unless the user asks for what an extra is for.
 OF_AN_EXTRA = ("jaxrope/evaluate/harness_lm.py",)
@@ -70,7 +71,7 @@ def test_a_file_that_is_there_comes_first(empty):
 @pytest.mark.parametrize("folder", ["", "configs/"])
 def test_a_name_that_is_nowhere_is_one_line_and_exit_code_2(empty, capsys, folder):
     with pytest.raises(SystemExit) as caught:
-        cli.main(print, doc="", argv=[f"--config={folder}257k.py:llama3_8b"])
+        cli.main(PROGRAM, argv=[f"--config={folder}257k.py:llama3_8b"])
     error = capsys.readouterr().err
     assert caught.value.code == 2 and error.count("\n") == 1
     assert f"257k.py:llama3_8b: no such file. Did you mean '{folder}256k.py'? Known: " in error

@@ -13,8 +13,7 @@ run the same command again to resume.
 from collections.abc import Sequence
 
 from jaxrope import schema
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

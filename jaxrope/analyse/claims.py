@@ -14,7 +14,7 @@ from jaxrope.analyse.findings import (
 )
 from jaxrope.analyse.numbers import Measurements
 from jaxrope.analyse.plan import BASE, HALF, LONGER, PLAIN, TWICE, TWIN
-from jaxrope.analysis.prediction import Prediction
+from jaxrope.analysis import Prediction
 
 AT_FLOOR = "The model does not retrieve inside its own window, so the claim cannot be tested."
 

@@ -6,6 +6,7 @@ Letters: W texts or trials, L layers, N heads, T tokens.
 
 import dataclasses
 import functools
+import hashlib
 from collections.abc import Callable
 from typing import Any
 
@@ -20,6 +21,7 @@ from jaxrope.analyse.subjects import Loaded, Question
 from jaxrope.analysis import answers as answering
 from jaxrope.analysis import causal, heads, texts
 from jaxrope.evaluate import EvalModel, scoring
+from jaxrope.store import sealed
 
 SINK_TOKENS = 64  # of a sample in which sinks are sought, as Gu et al. take (arXiv 2410.10781)
 FIRST_KEYS = 4
@@ -44,6 +46,17 @@ class Material:
     texts_WT: np.ndarray
     questions: dict[tuple[str, int], list[Question]]
     tokenizer: data.Tokenizer
+
+    def digest(self, kind: str) -> str:
+        """Returns a digest of what a kind of measurement reads of them: "texts", "answers" or
+        "heads", which reads both."""
+        parts = []
+        if kind != "answers":
+            parts.append(hashlib.sha256(np.ascontiguousarray(self.texts_WT).tobytes()).hexdigest())
+        if kind != "texts":
+            questions = sorted(self.questions.items())
+            parts.append([[*key, [q.plain() for q in listed]] for key, listed in questions])
+        return sealed.digest_of(parts)
 
 
 def prepare(study: Study) -> Material:

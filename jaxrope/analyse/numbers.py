@@ -57,8 +57,7 @@ class Measurements:
     @property
     def settings(self) -> Sequence[str]:
         """The settings that were trained."""
-        section = self.study.config.analysis
-        return section.second_settings if self.study.name else section.settings
+        return self.study.config.analysis.settings
 
     @property
     def resamples(self) -> dict[str, int]:

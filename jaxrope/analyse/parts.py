@@ -1,32 +1,45 @@
-"""Runs the measurements one after another and stores each in a file when it is finished: the same
+"""Runs the measurements one after another and stores each in files when it is finished: the same
 command resumes after the last of them.
 
-workdir/measured/NAME.json has {"format", "digest", "seconds", "tokens", "told"}, NAME.npz its
-arrays; NAME is "texts-base", "answers-second_pi", .... The digest covers everything that a
-measurement depends on, including the stages that trained its subject; a measurement whose digest
-differs is repeated. record.jsonl has a line for each measurement that was run.
+workdir/measured/NAME.json has {"format", "identity", "arrays", "seconds", "tokens", "record"},
+NAME.npz its arrays, "arrays" being their digest; NAME is "texts-base", "answers-second_pi", ....
+A measurement whose identity is another one now (schema.Identity: the settings that it reads, the
+subject's weights and factors, texts and questions), or whose files are damaged, is told and
+repeated. record.jsonl has a line for each measurement that was run.
 """
 
 import dataclasses
 import gc
-import hashlib
-import json
 import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
-
+from jaxrope import schema, setup
 from jaxrope.analyse import measuring, subjects
 from jaxrope.analyse.measuring import Arrays, Material, Record
 from jaxrope.analyse.plan import BASE, Study, Subject
+from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring
-from jaxrope.shell.progress import Progress, duration
-from jaxrope.store import files, sealed
+from jaxrope.schema import Identity
+from jaxrope.shell import Progress, duration
+from jaxrope.store import Journal, sealed
 
-FORMAT = "jaxrope.measured/1"
+FORMAT = "jaxrope.measured/2"
+RECORD_FORMAT = "jaxrope.measurements/1"
 FOLDER = "measured"
+# Of the configuration, what no measurement reads: it makes subjects, texts and questions, which are
+# content.
+_CONTENT = ("data", "rope", "analysis.settings", "analysis.untrained")
+_CONTENT += ("analysis.factor", "analysis.theta_times", "analysis.perplexity", "analysis.haystack")
+_CONTENT += ("analysis.twin_steps", "analysis.longer", "analysis.longer_setting")
+_CONTENT += ("analysis.needles", "analysis.tasks", "analysis.trials", "analysis.depths")
+# kind -> what else it does not read
+_UNREAD = {
+    "texts": ("eval", "analysis.heads"),
+    "answers": ("eval", "analysis.heads", "analysis.patterns", "analysis.queries"),
+    "heads": ("analysis.patterns", "analysis.queries"),
+}
 
 KINDS: dict[str, Callable] = {
     "texts": measuring.read_texts,
@@ -69,6 +82,63 @@ def all_of(study: Study) -> list[Part]:
     return parts + [Part("heads", study, s) for s in with_questions if s.label in head_lengths]
 
 
+class Store:
+    """The measurements in a workdir.
+
+    Args:
+      workdir: of the program; its stages are finished.
+      materials: by the name of the study.
+      say: takes lines for the user.
+    """
+
+    def __init__(self, workdir: Path, materials: dict[str, Material], say: Callable[[str], None]):
+        self._workdir, self._materials, self._say = workdir, materials, say
+        self._subjects: dict[tuple[str, str], dict[str, str]] = {}  # digests, read once
+
+    def identity(self, part: Part) -> Identity:
+        """Returns what a measurement depends on."""
+        study, material = part.study, self._materials[part.study.name]
+        content = self._content(study, part.subject)
+        content |= {"items": material.digest(part.kind), "kind": part.kind}
+        free = (*_CONTENT, *_UNREAD[part.kind])
+        return schema.identify("analyse", study.config, content, free=free)
+
+    def read(self, part: Part) -> tuple[Record, Arrays] | None:
+        """Returns a stored measurement; None, with a line that says why, if there is none that is
+        whole and of this identity."""
+        path = self._workdir / FOLDER / f"{part.name}.json"
+        if not path.exists():
+            return None
+        try:
+            content = sealed.read_json(path, form=FORMAT)
+            arrays = sealed.read_arrays(path.with_suffix(".npz"), content["arrays"])
+        except InputError as error:
+            self._say(f"{part.name} is measured again: {error}")
+            return None
+        changes = Identity.from_json(content["identity"]).changes(self.identity(part))
+        if changes:
+            self._say(f"{part.name} is measured again, with another {', '.join(changes[:3])}")
+            return None
+        return content["record"], arrays
+
+    def write(self, part: Part, record: Record, arrays: Arrays, **cost: float) -> None:
+        """Writes a measurement; `cost` is its seconds and tokens."""
+        path = self._workdir / FOLDER / f"{part.name}.json"
+        content = {"format": FORMAT, "identity": self.identity(part).to_json()}
+        content |= {"arrays": sealed.write_arrays(path.with_suffix(".npz"), arrays)}
+        sealed.write_json(path, content | cost | {"record": record})
+
+    def _content(self, study: Study, subject: Subject) -> dict[str, str]:
+        key = study.name, subject.label
+        if key not in self._subjects:
+            config = subjects.config_of(study, subject, self._workdir)
+            model = setup.load_model(config, weights=False)
+            rope_fn = subjects.rope_of(subject, model, self._workdir)
+            digests = {"weights": setup.fingerprint(config), "rope": setup.rope_digest(rope_fn)}
+            self._subjects[key] = digests
+        return dict(self._subjects[key])
+
+
 def run(parts: Sequence[Part], materials: dict[str, Material], workdir: Path) -> None:
     """Runs all measurements that are not stored yet.
 
@@ -79,75 +149,23 @@ def run(parts: Sequence[Part], materials: dict[str, Material], workdir: Path) ->
     """
     done, total = 0, sum(part.tokens() for part in parts)
     with Progress(total, unit="tokens") as progress:
+        store = Store(workdir, materials, progress.write)
+        journal = Journal(workdir / "record.jsonl", RECORD_FORMAT, ordered=False)
+        for note in journal.notes:
+            progress.write(note)
+        if journal.header is None:
+            journal.begin({})
         for part in parts:
-            if read(part, workdir) is None:
-                _make(part, materials[part.study.name], workdir, progress, done)
+            if store.read(part) is None:
+                journal.append([_make(part, store, materials, workdir, progress, done)])
             else:
                 progress.skip(part.tokens())
             done += part.tokens()
             progress.update(done, part=part.name)
 
 
-def read(part: Part, workdir: Path) -> tuple[Record, Arrays] | None:
-    """Returns a stored measurement, or None if there is none with the current digest."""
-    path = workdir / FOLDER / f"{part.name}.json"
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content["format"] != FORMAT or content["digest"] != digest(part, workdir):
-            return None
-        with np.load(path.with_suffix(".npz")) as arrays:
-            return content["told"], dict(arrays)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-
-
-def digest(part: Part, workdir: Path) -> str:
-    """Returns a digest of what a measurement depends on."""
-    config = part.study.config
-    section = config.analysis.to_dict()
-    analysis = {key: section[key] for key in _OF_ANALYSIS[part.kind]}
-    evaluated = {key: config.eval[key] for key in _OF_EVALUATION}
-    read = [config.data[key] for key in ("eval_files", "tokenizer", "text_field")]
-    settings = [
-        analysis,
-        evaluated,
-        read,
-        config.seed,
-        config.original_len,
-        config.forward.compute_dtype,
-    ]
-    stages = [_origin(path, workdir) for path in (part.subject.model, part.subject.rope)]
-    text = json.dumps([part.kind, part.study.title, settings, stages], sort_keys=True, default=list)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-_QUESTIONS = ("tasks", "trials")
-_OF_ANALYSIS = {  # what each kind of measurement depends on
-    "texts": ("sequences", "patterns", "queries"),
-    "answers": (*_QUESTIONS, "needles"),
-    "heads": (*_QUESTIONS, "sequences", "patterns", "heads"),
-}
-_OF_EVALUATION = (
-    "offset_tokens",
-    "needle_keys",
-    "needle_filler",
-    "passkey_filler",
-    "passkey_zero_padded",
-    "bootstrap_samples",
-)
-
-
-def _origin(path: str, workdir: Path) -> str:
-    """Returns the record of the stage that a path belongs to, or the path if it is no stage's."""
-    if not path.startswith("{"):
-        return path
-    stage = workdir / path[1 : path.index("}")] / "stage.json"
-    record = json.loads(stage.read_text(encoding="utf-8"))
-    origin = {key: record[key] for key in ("kind", "config", "made_from", "finished")}
-    return json.dumps(origin, sort_keys=True)
-
-
-def _make(part: Part, material: Material, workdir: Path, progress: Progress, before: int) -> None:
+def _make(part: Part, store: Store, materials, workdir: Path, progress: Progress, before: int):
+    """Measures, and stores the result; returns the line of record.jsonl."""
     began, count = time.monotonic(), 0
 
     def tick(tokens: int) -> None:
@@ -156,22 +174,13 @@ def _make(part: Part, material: Material, workdir: Path, progress: Progress, bef
         progress.update(min(before + count, before + part.tokens()), part=part.name)
 
     loaded = subjects.load(part.study, part.subject, workdir)
-    record, arrays = KINDS[part.kind](loaded, material, tick)
+    record, arrays = KINDS[part.kind](loaded, materials[part.study.name], tick)
     del loaded
     gc.collect()
     seconds = round(time.monotonic() - began, 3)
-    path = workdir / FOLDER / f"{part.name}.json"
-    sealed.write_arrays(path.with_suffix(".npz"), arrays)
-    content = {
-        "format": FORMAT,
-        "digest": digest(part, workdir),
-        "seconds": seconds,
-        "tokens": count,
-    }
-    files.write_json_atomic(path, content | {"told": record})
-    line = {"part": part.name, "seconds": seconds, "tokens": count}
-    files.append_jsonl(workdir / "record.jsonl", line, durable=True)
+    store.write(part, record, arrays, seconds=seconds, tokens=count)
     progress.write(f"{part.name}: {count:,} tokens in {duration(seconds)}")
+    return {"part": part.name, "seconds": seconds, "tokens": count}
 
 
 def _text_tokens(study: Study, subject: Subject) -> int:

@@ -1,4 +1,4 @@
-"""What is trained, what is measured, and at which lengths: reads and checks `config.analysis`.
+"""What is trained, what is measured, and at which lengths, of `config.analysis`.
 
 All lengths are multiples of the pre-trained length, so that one config serves models of several
 lengths. The paper uses twice and half of it (8,192 and 2,048 for 4,096).
@@ -9,17 +9,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
-from jaxrope import llama, setup
-from jaxrope.errors import InputError, choose
-from jaxrope.shell import experiment
+from jaxrope import llama, schema, setup
+from jaxrope.errors import InputError
+from jaxrope.schema import Config
 
 HALF, TWICE = 0.5, 2.0  # of the pre-trained length: where the paper compares patterns
 PLAIN, SEARCHED = "none", "searched"
 BASE, TWIN, LONGER = "base", "twin", "longer"
 PERPLEXITY = "perplexity"  # the stage that measures it
-TASKS = ("passkey", "needle")
 
 # setting -> (config.analysis, shape) -> the constants of its rope; SEARCHED has those of the search
 ROPES: dict[str, Callable[[Any, llama.LlamaConfig], dict]] = {
@@ -67,7 +64,7 @@ class Study:
     """
 
     name: str
-    config: ConfigDict
+    config: Config
     shape: llama.LlamaConfig
     stages: tuple
     subjects: tuple[Subject, ...]
@@ -86,16 +83,17 @@ class Study:
         return next(subject for subject in self.subjects if subject.label == label)
 
 
-def make(config) -> list[Study]:
+def make(config: Config) -> list[Study]:
     """Returns the studies of the first model, and of the second if there is one.
 
     Raises:
-      InputError: a key of config.analysis is out of range, or does not suit the model.
+      InputError: a key of config.analysis does not suit the model, or breaks its rule for the
+        second one.
     """
-    section = config.analysis
-    studies = [_study(config, "", section.settings)]
-    if section.second:
-        studies.append(_study(_second_config(config), "second_", section.second_settings))
+    studies, second = [_study(config, "")], config.analysis.second
+    if second:
+        other = schema.replace(config, second, setting="analysis.second")
+        studies.append(_study(other, "second_"))
     return studies
 
 
@@ -104,43 +102,30 @@ def untrained(setting: str) -> str:
     return f"{setting}, untrained"
 
 
-def _study(config, name: str, settings: Sequence[str]) -> Study:
+def _study(config: Config, name: str) -> Study:
     if config.model.source != "checkpoint":
         raise InputError(
             f"model.source must be 'checkpoint': a pre-trained model, got '{config.model.source}'. "
             "Give the folder of one."
         )
     shape = setup.model_config(config)
-    _check(config, shape, settings)
+    _check(config, shape)
     return Study(
         name,
         config,
         shape,
-        (*_trainings(config, name, shape, settings), *_evaluations(config, name, shape, settings)),
-        _subjects(config, name, shape, settings),
+        (*_trainings(config, name, shape), *_evaluations(config, name, shape)),
+        _subjects(config, name, shape),
     )
 
 
-def _second_config(config) -> ConfigDict:
-    """Returns the config of the second model."""
-    second_config = config.copy_and_resolve_references()
-    for pair in config.analysis.second:
-        if not (isinstance(pair, tuple | list) and len(pair) == 2 and isinstance(pair[0], str)):
-            raise InputError(
-                f'analysis.second must hold pairs like ("model.path", "DIR"), got {pair!r}. In a '
-                "tuple of one pair the comma after it is easily lost."
-            )
-        experiment.assign(second_config, *pair, setting="analysis.second")
-    return second_config.lock()
-
-
-def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
+def _trainings(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
     """Returns the stages that train the subjects, all but the twin on equal tokens."""
     section, length = config.analysis, shape.original_len
     longest = round(section.factor * length)
     common = (*_second_changes(config, name), ("target_len", longest), ("eval.suites", ()))
     stages = []
-    if SEARCHED in settings:
+    if SEARCHED in section.settings:
         stages.append((f"{name}search", "search", common))
 
     def train(stage: str, rope: dict, multiple: int, steps: int):
@@ -159,26 +144,26 @@ def _trainings(config, name: str, shape: llama.LlamaConfig, settings: Sequence[s
             return dict(method="file", path=f"{{{name}search}}/rope.json")
         return ROPES[setting](section, shape)
 
-    for setting in settings:
+    for setting in section.settings:
         train(setting, rope_of(setting), 1, config.train.steps)
     train(TWIN, rope_of(PLAIN), round(TWICE), section.twin_steps)
-    if section.longer_setting in settings:
+    if section.longer_setting in section.settings:
         train(LONGER, rope_of(section.longer_setting), section.longer, config.train.steps)
     return tuple(stages)
 
 
-def _second_changes(config, name: str) -> tuple:
+def _second_changes(config: Config, name: str) -> tuple:
     """Returns the changes of config that all stages of the second model share."""
-    return tuple(map(tuple, config.analysis.second)) if name else ()
+    return config.analysis.second if name else ()
 
 
-def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence[str]) -> tuple:
+def _evaluations(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
     """Returns the stages that measure perplexity, and Fu's needle inside the window."""
     section, length = config.analysis, shape.original_len
     common = _second_changes(config, name)
     labels = tuple(
         (subject.label, subject.model, subject.rope or "model")
-        for subject in _subjects(config, name, shape, settings)[1:]
+        for subject in _subjects(config, name, shape)[1:]
     )
     measured = (
         ("eval.suites", ("perplexity",)),
@@ -196,103 +181,46 @@ def _evaluations(config, name: str, shape: llama.LlamaConfig, settings: Sequence
     return tuple(stages)
 
 
-def _subjects(config, name: str, shape: llama.LlamaConfig, settings) -> tuple[Subject, ...]:
+def _subjects(config: Config, name: str, shape: llama.LlamaConfig) -> tuple[Subject, ...]:
     section, length, path = config.analysis, shape.original_len, config.model.path
     subjects = [Subject(BASE, path, "", length, PLAIN, False)]
-    for setting in settings:
+    for setting in section.settings:
         subjects.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
     if section.untrained:
-        for setting in settings:
+        for setting in section.settings:
             if setting != PLAIN:
                 at = f"{{{name}{setting}}}/rope.json"
                 subjects.append(Subject(untrained(setting), path, at, length, setting, False))
     at_twin, twice = f"{{{name}{TWIN}}}", round(TWICE * length)
     subjects.append(Subject(TWIN, at_twin, "", twice, PLAIN, True))
-    if section.longer_setting in settings:
+    if section.longer_setting in section.settings:
         longer = section.longer * length
         at, rope = f"{{{name}{LONGER}}}", section.longer_setting
         subjects.append(Subject(f"{rope}, trained longer", at, "", longer, rope, True))
     return tuple(subjects)
 
 
-def _check(config, shape: llama.LlamaConfig, settings: Sequence[str]) -> None:
+def _check(config: Config, shape: llama.LlamaConfig) -> None:
+    """Refuses what the schema cannot know: what does not suit the model."""
     section = config.analysis
-    choices = dict.fromkeys((*ROPES, SEARCHED))
-    for setting in settings:
-        choose("analysis.settings", setting, choices)
-    if PLAIN not in settings or len(set(settings)) != len(settings):
-        raise InputError(
-            f"analysis.settings must have '{PLAIN}', which the others are compared with, and each "
-            f"setting once, got {tuple(settings)}."
-        )
-    if section.factor < TWICE:
-        raise InputError(
-            f"analysis.factor must be {TWICE:g} or more, for patterns are compared at twice the "
-            f"trained length, got {section.factor:g}."
-        )
-    if section.theta_times < 1:
-        raise InputError(f"analysis.theta_times must be 1 or more, got {section.theta_times:g}.")
-    _check_counts(section)
-    _check_multiples(section, shape)
-    for task in section.tasks:
-        choose("analysis.tasks", task, dict.fromkeys(TASKS))
+    for key in ("perplexity", "patterns", "needles"):
+        multiples = getattr(section, key)
+        lengths = [multiple * shape.original_len for multiple in multiples]
+        if any(length != round(length) or length < 2 for length in lengths):
+            raise InputError(
+                f"analysis.{key} must be multiples of the {shape.original_len:,} tokens of the "
+                f"pre-training that are whole numbers of tokens, got {multiples}."
+            )
     for multiple, what in ((round(TWICE), "the twin"), (section.longer, "analysis.longer")):
         if config.train.batch_size % multiple:
             raise InputError(
                 f"train.batch_size must be a multiple of {multiple}, the rows of {what} being so "
                 f"many times as long and a step having equal tokens, got {config.train.batch_size}."
             )
-    causal = section.heads
-    _check_heads(causal, settings, shape)
-    if section.longer > section.factor:
-        raise InputError(
-            f"analysis.longer must be at most analysis.factor, {section.factor:g}, got "
-            f"{section.longer}."
-        )
-
-
-def _check_counts(section) -> None:
-    least = {"sequences": 2, "queries": 1, "trials": 2, "depths": 1, "twin_steps": 1, "longer": 2}
-    for key, bound in least.items():
-        if section[key] < bound:
-            raise InputError(f"analysis.{key} must be {bound} or more, got {section[key]}.")
-    if section.trials % section.depths:
-        raise InputError(
-            f"analysis.trials must be a multiple of analysis.depths, {section.depths}, so that "
-            f"every depth has as many, got {section.trials}."
-        )
-
-
-def _check_multiples(section, shape: llama.LlamaConfig) -> None:
-    needed = {"perplexity": (TWICE,), "patterns": (HALF, TWICE), "needles": (1.0,)}
-    for key, must in needed.items():
-        multiples = section[key]
-        lengths = [multiple * shape.original_len for multiple in multiples]
-        for multiple in must:
-            if multiple not in multiples:
-                raise InputError(
-                    f"analysis.{key} must have {multiple:g}, where settings are compared, got "
-                    f"{tuple(multiples)}. Add it."
-                )
-        if any(length != round(length) or length < 2 for length in lengths):
-            raise InputError(
-                f"analysis.{key} must be multiples of the {shape.original_len:,} tokens of the "
-                f"pre-training that are whole numbers of tokens, got {tuple(multiples)}."
-            )
-        if max(multiples) > section.factor:
-            raise InputError(
-                f"analysis.{key} must be at most analysis.factor, {section.factor:g}, where the "
-                f"extensions end, got {max(multiples):g}."
-            )
-
-
-def _check_heads(causal, settings: Sequence[str], shape: llama.LlamaConfig) -> None:
     total = shape.num_layers * shape.num_heads
-    for size in causal.sizes:
-        if not 1 <= size <= total // 2:
+    for size in section.heads.sizes:
+        if size > total // 2:
             raise InputError(
                 f"analysis.heads.sizes must be from 1 to {total // 2}, half of the model's heads, "
                 f"so that as many others can be drawn, got {size}."
             )
-    if causal.draws < 1:
-        raise InputError(f"analysis.heads.draws must be 1 or more, got {causal.draws}.")

@@ -1,67 +1,115 @@
 """Trains and searches as a recipe, measures, and writes the findings."""
 
+import dataclasses
 from pathlib import Path
 
-from jaxrope import recipe
+from jaxrope import recipe, schema
 from jaxrope.analyse import claims, measuring, numbers, parts, plan, writing
+from jaxrope.analyse.measuring import Material
 from jaxrope.analyse.numbers import Measurements
 from jaxrope.analyse.plan import BASE, Study
-from jaxrope.shell import cli
-from jaxrope.store import files, sealed
-from jaxrope.store.lock import run_lock
+from jaxrope.schema import Config
+from jaxrope.shell import cli, exit_at_once
+from jaxrope.store import files, run_lock, sealed
 
 
-def run(config, workdir: Path, dry_run: bool) -> int:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """An analysis, checked before any of it runs.
+
+    Attributes:
+      studies: of the first model, and of the second if there is one.
+      materials: the texts and questions of each, by its name.
+      recipe: the config whose stages train and search.
+      todo: the measurements.
+    """
+
+    studies: list[Study]
+    materials: dict[str, Material]
+    recipe: Config
+    todo: list[parts.Part]
+
+
+def prepare(config: Config, workdir: Path) -> Prepared:
+    """Returns an analysis: texts, questions and every stage are checked, before any weights are
+    read.
+
+    Args:
+      config: of configs/base.py.
+      workdir: where it would run.
+
+    Raises:
+      InputError: any mistake that can be detected before a stage runs.
+    """
+    config = schema.read(config)
+    studies = plan.make(config)
+    stages = tuple(stage for study in studies for stage in study.stages)
+    recipe_config = schema.replace(config, {"recipe": stages})
+    materials = {study.name: measuring.prepare(study) for study in studies}
+    recipe.prepare(recipe_config, workdir)
+    todo = [part for study in studies for part in parts.all_of(study)]
+    return Prepared(studies, materials, recipe_config, todo)
+
+
+def dry_run(config: Config, workdir: Path, *, timing: bool = True) -> str:
+    """Returns the stages and the measurements, and what they cost.
+
+    Args:
+      config: of configs/base.py.
+      workdir: where it would run.
+      timing: measures, for about a minute in all.
+
+    Raises:
+      InputError: see prepare.
+    """
+    prepared = prepare(config, workdir)
+    stages = recipe.dry_run(prepared.recipe, workdir, timing=timing)
+    return f"{stages}\n\n{_costs(prepared.todo)}"
+
+
+def run(config: Config, workdir: Path) -> int:
     """Runs the experiments of `config.analysis`, or the rest of them.
 
     Args:
       config: of configs/base.py.
       workdir: gets a folder for each stage, the measurements in measured/, and the results in
         figures/, attention.json, findings.json and findings.md.
-      dry_run: only print the cost.
 
     Returns:
       The exit code: 0, or that of a stage that did not end with 0.
 
     Raises:
-      InputError: any mistake that can be detected before a stage runs.
+      InputError: see prepare.
     """
     workdir = files.absolute(workdir)
-    studies = plan.make(config)
-    recipe_config = config.copy_and_resolve_references()
-    with recipe_config.unlocked():
-        recipe_config.recipe = tuple(stage for study in studies for stage in study.stages)
-    recipe_config.lock()
-    todo = [part for study in studies for part in parts.all_of(study)]
-    if dry_run:
-        for study in studies:
-            measuring.prepare(study)
-        code = recipe.run(recipe_config, workdir, True)
-        cli.print_line(_costs(todo))
-        return code
-    # texts and questions first, so that mistakes in them show before anything is trained
-    materials = {study.name: measuring.prepare(study) for study in studies}
-    code = recipe.run(recipe_config, workdir, False)
+    prepared = prepare(config, workdir)
+    code = recipe.run(prepared.recipe, workdir)
     if code:
         return code
-    with run_lock(workdir):
+    rest = f"{workdir} has every measurement that was finished. The same command goes on."
+    with run_lock(workdir), exit_at_once(rest):
         if command := cli.command_line():
-            for name, _, _ in recipe_config.recipe:
+            for name, _, _ in prepared.recipe.recipe:
                 files.write_text_atomic(workdir / name / "command.txt", f"{command}\n")
-        parts.run(todo, materials, workdir)
-        studied = [_read_measurements(study, workdir) for study in studies]
-        second = studied[1] if len(studied) > 1 else None
-        predicted = numbers.predictions(studied[0], _trained(studied[0]))
-        findings = claims.all_of(studied[0], second, predicted)
-        for measurements in studied:
-            writing.write(
-                measurements,
-                findings if measurements is studied[0] else (),
-                workdir,
-                predicted=predicted,
-                command=command,
-            )
+        parts.run(prepared.todo, prepared.materials, workdir)
+        _write(prepared, workdir, command)
     return 0
+
+
+def _write(prepared: Prepared, workdir: Path, command: str) -> None:
+    store = parts.Store(workdir, prepared.materials, cli.print_line)
+    studied = [_read_measurements(study, store, workdir) for study in prepared.studies]
+    second = studied[1] if len(studied) > 1 else None
+    predicted = numbers.predictions(studied[0], _trained(studied[0]))
+    findings = claims.all_of(studied[0], second, predicted)
+    for measurements in studied:
+        writing.write(
+            measurements,
+            findings if measurements is studied[0] else (),
+            workdir,
+            predicted=predicted,
+            command=command,
+        )
 
 
 def _costs(todo) -> str:
@@ -79,10 +127,10 @@ def _trained(measurements: Measurements) -> list[str]:
     return [name for name in section.settings if name in measurements.answers]
 
 
-def _read_measurements(study: Study, workdir: Path) -> Measurements:
+def _read_measurements(study: Study, store: parts.Store, workdir: Path) -> Measurements:
     read = {kind: {} for kind in parts.KINDS}
     for part in parts.all_of(study):
-        read[part.kind][part.subject.label] = parts.read(part, workdir)
+        read[part.kind][part.subject.label] = store.read(part)
     rows = _rows(workdir / f"{study.name}{plan.PERPLEXITY}")
     haystack = None
     if study.config.analysis.haystack:

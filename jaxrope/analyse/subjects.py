@@ -22,6 +22,7 @@ from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel, needle, passkey, scoring
 from jaxrope.mesh import sharding
+from jaxrope.schema import Config
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,6 +61,10 @@ class Question(NamedTuple):
     depth: float
     trial: int
 
+    def plain(self) -> list:
+        """Returns the question as JSON has it."""
+        return [self.tokens.tolist(), list(self.steps), list(self.span), self.depth, self.trial]
+
     @property
     def prompt(self) -> list[int]:
         """The tokens before the answer."""
@@ -76,26 +81,34 @@ def place(path: str, workdir: Path) -> str:
     return path.replace("{", f"{workdir}/").replace("}", "") if path.startswith("{") else path
 
 
+def config_of(study: Study, subject: Subject, workdir: Path) -> Config:
+    """Returns the config whose model is the subject's."""
+    model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
+    return schema.replace(study.config, {"model": model})
+
+
 def load(study: Study, subject: Subject, workdir: Path) -> Loaded:
     """Returns a subject; its stages have been run.
 
     Raises:
       InputError: its folder or its rope is not valid.
     """
-    config = study.config.copy_and_resolve_references()
-    with config.unlocked():
-        config.model = dict(source="checkpoint", path=place(subject.model, workdir), shape="")
-    model = setup.load_model(config)
+    model = setup.load_model(config_of(study, subject, workdir))
     return Loaded(
         subject,
         model.config,
         jax.device_put(model.params, jax.devices()[0]),
-        _rope_of(subject, model, workdir),
+        rope_of(subject, model, workdir),
         one_device(study.config, model.config),
     )
 
 
-def _rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+def rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> rope.RopeFn:
+    """Returns the rope that a subject is measured with.
+
+    Raises:
+      InputError: see rope.load.
+    """
     if not subject.rope:
         return model.rope_fn
     shape = model.config
@@ -103,7 +116,7 @@ def _rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> r
     return rope.load(place(subject.rope, workdir), **geometry, num_layers=shape.num_layers)
 
 
-def one_device(config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
+def one_device(config: Config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
     """Returns how a model is run on the first device alone."""
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     return setup.forward_settings(config, mesh, shape)[0]

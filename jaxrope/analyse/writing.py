@@ -19,7 +19,7 @@ from jaxrope.analysis import prediction
 from jaxrope.errors import InputError
 from jaxrope.report import attention, attention_panels, figures, tables, tabulated
 from jaxrope.shell import cli
-from jaxrope.store import files
+from jaxrope.store import files, sealed
 
 FORMAT = "jaxrope.findings/1"
 FIGURES = "figures"
@@ -46,7 +46,7 @@ def write(
     folder = workdir / "second" if measurements.study.name else workdir
     predicted = {} if measurements.study.name else predicted
     content = {"command": command} | attention_json(measurements, findings, predicted)
-    files.write_json_atomic(folder / "attention.json", content)
+    sealed.write_json(folder / "attention.json", content)
     for name, figure, rows in drawn(measurements, content):
         files.write_text_atomic(folder / FIGURES / f"{name}.csv", _csv(rows))
         if figure is not None:
@@ -60,7 +60,7 @@ def write(
         text = judged.as_markdown(findings, about)
         files.write_text_atomic(folder / "findings.md", text)
         record = {"command": command} | _findings_json(measurements, findings, predicted)
-        files.write_json_atomic(folder / "findings.json", record)
+        sealed.write_json(folder / "findings.json", record)
         cli.print_line(
             "\n" + "\n".join(f"{finding.verdict}: {finding.claim}" for finding in findings)
         )

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxrope.attention.masks import Mask, any_allowed, pad
+from jaxrope.attention import Mask, any_allowed, pad
 
 
 def walk(visit: Callable[..., tuple], start, pairs, mask: Mask, block: int):

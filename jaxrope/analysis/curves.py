@@ -17,8 +17,7 @@ import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, spread
 from jaxrope.analysis.state import Options
-from jaxrope.attention.masks import Mask, allowed
-from jaxrope.attention.zigzag import AXIS
+from jaxrope.attention import AXIS, Mask, allowed
 from jaxrope.errors import InputError
 
 _MOST_PAIRS = 2**31

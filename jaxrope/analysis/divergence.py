@@ -14,8 +14,7 @@ import jax.numpy as jnp
 from jaxrope import rope
 from jaxrope.analysis import blocks, spread
 from jaxrope.analysis.state import Options
-from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.masks import Mask, allowed
+from jaxrope.attention import MASKED, Mask, allowed
 
 Turn = tuple[jax.Array, jax.Array]
 

@@ -21,7 +21,7 @@ from jaxrope import attention, llama, rope
 from jaxrope.analysis import spread, streaming
 from jaxrope.analysis.state import Options
 from jaxrope.analysis.streaming import Stats
-from jaxrope.attention.masks import Mask
+from jaxrope.attention import Mask
 from jaxrope.errors import InputError
 from jaxrope.mesh import collectives, sharding
 

@@ -13,8 +13,7 @@ from collections.abc import Callable
 
 import jax
 
-from jaxrope.attention.masks import Mask
-from jaxrope.attention.zigzag import AXIS
+from jaxrope.attention import AXIS, Mask
 
 Step = Callable[..., object]  # (state, keys, mask) -> state
 

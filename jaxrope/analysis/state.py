@@ -16,8 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, spread
-from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.masks import Mask, allowed
+from jaxrope.attention import MASKED, Mask, allowed
 from jaxrope.errors import InputError, choose
 
 FIRST_KEYS = 4  # as many does StreamingLLM (arXiv 2309.17453) keep

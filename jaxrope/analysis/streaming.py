@@ -29,8 +29,7 @@ from jaxrope.analysis.state import (
     num_bins,
     of_block,
 )
-from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.masks import Mask
+from jaxrope.attention import MASKED, Mask
 
 __all__ = [
     "Keys",

@@ -12,8 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, state
-from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.masks import Mask, allowed
+from jaxrope.attention import MASKED, Mask, allowed
 
 
 class Part(NamedTuple):

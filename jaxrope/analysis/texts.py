@@ -17,7 +17,7 @@ import numpy as np
 
 from jaxrope import llama, rope
 from jaxrope.analysis import patterns, rows, streaming
-from jaxrope.attention.masks import Mask
+from jaxrope.attention import Mask
 
 SINK = 1  # first keys of a text that `rest` leaves out
 

@@ -1,4 +1,4 @@
-"""Attention behind one signature; a backend is chosen by its name and never replaced by another.
+"""Attention behind one signature; a backend is selected by name, with no silent fallback.
 
 Letters of `jax.nn.dot_product_attention`: B batch, T query length, S key length, N heads, K kv
 heads, G = N // K, H head dim.
@@ -8,33 +8,42 @@ import dataclasses
 
 import jax
 
+from jaxrope.attention import masks
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
+from jaxrope.attention.blockwise import MASKED
 from jaxrope.attention.cached import Cache, Place, slot_positions, unit, write
 from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
 from jaxrope.attention.local import NAMES as KERNELS
-from jaxrope.attention.masks import Mask
+from jaxrope.attention.masks import Mask, allowed, any_allowed, pad
 from jaxrope.attention.whole import attend_whole
-from jaxrope.attention.zigzag import inverse, order
+from jaxrope.attention.zigzag import AXIS, inverse, order
 from jaxrope.errors import choose
 
 __all__ = [
+    "AXIS",
     "BACKENDS",
     "Cache",
     "KERNELS",
     "LSE",
+    "MASKED",
+    "Mask",
     "OUT",
     "Place",
     "SPREAD",
     "Settings",
+    "allowed",
+    "any_allowed",
     "attend",
     "attend_cached",
     "attend_whole",
     "check",
     "inverse",
     "length_unit",
+    "masks",
     "order",
+    "pad",
     "resolve",
     "slot_positions",
     "unit",

@@ -5,10 +5,15 @@ python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
 python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 """
 
+import os
 import sys
+import tempfile
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
+from jaxrope.shell import Command, cli
+
+FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "gguf", "vllm")  # of rope_formats, for --help
+ARCHITECTURES = ("phi3", "phimoe", "minicpm", "minicpm3")  # of rope_gguf, for --help
 
 
 def _import_arguments(parser) -> None:
@@ -26,6 +31,16 @@ def _import(args) -> None:
     from jaxrope.convert import importing  # jax: only once the command line is known to be right
 
     _report(importing.import_folder(args.source, args.target, dtype=args.dtype), args.target)
+
+
+def _import_dry_run(args) -> str:
+    from jaxrope import llama
+    from jaxrope.convert import folders, pretrained
+
+    folders.check_target(args.target)
+    model = pretrained.load(args.source, dtype=args.dtype, weights=False)
+    lines = [f"{args.source}: {model.config.family}, {llama.num_params(model.config):,} parameters"]
+    return _would_write([*lines, *(f"note: {note}" for note in model.notes)], args.target)
 
 
 def _export_arguments(parser) -> None:
@@ -80,22 +95,34 @@ def _export(args) -> None:
     _report([*model.notes, *notes], args.target)
 
 
-def _rope_arguments(parser) -> None:
-    from jaxrope.convert import rope_formats, rope_gguf
+def _export_dry_run(args) -> str:
+    from jaxrope import llama
+    from jaxrope.convert import exporting, folders, pretrained, rope_export
 
+    folders.check_target(args.target, overwrite=args.overwrite)
+    model = pretrained.load(args.source, dtype=args.dtype, weights=False)
+    if args.rope is not None:
+        model = pretrained.with_rope(model, args.rope)
+    config = exporting.check_arch(args.arch or model.config.family, model.config)
+    hf_rope = rope_export.express(config, model.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=args.allow_lossy)
+    lines = [f"{args.source}: {config.family}, {llama.num_params(config):,} parameters"]
+    lines += [f"note: {note}" for note in model.notes]
+    return _would_write([*lines, *(f"note: lost: {loss}" for loss in hf_rope.losses)], args.target)
+
+
+def _rope_arguments(parser) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
         help="rope.json, config.json, a GGUF or a vLLM line; or a folder with one of the first two",
     )
     parser.add_argument("target", metavar="OUT", help="file to make")
-    parser.add_argument(
-        "--format", required=True, help=f"what to write: {', '.join(rope_formats.FORMATS)}"
-    )
+    parser.add_argument("--format", required=True, help=f"what to write: {', '.join(FORMATS)}")
     parser.add_argument(
         "--arch",
         default="phi3",
-        help=f"of a GGUF: {', '.join(rope_gguf.ARCHITECTURES)}; phi3 by default",
+        help=f"of a GGUF: {', '.join(ARCHITECTURES)}; phi3 by default",
     )
     parser.add_argument(
         "--allow_lossy",
@@ -120,23 +147,38 @@ def _rope(args) -> None:
     _report(notes, args.target)
 
 
+def _rope_dry_run(args) -> str:
+    """Writes into a folder that goes again: what is written is small, and is read back."""
+    from jaxrope.convert import rope_formats
+
+    rope_formats.check_target(args.target, args.overwrite)
+    settings = rope_formats.Settings(args.format, args.arch, allow_lossy=args.allow_lossy)
+    with tempfile.TemporaryDirectory() as folder:
+        target = os.path.join(folder, os.path.basename(args.target))
+        lines = rope_formats.convert(args.source, target, settings)
+    return _would_write(lines, args.target)
+
+
+def _would_write(lines: list[str], target: str) -> str:
+    return "\n".join([*lines, f"would write {target}"])
+
+
 def _report(notes: list[str], target: str) -> None:
     for note in notes:
         print(f"note: {note}", file=sys.stderr)
     print(f"wrote {target}")
 
 
+COMMANDS = {
+    "import": Command(arguments=_import_arguments, run=_import, dry_run=_import_dry_run),
+    "export": Command(arguments=_export_arguments, run=_export, dry_run=_export_dry_run),
+    "rope": Command(arguments=_rope_arguments, run=_rope, dry_run=_rope_dry_run),
+}
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.subcommands`."""
-    cli.subcommands(
-        {
-            "import": (_import_arguments, _import),
-            "export": (_export_arguments, _export),
-            "rope": (_rope_arguments, _rope),
-        },
-        doc=__doc__,
-        argv=argv,
-    )
+    cli.subcommands(COMMANDS, doc=__doc__, argv=argv)
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from pathlib import Path
 
-from jaxrope.convert import rope_config, strict_json
+from jaxrope.convert import folders, rope_config
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
+from jaxrope.store import strict_json
 
 ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
@@ -52,10 +53,17 @@ def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
       InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py
         does not implement.
     """
-    path = folder / "config.json"
-    return from_hf(
-        Fields(strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES), str(path))
-    )
+    return from_hf(Fields(read_json(folder), str(folder / "config.json")))
+
+
+def read_json(folder: Path) -> dict:
+    """Returns the values of config.json.
+
+    Raises:
+      InputError: there is none, or it is hostile.
+    """
+    path = folders.find(folder, "config.json") or folder / "config.json"
+    return strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
 
 
 def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:

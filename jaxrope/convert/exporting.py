@@ -152,8 +152,7 @@ def _converted(
 ) -> Iterator[tuple[str, np.ndarray]]:
     for tensor in tensors:
         values = layout.write_tensor(tensor, params)
-        if not np.isfinite(values).all():
-            raise InputError(f"{tensor.name} holds NaN or infinity. Export an earlier checkpoint.")
+        safetensors_io.check_finite("export", tensor.name, values)
         yield (
             tensor.name,
             values if dtype is None else safetensors_io.cast(tensor.name, values, dtype),

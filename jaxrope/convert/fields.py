@@ -4,13 +4,13 @@ Every wrong value is an InputError that names the key.
 """
 
 import dataclasses
-import math
 
-from jaxrope.convert import strict_json
 from jaxrope.errors import InputError
+from jaxrope.store import strict_json
 
 _ABSENT = object()
 _MAX_COUNT = 2**31 - 1
+_MAX_NUMBER = 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +34,17 @@ class Fields:
             raise self.wrong(key, f"be a whole number from {low} to {_MAX_COUNT}")
         return int(value)
 
-    def number(self, key: str, default: object = _ABSENT, *, low: float = 0.0) -> float:
-        """Returns a finite number from `low` up; `default` where the key is absent or null."""
+    def number(
+        self, key: str, default: object = _ABSENT, *, low: float = 0.0, high: float = _MAX_NUMBER
+    ) -> float:
+        """Returns a number from `low` to `high`; `default` where the key is absent or null."""
         value = self.values.get(key)
         if value is None:
             return self._default(key, default)
         numeric = isinstance(value, int | float) and not isinstance(value, bool)
-        if not numeric or abs(value) > 1e300 or not math.isfinite(value) or value < low:
-            raise self.wrong(key, f"be a finite number of at least {low:g}")
+        if not numeric or not low <= value <= high:  # NaN is neither
+            most = "" if high == _MAX_NUMBER else f" and at most {high:g}"
+            raise self.wrong(key, f"be a finite number of at least {low:g}{most}")
         return float(value)
 
     def flag(self, key: str, default: object = _ABSENT) -> bool:

@@ -1,6 +1,8 @@
 """Folders that a user names: opened with clear errors, written beside and renamed when whole."""
 
 import contextlib
+import fcntl
+import glob
 import os
 import re
 import shutil
@@ -39,6 +41,33 @@ def open_folder(path: Path | str) -> Path:
         f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
         " is here."
     )
+
+
+def find(folder: Path, name: str) -> Path | None:
+    """Returns the file `name` of a folder of any origin; None: there is none.
+
+    What lies in such a folder is read, copied and handed on. So a link that leaves it is refused,
+    wherever it leads; but for those of Hugging Face's own cache, snapshots/REVISION/file ->
+    ../../blobs/HASH.
+
+    Raises:
+      InputError: a link that leaves the folder or leads nowhere, a folder, a pipe.
+    """
+    path = folder / name
+    if files.is_remote(folder):
+        return path if path.exists() else None
+    if not os.path.lexists(path):
+        return None
+    real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
+    blobs = root.parent.parent / "blobs"
+    is_cached = root.parent.name == "snapshots" and real.parent == blobs
+    if not (real.is_relative_to(root) or is_cached):
+        raise InputError(
+            f"{folder}: {name} is a link that leaves the folder. Put the file itself there."
+        )
+    if not path.is_file():
+        raise InputError(f"{path} is not a regular file, or a link to nothing.")
+    return path
 
 
 def _open_remote(folder: Path) -> Path:
@@ -86,14 +115,18 @@ def check_target(target: Path | str, *, overwrite: bool | None = None) -> Path:
 def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Path]:
     """Yields a folder beside `target` to write in.
 
-    It is renamed to `target` at the end, and removed on any error. The arguments and errors are
-    those of `check_target`.
+    It is renamed to `target` at the end, and removed on any error. What a process that was killed
+    left of such folders for this target is swept. The arguments and errors are those of
+    `check_target`.
     """
     path = check_target(target, overwrite=overwrite)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        name = path.name[:80]
-        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{name}.", suffix=".tmp"))
+        _sweep(path, ".tmp")
+        prefix = f".{path.name[:80]}."
+        staging = Path(tempfile.mkdtemp(dir=path.parent, prefix=prefix, suffix=".tmp"))
+        handle = os.open(staging, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)  # the system releases it, however this process ends
     except (OSError, ValueError) as error:
         raise _cannot_write(target, error) from None
     try:
@@ -101,8 +134,26 @@ def staged(target: Path | str, *, overwrite: bool | None = None) -> Iterator[Pat
         yield staging
         check_target(target, overwrite=overwrite)  # minutes have passed
         _replace(staging, path, _is_occupied(path))
+        _sweep(path, ".old")
     finally:
+        os.close(handle)
         shutil.rmtree(staging, ignore_errors=True)
+
+
+def _sweep(path: Path, suffix: str) -> None:
+    """Removes the folders beside `path` that were made for it by processes that are gone."""
+    for left in path.parent.glob(f".{glob.escape(path.name[:80])}.????????{suffix}"):
+        try:
+            handle = os.open(left, os.O_RDONLY | os.O_DIRECTORY)
+        except OSError:  # its owner has just renamed it
+            continue
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left, ignore_errors=True)
+        except BlockingIOError:  # it has an owner
+            continue
+        finally:
+            os.close(handle)
 
 
 def _is_occupied(path: Path) -> bool:
@@ -122,7 +173,7 @@ def _replace(staging: Path, target: Path, occupied: bool) -> None:
     """Renames the finished folder.
 
     What is overwritten is moved aside first, so that there is a whole folder under one name or the
-    other at any moment.
+    other at any moment; it goes with the next export that succeeds, if this process is killed.
     """
     if occupied:
         aside = staging.with_suffix(".old")

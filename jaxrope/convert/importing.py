@@ -6,17 +6,16 @@ and the one shard that is mapped.
 
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, safetensors_io, strict_json
+from jaxrope.convert import folders, layout, safetensors_io
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
-from jaxrope.store import checkpoint, sealed
+from jaxrope.store import checkpoint, files, sealed, strict_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -30,8 +29,9 @@ TOKENIZER_FILES = (
     "chat_template.json",
     "generation_config.json",
 )
+_LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _OLD_BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
-_MAX_TOKENIZER_BYTES = 200_000_000
+_MAX_TOKENIZER_BYTES = 100_000_000  # the largest published one has 35 million
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,29 +108,33 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         params = load_params(opened, dtype=dtype)
         copy_tokenizer(folder, staging)
         sealed.write_json(staging / "model.json", opened.config.to_json_dict())
-        meta = {"data_fingerprint": "", "source": folder.resolve().name}
+        meta = {"source": folder.resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes
 
 
-def copy_tokenizer(source: Path, target: Path) -> list[str]:
-    """Copies the tokenizer's files, and generation_config.json, as they are.
+def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
+    """Copies a tokenizer's files, its chat template and generation_config.json, as they are.
 
-    Returns their names.
+    Args:
+      source: their folder, a tokenizer.json of any name in it, or "bytes", which has none.
+      target: a folder; where it is theirs nothing is copied.
+
+    Returns:
+      Their names.
     """
-    copied = []
-    for name in TOKENIZER_FILES:
-        file = source / name
-        if not file.is_file():
-            continue
-        if file.stat().st_size > _MAX_TOKENIZER_BYTES:
-            raise InputError(
-                f"{file} has {file.stat().st_size:,} bytes, more than any tokenizer. It is not what"
-                " its name says."
-            )
-        shutil.copyfile(file, target / name)
-        copied.append(name)
-    return copied
+    place = files.as_path(source)
+    folder = place if place.is_dir() else place.parent
+    if source == "bytes" or files.absolute(folder) == files.absolute(target):
+        return []
+    sources = {name: folders.find(folder, name) for name in TOKENIZER_FILES}
+    if folder != place:
+        sources["tokenizer.json"] = place
+    sources = {name: path for name, path in sources.items() if path}
+    for name, path in sources.items():
+        content = files.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
+        (target / name).write_bytes(content)
+    return list(sources)
 
 
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
@@ -141,8 +145,8 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     Raises:
       InputError: an id is not below vocab_size.
     """
-    file = folder / "tokenizer.json"
-    if not file.is_file():
+    file = folders.find(folder, "tokenizer.json")
+    if file is None:
         return [
             f"{folder} holds no tokenizer.json; the tokenizer must be named in the config"
             " (data.tokenizer)"
@@ -185,9 +189,8 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
     it: an error, by `_check_names`.
     """
     if config.tie_embeddings and layout.HEAD in entries and layout.EMBED in entries:
-        head, embed = (
-            safetensors_io.read_tensor(entries[name], name) for name in (layout.HEAD, layout.EMBED)
-        )
+        both = {name: entries[name] for name in (layout.HEAD, layout.EMBED)}
+        head, embed = dict(safetensors_io.read_tensors(both)).values()
         if not np.array_equal(head, embed):
             raise InputError(
                 f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but"
@@ -196,14 +199,20 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
             )
         note = f"{layout.HEAD} equals the embedding, as tie_word_embeddings says; one copy is kept"
         return config, [note]
-    text = strict_json.read(folder / "config.json", max_bytes=strict_json.MAX_CONFIG_BYTES)
-    if config.tie_embeddings or layout.HEAD in entries or "tie_word_embeddings" in text:
+    values = hf_config.read_json(folder)
+    if config.tie_embeddings or layout.HEAD in entries or "tie_word_embeddings" in values:
         return config, []
     note = f"there is no {layout.HEAD} and no tie_word_embeddings; the head is the embedding"
     return dataclasses.replace(config, tie_embeddings=True), [note]
 
 
 def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
+    layers = {match[1] for name in entries if (match := _LAYER.match(name))}
+    if config.num_layers > len(layers):  # before something is made for each of them
+        raise InputError(
+            f"{folder}: num_hidden_layers of config.json must be {len(layers)}, the layers that the"
+            f" tensors have, got {config.num_layers}."
+        )
     tensors = {tensor.name: tensor for tensor in layout.tensors(config)}
     tolerated = {layout.HEAD} if config.tie_embeddings else set()
     missing = [name for name in tensors if name not in entries]

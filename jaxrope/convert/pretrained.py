@@ -8,10 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.convert import folders, importing
+from jaxrope.convert import folders, importing, safetensors_io
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
-from jaxrope.store import checkpoint, files, sealed
+from jaxrope.store import checkpoint, files, leaves, sealed, steps
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +103,8 @@ def fingerprint(path: Path | str) -> str:
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is None:
-        weights = sorted(folder.glob("*.safetensors"))
+        entries = safetensors_io.catalogue(folder).values()
+        weights = sorted({entry.file for entry in entries})
         parts = [
             [file.name, files.sha256_file(file)] for file in [folder / "config.json", *weights]
         ]
@@ -142,14 +143,17 @@ def _load_workdir(
     rope_fn, provenance = _rope_of(workdir, config)
     stored = checkpoint.describe(folder, step)["leaves"]["params"]
     target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
-    params = {}
+    params, abstract = {}, _as_stored(config, stored)
+    leaves.compare(checkpoint.find_step(folder, step), "params", stored, abstract)
     if weights:
-        abstract = _as_stored(config, stored)
         params, _ = checkpoint.restore_params(folder, abstract, step)
+        for name, leaf in leaves.named(params).items():
+            safetensors_io.check_finite(str(folder), name, leaf)
         params = llama.adapters.merged(params)
         params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
-    tokenizer_dir = _tokenizer_dir(workdir)
-    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance)
+    notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
+    place = _tokenizer_dir(workdir)
+    return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes)
 
 
 def _as_stored(config: LlamaConfig, stored: dict) -> dict:
@@ -194,8 +198,8 @@ def _model_json(workdir: Path) -> LlamaConfig:
 
 
 def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
-    path = folder / "rope.json"
-    return _read_rope(path, config) if path.is_file() else (llama.own_rope(config), {})
+    path = folders.find(folder, "rope.json")
+    return _read_rope(path, config) if path else (llama.own_rope(config), {})
 
 
 def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
@@ -205,4 +209,4 @@ def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:
-    return folder if (folder / "tokenizer.json").is_file() else None
+    return folder if folders.find(folder, "tokenizer.json") else None

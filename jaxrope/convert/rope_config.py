@@ -96,14 +96,14 @@ def _read(
     config: Fields, section: Fields, family: str, head_dim: int, read_for: tuple[int, bool]
 ) -> RopeConfig:
     notes, (max_len, mscales) = [], read_for
-    theta = _shared(config, section, "rope_theta", "number")
+    theta = _shared(config, section, "rope_theta", Fields.number)
     if theta is None:
         theta = _THETA
         notes.append(
             f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
         )
     rotary_dim = _rotary_dim(config, section, family, head_dim)
-    original = _shared(config, section, _ORIGINAL, "count")
+    original = _shared(config, section, _ORIGINAL, Fields.count, low=2)
     context = _Context(original, max_len, rotary_dim, mscales)
     kind = _kind(section, family)
     read, type_keys = choose(section.path("rope_type"), kind, _TYPES)
@@ -130,7 +130,7 @@ def _read(
 
 
 def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> int:
-    part = _shared(config, section, "partial_rotary_factor", "number")
+    part = _shared(config, section, "partial_rotary_factor", Fields.number, high=1.0)
     rotary_dim = head_dim if part is None else int(head_dim * part)
     if family != "phi3" and rotary_dim != head_dim:
         raise InputError(
@@ -203,9 +203,9 @@ def _kind(section: Fields, family: str) -> str:
     return kind
 
 
-def _shared(config: Fields, section: Fields, key: str, kind: str):
+def _shared(config: Fields, section: Fields, key: str, read_fn: Callable, **limits):
     """Returns a value of the section or of the top level, which must agree; None if absent."""
-    inside, outside = getattr(section, kind)(key, None), getattr(config, kind)(key, None)
+    inside, outside = (read_fn(fields, key, None, **limits) for fields in (section, config))
     if inside is not None and outside is not None and inside != outside:
         raise InputError(
             f"{section.path(key)} and the top level's disagree, {inside:g} and {outside:g}. Remove"
@@ -264,7 +264,7 @@ def _longrope(section: Fields, context: _Context):
     factor = section.number("factor", context.max_len / original, low=1.0)
     attention = section.number("attention_factor", None)
     if attention is None:
-        attention = 1.0 if factor <= 1 else math.sqrt(1 + math.log(factor) / math.log(original))
+        attention = rope.attention_factor("su", factor=factor, original_len=original)
     pairs = context.rotary_dim // 2
     rows = [
         dict(

@@ -12,11 +12,11 @@ from pathlib import Path
 
 from jaxrope import rope
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import consumers, rope_config, rope_export, rope_gguf, strict_json
+from jaxrope.convert import consumers, folders, gguf_header, rope_config, rope_export, rope_gguf
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 _FLAG = "--hf-overrides"  # of vLLM
 _VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them
@@ -79,7 +79,7 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
     writer = choose("--format", settings.form, FORMATS)
     if settings.form == "gguf":
         rope_gguf.check_architecture(settings.architecture)
-    path = _target(target, settings.overwrite)
+    path = check_target(target, settings.overwrite)
     rope_source = read(source)
     lines, lossless = writer(rope_source, path, settings)
     _verify(path, rope_source, settings, lossless=lossless)
@@ -94,7 +94,7 @@ def read(path: Path | str) -> Source:
     """
     path = files.as_path(path)
     if path.is_dir():
-        path = next((path / name for name in _IN_FOLDER if (path / name).is_file()), path)
+        path = next(filter(None, (folders.find(path, name) for name in _IN_FOLDER)), path)
     if not path.is_file():
         raise InputError(
             f"{path}: holds no rope. Name a rope.json, a config.json, a GGUF, a vLLM line, or a"
@@ -102,12 +102,12 @@ def read(path: Path | str) -> Source:
         )
     with path.open("rb") as file:
         start = file.read(4)
-    if start == rope_gguf.MAGIC:
+    if start == gguf_header.MAGIC:
         return Source(rope_fn := rope_gguf.read(path), rope_fn.max_len)
-    raw = path.read_bytes() if files.size(path) <= strict_json.MAX_CONFIG_BYTES else b""
+    raw = files.read_bytes(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
     if raw.lstrip().startswith(_FLAG.encode()):
         return _read_vllm(raw.decode("utf-8", "replace"), str(path))
-    content = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+    content = strict_json.parse(raw, where=str(path))
     if str(content.get("format")).startswith("jaxrope.rope/"):
         rope_fn = rope.load(path)
         return Source(rope_fn, rope_fn.max_len, rope.provenance(path))
@@ -155,8 +155,8 @@ def _head_dim(config: Fields) -> tuple[int, list[str]]:
     factors = section.get("long_factor") if section else None
     if not isinstance(factors, list) or not factors:
         raise InputError(f"{config.path('head_dim')} is missing. Name the whole config.json.")
-    part = section.number("partial_rotary_factor", config.number("partial_rotary_factor", 1.0))
-    head_dim = round(2 * len(factors) / part) if part else 0
+    parts = (fields.number("partial_rotary_factor", 1.0, low=1e-3) for fields in (section, config))
+    head_dim = round(2 * len(factors) / min(parts))
     note = f"{config.where} gives no head_dim; {head_dim} is taken, from the number of factors"
     return head_dim, [note]
 
@@ -235,7 +235,12 @@ def _lines(hf_rope: HfRope, family: str, settings: Settings) -> list[str]:
     return [*consumers.lines(hf_rope, family, form=settings.form), *losses]
 
 
-def _target(target: Path | str, overwrite: bool) -> Path:
+def check_target(target: Path | str, overwrite: bool) -> Path:
+    """Returns the absolute path of a file that may be written.
+
+    Raises:
+      InputError: it is a folder, exists (without `overwrite`), or its folder does not.
+    """
     path = Path(os.path.abspath(files.as_path(target)))
     if path.is_dir():
         raise InputError(f"{path} is a folder. Name a file in it.")

@@ -14,6 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope import rope
+from jaxrope.convert import gguf_header
+from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
 
@@ -23,9 +25,9 @@ ARCHITECTURES = {  # with rope_factors_long and rope_factors_short in llama.cpp
     "minicpm": "MiniCPM",
     "minicpm3": "MiniCPM3",
 }
-MAGIC = b"GGUF"
 _SHORT, _LONG, _FREQS = "rope_factors_short", "rope_factors_long", "rope_freqs"
 _SAME = 2e-7  # relative: two float32 apart
+_MOST = 1e30  # of a number, which is float32 there
 
 
 def check_architecture(name: str) -> None:
@@ -84,43 +86,38 @@ def read(path: Path) -> rope.RopeFn:
     """Returns the rope of a GGUF file, of a whole model or of `write`.
 
     Raises:
-      InputError: the package gguf is not installed; no whole GGUF; factors that llama.cpp would
-        ignore, or apply beside others; a scaling that is none of none, linear and longrope.
+      InputError: no whole GGUF; factors that llama.cpp would ignore, or apply beside others; a
+        scaling that is none of none, linear and longrope.
     """
-    gguf = _package()
+    names = (_SHORT, _LONG, _FREQS)
+    header = gguf_header.read(path, (*names, *(f"{name}.weight" for name in names)))
+    tensors = {name.removesuffix(".weight"): row for name, row in header.tensors.items()}
+    architecture = str(header.values.get("general.architecture"))
+    metadata = {key.removeprefix(f"{architecture}."): x for key, x in header.values.items()}
+    fields = Fields(metadata, str(path))
+    values: dict = {key: fields.count(key, None, low=0) for key in _COUNTS}
+    numbers = {key: fields.number(key, None, high=_MOST) for key in _NUMBERS}
+    values |= {key: x and _decimal(x) for key, x in numbers.items()}
+    kind = fields.text("rope.scaling.type", None)
+    _check_readable(str(path), architecture, kind, values, tensors)
     try:
-        reader = gguf.GGUFReader(path)
-        architecture = _value(reader, "general.architecture")
-        values = {key: _value(reader, f"{architecture}.{key}") for key in _KEYS}
-        tensors = {
-            tensor.name.removesuffix(".weight"): np.asarray(tensor.data).reshape(-1)
-            for tensor in reader.tensors
-            if tensor.name.removesuffix(".weight") in (_SHORT, _LONG, _FREQS)
-        }
-    except (ValueError, IndexError, KeyError, TypeError, OSError, OverflowError) as error:
-        why = " ".join(str(error).split())[:80]
-        raise InputError(f"{path}: is not a whole GGUF file ({why}). Convert it again.") from None
-    return _rope(str(path), str(architecture), values, tensors)
+        return _rope(_geometry(str(path), values), values, tensors)
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
 
-_KEYS = (
+_COUNTS = (
     "context_length",
     "embedding_length",
     "attention.head_count",
     "attention.key_length",
     "rope.dimension_count",
-    "rope.freq_base",
-    "rope.scaling.type",
-    "rope.scaling.factor",
-    "rope.scaling.attn_factor",
     "rope.scaling.original_context_length",
 )
+_NUMBERS = ("rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor")
 
 
-def _rope(where: str, architecture: str, values: dict, tensors: dict) -> rope.RopeFn:
-    kind = values["rope.scaling.type"]
-    _check_readable(where, architecture, kind, values, tensors)
-    geometry = _geometry(where, values)
+def _rope(geometry: dict, values: dict, tensors: dict) -> rope.RopeFn:
     factor = values["rope.scaling.factor"] or 1.0
     if _LONG not in tensors:
         method = dict(method="pi", factor=factor) if factor != 1 else dict(method="none")
@@ -138,10 +135,7 @@ def _rope(where: str, architecture: str, values: dict, tensors: dict) -> rope.Ro
         )
         for length, name in ((original, _SHORT), (max_len, _LONG))
     ]
-    try:
-        return rope.make("longrope", **geometry, buckets=rows)
-    except InputError as error:
-        raise InputError(f"{where}: {error}") from None
+    return rope.make("longrope", **geometry, buckets=rows)
 
 
 def _check_readable(where: str, architecture: str, kind, values: dict, tensors: dict) -> None:
@@ -193,17 +187,6 @@ def _geometry(where: str, values: dict) -> dict:
         theta=values["rope.freq_base"] or 10_000.0,  # llama.cpp's own default
         original_len=values["rope.scaling.original_context_length"] or values["context_length"],
     )
-
-
-def _value(reader, key: str):
-    """Returns a metadata value, None where it is absent."""
-    field = reader.get_field(key)
-    if field is None:
-        return None
-    value = field.contents()
-    if isinstance(value, list):  # one a layer
-        value = value[0]
-    return value if isinstance(value, str | int) else _decimal(value)
 
 
 def _decimal(value: float) -> float:

@@ -43,31 +43,43 @@ and "pack" puts the last two pieces into one row:
   another document than its token.
 """
 
+from jaxrope.data import needles
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
-from jaxrope.data.documents import read_documents
+from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.loader import TrainLoader
 from jaxrope.data.mixture import MixtureLoader, Shares, check_shares
+from jaxrope.data.needles import GRASS, NeedleDocument
 from jaxrope.data.sources import find_files
-from jaxrope.data.tokenizer import BytesTokenizer, Tokenizer, load_tokenizer
+from jaxrope.data.tokenizer import BytesTokenizer, Tokenizer, continuation, load_tokenizer
 from jaxrope.data.windows import Windows, eval_windows, fresh_windows, search_windows
+from jaxrope.data.words import ADJECTIVES, NOUNS
 
 __all__ = [
+    "ADJECTIVES",
     "BytesTokenizer",
+    "GRASS",
     "MixtureLoader",
+    "NOUNS",
+    "NeedleDocument",
+    "ReadCounts",
+    "ReadSettings",
     "Shares",
-    "Tokenizer",
     "TokenDocuments",
+    "Tokenizer",
     "TrainLoader",
     "Windows",
+    "check_bad_lines",
     "check_shares",
+    "continuation",
     "default_cache_dir",
     "eval_windows",
     "find_files",
+    "fresh_windows",
     "load_documents",
     "load_tokenizer",
+    "needles",
     "overlap",
     "read_documents",
-    "fresh_windows",
     "search_windows",
 ]

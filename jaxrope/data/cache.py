@@ -1,19 +1,23 @@
-"""Tokens on disk: made once, whole or not there, and checked whenever they are read.
+"""Tokens on disk: made once, whole or not there, checked whenever they are read, made anew where
+they are damaged.
 
 A folder holds
 
     tokens.npy   uint16 (vocabulary up to 65,536) or uint32: all documents, one behind another
     offsets.npy  int64 [number of documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
-    index.json   format, dtype, lengths, digest, names, and what was passed over
+    names.json   of the documents
+    index.json   format, dtype, length, digests of the others, what was passed over; sealed
 
 It is written under another name and renamed, so that several processes may write it at one time. It
-is read through a memory map, after every id has been checked.
+is read through a memory map, after every byte has been checked.
 """
 
 import hashlib
 import json
 import os
+import secrets
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -23,12 +27,16 @@ import numpy as np
 from jaxrope.data.documents import ReadCounts
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, sealed
 
-FORMAT = "jaxrope.tokens/1"
+FORMAT = "jaxrope.tokens/2"
 BATCH_CHARS = 1 << 22  # characters tokenised together: about 100 bytes of memory for each
 BATCH_DOCUMENTS = 4096
 BLOCK_TOKENS = 1 << 22  # tokens checked at one time when a cache is read
+
+
+class Damaged(ValueError):
+    """Tokens on disk are not what was written; the message says why."""
 
 
 def default_cache_dir() -> Path:
@@ -68,57 +76,39 @@ def cache_folder(folder: Path) -> Path:
 
 
 def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Returns (ids, offsets, index) of a cache folder, after checking all of it.
+    """Returns (ids, offsets, index with names) of a cache folder, after checking all of it.
 
     Raises:
-      InputError: the format is another one, a file is cut off or damaged, or an id is outside the
+      Damaged: the format is another one, a file is cut off or damaged, or an id is outside the
         vocabulary (JAX would clamp it without a word).
     """
-    index = _read_index(folder)
+    try:
+        index = sealed.read_json(folder / "index.json", form=FORMAT)
+        raw = (folder / "names.json").read_bytes()
+    except (InputError, OSError) as error:
+        raise Damaged(str(error)) from None
+    if hashlib.sha256(raw).hexdigest() != index["names_sha256"]:
+        raise Damaged("names.json is not what was written (its SHA-256 differs)")
+    index["names"] = json.loads(raw)
     if index["dtype"] != _dtype(vocab_size).name:
-        raise _damaged(
-            folder, f"{index['dtype']} cannot be right for a vocabulary of {vocab_size:,} tokens"
-        )
+        raise Damaged(f"{index['dtype']} cannot be right for a vocabulary of {vocab_size:,} tokens")
     ids = _read_array(folder, "tokens.npy", _dtype(vocab_size), index["num_tokens"])
     offsets = _read_array(folder, "offsets.npy", np.dtype(np.int64), len(index["names"]) + 1)
     offsets = np.array(offsets)
-    if offsets[0] != 0 or offsets[-1] != len(ids) or np.any(np.diff(offsets) < 1):
-        raise _damaged(folder, f"offsets.npy does not divide {len(ids):,} tokens into documents")
+    if hashlib.sha256(offsets).hexdigest() != index["offsets_sha256"]:
+        raise Damaged("offsets.npy is not what was written (its SHA-256 differs)")
     digest = hashlib.sha256()
     for start in range(0, len(ids), BLOCK_TOKENS):
         block = np.ascontiguousarray(ids[start : start + BLOCK_TOKENS])
         if block.max() >= vocab_size:
             place = start + int(np.argmax(block >= vocab_size))
-            raise _damaged(
-                folder,
-                f"token {place:,} is {ids[place]}, the tokenizer's ids end at {vocab_size - 1}",
+            raise Damaged(
+                f"token {place:,} is {ids[place]}, the tokenizer's ids end at {vocab_size - 1}"
             )
         digest.update(block)
-    if digest.hexdigest() != index["sha256"]:
-        raise _damaged(folder, "tokens.npy is not what was written (its SHA-256 differs)")
+    if digest.hexdigest() != index["tokens_sha256"]:
+        raise Damaged("tokens.npy is not what was written (its SHA-256 differs)")
     return ids, offsets, index
-
-
-def _read_index(folder: Path) -> dict:
-    try:
-        index = json.loads((folder / "index.json").read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise _damaged(folder, f"index.json cannot be read ({error})") from None
-    if not isinstance(index, dict) or index.get("format") != FORMAT:
-        actual = index.get("format") if isinstance(index, dict) else type(index).__name__
-        raise _damaged(folder, f"its format is {actual!r}, this version reads {FORMAT!r}")
-    kinds = {
-        "dtype": str,
-        "num_tokens": int,
-        "names": list,
-        "sha256": str,
-        "num_empty": int,
-        "bad_lines": list,
-    }
-    for name, kind in kinds.items():
-        if not isinstance(index.get(name), kind):
-            raise _damaged(folder, f"index.json has no {kind.__name__} '{name}'")
-    return index
 
 
 def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.ndarray:
@@ -131,21 +121,13 @@ def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.nda
             shape, _, actual = np.lib.format.read_array_header_1_0(file)
             start = file.tell()
     except (OSError, ValueError) as error:
-        raise _damaged(folder, f"{name} is no .npy file ({error})") from None
+        raise Damaged(f"{name} is no .npy file ({error})") from None
     if actual != dtype or shape != (length,):
-        raise _damaged(folder, f"{name} is {actual} {shape}, index.json says {dtype} ({length},)")
+        raise Damaged(f"{name} is {actual} {shape}, index.json says {dtype} ({length},)")
     size, expected = path.stat().st_size, start + length * dtype.itemsize
     if size != expected:
-        raise _damaged(folder, f"{name} has {size:,} bytes instead of {expected:,}")
+        raise Damaged(f"{name} has {size:,} bytes instead of {expected:,}")
     return np.memmap(path, dtype, mode="r", offset=start, shape=(length,))
-
-
-def _damaged(folder: Path, what: str) -> InputError:
-    what = " ".join(what.split())
-    return InputError(
-        f"data.cache_dir: the tokens in '{folder}' are damaged: {what}. Remove that folder, it is "
-        "made again."
-    )
 
 
 def write_cache(
@@ -183,6 +165,24 @@ def write_cache(
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def remove_cache(folder: Path, why: str) -> None:
+    """Removes a damaged folder of tokens, and tells why; what others have mapped stays theirs."""
+    print(
+        f"data.cache_dir: the tokens in '{folder}' are damaged: {' '.join(why.split())}. They are "
+        "made anew",
+        file=sys.stderr,
+        flush=True,
+    )
+    aside = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        os.rename(folder, aside)
+    except FileNotFoundError:  # another process was quicker
+        return
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from None
+    files.remove_tree(aside)
+
+
 def _write_files(
     staging: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, counts: ReadCounts
 ) -> None:
@@ -208,22 +208,26 @@ def _write_files(
         _sync(file)
     if not names:
         return
+    offsets = np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
     with open(staging / "offsets.npy", "wb") as file:
         _write_header(file, np.dtype(np.int64), len(lengths) + 1)
-        file.write(np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)]).data)
+        file.write(offsets.data)
         _sync(file)
-    index = {
-        "format": FORMAT,
-        "dtype": dtype.name,
-        "num_tokens": sum(lengths),
-        "sha256": digest.hexdigest(),
-        "num_empty": counts.empty,
-        "bad_lines": counts.bad_lines,
-        "names": names,
-    }
-    with open(staging / "index.json", "w", encoding="ascii") as file:
-        json.dump(index, file)  # ASCII: a file's name need not be valid UTF-8
-        _sync(file)
+    raw = json.dumps(names).encode("ascii")  # a file's name need not be valid UTF-8
+    files.write_bytes_atomic(staging / "names.json", raw)
+    sealed.write_json(
+        staging / "index.json",
+        {
+            "format": FORMAT,
+            "dtype": dtype.name,
+            "num_tokens": sum(lengths),
+            "tokens_sha256": digest.hexdigest(),
+            "offsets_sha256": hashlib.sha256(offsets).hexdigest(),
+            "names_sha256": hashlib.sha256(raw).hexdigest(),
+            "num_empty": counts.empty,
+            "bad_lines": counts.bad_lines,
+        },
+    )
 
 
 def _write_header(file, dtype: np.dtype, length: int) -> int:

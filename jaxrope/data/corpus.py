@@ -9,11 +9,15 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope.data.cache import FORMAT, cache_folder, default_cache_dir, read_cache, write_cache
+from jaxrope.data import cache
+from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import SourceFile, find_files
 from jaxrope.data.tokenizer import Tokenizer
+from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
+
+_CONTENT = "jaxrope.tokens/1"  # how text becomes tokens
 
 
 @dataclass(frozen=True)
@@ -83,26 +87,31 @@ def load_documents(
       setting: the config key `patterns` come from, for messages.
 
     Raises:
-      InputError: there is no text, a file cannot be read as text, or the cache is damaged or cannot
-        be written.
+      InputError: there is no text, a file cannot be read as text, or the cache cannot be written.
     """
     settings = ReadSettings(setting, text_field, skip_bad_lines)
     files = find_files(patterns, exclude=exclude, setting=setting)
     described = [[file.name, file.size, file.sha256] for file in files]
-    fingerprint = _digest([FORMAT, described, tokenizer.fingerprint, text_field])
+    fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, text_field])
     # Another release of the library may cut text otherwise; that must not look like a cache hit.
-    key = _digest([fingerprint, _library_version()])[:32]
+    key = _digest([cache.FORMAT, fingerprint, _library_version()])[:32]
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     folder = parent / key
+    read: list[tuple] = []
 
     def make() -> None:
-        if not folder.exists():
-            counts = ReadCounts()
-            texts = read_documents(files, settings, counts)
-            write_cache(folder, texts, tokenizer, counts, setting)
+        try:
+            if folder.exists():
+                read.append(cache.read_cache(folder, vocab_size=tokenizer.vocab_size))
+                return
+        except cache.Damaged as error:
+            cache.remove_cache(folder, str(error))
+        counts = ReadCounts()
+        texts = read_documents(files, settings, counts)
+        cache.write_cache(folder, texts, tokenizer, counts, setting)
 
-    hosts.build(f"tokens of {setting}", cache_folder(parent), make)
-    ids, offsets, index = read_cache(folder, vocab_size=tokenizer.vocab_size)
+    hosts.build(f"tokens of {setting}", cache.cache_folder(parent), make)
+    ids, offsets, index = read[0] if read else _read_new(folder, tokenizer)
     check_bad_lines(index["bad_lines"], settings)
     return TokenDocuments(
         ids=ids,
@@ -115,6 +124,16 @@ def load_documents(
         num_empty=index["num_empty"],
         num_bad_lines=len(index["bad_lines"]),
     )
+
+
+def _read_new(folder: Path, tokenizer: Tokenizer):
+    try:
+        return cache.read_cache(folder, vocab_size=tokenizer.vocab_size)
+    except cache.Damaged as error:
+        raise InputError(
+            f"data.cache_dir: the tokens in '{folder}' are damaged: {error}. They have just been "
+            "written: set data.cache_dir to a folder on another disk."
+        ) from None
 
 
 def overlap(train_documents: TokenDocuments, eval_documents: TokenDocuments) -> list[str]:

@@ -4,6 +4,8 @@ A `.jsonl` or `.parquet` file holds a document in each record; any other file is
 `.gz`, `.bz2`, `.xz` and `.zst` are unpacked on the way. Text is UTF-8; a byte order mark is
 dropped and CRLF becomes LF. Whatever is not text stops the program with the file's name, before
 anything is trained on it; a document that is empty or only white space is skipped and counted.
+Packed files may unpack to MOST_UNPACKED times their size: prose does to 3 times with gzip, logs to
+20 with xz, a file that was made to fill a memory to 1,000 and more.
 """
 
 import bz2
@@ -22,6 +24,9 @@ from jaxrope.data.sources import SourceFile, reason, regular_status
 from jaxrope.errors import InputError, nearest
 
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
+MOST_UNPACKED = 64  # times the size of a packed file, beside the first _ALWAYS bytes
+_ALWAYS = 1 << 26
+_BLOCK = 1 << 20
 _UNPACK_ERRORS = (OSError, EOFError, zlib.error, lzma.LZMAError)
 
 # First bytes of files that are often named .txt by mistake, and what to do about them.
@@ -104,15 +109,46 @@ def _split_suffix(name: str) -> tuple[str, str]:
 def _open(file: SourceFile, setting: str) -> BinaryIO:
     """Opens a file, unpacked."""
     suffix = _split_suffix(file.name)[1]
+    if not suffix:
+        return open(file.path, "rb")
     if suffix == ".zst":
         try:
             import zstandard
         except ImportError:
             raise _missing_package(file, setting, "zstandard", "unpack it") from None
-        frames = _ZstdReader(open(file.path, "rb"), zstandard)
-        return io.BufferedReader(frames, buffer_size=1 << 20)
-    opener = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(suffix, open)
-    return opener(file.path, "rb")
+        unpacked = _ZstdReader(open(file.path, "rb"), zstandard)
+    else:
+        unpacked = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}[suffix](file.path, "rb")
+    return io.BufferedReader(_Bounded(unpacked, file, setting), buffer_size=_BLOCK)
+
+
+class _Bounded(io.RawIOBase):
+    """What a packed file unpacks to, as far as that is bearable."""
+
+    def __init__(self, unpacked: BinaryIO, file: SourceFile, setting: str):
+        self._unpacked, self._file, self._setting, self._count = unpacked, file, setting, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        count = self._unpacked.readinto(buffer)
+        self._count += count
+        _check_unpacked(self._count, self._file, self._setting)
+        return count
+
+    def close(self) -> None:
+        self._unpacked.close()
+        super().close()
+
+
+def _check_unpacked(count: int, file: SourceFile, setting: str) -> None:
+    if count > _ALWAYS + MOST_UNPACKED * file.size:
+        raise InputError(
+            f"{setting}: '{file.path}' has {file.size:,} bytes and unpacks to {count:,} and more, "
+            f"{MOST_UNPACKED} times as much: it is no text, or repeats itself. Exclude it; if it "
+            "is what you want, unpack it and name the files."
+        )
 
 
 class _ZstdReader(io.RawIOBase):
@@ -131,7 +167,7 @@ class _ZstdReader(io.RawIOBase):
     def readinto(self, buffer) -> int:
         while not self._plain:
             rest = self._frame.unused_data if self._frame and self._frame.eof else b""
-            block = rest or self._packed.read(1 << 17)
+            block = rest or self._packed.read(1 << 9)  # which can unpack to 16 MiB
             if not block:
                 if self._frame and not self._frame.eof:
                     raise EOFError("the Zstandard data is cut off")
@@ -160,8 +196,12 @@ def _whole_file(
     file: SourceFile, settings: ReadSettings, counts: ReadCounts
 ) -> Iterator[tuple[str, str]]:
     with _open(file, settings.setting) as stream:
-        raw = stream.read()
-    zero = raw.find(b"\x00")
+        blocks, zero = [], -1
+        while zero < 0 and (block := stream.read(_BLOCK)):
+            zero = block.find(b"\x00")
+            blocks.append(block)
+    raw = b"".join(blocks)
+    zero += len(raw) - len(blocks[-1]) if zero >= 0 else 0
     problem = f"has a NUL byte at offset {zero}: it is binary. Convert it to UTF-8"
     if zero < 0:
         try:
@@ -205,7 +245,7 @@ def _parquet(
         import pyarrow.parquet
     except ImportError:
         raise _missing_package(file, settings.setting, "pyarrow", "read Parquet") from None
-    number = 0
+    number, count = 0, 0
     try:
         with _open(file, settings.setting) as stream:
             # a packed file is unpacked into memory: Parquet is read from its end
@@ -217,6 +257,8 @@ def _parquet(
                     f"(data.text_field). {nearest(settings.text_field, table.schema_arrow.names)}"
                 )
             for batch in table.iter_batches(batch_size=256, columns=[settings.text_field]):
+                count += batch.nbytes
+                _check_unpacked(count, file, settings.setting)
                 for text in batch.column(0).to_pylist():
                     number += 1
                     try:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
-from jaxrope.store.files import sha256_file
+from jaxrope.store import files, sha256_file
 
 
 @dataclass(frozen=True)
@@ -128,9 +127,11 @@ def regular_status(path: str, setting: str) -> os.stat_result:
         raise InputError(
             f"{setting}: '{path}' cannot be read ({reason(error)}). Mend or exclude it."
         ) from None
-    if not stat.S_ISREG(status.st_mode):
-        kinds = {stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket", stat.S_IFDIR: "a folder"}
-        kind = kinds.get(stat.S_IFMT(status.st_mode), "a device")
+    kinds = {stat.S_IFREG: "", stat.S_IFIFO: "a FIFO", stat.S_IFSOCK: "a socket"}
+    kind = (kinds | {stat.S_IFDIR: "a folder"}).get(stat.S_IFMT(status.st_mode), "a device")
+    if os.path.realpath(path).startswith(("/proc/", "/sys/")):
+        kind = "a file of the kernel"  # regular by its status; to read some takes for ever
+    if kind:
         raise InputError(f"{setting}: '{path}' is {kind}, not a regular file. Exclude it.")
     return status
 

@@ -5,9 +5,9 @@ file's own truncation and padding are switched off. Markup that the tokenizer li
 such as `<|im_start|>`, becomes that token, as in transformers.
 """
 
+import contextlib
 import hashlib
-import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
-MAX_FILE_BYTES = 1 << 29  # 512 MiB; the largest published tokenizer.json is near 35 MB
+MAX_FILE_BYTES = 100_000_000  # the largest published tokenizer.json is near 35 MB
 MAX_ID = (1 << 31) - 1  # ids are int32 everywhere behind this module
 
 # Looked up in this order when no file beside tokenizer.json says which tokens begin and end a text.
@@ -100,7 +100,8 @@ class JsonTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text; the library spreads the texts over the cores."""
-        encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        with _refused_by_the_library("a text"):
+            encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
         return [np.array(encoding.ids, np.int32) for encoding in encoded]
 
     def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -111,7 +112,8 @@ class JsonTokenizer:
           special: adds the special tokens of the file's post_processor, as in transformers; their
             characters are 0 to 0.
         """
-        encoded = self.backend.encode(text, add_special_tokens=special)
+        with _refused_by_the_library("a text"):
+            encoded = self.backend.encode(text, add_special_tokens=special)
         spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
         return np.array(encoded.ids, np.int32), spans_T2
 
@@ -140,7 +142,7 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         _check_range({"</s>": 257}, vocab_size, "bytes")
         return BytesTokenizer()
     file = _find(path)
-    raw = file.read_bytes()
+    raw = files.read_bytes(file, max_bytes=MAX_FILE_BYTES)
     spec = _parse(raw, file)
     backend = _backend(raw, file)
     backend.no_truncation()
@@ -197,24 +199,16 @@ def _find(path: Path | str) -> Path:
         )
     if not file.is_file():
         raise InputError(f"data.tokenizer: '{file}' is not a regular file. Give a tokenizer.json.")
-    if files.size(file) > MAX_FILE_BYTES:
-        raise InputError(
-            f"data.tokenizer: '{file}' has {files.size(file):,} bytes, a tokenizer.json has at "
-            f"most {MAX_FILE_BYTES:,}. Give a tokenizer.json."
-        )
     return file
 
 
 def _parse(raw: bytes, file: Path) -> dict:
     """Returns the file's JSON object."""
     try:
-        spec = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        reason = "nested too deeply" if isinstance(error, RecursionError) else _one_line(error)
-        raise InputError(
-            f"data.tokenizer: '{file}' is not JSON ({reason}). Give a whole tokenizer.json."
-        ) from None
-    if not isinstance(spec, dict) or not isinstance(spec.get("model"), dict):
+        spec = strict_json.parse(raw, where=f"data.tokenizer: '{file}'")
+    except InputError as error:
+        raise InputError(f"{error} Give a whole tokenizer.json.") from None
+    if not isinstance(spec.get("model"), dict):
         raise InputError(
             f"data.tokenizer: '{file}' is JSON but has no \"model\" section. Give a tokenizer.json "
             "of the `tokenizers` library."
@@ -231,11 +225,19 @@ def _backend(raw: bytes, file: Path) -> Any:
             f"data.tokenizer: '{file}' needs the package `tokenizers`, which is not installed. "
             'Install it with pip, or use data.tokenizer="bytes".'
         ) from None
-    try:
+    with _refused_by_the_library(f"'{file}'"):
         return tokenizers.Tokenizer.from_buffer(raw)
-    except Exception as error:  # the library raises bare Exception for every kind of bad content
+
+
+@contextlib.contextmanager
+def _refused_by_the_library(what: str) -> Iterator[None]:
+    try:
+        yield
+    except BaseException as error:  # bare Exception for bad content, and Rust's panics
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise InputError(
-            f"data.tokenizer: '{file}' is refused by the `tokenizers` library "
+            f"data.tokenizer: {what} is refused by the `tokenizers` library "
             f"({_one_line(error)}). Give a whole tokenizer.json."
         ) from None
 
@@ -295,12 +297,9 @@ def _read_beside(file: Path, name: str) -> dict:
     if not beside.is_file():
         return {}
     try:
-        value = json.loads(beside.read_bytes())
-    except (ValueError, RecursionError, OSError) as error:
-        raise InputError(
-            f"data.tokenizer: '{beside}' is not JSON ({_one_line(error)}). Mend or remove it."
-        ) from None
-    return value if isinstance(value, dict) else {}
+        return strict_json.read(beside, max_bytes=strict_json.MAX_INDEX_BYTES)
+    except InputError as error:
+        raise InputError(f"data.tokenizer: {error} Mend or remove it.") from None
 
 
 def _special_id(kind: str, settings: dict, ids: dict[str, int], file: Path) -> int | None:

@@ -14,8 +14,7 @@ tables. Finished items are stored in items.jsonl and items/: the same command co
 from collections.abc import Sequence
 
 from jaxrope.errors import InputError
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -12,7 +12,7 @@ from jaxrope.evaluate.plan import Plan, load, prepare
 from jaxrope.evaluate.scoring import EvalModel
 from jaxrope.mesh import sharding
 from jaxrope.setup import NOTHING, Expected
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 
 _MIB = 2**20
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.

@@ -28,8 +28,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
-from jaxrope.data.sources import find_files
+from jaxrope.data import ReadCounts, ReadSettings, check_bad_lines, find_files, read_documents
 from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluate.items import Item, Request, Task
 

@@ -16,7 +16,7 @@ import random
 import re
 from collections.abc import Callable
 
-from jaxrope.data.needles import GRASS
+from jaxrope.data import GRASS
 from jaxrope.errors import InputError
 from jaxrope.evaluate.fitting import most_units, num_tokens
 from jaxrope.evaluate.items import Item, Request, Task

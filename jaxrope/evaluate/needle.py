@@ -5,8 +5,7 @@ The documents are those of `jaxrope.data.needles` (RULER's wording), the reading
 keys K is a suite "needle-K".
 """
 
-from jaxrope.data import needles
-from jaxrope.data.needles import NeedleDocument
+from jaxrope.data import NeedleDocument, needles
 from jaxrope.evaluate.forced import Forced, Trial
 from jaxrope.evaluate.scoring import Bench, EvalModel
 

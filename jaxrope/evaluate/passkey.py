@@ -10,8 +10,7 @@ generated, is in `passkey_compat`.
 
 import numpy as np
 
-from jaxrope.data.needles import GRASS
-from jaxrope.data.tokenizer import continuation
+from jaxrope.data import GRASS, continuation
 from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluate.forced import Forced, Trial
 from jaxrope.evaluate.scoring import Bench, EvalModel

@@ -17,12 +17,14 @@ Their prompts are therefore near a length, not exact: `tokens` in Item.about is 
 import random
 import re
 
-from jaxrope.data.needles import GRASS
+from jaxrope.data import GRASS
 from jaxrope.errors import InputError, TooShort
 from jaxrope.evaluate.fitting import num_tokens
 from jaxrope.evaluate.items import Item, Request, Task
 from jaxrope.evaluate.passkey import KEY_LINE, OPENING, QUESTION
 
+CHARS_PER_TOKEN = 3.65  # that LongRoPE assumes
+STEP_CHARS = 128  # by which YaRN lengthens a prompt
 MAX_KEY = 50_000
 MAX_NEW_TOKENS = 10
 YARN_REPEATS = 10_000  # of the sentences in YaRN's script: it can go no further
@@ -36,7 +38,7 @@ def make_longrope(request: Request) -> list[Item]:
       InputError: the prompt's own words exceed the length.
     """
     options = _checked(request)
-    num_chars = int(request.length * options.chars_per_token)
+    num_chars = int(request.length * CHARS_PER_TOKEN)
     rng = random.Random(options.seed)
     return _items(request, rng, num_chars, trials=request.count or LONGROPE_TRIALS)
 
@@ -50,9 +52,7 @@ def make_yarn(request: Request) -> list[Item]:
     """
     options = _checked(request)
     rng = random.Random(options.seed)
-    num_chars = yarn_chars(
-        request.tokenizer, request.length, step_chars=options.step_chars, rng=rng
-    )
+    num_chars = yarn_chars(request.tokenizer, request.length, rng=rng)
     return _items(request, rng, num_chars, trials=request.count or YARN_TRIALS)
 
 
@@ -70,7 +70,7 @@ def draw_prompt(rng: random.Random, garbage: str, num_chars: int) -> tuple[str, 
     return "".join([*parts, garbage[: num_chars - before], QUESTION]), key, before
 
 
-def yarn_chars(tokenizer, target: int, *, step_chars: int, rng: random.Random) -> int:
+def yarn_chars(tokenizer, target: int, *, rng: random.Random) -> int:
     """Returns the characters of garbage that YaRN's script takes for `target` tokens.
 
     Each probe draws a prompt of its own, as there. Those that are certainly too short are drawn but
@@ -86,7 +86,7 @@ def yarn_chars(tokenizer, target: int, *, step_chars: int, rng: random.Random) -
     slack = _unfilled_tokens(tokenizer) + 2 * (density * len(GRASS) + max(map(len, GRASS.split())))
     last, num_chars = 0, 0
     while True:
-        last, num_chars = num_chars, num_chars + step_chars
+        last, num_chars = num_chars, num_chars + STEP_CHARS
         if num_chars > len(garbage):
             raise InputError(
                 f"eval.lengths: 'passkey_yarn' has {len(garbage):,} characters of filler, which "

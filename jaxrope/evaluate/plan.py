@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import data, llama, rope, schema, setup
-from jaxrope.convert import pretrained
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained, pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import journal, rows, ruler, suites
 from jaxrope.evaluate.scoring import Bench, EvalModel
@@ -139,7 +138,7 @@ class Plan:
     @functools.cached_property
     def identity(self) -> Identity:
         """What eval.json depends on: the weights and the factors of every row, and all texts."""
-        content = {"tokenizer": self.tokenizer.fingerprint, **_texts(self.bench)}
+        content = {"tokenizer": self.tokenizer.fingerprint, **texts(self.bench)}
         for spec in self.specs:
             content[f"weights of {spec.label}"] = self.weights[spec.path]
             content[f"rope of {spec.label}"] = _rope_digest(self.model(spec), self.bench)
@@ -268,10 +267,10 @@ def _rope_digest(model: EvalModel, bench: Bench) -> str:
     return sealed.digest_of([[journal.row_digest("rope", r) for r in ropes], model.window])
 
 
-def _texts(bench: Bench) -> dict[str, str]:
+def texts(bench: Bench) -> dict[str, str]:
     """Returns digests of what suites read beside the questions that they make up."""
     options, names = bench.options, suites.chosen(bench.options)
-    texts = {} if bench.documents is None else {"text": bench.documents.fingerprint}
+    digests = {} if bench.documents is None else {"text": bench.documents.fingerprint}
     patterns: dict[str, Sequence[str]] = {}
     if "niah" in names:
         patterns["eval.niah.haystack"] = options.niah.haystack
@@ -281,14 +280,14 @@ def _texts(bench: Bench) -> dict[str, str]:
     for setting, named in patterns.items():
         if any(named):
             found = data.find_files(named, setting=setting)
-            texts[setting] = sealed.digest_of([[file.name, file.sha256] for file in found])
+            digests[setting] = sealed.digest_of([[file.name, file.sha256] for file in found])
     if "longppl" in names and options.longppl.evaluator:
-        texts["evaluator"] = pretrained.fingerprint(options.longppl.evaluator)
+        digests["evaluator"] = pretrained.fingerprint(options.longppl.evaluator)
     if "harness" in names:
-        texts["harness"] = sealed.digest_of(
+        digests["harness"] = sealed.digest_of(
             [importlib.metadata.version("lm_eval"), _folder(options.harness.include_path)]
         )
-    return texts
+    return digests
 
 
 def _folder(path: str) -> list[list[str]]:

@@ -15,10 +15,8 @@ from jaxrope.evaluate.scoring import Bench, Result
 from jaxrope.mesh import hosts, sharding
 from jaxrope.report import tables
 from jaxrope.schema import Identity
-from jaxrope.shell import cli
-from jaxrope.shell.progress import Progress, duration
-from jaxrope.store import files, sealed
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import Progress, cli, duration
+from jaxrope.store import files, run_lock, sealed
 
 RECORD, ARRAYS = "eval.json", "eval_nll.npz"
 

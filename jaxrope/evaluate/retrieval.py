@@ -14,7 +14,7 @@ import re
 import uuid
 from collections.abc import Callable
 
-from jaxrope.data.words import ADJECTIVES, NOUNS
+from jaxrope.data import ADJECTIVES, NOUNS
 from jaxrope.errors import InputError
 from jaxrope.evaluate.fitting import check_least, most_units, num_tokens
 from jaxrope.evaluate.items import Item, Request, Task

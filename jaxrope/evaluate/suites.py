@@ -136,19 +136,19 @@ def _no_room(tight: list[tuple[str, int, TooShort]], fitting: list[str]) -> TooS
     )
 
 
-def forward_tokens(model: EvalModel, bench: Bench) -> int:
-    """Returns the tokens that `run` reads and writes, at most."""
-    return sum(
-        suite.forward_tokens(model, of_suite, length)
-        for name, suite in chosen(bench.options).items()
-        for of_suite in [bench_of(name, bench)]
-        for length in of_suite.options.lengths
-    )
-
-
 def needs_text(options: Evaluation) -> bool:
     """Returns whether any suite of config.eval uses documents."""
     return any(suite.needs_text(options) for suite in chosen(options).values())
+
+
+def forward_tokens(model: EvalModel, bench: Bench) -> int:
+    """Returns the tokens that `run` reads and writes, at most."""
+    total = 0
+    for name, suite in chosen(bench.options).items():
+        of_suite = bench_of(name, bench)
+        lengths = of_suite.options.lengths
+        total += sum(suite.forward_tokens(model, of_suite, length) for length in lengths)
+    return total
 
 
 def scalars(results) -> dict[str, float]:

@@ -1,11 +1,23 @@
 """Text from a model, token by token: prefill in chunks, a cache of keys and values, sampling.
 
-Factors are chosen for each row by its own length, never by its batch mates, and a row's tokens do
-not depend on which other rows there are. A row that grows across the border of a length bucket
-follows `Options.policy`.
+Each row uses the factors for its length, and its tokens do not depend on the other rows of the
+batch. `Options.policy` decides what happens when a row outgrows its length bucket.
 """
 
+from typing import TYPE_CHECKING
+
 import lazy_loader
+
+if TYPE_CHECKING:
+    from jaxrope.generate.options import Model as Model
+    from jaxrope.generate.options import Options as Options
+    from jaxrope.generate.options import check as check
+    from jaxrope.generate.policy import POLICIES as POLICIES
+    from jaxrope.generate.run import Timing as Timing
+    from jaxrope.generate.run import generate as generate
+    from jaxrope.generate.run import stream as stream
+    from jaxrope.generate.run import warm_up as warm_up
+    from jaxrope.generate.text import TextStream as TextStream
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,

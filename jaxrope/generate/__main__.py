@@ -9,12 +9,13 @@ of the model's tokenizer, and a text ends at its eos.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
+from jaxrope.shell import Command, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.arguments`."""
-    cli.arguments(add_arguments, run, doc=__doc__, argv=argv)
+    command = Command(arguments=add_arguments, run=run, dry_run=dry_run)
+    cli.arguments(command, doc=__doc__, argv=argv)
 
 
 def add_arguments(parser) -> None:
@@ -47,6 +48,13 @@ def run(args) -> None:
     from jaxrope.generate import command
 
     command.run(args)
+
+
+def dry_run(args) -> str:
+    """Returns what would be read and written; the model and the prompts are checked."""
+    from jaxrope.generate import command
+
+    return command.dry_run(args)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import time
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxrope import data, llama
 from jaxrope.convert import pretrained
@@ -18,8 +19,31 @@ from jaxrope.shell import cli
 from jaxrope.store import files
 
 
-def run(args) -> None:
-    """Generates, and shows the text."""
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What is generated, checked before any weights are read.
+
+    Attributes:
+      model: without its weights.
+      tokenizer: of the prompts and the answers.
+      prompts: tokens of each.
+      options: see Options.
+      notes: what was assumed in reading the model.
+    """
+
+    model: Model
+    tokenizer: data.Tokenizer
+    prompts: list[list[int]]
+    options: Options
+    notes: tuple[str, ...]
+
+
+def prepare(args) -> Prepared:
+    """Returns what the arguments ask for.
+
+    Raises:
+      InputError: there is no such model, or a prompt or an option does not suit it.
+    """
     choose("--dtype", args.dtype, llama.DTYPES)
     loaded = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
     if args.rope:
@@ -32,19 +56,38 @@ def run(args) -> None:
     model = Model(loaded.config, {}, loaded.rope_fn, settings)
     check(model, prompts, options)
     _check_max_len(loaded, prompts, options)
+    return Prepared(model, tokenizer, prompts, options, loaded.notes)
+
+
+def dry_run(args) -> str:
+    """Returns what would be read and written."""
+    prepared = prepare(args)
+    shape, count = prepared.model.config, prepared.options.max_new_tokens
+    longest = max(map(len, prepared.prompts)) + count
+    rows = len(prepared.prompts) * shape.num_layers * shape.num_kv_heads * shape.head_dim
+    cache = 2 * rows * longest * np.dtype(llama.DTYPES[args.dtype]).itemsize
+    lines = [
+        f"{len(prepared.prompts)} prompts of {sum(map(len, prepared.prompts)):,} tokens; at most "
+        f"{count:,} more each",
+        f"weights: {llama.num_params(shape):,} parameters in {args.dtype}; cache: "
+        f"{cache / 2**20:,.1f} MiB",
+        f"rope: {prepared.model.rope_fn.method}, for texts of up to {longest:,} tokens",
+    ]
+    return "\n".join([*lines, *(f"note: {note}" for note in prepared.notes)])
+
+
+def run(args) -> None:
+    """Generates, and shows the text."""
+    prepared = prepare(args)
+    prompts, options = prepared.prompts, prepared.options
     params = pretrained.load(args.checkpoint, dtype=args.dtype).params
-    model = dataclasses.replace(model, params=_placed(model, params))
+    model = dataclasses.replace(prepared.model, params=_placed(prepared.model, params))
     start = time.perf_counter()
     warm_up(model, prompts, options)
     compiled = time.perf_counter() - start
     timing = Timing()
-    _show(
-        model,
-        prompts,
-        options,
-        [TextStream(tokenizer, p, args.stop) for p in prompts],
-        timing,
-    )
+    texts = [TextStream(prepared.tokenizer, prompt, args.stop) for prompt in prompts]
+    _show(model, prompts, options, texts, timing)
     cli.print_line(_summary(timing, compiled))
 
 

@@ -9,7 +9,8 @@ from jaxrope.errors import InputError
 from jaxrope.generate.policy import POLICIES
 from jaxrope.llama import ForwardSettings, LlamaConfig
 from jaxrope.rope import RopeFn
-from jaxrope.schema.rules import Choice, Many, Number, Section, Whole, field
+from jaxrope.schema import Section
+from jaxrope.schema.rules import Choice, Many, Number, Whole, field
 
 
 @dataclasses.dataclass(frozen=True)

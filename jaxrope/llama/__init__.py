@@ -1,12 +1,12 @@
 """The model: Llama, and the families that differ from it by a bias, a window or the layout of a
 file (Mistral, Qwen2, Phi-3).
 
-Parameters are a plain nested dict of arrays; the NNX modules of `params` say what is in it. Layers
+Parameters are a plain nested dict of arrays; the NNX modules of `params` describe it. Layers
 are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
 candidate is data.
 """
 
-from jaxrope.llama import adapters
+from jaxrope.llama import adapters, losses
 from jaxrope.llama.config import SHAPES, LlamaConfig, own_rope
 from jaxrope.llama.forward import (
     Seen,
@@ -33,11 +33,11 @@ from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
 
 __all__ = [
     "DTYPES",
-    "REMAT",
-    "SHAPES",
     "ForwardSettings",
     "Llama",
     "LlamaConfig",
+    "REMAT",
+    "SHAPES",
     "Seen",
     "abstract_params",
     "adapters",
@@ -51,6 +51,7 @@ __all__ = [
     "legal_length",
     "logical_axes",
     "logits",
+    "losses",
     "merge",
     "natural_order",
     "next_logits",

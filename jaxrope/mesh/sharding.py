@@ -19,6 +19,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from jaxrope import schema
 from jaxrope.errors import InputError
+from jaxrope.schema.rules import One
 
 AXES = ("data", "fsdp", "context", "tensor")
 BATCH_AXES = ("data", "fsdp")
@@ -57,8 +58,7 @@ def make_mesh(
       InputError: a size is not legal, or the product is not the number of devices.
     """
     devices = jax.devices() if devices is None else list(devices)
-    sizes = dict(sizes) if isinstance(sizes, Mapping) else sizes.to_dict()
-    sizes = schema.Mesh(**sizes).to_dict()
+    sizes = One(schema.Mesh).read(sizes, "mesh").to_dict()
     fixed = math.prod(size for size in sizes.values() if size != -1)
     if planned and fixed > len(devices):
         shape = tuple(1 if sizes[axis] == -1 else sizes[axis] for axis in AXES)

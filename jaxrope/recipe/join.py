@@ -5,46 +5,115 @@ model, and takes them for sequences up to there; longer ones get the factors of 
 """
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope import llama, rope, setup
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope import llama, rope, schema, setup
+from jaxrope.convert import Pretrained, importing
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import hosts, sharding
-from jaxrope.store import checkpoint, sealed, steps
+from jaxrope.schema import Config, Identity
+from jaxrope.setup import Expected
+from jaxrope.shell import Program
+from jaxrope.store import checkpoint, files, sealed, steps
 from jaxrope.train import resume
 
 
-def run(config, folder: Path) -> rope.RopeFn:
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """What is to be joined.
+
+    Attributes:
+      config: of the program.
+      model: the model, without its weights.
+      ropes: (path, its rope) of each of config.join.ropes.
+      joined: the rope by length.
+    """
+
+    config: Config
+    model: Pretrained
+    ropes: tuple[tuple[Path, rope.RopeFn], ...]
+    joined: rope.RopeFn
+
+    @functools.cached_property
+    def identity(self) -> Identity:
+        """What the result depends on; reads all weights."""
+        content = {
+            "weights": hosts.from_main("weights", lambda: setup.fingerprint(self.config)),
+            "ropes": sealed.digest_of([setup.rope_digest(fn) for _, fn in self.ropes]),
+        }
+        return schema.identify("join", self.config, content)
+
+    @property
+    def outcome(self) -> Pretrained:
+        """The model that it will leave, without weights; see setup.Expected."""
+        shape = dataclasses.replace(self.model.config, max_len=self.joined.max_len)
+        tokenizer_dir = self.model.tokenizer_dir
+        if self.config.data.tokenizer not in ("", "bytes"):
+            tokenizer_dir = files.as_path(self.config.data.tokenizer)
+        return dataclasses.replace(
+            self.model, config=shape, rope_fn=self.joined, tokenizer_dir=tokenizer_dir
+        )
+
+
+def prepare(config: Config, expected: Expected = setup.NOTHING) -> Prepared:
+    """Returns what is to be joined, before any weights are read.
+
+    Raises:
+      InputError: there is no such model or rope, two have factors up to one length, or one is of
+        another model.
+    """
+    config = schema.read(config)
+    if not config.join.ropes:
+        raise InputError("join.ropes is empty. List rope.json files, or workdirs with one.")
+    model = setup.load_model(config, weights=False, expected=expected)
+    ropes = tuple(_rope(path, model.config, expected) for path in config.join.ropes)
+    named = [(_name(path), rope_fn) for path, rope_fn in ropes]
+    return Prepared(config, model, ropes, merge(named, model.config))
+
+
+def dry_run(config: Config, *, timing: bool = True, expected: Expected = setup.NOTHING) -> str:
+    """Returns what would be joined."""
+    prepared = prepare(config, expected)
+    ends = ", ".join(f"{bucket.max_len:,}" for bucket in prepared.joined.buckets)
+    return f"factors for up to {ends} tokens beside {prepared.model.source}"
+
+
+def finished(config: Config, folder: Path) -> dict | None:
+    """Returns the columns of a join that was done; None: it was not, or of something else."""
+    prepared = prepare(config)
+    if not _is_saved(prepared, folder) or not (folder / "rope.json").exists():
+        return None
+    return {"buckets": len(prepared.joined.buckets)}
+
+
+def run(config: Config, folder: Path) -> None:
     """Makes `folder` a workdir: the model of `config`, and one rope.json of all of
     `config.join.ropes`.
 
     A sequence takes the factors of the first bucket that it fits into: those of the shortest
     max_len that is not below its length.
 
-    Returns:
-      The rope by length.
-
     Raises:
-      InputError: there is no such model or rope, two have factors up to one length, or one is of
-        another model.
+      InputError: see prepare.
     """
-    loaded = setup.load_model(config)
-    sources = hosts.from_main("ropes", lambda: _read_all(config, loaded.config))
-    joined = merge([(row["file"], row["buckets"]) for row in sources], loaded.config)
-    _save_params(config, folder, loaded)
-    origins = [{name: row[name] for name in ("file", "provenance")} for row in sources]
-    hosts.from_main("joined", lambda: _write(config, folder, loaded, joined, origins))
-    return joined
+    prepared = prepare(config)
+    if not _is_saved(prepared, folder):
+        _save_params(prepared, folder)
+    hosts.from_main("joined", lambda: _write(prepared, folder))
+    print(f"wrote checkpoints, model.json and rope.json into {folder}", flush=True)
 
 
-def merge(ropes: Sequence[tuple[str, Sequence[dict]]], model: LlamaConfig) -> rope.RopeFn:
+PROGRAM = Program(package="jaxrope.recipe.join", doc=__doc__, run=run)
+
+
+def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: LlamaConfig) -> rope.RopeFn:
     """Returns one rope with the buckets of all, ascending in max_len.
 
     Args:
-      ropes: (name, its buckets as rope.json has them).
+      ropes: (name, rope).
       model: whose geometry they have.
 
     Raises:
@@ -52,16 +121,16 @@ def merge(ropes: Sequence[tuple[str, Sequence[dict]]], model: LlamaConfig) -> ro
     """
     owner: dict[int, str] = {}
     buckets = []
-    for name, rows in ropes:
-        for bucket in rows:
-            length = bucket["max_len"]
+    for name, rope_fn in ropes:
+        for bucket in rope_fn.buckets:
+            length = bucket.max_len
             if length in owner:
                 raise InputError(
                     f"join.ropes: {owner[length]} and {name} both have factors up to {length:,} "
                     "tokens. Leave one of them out."
                 )
             owner[length] = name
-            buckets.append(bucket)
+            buckets.append(dataclasses.asdict(bucket))
     return rope.make(
         "longrope",
         head_dim=model.head_dim,
@@ -72,38 +141,52 @@ def merge(ropes: Sequence[tuple[str, Sequence[dict]]], model: LlamaConfig) -> ro
     )
 
 
-def _read_all(config, model: LlamaConfig) -> list[dict]:
-    """Returns the ropes as JSON values: file, buckets and provenance of each."""
+def _rope(path: str, model: LlamaConfig, expected: Expected) -> tuple[Path, rope.RopeFn]:
+    if path in expected.ropes:
+        file = files.as_path(path)
+        file = file if file.name.endswith(".json") else file / "rope.json"
+        return file, expected.ropes[path]
+    file = setup.rope_file(path)
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    sources = []
-    for path in config.join.ropes:
-        file = setup.rope_file(path)
-        loaded = rope.load(file, **geometry, num_layers=model.num_layers)
-        if loaded.original_len != model.original_len:
-            raise InputError(
-                f"{file}: original_len must equal the model's, {model.original_len:,}, got "
-                f"{loaded.original_len:,}. The file is for another model."
-            )
-        rows = [dataclasses.asdict(bucket) for bucket in loaded.buckets]
-        name = f"{file.parent.name}/{file.name}"  # a workdir may be moved
-        sources.append({"file": name, "buckets": rows, "provenance": rope.provenance(file)})
-    return sources
+    loaded = rope.load(file, **geometry, num_layers=model.num_layers)
+    if loaded.original_len != model.original_len:
+        raise InputError(
+            f"{file}: original_len must equal the model's, {model.original_len:,}, got "
+            f"{loaded.original_len:,}. The file is for another model."
+        )
+    return file, loaded
 
 
-def _save_params(config, folder: Path, loaded: Pretrained) -> None:
-    """Saves each process's part, unless there is a complete step already."""
-    source = Path(loaded.source).name
-    if hosts.from_main("joined before", lambda: steps.whole_steps(folder)):
-        return
-    mesh = sharding.make_mesh(config.mesh)
+def _name(file: Path) -> str:
+    return f"{file.parent.name}/{file.name}"  # a workdir may be moved
+
+
+def _is_saved(prepared: Prepared, folder: Path) -> bool:
+    """Returns whether the folder holds the weights of this very join."""
+    digest = prepared.identity.digest
+
+    def saved() -> bool:
+        return bool(steps.whole_steps(folder)) and steps.describe(folder).get("join") == digest
+
+    return hosts.from_main("joined before", saved)
+
+
+def _save_params(prepared: Prepared, folder: Path) -> None:
+    """Saves each process's part, in place of what may be there of another join."""
+    digest = prepared.identity.digest
+    hosts.from_main("joined otherwise", lambda: files.remove_tree(steps.steps_root(folder)))
+    loaded = setup.load_model(prepared.config)
+    mesh = sharding.make_mesh(prepared.config.mesh)
     params = sharding.put(loaded.params, llama.param_shardings(loaded.config, mesh))
-    checkpoint.save_params(folder, 0, params, {"data_fingerprint": "", "source": source})
+    about = {"source": Path(loaded.source).name, "join": digest}
+    checkpoint.save_params(folder, 0, params, about)
 
 
-def _write(config, folder: Path, loaded: Pretrained, joined: rope.RopeFn, origins: list) -> None:
-    model = dataclasses.replace(loaded.config, max_len=joined.max_len)
-    if place := config.data.tokenizer or loaded.tokenizer_dir:
-        resume.copy_tokenizer(place, folder)
-    rope.save(folder / "rope.json", joined, {"made_by": "train.py", "joined": origins})
-    sealed.write_json(folder / "model.json", model.to_json_dict())
+def _write(prepared: Prepared, folder: Path) -> None:
+    outcome, config = prepared.outcome, prepared.config
+    if place := config.data.tokenizer or prepared.model.tokenizer_dir:
+        importing.copy_tokenizer(place, folder)
+    origins = [{"file": _name(f), "provenance": rope.provenance(f)} for f, _ in prepared.ropes]
+    rope.save(folder / "rope.json", outcome.rope_fn, {"made_by": "train.py", "joined": origins})
+    sealed.write_json(folder / "model.json", outcome.config.to_json_dict())
     resume.write_config(config, folder)

@@ -15,27 +15,27 @@ from typing import Any
 
 import jax
 
-from jaxrope import topology
-from jaxrope.errors import InputError
+from jaxrope import schema, topology
 from jaxrope.mesh import hosts
-from jaxrope.recipe import check, record, work
+from jaxrope.recipe import kinds, record
+from jaxrope.recipe.kinds import KINDS
+from jaxrope.recipe.plan import Plan, identities, naming, prepare
 from jaxrope.recipe.stages import Stage, chosen, parse
-from jaxrope.shell import cli
-from jaxrope.shell.progress import duration
-from jaxrope.store import files
-from jaxrope.store.lock import run_lock
+from jaxrope.schema import Config
+from jaxrope.shell import cli, duration, sweep
+from jaxrope.store import files, run_lock, sealed
 
-FORMAT = "jaxrope.recipe/1"
-_COLUMNS = ("stage", "what", "time", "forward tokens", "trained tokens", "perplexity")
+FORMAT = "jaxrope.recipe/2"
+_TOKENS = ("forward", "trained")
+_MEASURING = 60.0  # seconds; a dry run begins no measurement after them
 
 
-def run(config, workdir: Path, dry_run: bool) -> int:
+def run(config: Config, workdir: Path) -> int:
     """Runs the stages of `config.recipe` that `config.stages` names, or the rest of them.
 
     Args:
-      config: of configs/base.py, with a recipe.
+      config: with a recipe.
       workdir: each stage has a folder in it; recipe.json describes them all.
-      dry_run: only print the stages, what they cost and what is done.
 
     Returns:
       The exit code: 0, or that of the stage that did not end with 0.
@@ -44,35 +44,55 @@ def run(config, workdir: Path, dry_run: bool) -> int:
       InputError: a mistake that shows before any stage runs; or the error of a stage, which the
         message then names.
     """
-    stages = parse(config)
-    selected = chosen(config, stages)
     workdir = files.absolute(workdir)
     jax.devices()  # on all processes at once: the first call waits for the others
-    if dry_run:
-        records = hosts.from_main("recipe", lambda: _states(stages, selected, workdir))
-        cli.print_line(_plan(stages, selected, records))
-        hosts.from_main("inputs", lambda: _check_inputs(stages, selected, workdir, records))
-        return 0
     with run_lock(workdir):
-        records = hosts.from_main("recipe", lambda: _states(stages, selected, workdir))
-        hosts.from_main("inputs", lambda: _check_inputs(stages, selected, workdir, records))
-        for number, stage in enumerate(stages, start=1):
-            if stage not in selected:
+        plan, ran = prepare(config, workdir), set()
+        for number, stage in enumerate(plan.stages, start=1):
+            if stage not in plan.selected:
                 continue
-            cli.print_line(f"\nstage {number} of {len(stages)}: {stage.name} ({stage.kind})")
-            if _is_finished(records.get(stage.name)):
+            cli.print_line(f"\nstage {number} of {len(plan.stages)}: {stage.name} ({stage.kind})")
+            if plan.is_finished(stage.name):
+                if ran & set(stage.uses):  # they were made anew, perhaps not the same
+                    plan.check_identity(stage)
                 cli.print_line(f"finished before, in {workdir / stage.name}")
                 continue
-            digest_of = record.digests(stages, records)
-            code, records[stage.name] = _run_stage(stage, workdir, digest_of)
+            code = _run_stage(plan, stage)
             if code:
                 return code
-        hosts.from_main("recipe.json", lambda: _write(stages, records, workdir))
-    cli.print_line("\n" + _table(stages, records))
+            ran.add(stage.name)
+        hosts.from_main("recipe.json", lambda: _write(plan))
+    cli.print_line("\n" + _table(plan))
+    cli.print_line(f"wrote recipe.json into {workdir}")
     return 0
 
 
-def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
+def dry_run(config: Config, workdir: Path, *, timing: bool = True) -> str:
+    """Returns the stages, what they cost and what is finished.
+
+    Args:
+      config: with a recipe.
+      workdir: where it would run.
+      timing: measures, for about a minute in all.
+
+    Raises:
+      InputError: see run.
+    """
+    jax.devices()
+    plan, began = prepare(config, workdir), time.monotonic()
+    texts = [_states(plan)]
+    for stage in plan.selected:
+        if plan.is_finished(stage.name):
+            continue
+        for part, expected in zip(plan.parts[stage.name], plan.expected[stage.name], strict=False):
+            measures = timing and time.monotonic() - began < _MEASURING
+            with naming(stage):
+                text = part.program.door.dry_run(part.config, timing=measures, expected=expected)
+            texts.append(f"{stage.name} ({part.name})\n{text}")
+    return "\n\n".join(texts)
+
+
+def compile_stages(config: Config, topology_name: str, workdir: Path | None) -> None:
     """Compiles the program of each stage that has one, for devices that need not be here.
 
     Args:
@@ -84,6 +104,7 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
       InputError: a stage does not fit itself or the slice.
     """
     compile_fns = {"search": topology.compile_search, "train": topology.compile_train}
+    config = schema.read(config)
     for stage in chosen(config, parse(config)):
         if stage.kind in compile_fns:
             cli.print_line(f"\n{stage.name} ({stage.kind})")
@@ -94,144 +115,89 @@ def compile_stages(config, topology_name: str, workdir: Path | None) -> None:
             compile_fns[stage.kind](resolved, topology_name, folder)
 
 
-def _states(stages: list[Stage], selected: list[Stage], workdir: Path) -> dict[str, dict]:
-    """Returns {name: stage.json} of the stages begun; refuses those of another config."""
-    records = {stage.name: record.read(workdir / stage.name) for stage in stages}
-    digest_of = record.digests(stages, records)
-    needed = _needed(stages, selected)
-    for stage in stages:
-        content = records[stage.name]
-        if content is not None and stage.name in needed:
-            later = [other.name for other in stages if stage.name in _ancestors(other, stages)]
-            record.check(stage, workdir / stage.name, content, digest_of, later)
-    return {name: content for name, content in records.items() if content is not None}
-
-
-def _check_inputs(
-    stages: list[Stage], selected: list[Stage], workdir: Path, records: dict[str, dict]
-) -> None:
-    """Refuses stages whose inputs do not exist and will not be made."""
-    by_name = {stage.name: stage for stage in stages}
-    runs = [stage for stage in selected if not _is_finished(records.get(stage.name))]
-    for stage in runs:
-        for name in stage.uses:
-            if by_name[name] not in runs and not _is_finished(records.get(name)):
-                raise InputError(
-                    f"stage '{stage.name}' of recipe: it starts from '{name}', which is not "
-                    f"finished in {workdir}. Run that first, or both: "
-                    f"--config.stages={name},{stage.name}"
-                )
-        check.check(stage, by_name)
-
-
-def _needed(stages: list[Stage], selected: list[Stage]) -> set[str]:
-    names = {stage.name for stage in selected}
-    return names.union(*(_ancestors(stage, stages) for stage in selected))
-
-
-def _ancestors(stage: Stage, stages: list[Stage]) -> set[str]:
-    """Returns the names of all stages that a stage is made from, near and far."""
-    by_name, ancestors, rest = {s.name: s for s in stages}, set(), list(stage.uses)
-    while rest:
-        name = rest.pop()
-        if name not in ancestors:
-            ancestors.add(name)
-            rest += by_name[name].uses
-    return ancestors
-
-
-def _run_stage(
-    stage: Stage, workdir: Path, digest_of: dict[str, str]
-) -> tuple[int, dict[str, Any]]:
-    """Returns (exit code, its stage.json)."""
-    folder, began = workdir / stage.name, time.monotonic()
-    write = functools.partial(record.write, stage, folder, digest_of)
-    content = hosts.from_main("stage begins", lambda: write(finished=False))
-    try:
-        outcome = work.run(stage.kind, stage.resolved(workdir), folder)
-    except InputError as error:
-        raise InputError(f"stage '{stage.name}' of recipe: {error}") from None
-    finally:
-        gc.collect()  # frees the stage's arrays before the next stage allocates its own
-        jax.clear_caches()
-    if outcome.code:
-        cli.print_line(f"stopped in stage {stage.name}; the same command goes on from there")
-        return outcome.code, content
+def _run_stage(plan: Plan, stage: Stage) -> int:
+    """Runs a stage, or its rest, and records it in the plan; returns its exit code."""
+    folder, parts, began = plan.workdir / stage.name, plan.parts[stage.name], time.monotonic()
+    about = dict(
+        identities={name: i.to_json() for name, i in identities(stage, parts[:1]).items()},
+        settings=plan.digests[stage.name],
+        made_from={name: plan.digests[name] for name in stage.uses},
+    )
+    write = functools.partial(record.write, stage, folder)
+    begun = functools.partial(write, **about, finished=False)
+    plan.records[stage.name] = hosts.from_main("stage begins", begun)
+    for part in parts:
+        try:
+            with naming(stage):
+                code = part.program.start(part.config, folder)
+        finally:
+            gc.collect()  # frees the part's arrays before the next one allocates its own
+            jax.clear_caches()
+        if code:
+            cli.print_line(f"stopped in stage {stage.name}; the same command goes on from there")
+            return code
+    about["identities"] |= {n: i.to_json() for n, i in identities(stage, parts[1:]).items()}
+    columns = kinds.columns(parts)
     seconds = round(time.monotonic() - began, 3)
-    done = functools.partial(write, finished=True, seconds=seconds, result=outcome.result)
-    return 0, hosts.from_main("stage ends", done)
+    done = functools.partial(write, **about, finished=True, seconds=seconds, columns=columns)
+    plan.records[stage.name] = hosts.from_main("stage ends", done)
+    return 0
 
 
-def _is_finished(content: dict | None) -> bool:
-    return content is not None and content["finished"]
-
-
-def _write(stages: list[Stage], records: dict[str, dict], workdir: Path) -> None:
+def _write(plan: Plan) -> None:
     """Writes recipe.json: the stages in order, with the results of those that are finished."""
     rows = []
-    for stage in stages:
-        row = {"name": stage.name, "kind": stage.kind, "uses": list(stage.uses)}
-        content = records.get(stage.name)
-        done = _is_finished(content)
-        rows.append(row | ({"seconds": content["seconds"]} | content["result"] if done else {}))
-    files.write_json_atomic(workdir / "recipe.json", {"format": FORMAT, "stages": rows})
+    for stage in plan.stages:
+        row: dict[str, Any] = {"name": stage.name, "kind": stage.kind, "uses": list(stage.uses)}
+        row["what"] = KINDS[stage.kind].what(stage.config)
+        if plan.is_finished(stage.name):
+            content = plan.records[stage.name]
+            tokens = {f"{n}_tokens": content["columns"].get(f"{n} tokens", 0) for n in _TOKENS}
+            row |= {"seconds": content["seconds"]} | tokens | {"columns": content["columns"]}
+        rows.append(row)
+    sealed.write_json(plan.workdir / "recipe.json", {"format": FORMAT, "stages": rows})
 
 
-def _table(stages: list[Stage], records: dict[str, dict]) -> str:
+def _table(plan: Plan) -> str:
     """Returns the stages as text, with the results of those that are finished."""
-    rows, total = [], [0.0, 0, 0]
-    for stage in stages:
-        content = records.get(stage.name)
-        if not _is_finished(content):
-            rows.append([stage.name, work.KINDS[stage.kind].what(stage.config), "not run"])
-            continue
-        result = content["result"]
-        tokens = result["forward_tokens"], result["trained_tokens"]
-        total = [a + b for a, b in zip(total, (content["seconds"], *tokens), strict=True)]
-        cells = [duration(content["seconds"]), *map(_count, tokens), result["perplexity"]]
-        rows.append([stage.name, result["what"], *cells])
-    rows.append(["all", "", duration(total[0]), *map(_count, total[1:])])
-    return _columns([list(_COLUMNS), *rows])
+    rows, total = [["stage", "what", "time", "results"]], 0.0
+    for stage in plan.stages:
+        row = [stage.name, KINDS[stage.kind].what(stage.config)]
+        if plan.is_finished(stage.name):
+            content = plan.records[stage.name]
+            total += content["seconds"]
+            row += [duration(content["seconds"]), _results(content["columns"])]
+        rows.append(row if len(row) > 2 else [*row, "not run"])
+    rows.append(["all", "", duration(total)])
+    return _columns(rows)
 
 
-def _plan(stages: list[Stage], selected: list[Stage], records: dict[str, dict]) -> str:
-    """Returns the stages as text: their cost in tokens and their state."""
-    rows, total = [], [0, 0]
-    for stage in stages:
-        kind, config, content = work.KINDS[stage.kind], stage.config, records.get(stage.name)
-        tokens = kind.tokens(config)
-        state = "to do" if content is None else "finished" if content["finished"] else "begun"
-        if stage not in selected:
-            state = "finished" if _is_finished(content) else "not asked for"
-        elif not _is_finished(content):
-            total = [a + b for a, b in zip(total, tokens, strict=True)]
-        rows.append([stage.name, kind.what(config), state, *map(_count, tokens)])
-        rows[-1].append(_evaluation(config))
-    rows.append(["to do", "", "", *map(_count, total)])
-    return _columns([["stage", "what", "state", *_COLUMNS[3:5], "evaluated"], *rows])
+def _results(columns: dict[str, Any]) -> str:
+    """Returns the columns of a stage in a line."""
+    pairs = ((n, value) for n, value in columns.items() if value is not None and n != "seconds")
+    return ", ".join(f"{name} {sweep.cell(value)}" for name, value in pairs)
 
 
-def _evaluation(config) -> str:
-    """Returns what is evaluated at the end of a stage."""
-    lengths = ", ".join(f"{length:,}" for length in config.eval.lengths)
-    return f"{', '.join(config.eval.suites)} at {lengths}" if config.eval.suites else ""
-
-
-def _count(number: int) -> str:
-    return f"{number:,}" if number else ""
+def _states(plan: Plan) -> str:
+    """Returns the stages as text: what each is, and its state."""
+    rows = [["stage", "what", "state", "evaluated"]]
+    for stage in plan.stages:
+        state = "to do" if stage.name not in plan.records else "begun"
+        if plan.is_finished(stage.name):
+            state = "finished"
+        elif stage not in plan.selected:
+            state = "not asked for"
+        section = stage.config.eval
+        lengths = ", ".join(f"{length:,}" for length in section.lengths)
+        evaluated = f"{', '.join(section.suites)} at {lengths}" if section.suites else ""
+        rows.append([stage.name, KINDS[stage.kind].what(stage.config), state, evaluated])
+    return _columns(rows)
 
 
 def _columns(rows: Sequence[list[str]]) -> str:
-    """Returns rows as columns of text; counts stand to the right."""
+    """Returns rows as columns of text."""
     number = len(rows[0])
     rows = [[*row, *[""] * (number - len(row))] for row in rows]
     widths = [max(len(row[i]) for row in rows) for i in range(number)]
-    to_the_right = {i for i, name in enumerate(rows[0]) if name.endswith("tokens")}
-    lines = [
-        "  ".join(
-            cell.rjust(width) if i in to_the_right else cell.ljust(width)
-            for i, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
-    return "\n".join(lines)
+    pairs = [zip(row, widths, strict=True) for row in rows]
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in row).rstrip() for row in pairs)

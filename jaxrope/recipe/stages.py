@@ -18,6 +18,8 @@ from jaxrope.schema import Config
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _PLACE = re.compile(r"\{([^{}]*)\}")
 _OF_THE_RECIPE = ("recipe", "stages", "sweep", "hosts")
+_WITH_MODEL = ("train", "join")  # kinds whose folder is a model
+_WITH_ROPE = ("search", "train", "join")  # kinds whose folder has a rope.json
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +88,8 @@ def parse(config: Config) -> list[Stage]:
                 )
         stage_config = schema.replace(base, changes, setting=setting)
         stages.append(Stage(name, kind, stage_config, _uses(name, stage_config, names)))
+    for stage in stages:
+        _check_places(stage, {other.name: other.kind for other in stages})
     return stages
 
 
@@ -120,6 +124,37 @@ def _with_texts(value: Any, put: Callable[[str], str]) -> Any:
     if isinstance(value, dict):
         return {key: _with_texts(item, put) for key, item in value.items()}
     return value
+
+
+def _check_places(stage: Stage, kind_of: dict[str, str]) -> None:
+    """Refuses a path into another stage that leaves nothing of the kind there."""
+    for key, path, kinds in _places(stage.config):
+        name = stage_of(path)
+        if name and kind_of[name] not in kinds:
+            what = "model" if kinds == _WITH_MODEL else "rope.json"
+            raise InputError(
+                f"{stage.what()}: {key}: '{path}' is of kind '{kind_of[name]}', which leaves no "
+                f"{what}. Name a stage of kind {' or '.join(kinds)}."
+            )
+        if name and key == "rope.path" and not path.endswith("/rope.json"):
+            raise InputError(
+                f"{stage.what()}: rope.path must be a file, got '{path}'. Write '{path}/rope.json'."
+            )
+
+
+def _places(config: Config) -> Iterator[tuple[str, str, tuple[str, ...]]]:
+    """Yields (key, path, kinds of stages that leave what is to be there)."""
+    if config.model.source == "checkpoint":
+        yield "model.path", config.model.path, _WITH_MODEL
+    if config.rope.method == "file":
+        yield "rope.path", config.rope.path, _WITH_ROPE
+    yield "eval.longppl.evaluator", config.eval.longppl.evaluator, _WITH_MODEL
+    for _, path, method in config.eval.checkpoints:
+        yield "eval.checkpoints", path, _WITH_MODEL
+        yield "eval.checkpoints", method, _WITH_ROPE
+    for key in ("eval.methods", "search.seeds", "join.ropes"):
+        for path in schema.get(config, key):
+            yield key, path, _WITH_ROPE
 
 
 def _uses(name: str, config: Config, names: list[str]) -> tuple[str, ...]:

@@ -11,13 +11,14 @@ and CSV.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
+from jaxrope.shell import Command, cli
 from jaxrope.store import files
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.arguments`."""
-    cli.arguments(add_arguments, run, doc=__doc__, argv=argv)
+    command = Command(arguments=add_arguments, run=run, dry_run=dry_run)
+    cli.arguments(command, doc=__doc__, argv=argv)
 
 
 def add_arguments(parser) -> None:
@@ -38,10 +39,26 @@ def run(args) -> None:
     """Writes the page."""
     from jaxrope.report import assets, document
 
-    out = files.as_path(args.out)
-    names = [name for name in args.published.split(",") if name]
-    document.write([files.as_path(name) for name in args.workdirs], out, published=names)
+    workdirs, out, published = _paths(args)
+    document.write(workdirs, out, published=published)
     cli.print_line(f"wrote {out} and {assets.folder_of(out).name}")
+
+
+def dry_run(args) -> str:
+    """Returns what the page would show; every file of the workdirs is read."""
+    from jaxrope.report import assets, document
+
+    workdirs, out, published = _paths(args)
+    lines = []
+    for workdir in document.read(workdirs, out, published):
+        lines += [f"{workdir.folder.path}: {line['What']}" for line in workdir.lines]
+    return "\n".join([*lines, f"would write {out} and {assets.folder_of(out).name}"])
+
+
+def _paths(args):
+    """Returns (the workdirs, the page, published factors) of the arguments."""
+    names = [name for name in args.published.split(",") if name]
+    return [files.as_path(name) for name in args.workdirs], files.as_path(args.out), names
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """From workdirs to the contents of the page; the only module that knows the names of files."""
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,8 +8,8 @@ from typing import Any
 from jaxrope.errors import InputError
 from jaxrope.report import attention, evaluations, ropes, searches, trainings
 from jaxrope.report.page import Folder, Section
-from jaxrope.shell.progress import duration
-from jaxrope.store import files
+from jaxrope.shell import duration
+from jaxrope.store import files, sealed
 
 COLUMNS = ("What", "Model", "Window", "Perplexity", "Pass key", "Needle", "RULER", "Cost")
 NAMES = ("result.json", "journal.jsonl", "metrics.jsonl", "eval.json", "attention.json")
@@ -333,7 +332,7 @@ def _parsed(path: Path, make_fn: Callable[[], Any]) -> Any:
 
 
 def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return sealed.read_json(path, sealed=False)
 
 
 def _rows(path: Path) -> list[dict]:

@@ -18,9 +18,7 @@ def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None
     Raises:
       InputError: a folder has no results, or a file of it is broken; `out` is not a page.
     """
-    _check(out)
-    beside = ropes.published(published or [])
-    collected = [collect.collect(path, beside) for path in workdirs]
+    collected = read(workdirs, out, published or [])
     folders = [workdir.folder for workdir in collected]
     if len(collected) > 1:
         together = comparison.folder(
@@ -31,6 +29,17 @@ def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None
     text = page.render(*_title(collected), _summary(collected, len(folders)), folders, drawn)
     assets.write(contents, assets.folder_of(out))
     files.write_text_atomic(out, text)
+
+
+def read(workdirs: list[Path], out: Path, published: list[str]) -> list[collect.Workdir]:
+    """Returns what `write` would show.
+
+    Raises:
+      InputError: see write.
+    """
+    _check(out)
+    beside = ropes.published(published)
+    return [collect.collect(path, beside) for path in workdirs]
 
 
 def _check(out: Path) -> None:

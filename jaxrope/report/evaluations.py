@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxrope.report import figures, floors, maps, panels, tables, tabulated
 from jaxrope.report.page import Figure, Section
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 
 Row = Mapping[str, Any]
 MOST_TABLES = 3  # of tasks; more are one table

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxrope.report import curves, figures, panels, tables, tabulated
 from jaxrope.report.page import Figure, Section
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 
 Row = Mapping[str, Any]
 ON_TEXT = "On the text of the search; each method with its better attention factor"

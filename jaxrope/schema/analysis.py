@@ -60,10 +60,9 @@ class Analysis(Section):
     haystack: bool = field(Switch())
     twin_steps: int = field(Whole(1))
     longer: int = field(Whole(2))
-    longer_setting: str = field(Choice(SETTINGS))
+    longer_setting: str = field(Choice(("", *SETTINGS)))
     heads: Heads = field(One(Heads))
     second: tuple = field(Many(PAIR))
-    second_settings: tuple = field(Many(Choice(SETTINGS), distinct=True, includes=("none",)))
 
     def check(self) -> None:
         """Every depth has as many trials, and no length is beyond the factor."""

@@ -180,15 +180,15 @@ def _help(values: dict, key: str) -> str:
         if not isinstance(inside.get(name), dict):
             break
         inside, place = inside[name], f"{place}.{name}".strip(".")
-    known = f"Known{f' in {place}' if place else ''}: {', '.join(inside)}."
+    choices = f"Known{f' in {place}' if place else ''}: {', '.join(inside)}."
     rule = rule_of(values, place) if place else None
     if isinstance(rule, Select):
-        known += f" Another {rule.selector} replaces the section: {place}={{...}}."
-    return f"{hint} {known}".strip()
+        choices += f" Another {rule.selector} replaces the section: {place}={{...}}."
+    return f"{hint} {choices}".strip()
 
 
 def _dotted(values: Mapping, prefix: str = "") -> Iterator[str]:
     for name, value in values.items():
-        yield prefix + name
+        yield f"{prefix}{name}"
         if isinstance(value, dict):
             yield from _dotted(value, f"{prefix}{name}.")

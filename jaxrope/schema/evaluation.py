@@ -127,8 +127,6 @@ class PasskeyCompat(Section):
 
     trials: int = field(Whole(0))
     seed: int = field(Whole(0))
-    chars_per_token: float = field(Number(above=0))
-    step_chars: int = field(Whole(1))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

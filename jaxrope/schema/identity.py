@@ -65,7 +65,8 @@ _TRAINED = tuple(f"train.{name}" for name in rules(Train) if name != "param_dtyp
 _TRAINED += ("lora", "optimizer")
 _MIXED = ("data.mode", "data.needle_keys", "data.needle_share", "data.needle_weight")
 _MIXED += ("data.short_share",)
-# program -> sections and keys that it does not read
+_BY_ALL = ("train.param_dtype",)  # weights are read in this dtype, whatever is done with them
+# program -> sections and keys that it does not read, _BY_ALL excepted
 UNREAD: dict[str, tuple[str, ...]] = {
     "search": (*_TRAINED, *_MIXED, "eval", "analysis", "join"),
     "train": ("search", "eval", "analysis", "join"),
@@ -139,7 +140,7 @@ def identify(
       free: further keys that change nothing here, such as the length of a training that goes on.
     """
     left_out = (*FREE, *UNREAD[program], *free)
-    settings = {k: v for k, v in leaves(config) if not is_in(k, left_out)}
+    settings = {k: v for k, v in leaves(config) if k in _BY_ALL or not is_in(k, left_out)}
     return Identity(program, json.loads(json.dumps(settings)), dict(content))
 
 

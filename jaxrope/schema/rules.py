@@ -299,15 +299,15 @@ class Select:
         """Returns the section of what is selected."""
         if isinstance(value, tuple(self.sections.values())):
             return value
-        given = _mapping(value, path)
-        if self.selector not in given:
+        values = _mapping(value, path)
+        if self.selector not in values:
             names = ", ".join(self.sections)
             raise InputError(f"{path}.{self.selector} is missing. Give one of: {names}.")
-        name = given[self.selector]
+        name = values[self.selector]
         if not isinstance(name, str):
             raise _broken(f"{path}.{self.selector}", "a name", name)
         section = choose(f"{path}.{self.selector}", name, self.sections)
-        return build(section, given, path, of=f"'{name}'")
+        return build(section, values, path, of=f"'{name}'")
 
 
 def field(rule: Any, **options: Any) -> Any:

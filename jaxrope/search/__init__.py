@@ -1,14 +1,32 @@
 """The search for rope factors: LongRoPE's and LongRoPE2's evolution, descents along the gradient,
 objectives, journal.
 
+problem = prepare(config)             everything checked; no weights are read, nothing is compiled
+text = dry_run(config)                what it would do and cost
 result = search(config, workdir)      one search, or its rest
-text = estimate(config)               what it would cost
-tokens = planned_tokens(config)       the same from the config alone, without model and text
+columns = finished(config, workdir)   of a search of this very model, text and config, or None
 """
+
+from typing import TYPE_CHECKING
 
 import lazy_loader
 
+if TYPE_CHECKING:
+    from jaxrope.search import evaluator as evaluator
+    from jaxrope.search import plan as plan
+    from jaxrope.search.cost import dry_run as dry_run
+    from jaxrope.search.problem import Problem as Problem
+    from jaxrope.search.problem import prepare as prepare
+    from jaxrope.search.run import Result as Result
+    from jaxrope.search.run import finished as finished
+    from jaxrope.search.run import search as search
+
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submod_attrs={"run": ["Result", "search"], "cost": ["estimate", "planned_tokens"]},
+    submodules=["evaluator", "plan"],
+    submod_attrs={
+        "cost": ["dry_run"],
+        "problem": ["Problem", "prepare"],
+        "run": ["Result", "finished", "search"],
+    },
 )

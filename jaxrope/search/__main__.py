@@ -11,8 +11,7 @@ product of listed values, each in a folder of its own.
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,9 +23,8 @@ def run(config, workdir) -> None:
     """Searches, draws and prints the result."""
     from jaxrope import report, search
     from jaxrope.mesh import hosts
-    from jaxrope.shell import until
 
-    result = search.search(until.old(config), workdir)
+    result = search.search(config, workdir)
     if not hosts.is_main():
         return
     report.search_figure(

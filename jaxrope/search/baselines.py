@@ -7,7 +7,9 @@ import numpy as np
 
 from jaxrope import llama, rope, schema, setup
 from jaxrope.errors import InputError
+from jaxrope.schema import Config
 from jaxrope.search.judging import Reference
+from jaxrope.setup import NOTHING, Expected
 from jaxrope.store import files
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
@@ -44,22 +46,15 @@ class Extension:
     reach: int
 
 
-def extension(config, model: llama.LlamaConfig, base_rope: rope.RopeFn) -> Extension | None:
-    """Returns what config.rope extends the model with; None where it does not.
-
-    Args:
-      config: of the program.
-      model: its shape.
-      base_rope: the rope that came with the checkpoint.
-    """
-    rope_fn = setup.rope_fn(config, model, base_rope)
+def extension(rope_fn: rope.RopeFn) -> Extension | None:
+    """Returns what config.rope extends the model with; None where it does not."""
     if not rope_fn.buckets or np.all(np.array(rope_fn.buckets[-1].factors) == 1.0):
         return None
     by_formula = rope_fn.constants.get("factor", 0) * rope_fn.original_len
     return Extension(rope_fn.buckets[-1], int(rope_fn.max_len or by_formula))
 
 
-def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -> int:
+def training_len(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> int:
     """Returns the tokens the weights were trained on: search.training_len, else the original
     length; in a second search (search.multiply), else what the factors of config.rope serve.
 
@@ -86,7 +81,7 @@ def training_len(config, model: llama.LlamaConfig, extended: Extension | None) -
     return configured_len or model.original_len
 
 
-def reference(config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
+def reference(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
     """Returns the rope and the length that the weights were trained with: in a second search those
     of config.rope.
     """
@@ -101,12 +96,12 @@ def reference(config, model: llama.LlamaConfig, extended: Extension | None) -> R
     return Reference(trained_rope, trained)
 
 
-def is_recovery(config, extended: Extension | None) -> bool:
+def is_recovery(config: Config, extended: Extension | None) -> bool:
     """Returns whether factors are searched for a length that the extended model serves already."""
     return extended is not None and config.target_len <= extended.reach
 
 
-def _fine_tuned_len(config, extended: Extension | None) -> int:
+def _fine_tuned_len(config: Config, extended: Extension | None) -> int:
     if extended is None:
         raise InputError(
             "search.multiply needs factors to multiply, but config.rope does not extend the model. "
@@ -122,14 +117,7 @@ def _fine_tuned_len(config, extended: Extension | None) -> int:
     return fine_tuned_len
 
 
-def highest(config, bound: float, trained: int) -> float:
-    """Returns the largest factor of a candidate: search.highest, else bound * target length /
-    training length.
-    """
-    return config.search.highest or bound * config.target_len / trained
-
-
-def attention_factor(config, model: llama.LlamaConfig, extended: Extension | None) -> float:
+def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> float:
     """Returns the attention factor of every candidate: by a law with target length / original
     length, or that of config.rope.
 
@@ -148,27 +136,34 @@ def attention_factor(config, model: llama.LlamaConfig, extended: Extension | Non
     return rope.attention_factor(law, factor=factor, original_len=model.original_len)
 
 
-def make(config, model: llama.LlamaConfig, base_rope: rope.RopeFn, trained: int) -> list[Baseline]:
+def make(
+    config: Config,
+    model: llama.LlamaConfig,
+    rope_fn: rope.RopeFn,
+    trained: int,
+    expected: Expected = NOTHING,
+) -> list[Baseline]:
     """Returns the baselines for config.target_len, then those of config.search.seeds.
 
     Args:
-      config: of the program; a rope there other than the model's own is one more baseline.
+      config: of the program.
       model: its shape.
-      base_rope: the rope that came with the checkpoint.
+      rope_fn: of config.rope; one other than the model's own is one more baseline.
       trained: tokens the weights were trained on; PI, NTK and YaRN stretch that length.
+      expected: ropes that are not there yet.
     """
-    extended = extension(config, model, base_rope)
+    extended = extension(rope_fn)
     if config.search.multiply:
         baselines = _multiplied(config, model, extended.bucket, trained)
     else:
         baselines = _from_scratch(config, model, trained, is_recovery(config, extended))
-        configured = _bucket(setup.rope_fn(config, model, base_rope), config.target_len)
+        configured = _bucket(rope_fn, config.target_len)
         if configured.factors not in [baseline.bucket.factors for baseline in baselines]:
             baselines.append(Baseline("configured", configured, True))
-    return baselines + _listed(config, model, [baseline.name for baseline in baselines])
+    return baselines + _listed(config, model, [baseline.name for baseline in baselines], expected)
 
 
-def _from_scratch(config, model: llama.LlamaConfig, trained: int, recovers: bool):
+def _from_scratch(config: Config, model: llama.LlamaConfig, trained: int, recovers: bool):
     """Returns none, PI, NTK and YaRN for the model's own frequencies.
 
     In a recovery the model's own are a seed; where the target length equals the training length,
@@ -183,7 +178,7 @@ def _from_scratch(config, model: llama.LlamaConfig, trained: int, recovers: bool
     return baselines
 
 
-def _multiplied(config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: int):
+def _multiplied(config: Config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: int):
     """Returns the fine-tuned factors unchanged ("none"), and PI, NTK and YaRN on top of them.
 
     Each method sees a model of `trained` tokens that is to serve target_len: s = target_len /
@@ -278,18 +273,25 @@ def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[st
     return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 
-def _listed(config, model: llama.LlamaConfig, names: list[str]) -> list[Baseline]:
+def _listed(
+    config: Config, model: llama.LlamaConfig, names: list[str], expected: Expected
+) -> list[Baseline]:
     """Returns the seeds that config.search.seeds lists, each named after its folder; `names` are in
     use already."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     baselines: list[Baseline] = []
     for path in config.search.seeds:
-        file = setup.rope_file(path)
+        file = path if path in expected.ropes else f"{path}/rope.json"
+        loaded = expected.ropes.get(file)
+        file = files.as_path(file) if loaded else setup.rope_file(path)
         name = files.absolute(file).parent.name
         while name in names:
             name += "'"
         names = [*names, name]
-        loaded = rope.load(file, **geometry, num_layers=model.num_layers)
+        try:
+            loaded = loaded or rope.load(file, **geometry, num_layers=model.num_layers)
+        except InputError as error:
+            raise InputError(f"search.seeds: {error}") from None
         baselines.append(Baseline(name, _bucket(loaded, config.target_len), True))
     return baselines
 

@@ -20,7 +20,6 @@ from jaxrope import rope, schema
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
 from jaxrope.search.baselines import Baseline
-from jaxrope.search.encodings import ENCODINGS
 
 _MANY_TURNS = 10  # in the training length: of the lowest candidate (LongRoPE2, Algorithm 1)
 
@@ -110,7 +109,7 @@ def report(
     space = state.space
     if not space.critical_pairs:
         return {}
-    encoding = ENCODINGS["critical"]
+    encoding = genome.ENCODINGS["critical"]
     index_of = {genome.key(space, genome_G): i for i, genome_G in enumerate(state.seen_EG)}
     seed_fitness = []
     for seed in seeds(space, target_len=1, attention_factor=attention_factor):

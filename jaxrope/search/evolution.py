@@ -18,7 +18,6 @@ from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.search import genome as genomes
 from jaxrope.search import prefilter as prefilters
-from jaxrope.search.encodings import ENCODINGS
 from jaxrope.search.prefilter import Prefilter
 
 _MUTATION_TRIES = 100  # for a new genome; of more than 1e40 a whole search sees 1,312
@@ -66,12 +65,8 @@ def init(
     Raises:
       InputError: the population cannot hold the seeds.
     """
-    first = _distinct(space, seeds_SG)
-    if len(first) > settings.population:
-        raise InputError(
-            f"search.algorithm.population must hold the {len(first)} seeds, got "
-            f"{settings.population} (halved above halve_above). Raise it."
-        )
+    first = distinct(space, seeds_SG)
+    check_population(settings, len(first))
     breed = _Breed(settings, space, prefilter, _stream(seed, 0), first)
     children = [
         breed.child(lambda i=i: breed.beginning(first[i % len(first)]))
@@ -90,6 +85,24 @@ def init(
         space=space,
         prefilter=prefilter,
     )
+
+
+def check_population(settings: schema.search.Algorithm, num_seeds: int, num_ends: int = 0) -> None:
+    """Refuses a population that cannot hold the seeds and the ends of descents."""
+    if num_seeds + num_ends > settings.population:
+        ends = f" and {num_ends} ends of descents" if num_ends else ""
+        raise InputError(
+            f"search.algorithm.population must hold the {num_seeds} seeds{ends}, got "
+            f"{settings.population} (halved above halve_above). Raise it."
+        )
+
+
+def distinct(space: genomes.Space, genomes_SG: np.ndarray) -> list[np.ndarray]:
+    """Returns the genomes that the model tells apart, each once, in order."""
+    first: dict[bytes, np.ndarray] = {}
+    for genome in genomes_SG:
+        first.setdefault(genomes.key(space, genome), genome)
+    return list(first.values())
 
 
 def ask(state: SearchState) -> np.ndarray:
@@ -160,7 +173,7 @@ class _Breed:
     ):
         self.settings, self.space, self.prefilter, self.rng = settings, space, prefilter, rng
         self.used_keys = {genomes.key(space, genome_G) for genome_G in genomes_EG}
-        self.encoding = ENCODINGS[settings.name]
+        self.encoding = genomes.ENCODINGS[settings.name]
 
     def child(self, breed_fn: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         """Returns the best of `oversample` children by the pre-filter; None if all were None."""
@@ -218,13 +231,6 @@ def _next_population(state: SearchState) -> np.ndarray:
     children = [breed.child(mutation) for _ in range(settings.mutations)]
     children += [breed.child(crossover) for _ in range(settings.crossovers)]
     return _rows(children, state.seen_EG)
-
-
-def _distinct(space: genomes.Space, genomes_SG: np.ndarray) -> list[np.ndarray]:
-    first: dict[bytes, np.ndarray] = {}
-    for genome in genomes_SG:
-        first.setdefault(genomes.key(space, genome), genome)
-    return list(first.values())
 
 
 def _rows(children: list[np.ndarray | None], like_EG: np.ndarray) -> np.ndarray:

@@ -1,6 +1,7 @@
 """journal.jsonl: the measurements of a search, one line a candidate, on disk before the next batch.
 
-The first line is the header: everything that the results depend on. Then, in order:
+The first line is the header, which has the identity of the search: everything that the results
+depend on. Then, in order:
 
     a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
                       "fitness", ...}
@@ -13,12 +14,12 @@ The first line is the header: everything that the results depend on. Then, in or
 
 Numbers are written so that they read back exactly; a fitness that is not a number is null. Only
 `seconds`, of the candidate's whole batch, differs between two runs of one search. The state of the
-evolution is a function of these lines, so a killed search goes on from them bit for bit.
+evolution is a function of these lines, so a killed search goes on from them bit for bit, and one
+with a damaged line from the lines before it.
 
 Letters: P candidates.
 """
 
-import json
 import math
 from pathlib import Path
 from typing import Any
@@ -27,38 +28,57 @@ import numpy as np
 
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
+from jaxrope.schema import Identity
 from jaxrope.search import evolution
-from jaxrope.store import files
+from jaxrope.store import Journal
 
-FORMAT = "jaxrope.journal/1"
+FORMAT = "jaxrope.journal/2"
 
 
-def open_journal(path: Path, header: dict[str, Any]) -> list[dict]:
-    """Returns the rows after the header; starts the file if it is not there, repairs a torn end.
+class Record:
+    """The rows of a search, the same in all processes; process 0 has them in the file.
 
-    Args:
+    Attributes:
       path: of the file.
-      header: JSON values that results depend on. Its "versions" are recorded, not compared.
-
-    Raises:
-      InputError: the journal is of another search, or broken.
+      rows: after the header.
+      notes: lines for the user: what was damaged.
     """
-    header = json.loads(json.dumps({"format": FORMAT, **header}, allow_nan=False))
-    try:
-        rows = files.read_jsonl(path, repair=True)
-    except ValueError as error:
-        raise InputError(str(error)) from None
-    if not rows:
-        files.write_text_atomic(path, json.dumps(header) + "\n")
-        return []
-    _check_header(path, rows[0], header)
-    return rows[1:]
 
+    def __init__(self, path: Path, header: dict[str, Any]):
+        """Reads the journal, or starts it.
 
-def append(path: Path, rows: list[dict]) -> None:
-    """Appends rows and returns when they are on disk; of several processes, process 0 does it."""
-    if hosts.is_main():
-        files.append_jsonl(path, rows, durable=True)
+        Args:
+          path: of the file.
+          header: has the "identity" of the search.
+
+        Raises:
+          InputError: the journal is of another search, or of another format.
+        """
+        self.path = path
+        self._journal: Journal | None = None
+        rows, self.notes = hosts.from_main("journal", lambda: self._open(header))
+        self.rows = list(rows)
+
+    def append(self, rows: list[dict]) -> None:
+        """Appends rows and returns when they are on disk."""
+        self.rows += rows
+        if self._journal is not None:
+            self._journal.append(rows)
+
+    def _open(self, header: dict[str, Any]) -> tuple[list[dict], list[str]]:
+        found = Journal(self.path, FORMAT, ordered=True, repair=False)
+        if found.header is not None:  # what is of another search is left as it is
+            before = Identity.from_json(found.header["identity"])
+            changes = before.changes(Identity.from_json(header["identity"]))
+            if changes:
+                raise InputError(
+                    f"{self.path} is of another search: {', '.join(changes)}. Undo the change, or "
+                    "use another --workdir."
+                )
+        self._journal = Journal(self.path, FORMAT, ordered=True)
+        if found.header is None:
+            self._journal.begin(header)
+        return self._journal.rows, self._journal.notes
 
 
 def candidate_row(
@@ -108,7 +128,7 @@ def spared(rows: list[dict], num_samples: int) -> int:
 
 
 def replay(
-    path: Path, rows: list[dict], state: evolution.SearchState
+    record: Record, state: evolution.SearchState
 ) -> tuple[evolution.SearchState, dict[int, dict]]:
     """Replays the rows onto a fresh state.
 
@@ -119,7 +139,7 @@ def replay(
       InputError: the rows are not those of this search.
     """
     done: dict[int, dict] = {}
-    for row in candidates(rows):
+    for row in candidates(record.rows):
         generation, index = row["generation"], row["index"]
         population_PG = evolution.ask(state)
         if (
@@ -129,43 +149,12 @@ def replay(
             or row["genome"] != population_PG[index].tolist()
         ):
             raise InputError(
-                f"{path}: generation {generation}, index {index} is not the candidate that this "
-                "search would ask for there (another version of numpy or jaxrope?). Use another "
-                "--workdir."
+                f"{record.path}: generation {generation}, index {index} is not the candidate "
+                "that this search would ask for there (another version of numpy or jaxrope?). Use "
+                "another --workdir."
             )
         done[index] = row
         if len(done) == len(population_PG):
             fitness_P = [fitness_of(done[i]) for i in range(len(population_PG))]
             state, done = evolution.tell(state, np.array(fitness_P)), {}
     return state, done
-
-
-def _check_header(path: Path, stored: dict, header: dict) -> None:
-    if stored.get("format") != FORMAT:
-        raise InputError(
-            f"{path}: format must be '{FORMAT}', got {stored.get('format')!r}. Use another "
-            "--workdir."
-        )
-    before, now = _flat(stored), _flat(header)
-    names = [name for name in {**before, **now} if not name.startswith("versions.")]
-    different = [name for name in names if before.get(name) != now.get(name)]
-    if different:
-        changes = ", ".join(
-            f"{name} ({_short(before.get(name))}, now {_short(now.get(name))})"
-            for name in different
-        )
-        raise InputError(
-            f"{path} is of another search: {changes}. Undo the change, or use another --workdir."
-        )
-
-
-def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(value, dict) or not value:
-        return {prefix: value}
-    parts = [_flat(item, f"{prefix}.{name}" if prefix else name) for name, item in value.items()]
-    return {name: item for part in parts for name, item in part.items()}
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:37] + "..."

@@ -5,7 +5,6 @@ Letters: P candidates, W samples.
 
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -17,6 +16,7 @@ from jaxrope.search import evaluator as evaluators
 from jaxrope.search import evolution, journal
 from jaxrope.search.evaluator import Evaluator
 from jaxrope.search.evolution import SearchState
+from jaxrope.search.journal import Record
 from jaxrope.search.objective import Objective
 from jaxrope.search.race import Race
 
@@ -45,11 +45,11 @@ class Bench:
     Attributes:
       evaluator: of the batch size that fits.
       objective: what it computes.
-      path: the journal.
+      record: the journal.
     """
 
-    def __init__(self, evaluator: Evaluator, objective: Objective, path: Path):
-        self.evaluator, self.objective, self.path = evaluator, objective, path
+    def __init__(self, evaluator: Evaluator, objective: Objective, record: Record):
+        self.evaluator, self.objective, self.record = evaluator, objective, record
 
     def measure(
         self, ropes: Sequence[rope.Rope], *, done: set[int], generation: int
@@ -114,7 +114,7 @@ class Bench:
     def _halve_batch(self, generation: int, seconds: float) -> None:
         row = {"event": "out_of_memory", "generation": generation}
         row |= {"batch_size": self.evaluator.batch_size, "seconds": round(seconds, 3)}
-        journal.append(self.path, [row])
+        self.record.append([row])
         self.evaluator = evaluators.halve(self.evaluator)
 
 
@@ -143,12 +143,12 @@ def evolve(
         ropes = [rope_fn(*evolution.decode(state, genome)) for genome in population_PG]
         if race is not None and state.generation:
             for rows in _run_race(state, dict(done), bench, ropes, race):
-                journal.append(bench.path, rows)
+                bench.record.append(rows)
                 done |= {row["index"]: row for row in rows}
                 report_fn(state, rows)
         for batch in bench.measure(ropes, done=set(done), generation=state.generation):
             rows = [row for row in _rows(state, batch) if row["index"] not in done]
-            journal.append(bench.path, rows)
+            bench.record.append(rows)
             done |= {row["index"]: row for row in rows}
             report_fn(state, rows)
         if race is not None:

@@ -6,12 +6,14 @@ import os
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import llama
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search.objective import CHUNK
+
+AnyMesh = Mesh | AbstractMesh
 
 _GIB = 2**30
 _MARGIN = 1.25  # what XLA allots beyond the live arrays counted here
@@ -28,16 +30,18 @@ class Memory:
     Attributes:
       params: of the model.
       candidate: of each candidate of a batch, in one forward pass.
-      available: what the search may use.
+      available: what the search may use; None: only the devices themselves could tell.
     """
 
     params: int
     candidate: int
-    available: int
+    available: int | None
 
     @property
-    def candidates(self) -> int:
+    def candidates(self) -> float:
         """How many fit."""
+        if self.available is None:
+            return math.inf
         return max(0, (self.available - self.params) // self.candidate)
 
 
@@ -47,7 +51,7 @@ def memory(
     *,
     sample_tokens: int,
     memory_gb: float,
-    mesh: Mesh,
+    mesh: AnyMesh,
 ) -> Memory:
     """Returns an estimate of the memory that candidates need, and of what is available.
 
@@ -62,7 +66,7 @@ def memory(
       InputError: memory_gb is too little for one candidate.
     """
     size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
-    available = int(memory_gb * _GIB) or _device_memory(mesh.local_devices)
+    available = int(memory_gb * _GIB) or _device_memory(mesh)
     estimate = Memory(
         params=_param_bytes(config, mesh, size),
         candidate=int(_MARGIN * _forward_bytes(config, settings, mesh, sample_tokens, size)),
@@ -77,7 +81,9 @@ def memory(
     return estimate
 
 
-def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int, mesh: Mesh) -> int:
+def per_device(
+    batch_size: int, space: Memory, *, sample_tokens: int, most: int, mesh: AnyMesh
+) -> int:
     """Returns how many candidates each device, or each group that shares a sequence, evaluates
     together.
 
@@ -91,7 +97,7 @@ def per_device(batch_size: int, space: Memory, *, sample_tokens: int, most: int,
     groups = sharding.ways(mesh, *sharding.BATCH_AXES)
     if batch_size:
         return math.ceil(batch_size / groups)
-    is_cpu = mesh.devices.flat[0].platform == "cpu"
+    is_cpu = sharding.platform(mesh) == "cpu"
     tokens = math.ceil(sample_tokens / sharding.ways(mesh, "context"))
     useful = max(1, (_CPU_TOKENS if is_cpu else _ACCELERATOR_TOKENS) // tokens)
     fits = max(1, space.candidates)  # the estimate errs upwards: one is worth trying
@@ -109,7 +115,7 @@ def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
     return tokens * (2.0 * weights + attention)
 
 
-def _param_bytes(config, mesh: Mesh, size: int) -> int:
+def _param_bytes(config, mesh: AnyMesh, size: int) -> int:
     """A device's shard of the parameters, and what it gathers: two layers, or the head."""
     shardings = jax.tree.leaves(llama.param_shardings(config, mesh))
     leaves = jax.tree.leaves(llama.abstract_params(config))
@@ -124,7 +130,7 @@ def _param_bytes(config, mesh: Mesh, size: int) -> int:
     return (local_weights + max(head, 2 * layer // sharding.ways(mesh, "tensor"))) * size
 
 
-def _forward_bytes(config, settings, mesh: Mesh, sample_tokens: int, size: int) -> int:
+def _forward_bytes(config, settings, mesh: AnyMesh, sample_tokens: int, size: int) -> int:
     """Live bytes of one candidate: residual stream and the widest layer step, one chunk's logits,
     one block's attention weights (all of them with the reference backend), and keys and values of
     other devices."""
@@ -143,7 +149,10 @@ def _forward_bytes(config, settings, mesh: Mesh, sample_tokens: int, size: int) 
     return int(stream + logits + 3 * 4 * num_heads * block**2 + moved)
 
 
-def _device_memory(devices: list[jax.Device]) -> int:
+def _device_memory(mesh: AnyMesh) -> int | None:
+    if isinstance(mesh, AbstractMesh):
+        return None
+    devices = mesh.local_devices
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
         return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))

@@ -1,24 +1,25 @@
-"""From a config to the problem that it states; whatever can be refused is refused here."""
+"""From a config to the problem that it states; whatever can be refused is refused here, before
+weights are read or anything is compiled.
+"""
 
 import dataclasses
 import functools
-import hashlib
 import importlib.metadata
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
+from jax.sharding import AbstractMesh, Mesh
 
 import jaxrope
 from jaxrope import llama, rope, schema, setup
+from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
-from jaxrope.mesh import digest, sharding
+from jaxrope.mesh import sharding
 from jaxrope.search import (
     baselines,
     critical,
-    encodings,
     evolution,
     genome,
     objective,
@@ -26,6 +27,8 @@ from jaxrope.search import (
     prefilter,
 )
 from jaxrope.search.baselines import Baseline
+from jaxrope.setup import NOTHING, Expected
+from jaxrope.store import sealed
 
 
 class Method(NamedTuple):
@@ -45,25 +48,21 @@ METHODS = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is searched for, and how.
+    """What is searched for, and how; without the weights.
 
     Attributes:
       config: of the program.
-      model: the shape of the model.
-      params: its weights, in the compute dtype.
-      source: where the model came from.
-      forward: how the model is run.
+      loaded: the model, without weights.
+      rope_fn: of config.rope.
+      task: what objectives are built from: the text, the tokenizer, how the model is run.
       objective: that judges candidates.
-      fresh_fn: (step of a descent) -> the objective with samples that no other step has.
-      settings: of the evolution.
-      gradient: of the descents; None: the method has none.
-      racing: of the races; None: every candidate is judged on all samples.
+      settings: of the evolution, halved for long targets.
       space: of the genomes.
       prefilter: of the children that are evaluated.
       baselines: the baselines; most of them are also seeds.
       trained_len: tokens that the methods stretch and that bound the factors.
       attention_factor: of the search; candidates have this one times a multiple.
-      mesh: whose devices share the work.
+      mesh: whose devices share the work; an abstract one where this machine has too few.
       memory: what a candidate needs, and what is available.
       per_device: candidates evaluated together on each device, or by each group of devices that
         shares a sequence.
@@ -71,129 +70,133 @@ class Problem:
     """
 
     config: schema.Config
-    model: llama.LlamaConfig
-    params: Any
-    source: str
-    forward: llama.ForwardSettings
+    loaded: Pretrained
+    rope_fn: rope.RopeFn
+    task: objective.Task
     objective: objective.Objective
-    fresh_fn: Callable[[int], objective.Objective]
     settings: schema.search.Algorithm
-    gradient: schema.search.Gradient | None
-    racing: schema.search.Racing | None
     space: genome.Space
     prefilter: prefilter.Prefilter
     baselines: list[Baseline]
     trained_len: int
     attention_factor: float
-    mesh: Mesh
+    mesh: Mesh | AbstractMesh
     memory: plan.Memory
     per_device: int
     remarks: tuple[str, ...]
+
+    @property
+    def model(self) -> llama.LlamaConfig:
+        """The shape of the model."""
+        return self.loaded.config
+
+    @property
+    def method(self) -> Method:
+        """What the search does."""
+        return METHODS[self.config.search.method]
+
+    @property
+    def gradient(self) -> schema.search.Gradient | None:
+        """Of the descents; None: the method has none."""
+        return self.config.search.gradient if self.method.descends else None
 
     @property
     def num_groups(self) -> int:
         """Groups of devices that evaluate candidates of their own."""
         return sharding.ways(self.mesh, *sharding.BATCH_AXES)
 
+    @functools.cached_property
+    def identity(self) -> schema.Identity:
+        """What the result depends on; reads the files of the weights."""
+        listed = zip(seeds(self), seed_genomes(self).tolist(), strict=True)
+        content = {
+            "weights": setup.fingerprint(self.config),
+            "rope": setup.rope_digest(self.rope_fn),
+            "text": self.task.documents.fingerprint,
+            "samples": self.objective.fingerprint,
+            "tokenizer": self.task.tokenizer.fingerprint,
+            "seeds": sealed.digest_of([[seed.name, genes] for seed, genes in listed]),
+        }
+        return schema.identify("search", self.config, content)
 
-def prepare(config) -> Problem:
-    """Returns the problem of a config. Nothing is compiled.
+    def fresh(self, step: int) -> objective.Objective:
+        """Returns the objective with the samples of a step of a descent, which no other step has
+        and none of those that judge.
+        """
+        section, batch = self.config.search.objective, self.config.search.gradient.batch
+        task = dataclasses.replace(self.task, skip=section.num_samples + step * batch)
+        return objective.make(dataclasses.replace(section, num_samples=batch), task)
+
+
+def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
+    """Returns the problem of a config. No weights are read and nothing is compiled.
+
+    Args:
+      config: see configs/base.py.
+      expected: what earlier stages of a recipe will leave.
 
     Raises:
       InputError: a setting breaks its rule, there is no such model, or the text is too short.
     """
     config = schema.read(config)
-    settings = config.search.algorithm.halved(config.target_len)
-    descents = config.search.gradient if METHODS[config.search.method].descends else None
-    racing = config.search.racing
-    mesh = sharding.make_mesh(config.mesh)
-    shape = setup.model_config(config)
+    section, settings = config.search, config.search.algorithm.halved(config.target_len)
+    mesh = sharding.make_mesh(config.mesh, planned=True)
+    loaded = setup.load_model(config, weights=False, expected=expected)
+    shape = loaded.config
     llama.param_shardings(shape, mesh)  # refuses what does not divide
     forward, remarks = setup.forward_settings(config, mesh, shape)
-    extended = _extended(config, shape)
-    space = _space(config, shape, settings, extended)
+    rope_fn = setup.rope_fn(config, shape, loaded.rope_fn, expected)
+    extended = baselines.extension(rope_fn)
     trained = baselines.training_len(config, shape, extended)
-    attention_factor = baselines.attention_factor(config, shape, extended)
-    loaded = setup.load_model(config)
-    all_baselines = baselines.make(config, shape, loaded.rope_fn, trained)
+    space = _space(config, shape, settings, extended)
+    all_baselines = baselines.make(config, shape, rope_fn, trained, expected)
     _check_layers(space, all_baselines)
     task = _task(config, loaded, forward, baselines.reference(config, shape, extended))
-    judge = objective.make(config.search.objective, task)
-    memory = plan.memory(
-        shape,
-        forward,
-        sample_tokens=judge.sample_tokens,
-        memory_gb=config.search.memory_gb,
-        mesh=mesh,
-    )
-    per_device = plan.per_device(
-        config.search.batch_size,
-        memory,
-        sample_tokens=judge.sample_tokens,
-        most=settings.population,
-        mesh=mesh,
-    )
-    return Problem(
+    judge = objective.make(section.objective, task)
+    needs = dict(sample_tokens=judge.sample_tokens, mesh=mesh)
+    memory = plan.memory(shape, forward, memory_gb=section.memory_gb, **needs)
+    most = settings.population
+    problem = Problem(
         config=config,
-        model=shape,
-        params=_cast(loaded.params, forward),
-        source=loaded.source,
-        forward=forward,
+        loaded=loaded,
+        rope_fn=rope_fn,
+        task=task,
         objective=judge,
-        fresh_fn=functools.partial(_fresh, config.search, task),
         settings=settings,
-        gradient=descents,
-        racing=racing if racing.first else None,
         space=space,
         prefilter=_prefilter(config, shape, all_baselines, trained),
         baselines=all_baselines,
         trained_len=trained,
-        attention_factor=attention_factor,
+        attention_factor=baselines.attention_factor(config, shape, extended),
         mesh=mesh,
         memory=memory,
-        per_device=per_device,
+        per_device=plan.per_device(section.batch_size, memory, most=most, **needs),
         remarks=remarks,
     )
+    _check_population(problem)
+    return problem
+
+
+def weights(problem: Problem) -> Any:
+    """Returns the parameters of the model in the compute dtype: the forward pass would make them so
+    at every use.
+    """
+    dtype = llama.DTYPES[problem.task.settings.compute_dtype]
+    params = setup.load_model(problem.config).params
+    return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
 
 
 def header(problem: Problem) -> dict[str, Any]:
-    """Returns everything that the results of a search depend on, for the journal."""
-    config, names = problem.config, ("attention", "attention_block", "compute_dtype")
+    """Returns the header of the journal: the identity, and what follows from it for readers."""
+    listed = zip(seeds(problem), seed_genomes(problem).tolist(), strict=True)
     return {
-        "model": model_digest(problem.params),
-        "samples": problem.objective.fingerprint,
-        "target_len": config.target_len,
+        "target_len": problem.config.target_len,
         "original_len": problem.model.original_len,
-        "seed": config.seed,
-        "forward": {name: getattr(problem.forward, name) for name in names},
-        "search": {
-            "algorithm": problem.settings.to_dict(),
-            "start_tokens": list(problem.space.start_tokens),
-            "objective": config.search.objective.to_dict(),
-            "attention_factor": problem.attention_factor,
-            "attention_multiples": _unless(list(config.search.attention_multiples), [1.0]),
-            "compare": config.search.compare,
-            "multiplied": problem.space.multiplier or None,
-            "highest": config.search.highest or None,
-            "per_layer": config.search.per_layer or None,
-            **_descents(problem),
-            "racing": problem.racing.to_dict() if problem.racing else None,
-            "prefilter": _unless(config.search.prefilter.to_dict(), {"name": "none"}),
-        },
-        "seeds": {
-            baseline.name: row.tolist()
-            for baseline, row in zip(seeds(problem), seed_genomes(problem), strict=True)
-        },
+        "attention_factor": problem.attention_factor,
+        "multiplied": problem.space.multiplier or None,
+        "seeds": {seed.name: genes for seed, genes in listed},
+        "identity": problem.identity.to_json(),
         "versions": versions(),
-    }
-
-
-def _descents(problem: Problem) -> dict[str, Any]:
-    if problem.gradient is None:
-        return {}
-    return {
-        "method": problem.config.search.method,
-        "gradient": problem.gradient.to_dict(),
     }
 
 
@@ -209,7 +212,7 @@ def seeds(problem: Problem) -> list[Baseline]:
 
 def seed_genomes(problem: Problem) -> np.ndarray:
     """Returns the genomes of the seeds, int32 [S, G]."""
-    encoding = encodings.ENCODINGS[problem.settings.name]
+    encoding = genome.ENCODINGS[problem.settings.name]
     choices = [
         genome.Choice(np.array(b.factors), b.start_tokens, b.attention_factor)
         for b in (baseline.bucket for baseline in seeds(problem))
@@ -238,10 +241,10 @@ def first_state(problem: Problem, ends: Sequence[genome.Choice] = ()) -> evoluti
       problem: whose seeds it begins with; without children it has no other candidates.
       ends: of the descents: further seeds.
     """
-    encoding, settings = encodings.ENCODINGS[problem.settings.name], problem.settings
+    encoding, settings = genome.ENCODINGS[problem.settings.name], problem.settings
     end_genomes = [genome.encode(encoding, problem.space, choice) for choice in ends]
     seeds_SG = np.stack([*end_genomes, *seed_genomes(problem)])
-    if not METHODS[problem.config.search.method].breeds:
+    if not problem.method.breeds:
         count = len({genome.key(problem.space, row_G) for row_G in seeds_SG})
         settings = dataclasses.replace(settings, population=count, parents=1, iterations=1)
     return evolution.init(settings, problem.space, seeds_SG, problem.config.seed, problem.prefilter)
@@ -261,21 +264,6 @@ def build_rope(
     )
 
 
-def _unless(value: Any, default: Any) -> Any:
-    """Returns None for a default, as older versions wrote it: their journals stay valid."""
-    return None if value == default else value
-
-
-def model_digest(params: Any) -> str:
-    """Returns a digest, in hex, of every bit of the parameters and of their names."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(params)
-    records = [
-        (jax.tree_util.keystr(path), str(leaf.dtype), leaf.shape, digest.digest(leaf))
-        for path, leaf in leaves
-    ]
-    return hashlib.sha256(repr(records).encode()).hexdigest()
-
-
 def versions() -> dict[str, str]:
     """Returns the versions of the packages that compute."""
     return {
@@ -285,14 +273,19 @@ def versions() -> dict[str, str]:
     }
 
 
-def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space:
+def _space(
+    config: schema.Config,
+    shape: llama.LlamaConfig,
+    settings: schema.search.Algorithm,
+    extended: baselines.Extension | None,
+) -> genome.Space:
     trained = baselines.training_len(config, shape, extended)
     number = baselines.attention_factor(config, shape, extended)
     space = genome.make_space(
         num_pairs=shape.rotary_dim // 2,
         factor=config.target_len / trained,
         step=settings.step,
-        highest=baselines.highest(config, settings.bound, trained),
+        highest=config.search.highest or settings.bound * config.target_len / trained,
         start_tokens=config.search.start_tokens,
         attention_factors=tuple(number * m for m in config.search.attention_multiples),
         num_layers=shape.num_layers if config.search.per_layer else 1,
@@ -304,20 +297,11 @@ def _space(config, shape: llama.LlamaConfig, settings, extended) -> genome.Space
     )
 
 
-def _extended(config, shape: llama.LlamaConfig) -> baselines.Extension | None:
-    base_rope = setup.load_model(config, weights=False).rope_fn
-    return baselines.extension(config, shape, base_rope)
-
-
-def _fresh(section: schema.search.Search, task: objective.Task, step: int) -> objective.Objective:
-    """Returns the objective with the samples of a step, behind those that judge."""
-    batch = section.gradient.batch
-    task = dataclasses.replace(task, skip=section.objective.num_samples + step * batch)
-    return objective.make(dataclasses.replace(section.objective, num_samples=batch), task)
-
-
 def _task(
-    config, loaded, forward: llama.ForwardSettings, reference: objective.Reference
+    config: schema.Config,
+    loaded: Pretrained,
+    forward: llama.ForwardSettings,
+    reference: objective.Reference,
 ) -> objective.Task:
     tokenizer, _ = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
     return objective.Task(
@@ -346,6 +330,17 @@ def _check_layers(space: genome.Space, all_baselines: list[Baseline]) -> None:
             )
 
 
+def _check_population(problem: Problem) -> None:
+    """Refuses an evolution that could not hold what it starts from."""
+    descents, ends = problem.gradient, 0
+    if descents:
+        known = sum(baseline.is_seed for baseline in problem.baselines)
+        ends = min(descents.starts, known) + bool(descents.ramp_moves)
+    if problem.method.breeds:
+        distinct = evolution.distinct(problem.space, seed_genomes(problem))
+        evolution.check_population(problem.settings, len(distinct), ends)
+
+
 def _prefilter(
     config, model: llama.LlamaConfig, all_baselines: list[Baseline], trained: int
 ) -> prefilter.Prefilter:
@@ -358,8 +353,3 @@ def _prefilter(
         trained_len=trained,
         target_len=config.target_len,
     )
-
-
-def _cast(params: Any, forward: llama.ForwardSettings) -> Any:
-    """Parameters in the compute dtype: the forward pass would make them so at every use."""
-    return jax.tree.map(lambda leaf: np.asarray(leaf, llama.DTYPES[forward.compute_dtype]), params)

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import rope
+from jaxrope import rope, schema
 from jaxrope.errors import InputError
-from jaxrope.mesh import hosts
+from jaxrope.mesh import hosts, sharding
 from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop, race
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.problem import (
@@ -25,17 +25,15 @@ from jaxrope.search.problem import (
     build_rope,
     first_state,
     header,
-    model_digest,
     multiplied,
     prepare,
     versions,
+    weights,
 )
-from jaxrope.shell import cli
-from jaxrope.shell.progress import Progress
-from jaxrope.store import files
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import Progress, cli
+from jaxrope.store import run_lock, sealed, write_json_atomic
 
-FORMAT = "jaxrope.search/1"
+FORMAT = "jaxrope.search/2"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Result:
     table: str
 
 
-def search(config, workdir: Path) -> Result:
+def search(config: Any, workdir: Path) -> Result:
     """Runs the search that a config describes, or goes on with it.
 
     Args:
@@ -67,25 +65,72 @@ def search(config, workdir: Path) -> Result:
     Raises:
       InputError: see `prepare`; the workdir is of another search; every candidate failed.
     """
+    config = schema.read(config)
     hosts.from_main("workdir", lambda: _check_workdir(workdir))
+    sharding.make_mesh(config.mesh)  # here the devices have to be there
     problem = prepare(config)
-    search_header, path = header(problem), workdir / "journal.jsonl"
+    search_header = header(problem)
     hosts.agree("search", search_header)
     with run_lock(workdir):
-        rows = hosts.from_main("journal", lambda: _open(problem.config, workdir, search_header))
-        bench = _bench(problem, path, rows)
-        compared = _measure_baselines(problem, bench, rows)
-        ends = descent.run(problem, bench, rows, compared)
+        hosts.from_main("leftovers", lambda: _remove_leftovers(workdir))
+        record = journal.Record(workdir / "journal.jsonl", search_header)
+        notes = hosts.from_main("config", lambda: _begin(problem, workdir))
+        for note in [*record.notes, *notes]:
+            cli.print_line(f"note: {note}")
+        bench = _bench(problem, record)
+        compared = _measure_baselines(problem, bench)
+        ends = descent.run(problem, bench, compared)
         state = first_state(problem, [end.choice for end in ends])
-        state, done = journal.replay(path, rows, state)
-        state = _evolve(problem, state, done, bench, rows)
+        state, done = journal.replay(record, state)
+        state = _evolve(problem, state, done, bench)
         if not np.isfinite(evolution.best(state)[1]):
             raise InputError(
-                f"search: {evolution.stop_reason(state)}; {path} says why. Check the model at "
-                f"target_len {problem.config.target_len:,}, or give the search more memory."
+                f"search: {evolution.stop_reason(state)}; {record.path} says why. Check the model "
+                f"at target_len {config.target_len:,}, or give the search more memory."
             )
-        fields = hosts.from_main("result", lambda: _write(problem, workdir, state, compared))
+        fields = hosts.from_main(
+            "result", lambda: _write(problem, workdir, state, compared, record)
+        )
         return Result(**fields)
+
+
+def finished(config: Any, workdir: Path) -> dict[str, Any] | None:
+    """Returns the columns of a finished search of this very model, text and config, by name; None
+    if it is not finished, or another.
+
+    Raises:
+      InputError: see `prepare`.
+    """
+    content, notes = hosts.from_main("finished", lambda: _result(workdir))
+    for note in notes:
+        cli.print_line(f"note: {note}")
+    if content is None:
+        return None
+    if schema.Identity.from_json(content["identity"]).changes(prepare(config).identity):
+        return None
+    fitness = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
+    return {
+        "unit": content["unit"],
+        "fitness": content[content["unit"]],
+        "best baseline": min(fitness, default=None),
+        "start tokens": content["best"]["start_tokens"],
+        "evaluations": content["evaluations"],
+        "forward tokens": content["forward_tokens"],
+        "seconds": content["seconds"],
+    }
+
+
+def _result(workdir: Path) -> tuple[dict | None, list[str]]:
+    """Returns the content of result.json, where it and rope.json are whole, and what is damaged."""
+    path = workdir / "result.json"
+    if not path.exists():
+        return None, []
+    try:
+        content = sealed.read_json(path, form=FORMAT)
+        rope.load(workdir / "rope.json")
+    except InputError as error:
+        return None, [f"{error} The search writes it again from its journal."]
+    return content, []
 
 
 def _check_workdir(workdir: Path) -> None:
@@ -96,13 +141,11 @@ def _check_workdir(workdir: Path) -> None:
         )
 
 
-def _open(config, workdir: Path, search_header: dict) -> list[dict]:
-    """Returns the rows of the journal; writes config.json and command.txt."""
-    _remove_leftovers(workdir)
-    rows = journal.open_journal(workdir / "journal.jsonl", search_header)
-    files.write_json_atomic(workdir / "config.json", config.to_dict())
+def _begin(problem: Problem, workdir: Path) -> list[str]:
+    """Writes config.json and command.txt; returns what is damaged of a result."""
+    write_json_atomic(workdir / "config.json", problem.config.to_dict())
     cli.write_command(workdir)
-    return rows
+    return _result(workdir)[1]
 
 
 def _remove_leftovers(workdir: Path) -> None:
@@ -111,27 +154,27 @@ def _remove_leftovers(workdir: Path) -> None:
         path.unlink()
 
 
-def _bench(problem: Problem, path: Path, rows: list[dict]) -> loop.Bench:
+def _bench(problem: Problem, record: journal.Record) -> loop.Bench:
     """Returns the bench, with the batch size that an interrupted search had been reduced to."""
     per_device = problem.per_device
-    failed = [row["batch_size"] for row in rows if row.get("event") == "out_of_memory"]
+    failed = [row["batch_size"] for row in record.rows if row.get("event") == "out_of_memory"]
     if failed and not problem.config.search.batch_size:
         per_device = max(1, min(per_device, failed[-1] // 2 // problem.num_groups))
     batch_evaluator = evaluator.make(
         problem.objective,
         problem.model,
-        problem.params,
+        weights(problem),
         per_device=per_device,
         mesh=problem.mesh,
     )
-    return loop.Bench(batch_evaluator, problem.objective, path)
+    return loop.Bench(batch_evaluator, problem.objective, record)
 
 
-def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) -> list[dict]:
+def _measure_baselines(problem: Problem, bench: loop.Bench) -> list[dict]:
     """Returns a row for every baseline with its own and with the search's attention factor."""
     if not problem.config.search.compare:
         return []
-    done = [row for row in rows if "baseline" in row]
+    done = [row for row in bench.record.rows if "baseline" in row]
     comparisons = baselines.comparisons(problem.baselines, problem.attention_factor)
     ropes = [
         build_rope(problem, bucket.factors, bucket.start_tokens, bucket.attention_factor)
@@ -145,12 +188,12 @@ def _measure_baselines(problem: Problem, bench: loop.Bench, rows: list[dict]) ->
                 row = {"baseline": name} | _plain(bucket)
                 row["losses"] = [journal.number(loss) for loss in batch.losses_PW[i]]
                 new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
-        journal.append(bench.path, new)
+        bench.record.append(new)
         done += new
     return done
 
 
-def _evolve(problem: Problem, state, done: dict, bench: loop.Bench, rows) -> SearchState:
+def _evolve(problem: Problem, state, done: dict, bench: loop.Bench) -> SearchState:
     total, tokens = state.settings.num_evaluations(), problem.objective.candidate_tokens
     before = len(state.seen_EG) + len(done)
     fitness = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, done.values())]
@@ -173,16 +216,17 @@ def _evolve(problem: Problem, state, done: dict, bench: loop.Bench, rows) -> Sea
             bench,
             rope_fn=functools.partial(build_rope, problem),
             report_fn=report_fn,
-            race=_race(problem, rows),
+            race=_race(problem, bench.record.rows),
         )
 
 
 def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
     """Returns the race, with what the journal has of earlier generations."""
-    if problem.racing is None:
+    racing = problem.config.search.racing
+    if not racing.first:
         return None
     search_race = race.make(
-        problem.racing,
+        racing,
         candidates=problem.settings.num_evaluations(),
         weights_W=problem.objective.weights_W,
         num_samples=problem.objective.num_samples,
@@ -191,7 +235,13 @@ def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
     return search_race
 
 
-def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[dict]) -> dict:
+def _write(
+    problem: Problem,
+    workdir: Path,
+    state: SearchState,
+    compared: list[dict],
+    record: journal.Record,
+) -> dict:
     """Writes rope.json and result.json; returns the fields of Result."""
     unit = problem.objective.unit
     genome_G, fitness = evolution.best(state)
@@ -202,7 +252,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
         choice.start_tokens,
         choice.attention_factor,
     )
-    rows = files.read_jsonl(workdir / "journal.jsonl")
+    rows = record.rows
     provenance = _provenance(problem, state, compared, rows) | {unit: fitness}
     provenance |= multiplied(problem, genome_G)
     rope.save(workdir / "rope.json", _rope_fn(problem, bucket), provenance)
@@ -217,7 +267,7 @@ def _write(problem: Problem, workdir: Path, state: SearchState, compared: list[d
     )
     content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
     content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
-    files.write_json_atomic(workdir / "result.json", content)
+    sealed.write_json(workdir / "result.json", content)
     return dict(
         content=content,
         generations=generations,
@@ -254,7 +304,7 @@ def _provenance(
     return {
         "made_by": "jaxrope search",
         "versions": versions(),
-        "model": {"source": problem.source, "digest": model_digest(problem.params)},
+        "model": {"source": problem.loaded.source, "digest": problem.identity.content["weights"]},
         "seed": problem.config.seed,
         "search": {
             "method": section.method,
@@ -270,6 +320,7 @@ def _provenance(
         + descent.tokens(problem, descent.steps_in(rows))
         - journal.spared(rows, judge.num_samples) * judge.sample_tokens,
         "baselines": [{name: row[name] for name in brief} for row in compared],
+        "identity": problem.identity.to_json(),
     }
 
 

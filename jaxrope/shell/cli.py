@@ -6,6 +6,7 @@ with commands `subcommands({name: COMMAND})`; see `program`. All take --dry_run,
 """
 
 import argparse
+import importlib
 import json
 import os
 import re
@@ -150,7 +151,7 @@ def _main(program: Program, argv: list[str]) -> int | None:
 
 def _that_runs(program: Program, config: schema.Config) -> Program:
     """Returns the program itself, that of its recipes, or its sweep."""
-    if config.recipe and program.recipe is None:
+    if config.recipe and not program.recipe:
         raise InputError(
             "config.recipe is for train.py, which runs its stages, each with its own config. Use "
             "train.py, with --config.stages=NAME for one of them."
@@ -160,7 +161,9 @@ def _that_runs(program: Program, config: schema.Config) -> Program:
             f"config.stages names {', '.join(config.stages)}, but config.recipe has no stages. "
             "Leave it out, or give the --config of a recipe."
         )
-    chosen = program.recipe if config.recipe else program
+    chosen = program
+    if config.recipe:
+        chosen = importlib.import_module(f"{program.recipe}.__main__").PROGRAM
     if not config.sweep:
         return chosen
     if not chosen.sweeps:

@@ -1,6 +1,7 @@
 """How a program ends: the exit code, and one line for an error that the user can mend."""
 
 import errno
+import logging
 import os
 import sys
 import traceback
@@ -25,9 +26,13 @@ def run(program: Callable[[], int | None]) -> None:
     stopped it (130 is Ctrl-C, 143 SIGTERM), or 141: its reader has read enough. Any other exception
     is a bug and keeps its traceback.
 
+    What Orbax logs through absl is silenced for the whole process: it logs a failure with its
+    trace, which store.checkpoint says in one line.
+
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # a locale without UTF-8 shows \\u2014

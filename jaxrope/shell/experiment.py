@@ -9,6 +9,7 @@ import ast
 import contextlib
 import importlib.machinery
 import importlib.util
+import re
 import sys
 import traceback
 from collections.abc import Iterator, Sequence
@@ -238,4 +239,6 @@ def _where(error, file):
     if isinstance(error, SyntaxError) and error.filename:
         name, line = error.filename, error.lineno
     place = f"{name}, line {line}" if line else f"{name}"
-    return f"{place}: {type(error).__name__}: {error}"
+    # a locked ConfigDict lists all that it has: thousands of characters
+    text = re.sub(r"Other fields present: .*?(?=Did you mean|\Z)", "", str(error), flags=re.DOTALL)
+    return f"{place}: {type(error).__name__}: {text}"

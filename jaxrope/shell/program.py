@@ -6,6 +6,7 @@ called: `--help` and a mistake are answered before jax is imported.
 """
 
 import dataclasses
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import ModuleType
@@ -34,7 +35,7 @@ class Program:
       survives: what a signal leaves in the workdir, as it ends the program at once; "": the program
         heeds signals itself.
       sweeps: whether `config.sweep` runs it several times.
-      recipe: the program for a config with a recipe; None: it takes none.
+      recipe: the package of the program for a config with a recipe; "": it takes none.
       rewrite: arguments -> arguments; it rewrites flags of the program's own.
     """
 
@@ -46,15 +47,13 @@ class Program:
     check: Callable[[Config], Any] = _nothing
     survives: str = ""
     sweeps: bool = True
-    recipe: "Program | None" = None
+    recipe: str = ""
     rewrite: Callable[[Sequence[str]], list[str]] = list
 
     @property
     def door(self) -> ModuleType:
         """The package."""
-        from jaxrope.shell import until
-
-        return until.door(self.package)
+        return importlib.import_module(self.package)
 
     def start(self, config: Config, workdir: Path) -> int:
         """Runs the program, or what is left of it; returns its exit code."""

@@ -164,7 +164,7 @@ def _table(rows: Mapping[str, dict]) -> str:
     names = list(dict.fromkeys(column for row in rows.values() for column in row))
     cells = [["member", *names]]
     for folder, row in rows.items():
-        cells.append([folder, *(_cell(row.get(name, "")) for name in names)])
+        cells.append([folder, *(cell(row.get(name, "")) for name in names)])
     widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
     lines = []
     for first, *rest in cells:
@@ -173,7 +173,8 @@ def _table(rows: Mapping[str, dict]) -> str:
     return "\n".join(lines)
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """Returns a value of a table as text."""
     if value is None:
         return ""
     if isinstance(value, float):

@@ -8,7 +8,6 @@ whole only if its `meta` is (steps.py), a target that differs is refused before 
 and what was read is compared with its digest.
 """
 
-import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -266,8 +265,6 @@ def _move_aside(root: Path) -> list[str]:
 
 
 def _manager(root: Path, keep_last: int | None, keep_every: int, asynchronous: bool):
-    # Orbax logs a failure with its whole trace; Checkpoints says it in one line.
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
     policies = ocp.checkpoint_managers
     rules = [policies.LatestN(keep_last)]  # LatestN(None) keeps all
     if keep_every:

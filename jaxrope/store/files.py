@@ -11,6 +11,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import tempfile
 import time
 from collections.abc import Sequence
@@ -31,7 +32,10 @@ def as_path(text: Path | str) -> Path:
     text = os.fspath(text)
     scheme, mark, _ = text.partition("://")
     if not mark:
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except RuntimeError:
+            raise InputError(f"{text}: there is no such user. Write ./~ for such a name.") from None
     if scheme != "gs":
         raise InputError(
             f"{text}: must be a folder of the file system or begin with gs://. Copy it here, or "
@@ -84,6 +88,39 @@ def check_writable(folder: Path) -> None:
 def size(path: Path) -> int:
     """Returns the bytes of a file."""
     return path.stat().length if is_remote(path) else path.stat().st_size
+
+
+def read_bytes(path: Path, *, max_bytes: int) -> bytes:
+    """Returns the content of a regular file: a pipe could wait, and a device need not end.
+
+    Raises:
+      InputError: it is no regular file, larger than `max_bytes`, or cannot be read.
+    """
+    try:
+        if is_remote(path):
+            _check_size(path, size(path), max_bytes)
+            return path.read_bytes()
+        with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise InputError(f"{path}: is not a regular file.")
+            _check_size(path, status.st_size, max_bytes)
+            return file.read(status.st_size)
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{path}: there is no such file.") from None
+    except (OSError, ValueError) as error:  # a name with a NUL byte is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{path}: cannot be read: {reason}.") from None
+
+
+def _check_size(path: Path, actual: int, max_bytes: int) -> None:
+    if actual > max_bytes:
+        raise InputError(
+            f"{path}: must be at most {max_bytes:,} bytes, is {actual:,}. It is not what its name "
+            "says."
+        )
 
 
 def remove_tree(folder: Path) -> None:
@@ -184,9 +221,10 @@ def write_bytes_atomic(path: Path | str, content: bytes) -> None:
 
 def write_json_atomic(path: Path | str, value: object) -> None:
     """Writes `value` as JSON, atomically. NaN and infinity are refused: other readers of JSON do
-    not know them.
+    not know them. Of a file's name that is not UTF-8, bytes stand as escapes.
     """
-    write_text_atomic(path, json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n")
+    text = json.dumps(value, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+    write_bytes_atomic(path, text.encode("utf-8", "backslashreplace"))
 
 
 def append_jsonl(path: Path | str, rows: dict | list[dict], *, durable: bool = False) -> None:

@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 _KEY = '"sha256": "'
 _DIGITS = 16
+_MAX_BYTES = 1 << 32  # a longer journal is none of ours
 
 
 class Journal:
@@ -148,7 +149,7 @@ def _parse(line: bytes, before: str) -> tuple[dict | None, str]:
     body = text[:cut].removesuffix(", ")
     if _digest(before, body) != digest:
         return None, digest
-    return json.loads(body + "}"), digest
+    return strict_json.parse(f"{body}}}".encode(), where="line"), digest
 
 
 def _digest(before: str, body: str) -> str:
@@ -157,9 +158,6 @@ def _digest(before: str, body: str) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes() if path.exists() else b""
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}). Restore it, or use another "
-            "--workdir."
-        ) from None
+        return files.read_bytes(path, max_bytes=_MAX_BYTES) if path.exists() else b""
+    except InputError as error:
+        raise InputError(f"{error} Restore it, or use another --workdir.") from None

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 KEY = "sha256"
-MAX_BYTES = 1 << 30  # a larger document is none of ours
+MAX_BYTES = 1 << 28  # a larger document is none of ours
 
 
 def write_json(path: Path | str, content: Mapping[str, Any]) -> None:
@@ -38,17 +38,9 @@ def read_json(path: Path | str, *, form: str | None = None, sealed: bool = True)
     """
     path = files.as_path(path)
     try:
-        if files.size(path) > MAX_BYTES:
-            raise InputError(f"{path} has more than {MAX_BYTES:,} bytes. Restore it.")
-        content = json.loads(path.read_bytes().decode("utf-8"))
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror or error}). Restore it, or make it anew."
-        ) from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path} is damaged: {error}. Restore it, or make it anew.") from None
-    if not isinstance(content, dict):
-        raise InputError(f"{path} is damaged: it is no JSON object. Restore it, or make it anew.")
+        content = strict_json.read(path, max_bytes=MAX_BYTES)
+    except InputError as error:
+        raise InputError(f"{error} Restore it, or make it anew.") from None
     seal = content.pop(KEY, None)
     if seal is None and sealed:
         raise InputError(f"{path} has no {KEY}: damaged, or of an older version. Make it anew.")

@@ -6,13 +6,17 @@ own digest; any other folder with a step's name is ignored.
 
 import hashlib
 import json
+import re
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 FORMAT = "jaxrope.checkpoint/1"
 FOLDER = "checkpoints"
+_SIZES = ("int8", "int16", "int32", "int64")
+_DTYPES = {"bool", "bfloat16", "float16", "float32", "float64", *_SIZES}
+_DTYPES |= {f"u{name}" for name in _SIZES}
 
 
 class NotWhole(ValueError):
@@ -68,6 +72,18 @@ def whole_steps(path: Path) -> list[int]:
     return sorted(step for step, why in _survey(path).items() if why is None)
 
 
+def passed_over(path: Path) -> tuple[str, ...]:
+    """Returns a line for each folder of a workdir that is named as a step newer than its newest
+    whole one: what is read is older than it may seem.
+    """
+    steps = whole_steps(path)
+    return tuple(
+        f"{steps_root(path) / name} is not a whole checkpoint ({why}); step {steps[-1]} is read"
+        for name, why in sorted(rejected(path).items())
+        if steps and int(name) > steps[-1]
+    )
+
+
 def rejected(path: Path) -> dict[str, str]:
     """Returns {name: reason} of every folder with a step's name that is not a whole step."""
     return {f"{step:08d}": why for step, why in _survey(path).items() if why is not None}
@@ -90,20 +106,24 @@ def read_meta(folder: Path) -> dict:
         raise NotWhole("there is no such folder" if not folder.exists() else "it is not a folder")
     if not (folder / "commit_success.txt").is_file():
         raise NotWhole("it was never committed (no commit_success.txt)")
+    path = folder / "meta" / "metadata"
     try:
-        meta = json.loads((folder / "meta" / "metadata").read_text(encoding="utf-8"))
-        form, sealed = meta["format"], meta["sha256"]
-    except (OSError, ValueError, KeyError, TypeError):
+        meta = strict_json.read(path, max_bytes=strict_json.MAX_INDEX_BYTES)
+    except InputError:
         raise NotWhole("its meta is missing or not readable") from None
-    if form != FORMAT:
+    if not {"format", "sha256"} <= meta.keys():
+        raise NotWhole("its meta is missing or not readable")
+    if meta["format"] != FORMAT:
         raise InputError(
-            f"{folder} has format '{form}'; this version reads '{FORMAT}'. Use the version of "
-            "jaxrope that wrote it."
+            f"{folder} has format '{meta['format']}'; this version reads '{FORMAT}'. Use the "
+            "version of jaxrope that wrote it."
         )
-    if sealed != seal(meta):
+    if meta["sha256"] != seal(meta):
         raise NotWhole("its meta is damaged (its digest differs)")
-    if meta["step"] != int(folder.name):
-        raise NotWhole(f"its meta is of step {meta['step']}")
+    if not _is_described(meta.get("leaves")):
+        raise NotWhole("its meta lacks the shape, dtype or digest of a leaf")
+    if meta.get("step") != int(folder.name):
+        raise NotWhole(f"its meta is of step {meta.get('step')}")
     missing = [item for item in meta["leaves"] if not (folder / item).is_dir()]
     if missing:
         raise NotWhole(f"the item {missing[0]} is missing")
@@ -122,7 +142,7 @@ def _survey(path: Path) -> dict[int, str | None]:
         return {}
     reasons: dict[int, str | None] = {}
     for folder in root.iterdir():
-        if len(folder.name) != 8 or not folder.name.isdigit():
+        if not re.fullmatch("[0-9]{8}", folder.name):
             continue
         try:
             read_meta(folder)
@@ -130,6 +150,24 @@ def _survey(path: Path) -> dict[int, str | None]:
         except NotWhole as error:
             reasons[int(folder.name)] = str(error)
     return reasons
+
+
+def _is_described(leaves) -> bool:
+    """Returns whether every leaf of every item has a shape, a dtype and a digest."""
+
+    def is_leaf(leaf) -> bool:
+        is_row = isinstance(leaf, dict) and leaf.keys() == {"shape", "dtype", "digest"}
+        shape = leaf["shape"] if is_row else None
+        return (
+            isinstance(shape, list)
+            and all(type(size) is int and 0 <= size < 2**31 for size in shape)
+            and isinstance(leaf["dtype"], str)
+            and leaf["dtype"] in _DTYPES
+            and isinstance(leaf["digest"], str)
+        )
+
+    items = leaves.values() if isinstance(leaves, dict) else [None]
+    return all(isinstance(item, dict) and all(map(is_leaf, item.values())) for item in items)
 
 
 def seal(meta: dict) -> str:

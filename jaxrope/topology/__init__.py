@@ -6,7 +6,7 @@ devices = topology.devices("v5p:4x4x4")        to compile for; nothing runs on t
 schedule = topology.read_schedule(text)        collectives, and which of them overlap
 """
 
-from jaxrope.mesh.chips import CHIPS, Chip, chip_of
+from jaxrope.mesh import CHIPS, Chip, chip_of
 from jaxrope.topology.compile import compile_search, compile_train
 from jaxrope.topology.schedule import Collective, Schedule
 from jaxrope.topology.schedule import read as read_schedule

@@ -3,7 +3,7 @@
 import dataclasses
 from typing import Any
 
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 from jaxrope.store import files
 from jaxrope.topology.roofline import (
     ATTENTION_EFFICIENCY,

@@ -14,7 +14,7 @@ import math
 from collections.abc import Mapping
 
 from jaxrope import llama
-from jaxrope.mesh.chips import Chip
+from jaxrope.mesh import Chip
 from jaxrope.topology.schedule import Schedule
 
 # Shares of the peak that a kernel reaches: assumptions, of published runs. Dense: Llama-2-70B at

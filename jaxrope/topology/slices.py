@@ -16,7 +16,7 @@ import jax
 from jax.experimental import topologies
 
 from jaxrope.errors import InputError, choose
-from jaxrope.mesh.chips import CHIPS, Chip
+from jaxrope.mesh import CHIPS, Chip
 
 # Defaults, set before libtpu is loaded: without them it queries a missing metadata server, takes a
 # machine-wide lock, and warns of both.

@@ -15,8 +15,8 @@ of the workdir; --config.stages=NAME,NAME runs some of them. What is finished is
 
 from collections.abc import Sequence
 
-from jaxrope.shell import cli
-from jaxrope.shell.program import Program
+from jaxrope.schema.training import check_together
+from jaxrope.shell import Program, cli
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -39,6 +39,11 @@ def run(config, workdir) -> int:
     return 0
 
 
+def check(config) -> None:
+    """Refuses sections that do not go together."""
+    check_together(config.train, config.optimizer)
+
+
 def dry_run(config, workdir, timing) -> str:
     """Returns what the run is, what it takes, and where it stands in the workdir."""
     from jaxrope import train
@@ -53,50 +58,14 @@ def compile_only(config, topology, workdir) -> None:
     compile_train(config, topology, workdir)
 
 
-def run_recipe(config, workdir) -> int:
-    """Runs the stages."""
-    from jaxrope import recipe
-
-    return recipe.run(config, workdir)
-
-
-def dry_run_recipe(config, workdir, timing) -> str:
-    """Returns what the stages are, what they cost, and which are finished."""
-    from jaxrope import recipe
-
-    return recipe.dry_run(config, workdir, timing=timing)
-
-
-def compile_recipe(config, topology, workdir) -> None:
-    """Compiles each stage that has something to compile."""
-    from jaxrope import recipe
-
-    recipe.compile_stages(config, topology, workdir)
-
-
-def check_recipe(config) -> None:
-    """Refuses stages that are malformed, or whose keys break their rules."""
-    from jaxrope.recipe import stages
-
-    stages.chosen(config, stages.parse(config))
-
-
-RECIPE = Program(
-    package="jaxrope.recipe",
-    doc=__doc__,
-    run=run_recipe,
-    dry_run=dry_run_recipe,
-    compile=compile_recipe,
-    check=check_recipe,
-    sweeps=False,
-)
 PROGRAM = Program(
     package="jaxrope.train",
     doc=__doc__,
     run=run,
     dry_run=dry_run,
     compile=compile_only,
-    recipe=RECIPE,
+    check=check,
+    recipe="jaxrope.recipe",
 )
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxrope import evaluate, llama, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, hosts
 from jaxrope.schema import Config
-from jaxrope.shell.progress import duration
+from jaxrope.shell import duration
 from jaxrope.store import files
 from jaxrope.train import resume
 from jaxrope.train.plan import Plan, compile_step, first_state, prepare

@@ -14,8 +14,8 @@ import jax
 
 from jaxrope import evaluate
 from jaxrope.mesh import chips, hosts, replicas
-from jaxrope.shell.progress import duration
-from jaxrope.store.checkpoint import Checkpoints
+from jaxrope.shell import duration
+from jaxrope.store import Checkpoints
 from jaxrope.train import step as step_lib
 from jaxrope.train.metrics import MetricsLog
 from jaxrope.train.plan import Plan
@@ -303,13 +303,7 @@ def _evaluate(run: Run) -> None:
 
 
 def _save(run: Run) -> None:
-    plan = run.plan
-    meta = {
-        "data_fingerprint": plan.loader.fingerprint,
-        "tokenizer_fingerprint": plan.tokenizer.fingerprint,
-        "versions": {"jax": jax.__version__},
-        "process": os.getpid(),
-    }
+    meta = {"versions": {"jax": jax.__version__}, "process": os.getpid()}
     state = run.state
     rest = {
         name: getattr(state, name) for name in ("opt_state", "updates", "bad_in_row", "bad_total")

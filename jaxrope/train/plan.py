@@ -11,7 +11,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import data, evaluate, llama, rope, schema, setup
-from jaxrope.convert.pretrained import Pretrained
+from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel
 from jaxrope.mesh import sharding
@@ -84,11 +84,11 @@ class Plan:
         place = None if self.tokenizer_at == "bytes" else self.tokenizer_at
         return Pretrained(self.model, {}, place, rope_fn, "train")
 
-    @property
+    @functools.cached_property
     def measured(self) -> str:
         """A digest of what an evaluation on the way depends on, beside the weights."""
-        text = self.bench.documents.fingerprint if self.bench.documents else ""
-        return sealed.digest_of([self.config.eval.to_dict(), self.config.seed, text])[:16]
+        settings = [self.config.eval.to_dict(), self.config.seed]
+        return sealed.digest_of([settings, evaluate.texts(self.bench)])[:16]
 
     def eval_model(self, params) -> EvalModel:
         """Returns the model that evaluators see, with the current parameters."""

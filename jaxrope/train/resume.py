@@ -6,20 +6,18 @@ from pathlib import Path
 import jax
 
 from jaxrope import rope, schema, setup
-from jaxrope.convert import pretrained
+from jaxrope.convert import importing, pretrained
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 from jaxrope.schema import Config, Identity
 from jaxrope.shell import cli
-from jaxrope.store import files, sealed
-from jaxrope.store.steps import describe, whole_steps
+from jaxrope.store import describe, files, sealed, whole_steps
 from jaxrope.train import metrics
 from jaxrope.train.plan import Plan, prepare
 
 FILE, FORMAT = "identity.json", "jaxrope.identity/1"
 _STEPS, _LONGER = "train.steps", "lengths"  # a run may be made longer; it is told from others then
 _KEY_OF = {"weights": "model.path", "text": "data.train_files", "tokenizer": "data.tokenizer"}
-_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
 def begin(plan: Plan, workdir: Path) -> None:
@@ -37,20 +35,9 @@ def begin(plan: Plan, workdir: Path) -> None:
     else:
         (workdir / "rope.json").unlink(missing_ok=True)
     sealed.write_json(workdir / "model.json", plan.model.to_json_dict())
-    copy_tokenizer(plan.tokenizer_at, workdir)
+    importing.copy_tokenizer(plan.tokenizer_at, workdir)
     write_config(config, workdir)
     _write(workdir, plan.identity)
-
-
-def copy_tokenizer(tokenizer_at: Path | str, workdir: Path) -> None:
-    """Copies a tokenizer's files; `tokenizer_at` is its folder, its tokenizer.json or "bytes"."""
-    if tokenizer_at == "bytes":
-        return
-    folder = files.as_path(tokenizer_at)
-    folder = folder if folder.is_dir() else folder.parent
-    for name in _TOKENIZER_FILES:
-        if (folder / name).is_file() and files.absolute(folder) != workdir:
-            files.copy(folder / name, workdir / name)
 
 
 def write_config(config: Config, workdir: Path) -> None:

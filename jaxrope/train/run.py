@@ -15,10 +15,8 @@ from jaxrope import schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts, replicas, sharding
 from jaxrope.schema import Config
-from jaxrope.shell.progress import Progress
-from jaxrope.store import files
-from jaxrope.store.checkpoint import CheckpointError, Checkpoints
-from jaxrope.store.lock import run_lock
+from jaxrope.shell import Progress
+from jaxrope.store import CheckpointError, Checkpoints, files, run_lock
 from jaxrope.train import resume
 from jaxrope.train.describe import out_of_memory
 from jaxrope.train.loop import Clock, Corrupted, Diverged, Run, Stop, run_steps, stop_on_signals

@@ -12,8 +12,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
-from jaxrope.data.sources import find_files
+from jaxrope.data import ReadCounts, ReadSettings, check_bad_lines, find_files, read_documents
 from jaxrope.errors import InputError
 from jaxrope.store import files
 

@@ -1,4 +1,4 @@
-"""JSON from strangers: bounded in size, without NaN, without a name given twice."""
+"""JSON of any origin: bounded in size and depth, without NaN, without a name given twice."""
 
 import json
 import math
@@ -9,6 +9,8 @@ from jaxrope.store import files
 
 MAX_CONFIG_BYTES = 10_000_000
 MAX_INDEX_BYTES = 100_000_000  # names every tensor; safetensors bounds its header likewise
+_MAX_DIGITS = 40  # of a whole number; a float holds them
+_MAX_DEPTH = 64  # of objects and lists in one another; what reads them further is recursive
 
 
 def read(path: Path, *, max_bytes: int) -> dict:
@@ -18,19 +20,7 @@ def read(path: Path, *, max_bytes: int) -> dict:
       InputError: no regular file, larger than `max_bytes`, not UTF-8, not JSON, NaN or Infinity,
         nested too deeply, a name given twice, or not an object.
     """
-    try:
-        if not path.is_file():
-            raise InputError(f"{path}: there is no such file.")
-        size = files.size(path)
-        if size > max_bytes:
-            raise InputError(
-                f"{path}: must be at most {max_bytes:,} bytes, is {size:,}. It is not what its name"
-                " says."
-            )
-        raw = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read: {error.strerror}.") from None
-    return parse(raw, where=str(path))
+    return parse(files.read_bytes(path, max_bytes=max_bytes), where=str(path))
 
 
 def parse(raw: bytes, *, where: str) -> dict:
@@ -46,9 +36,10 @@ def parse(raw: bytes, *, where: str) -> dict:
             object_pairs_hook=_object,
             parse_constant=_constant,
             parse_float=_float,
+            parse_int=_int,
         )
     except RecursionError:
-        raise InputError(f"{where}: is nested too deeply.") from None
+        raise _too_deep(where) from None
     except UnicodeDecodeError as error:
         raise InputError(f"{where}: is not UTF-8 (byte {error.start}).") from None
     except json.JSONDecodeError as error:
@@ -59,6 +50,12 @@ def parse(raw: bytes, *, where: str) -> dict:
         raise InputError(f"{where}: {error}.") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: must hold a JSON object, holds {kind(value)}.")
+    level: list = [value]
+    for _ in range(_MAX_DEPTH):
+        items = (x for node in level for x in (node.values() if isinstance(node, dict) else node))
+        level = [item for item in items if isinstance(item, dict | list)]
+    if level:
+        raise _too_deep(where)
     return value
 
 
@@ -90,3 +87,13 @@ def _float(text: str) -> float:
     if not math.isfinite(value):
         raise ValueError(f"holds {text[:40]}, which is beyond float64")
     return value
+
+
+def _int(text: str) -> int:
+    if len(text) > _MAX_DIGITS:
+        raise ValueError(f"holds {text[:_MAX_DIGITS]}..., a number of {len(text)} digits")
+    return int(text)
+
+
+def _too_deep(where: str) -> InputError:
+    return InputError(f"{where}: is nested too deeply.")
