@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jaxrope import llama
-from jaxrope.analysis import answers, texts
+from jaxrope.analysis import answers, streaming, texts
 from jaxrope.errors import InputError
 from tests.tiny_heads import SETTINGS, attention_of, loud
 
@@ -89,7 +89,7 @@ def test_an_answer_is_read_as_dense_attention_has_it(read, tiny_config):
     assert found.entropy_of_mean > found.mean("entropy")  # Jensen
     inside = (rows.argmax(-1) >= 5) & (rows.argmax(-1) < 9)
     np.testing.assert_allclose(found.top_in_needle, inside.mean(-1))
-    edges = answers.edges(tiny_config.original_len)
+    edges = streaming.edges(tiny_config.original_len)
     rest = without_first(rows)
     for e, (low, high) in enumerate(zip(edges[:-1], edges[1:], strict=True)):
         mass = [
@@ -98,11 +98,6 @@ def test_an_answer_is_read_as_dense_attention_has_it(read, tiny_config):
         ]
         wanted = np.mean(mass, axis=0) / (high - low)
         np.testing.assert_allclose(found.curve[..., e], wanted, atol=2e-6)
-
-
-def test_bins_of_answers_end_with_the_trained_length():
-    assert answers.edges(32) == [0, 1, 2, 4, 8, 16, 32]
-    assert answers.edges(24) == [0, 1, 2, 4, 8, 16, 24]
 
 
 @pytest.mark.parametrize(

@@ -84,10 +84,7 @@ def test_a_needle_document_is_a_trial():
         assert np.array_equal(trial.tokens[list(trial.steps)], trial.tokens[slice(*trial.span)])
         assert len(trial.tokens) == trial.steps[-1] + 1
         line = BytesTokenizer().decode(document.tokens[slice(*document.spans[asked])])
-        assert (
-            heads.find_span(document.tokens, BytesTokenizer().encode(line))
-            == (document.spans[asked])
-        )
+        assert document.numbers[asked] in line
 
 
 def test_a_number_needs_tokens_of_its_own():
@@ -98,13 +95,6 @@ def test_a_number_needs_tokens_of_its_own():
     document = SimpleNamespace(tokens=np.arange(9), spans=[(2, 5)], numbers=["123"], answers=[[8]])
     with pytest.raises(InputError, match="of the tokens 2 to 4, where the number 123 stands, none"):
         heads.number_trial(Letters(), document)
-
-
-def test_a_span_stands_in_one_place():
-    assert heads.find_span([1, 2, 3, 2, 4], [2, 4]) == (3, 5)
-    for part, places in (([2], 2), ([9], 0), ([1, 2, 3, 2, 4, 5], 0), ([], 0)):
-        with pytest.raises(InputError, match=f"must stand once .* found {places} places"):
-            heads.find_span([1, 2, 3, 2, 4], part)
 
 
 @pytest.mark.parametrize("block", [8, 512])

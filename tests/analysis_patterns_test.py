@@ -71,28 +71,20 @@ def test_pairs_are_counted_as_a_loop_would(window, first_keys):
 
 def test_a_curve_is_the_mean_over_queries_that_have_the_distance():
     weights = causal_weights(12, heads=(2, 3))
-    found, counts = patterns.of_weights(weights)
+    diagonals = [np.diagonal(weights, -d, axis1=-2, axis2=-1) for d in range(12)]
+    mass = np.stack([diagonal.sum(-1) for diagonal in diagonals], axis=-1)
+    counts = patterns.pair_counts(np.arange(12), 12)
+    found = patterns.curve(mass, counts)
     assert found.shape == (2, 3, 12) and counts.tolist() == list(range(12, 0, -1))
-    for distance in range(12):
-        rows = [weights[..., i, i - distance] for i in range(distance, 12)]
-        np.testing.assert_allclose(found[..., distance], np.mean(rows, axis=0), rtol=1e-12)
-    np.testing.assert_allclose((found * counts).sum(-1), 12)  # each query's probability is 1
-    # even attention to all keys of long queries: far is not less than near, as sums would have it
-    even = np.tril(np.ones((400, 400))) / np.arange(1, 401)[:, None]
-    by_distance, _ = patterns.of_weights(even)
-    assert by_distance[300] == pytest.approx(np.mean(1 / np.arange(301, 401)), rel=1e-12)
+    for distance, diagonal in enumerate(diagonals):
+        np.testing.assert_allclose(found[..., distance], diagonal.mean(-1), rtol=1e-12)
+    assert patterns.curve([0.0, 5.0], [3, 0]).tolist() == [0.0, 0.0]  # no query sees so far
 
 
-def test_without_the_sink_the_other_keys_are_a_distribution():
-    weights = causal_weights(9)
-    weights[:, 0] *= 50
-    weights /= weights.sum(-1, keepdims=True)
-    found, counts = patterns.of_weights(weights, first_keys=1)
-    other = weights[1:, 1:] / weights[1:, 1:].sum(-1, keepdims=True)
-    wanted = [np.mean(np.diag(other, -distance)) for distance in range(8)]
-    np.testing.assert_allclose(found[:8], wanted, rtol=1e-12)
-    assert found[8] == 0 and counts.tolist() == [8, 7, 6, 5, 4, 3, 2, 1, 0]
-    np.testing.assert_allclose((found * counts).sum(), 8)
+@pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray])
+def test_surprise_sums_to_the_entropy(asarray):
+    p = asarray([0.5, 0.25, 0.25, 0.0])
+    assert float(patterns.surprise(p).sum()) == pytest.approx(1.5 * np.log(2), rel=1e-6)
 
 
 def test_bins():
@@ -180,5 +172,3 @@ def test_what_is_no_curve(p, q, message):
 def test_no_bin():
     with pytest.raises(InputError, match="num_bins must be 1 or more, got 0"):
         patterns.relative(np.ones(3), 0)
-    with pytest.raises(ValueError, match="as many queries as keys"):
-        patterns.of_weights(np.ones((2, 3)))

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from jaxrope import llama, rope
-from jaxrope.analysis import curves, frequencies, heads, measuring, patterns, streaming
+from jaxrope.analysis import frequencies, heads, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.attention import masks
 from jaxrope.convert import pretrained
@@ -195,27 +195,3 @@ def test_the_same_by_pairs_and_for_sinks(of_books):
     mean = (p * logits).sum(-1, keepdims=True)
     variance = (p * (logits - mean) ** 2).sum(-1)
     np.testing.assert_allclose(terms.temperature_BTN, -variance, rtol=1e-4, atol=1e-5)
-
-
-def test_curves_by_distance_are_the_patterns_of_whole_weights(of_books):
-    """With the sink and without it, whose mass the other keys then share."""
-    mask, options = dense.causal(LENGTH), Options(block=64)
-
-    @jax.jit
-    def run(q, k, mask):
-        stats = streaming.statistics(q, k, mask, options)
-        lses = {True: stats.lse, False: stats.non_sink_lse}
-        return {
-            sink: curves.curve(q, k, lse, mask, options, curves.Bins(LENGTH, sink=sink))
-            for sink, lse in lses.items()
-        }
-
-    found = run(of_books.q, of_books.k, jax.tree.map(jnp.asarray, mask))
-    logits = dense.logits_of(of_books.q, of_books.k)
-    p_LTNS, _ = dense.softmax(logits, dense.seen_by(mask, len(logits))[0])
-    for sink, ours in found.items():
-        wanted, counts = patterns.of_weights(p_LTNS.swapaxes(1, 2), first_keys=0 if sink else 1)
-        assert np.array_equal(ours.pairs_BE[0], counts)
-        np.testing.assert_allclose(ours.mean(), wanted, rtol=0, atol=1e-5)
-        alike = patterns.similarity(np.asarray(ours.mean(), np.float64), wanted)
-        assert alike.js.max() < 1e-9 < np.ptp(wanted)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxrope import llama, rope
-from jaxrope.analysis import curves, divergence, measuring, streaming
+from jaxrope.analysis import divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.attention import masks
 from jaxrope.errors import InputError
@@ -198,43 +198,6 @@ def test_nothing_merged_with_something_is_that():
             assert np.array_equal(ours, theirs)
 
 
-CURVES = {  # mask, bins
-    "exact": (dense.causal, curves.Bins(48)),
-    "cut off, without the sink": (dense.causal, curves.Bins(20, sink=False)),
-    "packed, wide": (dense.packed, curves.Bins(9, 5)),
-    "both ways": (functools.partial(dense.packed, causal=False), curves.Bins(48)),
-    "some queries": (dense.some_queries, curves.Bins(16, 3)),
-    "blind, window": (functools.partial(dense.blind, window=9), curves.Bins(48)),
-}
-
-
-@pytest.mark.parametrize("name", cases(CURVES, ("packed, wide", "some queries")))
-def test_curves_equal_the_definition(name):
-    make_mask, bins = CURVES[name]
-    mask = make_mask()
-    q, k = dense.inputs(mask, 4, 2)
-    seen, distance = dense.seen_by(mask, 2)
-    if not bins.sink:
-        seen = seen & (np.asarray(mask.kv_positions_BS) != 0)[:, None]
-    p, lse = dense.softmax(dense.logits_of(q, k), seen)
-
-    def run(q, k, lse, mask):
-        found = curves.curve(q, k, lse, mask, Options(block=13), bins)
-        return found, found.mean()
-
-    operands = q, k, lse.astype(np.float32), jax.tree.map(jnp.asarray, mask)
-    found, mean = compiled(run, *operands)
-    number = distance // bins.width
-    inside = [seen & (number == e) for e in range(bins.count)]
-    mass = np.stack([(p * x[:, :, None]).sum((1, 3)) for x in inside], -1)
-    pairs = np.stack([x.sum((1, 2)) for x in inside], -1)
-    np.testing.assert_allclose(found.mass_BNE, mass, atol=1e-5)
-    assert np.array_equal(found.pairs_BE, pairs)
-    np.testing.assert_allclose(mean, mass / np.maximum(pairs, 1)[:, None], atol=1e-6)
-    if bins == curves.Bins(48):  # everything is somewhere
-        np.testing.assert_allclose(np.sum(found.mass_BNE, -1), p.sum((1, 3)), rtol=1e-5)
-
-
 @pytest.mark.parametrize("factor, attention_factor", [(1.0, 1.0), (4.0, 1.2), (2.0, 0.7)])
 def test_kl_equals_the_definition(factor, attention_factor):
     mask = dense.packed()
@@ -366,16 +329,12 @@ def test_messages(tiny_model, tokens, inputs, message):
 
 
 def test_other_messages():
-    with pytest.raises(InputError, match="analysis.bins.width must be a positive number, got 0."):
-        curves.Bins(4, 0)
     mask = dense.causal()
     q, k = (jnp.asarray(x) for x in dense.inputs(mask, 4, 2))
     with pytest.raises(ValueError, match=r"sets_BSZ must be \[2, 48, Z\], got \(2, 48\)."):
         streaming.statistics(q, k, mask, Options(), sets_BSZ=jnp.ones((2, 48), bool))
     with pytest.raises(ValueError, match="must agree in B, and N must be a multiple of K."):
         streaming.statistics(q[:, :, :3], k, mask, Options())
-    with pytest.raises(ValueError, match="bins.width: 30000000 distances in a bin with 48 queries"):
-        curves.curve(q, k, q[..., 0], mask, Options(), curves.Bins(4, 30_000_000))
 
 
 def test_bins_of_distance():
@@ -385,3 +344,5 @@ def test_bins_of_distance():
         assert edges[-2] <= keys - 1 < edges[-1] and len(edges) == bins + 1
     assert streaming.bin_edges(5) == [0, 1, 2, 4, 8, 16]
     assert math.log2(streaming.bin_edges(18)[-1]) == 17
+    assert streaming.edges(32) == [0, 1, 2, 4, 8, 16, 32]
+    assert streaming.edges(24) == [0, 1, 2, 4, 8, 16, 24]

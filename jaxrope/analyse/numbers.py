@@ -227,7 +227,7 @@ def curve_rows(measurements: Measurements) -> list[Row]:
     rows = []
     for label in figure_labels(measurements):
         for length in measurements.study.lengths(measurements.study.config.analysis.patterns):
-            edges = _edges(length)
+            edges = streaming.edges(length)
             curve_LNS = measurements.curves(label, length).mean(axis=0)
             row = _curve(label, length, "distance", curve_LNS, edges)
             rows.append(row if length in figure else {k: v for k, v in row.items() if k != "heads"})
@@ -235,11 +235,6 @@ def curve_rows(measurements: Measurements) -> list[Row]:
             row = _curve(label, length, "key", last_LNS, edges)
             rows.append({k: v for k, v in row.items() if k != "heads"})
     return rows
-
-
-def _edges(length: int) -> list[int]:
-    whole = streaming.bin_edges(streaming.num_bins(length))
-    return [edge for edge in whole if edge < length] + [length]
 
 
 def _curve(label: str, length: int, axis: str, curve_LNS, edges: list[int]) -> Row:

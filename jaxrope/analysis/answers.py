@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.analysis import rows, streaming
+from jaxrope.analysis import patterns, rows, streaming
 from jaxrope.errors import InputError
 
 SINK = 1  # first keys that `non_sink_entropy` and the curve leave out
@@ -34,7 +34,7 @@ class Written(NamedTuple):
       heads: name of OF_HEADS -> [L, N]; entropies in nats, masses are shares.
       entropy_of_mean: nats, of the mean row of all layers and heads.
       curve: mean probability of a key by its distance, without the sink, [L, N, E], in the bins of
-        `edges`.
+        streaming.edges.
       top_in_needle: share of steps whose most probable key lies in the needle, [L, N].
     """
 
@@ -46,12 +46,6 @@ class Written(NamedTuple):
     def mean(self, name: str) -> float:
         """Returns the mean over layers and heads."""
         return float(self.heads[name].mean())
-
-
-def edges(length: int) -> list[int]:
-    """Returns the edges of the curve's bins: 0, 1, 2, 4, ... up to `length`, a trained length."""
-    whole = streaming.bin_edges(streaming.num_bins(length))
-    return [edge for edge in whole if edge < length] + [length]
 
 
 def read(
@@ -87,7 +81,7 @@ def read(
     picks_BT, needle_BT = np.zeros_like(tokens_BT), np.zeros(tokens_BT.shape, bool)
     picks_BT[0, steps - 1] = 1 + np.arange(len(steps))
     needle_BT[0, begin:end] = True
-    bins = tuple(edges(config.original_len))
+    bins = tuple(streaming.edges(config.original_len))
     heads, mean_BMS, curve, top = _probe(
         params,
         r,
@@ -100,7 +94,7 @@ def read(
     inside = (np.asarray(top)[:, 0] >= begin) & (np.asarray(top)[:, 0] < end)
     return Written(
         heads={name: np.asarray(x, np.float64)[:, 0].mean(axis=1) for name, x in heads.items()},
-        entropy_of_mean=float(np.mean(-np.sum(np.where(p > 0, p * np.log(p + (p == 0)), 0), -1))),
+        entropy_of_mean=float(patterns.surprise(p).sum(-1).mean()),
         curve=np.asarray(curve, np.float64)[:, 0].mean(axis=1) / np.diff(bins),
         top_in_needle=inside.mean(axis=1),
     )

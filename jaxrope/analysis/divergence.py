@@ -13,25 +13,21 @@ import jax.numpy as jnp
 
 from jaxrope import rope
 from jaxrope.analysis import blocks, spread
-from jaxrope.analysis.state import Options
+from jaxrope.analysis.state import Options, Softmax, merge_softmax, softmax_of
 from jaxrope.attention import MASKED, Mask, allowed
 
 Turn = tuple[jax.Array, jax.Array]
 
 
 class Side(NamedTuple):
-    """Sums over keys of one of the two, [B, K, G, T].
+    """Sums over keys of one of the two.
 
     Attributes:
-      m: maximum of its logits.
-      l: sum of e^(s - m).
-      u: sum of e^(s - m) (s - m).
-      w: sum of e^(s - m) (s - t), t the other's logits.
+      own: of its logits.
+      w: sum of e^(s - m) (s - t), t the other's logits, [B, K, G, T].
     """
 
-    m: jax.Array
-    l: jax.Array  # noqa: E741 (the letter of the formula)
-    u: jax.Array
+    own: Softmax
     w: jax.Array
 
 
@@ -77,7 +73,7 @@ def kl_between(
     rows = batch, kv_heads, num_heads // kv_heads, length
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     zeros = jnp.zeros(rows, dtype)
-    start = (Side(jnp.full(rows, MASKED, dtype), zeros, zeros, zeros),) * 2
+    start = (Side(Softmax(jnp.full(rows, MASKED, dtype), zeros, zeros), zeros),) * 2
 
     def visit(carry, queries, keys, block_mask):
         visible = allowed(block_mask)[:, None, None]
@@ -90,40 +86,22 @@ def kl_between(
         return blocks.walk(visit, (sides, None), (queries, keys), mask, options.block)[0]
 
     first, second = spread.WAYS[options.spread](step, start, keys, mask)
-    (entropy, lse), (second_entropy, second_lse) = (_entropy_and_lse(x) for x in (first, second))
+    # without a key both log-sum-exps are the same -1e30, and cancel
     divergence = Divergence(
-        _share(first.w, first.l) - lse + second_lse,
-        _share(second.w, second.l) - second_lse + lse,
-        entropy,
-        second_entropy,
+        first.w / first.own.total - first.own.lse + second.own.lse,
+        second.w / second.own.total - second.own.lse + first.own.lse,
+        first.own.entropy,
+        second.own.entropy,
     )
     return Divergence(*(blocks.by_head(x, num_heads) for x in divergence))
 
 
 def merge(first: Side, second: Side) -> Side:
     """Returns the sums over the keys of both, which are disjoint."""
-    m = jnp.maximum(first.m, second.m)
-
-    def moved(x):
-        by = x.m - m  # -1e30 where nothing was seen; l and u are 0 there
-        share = jnp.exp(by)
-        return share * x.l, share * (x.u + by * x.l), share * x.w
-
-    return Side(m, *(a + b for a, b in zip(moved(first), moved(second), strict=True)))
+    own = merge_softmax(first.own, second.own)
+    return Side(own, sum(jnp.exp(x.own.m - own.m) * x.w for x in (first, second)))
 
 
 def _side(s, t, visible) -> Side:
-    m = jnp.max(jnp.where(visible, s, MASKED), axis=-1)
-    z = jnp.where(visible & (s != m[..., None]), s - m[..., None], 0)
-    e = jnp.where(visible, jnp.exp(z), 0)
-    return Side(m, *(jnp.sum(x, axis=-1) for x in (e, e * z, e * (s - t))))
-
-
-def _share(x, total):
-    return x / jnp.where(total == 0, 1, total)
-
-
-def _entropy_and_lse(side: Side):
-    log = jnp.log(jnp.where(side.l == 0, 1, side.l))
-    # without a key both log-sum-exps are the same -1e30, and cancel
-    return log - _share(side.u, side.l), side.m + log
+    own, e = softmax_of(s, visible)
+    return Side(own, jnp.sum(e * (s - t), axis=-1))

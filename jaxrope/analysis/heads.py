@@ -92,26 +92,6 @@ def number_trial(tokenizer: Any, document: Any, question: int = 0) -> Trial:
     return Trial(document.tokens[: steps[-1] + 1], tuple(steps), (digits[0], digits[-1] + 1))
 
 
-def find_span(tokens, part) -> tuple[int, int]:
-    """Returns (begin, end) of the one place in `tokens` where `part` stands.
-
-    Raises:
-      InputError: there is none, or more than one.
-    """
-    tokens, part = np.asarray(tokens), np.asarray(part)
-    if 0 < len(part) <= len(tokens):
-        windows = np.lib.stride_tricks.sliding_window_view(tokens, len(part))
-        places = np.flatnonzero(np.all(windows == part, axis=1))
-    else:
-        places = np.zeros(0, int)
-    if len(places) != 1:
-        raise InputError(
-            f"heads.find_span: the needle's {len(part)} tokens must stand once in the text of "
-            f"{len(tokens)}, found {len(places)} places."
-        )
-    return int(places[0]), int(places[0]) + len(part)
-
-
 def hits(top_keys, tokens, steps: Sequence[int], span: tuple[int, int]) -> np.ndarray:
     """Returns how many steps each head fetched: its greatest weight is on a key of the span with
     the token that is written.

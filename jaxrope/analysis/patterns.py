@@ -63,25 +63,6 @@ def curve(mass_S, counts_S) -> np.ndarray:
     return np.where(counts_S > 0, mass_S, 0.0) / np.maximum(counts_S, 1)
 
 
-def of_weights(weights_TS, *, first_keys: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Returns (D, counts_S) of one document's causal attention as a matrix: for few tokens.
-
-    Args:
-      weights_TS: [..., T, S] probabilities; query i stands at position i.
-      first_keys: keys that are left out; the others are then a distribution again.
-    """
-    weights_TS = np.asarray(weights_TS, np.float64)
-    length = weights_TS.shape[-1]
-    if weights_TS.shape[-2] != length:
-        raise ValueError(f"weights_TS has as many queries as keys, got {weights_TS.shape}.")
-    rest_TS = np.where(np.arange(length) >= first_keys, weights_TS, 0.0)
-    totals = rest_TS.sum(axis=-1, keepdims=True)
-    rest_TS = np.where(totals > 0, rest_TS / np.where(totals > 0, totals, 1.0), 0.0)
-    mass = [np.trace(rest_TS, -distance, axis1=-2, axis2=-1) for distance in range(length)]
-    counts = pair_counts(np.arange(length), length, first_keys=first_keys)
-    return curve(np.stack(mass, axis=-1), counts), counts
-
-
 def below(curve_S, num_distances: int) -> np.ndarray:
     """Returns the curve at distances below `num_distances`; `js` makes it a distribution again.
 
@@ -136,6 +117,12 @@ def _spread(curve_S, edges) -> np.ndarray:
     total = np.concatenate([np.zeros_like(curve_S[..., :1]), np.cumsum(curve_S, axis=-1)], axis=-1)
     low = np.minimum(edges.astype(np.int64), curve_S.shape[-1] - 1)
     return np.diff(total[..., low] + (edges - low) * curve_S[..., low], axis=-1)
+
+
+def surprise(p):
+    """Returns -p ln p, 0 where p is 0; summed over a distribution it is its entropy, nats."""
+    xp = jnp if isinstance(p, jax.Array) else np
+    return -p * xp.log(xp.where(p > 0, p, 1.0))
 
 
 def js(p, q):

@@ -18,6 +18,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrope import llama, rope
+from jaxrope.analysis import patterns, streaming
 from jaxrope.attention import masks
 from jaxrope.mesh import collectives
 
@@ -129,14 +130,13 @@ def without_first(row: Row, first_keys: int) -> Row:
 
 def entropy(row: Row) -> jax.Array:
     """Returns entropy_BN, nats."""
-    p = row.weights_BNS
-    return row.total_fn(-p * jnp.log(jnp.where(p > 0, p, 1.0)))
+    return row.total_fn(patterns.surprise(row.weights_BNS))
 
 
 def normalised_entropy(row: Row) -> jax.Array:
     """Returns entropy / ln(keys seen), [B, N], 0 to 1; 0 of a query that sees one key."""
     seen_B = row.total_fn(row.seen_BS.astype(row.weights_BNS.dtype))
-    return entropy(row) / jnp.log(jnp.maximum(seen_B, 2.0))[:, None]
+    return streaming.normalised_entropy(entropy(row), seen_B)
 
 
 def mass(row: Row, keys_BS: jax.Array) -> jax.Array:
@@ -163,6 +163,16 @@ def by_distance(row: Row, edges) -> jax.Array:
         precision=jax.lax.Precision.HIGHEST,
     )
     return row.total_fn(found_BNE[..., None])
+
+
+def by_every_distance(row: Row) -> jax.Array:
+    """Returns mass_BNS: place d has the probability of the key d tokens back. All keys are on this
+    device, and batch rows have their query at the same place.
+    """
+    length = row.weights_BNS.shape[-1]
+    place = row.distances_BS[0, 0] + row.positions_BS[0, 0]
+    # reversed, key j stands at length - 1 - j; what comes round are keys ahead, which have none
+    return jnp.roll(jnp.flip(row.weights_BNS, -1), place - (length - 1), axis=-1)
 
 
 def top_key(row: Row) -> jax.Array:

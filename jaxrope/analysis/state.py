@@ -17,14 +17,15 @@ import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, spread
 from jaxrope.attention import MASKED, Mask, allowed
-from jaxrope.errors import InputError, choose
+from jaxrope.schema import Section
+from jaxrope.schema.rules import Choice, Maybe, Number, Whole, field
 
 FIRST_KEYS = 4  # as many does StreamingLLM (arXiv 2309.17453) keep
 _NO_KEY = 2**31 - 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Options(Section):
     """What is measured, and in which blocks.
 
     Attributes:
@@ -37,23 +38,13 @@ class Options:
         this device are all. The others are for the inside of a shard_map.
     """
 
-    block: int = 512
-    local: int = 64
-    bins: int | None = None
-    scale: float | None = None
-    spread: str = "alone"
+    PATH = "analysis"
 
-    def __post_init__(self):
-        choose("analysis.spread", self.spread, spread.WAYS)
-        for name, least in (("block", 1), ("local", 1), ("bins", 0)):
-            value = getattr(self, name)
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= least
-            if not whole and not (name == "bins" and value is None):
-                of = "distances" if name == "bins" else "tokens"
-                raise InputError(
-                    f"analysis.{name} must be a whole number of {of}, {least} or more, "
-                    f"got {value!r}."
-                )
+    block: int = field(Whole(1, unit="tokens"), default=512)
+    local: int = field(Whole(1, unit="tokens"), default=64)
+    bins: int | None = field(Maybe(Whole(0, unit="distances")), default=None)
+    scale: float | None = field(Maybe(Number(above=0)), default=None)
+    spread: str = field(Choice(tuple(spread.WAYS)), default="alone")
 
     def of(self, k_BSKH: jax.Array) -> "Options":
         """Returns the options with nothing left open, for keys like these on every device."""
@@ -95,6 +86,21 @@ class Softmax(NamedTuple):
     m: jax.Array
     l: jax.Array  # noqa: E741 (the letter of the formula)
     u: jax.Array
+
+    @property
+    def total(self) -> jax.Array:
+        """l, but 1 where there is no key; what is not a number stays it."""
+        return jnp.where(self.l == 0, 1, self.l)
+
+    @property
+    def entropy(self) -> jax.Array:
+        """Of the probabilities, nats; 0 without a key."""
+        return jnp.log(self.total) - self.u / self.total
+
+    @property
+    def lse(self) -> jax.Array:
+        """Log-sum-exp of the logits; -1e30 without a key."""
+        return self.m + jnp.log(self.total)
 
 
 class State(NamedTuple):

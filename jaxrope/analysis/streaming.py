@@ -29,7 +29,7 @@ from jaxrope.analysis.state import (
     num_bins,
     of_block,
 )
-from jaxrope.attention import MASKED, Mask
+from jaxrope.attention import Mask
 
 __all__ = [
     "Keys",
@@ -153,19 +153,17 @@ def update(state: State, q_BTNH: jax.Array, keys: Keys, mask: Mask, options: Opt
 
 def finish(state: State) -> Stats:
     """Returns the statistics of a finished state."""
-    has_key = state.l != 0  # what is not a number stays it
-    l = jnp.where(has_key, state.l, 1)  # noqa: E741
+    whole = Softmax(*state[:3])
+    has_key, l = state.l != 0, whole.total  # noqa: E741
     num_heads = state.m.shape[1] * state.m.shape[2]
 
     def rows(x):
         return blocks.by_head(jnp.where(has_key[(None,) * (x.ndim - 4)], x, 0), num_heads)
 
-    entropy, lse = _entropy_and_lse(Softmax(*state[:3]))
-    rest_entropy, rest_lse = _entropy_and_lse(state.rest)
     return Stats(
-        entropy=rows(entropy),
+        entropy=rows(whole.entropy),
         visible=blocks.by_head(state.visible, 1)[..., 0],
-        lse=blocks.by_head(lse, num_heads),
+        lse=blocks.by_head(whole.lse, num_heads),
         max_p=rows(1 / l),
         participation=rows(l**2 / jnp.where(has_key, state.l2, 1)),
         **{name: rows(getattr(state, name) / l) for name in ("sink", "first", "local")},
@@ -174,14 +172,19 @@ def finish(state: State) -> Stats:
         bin_mass=rows(state.bins / l[None]),
         bin_pairs=blocks.by_head(state.pairs, 1)[:, :, 0],
         top_key=rows(state.key + 1) - 1,
-        non_sink_entropy=rows(rest_entropy),
-        non_sink_lse=blocks.by_head(rest_lse, num_heads),
+        non_sink_entropy=rows(state.rest.entropy),
+        non_sink_lse=blocks.by_head(state.rest.lse, num_heads),
     )
 
 
 def bin_edges(bins: int) -> list[int]:
     """Returns the least distance of each bin, and one beyond the last: 0, 1, 2, 4, 8, ..."""
     return [0] + [2**e for e in range(bins)]
+
+
+def edges(length: int) -> list[int]:
+    """Returns the edges of the bins of distances below `length`: 0, 1, 2, 4, ... and `length`."""
+    return [edge for edge in bin_edges(num_bins(length)) if edge < length] + [length]
 
 
 def normalised_entropy(entropy: jax.Array, visible: jax.Array) -> jax.Array:
@@ -200,10 +203,3 @@ def normalised_entropy(entropy: jax.Array, visible: jax.Array) -> jax.Array:
 def effective_tokens(entropy: jax.Array) -> jax.Array:
     """Returns e^entropy: so many equally probable keys have this entropy."""
     return jnp.exp(entropy)
-
-
-def _entropy_and_lse(x: Softmax):
-    has_key = x.l != 0
-    l = jnp.where(has_key, x.l, 1)  # noqa: E741
-    lse = jnp.where(has_key, x.m + jnp.log(l), MASKED)
-    return jnp.where(has_key, jnp.log(l) - x.u / l, 0), lse

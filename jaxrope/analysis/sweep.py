@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.analysis import blocks, state
+from jaxrope.analysis.state import Softmax
 from jaxrope.attention import MASKED, Mask, allowed
 
 
@@ -37,33 +38,10 @@ class Part(NamedTuple):
     mask: Mask
 
 
-class Level(NamedTuple):
-    """Of each query and head, [B, T, N], nats; zeros, and a total of 1, where no key is seen.
-
-    Attributes:
-      top: the greatest logit, from which the others are counted: a logit of 30 has lost digits
-        that probabilities need, and entropy is a small difference of large numbers.
-      total: sum of e^(s - top).
-      offset: mean of s - top under the softmax.
+def level(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Softmax:
+    """Returns the sums of each query and head, [B, T, N], of rotated queries and keys in float32 or
+    wider.
     """
-
-    top: jax.Array
-    total: jax.Array
-    offset: jax.Array
-
-    @property
-    def lse(self) -> jax.Array:
-        """Log-sum-exp of the logits."""
-        return self.top + jnp.log(self.total)
-
-    @property
-    def entropy(self) -> jax.Array:
-        """Entropy of the softmax."""
-        return jnp.log(self.total) - self.offset
-
-
-def level(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Level:
-    """Returns the level of each query's logits, of rotated queries and keys in float32 or wider."""
     scale, zero = q_BTNH.shape[-1] ** -0.5, zeros(q_BTNH, k_BSKH)
 
     def visit(carry, q_BCNH, k_BXKH, block_mask):
@@ -71,17 +49,14 @@ def level(q_BTNH: jax.Array, k_BSKH: jax.Array, mask: Mask, *, block: int) -> Le
         block_sums, _ = state.softmax_of(logits, allowed(block_mask)[:, None, None])
         return state.merge_softmax(carry[0], block_sums), None
 
-    start = state.Softmax(jnp.full_like(zero, MASKED), zero, zero)
+    start = Softmax(jnp.full_like(zero, MASKED), zero, zero)
     sums, _ = blocks.walk(visit, (start, None), (q_BTNH, k_BSKH), mask, block)
-    has_key = sums.l != 0  # what is not a number stays it
-    total = jnp.where(has_key, sums.l, 1.0)
-    levels = Level(jnp.where(has_key, sums.m, 0.0), total, sums.u / total)
-    return jax.tree.map(lambda x: blocks.by_head(x, q_BTNH.shape[2]), levels)
+    return jax.tree.map(lambda x: blocks.by_head(x, q_BTNH.shape[2]), sums)
 
 
 def second_look(
     arrays: tuple[jax.Array, jax.Array, Mask],
-    level: Level,
+    level: Softmax,
     visit_fn: Callable[[Any, Part], Any],
     start: Any,
     *,
@@ -107,11 +82,13 @@ def second_look(
 
     def visit(carry, query, key, block_mask):
         (q_BCNH, block_level, queries), (k_BXKH, keys) = query, key
-        seen_BCX, top, total, offset = allowed(block_mask), *map(of_keys, block_level)
-        visible, logits = seen_BCX[:, None, None], blocks.logits(q_BCNH, k_BXKH, scale)
-        below = jnp.where(visible, logits - top, 0.0)
-        weights = jnp.where(visible, jnp.exp(below) / total, 0.0)
-        centred = jnp.where(visible, below - offset, 0.0)
+        # counted from the greatest: a logit of 30 has lost digits that probabilities need
+        sums = Softmax(*map(of_keys, block_level))
+        seen_BCX, logits = allowed(block_mask), blocks.logits(q_BCNH, k_BXKH, scale)
+        visible = seen_BCX[:, None, None]
+        below = jnp.where(visible, logits - sums.m, 0.0)
+        weights = jnp.where(visible, jnp.exp(below) / sums.total, 0.0)
+        centred = jnp.where(visible, below - sums.u / sums.total, 0.0)
         part = Part(weights, centred, seen_BCX, k_BXKH, queries, keys, block_mask)
         return visit_fn(carry[0], part), None
 

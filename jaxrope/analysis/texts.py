@@ -106,7 +106,8 @@ def _probe(params, r, arrays, *, config, settings):
     def probe_fn(layer: llama.Seen):
         def row_fn(row):
             rest = rows.without_first(row, SINK)
-            return _by_distance(row), _by_distance(rest), row.weights_BNS
+            by_distance = rows.by_every_distance
+            return by_distance(row), by_distance(rest), row.weights_BNS
 
         whole, rest, weights = rows.over_rows(layer, picks_BT, len(chosen_M), row_fn)
         sums = jnp.sum(whole, axis=1), jnp.sum(rest, axis=1)
@@ -124,13 +125,3 @@ def _statistics(layer: llama.Seen, chosen_M, block: int) -> dict[str, jax.Array]
     return {
         name: jnp.mean(statistic_fn(stats), axis=1) for name, statistic_fn in STATISTICS.items()
     }
-
-
-def _by_distance(row: rows.Row) -> jax.Array:
-    """Returns the weights of one query by distance, [B, N, S]: place d has those of the key d
-    tokens back. Batch rows have their query at the same place.
-    """
-    length = row.weights_BNS.shape[-1]
-    place = row.distances_BS[0, 0] + row.positions_BS[0, 0]
-    # reversed, key j stands at length - 1 - j; what comes round are keys ahead, which have none
-    return jnp.roll(jnp.flip(row.weights_BNS, -1), place - (length - 1), axis=-1)
