@@ -90,11 +90,18 @@ class Case:
 
 @jax.jit
 def in_blocks_of_8(*args):
-    """The three results; a block that does not divide the tokens."""
-    entropy, rows = (
-        fn(*args, block=8) for fn in (frequencies.entropy_terms, frequencies.logit_rows)
-    )
-    return entropy, rows, frequencies.logit_terms(*args)
+    """Both results; a block that does not divide the tokens."""
+    fns = frequencies.entropy_terms, frequencies.logit_rows
+    return tuple(fn(*args, block=8) for fn in fns)
+
+
+def dense_logits(case, r):
+    """Logits [B, N, T, S] of rotated queries and keys; differentiable in the factors."""
+    places = case.mask.q_positions_BT, case.mask.kv_positions_BS
+    turns = (rope.cos_sin(r, ids) for ids in places)
+    q, k = (rope.rotate(jnp.asarray(x), *t) for x, t in zip((case.q, case.k), turns, strict=True))
+    k = jnp.repeat(k, 4 // k.shape[2], axis=2)
+    return jnp.einsum("btnh,bsnh->bnts", q, k) * case.q.shape[-1] ** -0.5
 
 
 def swapped(x_BNT):
@@ -106,9 +113,9 @@ def found(request):
     """(case, its terms in float64, what was found)."""
     case = Case(**CASES[request.param])
     with jax.enable_x64(True):
-        entropy, rows, dense = in_blocks_of_8(case.q, case.k, case.r, case.mask)
-        assert entropy.lse_BTN.dtype == dense.dtype == jnp.float64
-        return case, case.terms(), jax.tree.map(np.asarray, (entropy, rows, dense))
+        entropy, rows = in_blocks_of_8(case.q, case.k, case.r, case.mask)
+        assert entropy.lse_BTN.dtype == jnp.float64
+        return case, case.terms(), jax.tree.map(np.asarray, (entropy, rows))
 
 
 # the rotation itself is float32
@@ -116,19 +123,13 @@ ROUGH = dict(rtol=1e-5, atol=1e-5)
 
 
 def test_logits_are_the_sum_of_their_terms(found):
-    case, terms, (_, _, dense) = found
-    np.testing.assert_allclose(dense, terms, **ROUGH)
-    turn = (
-        rope.cos_sin(case.r, ids) for ids in (case.mask.q_positions_BT, case.mask.kv_positions_BS)
-    )
-    q, k = (rope.rotate(jnp.asarray(x), *t) for x, t in zip((case.q, case.k), turn, strict=True))
-    k = np.repeat(k, 4 // k.shape[2], axis=2)
-    wanted = np.einsum("btnh,bsnh->bnts", q, k) * case.q.shape[-1] ** -0.5
-    np.testing.assert_allclose(dense.sum(-1), wanted, **ROUGH)
+    case, terms, _ = found
+    with jax.enable_x64(True):
+        np.testing.assert_allclose(terms.sum(-1), dense_logits(case, case.r), **ROUGH)
 
 
 def test_the_entropy_is_split_over_pairs(found):
-    case, terms, (entropy, _, _) = found
+    case, terms, (entropy, _) = found
     weights = case.weights(terms.sum(-1))
     np.testing.assert_allclose(entropy.entropy_BTN, swapped(case.entropy(terms.sum(-1))), **ROUGH)
     expected = np.einsum("bnts,bntsq->btnq", weights, terms)
@@ -140,7 +141,7 @@ def test_the_entropy_is_split_over_pairs(found):
 
 
 def test_slopes_are_those_of_central_differences(found):
-    case, terms, (entropy, _, _) = found
+    case, terms, (entropy, _) = found
     step = 1e-4
 
     def slope(logits_fn):
@@ -163,11 +164,11 @@ def test_slopes_are_those_of_central_differences(found):
 
 
 def test_slopes_in_the_factors_are_those_of_autodiff(found):
-    case, _, (entropy, _, _) = found
+    case, _, (entropy, _) = found
 
     def mean_entropy(factors):
         r = dataclasses.replace(case.r, factors_R=factors)
-        logits = frequencies.logit_terms(case.q, case.k, r, case.mask).sum(-1)
+        logits = dense_logits(case, r)
         log_p = jax.nn.log_softmax(jnp.where(case.seen, logits, -1e30), axis=-1)
         return -jnp.mean(jnp.sum(jnp.exp(log_p) * log_p * case.seen, axis=-1))
 
@@ -179,7 +180,7 @@ def test_slopes_in_the_factors_are_those_of_autodiff(found):
 
 
 def test_what_pairs_are_used_for(found):
-    case, terms, (_, rows, _) = found
+    case, terms, (_, rows) = found
     found_usage = frequencies.usage(rows)
     seen = np.broadcast_to(case.seen, terms.shape[:-1])
     distance = case.positions[case.chosen][:, None] - case.positions

@@ -7,6 +7,7 @@ import lazy_loader
 if TYPE_CHECKING:
     from jaxrope.analysis import answers as answers
     from jaxrope.analysis import causal as causal
+    from jaxrope.analysis import compare as compare
     from jaxrope.analysis import heads as heads
     from jaxrope.analysis import patterns as patterns
     from jaxrope.analysis import prediction as prediction
@@ -20,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=[
         "answers",
         "causal",
+        "compare",
         "heads",
         "patterns",
         "prediction",

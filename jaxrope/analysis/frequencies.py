@@ -50,21 +50,6 @@ class EntropyTerms(NamedTuple):
     factor_BTNR: jax.Array
 
 
-def logit_terms(q_BTNH: jax.Array, k_BSKH: jax.Array, r: rope.Rope, mask: masks.Mask) -> jax.Array:
-    """Returns s_f of every pair of tokens, [B, N, T, S, Q], whether seen or not: for few tokens.
-
-    Args:
-      q_BTNH, k_BSKH: not rotated.
-      r: the rope of the layer.
-      mask: its positions are used.
-    """
-    q, k = _turned(q_BTNH, k_BSKH, r, mask)
-    k = jnp.repeat(k, q.shape[2] // k.shape[2], axis=2)
-    both = q[:, :, None] * k[:, None]  # BTSNH
-    terms = _sum_pairs(both, r.factors_R.shape[-1])
-    return jnp.moveaxis(terms, 3, 1) * q.shape[-1] ** -0.5
-
-
 def entropy_terms(
     q_BTNH: jax.Array, k_BSKH: jax.Array, r: rope.Rope, mask: masks.Mask, *, block: int
 ) -> EntropyTerms:

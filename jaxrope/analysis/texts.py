@@ -64,6 +64,12 @@ def places(length: int, count: int) -> np.ndarray:
     )
 
 
+def of_queries(mask: Mask, chosen_M: np.ndarray) -> Mask:
+    """Returns the mask of some queries of a text, and all of its keys."""
+    ids = mask.q_positions_BT[:, chosen_M], mask.kv_positions_BS, None, None
+    return Mask(*ids, mask.causal, mask.window)
+
+
 def read(
     config: llama.LlamaConfig,
     params: Any,
@@ -118,9 +124,7 @@ def _probe(params, r, arrays, *, config, settings):
 
 def _statistics(layer: llama.Seen, chosen_M, block: int) -> dict[str, jax.Array]:
     q_BMNH, k_BTKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
-    q_BMNH, mask = q_BMNH[:, chosen_M], layer.mask.of_batch(len(k_BTKH))
-    ids = mask.q_positions_BT[:, chosen_M], mask.kv_positions_BS, None, None
-    few = Mask(*ids, mask.causal, mask.window)
+    q_BMNH, few = q_BMNH[:, chosen_M], of_queries(layer.mask.of_batch(len(k_BTKH)), chosen_M)
     stats = streaming.statistics(q_BMNH, k_BTKH, few, streaming.Options(block=block, bins=0))
     return {
         name: jnp.mean(statistic_fn(stats), axis=1) for name, statistic_fn in STATISTICS.items()

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from jaxrope.evaluate.plan import texts as texts
     from jaxrope.evaluate.program import evaluate as evaluate
     from jaxrope.evaluate.program import finished as finished
+    from jaxrope.evaluate.rows import method_row as method_row
     from jaxrope.evaluate.scoring import Bench as Bench
     from jaxrope.evaluate.scoring import EvalModel as EvalModel
     from jaxrope.evaluate.scoring import Result as Result
@@ -40,6 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cost": ["dry_run"],
         "plan": ["Plan", "prepare", "texts"],
         "program": ["evaluate", "finished"],
+        "rows": ["method_row"],
         "scoring": ["Bench", "EvalModel", "Result", "Suite"],
         "suites": ["SUITES", "check", "forward_tokens", "needs_text", "run", "scalars"],
     },
