@@ -24,7 +24,6 @@ def documents_of(*lengths) -> TokenDocuments:
 def test_golden():
     windows = eval_windows(documents_of(5, 2, 9), length=3, num_windows=2, bos_id=1)
     assert windows.tokens_WT.tolist() == [[1, 100, 101, 102], [1, 2100, 2101, 2102]]
-    assert windows.inputs_WT.tolist() == [[1, 100, 101], [1, 2100, 2101]]
     assert windows.targets_WT.tolist() == [[100, 101, 102], [2100, 2101, 2102]]
     assert windows.doc_ids_W.tolist() == [0, 2] and windows.starts_W.tolist() == [0, 0]
     assert windows.tokens_WT.dtype == np.int32 and len(windows) == 2

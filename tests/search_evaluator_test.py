@@ -219,4 +219,4 @@ def test_forward_operations_count_the_matrix_products(tiny_config):
     layer = dim * head * (2 * heads + 2 * kv_heads) + 3 * dim * mlp + 2 * dim  # and two norms
     weights = 2 * layer + 264 * dim + dim
     expected = 1000 * (2 * weights + 2 * 4 * heads * head * 500)
-    assert plan.forward_operations(config, 1000) == expected
+    assert llama.forward_operations(config, 1000) == expected

@@ -27,11 +27,6 @@ class Windows:
     starts_W: np.ndarray
 
     @property
-    def inputs_WT(self) -> np.ndarray:
-        """What the model sees: [W, T], the begin token first."""
-        return self.tokens_WT[:, :-1]
-
-    @property
     def targets_WT(self) -> np.ndarray:
         """What it has to predict: [W, T], all of it text."""
         return self.tokens_WT[:, 1:]

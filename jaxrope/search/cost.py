@@ -36,7 +36,7 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
     candidates, total = _candidates(problem)
     sloped = descent.tokens(problem, descent.planned_steps(problem))
     tokens = total * judge.candidate_tokens + sloped
-    operations = plan.forward_operations(model, judge.sample_tokens)
+    operations = llama.forward_operations(model, judge.sample_tokens)
     target_len = problem.config.target_len
     rows = {
         "model": f"{problem.loaded.source}, {llama.num_params(model):,} parameters, trained on "

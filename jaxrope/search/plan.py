@@ -105,16 +105,6 @@ def per_device(
     return 2 ** int(math.log2(count))  # generations of 64 and 32 then leave no slot empty
 
 
-def forward_operations(config: llama.LlamaConfig, tokens: int) -> float:
-    """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
-    weights = llama.num_params(config) - (
-        0 if config.tie_embeddings else config.vocab_size * config.embed_dim
-    )
-    keys_per_query = min(tokens / 2, config.sliding_window or math.inf)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * keys_per_query
-    return tokens * (2.0 * weights + attention)
-
-
 def _param_bytes(config, mesh: AnyMesh, size: int) -> int:
     """A device's shard of the parameters, and what it gathers: two layers, or the head."""
     shardings = jax.tree.leaves(llama.param_shardings(config, mesh))
