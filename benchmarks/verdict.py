@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from jaxrope.evaluate import statistics
 from jaxrope.report import tables
@@ -121,7 +122,8 @@ def _judge(pool: Pool, pair: Pair) -> Judged:
     found = _compare(better, worse)
     mean, low, high = (f"{percent:+.2f}%" for percent in _percents(found))
     told = f"{pair.better} against {pair.worse} at {pair.length:,}: {mean} [{low}, {high}]"
-    verdict = "holds" if found.high < 0 else "does not hold" if found.low > 0 else "not decided"
+    decided = statistics.verdict(-found.high, -found.low)
+    verdict = {True: "holds", False: "does not hold", None: "not decided"}[decided]
     return Judged(pair, verdict, told, max(-found.high, found.low))
 
 
@@ -153,9 +155,7 @@ def _judge_trials(pair: Pair, better: Sequence[bool], worse: Sequence[bool]) -> 
 
 def sign_test(wins: int, losses: int) -> float:
     """Returns the two-sided probability of a split at least as uneven by a fair coin."""
-    count, most = wins + losses, max(wins, losses)
-    tail = sum(math.comb(count, k) for k in range(most, count + 1)) / 2**count
-    return min(1.0, 2 * tail)
+    return float(stats.binomtest(wins, wins + losses).pvalue) if wins + losses else 1.0
 
 
 def sentence(

@@ -13,6 +13,7 @@ from jaxrope import evaluate, llama
 from jaxrope.analysis import causal, heads
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
+from jaxrope.evaluate import statistics
 from jaxrope.evaluate.scoring import EvalModel
 from tests.benches import make_bench
 from tests.tiny_heads import SETTINGS, loud, read_text
@@ -130,7 +131,7 @@ def test_masking_heads_that_do_nothing_shows_nothing():
 
 def test_the_interval_resamples_draws_and_trials():
     difference = np.random.default_rng(0).integers(-1, 2, (3, 10)).astype(float)
-    found = causal._interval(difference, 4000, 0)
+    found = statistics.crossed_interval(difference, num_samples=4000, seed=0)
     rng, means = np.random.default_rng(5), []
     for _ in range(4000):
         rows, columns = rng.integers(3, size=3), rng.integers(10, size=10)

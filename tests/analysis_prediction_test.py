@@ -5,6 +5,7 @@ import pytest
 from scipy import stats
 
 from jaxrope.analysis import prediction
+from jaxrope.evaluate import statistics
 
 
 def by_counting(scores, failed, strata=None, counts=None):
@@ -30,46 +31,65 @@ def cells(seed=0, size=60):
     return scores, failed, lengths, needles
 
 
+def of_all(scores, failed, lengths=None):
+    """What is said of all trials, without intervals; lengths: equal where none are given."""
+    lengths = np.full(len(scores), 8) if lengths is None else lengths
+    trials = np.arange(len(scores))
+    judged = prediction.judge({"x": scores}, failed, lengths, trials, num_samples=1, seed=0)["x"]
+    return {name: getattr(judged, name).value for name in judged._fields[:4]}
+
+
+def area(scores, failed):
+    return of_all(scores, failed)["auroc"]
+
+
+def area_within(scores, failed, lengths):
+    return of_all(scores, failed, lengths)["auroc_within"]
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 def test_the_area_with_ties(seed):
     scores, failed, lengths, _ = cells(seed)
     assert len(np.unique(scores)) < len(scores)
     wanted = by_counting(scores, failed)
-    assert prediction.auroc(scores, failed) == pytest.approx(wanted, rel=1e-12)
+    assert area(scores, failed) == pytest.approx(wanted, rel=1e-12)
     u = stats.mannwhitneyu(scores[failed], scores[~failed]).statistic
     assert wanted == pytest.approx(u / (failed.sum() * (~failed).sum()), rel=1e-12)
-    within = prediction.auroc(scores, failed, lengths)
+    within = area_within(scores, failed, lengths)
     assert within == pytest.approx(by_counting(scores, failed, lengths), rel=1e-12)
     assert within != pytest.approx(wanted, rel=1e-3)
 
 
 def test_areas_that_are_known():
     failed = np.array([0, 0, 1, 1])
-    assert prediction.auroc([1, 2, 3, 4], failed) == 1.0
-    assert prediction.auroc([4, 3, 2, 1], failed) == 0.0
-    assert prediction.auroc([5, 5, 5, 5], failed) == 0.5
-    assert prediction.auroc([1, 3, 2, 4], failed) == 0.75
-    assert prediction.auroc([1, 2, 2, 3], failed) == 0.875
-    assert np.isnan(prediction.auroc([1, 2], [True, True]))  # no pair
+    assert area([1, 2, 3, 4], failed) == 1.0
+    assert area([4, 3, 2, 1], failed) == 0.0
+    assert area([5, 5, 5, 5], failed) == 0.5
+    assert area([1, 3, 2, 4], failed) == 0.75
+    assert area([1, 2, 2, 3], failed) == 0.875
+    assert np.isnan(area([1, 2], [True, True]))  # no pair
     # the length alone tells all, and nothing among equal lengths
-    assert prediction.auroc([1, 2, 2, 3], [0, 1, 0, 1], [8, 8, 9, 9]) == 1.0  # 2 is in both
-    assert np.isnan(prediction.auroc([1, 1, 2, 2], failed, [8, 8, 9, 9]))
-    assert prediction.auroc([1, 1, 2, 2, 1, 2], [0, 0, 1, 1, 1, 0], [8, 8, 9, 9, 8, 9]) == 0.5
+    assert area_within([1, 2, 2, 3], [0, 1, 0, 1], [8, 8, 9, 9]) == 1.0  # 2 is in both
+    assert np.isnan(area_within([1, 1, 2, 2], failed, [8, 8, 9, 9]))
+    assert area_within([1, 1, 2, 2, 1, 2], [0, 0, 1, 1, 1, 0], [8, 8, 9, 9, 8, 9]) == 0.5
 
 
 def test_correlations_against_scipy_and_least_squares():
     scores, failed, lengths, _ = cells()
     wanted = stats.pointbiserialr(failed, scores).statistic
-    assert prediction.point_biserial(scores, failed) == pytest.approx(wanted, rel=1e-10)
-    for controls in (np.log(lengths), np.stack([np.log(lengths), lengths**0.5], axis=1)):
-        design = np.column_stack([np.ones(len(scores)), controls])
-        left = [
-            y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
-            for y in (scores, failed.astype(float))
-        ]
-        wanted = stats.pearsonr(*left).statistic
-        found = prediction.partial_correlation(scores, failed, controls)
-        assert found == pytest.approx(wanted, rel=1e-8)
+    found = of_all(scores, failed, lengths)
+    assert found["point_biserial"] == pytest.approx(wanted, rel=1e-10)
+    assert found["partial"] == pytest.approx(partial(scores, failed, lengths), rel=1e-8)
+
+
+def partial(scores, failed, lengths):
+    """Correlation of what is left of both by least squares on ln(length)."""
+    design = np.column_stack([np.ones(len(scores)), np.log(lengths)])
+    left = [
+        y - design @ np.linalg.lstsq(design, y, rcond=None)[0]
+        for y in (scores, failed.astype(float))
+    ]
+    return stats.pearsonr(*left).statistic
 
 
 def test_partial_correlation_by_the_formula_of_three():
@@ -77,16 +97,16 @@ def test_partial_correlation_by_the_formula_of_three():
     z = np.log(lengths)
     xy, xz, yz = (np.corrcoef(*two)[0, 1] for two in ((scores, failed), (scores, z), (failed, z)))
     wanted = (xy - xz * yz) / np.sqrt((1 - xz**2) * (1 - yz**2))
-    found = prediction.partial_correlation(scores, failed, z)
+    found = of_all(scores, failed, lengths)["partial"]
     assert found == pytest.approx(wanted, rel=1e-10) and abs(found) < abs(xy)
 
 
 def test_what_the_length_explains_is_nothing():
     lengths = np.repeat([1.0, 2, 4, 8], 5)
     failed = lengths > 2
-    assert np.isnan(prediction.partial_correlation(3 * lengths - 1, failed, lengths))
-    assert np.isnan(prediction.point_biserial(np.ones(20), failed))
-    assert np.isnan(prediction.point_biserial(lengths, np.zeros(20)))
+    assert np.isnan(of_all(3 * np.log(lengths) - 1, failed, lengths)["partial"])
+    assert np.isnan(of_all(np.ones(20), failed)["point_biserial"])
+    assert np.isnan(of_all(lengths, np.zeros(20))["point_biserial"])
 
 
 def test_the_bootstrap_resamples_whole_needles():
@@ -106,13 +126,12 @@ def test_the_bootstrap_resamples_whole_needles():
             by_counting(scores[i], failed[i], None if told is None else told[i]) for i in drawn
         ]
         np.testing.assert_allclose(interval[1:], np.quantile(areas, [0.025, 0.975]), rtol=1e-9)
-    z = np.log(lengths)
-    numbers = [prediction.partial_correlation(scores[i], failed[i], z[i]) for i in drawn]
+    numbers = [partial(scores[i], failed[i].astype(float), lengths[i]) for i in drawn]
     np.testing.assert_allclose(found.partial[1:], np.quantile(numbers, [0.025, 0.975]), rtol=1e-7)
     numbers = [stats.pearsonr(scores[i], failed[i]).statistic for i in drawn]
     wanted = np.quantile(numbers, [0.025, 0.975])
     np.testing.assert_allclose(found.point_biserial[1:], wanted, rtol=1e-7)
-    assert found.auroc.value == prediction.auroc(scores, failed)
+    assert found.auroc.value == area(scores, failed)
     assert found.trials == 60 and found.failures == failed.sum()
     assert found.auroc.low < found.auroc.value < found.auroc.high
 
@@ -142,7 +161,7 @@ def test_equal_seeds_give_equal_intervals_in_any_chunks(monkeypatch):
     one = prediction.judge(*args, **rest)
     assert one == prediction.judge(*args, **rest)
     assert one != prediction.judge(*args, num_samples=50, seed=2)
-    monkeypatch.setattr(prediction, "_DRAWS_AT_A_TIME", 7 * len(scores))
+    monkeypatch.setattr(statistics, "_DRAWS_AT_A_TIME", 7 * len(scores))
     chunked = prediction.judge(*args, **rest)["x"]
     np.testing.assert_allclose(chunked[:4], one["x"][:4], rtol=1e-9)
 
@@ -170,11 +189,11 @@ def test_one_needle_and_no_failure():
 )
 def test_what_is_no_trial(scores, failed, message):
     with pytest.raises(ValueError, match=message):
-        prediction.auroc(scores, failed)
+        area(scores, failed)
 
 
 def test_lengths_and_samples_are_checked():
-    with pytest.raises(ValueError, match="One value for each of 2 trials, got 3"):
-        prediction.auroc([1.0, 2], [0, 1], [1, 2, 3])
+    with pytest.raises(ValueError, match="One value for each of 3 trials, got 2"):
+        area_within([1.0, 2], [0, 1], [1, 2, 3])
     with pytest.raises(ValueError, match="num_samples is at least 1, got 0"):
         prediction.judge({}, [0, 1], [1, 1], [0, 1], num_samples=0, seed=0)

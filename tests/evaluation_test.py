@@ -170,7 +170,7 @@ def test_wilson_equals_published_values(successes, trials, low, high):
 
 
 def test_wilson_refuses_more_successes_than_trials():
-    with pytest.raises(ValueError, match="got 3 of 2"):
+    with pytest.raises(ValueError, match="must not be greater than"):
         statistics.wilson_interval(3, 2)
 
 
@@ -204,10 +204,26 @@ def test_a_paired_comparison_removes_what_windows_have_in_common():
     hard_W1 = rng.normal(3.0, 1.0, (16, 1))
     b_WT = hard_W1 + rng.normal(0, 0.01, (16, 50))
     found = statistics.compare(b_WT - 0.02, b_WT, num_samples=500, seed=0)
-    assert found.mean == pytest.approx(-0.02) and found.decided and found.num_windows == 16
+    assert found.mean == pytest.approx(-0.02) and found.num_windows == 16
+    assert statistics.verdict(found.low, found.high) is False
     assert found.low == pytest.approx(-0.02) and found.high == pytest.approx(-0.02)
     same = statistics.compare(b_WT, b_WT, num_samples=500, seed=0)
-    assert not same.decided
+    assert statistics.verdict(same.low, same.high) is None
+
+
+def test_an_interval_decides_if_all_of_it_is_on_one_side_of_what_counts():
+    assert statistics.verdict(0.1, 0.3) is True and statistics.verdict(-0.3, -0.1) is False
+    assert statistics.verdict(-0.1, 0.3) is None and statistics.verdict(0.0, 0.3) is None
+    assert statistics.verdict(0.1, 0.3, least=0.2) is None
+    assert statistics.verdict(-0.3, -0.1, least=0.2) is None
+    assert statistics.verdict(0.3, 0.4, least=0.2) is True
+    assert statistics.verdict(np.nan, np.nan) is None
+
+
+def test_one_window_has_the_interval_of_its_number():
+    assert statistics.bootstrap_interval([3.5], num_samples=100, seed=0) == (3.5, 3.5)
+    difference = statistics.difference_interval([3.0], [1.0], num_samples=100, seed=0)
+    assert difference == (2.0, 2.0)
 
 
 def test_a_comparison_of_other_tokens_is_refused():

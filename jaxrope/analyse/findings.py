@@ -96,8 +96,8 @@ def judge(measured: Measured) -> str:
     """Returns the verdict on the claim that a number exceeds 0 by its least difference."""
     if not all(map(math.isfinite, measured[1:4])):
         return OPEN
-    least = measured.least
-    return HOLDS if measured.low > least else FAILS if measured.high < -least else OPEN
+    decided = statistics.verdict(measured.low, measured.high, least=measured.least)
+    return {True: HOLDS, False: FAILS, None: OPEN}[decided]
 
 
 def _why(measured: Measured) -> str:
@@ -138,14 +138,10 @@ def difference_of_means(
 ) -> Measured:
     """Returns mean(one_W) - mean(other_V) of unpaired texts or trials; each is resampled."""
     one_W, other_V = np.asarray(one_W, np.float64), np.asarray(other_V, np.float64)
-    rng = np.random.default_rng(seed)
-    draws = [
-        values[rng.integers(len(values), size=(num_samples, len(values)))].mean(axis=1)
-        for values in (one_W, other_V)
-    ]
-    low, high = np.quantile(draws[0] - draws[1], [0.025, 0.975])
+    how = dict(num_samples=num_samples, seed=seed)
+    low, high = statistics.difference_interval(one_W, other_V, **how)
     value = float(one_W.mean() - other_V.mean())
-    return Measured(what, value, float(low), float(high), unit, LEAST.get(unit, 0.0))
+    return Measured(what, value, low, high, unit, LEAST.get(unit, 0.0))
 
 
 def above(measured: Measured, level: float) -> Measured:

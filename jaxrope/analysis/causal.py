@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrope.analysis.heads import Head, without_heads
 from jaxrope.errors import InputError
+from jaxrope.evaluate import statistics
 
 
 class Causal(NamedTuple):
@@ -82,7 +83,9 @@ def mask_best(
             for masked in (best, *drawn)
         )
         random_JW = np.stack(random_JW)
-        low, high = _interval(random_JW - top_W, num_samples, seed)
+        low, high = statistics.crossed_interval(
+            random_JW - top_W, num_samples=num_samples, seed=seed
+        )
         tested.append(
             Causal(
                 num_heads=size,
@@ -109,13 +112,3 @@ def _check(total: int, sizes: Sequence[int], **counts: int) -> None:
                 f"causal.sizes must be from 1 to {total // 2}, half of the model's heads, so that "
                 f"as many others can be drawn, got {size}."
             )
-
-
-def _interval(difference_JW, num_samples: int, seed: int) -> tuple[float, float]:
-    """The percentile interval of the mean; rows and columns are resampled, each on its own."""
-    rng, (draws, trials) = np.random.default_rng(seed), difference_JW.shape
-    rows = rng.multinomial(draws, np.full(draws, 1 / draws), size=num_samples) / draws
-    columns = rng.multinomial(trials, np.full(trials, 1 / trials), size=num_samples) / trials
-    means = np.einsum("PJ,JW,PW->P", rows, difference_JW, columns, optimize=True)
-    low, high = np.quantile(means, [0.025, 0.975])
-    return float(low), float(high)

@@ -11,25 +11,13 @@ All of it is numpy in float64. What is not defined, such as an area without a fa
 Letters: W trials, U their different values, P resamples.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 
-_DRAWS_AT_A_TIME = 1 << 22  # counts held at one time: 32 MiB
-
-
-class Interval(NamedTuple):
-    """A number with its 95% percentile bootstrap interval.
-
-    Attributes:
-      value: of all trials.
-      low, high: of the resamples; nan if the number is defined in fewer than half of them.
-    """
-
-    value: float
-    low: float
-    high: float
+from jaxrope.evaluate import statistics
+from jaxrope.evaluate.statistics import Interval
 
 
 class Prediction(NamedTuple):
@@ -50,38 +38,6 @@ class Prediction(NamedTuple):
     partial: Interval
     trials: int
     failures: int
-
-
-def auroc(scores_W, failed_W, strata_W=None) -> float:
-    """Returns the share of pairs (failure, success) in which the failure's score is higher, ties
-    counted half (Mann and Whitney 1947; Hanley and McNeil 1982).
-
-    Args:
-      scores_W: finite.
-      failed_W: booleans.
-      strata_W: only pairs with an equal value count; None: all.
-    """
-    ones = np.ones((1, len(np.asarray(scores_W))))
-    return float(_auroc(*_trials(scores_W, failed_W), _groups(strata_W, ones.shape[1]), ones)[0])
-
-
-def point_biserial(scores_W, failed_W) -> float:
-    """Returns Pearson's correlation of a number with failure, 0 or 1."""
-    scores_W, failed_W = _trials(scores_W, failed_W)
-    none = np.zeros((len(scores_W), 0))
-    return float(_partial(scores_W, failed_W, none, np.ones((1, len(scores_W))))[0])
-
-
-def partial_correlation(x_W, y_W, controls) -> float:
-    """Returns Pearson's correlation of the residuals of both after a linear fit on the controls.
-
-    Args:
-      x_W, y_W: finite numbers; booleans count as 0 and 1.
-      controls: [W], or [W, any number]; a constant is always among them.
-    """
-    x_W, y_W = np.asarray(x_W, np.float64), np.asarray(y_W, np.float64)
-    controls = np.asarray(controls, np.float64).reshape(len(x_W), -1)
-    return float(_partial(x_W, y_W, controls, np.ones((1, len(x_W))))[0])
 
 
 def judge(
@@ -112,50 +68,23 @@ def judge(
     predictions = {}
     for name, scores_W in measures.items():
         scores_W, failed = _trials(scores_W, failed_W)
-        statistics = {
+        numbers = {
             "auroc": (_auroc, (scores_W, failed, one_stratum_W)),
             "auroc_within": (_auroc, (scores_W, failed, strata_W)),
             "point_biserial": (_partial, (scores_W, failed, controls[:, :0])),
             "partial": (_partial, (scores_W, failed, controls)),
         }
         intervals = {
-            key: bootstrap(
+            key: statistics.grouped_interval(
                 lambda counts_PW, fn=fn, args=args: fn(*args, counts_PW),
                 needles_W,
                 num_samples=num_samples,
                 seed=seed,
             )
-            for key, (fn, args) in statistics.items()
+            for key, (fn, args) in numbers.items()
         }
         predictions[name] = Prediction(**intervals, trials=len(failed), failures=int(failed.sum()))
     return predictions
-
-
-def bootstrap(
-    statistic_fn: Callable[[np.ndarray], np.ndarray], groups_W, *, num_samples: int, seed: int
-) -> Interval:
-    """Returns a statistic and its percentile interval, whole groups of trials being resampled.
-
-    Args:
-      statistic_fn: counts_PW, how often each trial is in each resample -> numbers_P.
-      groups_W: the group of each trial, 0 to their number less one.
-      num_samples: resamples.
-      seed: of the draws.
-    """
-    groups_W = np.asarray(groups_W)
-    value = float(statistic_fn(np.ones((1, len(groups_W))))[0])
-    rng, num_groups = np.random.default_rng(seed), int(groups_W.max()) + 1
-    step, numbers = max(1, _DRAWS_AT_A_TIME // len(groups_W)), []
-    for start in range(0, num_samples, step):
-        size = min(step, num_samples - start)
-        counts = rng.multinomial(num_groups, np.full(num_groups, 1 / num_groups), size=size)
-        numbers.append(statistic_fn(counts[:, groups_W].astype(np.float64)))
-    numbers_P = np.concatenate(numbers)
-    defined = numbers_P[np.isfinite(numbers_P)]
-    if 2 * len(defined) < num_samples:
-        return Interval(value, float("nan"), float("nan"))
-    low, high = np.quantile(defined, [0.025, 0.975])
-    return Interval(value, float(low), float(high))
 
 
 def _auroc(scores_W, failed_W, strata_W, counts_PW) -> np.ndarray:

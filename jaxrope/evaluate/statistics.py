@@ -1,11 +1,13 @@
-"""Intervals for what was measured: bootstrap over windows, Wilson's for a share of trials.
+"""Intervals for what was measured, and what they decide: bootstraps over windows, documents or
+needles, Wilson's interval of a share of trials.
 
-Everything here is numpy on the host in float64. Legend: W windows, T scored tokens of a window.
+Everything here is numpy on the host in float64. Legend: W windows or trials, T scored tokens of a
+window, J draws, P resamples.
 """
 
 import dataclasses
-import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -29,35 +31,78 @@ class Difference:
     high: float
     num_windows: int
 
-    @property
-    def decided(self) -> bool:
-        """Whether the interval excludes 0."""
-        return self.low > 0 or self.high < 0
+
+class Interval(NamedTuple):
+    """A number with its 95% percentile bootstrap interval.
+
+    Attributes:
+      value: of all trials.
+      low, high: of the resamples; nan if the number is defined in fewer than half of them.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+def verdict(low: float, high: float, *, least: float = 0.0) -> bool | None:
+    """Returns whether an interval says that its number is above `least`: True if all of it is,
+    False if all of it is below -least, None if it does not decide.
+    """
+    if low > least:
+        return True
+    return False if high < -least else None
+
+
+def bootstrap(
+    samples: Sequence[np.ndarray],
+    statistic_fn: Callable[..., np.ndarray],
+    *,
+    num_samples: int,
+    seed: int,
+    level: float = 0.95,
+    paired: bool = False,
+) -> tuple[float, float]:
+    """Returns the percentile interval of a statistic (Efron & Tibshirani 1993, §13.3).
+
+    Args:
+      samples: finite numbers; each array is resampled, `paired` ones together.
+      statistic_fn: (*samples [..., W], axis) -> [...].
+      num_samples: resamples, at least 1.
+      seed: the same seed and samples give the same interval.
+      level: of the interval, 0 to 1.
+      paired: whether place i of all arrays belongs together.
+    """
+    from scipy import stats  # half a second, which only who measures has to wait
+
+    samples = [np.asarray(sample, np.float64) for sample in samples]
+    if any(sample.ndim != 1 or not len(sample) for sample in samples):
+        shapes = [sample.shape for sample in samples]
+        raise ValueError(f"A sample is one number or more, got shapes {shapes}.")
+    if num_samples < 1:
+        raise ValueError(f"num_samples is at least 1, got {num_samples}.")
+    # scipy wants two numbers; twice the same one gives that one
+    samples = [np.repeat(sample, 2) if len(sample) == 1 else sample for sample in samples]
+    interval = stats.bootstrap(
+        samples,
+        statistic_fn,
+        n_resamples=num_samples,
+        batch=max(1, _DRAWS_AT_A_TIME // max(map(len, samples))),
+        vectorized=True,
+        paired=paired,
+        confidence_level=level,
+        method="percentile",
+        random_state=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
 
 
 def bootstrap_interval(
     values_W: np.ndarray, *, num_samples: int, seed: int, level: float = 0.95
 ) -> tuple[float, float]:
-    """Returns the percentile interval of the mean of `values_W` (Efron & Tibshirani 1993, §13.3).
-
-    Args:
-      values_W: one finite number per window; windows are what is resampled.
-      num_samples: resamples, at least 1.
-      seed: the same seed and values give the same interval.
-      level: of the interval, 0 to 1.
-    """
-    values_W = np.asarray(values_W, np.float64)
-    if values_W.ndim != 1 or not len(values_W):
-        raise ValueError(f"values_W is one number per window, got shape {values_W.shape}.")
-    if num_samples < 1:
-        raise ValueError(f"num_samples is at least 1, got {num_samples}.")
-    rng = np.random.default_rng(seed)
-    means, step = [], max(1, _DRAWS_AT_A_TIME // len(values_W))
-    for start in range(0, num_samples, step):
-        draws = rng.integers(len(values_W), size=(min(step, num_samples - start), len(values_W)))
-        means.append(values_W[draws].mean(axis=1))
-    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2])
-    return float(low), float(high)
+    """Returns the interval of the mean of `values_W`, one number per window; see `bootstrap`."""
+    how = dict(num_samples=num_samples, seed=seed, level=level)
+    return bootstrap((values_W,), np.mean, **how)
 
 
 def clustered_interval(
@@ -76,15 +121,70 @@ def clustered_interval(
     Args:
       sums_D: of each document's values.
       counts_D: of each document's values, at least 1.
-      num_samples, seed, level: see `bootstrap_interval`.
+      num_samples, seed, level: see `bootstrap`.
     """
-    sums_D, counts_D = np.asarray(sums_D, np.float64), np.asarray(counts_D, np.float64)
-    if sums_D.shape != counts_D.shape or sums_D.ndim != 1 or not np.all(counts_D >= 1):
+    if len(sums_D) != len(counts_D) or not np.all(np.asarray(counts_D) >= 1):
         raise ValueError(f"One sum and one count for each document, got {sums_D}, {counts_D}.")
-    rng = np.random.default_rng(seed)
-    draws_ND = rng.integers(len(sums_D), size=(num_samples, len(sums_D)))
-    means_N = sums_D[draws_ND].sum(axis=1) / counts_D[draws_ND].sum(axis=1)
-    low, high = np.quantile(means_N, [(1 - level) / 2, (1 + level) / 2])
+
+    def mean(sums, counts, axis):
+        return sums.sum(axis=axis) / counts.sum(axis=axis)
+
+    how = dict(num_samples=num_samples, seed=seed, level=level)
+    return bootstrap((sums_D, counts_D), mean, paired=True, **how)
+
+
+def difference_interval(
+    one_W: np.ndarray, other_V: np.ndarray, *, num_samples: int, seed: int
+) -> tuple[float, float]:
+    """Returns the 95% interval of mean(one_W) - mean(other_V) of unpaired samples."""
+
+    def difference(one, other, axis):
+        return one.mean(axis=axis) - other.mean(axis=axis)
+
+    return bootstrap((one_W, other_V), difference, num_samples=num_samples, seed=seed)
+
+
+def grouped_interval(
+    statistic_fn: Callable[[np.ndarray], np.ndarray], groups_W, *, num_samples: int, seed: int
+) -> Interval:
+    """Returns a statistic with its interval, whole groups of trials being resampled.
+
+    Args:
+      statistic_fn: counts_PW, how often each trial is in each resample -> numbers_P.
+      groups_W: the group of each trial, 0 to their number less one.
+      num_samples: resamples.
+      seed: of the draws.
+    """
+    groups_W = np.asarray(groups_W)
+    value = float(statistic_fn(np.ones((1, len(groups_W))))[0])
+    rng, num_groups = np.random.default_rng(seed), int(groups_W.max()) + 1
+    step, numbers = max(1, _DRAWS_AT_A_TIME // len(groups_W)), []
+    for start in range(0, num_samples, step):
+        counts = _counts(rng, num_groups, min(step, num_samples - start))
+        numbers.append(statistic_fn(counts[:, groups_W]))
+    numbers_P = np.concatenate(numbers)
+    defined = numbers_P[np.isfinite(numbers_P)]
+    if 2 * len(defined) < num_samples:
+        return Interval(value, float("nan"), float("nan"))
+    return Interval(value, *_percentiles(defined))
+
+
+def crossed_interval(values_JW: np.ndarray, *, num_samples: int, seed: int) -> tuple[float, float]:
+    """Returns the 95% interval of the mean, rows and columns being resampled, each on its own."""
+    rng, (rows, columns) = np.random.default_rng(seed), values_JW.shape
+    row_shares, column_shares = (_counts(rng, n, num_samples) / n for n in (rows, columns))
+    means = np.einsum("PJ,JW,PW->P", row_shares, values_JW, column_shares, optimize=True)
+    return _percentiles(means)
+
+
+def _counts(rng: np.random.Generator, size: int, num_samples: int) -> np.ndarray:
+    """Returns how often each of `size` is in each resample."""
+    counts = rng.multinomial(size, np.full(size, 1 / size), size=num_samples)
+    return counts.astype(np.float64)
+
+
+def _percentiles(numbers_P: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(numbers_P, [0.025, 0.975])
     return float(low), float(high)
 
 
@@ -109,24 +209,12 @@ def compare(
     return Difference(float(difference_W.mean()), low, high, len(difference_W))
 
 
-def wilson_interval(successes: int, trials: int, *, z: float = Z_95) -> tuple[float, float]:
-    """Returns Wilson's score interval of a share (Wilson 1927; Newcombe 1998, method 3).
+def wilson_interval(successes: int, trials: int) -> tuple[float, float]:
+    """Returns Wilson's 95% score interval of a share (Wilson 1927; Newcombe 1998, method 3)."""
+    from scipy import stats
 
-    Args:
-      successes: 0 to trials.
-      trials: at least 1.
-      z: normal quantile; the default gives 95%.
-    """
-    if not 0 <= successes <= trials or trials < 1:
-        raise ValueError(f"0 <= successes <= trials and trials >= 1, got {successes} of {trials}.")
-    share = successes / trials
-    centre = share + z * z / (2 * trials)
-    spread = z * math.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    # at 0 and at all of them an end is exactly 0 or 1; rounding leaves 1e-17 there
-    low = 0.0 if successes == 0 else (centre - spread) / scale
-    high = 1.0 if successes == trials else (centre + spread) / scale
-    return low, high
+    interval = stats.binomtest(successes, trials).proportion_ci(0.95, method="wilson")
+    return float(interval.low), float(interval.high)
 
 
 def token_mean(nll_WT: np.ndarray, doc_ids_W: np.ndarray, parts: Sequence[tuple[int, int]]):
