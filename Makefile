@@ -15,9 +15,10 @@ PYTHON ?= python3
 VENV ?= .venv
 PARITY ?= 1
 AOT ?= 1
-# A file stays on one worker, which compiles its models once.
-PYTEST_ARGS ?= -n 2 --dist loadfile
-SLOW_ARGS ?= -n 2 --dist worksteal
+# A file stays on one worker, which compiles its models once; after a crash of one, xdist would wait
+# for ever.
+PYTEST_ARGS ?= -n 2 --dist loadfile --max-worker-restart=0
+SLOW_ARGS ?= -n 2 --dist worksteal --max-worker-restart=0
 FAULTS ?= 40
 SEED ?= 0
 

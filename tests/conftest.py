@@ -102,3 +102,20 @@ def tiny_params(tiny_config):
 def tiny_model(tiny_config, tiny_params):
     """(config, params) of the tiny model."""
     return tiny_config, tiny_params
+
+
+@pytest.fixture(scope="module")
+def libtpu():
+    """The compiler for TPUs; a test that needs it skips without it.
+
+    It reads XLA_FLAGS too, and ends the process at one that only CPUs have: by then XLA has read
+    them.
+    """
+    from jaxrope.topology import slices
+
+    if not slices.installed():
+        pytest.skip("needs libtpu: make test installs it where it can")
+    jax.devices()
+    flags = os.environ.pop("XLA_FLAGS")
+    yield
+    os.environ["XLA_FLAGS"] = flags

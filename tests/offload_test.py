@@ -1,7 +1,5 @@
 """What a TPU keeps in the memory of its host, by its compiler: layer inputs and moments."""
 
-import importlib.util
-
 import pytest
 
 from configs import base
@@ -10,10 +8,7 @@ from jaxrope.mesh import sharding
 from jaxrope.topology import slices
 from jaxrope.train import program as program_lib
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu"),
-]
+pytestmark = pytest.mark.slow
 
 LAYERS, DIM, LENGTH, ROWS, DEVICES = 8, 512, 16_384, 4, 4
 MODEL = llama.LlamaConfig(
@@ -46,7 +41,7 @@ def compiled(mesh, remat, offload):
     return lowered.compile().memory_analysis()
 
 
-def test_layer_inputs_and_moments_go_to_the_host():
+def test_layer_inputs_and_moments_go_to_the_host(libtpu):
     """Measured with libtpu 0.0.52: a peak of 690 MiB; of 552 MiB with 128 MiB of layer inputs in
     the host's memory.
     """

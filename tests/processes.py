@@ -18,6 +18,11 @@ COMPILER_FLAGS = (
     else "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
     " --xla_cpu_use_fusion_emitters=false"
 )
+# Eight devices share few cores: XLA aborts a process where one comes 40 s late to a meeting point.
+COMPILER_FLAGS += (
+    " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
+    " --xla_cpu_collective_call_terminate_timeout_seconds=600"
+)
 
 
 def environment(devices: int = 1, **more: str) -> dict[str, str]:

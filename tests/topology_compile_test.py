@@ -12,17 +12,11 @@ import pytest
 from jaxrope import llama, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, slices
+from jaxrope.topology import compile, jobs, memory, report, roofline, schedule
 from tests import proof, tiny_run
 
 NOTHING = schedule.Schedule((), ())
 WORK = roofline.Work(1, 1.0, 1.0, 1.0, 1.0, 1.0)
-
-
-@pytest.fixture(scope="module")
-def libtpu():
-    if not slices.installed():
-        pytest.skip("needs libtpu: make test installs it where it can")
 
 
 def config(tmp_path, **mesh):

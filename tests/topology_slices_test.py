@@ -100,9 +100,7 @@ def test_devices_of_this_machine_are_no_chips():
     ("name", "num"),
     [("v5p:2x2x2", 8), ("v5e:4x8", 32), ("v6e:1x1", 1), ("v4:2x2x1", 4), ("tpu7x:2x2x1", 8)],
 )
-def test_devices_of_a_slice(name, num, monkeypatch):
-    if not slices.installed():
-        pytest.skip("needs libtpu: make test installs it where it can")
+def test_devices_of_a_slice(libtpu, name, num, monkeypatch):
     monkeypatch.setenv("TPU_WORKER_HOSTNAMES", "mine")
     found = topology.devices(name)
     assert len(found) == num
