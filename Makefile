@@ -7,6 +7,7 @@
 #   make versions                                    what depends on the versions of Python and jax
 #   make harness                                     the tests that need lm-evaluation-harness
 #   make mutate FAULTS=40                            which small faults in the package tests catch
+#   make fuzz                                        2,000 damaged files, odd configs and flags
 #   make proof                                       what the TPU compiler proves; a quarter of an hour
 # On Python 3.11 the tests also install torch and transformers, for parity with Hugging Face; on every
 # Python libtpu, the compiler for TPUs. tests/matrices.py lists what CI leaves to `make full`.
@@ -44,7 +45,7 @@ EXTRAS := test,parquet,zstd,tensorboard
 
 HARNESS := $(VENV)-harness
 
-.PHONY: help demo environment test slow full versions harness environment_part mutate kill lint clean parity aot proof
+.PHONY: help demo environment test slow full versions harness environment_part mutate fuzz kill lint clean parity aot proof
 .DEFAULT_GOAL := help
 
 help:
@@ -87,6 +88,9 @@ harness:
 
 mutate: environment
 	$(BIN)/python tests/mutate.py --faults=$(FAULTS) --seed=$(SEED)
+
+fuzz: $(VENV)/.test
+	$(BIN)/python tests/fuzz.py --count=2000 --seed=$(SEED)
 
 kill: $(VENV)/.test
 	$(BIN)/python tests/kill_search.py --kills=20
