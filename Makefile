@@ -50,7 +50,7 @@ HARNESS := $(VENV)-harness
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "make slow: tests of more than some seconds   make kill: SIGKILL proofs   make lint   make clean"
+	@echo "make slow: tests of more than some seconds   make kill: damaged workdirs, SIGKILL   make lint   make clean"
 
 demo: $(VENV)/.run
 	$(BIN)/python -m jaxrope.demo run
@@ -93,6 +93,7 @@ fuzz: $(VENV)/.test
 	$(BIN)/python tests/fuzz.py --count=2000 --seed=$(SEED)
 
 kill: $(VENV)/.test
+	$(BIN)/python tests/kill.py --count=500 --programs=60 --seed=$(SEED)
 	$(BIN)/python tests/kill_search.py --kills=20
 	$(BIN)/python tests/kill_train.py --kills=20
 

@@ -47,7 +47,7 @@ from jaxrope.store import sealed, steps  # noqa: E402
 from jaxrope.train import __main__ as train_program  # noqa: E402
 from tests import hf_models, rope_samples, tiny_report  # noqa: E402
 
-SECONDS, MEGABYTES = 5, 1000  # of a case; a busy machine is several times slower than an idle one
+SECONDS, MEGABYTES = 20, 1000  # of a case; a busy machine is several times slower than an idle one
 HANGS = 60  # seconds after which the process is ended
 _SCALED = ("llama longrope of v5", "llama yarn", "phi3", "llama llama3", "llama dynamic")
 

@@ -144,7 +144,7 @@ def line(content: Row) -> dict[str, str]:
 def running_line(journal: Row, config: Row) -> dict[str, str]:
     """Returns the line of the summary for a search that is not finished."""
     best = journal["best"]
-    path = config["model"]["path"] if "model" in config else ""
+    path = config.get("model", {}).get("path", "")
     return {
         "What": "search, not finished",
         "Model": Path(path).name,
