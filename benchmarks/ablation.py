@@ -24,7 +24,7 @@ from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
 from jaxrope import recipe, setup
 from jaxrope.errors import InputError
-from jaxrope.shell import cli, heap
+from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
 SHORT_SHARE = 0.25
@@ -58,8 +58,34 @@ def add_arguments(parser) -> None:
     parser.add_argument("--critical", default="16,20", help="lowest and highest pair, from 0")
     parser.add_argument("--keys", type=int, default=6, help="needles in a document, one asked for")
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--dry_run", action="store_true", help="say what it will cost, and stop")
     parser.add_argument("--quick", action="store_true")
+
+
+def planned(args) -> tuple[ConfigDict, dict, int]:
+    """Returns (the recipe, what it may spend, the base's length).
+
+    Raises:
+      InputError: an argument is wrong.
+    """
+    spent, workdir = BUDGETS["quick" if args.quick else "whole"], folder(args)
+    config = _config(args, spent)
+    base_len = setup.model_config(config).original_len
+    config.recipe = (
+        *_searches(args, spent, base_len),
+        *_trainings(spent, base_len),
+        *_evaluations(config, workdir, base_len),
+    )
+    return config, spent, base_len
+
+
+def folder(args) -> Path:
+    """Returns the workdir."""
+    return Path(args.workdir).absolute()
+
+
+def dry_run(args) -> str:
+    """Returns what the stages will cost, and which are finished."""
+    return recipe.dry_run(planned(args)[0], folder(args), timing=False)
 
 
 def run(args) -> int:
@@ -68,16 +94,9 @@ def run(args) -> int:
     Raises:
       InputError: an argument is wrong, or of a stage.
     """
-    spent, workdir = BUDGETS["quick" if args.quick else "whole"], Path(args.workdir).absolute()
-    config = _config(args, spent)
-    base_len = setup.model_config(config).original_len
-    config.recipe = (
-        *_searches(args, spent, base_len),
-        *_trainings(spent, base_len),
-        *_evaluations(config, workdir, base_len),
-    )
-    code = recipe.run(config, workdir, args.dry_run)
-    if code or args.dry_run:
+    (config, spent, base_len), workdir = planned(args), folder(args)
+    code = recipe.run(config, workdir)
+    if code:
         return code
     pool = verdict.read_pool([workdir / name for name in ("base", "searches", "mixed")])
     asked = pool, base_len, f"needle-{args.keys}"
@@ -274,4 +293,6 @@ def _evaluations(config: ConfigDict, workdir: Path, base_len: int) -> tuple:
 
 if __name__ == "__main__":
     heap.keep()
-    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])
+    cli.arguments(
+        Command(arguments=add_arguments, run=run, dry_run=dry_run), doc=__doc__, argv=sys.argv[1:]
+    )

@@ -28,7 +28,7 @@ from configs import base
 from jaxrope import recipe, report, setup
 from jaxrope.errors import InputError
 from jaxrope.report import attention
-from jaxrope.shell import cli, heap
+from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
 FACTOR = 8  # target / original length
@@ -53,8 +53,35 @@ def add_arguments(parser) -> None:
     parser.add_argument("--keys", type=int, default=6, help="needles in a document, one asked for")
     parser.add_argument("--seeds", type=int, default=1, help="of the searches, from 0 on")
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--dry_run", action="store_true", help="say what it will cost, and stop")
     parser.add_argument("--quick", action="store_true")
+
+
+def planned(args) -> tuple[ConfigDict, dict, int]:
+    """Returns (the recipe, what it may spend, the base's length).
+
+    Raises:
+      InputError: an argument is wrong.
+    """
+    if args.seeds < 1:
+        raise InputError(f"--seeds must be 1 or more, got {args.seeds}.")
+    spent, workdir = BUDGETS["quick" if args.quick else "whole"], folder(args)
+    config = _config(args, spent)
+    base_len = setup.model_config(config).original_len
+    config.recipe = (
+        *_searches(args, spent, base_len),
+        *_evaluations(config, workdir, base_len, args.seeds),
+    )
+    return config, spent, base_len
+
+
+def folder(args) -> Path:
+    """Returns the workdir."""
+    return Path(args.workdir).absolute()
+
+
+def dry_run(args) -> str:
+    """Returns what the stages will cost, and which are finished."""
+    return recipe.dry_run(planned(args)[0], folder(args), timing=False)
 
 
 def run(args) -> int:
@@ -63,17 +90,9 @@ def run(args) -> int:
     Raises:
       InputError: an argument is wrong, or of a stage.
     """
-    if args.seeds < 1:
-        raise InputError(f"--seeds must be 1 or more, got {args.seeds}.")
-    spent, workdir = BUDGETS["quick" if args.quick else "whole"], Path(args.workdir).absolute()
-    config = _config(args, spent)
-    base_len = setup.model_config(config).original_len
-    config.recipe = (
-        *_searches(args, spent, base_len),
-        *_evaluations(config, workdir, base_len, args.seeds),
-    )
-    code = recipe.run(config, workdir, args.dry_run)
-    if code or args.dry_run:
+    (config, spent, base_len), workdir = planned(args), folder(args)
+    code = recipe.run(config, workdir)
+    if code:
         return code
     scored = [f"scores_{seed}" for seed in range(args.seeds)]
     pool = verdict.read_pool([workdir / name for name in ("base", "known", *scored)])
@@ -281,4 +300,6 @@ def _evaluations(config: ConfigDict, workdir: Path, base_len: int, seeds: int) -
 
 if __name__ == "__main__":
     heap.keep()
-    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])
+    cli.arguments(
+        Command(arguments=add_arguments, run=run, dry_run=dry_run), doc=__doc__, argv=sys.argv[1:]
+    )

@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import paper_stages, paper_verdicts, verdict
 from jaxrope import recipe
 from jaxrope.errors import InputError
-from jaxrope.shell import cli, heap
+from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
 NEEDED = ("search_2x", "search_4x", "finetune_2x", "finetune_4x", "second", "join")
@@ -28,12 +28,11 @@ NEEDED = ("search_2x", "search_4x", "finetune_2x", "finetune_4x", "second", "joi
 def add_arguments(parser) -> None:
     parser.add_argument("--recipe", required=True, help="workdir of the twin recipe, finished")
     parser.add_argument("--workdir", required=True)
-    parser.add_argument("--dry_run", action="store_true", help="say what it will cost, and stop")
     parser.add_argument("--quick", action="store_true")
 
 
-def run(args) -> int:
-    """Runs the stages that are not finished, and prints the tables; returns the exit code.
+def planned(args):
+    """Returns (the plan of the stages, what they may spend).
 
     Raises:
       InputError: the recipe is not finished, or not the one that the workdir was begun with.
@@ -41,9 +40,23 @@ def run(args) -> int:
     source, workdir = Path(args.recipe).absolute(), Path(args.workdir).absolute()
     _check_source(source, workdir)
     spent = paper_stages.BUDGETS["quick" if args.quick else "whole"]
-    plan = paper_stages.make(source, workdir, spent)
-    code = recipe.run(plan.config, workdir, args.dry_run)
-    if code or args.dry_run:
+    return paper_stages.make(source, workdir, spent), spent
+
+
+def dry_run(args) -> str:
+    """Returns what the stages will cost, and which are finished."""
+    return recipe.dry_run(planned(args)[0].config, Path(args.workdir).absolute(), timing=False)
+
+
+def run(args) -> int:
+    """Runs the stages that are not finished, and prints the tables; returns the exit code.
+
+    Raises:
+      InputError: see planned; or an error of a stage.
+    """
+    (plan, spent), workdir = planned(args), Path(args.workdir).absolute()
+    code = recipe.run(plan.config, workdir)
+    if code:
         return code
     pool = verdict.read_pool([workdir / name for name in plan.evaluations])
     made = paper_verdicts.make(pool, plan.base_len)
@@ -97,4 +110,6 @@ def _stage(folder: Path, name: str = "stage.json") -> dict:
 
 if __name__ == "__main__":
     heap.keep()
-    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])
+    cli.arguments(
+        Command(arguments=add_arguments, run=run, dry_run=dry_run), doc=__doc__, argv=sys.argv[1:]
+    )

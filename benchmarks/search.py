@@ -19,7 +19,7 @@ import sys
 from pathlib import Path
 
 from jaxrope.errors import choose
-from jaxrope.shell import cli, heap
+from jaxrope.shell import Command, cli, heap
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
@@ -334,4 +334,4 @@ def _read(path: Path) -> list[dict]:
 
 if __name__ == "__main__":
     heap.keep()
-    cli.arguments(add_arguments, run, doc=__doc__, argv=sys.argv[1:])
+    cli.arguments(Command(arguments=add_arguments, run=run), doc=__doc__, argv=sys.argv[1:])

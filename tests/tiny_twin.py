@@ -35,4 +35,4 @@ def run(texts: Path, base: Path, folder: Path) -> None:
         (name, kind, (*pairs, unmeasured, *([far] if name == "second" else [])))
         for name, kind, pairs in config.recipe[:-1]
     )
-    assert recipe.run(config, folder, False) == 0
+    assert recipe.run(config, folder) == 0

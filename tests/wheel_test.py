@@ -214,7 +214,8 @@ def test_every_program_is_a_command():
 
 def pip(*argv):
     command = [sys.executable, "-m", "pip", "--disable-pip-version-check", *argv, "--no-index"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=variables)
     assert done.returncode == 0, done.stdout + done.stderr
 
 

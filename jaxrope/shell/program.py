@@ -71,6 +71,11 @@ class Program:
         return self.door.dry_run(config, timing=timing)
 
 
+def _legal(_arguments: Any) -> str:
+    """What --dry_run says by default."""
+    return "the arguments are legal"
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Command:
     """A program, or a command of one, with arguments of its own.
@@ -78,9 +83,10 @@ class Command:
     Attributes:
       arguments: (argparse parser) declares them.
       run: (arguments) -> its exit code, or None; its docstring is the help of a command.
-      dry_run: (arguments) -> the text of --dry_run: whatever can be refused is refused.
+      dry_run: (arguments) -> the text of --dry_run: whatever can be refused is refused; by
+        default the arguments alone are.
     """
 
     arguments: Callable[[Any], None]
     run: Callable[[Any], int | None]
-    dry_run: Callable[[Any], str]
+    dry_run: Callable[[Any], str] = _legal
