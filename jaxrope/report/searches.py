@@ -144,7 +144,7 @@ def line(content: Row) -> dict[str, str]:
 def running_line(journal: Row, config: Row) -> dict[str, str]:
     """Returns the line of the summary for a search that is not finished."""
     best = journal["best"]
-    path = config.get("model", {}).get("path", "")
+    path = config["model"].get("path", "") if "model" in config else ""
     return {
         "What": "search, not finished",
         "Model": Path(path).name,

@@ -54,7 +54,7 @@ def line(rows: Sequence[Row], config: Row) -> dict[str, str]:
     """Returns the line of the summary for a training, by column."""
     step_rows = steps(rows)
     last, tokens = step_rows[-1], sum(row["tokens"] for row in step_rows)
-    path = config.get("model", {}).get("path", "")
+    path = config["model"].get("path", "") if "model" in config else ""
     return {
         "What": f"training, loss {step_rows[0]['loss']:.3f} → {last['loss']:.3f}",
         "Model": Path(path).name,
