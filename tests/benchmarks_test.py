@@ -1,6 +1,7 @@
 """The benchmarks run, and what they say of arithmetic is right."""
 
 import json
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks import attention_statistics, ring_package, search, side_by_side, waste
+from jaxrope.shell import heap
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -174,3 +176,12 @@ def test_steps_of_a_descent_stay_within_their_share(samples, factor):
         judged = 30 * samples * factor * 256
         cost = judged + search._steps(args, share, hybrid=False) * 3 * samples * factor * 256
         assert 0.9 * share < cost / (1312 * samples * factor * 256) <= share
+
+
+@pytest.mark.parametrize("name", ["ablation", "attention_objectives", "paper_tables", "search"])
+def test_a_benchmark_has_a_command_line(name, monkeypatch, capsys):
+    monkeypatch.setattr(heap, "keep", lambda: None)
+    monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", "--help"])
+    with pytest.raises(SystemExit) as caught:
+        runpy.run_module(f"benchmarks.{name}", run_name="__main__")
+    assert caught.value.code in (0, None) and "--dry_run" in capsys.readouterr().out

@@ -43,6 +43,9 @@ SLOW = {
 
 # Matrices: each keeps the rows that differ most; an empty tuple leaves the whole test out.
 CI_ROWS = {
+    # Benchmarks of minutes; their command lines are tested, and one of them runs in CI.
+    "attention_objectives_test.py": {"test_it_runs_and_goes_on_with_another_seed": ()},
+    "paper_tables_test.py": {"test_the_ablation_runs": ()},
     "needle_test.py": {"test_the_reference_of_books_6m_at_long_lengths": ("2048-yarn-0.4-1",)},
     "offload_test.py": {
         "test_layer_inputs_and_moments_go_to_the_host": ()
