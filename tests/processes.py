@@ -5,6 +5,7 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -16,8 +17,10 @@ COMPILER_FLAGS = (
     ""
     if os.environ.get("COMPILE_IN_FULL")
     else "--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true"
-    " --xla_cpu_use_fusion_emitters=false"
 )
+# XLA ends a process at a flag that it does not know, and newer ones do not know this one.
+if COMPILER_FLAGS and version("jaxlib").startswith("0.10."):
+    COMPILER_FLAGS += " --xla_cpu_use_fusion_emitters=false"
 # Eight devices share few cores: XLA aborts a process where one comes 40 s late to a meeting point.
 COMPILER_FLAGS += (
     " --xla_cpu_collective_call_warn_stuck_timeout_seconds=120"
