@@ -170,8 +170,8 @@ def test_a_cache_made_again_has_the_bits_of_a_fresh_one(model, record):
             fresh = fresh.read(fresh.empty(), [3], generate.Timing())
             ours = jax.tree.map(lambda x, i=i: x[i], (state.lengths_B, state.rope, state.logits_BV))
             theirs = jax.tree.map(lambda x: x[3], (fresh.lengths_B, fresh.rope, fresh.logits_BV))
-            kept = (state.cache.keys_LBSKH[:, i], state.cache.values_LBSKH[:, i])
-            new = (fresh.cache.keys_LBSKH[:, 3], fresh.cache.values_LBSKH[:, 3])
+            kept = (state.caches["full"].keys_LBSKH[:, i], state.caches["full"].values_LBSKH[:, i])
+            new = (fresh.caches["full"].keys_LBSKH[:, 3], fresh.caches["full"].values_LBSKH[:, 3])
             jax.tree.map(np.testing.assert_array_equal, (ours, kept), (theirs, new))
             assert np.abs(kept[0][:, : len(tokens)]).min() > 0
             assert not np.any(kept[0][:, len(tokens) :])
@@ -303,7 +303,9 @@ def test_reading_takes_memory_for_the_cache_and_a_chunk(tiny_config):
     def memory(slots):
         stack = rope.stack([rope.make("pi", **GEOMETRY, factor=4.0)(slots)] * 2)
         state = jax.eval_shape(
-            lambda: states.empty(model.config, model.settings, slots, stack, np.zeros((2, 2), "u4"))
+            lambda: states.empty(
+                model.config, model.settings, (slots, 512), stack, np.zeros((2, 2), "u4")
+            )
         )
         words = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 512), (1,), (), ())]
         how = dict(config=model.config, settings=model.settings)
@@ -322,7 +324,7 @@ def test_128k_tokens_of_a_model_of_seven_billion():
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=8, tensor=1))
     config, settings = llama.SHAPES["llama2_7b"], llama.ForwardSettings("ring", mesh=mesh)
     stack = rope.stack([rope.preset("llama2-7b-2048k-ft256k")(131_072)])
-    make = functools.partial(states.empty, config, settings, 131_072, stack)
+    make = functools.partial(states.empty, config, settings, (131_072, 512), stack)
     state = jax.eval_shape(lambda: make(np.zeros((1, 2), "u4")))
     words = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2048), (1,), (), ())]
     after = jax.eval_shape(
@@ -331,7 +333,7 @@ def test_128k_tokens_of_a_model_of_seven_billion():
         state,
         program.Chunk(*words),
     )
-    assert after.cache.keys_LBSKH.shape == (32, 1, 131_072, 32, 128)
+    assert after.caches["full"].keys_LBSKH.shape == (32, 1, 131_072, 32, 128)
     assert after.logits_BV.shape == (1, 32_000)
 
 

@@ -4,14 +4,12 @@ Letters of `jax.nn.dot_product_attention`: B batch, T query length, S key length
 heads, G = N // K, H head dim.
 """
 
-import dataclasses
-
 import jax
 
 from jaxrope.attention import masks
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.cached import Cache, Place, slot_positions, unit, write
+from jaxrope.attention.cached import Cache, Place, ring_slots, slot_positions, unit, write
 from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
@@ -45,6 +43,7 @@ __all__ = [
     "order",
     "pad",
     "resolve",
+    "ring_slots",
     "slot_positions",
     "unit",
     "write",
@@ -61,7 +60,7 @@ def attend(
     settings: Settings = Settings(),  # noqa: B008 (frozen)
 ) -> jax.Array:
     """Returns softmax(scale q k^T + mask) v, out_BTNH in the dtype of q; accumulated in float32 or
-    wider. A query that sees no key gives zeros.
+    wider. Logits may be capped (settings.cap). A query that sees no key gives zeros.
 
     Args:
       backend: a name in BACKENDS.
@@ -89,7 +88,4 @@ def attend(
             f"attention: q_BTNH {q_BTNH.shape}, k_BSKH {kv_shape} and v_BSKH {v_BSKH.shape} must "
             "agree in B and H, and N must be a multiple of K."
         )
-    mask = mask.of_batch(batch)
-    if settings.scale is None:
-        settings = dataclasses.replace(settings, scale=head_dim**-0.5)
-    return attention_fn(q_BTNH, k_BSKH, v_BSKH, mask, settings)
+    return attention_fn(q_BTNH, k_BSKH, v_BSKH, mask.of_batch(batch), settings)

@@ -14,6 +14,7 @@ from jaxrope.attention import cudnn, exchange, local, ring, zigzag
 from jaxrope.attention.hops import Segments, Sizes
 from jaxrope.attention.masks import Mask
 from jaxrope.attention.reference import reference as by_definition
+from jaxrope.attention.scale import Scale
 from jaxrope.errors import UnsupportedError
 
 
@@ -22,7 +23,8 @@ class Settings:
     """How attention is computed.
 
     Attributes:
-      scale: of the logits; None: H^-0.5.
+      scale: of the products of queries and keys; None: H^-0.5.
+      cap: of the logits, see scale.Scale; None: none.
       block: tokens in a block, for backends that cut the sequence.
       kernel: what computes the part of a device, a name in KERNELS.
       mesh: the caller is inside a shard_map over it, all axes manual; None: one device.
@@ -30,6 +32,7 @@ class Settings:
     """
 
     scale: float | None = None
+    cap: float | None = None
     block: int = 512
     kernel: str = "blockwise"
     mesh: Mesh | None = None
@@ -40,16 +43,20 @@ class Settings:
         """Devices that a sequence is spread over."""
         return self.mesh.shape[zigzag.AXIS] if self.mesh else 1
 
-    @property
-    def sizes(self) -> Sizes:
-        """What the parts of a spread backend need."""
-        return Sizes(self.kernel, self.scale, self.block)
+    def scale_for(self, head_dim: int) -> Scale:
+        """Returns how products of vectors of `head_dim` become logits."""
+        return Scale(head_dim**-0.5 if self.scale is None else self.scale, self.cap)
+
+    def sizes(self, head_dim: int) -> Sizes:
+        """Returns what the parts of a spread backend need."""
+        return Sizes(self.kernel, self.scale_for(head_dim), self.block)
 
 
 def reference(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
     """The definition."""
     _refuse_context("reference", settings)
-    return by_definition(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=settings.scale, block=0)
+    scale = settings.scale_for(q_BTNH.shape[-1])
+    return by_definition(q_BTNH, k_BSKH, v_BSKH, mask=mask, scale=scale, block=0)
 
 
 def blockwise(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
@@ -62,7 +69,7 @@ def flash(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
     """The platform's own kernels: ours on a TPU, cuDNN's on a GPU."""
     _refuse_context("flash", settings)
     if settings.kernel == "cudnn":
-        return cudnn.attention(q_BTNH, k_BSKH, v_BSKH, mask, settings.scale)
+        return cudnn.attention(q_BTNH, k_BSKH, v_BSKH, mask, settings.scale_for(q_BTNH.shape[-1]))
     kernel = settings.kernel if settings.kernel != "blockwise" else "flash"
     return _local(kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
 
@@ -77,7 +84,7 @@ def all_gather(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Ar
     """Every device takes all keys."""
     if settings.context == 1:
         return _local(settings.kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
-    return exchange.all_gather(settings.sizes, q_BTNH, k_BSKH, v_BSKH, mask)
+    return exchange.all_gather(settings.sizes(q_BTNH.shape[-1]), q_BTNH, k_BSKH, v_BSKH, mask)
 
 
 def ulysses(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
@@ -120,7 +127,8 @@ SPREAD = ("ring", "all_gather", "ulysses", "usp")  # take a sequence that lies o
 
 def _local(kernel: str, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
     _refuse_cudnn(kernel)
-    return local.attention(kernel, q, k, v, mask, settings.scale, settings.block)
+    scale = settings.scale_for(q.shape[-1])
+    return local.attention(kernel, q, k, v, mask, scale, settings.block)
 
 
 def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
@@ -128,7 +136,7 @@ def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
     if who.size == 1:
         return _local(settings.kernel, settings, q, k, v, mask)
     segments = Segments(mask.q_segment_ids_BT, mask.kv_segment_ids_BS)
-    return ring.attention(who, settings.sizes, q, k, v, segments)
+    return ring.attention(who, settings.sizes(q.shape[-1]), q, k, v, segments)
 
 
 def _refuse_context(name: str, settings: Settings) -> None:

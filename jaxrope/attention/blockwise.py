@@ -15,13 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.attention.masks import Mask, allowed, any_allowed, pad
+from jaxrope.attention.scale import Scale
 
 MASKED = -1e30  # not -inf: the difference of two infinities is not a number
 EMPTY = -1e29  # a row whose maximum lies below has seen no key
 
 
 def forward(
-    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, scale: float, block: int
+    q_BTNH: jax.Array, k_BSKH: jax.Array, v_BSKH: jax.Array, mask: Mask, *, scale: Scale, block: int
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (out_BTNH, log-sum-exp BTN), both float32 or wider; a row that sees no key has zeros
     and a log-sum-exp of -1e30.
@@ -39,7 +40,7 @@ def backward(
     mask: Mask,
     results: tuple[jax.Array, jax.Array, jax.Array],
     *,
-    scale: float,
+    scale: Scale,
     block: int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (dq_BTNH, dk_BSKH, dv_BSKH), float32 or wider (FlashAttention-2, Algorithm 2).
@@ -193,11 +194,12 @@ def _backward(rows: _Rows, k, v, mask, scale):
             block_mask = _join(mask, q_mask, kv_mask)
 
             def visit(dq_BKHM):
-                logits = scale * _dot("BKXH,BKMH->BKXM", k_BKXH, q_BKMH, dtype)
+                logits = scale.logits(_dot("BKXH,BKMH->BKXM", k_BKXH, q_BKMH, dtype))
                 visible = _visible_transposed(block_mask, logits.shape)
                 weights = jnp.where(visible, jnp.exp(logits - lse_BKM[:, :, None]), 0)
                 dweights = _dot("BKXH,BKMH->BKXM", v_BKXH, dout_BKMH, dtype)
-                dlogits = (weights * (dweights - inner_BKM[:, :, None]) * scale).astype(q.dtype)
+                dlogits = weights * (dweights - inner_BKM[:, :, None])
+                dlogits = (dlogits * scale.slope(logits)).astype(q.dtype)
                 dv_BKXH = _dot("BKXM,BKMH->BKXH", weights.astype(q.dtype), dout_BKMH, dtype)
                 dk_BKXH = _dot("BKXM,BKMH->BKXH", dlogits, q_BKMH, dtype)
                 dq_BKHM = dq_BKHM + _dot("BKHX,BKXM->BKHM", k_BKHX, dlogits, dtype)
@@ -218,7 +220,7 @@ def _backward(rows: _Rows, k, v, mask, scale):
 
 
 def _logits(q_block, k_block, block_mask, scale, dtype):
-    logits = scale * _dot("BKGCH,BKXH->BKGCX", q_block, k_block, dtype)
+    logits = scale.logits(_dot("BKGCH,BKXH->BKGCX", q_block, k_block, dtype))
     return jnp.where(allowed(block_mask)[:, None, None], logits, MASKED)
 
 

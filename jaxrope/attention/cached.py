@@ -1,16 +1,19 @@
 """Attention to cached keys and values: of a prompt, and of the tokens generated since.
 
-Token p of a row lies at slot p, so that causality alone hides the slots that are still empty. On a
-mesh the slots are dealt over axis `context` in stripes of `STRIPE` tokens: stripe i is on device
-i mod n. Every device then holds the same share of a prompt from its first tokens on, and of a chunk
-of it computes the very tokens whose keys it keeps: no key ever travels. Each device attends
+Token p of a row lies at slot p; where layers see a window of few tokens, at slot p modulo the
+number of slots, and `ring_slots` of them hold every key that a query may still see. Which token a
+slot has follows from the newest one of its row, and causality hides what is still empty.
+
+On a mesh the slots are dealt over axis `context` in stripes of `STRIPE` tokens: stripe i is on
+device i mod n. Every device then holds the same share of a prompt from its first tokens on, and of
+a chunk of it computes the very tokens whose keys it keeps: no key ever travels. Each device attends
 to its own keys, and the results are merged by the log-sum-exp.
 
 Keys are read a block at a time, and only those blocks that some query may see: time follows what is
 in the cache, not what would fit into it.
 
-Letters: L layers, B batch, T query length, S slots of a device, N heads, K kv heads, G = N // K, H
-head dim, X block of keys.
+Letters: L layers of one kind, B batch, T query length, S slots of a device, N heads, K kv heads,
+G = N // K, H head dim, X block of keys.
 """
 
 import dataclasses
@@ -63,6 +66,13 @@ def unit(mesh) -> int:
     return STRIPE * sharding.ways(mesh, "context")
 
 
+def ring_slots(window: int, chunk: int) -> int:
+    """Returns the slots that layers with a window need, whatever the length: a multiple of `chunk`,
+    the most tokens that are handed in together, each of which sees `window` tokens.
+    """
+    return -(-(window + chunk - 1) // chunk) * chunk
+
+
 def slot_positions(start: jax.Array, count: int, mesh) -> jax.Array:
     """Returns the positions, int32 [count], of this device's slots from `start` on.
 
@@ -106,10 +116,8 @@ def attend(
       layer: int32.
       place: of the queries.
       window: tokens a query sees, its own included; None: all.
-      settings: block, scale and mesh are used.
+      settings: block, scale, cap and mesh are used.
     """
-    if settings.scale is None:
-        settings = dataclasses.replace(settings, scale=q_BTNH.shape[-1] ** -0.5)
     positions_BT, is_single = place.positions_BT, q_BTNH.shape[1] == 1
     if settings.context == 1:
         part = _partial(q_BTNH, positions_BT, cache, (layer, place.row), window, settings)
@@ -131,7 +139,7 @@ def attend(
 def _put_token(cached_LBSKH, layer, x_BTKH, place, mesh):
     """One token for each row, each at its own position; the device that has its stripe keeps it."""
     ways, slots = sharding.ways(mesh, "context"), cached_LBSKH.shape[2]
-    stripe_B, inside_B = jnp.divmod(place.positions_BT[:, 0], STRIPE)
+    stripe_B, inside_B = jnp.divmod(place.positions_BT[:, 0] % (slots * ways), STRIPE)
     mine_B = place.valid_BT[:, 0]
     if ways > 1:
         mine_B &= stripe_B % ways == lax.axis_index("context")
@@ -141,8 +149,11 @@ def _put_token(cached_LBSKH, layer, x_BTKH, place, mesh):
 
 
 def _put_stripes(cached_LBSKH, layer, x_BTKH, place, mesh):
-    """Consecutive slots; all rows begin at the same one."""
-    start = place.positions_BT[0, 0] // unit(mesh) * STRIPE
+    """Consecutive slots; all rows begin at the same one. They do not run over the end: their first
+    token is a multiple of a chunk, and so are the slots.
+    """
+    slots = cached_LBSKH.shape[2]
+    start = place.positions_BT[0, 0] // unit(mesh) * STRIPE % slots
     at, size = (layer, place.row, start, 0, 0), (1, *x_BTKH.shape)
     old = lax.dynamic_slice(cached_LBSKH, at, size)[0]
     new = jnp.where(place.valid_BT[..., None, None], x_BTKH, old)
@@ -158,7 +169,10 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
     block = math.gcd(slots, settings.block)
     dtype = jnp.promote_types(q_BTNH.dtype, jnp.float32)
     q_BTKGH = q_BTNH.reshape(batch, q_len, kv_heads, num_heads // kv_heads, head_dim)
-    key_positions_S = slot_positions(jnp.int32(0), slots, settings.mesh)
+    scale = settings.scale_for(head_dim)
+    newest_B, num_slots = jnp.max(positions_BT, axis=1), slots * settings.context
+    slot_S = slot_positions(jnp.int32(0), slots, settings.mesh)
+    key_positions_BS = newest_B[:, None] - (newest_B[:, None] - slot_S[None]) % num_slots
 
     def visit(i, carry):
         out, top, total = carry
@@ -166,12 +180,12 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
             _block(x, *layer_and_row, i * block, batch, block)
             for x in (cache.keys_LBSKH, cache.values_LBSKH)
         )
-        key_positions_X = _slice(key_positions_S, i * block, block)
-        distance_BTX = positions_BT[..., None] - key_positions_X[None, None]
-        visible_BTX = distance_BTX >= 0
+        key_positions_BX = lax.dynamic_slice_in_dim(key_positions_BS, i * block, block, axis=1)
+        distance_BTX = positions_BT[..., None] - key_positions_BX[:, None]
+        visible_BTX = (distance_BTX >= 0) & (key_positions_BX >= 0)[:, None]
         if window is not None:
             visible_BTX &= distance_BTX < window
-        logits = settings.scale * _dot("BTKGH,BXKH->BKGTX", q_BTKGH, k_BXKH, dtype)
+        logits = scale.logits(_dot("BTKGH,BXKH->BKGTX", q_BTKGH, k_BXKH, dtype))
         logits = jnp.where(visible_BTX[:, None, None], logits, MASKED)
         new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
         weights, shrink = jnp.exp(logits - new_top[..., None]), jnp.exp(top - new_top)
@@ -188,8 +202,10 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
         jnp.full(rows, MASKED, dtype),
         jnp.zeros(rows, dtype),
     )
-    first, last = _blocks(positions_BT, window, block, slots, settings.mesh)
-    out, top, total = lax.fori_loop(first, last, visit, start)
+    whole = unit(settings.mesh)
+    last = (jnp.max(positions_BT) // whole + 1) * STRIPE
+    last = jnp.minimum(-(-last // block), slots // block)
+    out, top, total = lax.fori_loop(0, last, visit, start)
     empty = top < EMPTY
     total = jnp.where(empty, 1, total)
     out = jnp.where(empty[..., None], 0, out / total[..., None])
@@ -198,24 +214,9 @@ def _partial(q_BTNH, positions_BT, cache, layer_and_row, window, settings):
     return out_BTNH, lse.transpose(0, 3, 1, 2).reshape(q_BTNH.shape[:3])
 
 
-def _blocks(positions_BT, window, block, slots, mesh):
-    """Returns the first block that some query may see, and the one behind the last."""
-    whole = unit(mesh)
-    last = (jnp.max(positions_BT) // whole + 1) * STRIPE
-    last = jnp.minimum(-(-last // block), slots // block)
-    if window is None:
-        return jnp.int32(0), last
-    oldest = jnp.maximum(jnp.min(positions_BT) - window + 1, 0)
-    return jnp.minimum(oldest // whole * STRIPE // block, last), last
-
-
 def _block(cached_LBSKH, layer, row, start, batch, block):
     size = (1, batch, block, *cached_LBSKH.shape[3:])
     return lax.dynamic_slice(cached_LBSKH, (layer, row, start, 0, 0), size)[0]
-
-
-def _slice(x_S, start, size):
-    return lax.dynamic_slice(x_S, (start,), (size,))
 
 
 def _dot(letters, x, y, dtype):

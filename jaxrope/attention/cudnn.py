@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.attention.masks import Mask
+from jaxrope.attention.scale import Scale
 from jaxrope.errors import UnsupportedError
 
 
@@ -17,7 +18,7 @@ def attention(
     k_BSKH: jax.Array,
     v_BSKH: jax.Array,
     mask: Mask,
-    scale: float,
+    scale: Scale,
     implementation: str = "cudnn",
 ) -> jax.Array:
     """Returns out_BTNH.
@@ -25,17 +26,19 @@ def attention(
     Args:
       q_BTNH, k_BSKH, v_BSKH: bfloat16 or float16.
       mask: natural.
-      scale: of the logits.
+      scale: of the products, without a cap.
       implementation: of jax.nn.dot_product_attention; a test takes "xla".
 
     Raises:
-      UnsupportedError: the mask or the dtype is not for cuDNN.
+      UnsupportedError: the mask, the dtype or the cap is not for cuDNN.
     """
     wrong = None
     if not mask.natural:
         wrong = "packed or permuted rows (positions or segment ids that are given)"
     elif q_BTNH.dtype not in (jnp.bfloat16, jnp.float16) and implementation == "cudnn":
         wrong = f"{q_BTNH.dtype} (set forward.compute_dtype to bfloat16)"
+    elif scale.cap is not None:
+        wrong = f"logits capped at {scale.cap:g}"
     if wrong:
         raise UnsupportedError(
             f"attention 'flash' on a GPU is cuDNN's, which cannot do {wrong}. Backends that can: "
@@ -45,7 +48,7 @@ def attention(
         q_BTNH,
         k_BSKH,
         v_BSKH,
-        scale=scale,
+        scale=scale.factor,
         is_causal=mask.causal,
         # its window counts the keys before the query, ours the query too
         local_window_size=None if mask.window is None else (mask.window - 1, 0),

@@ -14,11 +14,12 @@ from jaxrope.attention import pallas_tpu, tiles
 from jaxrope.attention.layout import Layout
 from jaxrope.attention.masks import Mask, pad
 from jaxrope.attention.pallas_tpu import Queries
+from jaxrope.attention.scale import Scale
 
 LANES = 128  # a block is a multiple of these, but where the interpreter runs it
 
 
-def forward(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale: float, block: int, interpret: bool):
+def forward(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale: Scale, block: int, interpret: bool):
     """Returns (out_BTNH, lse_BTN), float32; see `local.Kernel`."""
     layout, q, k, v, mask = _prepared(
         q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, block=block, interpret=interpret
@@ -32,7 +33,7 @@ def forward(q_BTNH, k_BSKH, v_BSKH, mask: Mask, *, scale: float, block: int, int
     return out[:, : q_BTNH.shape[1]], lse[:, : q_BTNH.shape[1]]
 
 
-def backward(q_BTNH, kv, mask: Mask, results, *, scale: float, block: int, interpret: bool):
+def backward(q_BTNH, kv, mask: Mask, results, *, scale: Scale, block: int, interpret: bool):
     """Returns (dq_BTNH, dk_BSKH, dv_BSKH), float32; see `local.Kernel`."""
     lengths = q_BTNH.shape[1], kv[0].shape[1]
     layout, q, k, v, mask = _prepared(
@@ -61,7 +62,7 @@ def block_size(length: int, block: int, interpret: bool) -> int:
     return min(-(-block // unit), -(-length // unit)) * unit
 
 
-def _prepared(q, k, v, mask: Mask, *, scale: float, block: int, interpret: bool):
+def _prepared(q, k, v, mask: Mask, *, scale: Scale, block: int, interpret: bool):
     """Returns the layout, and everything filled up to whole blocks with tokens that see nothing."""
     (batch, q_len, num_heads, head_dim), (kv_len, kv_heads) = q.shape, k.shape[1:3]
     q_block = block_size(q_len, block, interpret)

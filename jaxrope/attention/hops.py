@@ -21,13 +21,14 @@ from jaxrope.attention.flash import LANES
 from jaxrope.attention.layout import Layout
 from jaxrope.attention.masks import Mask
 from jaxrope.attention.pallas_tpu import Queries
+from jaxrope.attention.scale import Scale
 
 
 class Sizes(NamedTuple):
     """What is static: of the kernel, and scale of the logits, tokens in a block."""
 
     kernel: str
-    scale: float
+    scale: Scale
     block: int
 
 

@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrope.attention.scale import Scale
+
 MASKED = -1e30  # not -inf: the difference of two infinities is not a number
 EMPTY = -1e29  # a row whose maximum lies below has seen no key
 _CHUNK_BLOCKS = 8  # blocks of queries whose dq is in fast memory: 4 MiB with 1,024 tokens of 128
@@ -38,7 +40,7 @@ class Layout:
     head_dim: int
     q_block: int
     kv_block: int
-    scale: float
+    scale: Scale
     interpret: bool
 
     @property
@@ -66,7 +68,7 @@ class Layout:
 
 class Carry(NamedTuple):
     """The forward pass so far, float32: the unnormalised output, transposed, with the running
-    maximum of the unscaled logits and the sum of the weights.
+    maximum of the logits over `scale.factor` and the sum of the weights.
     """
 
     out_ZHM: jax.Array
@@ -120,7 +122,7 @@ def finish(layout: Layout, carry: Carry, dtype) -> tuple[jax.Array, jax.Array]:
     empty = carry.top_Z1M < EMPTY
     total = jnp.where(empty, 1, carry.total_Z1M)
     out_ZHM = jnp.where(empty, 0, carry.out_ZHM / total).astype(dtype)
-    lse_Z1M = jnp.where(empty, MASKED, carry.top_Z1M * layout.scale + jnp.log(total))
+    lse_Z1M = jnp.where(empty, MASKED, carry.top_Z1M * layout.scale.factor + jnp.log(total))
     return heads(layout, out_ZHM), lse_Z1M
 
 
@@ -136,4 +138,5 @@ def finish_grads(layout: Layout, grads) -> tuple[jax.Array, jax.Array, jax.Array
     """Returns (dq_BTNH, dk_BSKH, dv_BSKH), float32, of what `pallas_tpu.backward` summed up."""
     dq_ZHM, dk_ZSH, dv_ZSH = grads
     dk_BSKH, dv_BSKH = unkeys(layout, dk_ZSH), unkeys(layout, dv_ZSH)
-    return layout.scale * heads(layout, dq_ZHM), layout.scale * dk_BSKH, dv_BSKH
+    factor = layout.scale.factor
+    return factor * heads(layout, dq_ZHM), factor * dk_BSKH, dv_BSKH

@@ -17,6 +17,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope.attention import blockwise, flash
 from jaxrope.attention.masks import Mask
+from jaxrope.attention.scale import Scale
 
 # Names for remat policies: with both saved, a backward pass does not run the attention again.
 OUT, LSE = "attention_out", "attention_lse"
@@ -51,7 +52,7 @@ NAMES = (*KERNELS, "cudnn")  # the last one for the backend "flash" alone
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0, 5, 6))
-def attention(kernel: str, q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: float, block: int):
+def attention(kernel: str, q_BTNH, k_BSKH, v_BSKH, mask: Mask, scale: Scale, block: int):
     """Returns out_BTNH in the dtype of q."""
     out, _ = KERNELS[kernel].forward(q_BTNH, k_BSKH, v_BSKH, mask, scale=scale, block=block)
     return out.astype(q_BTNH.dtype)

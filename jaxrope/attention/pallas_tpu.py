@@ -101,14 +101,14 @@ def _forward_kernel(codes_ref, q_ref, k_ref, vt_ref, *refs, layout: Layout, mask
     before, after, (out_HQ, top_1Q, total_1Q) = refs[:3], refs[3:6], refs[6:]
     place = pl.program_id(0) // layout.kv_heads * num + pl.program_id(2)
     _, _, flags = tiles.unpack(codes_ref[place])
-    power = layout.scale * _LOG2_E
+    power = layout.scale.factor * _LOG2_E
 
     @pl.when(_is(flags, tiles.FIRST))
     def _():
         out_HQ[...], top_1Q[...], total_1Q[...] = (ref[0] for ref in before)
 
     def visit(masked: bool):
-        logits_XQ = _product(k_ref[0], q_ref[0], transposed=True)
+        logits_XQ = _capped(layout, _product(k_ref[0], q_ref[0], transposed=True))
         if masked:
             visible_XQ = _visible(mask, id_refs)
             logits_XQ = jnp.where(visible_XQ, logits_XQ, MASKED)
@@ -155,7 +155,7 @@ def backward(
     chunk: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Returns (dq_ZHM, dk_ZSH, dv_ZSH), float32, with what the tiles of one chunk of rows add; dq
-    and dk still lack the factor `layout.scale`.
+    and dk still lack the factor of `layout.scale`.
 
     Args:
       layout: sizes.
@@ -233,6 +233,7 @@ def _backward_kernel(codes_ref, chunk_ref, *refs, layout: Layout, mask: Mask, nu
     dk_XH, dv_XH = refs[6:]
     place = pl.program_id(0) // layout.kv_heads * num + pl.program_id(1)
     row_block, _, flags = tiles.unpack(codes_ref[place])
+    power = layout.scale.factor * _LOG2_E
 
     @pl.when(pl.program_id(1) == 0)
     def _():
@@ -244,12 +245,15 @@ def _backward_kernel(codes_ref, chunk_ref, *refs, layout: Layout, mask: Mask, nu
 
     def visit(masked: bool):
         q_QH, dout_QH = q_ref[0], dout_ref[0]
-        logits_XQ = _product(k_ref[0], q_QH, transposed=True)
-        weights_XQ = jnp.exp2(logits_XQ * (layout.scale * _LOG2_E) - lse_ref[0] * _LOG2_E)
+        logits_XQ = _capped(layout, _product(k_ref[0], q_QH, transposed=True))
+        weights_XQ = jnp.exp2(logits_XQ * power - lse_ref[0] * _LOG2_E)
         if masked:
             weights_XQ = jnp.where(_visible(mask, id_refs), weights_XQ, 0)
         dweights_XQ = _product(v_ref[0], dout_QH, transposed=True)
-        dlogits_XQ = (weights_XQ * (dweights_XQ - inner_ref[0])).astype(q_QH.dtype)
+        dlogits_XQ = weights_XQ * (dweights_XQ - inner_ref[0])
+        if layout.scale.cap is not None:
+            dlogits_XQ *= layout.scale.bend(layout.scale.factor * logits_XQ)
+        dlogits_XQ = dlogits_XQ.astype(q_QH.dtype)
         dv_XH[...] += _product(weights_XQ.astype(q_QH.dtype), dout_QH)
         dk_XH[...] += _product(dlogits_XQ, q_QH)
         here = pl.ds(pl.multiple_of(row_block * layout.q_block, layout.q_block), layout.q_block)
@@ -261,6 +265,12 @@ def _backward_kernel(codes_ref, chunk_ref, *refs, layout: Layout, mask: Mask, nu
     @pl.when(_is(flags, tiles.LAST))
     def _():
         dk_after[0], dv_after[0] = dk_XH[...], dv_XH[...]
+
+
+def _capped(layout: Layout, products_XQ) -> jax.Array:
+    """Returns the logits over `scale.factor`."""
+    scale = layout.scale
+    return products_XQ if scale.cap is None else scale.logits(products_XQ) / scale.factor
 
 
 def _ids(mask: Mask) -> tuple[list, list]:

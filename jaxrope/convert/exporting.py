@@ -19,6 +19,7 @@ from safetensors import SafetensorError
 from jaxrope import llama, rope
 from jaxrope.convert import card, folders, importing, layout, rope_export, safetensors_io
 from jaxrope.convert import config as hf_config
+from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
@@ -78,6 +79,7 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
     hf_rope = rope_export.express(model.config, model.rope_fn)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
+    _check_sliding(model)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
@@ -91,6 +93,23 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
         _verify_rope(staging, model, hf_rope)
         _flush(staging)
     return [f"lost: {loss}" for loss in hf_rope.losses]
+
+
+def _check_sliding(model: Model) -> None:
+    """Refuses a scaled rope where a class of transformers has one rope for all layers, and some
+    slide.
+
+    Raises:
+      InputError: it is so.
+    """
+    config, row = model.config, FAMILIES[model.config.family]
+    if "sliding" not in config.layers or row.rope_by_layer:
+        return
+    if rope_export.difference(llama.sliding_rope(config), model.rope_fn) > _SAME:
+        raise InputError(
+            f"transformers' {row.architecture} has one rope for all layers: its sliding layers would"
+            " be rescaled too, which no training has met. Serve the model with this program."
+        )
 
 
 def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
@@ -173,7 +192,9 @@ def _main_dtype(params: dict) -> np.dtype:
 def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) -> None:
     config = model.config
     files.write_json_atomic(
-        staging / "config.json", hf_config.to_hf(config, dtype=dtype.name) | hf_rope.keys(config)
+        staging / "config.json",
+        hf_config.to_hf(config, dtype=dtype.name)
+        | hf_config.rope_keys(config, hf_rope.keys(config)),
     )
     if model.tokenizer_dir is not None:
         importing.copy_tokenizer(model.tokenizer_dir, staging)
@@ -195,7 +216,11 @@ def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
             f"{staging}: config.json does not mean the rope it was written for (relative difference"
             f" {difference:.2g})"
         )
-    changed = {"theta", "original_len", "max_len", "rope"}  # the fields that an extension changes
+    of_window = (llama.sliding_rope(each) for each in (config, model.config))
+    if rope_export.difference(*of_window) > _SAME:
+        raise RuntimeError(f"{staging}: config.json does not mean the rope of sliding layers")
+    # the fields that an extension changes; that of sliding layers may be spelled in another way
+    changed = {"theta", "original_len", "max_len", "rope", "sliding_rope"}
     unchanged = [
         field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
     ]

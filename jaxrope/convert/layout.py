@@ -13,6 +13,7 @@ import math
 import numpy as np
 
 from jaxrope import llama
+from jaxrope.convert.families import FAMILIES
 from jaxrope.llama import LlamaConfig
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
@@ -20,10 +21,21 @@ _JOINED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "
 _SEPARATE = {"self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "self_attn.v_proj": ("v",)}
 _SEPARATE |= {"mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",)}
 _LINEAR = {"self_attn.o_proj": ("o",), "mlp.down_proj": ("down",)}
+# Where norms stand (LlamaConfig.norms) -> tensors of a layer.
 _NORMS = {
-    "input_layernorm.weight": "attn_norm_LD",
-    "post_attention_layernorm.weight": "mlp_norm_LD",
+    "before": {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"},
+    "after": {
+        "post_attention_layernorm": "attn_out_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
+    "both": {
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "attn_out_norm",
+        "pre_feedforward_layernorm": "mlp_norm",
+        "post_feedforward_layernorm": "mlp_out_norm",
+    },
 }
+_HEAD_NORMS = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,7 +72,8 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
     """Returns every tensor of the model's file, in the order in which transformers writes them."""
     leaves = _leaf_shapes(config)
     file_tensors = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
-    joined = _JOINED if config.family == "phi3" else _SEPARATE
+    joined = _JOINED if FAMILIES[config.family].joined else _SEPARATE
+    norms = _NORMS[config.norms] | (_HEAD_NORMS if config.qk_norm != "none" else {})
     for layer in range(config.num_layers):
         prefix = f"model.layers.{layer}."
         for name, stems in (joined | _LINEAR).items():
@@ -71,8 +84,8 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
             if biases:
                 file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
         file_tensors += [
-            _tensor(prefix + name, [("layers", leaf)], layer, leaves)
-            for name, leaf in _NORMS.items()
+            _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), layer, leaves)
+            for name, stem in norms.items()
         ]
     file_tensors.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
     if not config.tie_embeddings:
@@ -135,9 +148,9 @@ def _tensor(name: str, paths: list[tuple[str, ...]], layer: int | None, leaves: 
     return Tensor(name, (start, *columns), tuple(parts))
 
 
-_VECTORS = ("attn_norm", "mlp_norm", "final_norm") + tuple(
-    f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down")
-)
+_VECTORS = (
+    ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "q_norm", "k_norm", "final_norm")
+) + tuple(f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down"))
 
 
 def _num_in(path: tuple[str, ...], shape: tuple[int, ...]) -> int:

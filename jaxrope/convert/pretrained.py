@@ -184,9 +184,10 @@ def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
     values = sealed.read_json(path)
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    if set(values) != fields:
+    unlike = {*values} - fields | (fields - {*values, *llama.DIFFERENCES})
+    if unlike:
         raise InputError(
-            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ fields))}. It"
+            f"{path}: missing or unknown keys: {', '.join(sorted(unlike))}. It"
             " must be as train.py wrote it."
         )
     try:

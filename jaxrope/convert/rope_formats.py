@@ -130,7 +130,7 @@ def _read_vllm(text: str, where: str) -> Source:
 def _read_hf(config: Fields) -> Source:
     """Returns the rope of a config.json, or of a part of it that names no model."""
     family = config.text("model_type", "llama")
-    choose(f"{config.where}: model_type", family, {**hf_config.ARCHITECTURES, _VLLM_FAMILY: ""})
+    choose(f"{config.where}: model_type", family, {**hf_config.FAMILIES, _VLLM_FAMILY: ""})
     mscales = family == _VLLM_FAMILY
     max_len = config.count("max_position_embeddings")
     head_dim, notes = _head_dim(config)

@@ -155,9 +155,9 @@ def score_batch(params, rope, rows, *, config, settings, chunk):
             positions_BT=rows["positions_BT"],
             settings=settings,
         )
-        head_DV, size = llama.head_DV(config, params), config.vocab_size
-        arrays = x_BTD, head_DV, rows["targets_BT"]
-        return losses.nll_and_hits(*arrays, chunk=chunk, mesh=settings.mesh, vocab_size=size)
+        arrays = x_BTD, llama.head_DV(config, params), rows["targets_BT"]
+        how = dict(mesh=settings.mesh, vocab_size=config.vocab_size, cap=config.logit_cap)
+        return losses.nll_and_hits(*arrays, chunk=chunk, **how)
 
     mesh = settings.mesh
     if mesh is None:

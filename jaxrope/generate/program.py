@@ -55,8 +55,8 @@ def read_chunk(params, state: State, chunk: Chunk, *, config, settings) -> State
         valid_BT = positions_T[None] < length_B[:, None]
         place = attention.Place(positions_T[None], valid_BT, chunk.row)
         rope = _rope_of(state.rope, chunk.row)
-        x_BTD, cache = llama.hidden_cached(
-            config, params, tokens_BT, rope, state.cache, place, settings
+        x_BTD, caches = llama.hidden_cached(
+            config, params, tokens_BT, rope, state.caches, place, settings
         )
         is_last_BT = positions_T[None] == length_B[:, None] - 1
         x_BD = jnp.sum(jnp.where(is_last_BT[..., None], x_BTD, 0), axis=1)
@@ -66,7 +66,7 @@ def read_chunk(params, state: State, chunk: Chunk, *, config, settings) -> State
         read_B = jnp.minimum(length_B, chunk.start + size)
         return dataclasses.replace(
             state,
-            cache=cache,
+            caches=caches,
             lengths_B=_set(state.lengths_B, chunk.row, read_B, length_B > chunk.start),
             logits_BV=_set(state.logits_BV, chunk.row, logits_BV, ends_B[:, None]),
         )
@@ -92,13 +92,13 @@ def step(
     def local(params, state, row):
         tokens_B, advance_B = row
         place = attention.Place(state.lengths_B[:, None], advance_B[:, None], jnp.int32(0))
-        x_BTD, cache = llama.hidden_cached(
-            config, params, tokens_B[:, None], state.rope, state.cache, place, settings
+        x_BTD, caches = llama.hidden_cached(
+            config, params, tokens_B[:, None], state.rope, state.caches, place, settings
         )
         logits_BV = llama.next_logits(config, params, x_BTD[:, 0], settings)
         return dataclasses.replace(
             state,
-            cache=cache,
+            caches=caches,
             lengths_B=state.lengths_B + advance_B,
             logits_BV=jnp.where(advance_B[:, None], logits_BV, state.logits_BV),
         )

@@ -186,11 +186,9 @@ class _Batch:
     def empty(self) -> State:
         """Returns the state before anything was read."""
         planned = max(row.planned_len for row in self.rows)
-        slots = states.capacity(planned, self._options.chunk, self._unit)
-        streams_B2 = self._streams[self._filled]
-        return states.empty(
-            self._model.config, self._model.settings, slots, self._ropes(), streams_B2
-        )
+        sizes = states.capacity(planned, self._options.chunk, self._unit), self._options.chunk
+        model, streams_B2 = self._model, self._streams[self._filled]
+        return states.empty(model.config, model.settings, sizes, self._ropes(), streams_B2)
 
     def with_ropes(self, state: State) -> State:
         """Returns the state with the factors of the rows' present lengths."""

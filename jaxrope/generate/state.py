@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import attention
+from jaxrope import attention, llama
 from jaxrope.llama import DTYPES, ForwardSettings, LlamaConfig
 from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
@@ -26,7 +26,7 @@ class State:
     """A batch between two tokens.
 
     Attributes:
-      cache: keys and values [L, B, S, K, H]; slot s is that of a row's token s.
+      caches: of the layers of each kind, keys and values [L, B, S, K, H].
       lengths_B: int32, tokens of each row that were read: its first empty slot.
       rope: the factors that the row's keys were rotated with, leaves [B, ...]; [L, B, ...] if they
         differ between layers.
@@ -34,7 +34,7 @@ class State:
       streams_B2: uint32, the key of each row's random stream.
     """
 
-    cache: attention.Cache
+    caches: dict[str, attention.Cache]
     lengths_B: jax.Array
     rope: Rope
     logits_BV: jax.Array
@@ -42,24 +42,27 @@ class State:
 
 
 def empty(
-    config: LlamaConfig, settings: ForwardSettings, slots: int, rope: Rope, streams_B2: np.ndarray
+    config: LlamaConfig,
+    settings: ForwardSettings,
+    sizes: tuple[int, int],
+    rope: Rope,
+    streams_B2: np.ndarray,
 ) -> State:
     """Returns the state before anything was read.
 
     Args:
       config, settings: the model.
-      slots: of each row, see `capacity`.
+      sizes: (slots of each row, see `capacity`; tokens of a chunk).
       rope: of each row, on the host.
       streams_B2: of each row, on the host.
     """
-    batch = len(streams_B2)
+    batch, (slots, chunk) = len(streams_B2), sizes
     dtype = DTYPES[settings.compute_dtype]
-    shape = (config.num_layers, batch, slots, config.num_kv_heads, config.head_dim)
 
     def make(rope, streams_B2):
         logits_BV = jnp.zeros((batch, config.vocab_size), jnp.promote_types(dtype, jnp.float32))
-        cache = attention.Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
-        return State(cache, jnp.zeros(batch, jnp.int32), rope, logits_BV, streams_B2)
+        caches = llama.empty_caches(config, settings, batch=batch, slots=slots, chunk=chunk)
+        return State(caches, jnp.zeros(batch, jnp.int32), rope, logits_BV, streams_B2)
 
     if settings.mesh is None:
         return jax.jit(make)(rope, streams_B2)
@@ -87,7 +90,7 @@ def specs(state: State) -> State:
     of_rope = PartitionSpec(None, sharding.BATCH_AXES) if state.rope.per_layer else rows
     of_cache = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
     return State(
-        attention.Cache(of_cache, of_cache),
+        {kind: attention.Cache(of_cache, of_cache) for kind in state.caches},
         rows,
         jax.tree.map(lambda _: of_rope, state.rope),
         rows,

@@ -7,9 +7,10 @@ candidate is data.
 """
 
 from jaxrope.llama import adapters, losses
-from jaxrope.llama.config import SHAPES, LlamaConfig, own_rope
+from jaxrope.llama.config import DIFFERENCES, KINDS, SHAPES, LlamaConfig, own_rope, sliding_rope
 from jaxrope.llama.forward import (
     Seen,
+    empty_caches,
     head_DV,
     hidden,
     hidden_cached,
@@ -24,6 +25,7 @@ from jaxrope.llama.params import (
     axes_by_name,
     forward_operations,
     init_params,
+    keys_per_query,
     logical_axes,
     merge,
     num_params,
@@ -32,8 +34,10 @@ from jaxrope.llama.params import (
 from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
 
 __all__ = [
+    "DIFFERENCES",
     "DTYPES",
     "ForwardSettings",
+    "KINDS",
     "Llama",
     "LlamaConfig",
     "REMAT",
@@ -42,11 +46,13 @@ __all__ = [
     "abstract_params",
     "adapters",
     "axes_by_name",
+    "empty_caches",
     "forward_operations",
     "head_DV",
     "hidden",
     "hidden_cached",
     "init_params",
+    "keys_per_query",
     "lay_out",
     "legal_length",
     "logical_axes",
@@ -59,5 +65,6 @@ __all__ = [
     "own_rope",
     "param_shardings",
     "probe",
+    "sliding_rope",
     "token_order",
 ]

@@ -1,6 +1,7 @@
-"""The shape of a model, and the published shapes."""
+"""The description of a decoder: sizes, and how it differs from a Llama; the published shapes."""
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,11 +13,26 @@ from jaxrope.schema.rules import rules
 
 @dataclasses.dataclass(frozen=True)
 class LlamaConfig:
-    """The shape of a model.
+    """The shape of a model, whatever its family: what the forward pass branches on.
 
     Attributes:
       family: which layout a Hugging Face folder has.
-      sliding_window: tokens a query sees, its own included; None: all.
+      sliding_window: tokens a query sees, its own included, in the layers that slide; None: all.
+      layers: what each layer is, a name in KINDS; (): all are "full", and all slide if there is a
+        window.
+      sliding_theta, sliding_rope: frequencies and scaling of the layers called "sliding", which
+        nobody extends: they see no further than their window. None: theta.
+      norms: where RMSNorm stands: "before" attention and MLP, "after" them, or "both".
+      norm_offset: is added to the weight of a norm.
+      qk_norm: RMSNorm of queries and keys before they are rotated: "none", of each "head", or of
+        "all" heads together.
+      gate: of the MLP, "silu" or "gelu_tanh".
+      embed_scale, residual_scale, logit_scale: multiply embeddings, what a layer adds to the
+        residual stream, and the final logits.
+      attention_scale: multiplies products of queries and keys; None: head_dim^-0.5.
+      attention_cap, logit_cap: logits become cap * tanh(logit / cap); None: they stay.
+      query_growth, query_growth_len: queries at position p are multiplied by 1 + query_growth *
+        ln(1 + floor(p / query_growth_len)) (the temperature of Llama 4 and Ministral 3).
       theta, rotary_dim: of the plain rope frequencies.
       original_len: tokens the rope was trained on.
       max_len: tokens the model claims to serve.
@@ -44,6 +60,21 @@ class LlamaConfig:
     rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"method": "none"})
     bos_id: int | None = None
     eos_id: int | None = None
+    layers: tuple[str, ...] = ()
+    sliding_theta: float | None = None
+    sliding_rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"method": "none"})
+    norms: str = "before"
+    norm_offset: float = 0.0
+    qk_norm: str = "none"
+    gate: str = "silu"
+    embed_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    query_growth: float = 0.0
+    query_growth_len: int | None = None
 
     def __post_init__(self):
         for name, rule in rules(Scratch).items():
@@ -60,6 +91,15 @@ class LlamaConfig:
                 f"model.rotary_dim must be even and at most model.head_dim {self.head_dim}, got "
                 f"{self.rotary_dim}."
             )
+        if self.layers and len(self.layers) != self.num_layers:
+            raise InputError(
+                f"model.layers must name the kind of each of {self.num_layers} layers, got "
+                f"{len(self.layers)} names."
+            )
+        if self.query_growth and self.query_growth_len is None:
+            raise InputError("model.query_growth_len must be a number with query_growth, got None.")
+        if self.sliding_window is None and any(KINDS[name].slides for name in self.layers):
+            raise InputError("model.sliding_window must be a number where layers slide, got None.")
         for name in ("bos_id", "eos_id"):
             value = getattr(self, name)
             if value is not None and value >= self.vocab_size:
@@ -73,8 +113,84 @@ class LlamaConfig:
         )  # `rope` is a dict; a config is a static argument of jit
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Returns what `LlamaConfig(**...)` takes."""
-        return dataclasses.asdict(self) | {"rope": dict(self.rope)}
+        """Returns what `LlamaConfig(**...)` takes; without what is as in a Llama."""
+        values = dataclasses.asdict(self) | {"rope": dict(self.rope)}
+        plain = {field.name: field for field in dataclasses.fields(self)}
+        for name in DIFFERENCES:
+            field = plain[name]
+            default = field.default
+            if field.default_factory is not dataclasses.MISSING:
+                default = field.default_factory()
+            if values[name] == default:
+                del values[name]
+        return values
+
+    @functools.cached_property
+    def kinds(self) -> tuple[str, ...]:
+        """The kind of each layer."""
+        return self.layers or ("full",) * self.num_layers
+
+    def window(self, kind: str) -> int | None:
+        """Returns how many tokens a query sees in layers of a kind; None: all."""
+        return self.sliding_window if KINDS[kind].slides or not self.layers else None
+
+    @property
+    def full_window(self) -> int | None:
+        """How many tokens a query sees in the layers that see most; None: all."""
+        windows = [self.window(kind) for kind in self.kinds]
+        return None if None in windows else max(windows)
+
+
+# The fields in which families differ from a Llama.
+DIFFERENCES = (
+    "layers",
+    "sliding_theta",
+    "sliding_rope",
+    "norms",
+    "norm_offset",
+    "qk_norm",
+    "gate",
+    "embed_scale",
+    "residual_scale",
+    "logit_scale",
+    "attention_scale",
+    "attention_cap",
+    "logit_cap",
+    "query_growth",
+    "query_growth_len",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """What a layer is.
+
+    Attributes:
+      slides: its queries see `sliding_window` tokens.
+      rope: "scaled": the rope that is searched and extended; "sliding": `sliding_rope`; "none".
+    """
+
+    slides: bool
+    rope: str
+
+
+KINDS = {
+    "full": Kind(slides=False, rope="scaled"),
+    "sliding": Kind(slides=True, rope="sliding"),
+    "nope": Kind(slides=False, rope="none"),
+    "sliding_nope": Kind(slides=True, rope="none"),
+}
+
+
+def sliding_rope(config: LlamaConfig) -> rope.RopeFn:
+    """Returns the rope of the layers called "sliding"."""
+    return rope.make(
+        **dict(config.sliding_rope),
+        head_dim=config.head_dim,
+        rotary_dim=config.rotary_dim,
+        theta=config.sliding_theta or config.theta,
+        original_len=config.original_len,
+    )
 
 
 def own_rope(config: LlamaConfig) -> rope.RopeFn:

@@ -1,4 +1,5 @@
-"""The forward pass, of whole arrays or, inside a shard_map, of one device's.
+"""The forward pass, of whole arrays or, inside a shard_map, of one device's. It branches on the
+description of the decoder (config.py), never on a family.
 
 On a mesh each layer gathers its weights over the devices that share the model dim, in the compute
 dtype and inside what the remat policy recomputes; heads and the MLP may be cut over `tensor`, and
@@ -8,8 +9,9 @@ Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp 
 layers.
 """
 
+import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -19,8 +21,8 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrope import attention, rope
 from jaxrope.attention import masks
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters, chunked
-from jaxrope.llama.config import LlamaConfig
+from jaxrope.llama import adapters, chunked, losses, stack
+from jaxrope.llama.config import KINDS, LlamaConfig, sliding_rope
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.mesh import collectives, sharding
 
@@ -35,12 +37,13 @@ def hidden(
     segment_ids_BT: jax.Array | None = None,
     settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
 ) -> jax.Array:
-    """Returns x_BTD after the final norm, in the compute dtype.
+    """Returns x_BTD after the final norm, times logit_scale, in the compute dtype.
 
     Args:
       config, params: the model, with or without adapters (adapters.py).
       tokens_BT: ids below vocab_size; JAX clamps others silently, so loaders check them.
-      r: the rope; leaves with a leading batch axis choose per sequence, `per_layer` ones per layer.
+      r: the rope of the layers that are extended; leaves with a leading batch axis choose per
+        sequence, `per_layer` ones per layer.
       positions_BT: int32, restarting with each document; None: 0, 1, 2, ...
       segment_ids_BT: int32, the documents of a packed row; None: one document.
       settings: how it is run. On a mesh all arrays are this device's.
@@ -54,7 +57,8 @@ class Seen(NamedTuple):
 
     Attributes:
       index: of the layer, int32.
-      q_BTNH, k_BTKH, v_BTKH: as projected, q and k not yet rotated; in the compute dtype.
+      q_BTNH, k_BTKH, v_BTKH: as projected and normed, q and k not yet rotated; in the compute
+        dtype. q is scaled such that logits are H^-0.5 q k.
       turn: (cos_BTR, sin_BTR) of the layer's rope with its attention factor, for `rope.rotate`.
       mask: which key a query may see.
     """
@@ -102,37 +106,36 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         positions_BT = jnp.broadcast_to(
             jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
         )
-    mask = masks.self_mask(
-        positions_BT, segment_ids_BT, window=config.sliding_window, natural=natural
-    )
-    dtype = DTYPES[settings.compute_dtype]
-    x_BTD = collectives.look_up(
-        params["embed_VD"], tokens_BT, dtype, settings.mesh, vocab_size=config.vocab_size
-    )
-    shared = None if r.per_layer else rope.cos_sin(r, positions_BT)
+    x_BTD = _embedded(config, params, tokens_BT, settings)
+    turns = _turns(config, r, positions_BT)
 
-    def layer(x_BTD, scanned):
+    def layer(kind, x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         weights, layer_rope, index = scanned
         weights, probed = adapters.in_layer(weights), None
-        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, positions_BT)
+        turn = _turn_of_layer(kind, turns, layer_rope, positions_BT)
+        ids = positions_BT, segment_ids_BT
+        mask = masks.self_mask(*ids, window=config.window(kind), natural=natural)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             nonlocal probed
+            q_BTNH = _scaled_queries(config, q_BTNH, positions_BT)
             if probe_fn is not None:
-                probed = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, turn, mask))
-            how = dict(mask=mask, settings=settings.of_attention)
-            turned = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
+                shown = _no_turn(config, positions_BT) if turn is None else turn
+                probed = probe_fn(Seen(index, q_BTNH, k_BTKH, v_BTKH, shown, mask))
+            turned = _rotated(q_BTNH, turn), _rotated(k_BTKH, turn)
+            how = dict(mask=mask, settings=_attention_settings(config, settings))
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
-        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
-        return x_BTD + _mlp(config, settings, weights, x_BTD), probed
+        return _layer(config, settings, weights, x_BTD, attend), probed
+
+    def layer_of(kind):
+        return REMAT[settings.remat](functools.partial(layer, kind))
 
     indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
     scanned = params["layers"], r if r.per_layer else None, indices
-    x_BTD, probed = jax.lax.scan(REMAT[settings.remat](layer), x_BTD, scanned)
-    norm = _whole(params, ("final_norm_D",), dtype, settings.mesh)
-    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), probed
+    x_BTD, probed = stack.scan(layer_of, x_BTD, scanned, config.kinds)
+    return _final(config, params, x_BTD, settings), probed
 
 
 def _check_rope(config: LlamaConfig, r: rope.Rope) -> None:
@@ -151,48 +154,78 @@ def hidden_cached(
     params: dict,
     tokens_BT: jax.Array,
     r: rope.Rope,
-    cache: attention.Cache,
+    caches: Mapping[str, attention.Cache],
     place: attention.Place,
     settings: ForwardSettings,
-) -> tuple[jax.Array, attention.Cache]:
-    """Returns (x_BTD after the final norm, the cache with the keys and values of these tokens).
+) -> tuple[jax.Array, dict[str, attention.Cache]]:
+    """Returns (x_BTD of `hidden`, the caches with the keys and values of these tokens).
 
-    The tokens see what the cache holds of the tokens before them; with the same rope that is what
+    The tokens see what the caches hold of the tokens before them; with the same rope that is what
     `hidden` computes of the whole sequence.
 
     Args:
       config, params, tokens_BT, r: as for `hidden`.
-      cache: of all layers; rotated with this rope, else the result is not that of any sequence.
-      place: which tokens these are, and where in the cache they go.
+      caches: of `empty_caches`; rotated with this rope, else the result is not that of any
+        sequence.
+      place: which tokens these are, and where in the caches they go.
       settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
     """
     _check_rope(config, r)
-    dtype, mesh = DTYPES[settings.compute_dtype], settings.mesh
-    x_BTD = collectives.look_up(
-        params["embed_VD"], tokens_BT, dtype, mesh, vocab_size=config.vocab_size
-    )
-    shared = None if r.per_layer else rope.cos_sin(r, place.positions_BT)
+    x_BTD = _embedded(config, params, tokens_BT, settings)
+    turns = _turns(config, r, place.positions_BT)
+    how = dict(settings=_attention_settings(config, settings))
 
-    def layer(carry, scanned):
-        x_BTD, cache = carry
+    def layer(kind, carry, scanned):
+        x_BTD, caches = carry
         index, weights, layer_rope = scanned
-        turn = shared if layer_rope is None else rope.cos_sin(layer_rope, place.positions_BT)
+        turn = _turn_of_layer(kind, turns, layer_rope, place.positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
-            nonlocal cache
-            q_BTNH, k_BTKH = rope.rotate(q_BTNH, *turn), rope.rotate(k_BTKH, *turn)
-            cache = attention.write(cache, index, k_BTKH, v_BTKH, place, mesh)
-            how = dict(window=config.sliding_window, settings=settings.of_attention)
-            return attention.attend_cached(q_BTNH, cache, index, place, **how)
+            nonlocal caches
+            q_BTNH = _rotated(_scaled_queries(config, q_BTNH, place.positions_BT), turn)
+            k_BTKH = _rotated(k_BTKH, turn)
+            cache = attention.write(caches[kind], index, k_BTKH, v_BTKH, place, settings.mesh)
+            caches = dict(caches) | {kind: cache}
+            window = config.window(kind)
+            return attention.attend_cached(q_BTNH, cache, index, place, window=window, **how)
 
-        x_BTD = x_BTD + _attention(config, settings, weights, x_BTD, attend)
-        return (x_BTD + _mlp(config, settings, weights, x_BTD), cache), None
+        return (_layer(config, settings, weights, x_BTD, attend), caches), None
 
-    indices = jnp.arange(config.num_layers, dtype=jnp.int32)
-    scanned = (indices, params["layers"], r if r.per_layer else None)
-    (x_BTD, cache), _ = jax.lax.scan(layer, (x_BTD, cache), scanned)
-    norm = _whole(params, ("final_norm_D",), dtype, mesh)
-    return _rms_norm(x_BTD, norm["final_norm_D"], config.norm_eps), cache
+    def layer_of(kind):
+        return functools.partial(layer, kind)
+
+    scanned = (_index_in_kind(config), params["layers"], r if r.per_layer else None)
+    carry = x_BTD, dict(caches)
+    (x_BTD, caches), _ = stack.scan(layer_of, carry, scanned, config.kinds)
+    return _final(config, params, x_BTD, settings), caches
+
+
+def empty_caches(
+    config: LlamaConfig, settings: ForwardSettings, *, batch: int, slots: int, chunk: int
+) -> dict[str, attention.Cache]:
+    """Returns a cache for the layers of each kind, whole: of keys and values [L, B, S, K, H].
+
+    Args:
+      config, settings: the model.
+      batch: rows.
+      slots: tokens of a row; layers with a window have what their window needs.
+      chunk: the most tokens that are handed in together.
+    """
+    dtype = DTYPES[settings.compute_dtype]
+
+    def cache(kind):
+        window = config.window(kind)
+        most = slots if window is None else min(slots, attention.ring_slots(window, chunk))
+        shape = (config.kinds.count(kind), batch, most, config.num_kv_heads, config.head_dim)
+        return attention.Cache(jnp.zeros(shape, dtype), jnp.zeros(shape, dtype))
+
+    return {kind: cache(kind) for kind in dict.fromkeys(config.kinds)}
+
+
+def _index_in_kind(config: LlamaConfig) -> jax.Array:
+    """Returns, for each layer, how many layers of its kind come before it, int32 [L]."""
+    counts = [config.kinds[:layer].count(kind) for layer, kind in enumerate(config.kinds)]
+    return jnp.array(counts, jnp.int32)
 
 
 def next_logits(
@@ -204,7 +237,7 @@ def next_logits(
     mesh = settings.mesh
     head = collectives.gather({"head_DV": head_DV(config, params)}, x_BD.dtype, mesh)["head_DV"]
     wide = jnp.promote_types(x_BD.dtype, jnp.float32)
-    logits_BV = _dot("BD,DV->BV", x_BD, head).astype(wide)
+    logits_BV = losses.capped(_dot("BD,DV->BV", x_BD, head).astype(wide), config.logit_cap)
     if logits_BV.shape[-1] == config.vocab_size:
         return logits_BV
     return jax.lax.all_gather(logits_BV, collectives.TENSOR, axis=1, tiled=True)
@@ -222,16 +255,87 @@ def logits(
     long sequences take `losses.token_nll`.
     """
     x_BTD = hidden(config, params, tokens_BT, r, **kwargs)
-    return _dot("BTD,DV->BTV", x_BTD, head_DV(config, params)).astype(
-        jnp.promote_types(x_BTD.dtype, jnp.float32)
+    logits_BTV = _dot("BTD,DV->BTV", x_BTD, head_DV(config, params))
+    wide = jnp.promote_types(x_BTD.dtype, jnp.float32)
+    return losses.capped(logits_BTV.astype(wide), config.logit_cap)
+
+
+def _embedded(config, params, tokens_BT, settings):
+    dtype, table_VD = DTYPES[settings.compute_dtype], params["embed_VD"]
+    x_BTD = collectives.look_up(
+        table_VD, tokens_BT, dtype, settings.mesh, vocab_size=config.vocab_size
     )
+    return x_BTD * jnp.asarray(config.embed_scale, dtype) if config.embed_scale != 1 else x_BTD
+
+
+def _final(config, params, x_BTD, settings):
+    norm = _whole(params, ("final_norm_D",), x_BTD.dtype, settings.mesh)
+    x_BTD = _rms_norm(config, x_BTD, norm["final_norm_D"])
+    return (
+        x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype) if config.logit_scale != 1 else x_BTD
+    )
+
+
+def _turns(config, r, positions_BT) -> dict:
+    """Returns the rotation of each rope that layers share; None: every layer has its own, or none
+    turns.
+    """
+    scaled = None if r.per_layer else rope.cos_sin(r, positions_BT)
+    turns = {"scaled": scaled, "none": None}
+    if "sliding" in config.layers:
+        at_any_length = sliding_rope(config)(config.max_len)
+        turns["sliding"] = rope.cos_sin(at_any_length, positions_BT)
+    return turns
+
+
+def _turn_of_layer(kind, turns, layer_rope, positions_BT):
+    """Returns (cos_BTR, sin_BTR), or None for a layer without a rope."""
+    name = KINDS[kind].rope
+    if name == "scaled" and layer_rope is not None:
+        return rope.cos_sin(layer_rope, positions_BT)
+    return turns[name]
+
+
+def _no_turn(config, positions_BT):
+    ones = jnp.ones((*positions_BT.shape, config.rotary_dim // 2), jnp.float32)
+    return ones, jnp.zeros_like(ones)
+
+
+def _rotated(x_BTNH, turn):
+    return x_BTNH if turn is None else rope.rotate(x_BTNH, *turn)
+
+
+def _attention_settings(config, settings):
+    return dataclasses.replace(settings.of_attention, cap=config.attention_cap)
+
+
+def _scaled_queries(config, q_BTNH, positions_BT):
+    """Returns the queries, such that logits are head_dim^-0.5 q k whatever the model's scale."""
+    scale = config.attention_scale
+    factor = 1.0 if scale is None else scale * config.head_dim**0.5
+    if factor == 1 and not config.query_growth:
+        return q_BTNH
+    wide = jnp.promote_types(q_BTNH.dtype, jnp.float32)
+    times_BT = (positions_BT // (config.query_growth_len or 1)).astype(wide)
+    factor_BT = factor * (1 + config.query_growth * jnp.log1p(times_BT))
+    return (q_BTNH.astype(wide) * factor_BT[..., None, None]).astype(q_BTNH.dtype)
+
+
+def _layer(config, settings, weights, x_BTD, attend_fn):
+    """Returns the residual stream after a layer; `attend_fn` takes q, k and v."""
+    for part in (functools.partial(_attention, attend_fn=attend_fn), _mlp):
+        y_BTD = part(config, settings, weights, x_BTD)
+        if config.residual_scale != 1:
+            y_BTD = y_BTD * jnp.asarray(config.residual_scale, y_BTD.dtype)
+        x_BTD = x_BTD + y_BTD
+    return x_BTD
 
 
 def _attention(config, settings, weights, x_BTD, attend_fn):
     """Attention of a layer; `attend_fn` takes q, k and v, rotates and attends."""
     names = [name for name in weights if name in _ATTENTION]
     weights = _whole(weights, names, x_BTD.dtype, settings.mesh)
-    y_BTD = _rms_norm(x_BTD, weights["attn_norm_LD"], config.norm_eps)
+    y_BTD = _normed(config, weights, "attn_norm_LD", x_BTD)
     q_BTNH = _dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
     k_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
     v_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
@@ -240,16 +344,27 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
             _add_bias(x, weights[name])
             for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
         )
+    if config.qk_norm != "none":
+        letters = ("q_norm_LH", "k_norm_LH")
+        if config.qk_norm == "all":
+            letters = ("q_norm_LNH", "k_norm_LKH")
+        heads = config.num_heads, config.num_kv_heads
+        q_BTNH, k_BTKH = (
+            _norm_heads(config, settings, x, weights[name], num)
+            for x, name, num in zip((q_BTNH, k_BTKH), letters, heads, strict=True)
+        )
     out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
     out_BTD = _dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
-    return _add_bias(out_BTD, weights["o_bias_LD"]) if config.out_bias else out_BTD
+    if config.out_bias:
+        out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
+    return _normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
 def _mlp(config, settings, weights, x_BTD):
     """The MLP; on a mesh with tensor > 1 each device has a part of F, and the sums are added up."""
     mlp = {name: weights[name] for name in weights if name in _MLP}
-    fn = functools.partial(_gated, config.norm_eps)
+    fn = functools.partial(_gated, config)
     chunk = settings.mlp_chunk // x_BTD.shape[0]
     if settings.mlp_chunk and chunk < x_BTD.shape[1]:
         down_BTD = chunked.over_chunks(
@@ -258,28 +373,31 @@ def _mlp(config, settings, weights, x_BTD):
     else:
         down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
     down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
-    if not config.mlp_bias:
-        return down_BTD
-    bias = _whole(weights, ("down_bias_LD",), x_BTD.dtype, settings.mesh)
-    return _add_bias(down_BTD, bias["down_bias_LD"])
+    names = [name for name in ("down_bias_LD", "mlp_out_norm_LD") if name in weights]
+    after = _whole(weights, names, x_BTD.dtype, settings.mesh)
+    if config.mlp_bias:
+        down_BTD = _add_bias(down_BTD, after["down_bias_LD"])
+    return _normed(config, after, "mlp_out_norm_LD", down_BTD)
 
 
-def _gated(norm_eps, x_BTD, _, weights):
-    """SwiGLU (arXiv 2002.05202) of the normed x, without the last bias."""
-    y_BTD = _rms_norm(x_BTD, weights["mlp_norm_LD"], norm_eps)
+_GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+def _gated(config, x_BTD, _, weights):
+    """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias."""
+    y_BTD = _normed(config, weights, "mlp_norm_LD", x_BTD)
     gate_BTF = _dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
     up_BTF = _dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
     if "gate_bias_LF" in weights:
         gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
         up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
-    return _dot("BTF,FD->BTD", jax.nn.silu(gate_BTF) * up_BTF, weights["down_LFD"])
+    return _dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"])
 
 
-_ATTENTION = ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD") + (
-    "q_bias_LNH",
-    "k_bias_LKH",
-    "v_bias_LKH",
-    "o_bias_LD",
+_ATTENTION = (
+    ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD", "attn_out_norm_LD")
+    + ("q_bias_LNH", "k_bias_LKH", "v_bias_LKH", "o_bias_LD")
+    + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
 )
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
 
@@ -288,11 +406,38 @@ def _whole(weights, names, dtype, mesh):
     return collectives.gather({name: weights[name] for name in names}, dtype, mesh)
 
 
-def _rms_norm(x_BTD, scale_D, eps):
+def _normed(config, weights, name, x_BTD):
+    """Returns RMSNorm of x with the weight of that name; x where the model has none there."""
+    return _rms_norm(config, x_BTD, weights[name]) if name in weights else x_BTD
+
+
+def _rms_norm(config, x_BTD, scale_D):
     """RMSNorm (arXiv 1910.07467), in float32 or wider."""
     wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-    wide = wide * jax.lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + eps)
-    return wide.astype(x_BTD.dtype) * scale_D.astype(x_BTD.dtype)[None, None]
+    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTD.dtype, scale_D)
+
+
+def _norm_heads(config, settings, x_BTNH, scale, num_heads):
+    """RMSNorm of each head (scale_H) or of all heads together (scale_NH), of which on a mesh each
+    device of `tensor` has some.
+    """
+    wide = x_BTNH.astype(jnp.promote_types(x_BTNH.dtype, jnp.float32))
+    square = jnp.square(wide)
+    if scale.ndim == 1:
+        power = jnp.mean(square, axis=-1, keepdims=True)
+    else:
+        power = jnp.sum(square, axis=(-2, -1), keepdims=True) / (num_heads * config.head_dim)
+        power = collectives.sum_over_tensor(power, settings.mesh)
+    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTNH.dtype, scale)
+
+
+def _scaled(config, normed, dtype, scale):
+    """Returns the normed values times their weight, rounded as the model was trained."""
+    scale = jnp.expand_dims(scale, tuple(range(normed.ndim - scale.ndim)))
+    if config.norm_offset == 0:
+        return normed.astype(dtype) * scale.astype(dtype)
+    return (normed * (config.norm_offset + scale.astype(normed.dtype))).astype(dtype)
 
 
 def _dot(letters, x, weight):

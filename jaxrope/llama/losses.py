@@ -19,6 +19,7 @@ def token_nll(
     chunk: int,
     mesh=None,
     vocab_size: int = 0,
+    cap: float | None = None,
 ) -> jax.Array:
     """Returns nll_BT, float32 or wider: -log softmax(x head)[target], nats. At most `chunk`
     positions of each row have logits at one time.
@@ -29,10 +30,11 @@ def token_nll(
       chunk: positions.
       mesh: where this runs, inside a shard_map; None: one device.
       vocab_size: of the whole head; 0: head_DV has all words.
+      cap: of the logits; None: none.
     """
 
     def fn(x_BCD, targets_BC, weights):
-        logits_BCV = _logits(x_BCD, weights["head_DV"])
+        logits_BCV = _logits(x_BCD, weights["head_DV"], cap)
         return _nll(logits_BCV, targets_BC, mesh, vocab_size)
 
     weights = {"head_DV": head_DV}
@@ -47,27 +49,34 @@ def nll_and_hits(
     chunk: int,
     mesh=None,
     vocab_size: int = 0,
+    cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (nll_BT float32 nats, hits_BT bool: the target is the argmax); see token_nll."""
     whole_DV = collectives.gather({"head_DV": head_DV}, x_BTD.dtype, mesh)["head_DV"]
 
     def both(part):
         x_BCD, targets_BC = part
-        logits_BCV = _logits(x_BCD, whole_DV)
+        logits_BCV = _logits(x_BCD, whole_DV, cap)
         best_BC = _argmax(logits_BCV, mesh, vocab_size)
         return _nll(logits_BCV, targets_BC, mesh, vocab_size), best_BC == targets_BC
 
     return chunked.map_chunks(both, (x_BTD, targets_BT), chunk=chunk)
 
 
-def _logits(x_BCD, head_DV):
-    return jnp.einsum(
+def capped(logits: jax.Array, cap: float | None) -> jax.Array:
+    """Returns cap * tanh(logits / cap) (Gemma 2, arXiv 2408.00118, section 2)."""
+    return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+
+def _logits(x_BCD, head_DV, cap):
+    logits_BCV = jnp.einsum(
         "BCD,DV->BCV",
         x_BCD,
         head_DV,
         preferred_element_type=jnp.promote_types(x_BCD.dtype, jnp.float32),
         precision=jax.lax.Precision.HIGHEST if x_BCD.dtype == jnp.float32 else None,
     )
+    return capped(logits_BCV, cap)
 
 
 def _nll(logits_BCV, targets_BC, mesh, vocab_size):

@@ -42,14 +42,22 @@ class Layers(nnx.Module):
         out_depth = (
             (2 * layers) ** -0.5
         )  # GPT-2: what is added to the residual stream shrinks with the number of additions
-        self.attn_norm_LD = constant(1, dim)
+        norm = 1 - config.norm_offset  # with the offset it multiplies by 1
+        if config.norms != "after":
+            self.attn_norm_LD, self.mlp_norm_LD = constant(norm, dim), constant(norm, dim)
+        if config.norms != "before":
+            self.attn_out_norm_LD, self.mlp_out_norm_LD = constant(norm, dim), constant(norm, dim)
+        if config.qk_norm == "head":
+            self.q_norm_LH, self.k_norm_LH = constant(norm, head), constant(norm, head)
+        if config.qk_norm == "all":
+            self.q_norm_LNH = constant(norm, heads, head)
+            self.k_norm_LKH = constant(norm, kv_heads, head)
         self.q_LDNH, self.k_LDKH, self.v_LDKH = (
             normal(dim, heads, head),
             normal(dim, kv_heads, head),
             normal(dim, kv_heads, head),
         )
         self.o_LNHD = normal(heads, head, dim, depth=out_depth)
-        self.mlp_norm_LD = constant(1, dim)
         self.gate_LDF, self.up_LDF, self.down_LFD = (
             normal(dim, mlp),
             normal(dim, mlp),
@@ -86,7 +94,7 @@ class Llama(nnx.Module):
 
         self.embed_VD = normal(config.vocab_size, config.embed_dim)
         self.layers = Layers(config, rngs=rngs, dtype=dtype)
-        self.final_norm_D = nnx.Param(jnp.ones((config.embed_dim,), dtype))
+        self.final_norm_D = nnx.Param(jnp.full((config.embed_dim,), 1 - config.norm_offset, dtype))
         if not config.tie_embeddings:
             self.head_DV = normal(config.embed_dim, config.vocab_size)
 
@@ -124,9 +132,14 @@ def abstract_params(config: LlamaConfig, dtype="float32") -> dict:
 def forward_operations(config: LlamaConfig, tokens: int) -> float:
     """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
     table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
-    keys_per_query = min(tokens / 2, config.sliding_window or math.inf)
-    attention = 4 * config.num_layers * config.num_heads * config.head_dim * keys_per_query
+    attention = 4 * config.num_heads * config.head_dim * keys_per_query(config, tokens)
     return tokens * (2.0 * (num_params(config) - table) + attention)
+
+
+def keys_per_query(config: LlamaConfig, tokens: int) -> float:
+    """Returns the keys that a query of a row of `tokens` meets on average, summed over layers."""
+    windows = (config.window(kind) or math.inf for kind in config.kinds)
+    return sum(min(tokens / 2, window) for window in windows)
 
 
 def num_params(config: LlamaConfig) -> int:

@@ -22,7 +22,22 @@ from jaxrope.schema.rules import (
 )
 
 SHAPES = ("llama2_7b", "llama3_8b", "mistral_7b")
-FAMILIES = ("llama", "mistral", "qwen2", "phi3")
+FAMILIES = (
+    "llama",
+    "mistral",
+    "ministral",
+    "ministral3",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "smollm3",
+    "olmo2",
+    "olmo3",
+    "gemma2",
+    "gemma3_text",
+    "granite",
+)
+LAYERS = ("full", "sliding", "nope", "sliding_nope")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 BACKENDS = ("reference", "blockwise", "flash", "ring", "all_gather", "ulysses", "usp")
 KERNELS = ("blockwise", "flash")
@@ -50,6 +65,7 @@ class Checkpoint(_Model):
 
 
 _COUNT = Whole(1, 2**31 - 1)
+_MULTIPLIER = Number(above=0, most=1e6)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -78,11 +94,26 @@ class Scratch(_Model):
     rope: Any = field(Anything("rope.make, with the shape"), default=None)
     bos_id: int | None = field(Maybe(Whole(0)), default=None)
     eos_id: int | None = field(Maybe(Whole(0)), default=None)
+    layers: tuple = field(Many(Choice(LAYERS)), default=())
+    sliding_theta: float | None = field(Maybe(Number(above=1)), default=None)
+    sliding_rope: Any = field(Anything("rope.make, with the shape"), default=None)
+    norms: str = field(Choice(("before", "after", "both")), default="before")
+    norm_offset: float = field(Number(least=-1, most=1), default=0.0)
+    qk_norm: str = field(Choice(("none", "head", "all")), default="none")
+    gate: str = field(Choice(("silu", "gelu_tanh")), default="silu")
+    embed_scale: float = field(_MULTIPLIER, default=1.0)
+    residual_scale: float = field(_MULTIPLIER, default=1.0)
+    logit_scale: float = field(_MULTIPLIER, default=1.0)
+    attention_scale: float | None = field(Maybe(_MULTIPLIER), default=None)
+    attention_cap: float | None = field(Maybe(_MULTIPLIER), default=None)
+    logit_cap: float | None = field(Maybe(_MULTIPLIER), default=None)
+    query_growth: float = field(Number(least=0, most=1e3), default=0.0)
+    query_growth_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
 
     def shape(self) -> dict[str, Any]:
         """Returns what llama.LlamaConfig takes."""
         values = {k: v for k, v in self.to_dict().items() if k != "source"}
-        return {k: v for k, v in values.items() if k != "rope" or v is not None}
+        return {k: v for k, v in values.items() if not k.endswith("rope") or v is not None}
 
 
 MODEL = Select("source", {"checkpoint": Checkpoint, "scratch": Scratch})

@@ -175,6 +175,7 @@ def nll_of(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callab
             chunk=CHUNK,
             mesh=settings.mesh,
             vocab_size=config.vocab_size,
+            cap=config.logit_cap,
         )
         sums = jnp.sum(nll_BT * row["weights_BT"]), jnp.sum(row["weights_BT"])
         total, count = collectives.sum_over(sums, settings.mesh, "context")

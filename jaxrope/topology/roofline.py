@@ -143,10 +143,8 @@ def _all_weights(model: llama.LlamaConfig) -> int:
 
 def _attention_unit(model: llama.LlamaConfig, seq_len: int) -> float:
     """Returns the operations of one product over the pairs of a row, all layers."""
-    keys_per_query = min(
-        seq_len / 2, model.sliding_window or math.inf
-    )  # keys of a query, on average
-    return 2.0 * model.num_layers * model.num_heads * model.head_dim * seq_len * keys_per_query
+    keys = llama.keys_per_query(model, seq_len)
+    return 2.0 * model.num_heads * model.head_dim * seq_len * keys
 
 
 def _dense_bytes(model, sizes, tokens: int, *, parts: int, passes: int, trains: bool) -> float:

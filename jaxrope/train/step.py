@@ -137,6 +137,7 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
             chunk=chunk_tokens,
             mesh=settings.mesh,
             vocab_size=config.vocab_size,
+            cap=config.logit_cap,
         )
         return jnp.sum(nll_BT * part["loss_weights_BT"]) / copies
 

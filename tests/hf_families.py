@@ -1,0 +1,103 @@
+"""Small random models of every family, made and written by transformers' own classes."""
+
+from pathlib import Path
+
+import numpy as np
+
+VOCAB = 96
+_SIZES = dict(
+    vocab_size=VOCAB,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=128,
+    bos_token_id=1,
+    eos_token_id=2,
+    pad_token_id=0,
+)
+_WINDOW = dict(sliding_window=20)
+_MIXED = ["sliding_attention", "sliding_attention", "full_attention", "sliding_attention"]
+
+# name -> (model_type, what differs from `_SIZES`)
+CASES = {
+    "qwen3": ("qwen3", {}),
+    "qwen3, biases, some layers slide": (
+        "qwen3",
+        dict(attention_bias=True, use_sliding_window=True, max_window_layers=2, **_WINDOW),
+    ),
+    "qwen2, some layers slide": (
+        "qwen2",
+        dict(use_sliding_window=True, max_window_layers=1, head_dim=8, **_WINDOW),
+    ),
+    "ministral": ("ministral", dict(layer_types=_MIXED, **_WINDOW)),
+    "ministral3": ("ministral3", {}),
+    "smollm3": ("smollm3", dict(head_dim=8)),
+    "smollm3, layers without rope slide": (
+        "smollm3",
+        dict(head_dim=8, no_rope_layer_interval=2, use_sliding_window=True, **_WINDOW),
+    ),
+    "olmo2": ("olmo2", dict(head_dim=8)),
+    "olmo3": ("olmo3", dict(head_dim=8, **_WINDOW)),
+    "gemma2": ("gemma2", dict(query_pre_attn_scalar=24, attn_logit_softcapping=5.0, **_WINDOW)),
+    "gemma3": ("gemma3_text", dict(query_pre_attn_scalar=24, layer_types=_MIXED, **_WINDOW)),
+    "granite": (
+        "granite",
+        dict(
+            embedding_multiplier=3.0,
+            residual_multiplier=0.7,
+            attention_multiplier=0.2,
+            logits_scaling=0.5,
+            head_dim=8,
+        ),
+    ),
+}
+_ORIGINAL = dict(original_max_position_embeddings=32)
+_SHORT = [1.0, 1.1, 1.05, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs
+_LONG = [1.0, 1.4, 1.2, 2.0, 3.1, 4.4, 5.0, 6.5]
+SCALINGS = {
+    "plain": {},
+    "yarn": dict(rope_type="yarn", factor=4.0, beta_fast=4.0, beta_slow=0.5, **_ORIGINAL),
+    "longrope": dict(rope_type="longrope", factor=4.0, **_ORIGINAL),
+}
+ONE_ROPE = ("qwen3, biases, some layers slide", "qwen2, some layers slide", "ministral", "gemma2")
+BY_LAYER = ("olmo3", "gemma3_text")  # each kind of layer has a rope
+THETA = {"olmo3": 500_000.0, "gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
+
+
+def rope_parameters(model_type: str, scaling: str, head_dim: int) -> dict:
+    """Returns the section of transformers 5."""
+    full = SCALINGS[scaling] | dict(rope_theta=THETA.get(model_type, 10_000.0))
+    full.setdefault("rope_type", "default")
+    if scaling == "longrope":
+        pairs = head_dim // 2
+        full |= dict(short_factor=_SHORT[:pairs], long_factor=_LONG[:pairs])
+    if model_type == "ministral3":
+        full |= dict(llama_4_scaling_beta=0.3, **_ORIGINAL)
+    if model_type not in BY_LAYER:
+        return full
+    theta = 10_000.0 if model_type == "gemma3_text" else full["rope_theta"]
+    return dict(full_attention=full, sliding_attention=dict(rope_type="default", rope_theta=theta))
+
+
+def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0):
+    """Writes a folder with `save_pretrained`; returns transformers' model."""
+    import transformers
+
+    model_type, differing = CASES[case]
+    values = _SIZES | differing
+    values["rope_parameters"] = rope_parameters(model_type, scaling, values["head_dim"])
+    if values["head_dim"] == 8:
+        del values["head_dim"]  # hidden_size / num_attention_heads: some classes have no such key
+    config = transformers.AutoConfig.for_model(model_type, **values)
+    model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+    rng = np.random.default_rng(seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            noise = torch.as_tensor(rng.normal(size=tuple(parameter.shape)) * 0.15)
+            is_norm = "norm" in name and not model_type.startswith("gemma")
+            parameter.copy_(noise.to(torch.float32) + is_norm)
+    model.save_pretrained(folder)
+    return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
