@@ -165,7 +165,7 @@ def test_one_rope_for_all_layers_is_not_extended(torch, tmp_path):
     model = pretrained.load(tmp_path / "in")
     shape = dict(head_dim=16, theta=model.config.theta, original_len=128)
     model = dataclasses.replace(model, rope_fn=rope.make("pi", **shape, factor=4.0))
-    with pytest.raises(InputError, match="its sliding layers would be rescaled too"):
+    with pytest.raises(InputError, match="those that slide would be rescaled too"):
         exporting.export_folder(model, tmp_path / "out")
 
 

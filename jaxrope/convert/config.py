@@ -218,16 +218,18 @@ def _by_layer(config: Fields, row: Family) -> tuple[Fields, Fields | None]:
 
 def _query_growth(config: Fields) -> tuple[dict, Fields]:
     """Returns the fields of Ministral 3's query temperature, and the config without its keys."""
-    section = config.section("rope_parameters")
-    if section is None or section.get("llama_4_scaling_beta") is None:
-        return {}, config
-    growth = dict(
-        query_growth=section.number("llama_4_scaling_beta"),
-        query_growth_len=section.count("original_max_position_embeddings"),
-    )
-    own = ("llama_4_scaling_beta", "max_position_embeddings")
-    rest = {key: value for key, value in section.values.items() if key not in own}
-    return growth, dataclasses.replace(config, values=config.values | {"rope_parameters": rest})
+    growth, rest = {}, {}
+    for name in ("rope_scaling", "rope_parameters"):
+        section = config.section(name)
+        if section is None or section.get("llama_4_scaling_beta") is None:
+            continue
+        growth = dict(
+            query_growth=section.number("llama_4_scaling_beta"),
+            query_growth_len=section.count("original_max_position_embeddings"),
+        )
+        own = ("llama_4_scaling_beta", "max_position_embeddings")
+        rest[name] = {key: value for key, value in section.values.items() if key not in own}
+    return growth, dataclasses.replace(config, values=config.values | rest)
 
 
 def obstacle(config: LlamaConfig, family: str) -> str | None:
@@ -286,10 +288,7 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
 
 def _written(config: LlamaConfig, field: str, key) -> float | None:
     value = getattr(config, field)
-    if value is None:
-        return None
-    number = key.write(value)
-    return int(number) if number == int(number) else number
+    return None if value is None else key.write(value)
 
 
 def _biases(config: LlamaConfig, row: Family) -> dict:

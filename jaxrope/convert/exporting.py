@@ -107,7 +107,7 @@ def _check_sliding(model: Model) -> None:
         return
     if rope_export.difference(llama.sliding_rope(config), model.rope_fn) > _SAME:
         raise InputError(
-            f"transformers' {row.architecture} has one rope for all layers: its sliding layers would"
+            f"transformers' {row.architecture} has one rope for all layers: those that slide would"
             " be rescaled too, which no training has met. Serve the model with this program."
         )
 

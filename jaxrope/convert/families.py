@@ -24,7 +24,7 @@ class Key(NamedTuple):
     name: str
     default: float | None = None
     read: Callable[[float], float] = float
-    write: Callable[[float], float] = float
+    write: Callable[[float], float | int] = float
 
 
 class Layers(NamedTuple):
@@ -206,7 +206,7 @@ def _window_key(config: LlamaConfig) -> dict:
 NO_WINDOW = Layers(_no_window, lambda config: {})
 WINDOW = Layers(_window_of_all, _window_key)
 _QWEN = _with_max_window_layers(_typed(_after_max_window_layers, "use_sliding_window"))
-_GEMMA_SCALE = Key("query_pre_attn_scalar", 256, lambda v: v**-0.5, lambda v: round(v**-2, 9))
+_GEMMA_SCALE = Key("query_pre_attn_scalar", 256, lambda v: v**-0.5, lambda v: round(v**-2))
 _GEMMA = dict(
     norms="both", norm_offset=1.0, gate="gelu_tanh", embed_scale=lambda embed_dim: embed_dim**0.5
 )
