@@ -73,7 +73,7 @@ def forward_settings(
     section = schema.read(config).forward.to_dict()
     requested = section["attention"], section["attention_kernel"]
     platform = sharding.platform(mesh)
-    resolved = attention.resolve(*requested, mesh, platform=platform, window=model.sliding_window)
+    resolved = attention.resolve(*requested, mesh, platform=platform)
     section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
     settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
     attention.check(
@@ -81,7 +81,7 @@ def forward_settings(
         dataclasses.replace(settings.of_attention, mesh=mesh),
         platform=platform,
         heads=(model.num_heads, model.num_kv_heads),
-        window=model.sliding_window,
+        capped=model.attention_cap is not None,
         seq_len=seq_len,
     )
     names = ("forward.attention", "forward.attention_kernel")

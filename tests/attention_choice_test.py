@@ -8,6 +8,7 @@ from jax.sharding import AxisType
 
 from jaxrope import attention
 from jaxrope.attention import cudnn, masks
+from jaxrope.attention.scale import Scale
 from jaxrope.errors import InputError
 from jaxrope.mesh.sharding import AXES
 
@@ -19,31 +20,30 @@ def mesh_of(**sizes):
 
 
 @pytest.mark.parametrize(
-    "platform, context, window, expected",
+    "platform, context, expected",
     [
-        ("tpu", 1, None, ("flash", "flash")),
-        ("tpu", 4, None, ("ring", "flash")),
-        ("tpu", 4, 4096, ("all_gather", "flash")),
-        ("gpu", 1, None, ("blockwise", "blockwise")),
-        ("gpu", 4, None, ("ring", "blockwise")),
-        ("cpu", 1, 4096, ("blockwise", "blockwise")),
-        ("cpu", 8, None, ("ring", "blockwise")),
+        ("tpu", 1, ("flash", "flash")),
+        ("tpu", 4, ("ring", "flash")),
+        ("gpu", 1, ("blockwise", "blockwise")),
+        ("gpu", 4, ("ring", "blockwise")),
+        ("cpu", 1, ("blockwise", "blockwise")),
+        ("cpu", 8, ("ring", "blockwise")),
     ],
 )
-def test_auto(platform, context, window, expected):
+def test_auto(platform, context, expected):
     mesh = mesh_of(context=context)
-    assert attention.resolve("auto", "auto", mesh, platform=platform, window=window) == expected
+    assert attention.resolve("auto", "auto", mesh, platform=platform) == expected
 
 
 def test_a_name_stays():
-    found = attention.resolve("usp", "auto", mesh_of(context=4), platform="tpu", window=None)
+    found = attention.resolve("usp", "auto", mesh_of(context=4), platform="tpu")
     assert found == ("usp", "flash")
-    found = attention.resolve("flash", "auto", None, platform="gpu", window=None)
+    found = attention.resolve("flash", "auto", None, platform="gpu")
     assert found == ("flash", "cudnn")
     with pytest.raises(InputError, match="Unknown forward.attention 'rign'. Did you mean 'ring'"):
-        attention.resolve("rign", "auto", None, platform="cpu", window=None)
+        attention.resolve("rign", "auto", None, platform="cpu")
     with pytest.raises(InputError, match="Unknown forward.attention_kernel 'splash'.*flash"):
-        attention.resolve("ring", "splash", None, platform="cpu", window=None)
+        attention.resolve("ring", "splash", None, platform="cpu")
 
 
 DEFAULTS = dict(
@@ -52,7 +52,7 @@ DEFAULTS = dict(
     ulysses=1,
     num_heads=8,
     num_kv_heads=4,
-    window=None,
+    capped=False,
     seq_len=4096,
 )
 
@@ -67,10 +67,10 @@ def check(backend, sizes, *, kernel, ulysses, num_heads, num_kv_heads, **rest):
     [
         ("blockwise", dict(context=4), {}, "'blockwise' sees the tokens of one device.*context=4"),
         (
-            "ring",
-            dict(context=4),
-            dict(window=9),
-            "'ring' cannot do the model's sliding window of 9",
+            "flash",
+            {},
+            dict(kernel="cudnn", platform="gpu", capped=True),
+            "cuDNN's, which cannot cap logits as this model does. Use blockwise",
         ),
         ("ring", dict(context=4), dict(ulysses=2), "ulysses must be 1 unless .* 'usp', got 2"),
         (
@@ -127,9 +127,9 @@ def test_refused(backend, sizes, changed, message):
 @pytest.mark.parametrize(
     "backend, sizes, changed",
     [
-        ("blockwise", dict(data=8), dict(seq_len=77, window=5)),
+        ("blockwise", dict(data=8), dict(seq_len=77, capped=True)),
         ("ring", dict(context=8), {}),
-        ("all_gather", dict(context=8), dict(window=9)),
+        ("all_gather", dict(context=8), dict(capped=True)),
         ("ulysses", dict(context=8), {}),
         ("usp", dict(context=8), dict(ulysses=4)),
         ("ring", dict(context=4, tensor=2), dict(kernel="flash", platform="tpu")),
@@ -145,14 +145,16 @@ def test_cudnn_takes_natural_rows_only():
     places = jnp.arange(12, dtype=jnp.int32)[None]
     for window in (None, 3):
         mask = masks.self_mask(places, window=window, natural=True)
-        found = cudnn.attention(q, k, v, mask, 0.3, implementation="xla")
+        found = cudnn.attention(q, k, v, mask, Scale(0.3), implementation="xla")
         settings = attention.Settings(scale=0.3)
         expected = attention.attend("reference", q, k, v, mask=mask, settings=settings)
         assert np.abs(found - expected).max() < 1e-5
     with pytest.raises(NotImplementedError, match="cannot do packed or permuted.*blockwise"):
-        cudnn.attention(q, k, v, masks.self_mask(places), 0.3)
+        cudnn.attention(q, k, v, masks.self_mask(places), Scale(0.3))
     with pytest.raises(NotImplementedError, match="cannot do float32 .set forward.compute_dtype"):
-        cudnn.attention(q, k, v, mask, 0.3)
+        cudnn.attention(q, k, v, mask, Scale(0.3))
+    with pytest.raises(NotImplementedError, match="cannot do logits capped at 5"):
+        cudnn.attention(q, k, v, mask, Scale(0.3, 5.0), implementation="xla")
     with pytest.raises(NotImplementedError, match="'cudnn' gives no log-sum-exp"):
         settings = attention.Settings(kernel="cudnn")
         attention.attend("ring", q, k, v, mask=masks.self_mask(places), settings=settings)

@@ -69,6 +69,13 @@ CASES = [  # backend, ulysses, mesh, heads, kv heads, mask
     ("usp", 2, dict(context=8), 4, 4, blind),
     ("usp", 4, dict(context=8), 4, 2, causal),
     ("usp", 2, dict(context=4, tensor=2), 4, 2, packed),
+    # windows of less than a chunk, of one more than a chunk (the most), and of more
+    ("ring", 1, dict(context=4), 4, 2, functools.partial(packed, window=3)),
+    ("ring", 1, dict(context=2), 4, 2, functools.partial(causal, window=13)),
+    ("ring", 1, dict(context=4, tensor=2), 4, 2, functools.partial(causal, window=7)),
+    ("ring", 1, dict(context=4), 4, 1, functools.partial(packed, window=20)),
+    ("usp", 2, dict(context=8), 4, 2, functools.partial(packed, window=6)),
+    ("usp", 2, dict(context=8), 4, 2, functools.partial(causal, window=30)),
 ]
 
 
@@ -258,7 +265,6 @@ def test_order_follows_the_ring():
 @pytest.mark.parametrize(
     "backend, kwargs, message",
     [
-        ("ring", dict(mask=functools.partial(causal, window=4)), r"'ring' cannot do a sliding win"),
         ("ring", dict(mask=shorter), "'ring' cannot do 4 queries with 12 keys.*all_gather"),
         ("ring", dict(mask=functools.partial(causal, causal=False)), "a mask that is not causal"),
         (

@@ -130,6 +130,34 @@ def test_gradients(backend, case):
         assert np.abs(ours - theirs).max() < 2e-5
 
 
+@pytest.mark.parametrize("backend", ON_ONE_DEVICE)
+def test_capped_logits(backend):
+    """Gemma 2's: against the formula and jax's own gradient of it."""
+    mask, cap = CASES["packed window"](), 1.5
+    q, k, v, weights = inputs(mask.q_positions_BT.shape[1], mask.kv_positions_BS.shape[1], 4, 2)
+    visible = jnp.asarray(seen_by(mask))[:, None]
+
+    def formula(q, k, v):
+        keys, values = (jnp.repeat(x, 2, axis=2) for x in (k, v))
+        logits = 0.9 * jnp.einsum("btnh,bsnh->bnts", q, keys, precision="highest")
+        logits = jnp.where(visible, cap * jnp.tanh(logits / cap), -jnp.inf)
+        shares = jax.nn.softmax(logits, axis=-1)
+        return jnp.einsum("bnts,bsnh->btnh", shares, values, precision="highest")
+
+    capped = functools.partial(attend, backend, mask=mask, scale=0.9, cap=cap, block=8)
+    for fn in (capped, functools.partial(capped, cap=None)):
+        ours, pull = jax.vjp(jax.jit(fn), q, k, v)
+        theirs, their_pull = jax.vjp(formula, q, k, v)
+        errors = [
+            np.abs(a - b).max()
+            for a, b in zip((ours, *pull(weights)), (theirs, *their_pull(weights)), strict=True)
+        ]
+        if fn is capped:
+            assert max(errors) < 2e-5, errors
+        else:
+            assert min(errors) > 1e-2, errors  # the cap is felt
+
+
 def test_reference_gradient_by_differences():
     """The definition's own gradient, so that the suite above does not compare two mistakes."""
     mask = CASES["packed"]()

@@ -78,6 +78,8 @@ CI_ROWS = {
         "test_equals_the_definition_in_float64": (
             "ring-1-sizes0-4-2-packed",
             "ring-1-sizes3-4-2-blind",
+            "ring-1-sizes16-4-2-make_mask16",
+            "usp-2-sizes21-4-2-make_mask21",
             "all_gather-1-sizes6-4-1-shorter",
             "ulysses-1-sizes9-8-2-make_mask9",
             "usp-2-sizes12-4-2-packed",

@@ -141,6 +141,44 @@ def test_parts_of_a_batch_give_the_step_of_the_whole(tiny_config, wanted):
     assert_same(one_step(*tiny(tiny_config), settings, mesh=mesh, parts=4), wanted)
 
 
+ODD = dict(  # everything in which families differ from a Llama
+    num_layers=5,
+    layers=("sliding", "full", "nope", "sliding", "full"),
+    sliding_window=5,
+    sliding_theta=300.0,
+    norms="both",
+    norm_offset=1.0,
+    qk_norm="all",
+    gate="gelu_tanh",
+    embed_scale=3.0,
+    residual_scale=0.8,
+    logit_scale=0.9,
+    attention_scale=0.5,
+    attention_cap=2.0,
+    logit_cap=1.5,
+    query_growth=0.2,
+    query_growth_len=8,
+    out_bias=True,
+)
+
+
+@pytest.mark.parametrize(
+    "backend, sizes, how",
+    [
+        ("ring", dict(context=2, fsdp=2, tensor=2), dict(mlp_chunk=7)),
+        pytest.param("usp", dict(context=4, tensor=2), dict(ulysses=2), marks=slow),
+        pytest.param("blockwise", dict(fsdp=4, tensor=2), {}, marks=slow),
+    ],
+    ids=str,
+)
+def test_a_step_of_an_odd_decoder(tiny_config, backend, sizes, how):
+    model = tiny(tiny_config, **ODD)
+    settings = dataclasses.replace(SETTINGS, attention=backend, **how)
+    reference = dataclasses.replace(SETTINGS, attention="reference", remat="none")
+    found = one_step(*model, settings, mesh=mesh_of(**sizes))
+    assert_same(found, one_step(*model, reference))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [dict(tie_embeddings=True), dict(vocab_size=265)], ids=["tied", "odd vocabulary"]

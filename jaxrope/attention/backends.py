@@ -75,7 +75,9 @@ def flash(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
 
 
 def ring_attention(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
-    """Keys go round a ring of all devices of the axis."""
+    """Keys go round a ring of all devices of the axis; with a window only to the neighbours, or,
+    where it is longer than a chunk, to all.
+    """
     _refuse_for_ring("ring", q_BTNH, k_BSKH, mask)
     return _ring(ring.Ring(settings.context, 1), settings, q_BTNH, k_BSKH, v_BSKH, mask)
 
@@ -84,7 +86,7 @@ def all_gather(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Ar
     """Every device takes all keys."""
     if settings.context == 1:
         return _local(settings.kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
-    return exchange.all_gather(settings.sizes(q_BTNH.shape[-1]), q_BTNH, k_BSKH, v_BSKH, mask)
+    return exchange.all_gather(settings.sizes(q_BTNH.shape[-1]), 1, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
 def ulysses(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
@@ -135,8 +137,13 @@ def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
     _refuse_cudnn(settings.kernel)
     if who.size == 1:
         return _local(settings.kernel, settings, q, k, v, mask)
-    segments = Segments(mask.q_segment_ids_BT, mask.kv_segment_ids_BS)
-    return ring.attention(who, settings.sizes(q.shape[-1]), q, k, v, segments)
+    sizes = settings.sizes(q.shape[-1])
+    if mask.window is None:
+        segments = Segments(mask.q_segment_ids_BT, mask.kv_segment_ids_BS)
+        return ring.attention(who, sizes, q, k, v, segments)
+    if mask.window <= q.shape[1] // 2 + 1:
+        return ring.neighbours(who, sizes, q, k, v, mask)
+    return exchange.all_gather(sizes, who.stride, q, k, v, mask)
 
 
 def _refuse_context(name: str, settings: Settings) -> None:
@@ -157,9 +164,7 @@ def _refuse_cudnn(kernel: str) -> None:
 
 def _refuse_for_ring(name: str, q_BTNH, k_BSKH, mask: Mask) -> None:
     wrong = None
-    if mask.window is not None:
-        wrong = f"a sliding window (of {mask.window} tokens)"
-    elif not mask.causal:
+    if not mask.causal:
         wrong = "a mask that is not causal"
     elif q_BTNH.shape[1] != k_BSKH.shape[1]:
         wrong = f"{q_BTNH.shape[1]} queries with {k_BSKH.shape[1]} keys"

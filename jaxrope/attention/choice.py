@@ -15,20 +15,17 @@ from jaxrope.errors import InputError, choose
 AUTO = "auto"
 
 
-def resolve(
-    backend: str, kernel: str, mesh: Mesh | None, *, platform: str, window: int | None
-) -> tuple[str, str]:
+def resolve(backend: str, kernel: str, mesh: Mesh | None, *, platform: str) -> tuple[str, str]:
     """Returns (backend, kernel) with "auto" replaced.
 
     A TPU has `flash`, other platforms `blockwise`: cuDNN's kernels on a GPU take no packed rows and
     no float32, so they must be named. A sequence that is spread over devices goes
-    round a `ring`, or is gathered where a sliding window hides most of it.
+    round a `ring`.
 
     Args:
       backend, kernel: names, or "auto".
       mesh: where it will run; None: one device.
       platform: of its devices, "tpu", "gpu" or "cpu".
-      window: the model's sliding window.
 
     Raises:
       InputError: an unknown name.
@@ -38,7 +35,7 @@ def resolve(
     best = "flash" if platform == "tpu" else "blockwise"
     context = mesh.shape[zigzag.AXIS] if mesh else 1
     if backend == AUTO:
-        backend = best if context == 1 else "ring" if window is None else "all_gather"
+        backend = best if context == 1 else "ring"
     if kernel == AUTO and backend == "flash":
         kernel = "cudnn" if platform == "gpu" else "flash"
     return backend, best if kernel == AUTO else kernel
@@ -50,7 +47,7 @@ def check(
     *,
     platform: str,
     heads: tuple[int, int],
-    window: int | None,
+    capped: bool,
     seq_len: int,
 ) -> None:
     """Refuses what the backend cannot do on this mesh.
@@ -60,7 +57,7 @@ def check(
       settings: with the kernel of `resolve`, and the mesh where it will run.
       platform: of its devices.
       heads: num_heads and num_kv_heads of the model.
-      window: its sliding window.
+      capped: whether it caps its attention logits.
       seq_len: tokens in a row.
 
     Raises:
@@ -70,16 +67,16 @@ def check(
     sizes = dict(mesh.shape) if mesh else {}
     context, tensor = sizes.get(zigzag.AXIS, 1), sizes.get("tensor", 1)
     _check_kernel(backend, kernel, platform)
+    if capped and kernel == "cudnn" and backend == "flash":
+        raise InputError(
+            "forward.attention 'flash' on a GPU is cuDNN's, which cannot cap logits as this model "
+            "does. Use blockwise."
+        )
     if context > 1 and backend not in SPREAD:
         raise InputError(
             f"forward.attention '{backend}' sees the tokens of one device, and mesh.context="
             f"{context} spreads a row over {context}. Use {', '.join(SPREAD)} or auto, or "
             "mesh.context=1."
-        )
-    if window is not None and context > 1 and backend in ("ring", "usp"):
-        raise InputError(
-            f"forward.attention '{backend}' cannot do the model's sliding window of {window} "
-            "tokens. Use all_gather or ulysses."
         )
     if backend != "usp" and ulysses != 1:
         raise InputError(

@@ -14,38 +14,43 @@ from jaxrope.attention.hops import Sizes
 from jaxrope.attention.masks import Mask
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def all_gather(sizes: Sizes, q_BTNH, k_BSKH, v_BSKH, mask: Mask):
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def all_gather(sizes: Sizes, group: int, q_BTNH, k_BSKH, v_BSKH, mask: Mask):
     """Returns out_BTNH of this device's queries and all keys.
 
     Gradients of keys are summed over the devices in float32 or wider.
+
+    Args:
+      sizes: of the kernel.
+      group: neighbours on the axis that have the same tokens; every so-manieth device takes part.
+      q_BTNH, k_BSKH, v_BSKH, mask: of this device.
     """
-    return _all_gather_fwd(sizes, q_BTNH, k_BSKH, v_BSKH, mask)[0]
+    return _all_gather_fwd(sizes, group, q_BTNH, k_BSKH, v_BSKH, mask)[0]
 
 
-def _all_gather_fwd(sizes: Sizes, q, k, v, mask: Mask):
+def _all_gather_fwd(sizes: Sizes, group: int, q, k, v, mask: Mask):
     forward = local.KERNELS[sizes.kernel].forward
-    whole = _whole_mask(mask)
+    whole = _whole_mask(mask, group)
     block = _block(sizes, q)
-    out, lse = forward(q, _gather(k), _gather(v), whole, scale=sizes.scale, block=block)
+    keys = _gather(k, group), _gather(v, group)
+    out, lse = forward(q, *keys, whole, scale=sizes.scale, block=block)
     out, lse = local.named(out.astype(q.dtype), lse)
     return out, (q, k, v, mask, out, lse)
 
 
-def _all_gather_bwd(sizes: Sizes, residuals, dout):
+def _all_gather_bwd(sizes: Sizes, group: int, residuals, dout):
     q, k, v, mask, out, lse = residuals
     backward = local.KERNELS[sizes.kernel].backward
     dq, dk, dv = backward(
         q,
-        (_gather(k), _gather(v)),
-        _whole_mask(mask),
+        (_gather(k, group), _gather(v, group)),
+        _whole_mask(mask, group),
         (lse, local.inner(out, dout), dout),
         scale=sizes.scale,
         block=_block(sizes, q),
     )
-    dk, dv = (
-        jax.lax.psum_scatter(x, zigzag.AXIS, scatter_dimension=1, tiled=True) for x in (dk, dv)
-    )
+    how = dict(scatter_dimension=1, tiled=True, axis_index_groups=_strided(group))
+    dk, dv = (jax.lax.psum_scatter(x, zigzag.AXIS, **how) for x in (dk, dv))
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None
 
 
@@ -57,17 +62,23 @@ def _block(sizes: Sizes, q_BTNH) -> int:
     return min(sizes.block, max(1, q_BTNH.shape[1] // 2))
 
 
-def _gather(x_BS):
-    return jax.lax.all_gather(x_BS, zigzag.AXIS, axis=1, tiled=True)
+def _gather(x_BS, group: int):
+    groups = _strided(group)
+    return jax.lax.all_gather(x_BS, zigzag.AXIS, axis=1, tiled=True, axis_index_groups=groups)
 
 
-def _whole_mask(mask: Mask) -> Mask:
+def _strided(group: int) -> list[list[int]] | None:
+    num = jax.lax.axis_size(zigzag.AXIS)
+    return None if group == 1 else [list(range(first, num, group)) for first in range(group)]
+
+
+def _whole_mask(mask: Mask, group: int) -> Mask:
     segments = mask.kv_segment_ids_BS
     return Mask(
         mask.q_positions_BT,
-        _gather(mask.kv_positions_BS),
+        _gather(mask.kv_positions_BS, group),
         mask.q_segment_ids_BT,
-        None if segments is None else _gather(segments),
+        None if segments is None else _gather(segments, group),
         mask.causal,
         mask.window,
     )

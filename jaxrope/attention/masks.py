@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 _PAD_SEGMENTS = (-2, -3)  # of queries and of keys: alike to no segment and not to each other
+NOWHERE = _PAD_SEGMENTS[1]  # the segment of keys that no query sees
 
 
 @jax.tree_util.register_dataclass

@@ -6,7 +6,9 @@ the backward pass dk and dv follow one hop late for the same reason. Nothing is 
 scheduler would move all rotations to the front. Keys are never repeated for the heads of a group.
 
 A row is taken to be in zigzag order of a sequence whose positions increase within every segment,
-and whose segments lie one behind another, as the loader makes them; causal, no window, T = S.
+and whose segments lie one behind another, as the loader makes them; causal, T = S. Where queries
+see no further than a chunk of the zigzag, no ring is walked: each chunk gets the one before it
+(`neighbours`).
 
 Letters: B batch, T local tokens, N heads, K kv heads, H head dim.
 """
@@ -17,9 +19,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxrope.attention import zigzag
+from jaxrope.attention import local, zigzag
 from jaxrope.attention.hops import HOPS, Keys, Segments, Sizes
 from jaxrope.attention.local import inner, named
+from jaxrope.attention.masks import NOWHERE, Mask
 
 
 class Ring(NamedTuple):
@@ -37,10 +40,10 @@ class Ring(NamedTuple):
         """Returns this device's place in its ring."""
         return jax.lax.axis_index(zigzag.AXIS) // self.stride
 
-    def rotate(self, tree):
-        """Returns what the device before this one had."""
+    def rotate(self, tree, steps: int = 1):
+        """Returns what the device `steps` before this one had."""
         num = self.size * self.stride
-        pairs = [(place, (place + self.stride) % num) for place in range(num)]
+        pairs = [(place, (place + steps * self.stride) % num) for place in range(num)]
         return jax.tree.map(lambda x: jax.lax.ppermute(x, zigzag.AXIS, pairs), tree)
 
 
@@ -112,3 +115,43 @@ def _attention_bwd(ring: Ring, sizes: Sizes, residuals, dout):
 
 
 attention.defvjp(_attention_fwd, _attention_bwd)
+
+
+def neighbours(ring: Ring, sizes: Sizes, q_BTNH, k_BTKH, v_BTKH, mask: Mask):
+    """Returns out_BTNH in the dtype of q, where no query sees further back than a chunk.
+
+    Device r has chunks r and 2n - 1 - r: the ones before them are those of devices r - 1 and r + 1,
+    and for the last device its own. Half of the keys and values travel each way, once.
+
+    Args:
+      ring: who is in it.
+      sizes: of the kernel.
+      q_BTNH, k_BTKH, v_BTKH: of this device's tokens.
+      mask: with a window of at most T / 2 + 1.
+    """
+    segments_BT = mask.kv_segment_ids_BS
+    if segments_BT is None:
+        segments_BT = jnp.zeros_like(mask.kv_positions_BS)
+    keys = k_BTKH, v_BTKH, mask.kv_positions_BS, segments_BT
+    low, high = zip(*(jnp.split(x, 2, axis=1) for x in keys), strict=True)
+    *before_low, segments = ring.rotate(low)
+    before_low = *before_low, jnp.where(ring.index() == 0, NOWHERE, segments)
+    is_last = ring.index() == ring.size - 1
+    arriving = ring.rotate(high, -1)
+    before_high = jax.tree.map(lambda a, b: jnp.where(is_last, a, b), low, arriving)
+
+    def rows(x_BT):  # each chunk is a row
+        return jnp.concatenate(jnp.split(x_BT, 2, axis=1))
+
+    pairs = zip(before_low, low, before_high, high, strict=True)
+    k, v, positions, segments = (
+        jnp.concatenate([jnp.concatenate(pair, axis=1) for pair in (four[:2], four[2:])])
+        for four in pairs
+    )
+    q_segments = mask.q_segment_ids_BT
+    if q_segments is None:
+        q_segments = jnp.zeros_like(mask.q_positions_BT)
+    ids = rows(mask.q_positions_BT), positions, rows(q_segments), segments
+    of_chunks = Mask(*ids, mask.causal, mask.window)
+    out = local.attention(sizes.kernel, rows(q_BTNH), k, v, of_chunks, sizes.scale, sizes.block)
+    return jnp.concatenate(jnp.split(out, 2), axis=1)
