@@ -8,6 +8,7 @@
 #   make harness                                     the tests that need lm-evaluation-harness
 #   make mutate FAULTS=40                            which small faults in the package tests catch
 #   make fuzz                                        2,000 damaged files, odd configs and flags
+#   make families                                    the table of docs/families.md, with transformers 4.57 and 5
 #   make proof                                       what the TPU compiler proves; a quarter of an hour
 # On Python 3.11 the tests also install torch and transformers, for parity with Hugging Face; on every
 # Python libtpu, the compiler for TPUs. tests/matrices.py lists what CI leaves to `make full`.
@@ -44,8 +45,12 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXTRAS := test,parquet,zstd,tensorboard
 
 HARNESS := $(VENV)-harness
+OLD := $(VENV)-transformers4
+# An environment on top of $(VENV): what that has is not installed again.
+ON_TOP = $(BIN)/python -m venv $(@D) && $(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
+  "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 
-.PHONY: help demo environment test slow full versions harness environment_part mutate fuzz kill lint clean parity aot proof
+.PHONY: help demo environment test slow full versions harness environment_part mutate fuzz kill families lint clean parity aot proof
 .DEFAULT_GOAL := help
 
 help:
@@ -97,6 +102,9 @@ kill: $(VENV)/.test
 	$(BIN)/python tests/kill_search.py --kills=20
 	$(BIN)/python tests/kill_train.py --kills=20
 
+families: $(OLD)/.done
+	$(BIN)/python tests/families.py --old=$(OLD)/bin/python --write
+
 proof: $(VENV)/.test aot
 	$(BIN)/python tests/proof.py
 
@@ -105,7 +113,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(HARNESS)
+	rm -rf $(VENV) $(HARNESS) $(OLD)
 
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'
@@ -134,12 +142,14 @@ aot: $(VENV)/.test
 	  else echo "libtpu could not be installed: the tests of the TPU compiler are skipped"; fi; \
 	fi
 
-# An environment on top of $(VENV): what that has is not installed again.
 $(HARNESS)/.done: $(VENV)/.test | parity
-	$(BIN)/python -m venv $(HARNESS)
-	$(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
-	  "$$($(HARNESS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
+	$(ON_TOP)
 	$(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  $$($(BIN)/python -c 'import tomllib; \
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["harness"])')
+	touch $@
+
+$(OLD)/.done: $(VENV)/.test | parity
+	$(ON_TOP)
+	$(OLD)/bin/python -m pip --disable-pip-version-check install --quiet 'transformers>=4.57,<4.58'
 	touch $@

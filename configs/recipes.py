@@ -25,6 +25,11 @@ MODELS = {
         original_len=4096,  # implied by the published factors
         presets={"128k": "ft_mis_128k", "256k": "ft_mis_256k", "512k": "512k_mis_256k", "2m": "2048k_mis_256k", "eval": "mistral-7b-2048k-ft256k"},
     ),
+    # not in the paper: these use Llama-2's recipe, and the factors of their own search
+    "qwen3_8b": dict(folder="models/Qwen3-8B", original_len=0, presets={}),
+    "olmo3_7b": dict(folder="models/Olmo-3-1025-7B", original_len=0, presets={}),
+    "smollm3_3b": dict(folder="models/SmolLM3-3B", original_len=0, presets={}),
+    "gemma3_4b": dict(folder="models/gemma-3-4b-pt", original_len=0, presets={}),
 }
 # Devices of a slice. A config has a mesh for each slice that it fits.
 HARDWARE = {"v5p_64": 64, "v5p_128": 128, "v5p_256": 256, "v5e_256": 256, "v6e_256": 256}

@@ -148,7 +148,7 @@ def test_an_extended_model_opens_in_transformers(torch, tmp_path, case):
     pairs = model.config.head_dim // 2
     rows = [
         dict(max_len=n, factors=list(f[:pairs]), start_tokens=0, attention_factor=1.2)
-        for n, f in ((32, hf_families._SHORT), (128, hf_families._LONG))
+        for n, f in ((32, hf_families.SHORT), (128, hf_families.LONG))
     ]
     model = dataclasses.replace(model, rope_fn=rope.make("longrope", **shape, buckets=rows))
     exporting.export_folder(model, tmp_path / "out")

@@ -55,8 +55,8 @@ CASES = {
     ),
 }
 _ORIGINAL = dict(original_max_position_embeddings=32)
-_SHORT = [1.0, 1.1, 1.05, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs
-_LONG = [1.0, 1.4, 1.2, 2.0, 3.1, 4.4, 5.0, 6.5]
+SHORT = [1.0, 1.1, 1.05, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs
+LONG = [1.0, 1.4, 1.2, 2.0, 3.1, 4.4, 5.0, 6.5]
 SCALINGS = {
     "plain": {},
     "yarn": dict(rope_type="yarn", factor=4.0, beta_fast=4.0, beta_slow=0.5, **_ORIGINAL),
@@ -73,7 +73,7 @@ def rope_parameters(model_type: str, scaling: str, head_dim: int) -> dict:
     full.setdefault("rope_type", "default")
     if scaling == "longrope":
         pairs = head_dim // 2
-        full |= dict(short_factor=_SHORT[:pairs], long_factor=_LONG[:pairs])
+        full |= dict(short_factor=SHORT[:pairs], long_factor=LONG[:pairs])
     if model_type == "ministral3":
         full |= dict(llama_4_scaling_beta=0.3, **_ORIGINAL)
     if model_type not in BY_LAYER:
@@ -101,3 +101,14 @@ def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0)
             parameter.copy_(noise.to(torch.float32) + is_norm)
     model.save_pretrained(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def write_tokenizer(folder: Path) -> None:
+    """Writes a tokenizer of letters, which has fewer words than the models."""
+    import tokenizers
+
+    letters = "abcdefgh \n"
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {c: 3 + i for i, c in enumerate(letters)}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.save(str(folder / "tokenizer.json"))

@@ -118,15 +118,23 @@ def test_a_shape_needs_no_checkpoint():
 
 
 @pytest.mark.parametrize(
-    "name, millions, window",
-    [("llama2_7b", 6738, None), ("llama3_8b", 8030, None), ("mistral_7b", 7242, 4096)],
+    "name, millions, window, rope",
+    [
+        ("llama2_7b", 6738, None, (1e4, 4096)),
+        ("llama3_8b", 8030, None, (5e5, 8192)),
+        ("mistral_7b", 7242, 4096, (1e4, 4096)),
+        ("qwen3_8b", 8191, None, (1e6, 32_768)),
+        ("olmo3_7b", 7298, 4096, (5e5, 8192)),
+        ("smollm3_3b", 3075, None, (5e6, 65_536)),
+        ("gemma3_4b", 3880, 1024, (1e6, 131_072)),
+    ],
 )
-def test_published_shapes_have_the_published_number_of_parameters(name, millions, window):
-    """The model cards: 6.74, 8.03 and 7.24 billion."""
+def test_published_shapes_have_the_published_number_of_parameters(name, millions, window, rope):
+    """Of the model cards and config.json files: 6.74, 8.03, 7.24, 8.2, 7.3, 3.08, 3.88 billion."""
     shape = llama.SHAPES[name]
     assert round(llama.num_params(shape) / 1e6) == millions
     assert shape.sliding_window == window
-    assert (shape.theta, shape.original_len) == ((5e5, 8192) if "3" in name else (1e4, 4096))
+    assert (shape.theta, shape.original_len) == rope
 
 
 @pytest.mark.parametrize("name, value", [("mlp_dim", 11_007), ("theta", 20_000.0)])

@@ -95,9 +95,17 @@ def read(
     head_means, sums, last = _probe(
         params, r, (tokens_BT, picks_BT, chosen_M), config=config, settings=settings
     )
-    count = functools.partial(patterns.pair_counts, chosen_M, length, window=config.sliding_window)
+    windows = [config.window(kind) for kind in config.kinds]
     curves = [
-        patterns.curve(np.asarray(mass, np.float64)[:, 0], count(first_keys=first))
+        np.stack(
+            [
+                patterns.curve(
+                    np.asarray(mass_BNS, np.float64)[0],
+                    patterns.pair_counts(chosen_M, length, window=window, first_keys=first),
+                )
+                for mass_BNS, window in zip(mass, windows, strict=True)
+            ]
+        )
         for mass, first in zip(sums, (0, SINK), strict=True)
     ]
     statistics = {name: np.asarray(x, np.float64)[:, 0] for name, x in head_means.items()}

@@ -10,6 +10,7 @@ from jaxrope.llama import adapters, losses
 from jaxrope.llama.config import DIFFERENCES, KINDS, SHAPES, LlamaConfig, own_rope, sliding_rope
 from jaxrope.llama.forward import (
     Seen,
+    check_probe,
     empty_caches,
     head_DV,
     hidden,
@@ -46,6 +47,7 @@ __all__ = [
     "abstract_params",
     "adapters",
     "axes_by_name",
+    "check_probe",
     "empty_caches",
     "forward_operations",
     "head_DV",

@@ -88,9 +88,27 @@ def probe(
       config, params, tokens_BT, r, positions_BT, segment_ids_BT, settings: as for `hidden`.
       probe_fn: reads the queries and keys of a layer and returns a pytree of arrays; on a mesh it
         runs inside the same shard_map. Attention does not depend on it.
+
+    Raises:
+      InputError: see `check_probe`.
     """
+    check_probe(config)
     placed = positions_BT, segment_ids_BT
     return _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
+
+
+def check_probe(config: LlamaConfig) -> None:
+    """Refuses a model whose attention does not follow from its queries and keys alone.
+
+    Raises:
+      InputError: it caps logits.
+    """
+    if config.attention_cap is not None:
+        raise InputError(
+            f"The model caps attention logits at {config.attention_cap:g} (model_type "
+            f"{config.family}): statistics of attention are not defined for that here. Analyse "
+            "another model, or search with the perplexity objective."
+        )
 
 
 def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):

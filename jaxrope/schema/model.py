@@ -21,7 +21,15 @@ from jaxrope.schema.rules import (
     field,
 )
 
-SHAPES = ("llama2_7b", "llama3_8b", "mistral_7b")
+SHAPES = (
+    "llama2_7b",
+    "llama3_8b",
+    "mistral_7b",
+    "qwen3_8b",
+    "olmo3_7b",
+    "smollm3_3b",
+    "gemma3_4b",
+)
 FAMILIES = (
     "llama",
     "mistral",

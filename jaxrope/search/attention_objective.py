@@ -88,12 +88,15 @@ def pattern(task: Task, section: schema.search.Pattern) -> Objective:
     rule = f"be at most {{}} for a trained length of {trained_len:,} tokens"
     for name, most in (("num_queries", trained_len // 2), ("num_bins", trained_len)):
         section.require(getattr(section, name) <= most, name, rule.format(most))
-    window, scales = task.config.sliding_window, {}
+    windows, scales = [task.config.window(kind) for kind in task.config.kinds], {}
     places = {n: _second_half(n, num_queries) for n in (task.target_len, trained_len)}
     edges = {n: edges_fn(n, trained_len, num_bins) for n in places}
     for length, positions in places.items():
-        pairs = patterns.pair_counts(positions, length, window=window, first_keys=_SINK)
-        counts = patterns.binned(pairs, edges[length])
+        pairs = {
+            window: patterns.pair_counts(positions, length, window=window, first_keys=_SINK)
+            for window in set(windows)
+        }
+        counts = np.stack([patterns.binned(pairs[window], edges[length]) for window in windows])
         scales[length] = np.diff(edges[length]) / np.maximum(counts, 1)
     samples = _samples(task, section, places)
 
@@ -101,8 +104,8 @@ def pattern(task: Task, section: schema.search.Pattern) -> Objective:
         return rows.by_distance(rows.without_first(row, _SINK), edges[length])
 
     def curve(mass_LQNE, length):
-        scale_E = jnp.asarray(scales[length], mass_LQNE.dtype)
-        return jnp.einsum("LQNE,E->LNE", mass_LQNE, scale_E)
+        scale_LE = jnp.asarray(scales[length], mass_LQNE.dtype)
+        return jnp.einsum("LQNE,LE->LNE", mass_LQNE, scale_LE)
 
     def term_fn(candidate, trained, present_M):
         js_LN = patterns.js(curve(candidate, task.target_len), curve(trained, trained_len))

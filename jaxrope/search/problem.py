@@ -144,6 +144,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     loaded = setup.load_model(config, weights=False, expected=expected)
     shape = loaded.config
     llama.param_shardings(shape, mesh)  # refuses what does not divide
+    _check_kinds(shape, section)
     forward, remarks = setup.forward_settings(config, mesh, shape)
     rope_fn = setup.rope_fn(config, shape, loaded.rope_fn, expected)
     extended = baselines.extension(rope_fn)
@@ -175,6 +176,15 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     )
     _check_population(problem)
     return problem
+
+
+def _check_kinds(shape: llama.LlamaConfig, section: Any) -> None:
+    """Refuses factors for each layer where only some layers are extended."""
+    if section.per_layer and len(set(shape.kinds)) > 1:
+        raise InputError(
+            "search.per_layer must be False for a model with layers of different kinds "
+            f"({', '.join(dict.fromkeys(shape.kinds))}): only its full layers are extended."
+        )
 
 
 def weights(problem: Problem) -> Any:
