@@ -98,7 +98,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
         theta=rope.theta,
         rotary_dim=rope.rotary_dim,
         original_len=rope.original_len,
-        max_len=max_len,
+        max_len=rope.max_len,
         rope=rope.method,
         bos_id=config.token_id("bos_token_id"),
         eos_id=config.token_id("eos_token_id"),

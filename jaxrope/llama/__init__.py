@@ -7,7 +7,7 @@ candidate is data.
 """
 
 from jaxrope.llama import adapters, losses
-from jaxrope.llama.config import SHAPES, LlamaConfig, own_rope
+from jaxrope.llama.config import SHAPES, LlamaConfig, own_base, own_rope
 from jaxrope.llama.forward import (
     Seen,
     head_DV,
@@ -56,6 +56,7 @@ __all__ = [
     "natural_order",
     "next_logits",
     "num_params",
+    "own_base",
     "own_rope",
     "param_shardings",
     "probe",
