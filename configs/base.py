@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # for everything random, except the prompts of benchmarks that fix their seed: eval.ruler.seed, eval.passkey_compat.seed
     config.model = checkpoint_model(path="")  # the model to start from
-    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants
+    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants, on top of the scaling in its config
     config.target_len = 0  # target length in tokens; 0 = the model's length
     config.original_len = 0  # tokens the rope was trained on; 0 = as in the checkpoint
     config.forward = forward()
@@ -40,7 +40,9 @@ def checkpoint_model(path: str, shape: str = "") -> ConfigDict:
 
     If `shape` is given (llama2_7b, llama3_8b or mistral_7b), the checkpoint must have it, and --compile_only needs no checkpoint.
     """
-    return ConfigDict(dict(source="checkpoint", path=path, shape=shape))
+    section = ConfigDict(dict(source="checkpoint", path=path, shape=shape))
+    section.sliding_window = FieldReference("model", field_type=object)  # of all layers: model (as in the checkpoint) | none (every query sees all tokens) | tokens
+    return section
 
 
 def forward() -> ConfigDict:
@@ -242,7 +244,7 @@ def search() -> ConfigDict:
         first=0,  # samples on which all children are evaluated; those then worse than the worst parent are dropped; 0 = no race
         risk=0.05,  # the probability that the search drops a child that would have become a parent
     )
-    section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
+    section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = what the model's own scaling reaches, original_len without one
     section.algorithm = dict(
         name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search
         population=64,  # P

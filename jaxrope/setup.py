@@ -53,7 +53,7 @@ def model_shape(config: Config) -> LlamaConfig:
     config = schema.read(config)
     if config.model.source == "scratch" or not config.model.shape:
         return model_config(config)
-    return _with_original_len(config, llama.SHAPES[config.model.shape])
+    return _with_window(config, _with_original_len(config, llama.SHAPES[config.model.shape]))
 
 
 def forward_settings(
@@ -125,6 +125,10 @@ def rope_fn(
 ) -> rope.RopeFn:
     """Returns the rope that `config.rope` describes.
 
+    PI, NTK, YaRN and their like stand on top of the model's own scaling, if it has one: their
+    factor is how much further than that the model is to reach. Tables of factors (a file, a preset,
+    longrope) and "none" state all of the factors themselves.
+
     Args:
       config: of the program.
       model: the shape of the model.
@@ -144,7 +148,10 @@ def rope_fn(
         return rope.load(files.as_path(section.path), **geometry, num_layers=model.num_layers)
     if section.method == "preset":
         return _preset(section.name, geometry)
-    scaled_rope = rope.make(**section.to_dict(), **geometry, original_len=model.original_len)
+    geometry |= dict(original_len=model.original_len)
+    if section.method in rope.STACKED:
+        return rope.extend(llama.own_base(model), **section.to_dict(), **geometry)
+    scaled_rope = rope.make(**section.to_dict(), **geometry)
     rope.check_layers(scaled_rope, model.num_layers)
     return scaled_rope
 
@@ -192,6 +199,24 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
         and dict(rope_fn.constants) == dict(base_rope.constants)
         and rope_fn.buckets == base_rope.buckets
     )
+
+
+def window_notes(config: Config, model: LlamaConfig, length: int = 0) -> list[str]:
+    """Returns what a sliding window of all layers means for a target length; nothing if it is none.
+
+    Args:
+      config: of the program.
+      model: its shape.
+      length: tokens; 0: config.target_len.
+    """
+    length = length or config.target_len
+    if model.sliding_window is None or model.sliding_window >= length:
+        return []
+    return [
+        f"a sliding window of {model.sliding_window:,} tokens in all layers: no query sees beyond "
+        f"it, so factors for {length:,} tokens do nothing for longer distances. "
+        "model.sliding_window='none' switches it off, as LongRoPE did for Mistral"
+    ]
 
 
 def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
@@ -246,8 +271,10 @@ _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_w
 
 
 def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
-    """Returns the shape of a checkpoint, if it is the one that model.shape names."""
-    model = _with_original_len(config, model)
+    """Returns the shape of a checkpoint, if it is the one that model.shape names, with the window
+    of model.sliding_window.
+    """
+    model = _with_window(config, _with_original_len(config, model))
     name = config.model.shape
     if not name:
         return model
@@ -273,3 +300,15 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
             "bound of a search set search.training_len."
         )
     return dataclasses.replace(model, original_len=config.original_len)
+
+
+def _with_window(config, model: LlamaConfig) -> LlamaConfig:
+    window = config.model.sliding_window
+    if window == "model":
+        return model
+    if window != "none" and model.sliding_window is None:
+        raise InputError(
+            "model.sliding_window must be 'model' or 'none' for a model that has no window, got "
+            f"{window}. Leave it out."
+        )
+    return dataclasses.replace(model, sliding_window=None if window == "none" else int(window))

@@ -47,6 +47,9 @@ class Checkpoint(_Model):
     source: str = field(Choice(("checkpoint",)))
     path: str = field(Text(PLACES))
     shape: str = field(Choice(("", *SHAPES)), default="")
+    sliding_window: str | int = field(
+        NameOrNumber(Choice(("model", "none")), Whole(1, unit="tokens")), default="model"
+    )
 
 
 _COUNT = Whole(1, 2**31 - 1)

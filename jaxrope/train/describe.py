@@ -106,7 +106,7 @@ def _shape(plan: Plan) -> list[str]:
     epochs = train.steps * train.batch_size / plan.loader.num_rows
     return [
         f"parameters: {llama.num_params(model):,} ({train.param_dtype})",
-        f"rope: {plan.rope_fn.method}; the model served {model.original_len:,} tokens and is to "
+        f"rope: {plan.rope_fn.method}; the model served {llama.own_base(model).length:,} tokens and is to "
         f"serve {model.max_len:,}",
         f"mesh: {mesh}",
         f"data: {plan.loader.num_targets:,} tokens in {plan.loader.num_rows:,} rows of "
