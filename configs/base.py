@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # for everything random, except the prompts of benchmarks that fix their seed: eval.ruler.seed, eval.passkey_compat.seed
     config.model = checkpoint_model(path="")  # the model to start from
-    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants, on top of the scaling in its config
+    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants, in place of the scaling in its config
     config.target_len = 0  # target length in tokens; 0 = the model's length
     config.original_len = 0  # tokens the rope was trained on; 0 = as in the checkpoint
     config.forward = forward()

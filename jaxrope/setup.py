@@ -125,9 +125,9 @@ def rope_fn(
 ) -> rope.RopeFn:
     """Returns the rope that `config.rope` describes.
 
-    PI, NTK, YaRN and their like stand on top of the model's own scaling, if it has one: their
-    factor is how much further than that the model is to reach. Tables of factors (a file, a preset,
-    longrope) and "none" state all of the factors themselves.
+    Each method states the whole rope, from theta's plain frequencies and original_len, as the
+    scaling in a config.json does; what stands on top of the model's own scaling are the baselines
+    of a search and the rows of an evaluation (see restated_notes).
 
     Args:
       config: of the program.
@@ -148,10 +148,7 @@ def rope_fn(
         return rope.load(files.as_path(section.path), **geometry, num_layers=model.num_layers)
     if section.method == "preset":
         return _preset(section.name, geometry)
-    geometry |= dict(original_len=model.original_len)
-    if section.method in rope.STACKED:
-        return rope.extend(llama.own_base(model), **section.to_dict(), **geometry)
-    scaled_rope = rope.make(**section.to_dict(), **geometry)
+    scaled_rope = rope.make(**section.to_dict(), **geometry, original_len=model.original_len)
     rope.check_layers(scaled_rope, model.num_layers)
     return scaled_rope
 
@@ -199,6 +196,18 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
         and dict(rope_fn.constants) == dict(base_rope.constants)
         and rope_fn.buckets == base_rope.buckets
     )
+
+
+def restated_notes(config: Config, model: LlamaConfig) -> list[str]:
+    """Returns what a config.rope that is a formula means for a model that is scaled already."""
+    section, own = config.rope, llama.own_base(model)
+    if own.is_plain or section.method in ("model", "file", "preset", "longrope"):
+        return []
+    return [
+        f"config.rope '{section.method}' states the whole rope: it takes the place of the model's "
+        f"own scaling, {model.rope['method']}, which serves {own.length:,} tokens; a factor in it "
+        f"counts from original_len, {model.original_len:,}"
+    ]
 
 
 def window_notes(config: Config, model: LlamaConfig, length: int = 0) -> list[str]:

@@ -7,7 +7,7 @@ import pytest
 
 from jaxrope import rope
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, genome, problem
+from jaxrope.search import genome, problem
 from tests.search_config import tiny
 
 GEOMETRY = dict(head_dim=8, rotary_dim=8, theta=10_000.0)

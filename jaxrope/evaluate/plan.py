@@ -93,13 +93,14 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the user should know before anything is paid."""
         model, longest = self.base.config, self.longest
-        lines = [*self.base.notes, *setup.window_notes(self.config, model, longest)]
+        lines = [*self.base.notes, *setup.restated_notes(self.config, model)]
+        lines += setup.window_notes(self.config, model, longest)
         unextended = [spec.label for spec in self.specs if self._is_unextended(spec)]
         served = max(llama.own_base(model).length, model.max_len)
         if unextended and longest > served:
             lines.append(
-                f"{', '.join(unextended)}: not extended, the model serves {served:,} tokens, and is "
-                f"measured at up to {longest:,}"
+                f"{', '.join(unextended)}: not extended; the model serves {served:,} tokens, and "
+                f"is measured at up to {longest:,}"
             )
         return tuple(lines)
 

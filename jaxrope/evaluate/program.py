@@ -129,16 +129,13 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
     sections = _tables(content)
     files.write_text_atomic(workdir / "eval.md", tables.as_markdown(sections))
     cli.print_line(tables.as_text(sections))
+    trained = llama.own_base(plan.base.config).length
     for name, draw in (
         ("eval.png", report.evaluation_figure),
         ("eval_maps.png", report.maps_figure),
     ):
         try:
-            draw(
-                content["rows"],
-                workdir / name,
-                original_len=llama.own_base(plan.base.config).length,
-            )
+            draw(content["rows"], workdir / name, original_len=trained)
         except InputError as error:  # no plotting library is no reason to fail after hours
             cli.print_line(f"{name} is left out: {error}")
     cli.print_line(f"wrote eval.json, eval.md and eval_nll.npz into {workdir}")

@@ -3,7 +3,6 @@ published factors, and the file format of a result.
 """
 
 from jaxrope.rope.base import (
-    STACKED,
     Base,
     base_of,
     extend,
@@ -39,7 +38,6 @@ from jaxrope.rope.schedule import (
 
 __all__ = [
     "METHODS",
-    "STACKED",
     "Base",
     "Bucket",
     "Geometry",

@@ -29,12 +29,13 @@ import math
 import numpy as np
 
 from jaxrope import schema
+from jaxrope.errors import choose
 from jaxrope.rope import methods, rotary
 from jaxrope.rope.schedule import Bucket, RopeFn, as_factors, table
 
 _PLAIN = ("none", "dynamic_ntk")  # trained at plain frequencies
 _BY_FACTOR = ("pi", "ntk", "ntk_rcd", "yarn")  # reach factor * original_len
-STACKED = ("pi", "ntk", "ntk_rcd", "dynamic_ntk", "yarn", "llama3", "abf")  # what `extend` makes
+_STACKED = ("pi", "ntk", "ntk_rcd", "dynamic_ntk", "yarn", "llama3", "abf")  # what `extend` makes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +96,7 @@ def extend(
 
     Args:
       base: what the model has.
-      method: of STACKED.
+      method: a formula; not none, nor a table of factors.
       head_dim, theta, rotary_dim: as in `make`.
       original_len: tokens of the plain frequencies, as the result is to state them.
       **constants: the method's own; factor is how much further than `base.length`.
@@ -105,8 +106,9 @@ def extend(
       which nothing but this program could write down.
 
     Raises:
-      InputError: see `make`.
+      InputError: another method; see `make`.
     """
+    choose("rope.method", method, dict.fromkeys(_STACKED))
     shape = dict(head_dim=head_dim, theta=theta, rotary_dim=rotary_dim)
     further = methods.make(method, **shape, original_len=base.length, **constants)
     if base.is_plain:

@@ -88,9 +88,8 @@ def training_len(config: Config, model: llama.LlamaConfig, extended: Extension |
     recovers, own = is_recovery(config, extended), llama.own_base(model)
     if target_len < own.length + (not recovers):
         rule = "be at least" if recovers else "exceed"
-        name = (
-            "original_len" if own.is_plain else f"what its own scaling, {_own_name(model)}, serves,"
-        )
+        name = f"what the model reaches with its own scaling, {_own_name(model)}:"
+        name = "original_len" if own.is_plain else name
         raise InputError(
             f"target_len must {rule} {name} {own.length:,}, got {target_len:,}: the "
             "model serves that many tokens already. Raise target_len."
@@ -136,8 +135,9 @@ def remark(config: Config, model: llama.LlamaConfig) -> list[str]:
         return []
     return [
         f"the model's own scaling, {_own_name(model)}, serves {own.length:,} tokens and is the "
-        f"base: methods are made on top of it (PI to {config.target_len:,} divides by another "
-        f"{config.target_len / own.length:g}), and the factors of the search multiply its own"
+        f"base: methods are made on top of it (PI to {config.target_len:,} has factors up to "
+        f"{max(own.factors) * config.target_len / own.length:g}), and those of the search multiply "
+        "its own"
     ]
 
 

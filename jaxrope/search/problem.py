@@ -174,7 +174,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         memory=memory,
         per_device=plan.per_device(section.batch_size, memory, most=most, **needs),
         remarks=remarks,
-        notes=(*loaded.notes, *baselines.remark(config, shape), *setup.window_notes(config, shape)),
+        notes=(*loaded.notes, *_notes(config, shape)),
     )
     _check_population(problem)
     return problem
@@ -282,6 +282,11 @@ def versions() -> dict[str, str]:
         "jax": importlib.metadata.version("jax"),
         "numpy": importlib.metadata.version("numpy"),
     }
+
+
+def _notes(config: schema.Config, shape: llama.LlamaConfig) -> list[str]:
+    own = [*baselines.remark(config, shape), *setup.restated_notes(config, shape)]
+    return own + setup.window_notes(config, shape)
 
 
 def _space(

@@ -265,7 +265,8 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
 def _notes(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> list[str]:
     """Returns what the user should know before anything is paid: of the model as it was."""
     length = max(setup.longest(config, model, rope_fn), config.train.seq_len)
-    notes = [f"note: {note}" for note in setup.window_notes(config, model, length)]
+    about = [*setup.restated_notes(config, model), *setup.window_notes(config, model, length)]
+    notes = [f"note: {note}" for note in about]
     served, is_own = llama.own_base(model).length, setup.is_own_rope(rope_fn, model)
     if config.model.source == "checkpoint" and is_own and length > max(served, model.max_len):
         notes.append(
