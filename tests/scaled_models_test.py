@@ -11,7 +11,7 @@ from hf_models import CASES, write
 from configs import base
 from jaxrope import llama, rope, schema, search, setup
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import exporting, pretrained
+from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import Settings, convert, read
 from jaxrope.errors import InputError
 from jaxrope.evaluate import plan as evaluation
@@ -317,6 +317,22 @@ def test_yarn_of_a_model_card_for_other_programs(tmp_path, form):
         text = (tmp_path / "out").read_text()
         assert '"rope_type": "yarn"' in text and '"factor": 4.0' in text
         assert '"max_position_embeddings": 512' in text
+
+
+@pytest.mark.parametrize("form", ["hf-llama", "hf-phi3", "vllm", "gguf", "jaxrope"])
+@pytest.mark.parametrize("name", ["deepseek-coder", "llama 3.1", "longrope by factor", "minicpm4"])
+def test_other_scalings_for_other_programs(tmp_path, name, form):
+    """What is written is absolute: it means the same frequencies, up to the same length."""
+    needs(form)
+    minicpm4 = (128, LONGROPE | {"long_factor": SHORT}, {PRE: 128}, 128, 128)
+    max_len, section, keys, original, longest, *_ = CHECKPOINTS.get(name, minicpm4)
+    keys = keys | dict(max_position_embeddings=max_len, rope_scaling=section)
+    write(tmp_path / "in", LLAMA | keys)
+    own = read(tmp_path / "in")
+    convert(tmp_path / "in", tmp_path / "out", Settings(form))
+    again = read(tmp_path / "out")
+    assert (again.longest, again.rope_fn.original_len) == (longest, original)
+    assert rope_export.difference(again.rope_fn, own.rope_fn) < 3e-7
 
 
 @pytest.mark.parametrize("changes", [{}, dict(attention_factor=1.3), dict(beta_fast=8.0)])

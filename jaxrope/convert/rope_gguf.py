@@ -163,8 +163,9 @@ def _rope(geometry: dict, kind: str | None, values: dict, tensors: dict) -> rope
             start_tokens=0,
             attention_factor=attention,
         )
-        for length, name in ((original, _SHORT), (max_len, _LONG))
+        for length, name in {max_len: _LONG, original: _SHORT}.items()  # one, if they are equal
     ]
+    rows.sort(key=lambda row: row["max_len"])
     return rope.make("longrope", **geometry, buckets=rows)
 
 
