@@ -14,7 +14,7 @@ def get_config() -> ConfigDict:
     config = ConfigDict()
     config.seed = 0  # for everything random, except the prompts of benchmarks that fix their seed: eval.ruler.seed, eval.passkey_compat.seed
     config.model = checkpoint_model(path="")  # the model to start from
-    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants
+    config.rope = dict(method="model")  # "model": rope.json of the checkpoint, else the scaling in its config; "file": path; "preset": name; or a method with its constants, in place of the scaling in its config
     config.target_len = 0  # target length in tokens; 0 = the model's length
     config.original_len = 0  # tokens the rope was trained on; 0 = as in the checkpoint
     config.forward = forward()
@@ -40,7 +40,9 @@ def checkpoint_model(path: str, shape: str = "") -> ConfigDict:
 
     If `shape` is given (llama2_7b, llama3_8b, mistral_7b, qwen3_8b, olmo3_7b, smollm3_3b or gemma3_4b), the checkpoint must have it, and --compile_only needs no checkpoint.
     """
-    return ConfigDict(dict(source="checkpoint", path=path, shape=shape))
+    section = ConfigDict(dict(source="checkpoint", path=path, shape=shape))
+    section.sliding_window = FieldReference("model", field_type=object)  # of all layers: model (as in the checkpoint) | none (every query sees all tokens) | tokens
+    return section
 
 
 def forward() -> ConfigDict:
@@ -70,7 +72,7 @@ def data() -> ConfigDict:
     section.needle_share = 0.0  # share of the rows of a batch that are documents of the row's length with magic numbers hidden in text, all asked for at the end
     section.needle_keys = 6  # needles in such a row: 1, 2, ... up to this many, in turn
     section.needle_weight = 1.0  # loss weight of a digit of an answer; all other tokens have weight 1
-    section.short_share = 0.0  # share of the rows of a batch that are packed pieces of at most original_len tokens, each attending only to itself, with the original rope (LongRoPE2)
+    section.short_share = 0.0  # share of the rows of a batch that are packed pieces of at most original_len tokens (what its own scaling reaches, if it has one), each attending only to itself, with the original rope (LongRoPE2)
     return section
 
 
@@ -80,7 +82,7 @@ def evaluation() -> ConfigDict:
     section.suites = ("perplexity", "passkey")  # evaluators to run
     section.lengths = (512,)  # context lengths in tokens, one column each
     section.label = ""  # name of the configured model's row; "" = the rope's method
-    section.methods = ()  # more rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants; "yarn@su", "pi@1.1": with this attention factor (a law or a number); or a rope.json
+    section.methods = ()  # more rows: none | pi | ntk | dynamic_ntk | yarn | sliding, each with its usual constants, on top of the model's own scaling; "yarn@su", "pi@1.1": with this attention factor (a law or a number); or a rope.json
     section.checkpoints = ()  # more rows, from other checkpoints: (label, path, method), method as above or "model": the rope of the checkpoint
     section.rope_len = 0  # tokens for which the factors of `methods` are chosen; 0 = the length of each column
     section.baseline = "yarn"  # row that the others are compared with, if it exists
@@ -90,7 +92,7 @@ def evaluation() -> ConfigDict:
     section.batch_tokens = 8192  # tokens in one forward pass, or in the cache of a batch of answers, at most (at least one window or prompt)
     section.chunk_tokens = 512  # tokens of a prompt per prefill chunk when answers are generated; a multiple of 16 * mesh.context
     section.window = 0  # tokens of a sliding window, in every row; 0 = each length in one window
-    section.stride = 128  # tokens by which a sliding window moves; the row "sliding" has a window of original_len tokens
+    section.stride = 128  # tokens by which a sliding window moves; the row "sliding" has a window of what the model itself serves, original_len tokens without a scaling
     section.bos_per_window = True  # every sliding window begins with bos; False: only the first
     section.aggregation = "token_mean"  # token_mean | window_mean | doc_mean
     section.protocol = ""  # protocol of the suite "perplexity": "" = the keys above | proof_pile_yarn | pg19_sliding_256 | books3_256k = the papers' scripts, with their windows, documents and aggregation
@@ -242,7 +244,7 @@ def search() -> ConfigDict:
         first=0,  # samples on which all children are evaluated; those then worse than the worst parent are dropped; 0 = no race
         risk=0.05,  # the probability that the search drops a child that would have become a parent
     )
-    section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = original_len
+    section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = what the model's own scaling reaches, original_len without one
     section.algorithm = dict(
         name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search
         population=64,  # P
@@ -257,10 +259,10 @@ def search() -> ConfigDict:
         halve_above=524_288,  # tokens; a longer target halves P, N1, N2 and k; 0 = never
     )
     section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # candidates for n̂, the number of leading tokens without interpolation
-    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | none | rope (the model's) | a number: of every candidate of a search, times attention_multiples
+    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | none (laws, times the attention factor of the model's own scaling) | rope (the model's) | a number: of every candidate of a search, times attention_multiples
     section.attention_multiples = (1.0,)  # a candidate's attention factor is attention_factor times one of these
     section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each from a different document; attention_objective has three more objectives
-    section.highest = 0.0  # the largest factor of a candidate; 0 = algorithm.bound * target_len / training_len
+    section.highest = 0.0  # the largest factor of a candidate, of those that multiply the model's own if it is scaled; 0 = algorithm.bound * target_len / training_len
     section.multiply = False  # second search: its factors multiply those of config.rope, for a model that was fine-tuned with them
     section.seeds = ()  # rope.json files, or workdirs with one: additional seeds, each with its factors for target_len
     section.per_layer = False  # separate factors for every layer: a larger search space, and only jaxrope can run them

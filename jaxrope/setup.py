@@ -53,7 +53,7 @@ def model_shape(config: Config) -> LlamaConfig:
     config = schema.read(config)
     if config.model.source == "scratch" or not config.model.shape:
         return model_config(config)
-    return _with_original_len(config, llama.SHAPES[config.model.shape])
+    return _with_window(config, _with_original_len(config, llama.SHAPES[config.model.shape]))
 
 
 def forward_settings(
@@ -125,6 +125,10 @@ def rope_fn(
 ) -> rope.RopeFn:
     """Returns the rope that `config.rope` describes.
 
+    Each method states the whole rope, from theta's plain frequencies and original_len, as the
+    scaling in a config.json does; what stands on top of the model's own scaling are the baselines
+    of a search and the rows of an evaluation (see restated_notes).
+
     Args:
       config: of the program.
       model: the shape of the model.
@@ -194,6 +198,37 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
     )
 
 
+def restated_notes(config: Config, model: LlamaConfig) -> list[str]:
+    """Returns what a config.rope that is a formula means for a model that is scaled already."""
+    section, own = config.rope, llama.own_base(model)
+    if own.is_plain or section.method in ("model", "file", "preset", "longrope"):
+        return []
+    return [
+        f"config.rope '{section.method}' states the whole rope: it takes the place of the model's "
+        f"own scaling, {model.rope['method']}, which serves {own.length:,} tokens; a factor in it "
+        f"counts from original_len, {model.original_len:,}"
+    ]
+
+
+def window_notes(config: Config, model: LlamaConfig, length: int = 0) -> list[str]:
+    """Returns what a sliding window of all layers means for a target length; nothing if it is none.
+
+    Args:
+      config: of the program.
+      model: its shape.
+      length: tokens; 0: config.target_len.
+    """
+    length = length or config.target_len
+    window = model.full_window
+    if window is None or window >= length:
+        return []
+    return [
+        f"a sliding window of {window:,} tokens in all layers: no query sees beyond "
+        f"it, so factors for {length:,} tokens do nothing for longer distances. "
+        "model.sliding_window='none' switches it off, as LongRoPE did for Mistral"
+    ]
+
+
 def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
     """Returns the tokens the model is to serve with this rope: `config.target_len` if given."""
     if config.target_len and fn.max_len and config.target_len > fn.max_len:
@@ -246,8 +281,10 @@ _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_w
 
 
 def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
-    """Returns the shape of a checkpoint, if it is the one that model.shape names."""
-    model = _with_original_len(config, model)
+    """Returns the shape of a checkpoint, if it is the one that model.shape names, with the window
+    of model.sliding_window.
+    """
+    model = _with_window(config, _with_original_len(config, model))
     name = config.model.shape
     if not name:
         return model
@@ -273,3 +310,15 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
             "bound of a search set search.training_len."
         )
     return dataclasses.replace(model, original_len=config.original_len)
+
+
+def _with_window(config, model: LlamaConfig) -> LlamaConfig:
+    window = config.model.sliding_window
+    if window == "model":
+        return model
+    if window != "none" and model.sliding_window is None:
+        raise InputError(
+            "model.sliding_window must be 'model' or 'none' for a model that has no window, got "
+            f"{window}. Leave it out."
+        )
+    return dataclasses.replace(model, sliding_window=None if window == "none" else int(window))

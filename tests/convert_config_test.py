@@ -186,8 +186,8 @@ REFUSED = {
         "original_max_position_embeddings is missing",
     ),
     "original too long": (
-        rope(**without(SCALED, "rope_theta") | {"original_max_position_embeddings": 128}),
-        "must be less than max_position_embeddings, 128, for longrope, got 128",
+        rope(**without(SCALED, "rope_theta") | {"original_max_position_embeddings": 129}),
+        "must be at most max_position_embeddings, 128, for longrope, got 129",
     ),
     "wrong length": (
         rope(**without(SCALED, "rope_theta") | {"long_factor": [1.0] * 7}),
@@ -197,9 +197,9 @@ REFUSED = {
         rope(**without(SCALED, "rope_theta") | {"short_factor": [-1.0] * 8}),
         "short_factor must be a list of finite positive numbers",
     ),
-    "factors below 1": (
-        rope(**without(SCALED, "rope_theta") | {"short_factor": [0.5] * 8}),
-        r"rope_parameters: rope.buckets\[0\].factors must all be finite and at least 1",
+    "factors of nearly 0": (
+        rope(**without(SCALED, "rope_theta") | {"short_factor": [1e-40] * 8}),
+        r"rope_parameters: rope.buckets\[0\].factors must all be finite and above 0",
     ),
     "mscale": (
         rope(**without(SCALED, "rope_theta") | {"short_mscale": 1.1}),

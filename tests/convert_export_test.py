@@ -253,7 +253,8 @@ def test_phi3_says_every_method_as_longrope(tmp_path):
 
 
 def test_nothing_to_extend(tmp_path):
-    model = with_method(model_of(tmp_path / "in", LLAMA), "longrope", buckets=[bucket(32)])
+    plain = bucket(32) | dict(factors=[1.0] * 8)
+    model = with_method(model_of(tmp_path / "in", LLAMA), "longrope", buckets=[plain])
     with pytest.raises(InputError, match="longest length must exceed the original one, 32, got 32"):
         exporting.export_folder(model, tmp_path / "out")
 

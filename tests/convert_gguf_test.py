@@ -118,7 +118,10 @@ BROKEN = {
         dict(rope__scaling__factor=8.0),
         "rope.scaling.factor must be absent beside rope factors, got 8: llama.cpp divides every",
     ),
-    "yarn": (dict(rope__scaling__type="yarn"), "must be none, linear or longrope, got 'yarn'"),
+    "another type": (
+        dict(rope__scaling__type="su"),
+        "must be none, linear, yarn or longrope, got 'su'",
+    ),
     "other frequencies": (dict(rope_freqs=SHORT), "holds rope_freqs, which llama.cpp takes at"),
     "length": (dict(rope_factors_long=LONG[:6]), r"factors must hold 8 numbers \(rotary_dim / 2\)"),
     "no length": (dict(context_length=None), "context_length is missing"),

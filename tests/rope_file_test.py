@@ -111,15 +111,15 @@ def set_in(*path_and_value):
         (set_in("theta", "big"), "theta has the wrong type"),
         (set_in("buckets", []), "buckets must hold at least one bucket"),
         (set_in("buckets", 0, "factors", [1.0] * 3), r"hold 4 numbers \(rotary_dim / 2\), got 3"),
-        (set_in("buckets", 0, "factors", 2, 0.99), "at least 1, got 0.99 at index 2"),
+        (set_in("buckets", 0, "factors", 2, 0.0), "finite and above 0, got 0.0 at index 2"),
         (set_in("buckets", 0, "factors", 2, "x"), "must be a list of numbers"),
         (
             set_in("buckets", 0, "factors", [[1.0] * 4, [1.0] * 3]),
             r"factors\[1\] must hold 4 numbers \(rotary_dim / 2\), got 3",
         ),
         (
-            set_in("buckets", 0, "factors", [[1.0] * 4, [1.0, 1.0, 0.5, 1.0]]),
-            r"factors\[1\] must all be finite and at least 1, got 0.5 at index 2",
+            set_in("buckets", 0, "factors", [[1.0] * 4, [1.0, 1.0, -0.5, 1.0]]),
+            r"factors\[1\] must all be finite and above 0, got -0.5 at index 2",
         ),
         (
             set_in("buckets", 0, "factors", [[1.0] * 4, 2.0]),
@@ -140,7 +140,7 @@ def set_in(*path_and_value):
         (set_in("buckets", 1, "max_len", 10**39), "max_len must be a positive whole number"),
         (set_in("buckets", 1, "start_tokens", 10**39), "start_tokens must be a whole number"),
         (set_in("buckets", 1, "factors", 3, 10**39), "factors must be a list of numbers"),
-        (set_in("buckets", 1, "factors", 3, 1e300), "all be finite and at least 1, got 1e.300 at"),
+        (set_in("buckets", 1, "factors", 3, 1e300), "all be finite and above 0, got 1e.300 at"),
         (set_in("buckets", 1, "factors", 3, True), "factors must be a list of numbers"),
         (set_in("buckets", 1, "attention_factor", 10**39), "attention_factor must be a positive"),
         (set_in("rotary_dim", 6), "hold 3 numbers"),

@@ -231,10 +231,10 @@ def test_presets_tables():
     with pytest.raises(InputError, match="2097153 tokens is longer than the last length bucket"):
         table.bucket(2_097_153)
     names = rope.catalogue()
-    assert len(names) == 30 + 4 + 4
+    assert len(names) == 30 + 4 + 4 + 1
     for name, entry in names.items():
         assert entry["model"] and entry["source"], name
-        assert min(rope.preset(name).bucket(1).factors) >= 1
+        assert min(rope.preset(name).bucket(1).factors) >= (0.99 if "minicpm" in name else 1)
     fall = rope.remarks(rope.preset("ft_mis_128k"))
     assert "factors fall at 4 of 63 steps" in fall[0]
     exceed = rope.remarks(rope.preset("1024k_la2_256k"))
@@ -309,8 +309,8 @@ BUCKET = dict(max_len=64, factors=[1.0] * 32, start_tokens=0, attention_factor=1
         ("longrope", dict(buckets=[BUCKET | dict(factors=[1.0] * 31)]), "hold 32 numbers"),
         (
             "longrope",
-            dict(buckets=[BUCKET | dict(factors=[0.9] + [1.0] * 31)]),
-            "at least 1, got 0.9 at index 0",
+            dict(buckets=[BUCKET | dict(factors=[0.0] + [1.0] * 31)]),
+            "all be finite and above 0, got 0.0 at index 0",
         ),
         ("longrope", dict(buckets=[BUCKET | dict(factors=[float("inf")] * 32)]), "finite"),
         ("longrope", dict(buckets=[BUCKET | dict(factors=["2"] * 32)]), "a list of numbers"),

@@ -158,7 +158,7 @@ PLAIN = np.ones(4)
 @pytest.mark.parametrize(
     "call, message",
     [
-        (dict(factors=[1.0, 0.0]), "factors must all be finite and at least 1e-30, got 0.0 at"),
+        (dict(factors=[1.0, 0.0]), "factors must all be finite and above 0, got 0.0 at"),
         (dict(factors=[1.0, -2.0]), "factors must all be finite .* got -2.0 at index 1"),
         (dict(factors=[np.nan, 1.0]), "factors must all be finite .* got nan at index 0"),
         (dict(factors=[np.inf, 1.0]), "factors must all be finite .* got inf at index 0"),

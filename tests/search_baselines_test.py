@@ -7,7 +7,7 @@ import pytest
 
 from jaxrope import rope
 from jaxrope.errors import InputError
-from jaxrope.search import baselines, genome, problem
+from jaxrope.search import genome, problem
 from tests.search_config import tiny
 
 GEOMETRY = dict(head_dim=8, rotary_dim=8, theta=10_000.0)
@@ -35,7 +35,7 @@ def yarn(theta, pairs, trained, factor, fast, slow):
 def test_yarn_on_equal_factors_is_yarn_of_the_shorter_length(theta, trained, factor, betas, tuned):
     """Frequencies divided by 4 turn in 4 L tokens as often as before in L: the same ramp."""
     constants = dict(factor=factor, beta_fast=betas[0], beta_slow=betas[1])
-    found = baselines.yarn_on_top(np.full(64, tuned), theta=theta, trained=trained, **constants)
+    found = rope.yarn_on_top(np.full(64, tuned), theta=theta, trained=trained, **constants)
     wanted = yarn(theta, 64, trained / tuned, factor, *betas)
     np.testing.assert_allclose(found, wanted, rtol=1e-12)
 
@@ -43,7 +43,7 @@ def test_yarn_on_equal_factors_is_yarn_of_the_shorter_length(theta, trained, fac
 def test_yarn_on_searched_factors_asks_how_often_they_turn():
     """Only pairs below one turn of the fine-tuned frequencies get all of the factor."""
     tuned = np.array(rope.preset("ft_la2_256k").buckets[0].factors)
-    found = baselines.yarn_on_top(
+    found = rope.yarn_on_top(
         tuned, theta=1e4, trained=262_144, factor=8.0, beta_fast=32.0, beta_slow=1.0
     )
     turns = 262_144 * 1e4 ** -(np.arange(64) / 64) / tuned / (2 * np.pi)
@@ -56,9 +56,9 @@ def test_yarn_on_searched_factors_asks_how_often_they_turn():
 def test_yarn_of_layers_is_each_layers():
     layers = np.stack([np.full(16, 1.0), np.full(16, 2.0)])
     constants = dict(theta=1e4, trained=512, factor=4.0, beta_fast=32.0, beta_slow=1.0)
-    found = baselines.yarn_on_top(layers, **constants)
+    found = rope.yarn_on_top(layers, **constants)
     for layer, row in zip(layers, found, strict=True):
-        assert np.array_equal(row, baselines.yarn_on_top(layer, **constants))
+        assert np.array_equal(row, rope.yarn_on_top(layer, **constants))
     assert not np.array_equal(found[0], found[1])
 
 
@@ -89,7 +89,7 @@ def test_baselines_of_a_second_search(tmp_path):
     assert buckets["pi"].factors == tuple(2.0 * tuned)
     np.testing.assert_allclose(buckets["ntk"].factors, tuned * 2 ** (np.arange(4) / 3), rtol=1e-12)
     constants = dict(factor=2.0, beta_fast=32.0, beta_slow=1.0)
-    ramp = baselines.yarn_on_top(tuned, theta=1e4, trained=32, **constants)
+    ramp = rope.yarn_on_top(tuned, theta=1e4, trained=32, **constants)
     assert buckets["yarn"].factors == tuple(tuned * ramp)
     own = {name: bucket.attention_factor for name, bucket in buckets.items()}
     yarn_factor = 1.1 * (0.1 * math.log(2) + 1)

@@ -61,15 +61,15 @@ def test_borders_stay_in_order():
 def test_the_first_ramp_is_yarn(factor, theta, trained):
     """YaRN as rope.make has it, which tests compare with transformers."""
     turns = dict(beta_fast=32.0, beta_slow=1.0)
-    low, high = baselines.yarn_borders(np.ones(32), theta=theta, trained=trained, **turns)
+    low, high = rope.yarn_borders(np.ones(32), theta=theta, trained=trained, **turns)
     geometry = dict(head_dim=64, rotary_dim=64, theta=theta, original_len=trained)
     yarn = rope.make("yarn", **geometry, factor=factor, **turns)
     wanted = yarn.bucket(int(factor * trained)).factors
-    np.testing.assert_allclose(baselines.ramp_factors(low, high, 32, factor), wanted, rtol=1e-12)
+    np.testing.assert_allclose(rope.ramp_factors(low, high, 32, factor), wanted, rtol=1e-12)
 
 
 def test_a_ramp_by_hand():
-    found = baselines.ramp_factors(1, 3, 5, 4.0)
+    found = rope.ramp_factors(1, 3, 5, 4.0)
     np.testing.assert_allclose(found, [1, 1, 1 / (0.5 / 4 + 0.5), 4, 4])
 
 

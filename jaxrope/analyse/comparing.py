@@ -71,7 +71,7 @@ def prepare(args) -> Prepared:
             "--tokenizer=bytes."
         )
     tokenizer = data.load_tokenizer(place, vocab_size=loaded.config.vocab_size)
-    length = args.length or 2 * loaded.config.original_len
+    length = args.length or 2 * llama.own_base(loaded.config).length
     ropes = {name: _rope(name, loaded, length) for name in _names(args.ropes)}
     documents = data.load_documents(args.text, tokenizer, setting="--text")
     windows = data.eval_windows(
@@ -138,9 +138,9 @@ def _rope(name: str, loaded: Pretrained, length: int) -> Rope:
 
 
 def _title(prepared: Prepared) -> str:
-    shape = prepared.loaded.config
+    trained = llama.own_base(prepared.loaded.config).length
     return (
-        f"{prepared.loaded.source}, trained at {shape.original_len:,} tokens: "
+        f"{prepared.loaded.source}, trained at {trained:,} tokens: "
         f"{', '.join(prepared.ropes)} on {len(prepared.rows_WT)} texts of {prepared.length:,} "
         f"tokens, at {prepared.queries} queries of each"
     )
@@ -175,7 +175,7 @@ def _measured(prepared: Prepared, checkpoint: str) -> dict[str, Any]:
         )
     return {
         "format": FORMAT,
-        "model": {"source": loaded.source, "original_len": shape.original_len},
+        "model": {"source": loaded.source, "original_len": llama.own_base(shape).length},
         "length": prepared.length,
         "texts": len(prepared.rows_WT),
         "queries": prepared.queries,

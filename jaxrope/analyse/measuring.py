@@ -212,7 +212,7 @@ def read_heads(loaded: Loaded, material: Material, tick: Tick) -> tuple[Record, 
 
 def _positions(loaded: Loaded, texts_WT: np.ndarray, tick: Tick) -> dict[str, np.ndarray]:
     """Scores of sinks (share of texts in which the first key is one) and of positional heads."""
-    length = min(loaded.config.original_len, texts_WT.shape[1])
+    length = min(llama.own_base(loaded.config).length, texts_WT.shape[1])
     few = min(SINK_TOKENS, length)
     first, sums = [], {}
     for tokens_T in texts_WT:

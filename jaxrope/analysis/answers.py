@@ -81,7 +81,7 @@ def read(
     picks_BT, needle_BT = np.zeros_like(tokens_BT), np.zeros(tokens_BT.shape, bool)
     picks_BT[0, steps - 1] = 1 + np.arange(len(steps))
     needle_BT[0, begin:end] = True
-    bins = tuple(streaming.edges(config.original_len))
+    bins = tuple(streaming.edges(llama.own_base(config).length))
     heads, mean_BMS, curve, top = _probe(
         params,
         r,

@@ -179,6 +179,7 @@ def _ropes(config: Fields, family: str, fields: dict) -> tuple[dict, list[str]]:
         theta=parsed.theta,
         rotary_dim=parsed.rotary_dim,
         original_len=parsed.original_len,
+        max_len=parsed.max_len,
         rope=parsed.method,
     )
     if "sliding" not in fields["layers"]:

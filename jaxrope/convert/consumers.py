@@ -30,6 +30,8 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
     describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic}
     if kind not in describe_fns:
         return ["Every program uses the same frequencies at every length."]
+    if kind == "yarn" and form == "vllm":
+        return ["vLLM uses the same frequencies and attention factor at every length."]
     if kind != "longrope":
         return describe_fns[kind](hf_rope)
     programs = _READERS[form or ("hf-phi3" if family == "phi3" else "hf-llama")]
@@ -129,8 +131,9 @@ def _yarn(hf_rope: HfRope) -> list[str]:
     )
     if not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
         sentences.append(
-            f"vLLM and llama.cpp compute the attention factor as 0.1 ln(factor) + 1, {usual:.6g},"
-            f" and will differ from {section['attention_factor']:.6g}."
+            f"llama.cpp and older vLLM compute the attention factor as 0.1 ln(factor) + 1,"
+            f" {usual:.6g}, and will differ from {section['attention_factor']:.6g}; vLLM 0.32 reads"
+            " it."
         )
     return sentences
 

@@ -11,50 +11,31 @@ from collections.abc import Callable
 
 from jaxrope import rope
 from jaxrope.convert.fields import Fields
+from jaxrope.convert.rope_types import LENGTHS, ORIGINAL, TYPES, Context
 from jaxrope.errors import InputError, choose, nearest
 
 _THETA = 10_000.0  # the default of transformers (the first Llama's configs have none)
-_ORIGINAL = "original_max_position_embeddings"
-_COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", _ORIGINAL)
+_HARMLESS = ("finetuned", "mrope_section", "mrope_interleaved")  # of text, all sections are equal
+_COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", ORIGINAL)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
     """The rope of a config, in the terms of LlamaConfig.
 
-    `notes` are assumptions worth reporting.
+    `max_len` is how far the scaling reaches, tokens. `notes` are assumptions worth reporting.
     """
 
     theta: float
     rotary_dim: int
     original_len: int
+    max_len: int
     method: dict
     notes: tuple[str, ...]
 
     @property
     def meaning(self) -> tuple:
         return (self.theta, self.rotary_dim, self.original_len, self.method)
-
-
-@dataclasses.dataclass(frozen=True)
-class _Context:
-    """What the constants of a method may depend on: lengths in tokens.
-
-    `original_len` is None where the config does not say; `mscales`: see `from_hf`.
-    """
-
-    original_len: int | None
-    max_len: int
-    rotary_dim: int
-    mscales: bool
-
-    def need_original(self, section: Fields) -> int:
-        if self.original_len is None:
-            raise InputError(
-                f"{section.path(_ORIGINAL)} is missing: the length before the extension is part of"
-                " this rope type. Add it there, or at the top level."
-            )
-        return self.original_len
 
 
 def from_hf(
@@ -103,30 +84,37 @@ def _read(
             f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
         )
     rotary_dim = _rotary_dim(config, section, family, head_dim)
-    original = _shared(config, section, _ORIGINAL, Fields.count, low=2)
-    context = _Context(original, max_len, rotary_dim, mscales)
-    kind = _kind(section, family)
-    read, type_keys = choose(section.path("rope_type"), kind, _TYPES)
-    unknown = [key for key in section.values if key not in (*_COMMON_KEYS, *type_keys)]
+    original = _shared(config, section, ORIGINAL, Fields.count, low=2)
+    longest = max(max_len, *(_claim(config, key) for key in LENGTHS))
+    context = Context(original, max_len, longest, rotary_dim, mscales)
+    kind = _kind(section, family, mscales)
+    read, type_keys = choose(section.path("rope_type"), kind, TYPES)
+    known = (*_COMMON_KEYS, *_HARMLESS, *type_keys)
+    unknown = [key for key in section.values if key not in known]
     if unknown:
         raise InputError(
             f"Unknown key {section.path(unknown[0])} for rope_type '{kind}'."
             f" {nearest(unknown[0], [*_COMMON_KEYS, *type_keys])}"
         )
-    original_len, method = read(section, context)
-    if kind == "yarn" and max_len not in (method["factor"] * original_len, original_len):
-        notes.append(
-            f"yarn's factor, {method['factor']:g}, is not max_position_embeddings / {_ORIGINAL},"
-            f" {max_len / original_len:g}; the factor counts"
-        )
+    scaling = read(section, context)
     geometry = dict(
-        head_dim=head_dim, rotary_dim=rotary_dim, theta=theta, original_len=original_len
+        head_dim=head_dim, rotary_dim=rotary_dim, theta=theta, original_len=scaling.original_len
     )
     try:
-        rope.make(**method, **geometry)
+        rope.make(**scaling.method, **geometry)
     except InputError as error:
         raise InputError(f"{section.where.rstrip('.')}: {error}") from None
-    return RopeConfig(theta, rotary_dim, original_len, method, tuple(notes))
+    notes += [f"{config.where}: {note}" for note in scaling.notes]
+    return RopeConfig(
+        theta, rotary_dim, scaling.original_len, scaling.max_len, scaling.method, tuple(notes)
+    )
+
+
+def _claim(config: Fields, key: str) -> int:
+    """Returns the tokens that a key claims; 0 where it holds none, as 1e30 of some tokenizers."""
+    value = config.get(key)
+    is_count = isinstance(value, int) and not isinstance(value, bool) and value < 2**31
+    return value if is_count else 0
 
 
 def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> int:
@@ -180,19 +168,21 @@ def _type(section: Fields) -> str:
     rest = [
         key
         for key, value in section.values.items()
-        if key not in ("rope_theta", "partial_rotary_factor") and value is not None
+        if key not in ("rope_theta", "partial_rotary_factor", *_HARMLESS) and value is not None
     ]
     if rest and isinstance(section.values[rest[0]], dict):
         raise InputError(f"{section.path(rest[0])}: a rope for each layer type is not supported.")
     if rest:
         raise InputError(
-            f"{section.path('rope_type')} is missing, beside {rest[0]}. {nearest('', _TYPES)}"
+            f"{section.path('rope_type')} is missing, beside {rest[0]}. {nearest('', TYPES)}"
         )
     return "default"
 
 
-def _kind(section: Fields, family: str) -> str:
+def _kind(section: Fields, family: str, mscales: bool) -> str:
     kind = _type(section)
+    if mscales and section.get("short_factor") is None:
+        return kind  # of no Phi-3: a line for vLLM, whatever the model is
     if family == "phi3" and kind == "yarn":
         return "longrope"  # transformers' Phi3Config renames it: an early name of longrope
     if family == "phi3" and kind not in ("default", "longrope"):
@@ -212,119 +202,3 @@ def _shared(config: Fields, section: Fields, key: str, read_fn: Callable, **limi
             " one of the two."
         )
     return outside if inside is None else inside
-
-
-def _default(section: Fields, context: _Context):
-    return context.original_len or context.max_len, {"method": "none"}
-
-
-def _linear(section: Fields, context: _Context):
-    return context.original_len or context.max_len, {
-        "method": "pi",
-        "factor": section.number("factor", low=1.0),
-    }
-
-
-def _dynamic(section: Fields, context: _Context):
-    # transformers grows from max_position_embeddings, whatever else the config says
-    return context.max_len, {"method": "dynamic_ntk", "factor": section.number("factor", low=1.0)}
-
-
-def _yarn(section: Fields, context: _Context):
-    original = context.original_len or context.max_len  # transformers' own rule for a missing value
-    factor = section.number("factor", None, low=1.0)
-    method = {
-        "method": "yarn",
-        "factor": context.max_len / original if factor is None else factor,
-        # transformers takes 0 for unset as well
-        "beta_fast": section.number("beta_fast", None) or 32.0,
-        "beta_slow": section.number("beta_slow", None) or 1.0,
-        "attention_factor": section.number("attention_factor", None),
-        "mscale": section.number("mscale", None),
-        "mscale_all_dim": section.number("mscale_all_dim", None),
-        "truncate": section.flag("truncate", True),
-    }
-    return original, method
-
-
-def _llama3(section: Fields, context: _Context):
-    keys = ("factor", "low_freq_factor", "high_freq_factor")
-    return context.need_original(section), {"method": "llama3"} | {
-        key: section.number(key) for key in keys
-    }
-
-
-def _longrope(section: Fields, context: _Context):
-    original = context.need_original(section)
-    if original >= context.max_len:
-        raise InputError(
-            f"{section.path(_ORIGINAL)} must be less than max_position_embeddings,"
-            f" {context.max_len}, for longrope, got {original}."
-        )
-    factor = section.number("factor", context.max_len / original, low=1.0)
-    attention = section.number("attention_factor", None)
-    if attention is None:
-        attention = rope.attention_factor("su", factor=factor, original_len=original)
-    pairs = context.rotary_dim // 2
-    rows = [
-        dict(
-            max_len=length,
-            factors=section.factors(f"{name}_factor", pairs),
-            start_tokens=0,
-            attention_factor=_bucket_attention(section, f"{name}_mscale", attention, context),
-        )
-        for length, name in ((original, "short"), (context.max_len, "long"))
-    ]
-    return original, {"method": "longrope", "buckets": rows}
-
-
-def _bucket_attention(section: Fields, key: str, attention: float, context: _Context) -> float:
-    """Returns the attention factor of one set of factors; `attention` is that of both."""
-    mscale = section.number(key, None)
-    if context.mscales:
-        if mscale is None and section.get("attention_factor") is not None:
-            raise InputError(
-                f"{section.path(key)} is missing: this reader passes over attention_factor. Give"
-                " short_mscale and long_mscale."
-            )
-        return attention if mscale is None else mscale
-    if mscale is not None and abs(mscale - attention) > 1e-6:
-        raise InputError(
-            f"{section.path(key)} must equal the attention factor, {attention:.6g}, got"
-            f" {mscale:.6g}: vLLM reads this key, transformers does not. Set"
-            " attention_factor to the one that is meant."
-        )
-    return attention
-
-
-_Reader = Callable[[Fields, _Context], tuple[int, dict]]
-_TYPES: dict[str, tuple[_Reader, tuple[str, ...]]] = {
-    "default": (_default, ()),
-    "linear": (_linear, ("factor",)),
-    "dynamic": (_dynamic, ("factor",)),
-    "yarn": (
-        _yarn,
-        (
-            "factor",
-            "beta_fast",
-            "beta_slow",
-            "attention_factor",
-            "mscale",
-            "mscale_all_dim",
-            "truncate",
-            "finetuned",
-        ),
-    ),
-    "llama3": (_llama3, ("factor", "low_freq_factor", "high_freq_factor")),
-    "longrope": (
-        _longrope,
-        (
-            "short_factor",
-            "long_factor",
-            "factor",
-            "attention_factor",
-            "short_mscale",
-            "long_mscale",
-        ),
-    ),
-}

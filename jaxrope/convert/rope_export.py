@@ -128,7 +128,7 @@ def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -
     Raises:
       InputError: something is lost and that was not allowed, or the rope extends nothing.
     """
-    if hf_rope.section["rope_type"] == "longrope" and hf_rope.max_len <= hf_rope.original_len:
+    if hf_rope.section["rope_type"] == "longrope" and _extends_nothing(hf_rope):
         raise InputError(
             f"rope: the longest length must exceed the original one, {hf_rope.original_len}, got"
             f" {hf_rope.max_len}. There is nothing to extend."
@@ -138,6 +138,12 @@ def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -
             f"{reader} cannot express this rope: {'; '.join(hf_rope.losses)}. Pass --allow_lossy"
             " to export it so."
         )
+
+
+def _extends_nothing(hf_rope: HfRope) -> bool:
+    """Returns whether a longrope ends before its original length, or scales nothing up to it."""
+    ends, original = hf_rope.max_len, hf_rope.original_len
+    return ends < original or (ends == original and set(hf_rope.section["long_factor"]) == {1.0})
 
 
 def longest(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> int:
@@ -184,7 +190,8 @@ def _dynamic_ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return HfRope(section, rope_fn.theta, rope_fn.original_len, None)
 
 
-def _yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def as_yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+    """Returns YaRN by its constants, the attention factor spelled out."""
     yarn = schema.model.Yarn(method="yarn", **rope_fn.constants)
     section = {"rope_type": "yarn", "original_max_position_embeddings": rope_fn.original_len}
     section |= {key: getattr(yarn, key) for key in ("factor", "beta_fast", "beta_slow")}
@@ -308,7 +315,7 @@ _METHODS: dict[str, Callable[[LlamaConfig | Layout, rope.RopeFn], HfRope]] = {
     "ntk_rcd": as_longrope,
     "abf": _abf,
     "dynamic_ntk": _dynamic_ntk,
-    "yarn": _yarn,
+    "yarn": as_yarn,
     "llama3": _llama3,
     "longrope": as_longrope,
 }

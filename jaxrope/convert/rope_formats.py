@@ -41,7 +41,7 @@ class Source:
 
     @property
     def longest(self) -> int:
-        return self.max_len or self.rope_fn.max_len or self.rope_fn.original_len
+        return self.max_len or rope.reach(self.rope_fn, self.rope_fn.original_len)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +143,7 @@ def _read_hf(config: Fields) -> Source:
     )
     geometry = dict(head_dim=head_dim, rotary_dim=parsed.rotary_dim, theta=parsed.theta)
     rope_fn = rope.make(**parsed.method, **geometry, original_len=parsed.original_len)
-    return Source(rope_fn, max_len, notes=(*notes, *parsed.notes))
+    return Source(rope_fn, parsed.max_len, notes=(*notes, *parsed.notes))
 
 
 def _head_dim(config: Fields) -> tuple[int, list[str]]:
@@ -183,27 +183,39 @@ def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str]
 
 
 def _write_gguf(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    hf_rope = rope_export.as_longrope(_layout(source, "phi3"), source.rope_fn)
+    rope_fn, layout = source.rope_fn, _layout(source, "phi3")
+    by_constants = rope_fn.method == "yarn" and rope_fn.constants.get("truncate", True)
+    hf_rope = (rope_export.as_yarn if by_constants else rope_export.as_longrope)(layout, rope_fn)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="llama.cpp")
-    rope_gguf.write(path, hf_rope, source.rope_fn.geometry, architecture=settings.architecture)
+    rope_gguf.write(path, hf_rope, rope_fn.geometry, architecture=settings.architecture)
     alone = (
         "The file holds the rope alone, no weights. llama.cpp's converter writes the same for an"
         " export with --arch=phi3, where the attention factor is the usual one."
     )
+    if by_constants:
+        alone = "The file holds the rope alone, no weights; llama.cpp's converter writes the same."
+        return [alone], True
     return [*_lines(hf_rope, "phi3", settings), alone], not hf_rope.losses
 
 
 def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    layout = _layout(source, "phi3")
-    hf_rope = rope_export.as_longrope(layout, source.rope_fn, two_attention_factors=True)
+    rope_fn, layout = source.rope_fn, _layout(source, "phi3")
+    by_constants = rope_fn.method == "yarn"
+    if by_constants:
+        hf_rope = rope_export.as_yarn(layout, rope_fn)
+    else:
+        hf_rope = rope_export.as_longrope(layout, rope_fn, two_attention_factors=True)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="vLLM")
     keys = hf_rope.keys(layout)
     section = dict(keys["rope_parameters"])
-    del section["attention_factor"]  # vLLM passes over it
-    section |= {
-        f"{name}_mscale": source.rope_fn.bucket(length).attention_factor
-        for name, length in (("short", hf_rope.original_len), ("long", hf_rope.max_len))
-    }
+    if by_constants:
+        keys["head_dim"] = rope_fn.head_dim  # without factors, nothing else says it
+    else:
+        del section["attention_factor"]  # vLLM passes over it
+        section |= {
+            f"{name}_mscale": rope_fn.bucket(length).attention_factor
+            for name, length in (("short", hf_rope.original_len), ("long", hf_rope.max_len))
+        }
     keys |= {"rope_parameters": section, "rope_scaling": section}
     value = json.dumps(keys, allow_nan=False)
     files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)}\n")

@@ -1,8 +1,9 @@
 """The rope of a GGUF file: what llama.cpp reads, and a file that holds nothing else.
 
 llama.cpp divides the frequencies by the tensors rope_factors_short or rope_factors_long and
-multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is never written: it would
-divide every position once more, whatever the scaling type. Numbers are float32 there; a number is
+multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is not written beside
+them: it would divide every position once more, whatever the scaling type. YaRN is its constants,
+where attn_factor multiplies YaRN's own attention factor. Numbers are float32 there; a number is
 read back as the shortest decimal that rounds to it, so that factors on a grid of 0.01 are restored
 exactly.
 """
@@ -49,7 +50,7 @@ def write(path: Path, hf_rope: HfRope, geometry: rope.Geometry, *, architecture:
 
     Args:
       path: of the file.
-      hf_rope: a longrope.
+      hf_rope: a longrope or a YaRN.
       geometry: the dims of the heads.
       architecture: of ARCHITECTURES.
 
@@ -67,11 +68,11 @@ def write(path: Path, hf_rope: HfRope, geometry: rope.Geometry, *, architecture:
         writer.add_value_length(geometry.head_dim)
         writer.add_rope_dimension_count(geometry.rotary_dim)
         writer.add_rope_freq_base(hf_rope.theta)
-        writer.add_rope_scaling_type(gguf.RopeScalingType.LONGROPE)
         writer.add_rope_scaling_orig_ctx_len(hf_rope.original_len)
-        writer.add_rope_scaling_attn_factors(hf_rope.section["attention_factor"])
-        for tensor, key in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
-            writer.add_tensor(f"{tensor}.weight", np.asarray(hf_rope.section[key], np.float32))
+        if hf_rope.section["rope_type"] == "yarn":
+            _add_yarn(writer, hf_rope.section)
+        else:
+            _add_longrope(writer, hf_rope.section)
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
@@ -82,12 +83,34 @@ def write(path: Path, hf_rope: HfRope, geometry: rope.Geometry, *, architecture:
         Path(name).unlink(missing_ok=True)
 
 
+def _add_longrope(writer, section: dict) -> None:
+    writer.add_rope_scaling_type(_package().RopeScalingType.LONGROPE)
+    writer.add_rope_scaling_attn_factors(section["attention_factor"])
+    for tensor, key in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
+        writer.add_tensor(f"{tensor}.weight", np.asarray(section[key], np.float32))
+
+
+def _add_yarn(writer, section: dict) -> None:
+    factor, usual = section["factor"], _yarn_attention(section["factor"])
+    writer.add_rope_scaling_type(_package().RopeScalingType.YARN)
+    writer.add_rope_scaling_factor(factor)
+    if abs(section["attention_factor"] / usual - 1) >= _SAME:
+        writer.add_rope_scaling_attn_factors(section["attention_factor"] / usual)
+    if (section["beta_fast"], section["beta_slow"]) != tuple(_BETAS.values()):
+        writer.add_rope_scaling_yarn_beta_fast(section["beta_fast"])
+        writer.add_rope_scaling_yarn_beta_slow(section["beta_slow"])
+
+
+def _yarn_attention(factor: float) -> float:
+    return rope.attention_factor("yarn", factor=factor, original_len=2)
+
+
 def read(path: Path) -> rope.RopeFn:
     """Returns the rope of a GGUF file, of a whole model or of `write`.
 
     Raises:
       InputError: no whole GGUF; factors that llama.cpp would ignore, or apply beside others; a
-        scaling that is none of none, linear and longrope.
+        scaling that is none of none, linear, yarn and longrope.
     """
     names = (_SHORT, _LONG, _FREQS)
     header = gguf_header.read(path, (*names, *(f"{name}.weight" for name in names)))
@@ -101,7 +124,7 @@ def read(path: Path) -> rope.RopeFn:
     kind = fields.text("rope.scaling.type", None)
     _check_readable(str(path), architecture, kind, values, tensors)
     try:
-        return _rope(_geometry(str(path), values), values, tensors)
+        return _rope(_geometry(str(path), kind, values), kind, values, tensors)
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
@@ -114,11 +137,18 @@ _COUNTS = (
     "rope.dimension_count",
     "rope.scaling.original_context_length",
 )
-_NUMBERS = ("rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor")
+_BETAS = {"rope.scaling.yarn_beta_fast": 32.0, "rope.scaling.yarn_beta_slow": 1.0}
+_NUMBERS = ("rope.freq_base", "rope.scaling.factor", "rope.scaling.attn_factor", *_BETAS)
 
 
-def _rope(geometry: dict, values: dict, tensors: dict) -> rope.RopeFn:
+def _rope(geometry: dict, kind: str | None, values: dict, tensors: dict) -> rope.RopeFn:
     factor = values["rope.scaling.factor"] or 1.0
+    if kind == "yarn":
+        fast, slow = (values[key] or usual for key, usual in _BETAS.items())
+        multiple = values["rope.scaling.attn_factor"]
+        number = None if multiple in (None, 0, 1) else multiple * _yarn_attention(factor)
+        betas = dict(beta_fast=fast, beta_slow=slow, attention_factor=number)
+        return rope.make("yarn", **geometry, factor=factor, **betas)
     if _LONG not in tensors:
         method = dict(method="pi", factor=factor) if factor != 1 else dict(method="none")
         return rope.make(**method, **geometry)
@@ -133,23 +163,29 @@ def _rope(geometry: dict, values: dict, tensors: dict) -> rope.RopeFn:
             start_tokens=0,
             attention_factor=attention,
         )
-        for length, name in ((original, _SHORT), (max_len, _LONG))
+        for length, name in {max_len: _LONG, original: _SHORT}.items()  # one, if they are equal
     ]
+    rows.sort(key=lambda row: row["max_len"])
     return rope.make("longrope", **geometry, buckets=rows)
 
 
 def _check_readable(where: str, architecture: str, kind, values: dict, tensors: dict) -> None:
     """Refuses files that llama.cpp would not run as their metadata says."""
     has_factors = _LONG in tensors and _SHORT in tensors
-    if kind not in (None, "none", "linear", "longrope"):
+    if kind not in (None, "none", "linear", "yarn", "longrope"):
         raise InputError(
-            f"{where}: rope.scaling.type must be none, linear or longrope, got '{kind}'. Convert"
-            " from the Hugging Face folder instead."
+            f"{where}: rope.scaling.type must be none, linear, yarn or longrope, got '{kind}'."
+            " Convert from the Hugging Face folder instead."
         )
     if (kind == "longrope" or _LONG in tensors or _SHORT in tensors) and not has_factors:
         raise InputError(
             f"{where}: rope.scaling.type is {kind}, without both {_LONG} and {_SHORT}: llama.cpp"
             " runs it with plain frequencies. Convert the Hugging Face folder again."
+        )
+    if kind == "yarn" and (_LONG in tensors or _SHORT in tensors):
+        raise InputError(
+            f"{where}: rope.scaling.type yarn stands beside {_LONG}: llama.cpp applies both."
+            " Convert from the Hugging Face folder instead."
         )
     if has_factors and architecture not in ARCHITECTURES:
         raise InputError(
@@ -168,7 +204,7 @@ def _check_readable(where: str, architecture: str, kind, values: dict, tensors: 
         )
 
 
-def _geometry(where: str, values: dict) -> dict:
+def _geometry(where: str, kind: str | None, values: dict) -> dict:
     if not values["context_length"]:
         raise InputError(
             f"{where}: context_length is missing. Convert the Hugging Face folder again."
@@ -181,11 +217,14 @@ def _geometry(where: str, values: dict) -> dict:
         raise InputError(
             f"{where}: rope.dimension_count is missing. Convert the Hugging Face folder again."
         )
+    original = values["context_length"]
+    if kind != "yarn":  # as of config.json: linear scaling reaches the context length
+        original = max(2, int(original / (values["rope.scaling.factor"] or 1)))
     return dict(
         head_dim=head_dim or rotary_dim,
         rotary_dim=rotary_dim,
         theta=values["rope.freq_base"] or 10_000.0,  # llama.cpp's own default
-        original_len=values["rope.scaling.original_context_length"] or values["context_length"],
+        original_len=values["rope.scaling.original_context_length"] or original,
     )
 
 

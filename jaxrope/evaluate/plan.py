@@ -80,6 +80,38 @@ class Plan:
         """The model of config.model."""
         return self.models[_main(self.config)]
 
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest text of any suite."""
+        options = self.bench.options
+        lengths = [*options.lengths]
+        if "ruler" in options.suites:
+            lengths += options.ruler.lengths
+        return max(lengths, default=0)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What the user should know before anything is paid."""
+        model, longest = self.base.config, self.longest
+        lines = [*self.base.notes, *setup.restated_notes(self.config, model)]
+        lines += setup.window_notes(self.config, model, longest)
+        unextended = [spec.label for spec in self.specs if self._is_unextended(spec)]
+        served = max(llama.own_base(model).length, model.max_len)
+        if unextended and longest > served:
+            lines.append(
+                f"{', '.join(unextended)}: not extended; the model serves {served:,} tokens, and "
+                f"is measured at up to {longest:,}"
+            )
+        return tuple(lines)
+
+    def _is_unextended(self, spec: Spec) -> bool:
+        """Whether a row of the main model has its own scaling at every length, in whole windows."""
+        if spec.path != _main(self.config):
+            return False
+        row = _row(self.config, spec, self.base, self.expected)
+        is_rope = isinstance(row.rope_fn, rope.RopeFn) and bool(row.rope_fn.buckets)
+        return is_rope and not row.window and setup.is_own_rope(row.rope_fn, self.base.config)
+
     def at(self, path: str) -> Config:
         """Returns the config with another checkpoint as its model."""
         return _at(self.config, path)

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope import report, schema
+from jaxrope import llama, report, schema
 from jaxrope.errors import InputError
 from jaxrope.evaluate import suites, summary
 from jaxrope.evaluate.cost import forward_tokens, outline
@@ -34,6 +34,8 @@ def evaluate(config, workdir: Path) -> dict[str, Any]:
     sharding.make_mesh(config.mesh)  # all of its devices must be here
     plan = prepare(config)
     cli.print_line(outline(plan))
+    for note in plan.notes:
+        cli.print_line(f"note: {note}")
     with run_lock(workdir):
         columns = _stored_columns(plan, workdir, shows=True)
         return _measured(plan, workdir) if columns is None else columns
@@ -66,7 +68,8 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             params = None  # the one before it goes first
             params, path = load(plan, spec.path), spec.path
         model = plan.model(spec, params, stores=journal is not None)
-        origin = dict(weights=plan.weights[path], original_len=model.config.original_len)
+        trained = llama.own_base(model.config).length
+        origin = dict(weights=plan.weights[path], original_len=trained)
         for result in suites.run(model, bench):
             yield dataclasses.replace(result, **origin)
 
@@ -126,12 +129,13 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
     sections = _tables(content)
     files.write_text_atomic(workdir / "eval.md", tables.as_markdown(sections))
     cli.print_line(tables.as_text(sections))
+    trained = llama.own_base(plan.base.config).length
     for name, draw in (
         ("eval.png", report.evaluation_figure),
         ("eval_maps.png", report.maps_figure),
     ):
         try:
-            draw(content["rows"], workdir / name, original_len=plan.base.config.original_len)
+            draw(content["rows"], workdir / name, original_len=trained)
         except InputError as error:  # no plotting library is no reason to fail after hours
             cli.print_line(f"{name} is left out: {error}")
     cli.print_line(f"wrote eval.json, eval.md and eval_nll.npz into {workdir}")

@@ -1,9 +1,11 @@
 """The rows of a table: a name ("yarn", "pi@su", "sliding") made into a rope for each length.
 
 A plain method has its usual constants and factor = length / original_len, where the length is each
-column's own or one that is fixed. "METHOD@LAW" keeps the method's factors and states the attention
-factor ("su", "yarn", "none" or a number), which alone can decide a comparison. A path that ends in
-.json is a rope.json.
+column's own or one that is fixed. Of a model that is scaled already it stands on top of that
+scaling, with factor = length / what the model reaches (rope.extend). "METHOD@LAW" keeps the
+method's factors and states the attention factor ("su", "yarn", "none", times that of the model's
+own scaling, or a number), which alone can decide a comparison. A path that ends in .json is a
+rope.json.
 """
 
 import dataclasses
@@ -16,7 +18,7 @@ from jaxrope.schema.evaluation import LAWS
 from jaxrope.store import files
 
 OWN = "none"  # the model's own scaling, whatever it is
-SLIDING = "sliding"  # the same, in a window of original_len tokens
+SLIDING = "sliding"  # the same, in a window of what the model serves by it (original_len tokens)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,20 +60,20 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
         return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
     method, at, law = name.partition("@")
     if method == SLIDING:
-        return Row(name, llama.own_rope(config), config.original_len)
+        return Row(name, llama.own_rope(config), llama.own_base(config).length)
     if method == OWN and not at:
         return Row(name, llama.own_rope(config), window)  # with its lengths, if it has several
-    law = law if law in ("", *LAWS) else float(law)
+    law, own = law if law in ("", *LAWS) else float(law), llama.own_base(config)
 
     def rope_fn(seq_len: int) -> Rope:
         # window > 0: never longer than it, whatever the text's length
-        factor = max(1.0, (rope_len or seq_len) / config.original_len)
+        factor = max(1.0, (rope_len or seq_len) / own.length)
         method_rope = _method(method, config, factor)
-        return (
-            _with_attention_factor(method_rope, seq_len, law, factor)
-            if at
-            else method_rope(seq_len)
-        )
+        if not at:
+            return method_rope(seq_len)
+        number = rope.attention_factor(law, factor=factor, original_len=own.length)
+        number *= own.attention_factor if isinstance(law, str) else 1.0
+        return _with_attention_factor(method_rope, seq_len, number)
 
     return Row(name, rope_fn, window)
 
@@ -79,7 +81,8 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
 def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
     if method == OWN:
         return llama.own_rope(config)
-    return rope.make(
+    return rope.extend(
+        llama.own_base(config),
         method,
         head_dim=config.head_dim,
         rotary_dim=config.rotary_dim,
@@ -89,9 +92,8 @@ def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
     )
 
 
-def _with_attention_factor(rope_fn: RopeFn, seq_len: int, law: str | float, factor: float) -> Rope:
+def _with_attention_factor(rope_fn: RopeFn, seq_len: int, number: float) -> Rope:
     bucket = rope_fn.bucket(seq_len)
-    number = rope.attention_factor(law, factor=factor, original_len=rope_fn.original_len)
     return rope.build(
         bucket.factors,
         theta=rope_fn.theta,

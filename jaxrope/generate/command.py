@@ -56,7 +56,8 @@ def prepare(args) -> Prepared:
     model = Model(loaded.config, {}, loaded.rope_fn, settings)
     check(model, prompts, options)
     _check_max_len(loaded, prompts, options)
-    return Prepared(model, tokenizer, prompts, options, loaded.notes)
+    notes = (*loaded.notes, *_reach_notes(loaded, prompts, options))
+    return Prepared(model, tokenizer, prompts, options, notes)
 
 
 def dry_run(args) -> str:
@@ -80,6 +81,8 @@ def run(args) -> None:
     """Generates, and shows the text."""
     prepared = prepare(args)
     prompts, options = prepared.prompts, prepared.options
+    for note in prepared.notes:
+        print(f"note: {note}", file=sys.stderr)  # standard output has the texts alone
     params = pretrained.load(args.checkpoint, dtype=args.dtype).params
     model = dataclasses.replace(prepared.model, params=_placed(prepared.model, params))
     start = time.perf_counter()
@@ -156,6 +159,18 @@ def _check_max_len(loaded: pretrained.Pretrained, prompts, options) -> None:
             "Give factors for longer texts, --rope=rope.json, or a shorter prompt or "
             "--max_new_tokens."
         )
+
+
+def _reach_notes(loaded: pretrained.Pretrained, prompts, options) -> list[str]:
+    """Returns that a formula without an end is asked for more than it was made for."""
+    longest, rope_fn = max(map(len, prompts)) + options.max_new_tokens, loaded.rope_fn
+    if rope_fn.buckets or longest <= rope_fn.constants["factor"] * rope_fn.original_len:
+        return []
+    factor = rope_fn.constants["factor"]
+    return [
+        f"texts of up to {longest:,} tokens, far beyond the {rope_fn.original_len:,} that the "
+        f"model was trained on and {factor:g} times as many, which its {rope_fn.method} is for"
+    ]
 
 
 def _placed(model: Model, params: dict) -> dict:

@@ -1,5 +1,4 @@
-"""The model: Llama, and the families that differ from it by a bias, a window or the layout of a
-file (Mistral, Qwen2, Phi-3).
+"""The model: Llama, and the dense decoders that differ from it by what LlamaConfig says.
 
 Parameters are a plain nested dict of arrays; the NNX modules of `params` describe it. Layers
 are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
@@ -7,7 +6,15 @@ candidate is data.
 """
 
 from jaxrope.llama import adapters, losses
-from jaxrope.llama.config import DIFFERENCES, KINDS, SHAPES, LlamaConfig, own_rope, sliding_rope
+from jaxrope.llama.config import (
+    DIFFERENCES,
+    KINDS,
+    SHAPES,
+    LlamaConfig,
+    own_base,
+    own_rope,
+    sliding_rope,
+)
 from jaxrope.llama.forward import (
     Seen,
     check_probe,
@@ -64,6 +71,7 @@ __all__ = [
     "natural_order",
     "next_logits",
     "num_params",
+    "own_base",
     "own_rope",
     "param_shardings",
     "probe",

@@ -204,6 +204,11 @@ def own_rope(config: LlamaConfig) -> rope.RopeFn:
     )
 
 
+def own_base(config: LlamaConfig) -> rope.Base:
+    """Returns what an extension of the model starts from; rope/base.py says which it is."""
+    return rope.base_of(own_rope(config), config.max_len)
+
+
 def _seven_billion(**differing) -> LlamaConfig:
     """What the published models of 7 and 8 billion parameters have in common, and what not."""
     common = dict(

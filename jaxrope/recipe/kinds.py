@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import rope, schema, setup
+from jaxrope import llama, rope, schema, setup
 from jaxrope.evaluate.__main__ import PROGRAM as EVALUATE
 from jaxrope.recipe import join
 from jaxrope.recipe.stages import Stage
@@ -127,8 +127,9 @@ def _with_rope_of_folder(config: Config, folder: Path) -> Config:
 def _search_leaves(prepared: Any, config: Config, folder: Path, expected: Expected) -> Expected:
     """A rope.json: factors that ascend to the extension, in place of those to be found."""
     model = setup.load_model(config, weights=False, expected=expected).config
-    highest = max(1.0, config.target_len / model.original_len)
-    factors = np.linspace(1.0, highest, model.rotary_dim // 2)
+    own = llama.own_base(model)
+    highest = max(1.0, config.target_len / own.length)
+    factors = np.array(own.factors) * np.linspace(1.0, highest, model.rotary_dim // 2)
     if config.search.per_layer:
         factors = np.tile(factors, (model.num_layers, 1))
     bucket = dict(max_len=config.target_len, factors=rope.as_factors(factors))

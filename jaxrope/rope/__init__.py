@@ -1,7 +1,17 @@
-"""Rotary position embeddings, rescaled: methods, exact phases, published factors, and the file
-format of a result.
+"""Rotary position embeddings, rescaled: methods, what they are made on top of, exact phases,
+published factors, and the file format of a result.
 """
 
+from jaxrope.rope.base import (
+    Base,
+    base_of,
+    extend,
+    ramp_factors,
+    reach,
+    turns_in,
+    yarn_borders,
+    yarn_on_top,
+)
 from jaxrope.rope.file import load, provenance, save
 from jaxrope.rope.methods import METHODS, make, ntk_rcd
 from jaxrope.rope.presets import catalogue, preset
@@ -28,6 +38,7 @@ from jaxrope.rope.schedule import (
 
 __all__ = [
     "METHODS",
+    "Base",
     "Bucket",
     "Geometry",
     "Rope",
@@ -35,20 +46,27 @@ __all__ = [
     "as_factors",
     "attention_factor",
     "base_inv_freq",
+    "base_of",
     "build",
     "catalogue",
     "check_layers",
     "cos_sin",
+    "extend",
     "inv_freq",
     "load",
     "make",
     "ntk_rcd",
     "preset",
     "provenance",
+    "ramp_factors",
+    "reach",
     "remarks",
     "rotate",
     "save",
     "stack",
     "turn_words",
+    "turns_in",
     "with_factors",
+    "yarn_borders",
+    "yarn_on_top",
 ]

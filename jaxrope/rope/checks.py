@@ -74,6 +74,8 @@ def _row(path: str, values: Any, num_pairs: int, least: float) -> np.ndarray:
     same = num_pairs in (0, len(numbers))
     require(same, path, f"hold {num_pairs} numbers (rotary_dim / 2)", len(numbers))
     bad = np.flatnonzero(~((numbers >= least) & (numbers <= MOST)))
-    rule = f"all be finite and at least {least:g}"
+    rule = (
+        "all be finite and above 0" if least == LEAST else f"all be finite and at least {least:g}"
+    )
     require(not len(bad), path, rule, len(bad) and f"{numbers[bad[0]]} at index {bad[0]}")
     return numbers.astype(np.float64)

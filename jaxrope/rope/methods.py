@@ -148,11 +148,23 @@ def _llama3(geometry: Geometry, given: schema.model.Llama3):
     """Llama 3.1: wavelengths above original_len / low_freq_factor are interpolated, below
     original_len / high_freq_factor kept, smooth between.
     """
-    plain = geometry.base_inv_freq
-    turns = geometry.original_len * plain / (2 * np.pi)
-    low = given.low_freq_factor
-    smooth = np.clip((turns - low) / (given.high_freq_factor - low), 0, 1)
+    turns = geometry.original_len * geometry.base_inv_freq / (2 * np.pi)
+    plain, smooth = geometry.base_inv_freq, _smooth(turns, given)
     return (geometry.bucket((1 - smooth) * plain / given.factor + smooth * plain),)
+
+
+def llama3_factors(turns_R: np.ndarray, given: schema.model.Llama3) -> np.ndarray:
+    """Returns the factors of Llama 3.1's scaling for pairs that turn so often in the original
+    length.
+    """
+    smooth_R = _smooth(turns_R, given)
+    return 1 / ((1 - smooth_R) / given.factor + smooth_R)
+
+
+def _smooth(turns_R: np.ndarray, given: schema.model.Llama3) -> np.ndarray:
+    """Returns 0 where a pair is interpolated and 1 where it is kept."""
+    low = given.low_freq_factor
+    return np.clip((turns_R - low) / (given.high_freq_factor - low), 0, 1)
 
 
 def _abf(geometry: Geometry, given: schema.model.Abf):

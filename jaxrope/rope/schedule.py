@@ -210,7 +210,7 @@ def ascending(buckets):
 def check_bucket(geometry: Geometry, path: str, bucket: Mapping[str, Any]) -> Bucket:
     """Returns the bucket that a dict describes, every value checked; `path` begins its messages."""
     pairs = geometry.rotary_dim // 2
-    factors = checks.factors(f"{path}.factors", bucket["factors"], num_pairs=pairs, least=1.0)
+    factors = checks.factors(f"{path}.factors", bucket["factors"], num_pairs=pairs)
     start = bucket["start_tokens"]
     require(
         checks.whole(start, 0),

@@ -70,6 +70,9 @@ class Checkpoint(_Model):
     source: str = field(Choice(("checkpoint",)))
     path: str = field(Text(PLACES))
     shape: str = field(Choice(("", *SHAPES)), default="")
+    sliding_window: str | int = field(
+        NameOrNumber(Choice(("model", "none")), Whole(1, unit="tokens")), default="model"
+    )
 
 
 _COUNT = Whole(1, 2**31 - 1)
@@ -203,12 +206,15 @@ class Yarn(_Rope):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3(_Rope):
-    """Llama 3.1's scaling."""
+    """Llama 3.1's scaling; max_len: tokens that a checkpoint with it serves, which the other
+    constants do not say.
+    """
 
     method: str = field(Choice(("llama3",)))
     factor: float = field(_FACTOR)
     low_freq_factor: float = field(Number(above=0))
     high_freq_factor: float = field(Number(above=0))
+    max_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
 
     def check(self) -> None:
         """The smooth part has a width."""

@@ -1,7 +1,10 @@
-"""The known methods that a search starts from and is compared with."""
+"""The known methods that a search starts from and is compared with.
+
+They are made on top of what the model has: its own scaling, or in a second search the factors that
+it was fine-tuned with (rope.extend).
+"""
 
 import dataclasses
-import math
 
 import numpy as np
 
@@ -40,23 +43,39 @@ class Extension:
     Attributes:
       bucket: its last factors.
       reach: tokens that they serve; 0: unknown.
+      is_own: it is the scaling that the model came with, the base of every search.
     """
 
     bucket: rope.Bucket
     reach: int
+    is_own: bool = False
 
 
-def extension(rope_fn: rope.RopeFn) -> Extension | None:
+def extension(rope_fn: rope.RopeFn, model: llama.LlamaConfig) -> Extension | None:
     """Returns what config.rope extends the model with; None where it does not."""
     if not rope_fn.buckets or np.all(np.array(rope_fn.buckets[-1].factors) == 1.0):
         return None
+    if setup.is_own_rope(rope_fn, model):
+        return Extension(rope_fn.buckets[-1], llama.own_base(model).length, is_own=True)
     by_formula = rope_fn.constants.get("factor", 0) * rope_fn.original_len
     return Extension(rope_fn.buckets[-1], int(rope_fn.max_len or by_formula))
 
 
+def base(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> rope.Base:
+    """Returns what a search starts from, with the length that its weights were trained on: the
+    model's own scaling; in a second search the factors of config.rope.
+    """
+    trained = training_len(config, model, extended)
+    if not config.search.multiply:
+        return dataclasses.replace(llama.own_base(model), length=trained)
+    tuned = extended.bucket
+    return rope.Base(tuned.factors, trained, tuned.start_tokens, tuned.attention_factor)
+
+
 def training_len(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> int:
-    """Returns the tokens the weights were trained on: search.training_len, else the original
-    length; in a second search (search.multiply), else what the factors of config.rope serve.
+    """Returns the tokens the weights were trained on: search.training_len, else what the model's
+    own scaling reaches, original_len without one; in a second search (search.multiply), else what
+    the factors of config.rope serve.
 
     Raises:
       InputError: a length is out of range, or there is nothing to multiply.
@@ -66,11 +85,13 @@ def training_len(config: Config, model: llama.LlamaConfig, extended: Extension |
         raise InputError(f"target_len must be the tokens to search for, got {target_len}. Set it.")
     if config.search.multiply:
         return _fine_tuned_len(config, extended)
-    recovers = is_recovery(config, extended)
-    if target_len < model.original_len + (not recovers):
+    recovers, own = is_recovery(config, extended), llama.own_base(model)
+    if target_len < own.length + (not recovers):
         rule = "be at least" if recovers else "exceed"
+        name = f"what the model reaches with its own scaling, {_own_name(model)}:"
+        name = "original_len" if own.is_plain else name
         raise InputError(
-            f"target_len must {rule} original_len {model.original_len:,}, got {target_len:,}: the "
+            f"target_len must {rule} {name} {own.length:,}, got {target_len:,}: the "
             "model serves that many tokens already. Raise target_len."
         )
     if configured_len >= target_len + recovers:
@@ -78,7 +99,7 @@ def training_len(config: Config, model: llama.LlamaConfig, extended: Extension |
             f"search.training_len must be 0 (original_len) or from 1 to below target_len "
             f"{target_len:,}, got {configured_len:,}."
         )
-    return configured_len or model.original_len
+    return configured_len or own.length
 
 
 def reference(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
@@ -98,7 +119,26 @@ def reference(config: Config, model: llama.LlamaConfig, extended: Extension | No
 
 def is_recovery(config: Config, extended: Extension | None) -> bool:
     """Returns whether factors are searched for a length that the extended model serves already."""
-    return extended is not None and config.target_len <= extended.reach
+    is_other = extended is not None and not extended.is_own
+    return is_other and config.target_len <= extended.reach
+
+
+def _own_name(model: llama.LlamaConfig) -> str:
+    factor = model.rope.get("factor")
+    return f"{model.rope['method']} {factor:g}" if factor else str(model.rope["method"])
+
+
+def remark(config: Config, model: llama.LlamaConfig) -> list[str]:
+    """Returns what the model's own scaling means for a search; nothing of a plain model."""
+    own = llama.own_base(model)
+    if own.is_plain or config.search.multiply:
+        return []
+    return [
+        f"the model's own scaling, {_own_name(model)}, serves {own.length:,} tokens and is the "
+        f"base: methods are made on top of it (PI to {config.target_len:,} has factors up to "
+        f"{max(own.factors) * config.target_len / own.length:g}), and those of the search multiply "
+        "its own"
+    ]
 
 
 def _fine_tuned_len(config: Config, extended: Extension | None) -> int:
@@ -118,8 +158,9 @@ def _fine_tuned_len(config: Config, extended: Extension | None) -> int:
 
 
 def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> float:
-    """Returns the attention factor of every candidate: by a law with target length / original
-    length, or that of config.rope.
+    """Returns the attention factor of every candidate: a number, that of config.rope, or by a law
+    with target length / what the model reaches, times the one of its own scaling. (The su law does
+    not care in how many parts a length is reached.)
 
     Raises:
       InputError: it is to be that of config.rope, which has none.
@@ -132,8 +173,10 @@ def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extensi
         )
     if law == "rope":
         return extended.bucket.attention_factor
-    factor = config.target_len / model.original_len
-    return rope.attention_factor(law, factor=factor, original_len=model.original_len)
+    own = llama.own_base(model)
+    factor = config.target_len / own.length
+    number = rope.attention_factor(law, factor=factor, original_len=own.length)
+    return number * own.attention_factor if isinstance(law, str) else number
 
 
 def make(
@@ -152,28 +195,29 @@ def make(
       trained: tokens the weights were trained on; PI, NTK and YaRN stretch that length.
       expected: ropes that are not there yet.
     """
-    extended = extension(rope_fn)
+    extended = extension(rope_fn, model)
     if config.search.multiply:
         baselines = _multiplied(config, model, extended.bucket, trained)
     else:
-        baselines = _from_scratch(config, model, trained, is_recovery(config, extended))
+        baselines = _of_model(config, model, trained, is_recovery(config, extended))
         configured = _bucket(rope_fn, config.target_len)
         if configured.factors not in [baseline.bucket.factors for baseline in baselines]:
             baselines.append(Baseline("configured", configured, True))
     return baselines + _listed(config, model, [baseline.name for baseline in baselines], expected)
 
 
-def _from_scratch(config: Config, model: llama.LlamaConfig, trained: int, recovers: bool):
-    """Returns none, PI, NTK and YaRN for the model's own frequencies.
+def _of_model(config: Config, model: llama.LlamaConfig, trained: int, recovers: bool):
+    """Returns none, PI, NTK and YaRN on top of the model's own scaling.
 
     In a recovery the model's own are a seed; where the target length equals the training length,
     all methods coincide with them.
     """
-    target_len, plain = config.target_len, llama.own_rope(model)
-    is_seed = recovers or plain.method != "none"
-    baselines = [Baseline("none", _bucket(plain, target_len), is_seed)]
+    target_len, own = config.target_len, llama.own_rope(model)
+    is_seed = recovers or own.method != "none"
+    baselines = [Baseline("none", _bucket(own, target_len), is_seed)]
     if target_len > trained:
-        buckets = _methods(model, target_len, trained)
+        start = dataclasses.replace(llama.own_base(model), length=trained)
+        buckets = _methods(model, start, target_len)
         baselines += [Baseline(name, buckets[name], True) for name in SEEDS]
     return baselines
 
@@ -186,90 +230,21 @@ def _multiplied(config: Config, model: llama.LlamaConfig, tuned: rope.Bucket, tr
     to s where the fine-tuned frequencies make 32 to 1 turns in `trained` tokens. Attention factors
     multiply those of the fine-tuning as well, by YaRN's 0.1 ln s + 1 and by 1.
     """
-    buckets = _methods(model, config.target_len, trained)
-    ramp_R = yarn_on_top(
-        np.array(tuned.factors),
-        theta=model.theta,
-        trained=trained,
-        factor=config.target_len / trained,
-        **BETAS,
-    )
-    buckets["yarn"] = dataclasses.replace(buckets["yarn"], factors=rope.as_factors(ramp_R))
+    start = rope.Base(tuned.factors, trained, tuned.start_tokens, tuned.attention_factor)
+    buckets = _methods(model, start, config.target_len)
     baselines = [Baseline("none", tuned, True)]
     for name in SEEDS:
-        total = np.array(tuned.factors) * np.array(buckets[name].factors)
-        bucket = dataclasses.replace(
-            tuned,
-            factors=rope.as_factors(total),
-            attention_factor=tuned.attention_factor * buckets[name].attention_factor,
-        )
+        bucket = dataclasses.replace(buckets[name], max_len=tuned.max_len)
         baselines.append(Baseline(name, bucket, True))
     return baselines
 
 
-def yarn_on_top(
-    factors_R: np.ndarray,
-    *,
-    theta: float,
-    trained: int,
-    factor: float,
-    beta_fast: float,
-    beta_slow: float,
-) -> np.ndarray:
-    """Returns the factors by which YaRN multiplies those of a fine-tuned model, [R] or [L, R].
-
-    YaRN (arXiv 2309.00071, Eq. 17-23) ramps between the pairs that turn beta_fast and beta_slow
-    times in the trained window. Its code computes them by a formula for plain frequencies,
-    rounded outwards; here log turns are interpolated between pairs, which gives the same borders
-    where all factors are equal.
-
-    Args:
-      factors_R: of the fine-tuning.
-      theta: base of the plain frequencies.
-      trained: tokens that the model was fine-tuned for.
-      factor: target length / trained.
-      beta_fast, beta_slow: turns.
-    """
-    constants = dict(theta=theta, trained=trained, beta_fast=beta_fast, beta_slow=beta_slow)
-    if factors_R.ndim > 1:
-        constants |= dict(factor=factor)
-        return np.stack([yarn_on_top(layer_R, **constants) for layer_R in factors_R])
-    return ramp_factors(*yarn_borders(factors_R, **constants), len(factors_R), factor)
-
-
-def yarn_borders(
-    factors_R: np.ndarray, *, theta: float, trained: int, beta_fast: float, beta_slow: float
-) -> tuple[int, int]:
-    """Returns the pairs between which YaRN ramps on top of factors; arguments as `yarn_on_top`."""
-    pairs = np.arange(len(factors_R))
-    inv_freq_R = rope.base_inv_freq(theta, 2 * len(pairs)) / factors_R
-    falling_R = np.minimum.accumulate(np.log(trained * inv_freq_R / (2 * np.pi)))
-    slope = math.log(theta) / len(pairs)  # of plain frequencies, beyond the ends
-
-    def pair_of(turns: float) -> float:
-        log_turns = math.log(turns)
-        if log_turns > falling_R[0]:
-            return float((falling_R[0] - log_turns) / slope)
-        if log_turns < falling_R[-1]:
-            return float(pairs[-1] + (falling_R[-1] - log_turns) / slope)
-        return float(np.interp(-log_turns, -falling_R, pairs))
-
-    low = max(math.floor(pair_of(beta_fast)), 0)
-    return low, min(math.ceil(pair_of(beta_slow)), 2 * len(pairs) - 1)
-
-
-def ramp_factors(low: int, high: int, num_pairs: int, factor: float) -> np.ndarray:
-    """Returns 1 up to pair `low`, `factor` from `high` on, between them frequencies that ramp."""
-    ramp_R = np.clip((np.arange(num_pairs) - low) / (high - low or 0.001), 0, 1)
-    return 1 / (ramp_R / factor + 1 - ramp_R)
-
-
-def _methods(model: llama.LlamaConfig, target_len: int, trained: int) -> dict[str, rope.Bucket]:
-    """Returns PI, NTK and YaRN from `trained` tokens to `target_len`."""
+def _methods(model: llama.LlamaConfig, start: rope.Base, target_len: int) -> dict[str, rope.Bucket]:
+    """Returns PI, NTK and YaRN from a base to `target_len`."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
-    geometry |= dict(original_len=trained)
-    factor = target_len / trained
-    ropes = {name: rope.make(name, **geometry, factor=factor) for name in SEEDS}
+    geometry |= dict(original_len=model.original_len)
+    factor = target_len / start.length
+    ropes = {name: rope.extend(start, name, **geometry, factor=factor) for name in SEEDS}
     return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 

@@ -42,7 +42,8 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         "model": f"{problem.loaded.source}, {llama.num_params(model):,} parameters, trained on "
         f"{problem.trained_len:,} tokens",
         "target": f"{target_len:,} tokens, {target_len / problem.trained_len:g} times as many; "
-        f"factors from 1 to {space.highest / space.units:g}",
+        f"factors from 1 to {space.highest / space.units:g}"
+        + (" times those that are there" if space.multiplier else ""),
         "method": f"{problem.config.search.method}, from {', '.join(names)}",
         "text": f"{len(documents):,} documents of {len(documents.ids):,} tokens",
         "candidates": candidates,
@@ -59,7 +60,7 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
     elif timing:
         rows["time"] = _time(problem, tokens / judge.candidate_tokens)
     lines = [f"{name:<16}{text}" for name, text in rows.items()]
-    return "\n".join([*lines, *problem.remarks])
+    return "\n".join([*lines, *problem.remarks, *(f"note: {note}" for note in problem.notes)])
 
 
 def _candidates(problem: Problem) -> tuple[str, int]:

@@ -42,6 +42,17 @@ def theoretical_pair(*, rotary_dim: int, theta: float, trained_len: int, turns: 
     return min(max(pair, 1), rotary_dim // 2 - 1)
 
 
+def _pair(space: genome.Space, theta: float, trained_len: int, turns: float = 1) -> int:
+    """Returns the theoretical pair of what the search starts from: of scaled frequencies, the first
+    that makes less than `turns` turns in the length that they serve.
+    """
+    if not space.multiplier:
+        geometry = dict(rotary_dim=2 * space.num_pairs, theta=theta)
+        return theoretical_pair(**geometry, trained_len=trained_len, turns=turns)
+    turns_R = rope.turns_in(trained_len, np.array(space.multiplier), theta)
+    return min(max(int(np.sum(turns_R >= turns)), 1), space.num_pairs - 1)
+
+
 def narrow(
     space: genome.Space,
     settings: schema.search.Algorithm,
@@ -58,9 +69,8 @@ def narrow(
     """
     if not isinstance(settings, schema.search.Critical):
         return space
-    geometry = dict(rotary_dim=2 * space.num_pairs, theta=theta, trained_len=trained_len)
-    low = settings.critical_low or theoretical_pair(**geometry, turns=_MANY_TURNS)
-    high = settings.critical_high or theoretical_pair(**geometry)
+    low = settings.critical_low or _pair(space, theta, trained_len, _MANY_TURNS)
+    high = settings.critical_high or _pair(space, theta, trained_len)
     if not 1 <= low <= high < space.num_pairs:
         raise InputError(
             "search.algorithm.critical_low and critical_high must be 0 (by formula) or ascend "
@@ -79,13 +89,13 @@ def narrow(
 
 def seeds(space: genome.Space, *, target_len: int, attention_factor: float) -> list[Baseline]:
     """Returns a seed for every pair that may be critical: none for any other encoding."""
-    scale = space.scale / space.units
+    scale, own = space.scale / space.units, np.array(space.multiplier or 1.0)
     return [
         Baseline(
             f"critical_{pair}",
             rope.Bucket(
                 target_len,
-                rope.as_factors(rope.ntk_rcd(scale, pair, space.num_pairs)),
+                rope.as_factors(own * rope.ntk_rcd(scale, pair, space.num_pairs)),
                 0,
                 attention_factor,
             ),
@@ -123,9 +133,7 @@ def report(
     _, own_LO = genome.layers(space, evolution.best(state)[0])
     return {
         "critical_pair": measured,
-        "theoretical_critical_pair": theoretical_pair(
-            rotary_dim=2 * space.num_pairs, theta=theta, trained_len=trained_len
-        ),
+        "theoretical_critical_pair": _pair(space, theta, trained_len),
         "critical_pairs": [
             {"pair": pair, "fitness": fitness if math.isfinite(fitness) else None}
             for pair, fitness in pairs

@@ -300,7 +300,7 @@ def _yarn_ramp(problem: Problem) -> Ramp | None:
     tuned = np.array(problem.space.multiplier or np.ones(problem.space.num_pairs))
     if settings is None or not settings.ramp_moves or "yarn" not in names or tuned.ndim > 1:
         return None
-    return baselines.yarn_borders(
+    return rope.yarn_borders(
         tuned, theta=problem.model.theta, trained=problem.trained_len, **baselines.BETAS
     )
 
@@ -310,7 +310,7 @@ def _factor(problem: Problem) -> float:
 
 
 def _ramp_bucket(problem: Problem, ramp: Ramp) -> rope.Bucket:
-    own_R = baselines.ramp_factors(*ramp, problem.space.num_pairs, _factor(problem))
+    own_R = rope.ramp_factors(*ramp, problem.space.num_pairs, _factor(problem))
     total_R = own_R * np.array(problem.space.multiplier or 1.0)
     length, number = problem.config.target_len, problem.attention_factor
     return rope.Bucket(length, rope.as_factors(total_R), 0, number)

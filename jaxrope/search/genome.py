@@ -39,8 +39,8 @@ class Space:
       attention_factors: what cos and sin may be multiplied by.
       num_layers: L; 1: all layers share their factors.
       critical_pairs: what the critical pair may be, in the encoding that has one.
-      multiplier: factors, [R] or [L, R], that those of the genes multiply in a second search; () =
-        they stand for themselves.
+      multiplier: factors, [R] or [L, R], that those of the genes multiply: of a model that is
+        scaled already, or of a second search; () = they stand for themselves.
     """
 
     num_pairs: int

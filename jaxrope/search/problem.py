@@ -67,6 +67,7 @@ class Problem:
       per_device: candidates evaluated together on each device, or by each group of devices that
         shares a sequence.
       remarks: lines for the user: what `auto` resolved to.
+      notes: what the user should know before anything is paid.
     """
 
     config: schema.Config
@@ -84,6 +85,7 @@ class Problem:
     memory: plan.Memory
     per_device: int
     remarks: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     @property
     def model(self) -> llama.LlamaConfig:
@@ -147,7 +149,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     _check_kinds(shape, section)
     forward, remarks = setup.forward_settings(config, mesh, shape)
     rope_fn = setup.rope_fn(config, shape, loaded.rope_fn, expected)
-    extended = baselines.extension(rope_fn)
+    extended = baselines.extension(rope_fn, shape)
     trained = baselines.training_len(config, shape, extended)
     space = _space(config, shape, settings, extended)
     all_baselines = baselines.make(config, shape, rope_fn, trained, expected)
@@ -173,6 +175,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         memory=memory,
         per_device=plan.per_device(section.batch_size, memory, most=most, **needs),
         remarks=remarks,
+        notes=(*loaded.notes, *_notes(config, shape)),
     )
     _check_population(problem)
     return problem
@@ -201,7 +204,7 @@ def header(problem: Problem) -> dict[str, Any]:
     listed = zip(seeds(problem), seed_genomes(problem).tolist(), strict=True)
     return {
         "target_len": problem.config.target_len,
-        "original_len": problem.model.original_len,
+        "original_len": llama.own_base(problem.model).length,
         "attention_factor": problem.attention_factor,
         "multiplied": problem.space.multiplier or None,
         "seeds": {seed.name: genes for seed, genes in listed},
@@ -231,10 +234,18 @@ def seed_genomes(problem: Problem) -> np.ndarray:
 
 
 def multiplied(problem: Problem, genome_G: np.ndarray) -> dict[str, Any]:
-    """Returns, of a second search, which factors were multiplied by which, for the record."""
+    """Returns which factors were multiplied by which, for the record: those of the fine-tuning in a
+    second search, else those of the model's own scaling.
+    """
     if not problem.space.multiplier:
         return {}
     alone = genome.decode(dataclasses.replace(problem.space, multiplier=()), genome_G)
+    if not problem.config.search.multiply:
+        own = {
+            "rope": dict(problem.model.rope),
+            **dataclasses.asdict(llama.own_base(problem.model)),
+        }
+        return {"base": own | {"on_top": alone.factors.tolist()}}
     return {
         "multiplied": {
             "fine_tuned": problem.space.multiplier,
@@ -283,14 +294,19 @@ def versions() -> dict[str, str]:
     }
 
 
+def _notes(config: schema.Config, shape: llama.LlamaConfig) -> list[str]:
+    own = [*baselines.remark(config, shape), *setup.restated_notes(config, shape)]
+    return own + setup.window_notes(config, shape)
+
+
 def _space(
     config: schema.Config,
     shape: llama.LlamaConfig,
     settings: schema.search.Algorithm,
     extended: baselines.Extension | None,
 ) -> genome.Space:
-    trained = baselines.training_len(config, shape, extended)
-    number = baselines.attention_factor(config, shape, extended)
+    start = baselines.base(config, shape, extended)
+    number, trained = baselines.attention_factor(config, shape, extended), start.length
     space = genome.make_space(
         num_pairs=shape.rotary_dim // 2,
         factor=config.target_len / trained,
@@ -300,8 +316,8 @@ def _space(
         attention_factors=tuple(number * m for m in config.search.attention_multiples),
         num_layers=shape.num_layers if config.search.per_layer else 1,
     )
-    if config.search.multiply:
-        space = dataclasses.replace(space, multiplier=extended.bucket.factors)
+    if not start.is_plain:
+        space = dataclasses.replace(space, multiplier=start.factors)
     return critical.narrow(
         space, settings, theta=shape.theta, trained_len=trained, target_len=config.target_len
     )

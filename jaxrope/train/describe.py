@@ -104,9 +104,10 @@ def _shape(plan: Plan) -> list[str]:
     train, model = plan.config.train, plan.model
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
     epochs = train.steps * train.batch_size / plan.loader.num_rows
+    served = llama.own_base(model).length
     return [
         f"parameters: {llama.num_params(model):,} ({train.param_dtype})",
-        f"rope: {plan.rope_fn.method}; the model served {model.original_len:,} tokens and is to "
+        f"rope: {plan.rope_fn.method}; the model served {served:,} tokens and is to "
         f"serve {model.max_len:,}",
         f"mesh: {mesh}",
         f"data: {plan.loader.num_targets:,} tokens in {plan.loader.num_rows:,} rows of "

@@ -168,6 +168,7 @@ def prepare(
     loaded = setup.load_model(config, weights=False, expected=expected)
     rope_fn = setup.rope_fn(config, loaded.config, loaded.rope_fn, expected)
     model = loaded.config
+    notes = _notes(config, model, rope_fn)
     model = dataclasses.replace(model, max_len=setup.longest(config, model, rope_fn))
     _check_rope(config, model, rope_fn)
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
@@ -187,7 +188,7 @@ def prepare(
         documents=documents,
         loader=_loader(config, model, documents, tokenizer),
         bench=bench,
-        remarks=(*loaded.notes, *program.remarks, *remarks),
+        remarks=(*loaded.notes, *program.remarks, *notes, *remarks),
     )
     if bench is not None:
         evaluate.check(plan.eval_model({}), bench)
@@ -245,7 +246,7 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
         needle_keys=section.needle_keys,
         needle_weight=section.needle_weight,
         short=section.short_share,
-        short_len=model.original_len,
+        short_len=llama.own_base(model).length,
     )
     data.check_shares(shares, config.train.seq_len)
     text = data.TrainLoader(
@@ -259,6 +260,20 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
     if not shares.any:
         return text
     return data.MixtureLoader(text, documents, shares, tokenizer=tokenizer, **special)
+
+
+def _notes(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> list[str]:
+    """Returns what the user should know before anything is paid: of the model as it was."""
+    length = max(setup.longest(config, model, rope_fn), config.train.seq_len)
+    about = [*setup.restated_notes(config, model), *setup.window_notes(config, model, length)]
+    notes = [f"note: {note}" for note in about]
+    served, is_own = llama.own_base(model).length, setup.is_own_rope(rope_fn, model)
+    if config.model.source == "checkpoint" and is_own and length > max(served, model.max_len):
+        notes.append(
+            f"note: config.rope extends nothing: the model serves {served:,} tokens with its own "
+            f"rope and is to serve {length:,}; a search or a method (config.rope) gives it factors"
+        )
+    return notes
 
 
 def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:

@@ -159,11 +159,12 @@ def lower_step(program: Program, abstract_state, shardings, r: rope.Rope) -> jax
 
 def rope_argument(program: Program, rope_of_len: rope.Rope) -> rope.Rope:
     """Returns the rope that a step takes: that of the length that is trained, on the host; where
-    rows choose, the model's own at its original length beside it.
+    rows choose, the model's own at the length it was trained on beside it.
     """
     if not program.mixed:
         return rope_of_len
-    return two_ropes(rope_of_len, llama.own_rope(program.model)(program.model.original_len))
+    trained = llama.own_base(program.model).length
+    return two_ropes(rope_of_len, llama.own_rope(program.model)(trained))
 
 
 def two_ropes(long: rope.Rope, short: rope.Rope) -> rope.Rope:
