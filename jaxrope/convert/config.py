@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from jaxrope.convert import folders, rope_config
+from jaxrope.convert import folders, gguf_folder, rope_config
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
@@ -53,7 +53,9 @@ def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
       InputError: config.json is missing, hostile, incomplete, or describes a model that llama.py
         does not implement.
     """
-    return from_hf(Fields(read_json(folder), str(folder / "config.json")))
+    is_view = gguf_folder.is_view(folder)
+    where = gguf_folder.origin(folder) if is_view else str(folder / "config.json")
+    return from_hf(Fields(read_json(folder), where))
 
 
 def read_json(folder: Path) -> dict:
