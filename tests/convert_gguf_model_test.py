@@ -11,11 +11,11 @@ import ml_dtypes
 import numpy as np
 import pytest
 from hf_models import CASES, random_tensors
-from tests.rope_samples import run
 
 from jaxrope import llama
 from jaxrope.convert import folders, pretrained, tensor_files
 from jaxrope.errors import InputError
+from tests.rope_samples import run
 
 gguf = pytest.importorskip("gguf", reason="needs the package gguf (the test extra has it)")
 _LLAMA, _PHI3, _QWEN2 = CASES["llama"], CASES["phi3"], CASES["qwen2"]
