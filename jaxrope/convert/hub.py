@@ -102,7 +102,7 @@ def _download(text: str, place: Address) -> str:
         ) from None
     except errors.LocalEntryNotFoundError:
         raise _out_of_reach(text) from None
-    except (errors.HfHubHTTPError, errors.HFValidationError, OSError, ValueError) as error:
+    except (errors.HfHubHTTPError, errors.HTTPError, OSError, ValueError) as error:
         raise InputError(f"{text}: cannot be downloaded: {str(error)[:200]}.") from None
 
 
