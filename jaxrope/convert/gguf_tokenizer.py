@@ -9,12 +9,12 @@ import dataclasses
 from jaxrope.convert import gguf_header
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.gguf_splits import FLAGGED, GROUPS, SPLITS
+from jaxrope.data import tokenizer_spec
 from jaxrope.errors import InputError
 
 _KEY = "tokenizer.ggml."
 ARRAYS = tuple(_KEY + name for name in ("tokens", "scores", "token_type", "merges"))
 _NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4  # token_type
-_SPACE = "▁"
 # Tokens that end an answer, whatever a file says of them: as the published generation configs.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>"),
@@ -81,16 +81,14 @@ def files(header: gguf_header.Header, where: str) -> tuple[dict[str, dict], list
         "eos": fields.flag(f"{_KEY}add_eos_token", False),
     }
     body = _byte_level(vocabulary, split) if kind == "gpt2" else _sentencepiece(vocabulary)
-    spec = {
-        "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": _added(vocabulary),
-        "post_processor": _template(vocabulary, adds),
-        **body,
-    }
+    ends = [
+        (vocabulary.tokens[number], number) if number is not None and adds[name] else None
+        for name in ("bos", "eos")
+        for number in [vocabulary.id_of(f"{name}_token_id")]
+    ]
+    around = tokenizer_spec.around(*ends)
     contents = {
-        "tokenizer.json": spec,
+        "tokenizer.json": tokenizer_spec.document(_added(vocabulary), around, **body),
         "tokenizer_config.json": _settings(vocabulary, adds),
         "generation_config.json": _generation(vocabulary),
     }
@@ -132,7 +130,7 @@ def _byte_level(vocabulary: _Vocabulary, split: str) -> dict:
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*pieces, bytes_]},
         "decoder": bytes_,
-        "model": _bpe(ids, pairs, None, whole_words=GROUPS[split] in FLAGGED),
+        "model": tokenizer_spec.bpe(ids, pairs, None, ignore_merges=GROUPS[split] in FLAGGED),
     }
 
 
@@ -150,42 +148,16 @@ def _sentencepiece(vocabulary: _Vocabulary) -> dict:
     prefix = vocabulary.fields.flag(f"{_KEY}add_space_prefix", True)
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     ranked = sorted(range(len(scores)), key=lambda number: -scores[number])
-    pairs = [pair for number in ranked for pair in _halves(vocabulary.tokens[number], ids)]
-    space = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
-    back = {"type": "Replace", "pattern": {"String": _SPACE}, "content": " "}
-    steps = [{"type": "Prepend", "prepend": _SPACE}, space] if prefix else [space]
-    decoders = [back, {"type": "ByteFallback"}, {"type": "Fuse"}]
-    if prefix:
-        decoders.append({"type": "Strip", "content": " ", "start": 1, "stop": 0})
+    tokens = vocabulary.tokens
+    pairs = [pair for number in ranked for pair in tokenizer_spec.halves(tokens[number], ids)]
+    space = {"type": "Replace", "pattern": {"String": " "}, "content": tokenizer_spec.SPACE}
+    steps = [{"type": "Prepend", "prepend": tokenizer_spec.SPACE}, space] if prefix else [space]
     unknown = vocabulary.token("unknown_token_id")
     return {
         "normalizer": {"type": "Sequence", "normalizers": steps},
         "pre_tokenizer": None,
-        "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(ids, pairs, unknown, byte_fallback=True, fuse_unk=True),
-    }
-
-
-def _halves(token: str, ids: dict[str, int]) -> list[list[str]]:
-    """Returns the pairs of tokens that make a token."""
-    pairs = [[token[:at], token[at:]] for at in range(1, len(token))]
-    pairs = [pair for pair in pairs if pair[0] in ids and pair[1] in ids]
-    return sorted(pairs, key=lambda pair: (ids[pair[0]], ids[pair[1]]))
-
-
-def _bpe(ids: dict, pairs: list, unknown: str | None, *, whole_words: bool = False, **more) -> dict:
-    return {
-        "type": "BPE",
-        "dropout": None,
-        "unk_token": unknown,
-        "continuing_subword_prefix": None,
-        "end_of_word_suffix": None,
-        "fuse_unk": False,
-        "byte_fallback": False,
-        "ignore_merges": whole_words,
-        "vocab": ids,
-        "merges": pairs,
-        **more,
+        "decoder": tokenizer_spec.piece_decoder(prefix),
+        "model": tokenizer_spec.bpe(ids, pairs, unknown, byte_fallback=True, fuse_unk=True),
     }
 
 
@@ -194,47 +166,12 @@ def _added(vocabulary: _Vocabulary) -> list[dict]:
     name = str(vocabulary.fields.get("general.name")).lower()
     strips = {*vocabulary.tokens} - {"<unk>", "<s>", "<|endoftext|>"}
     strips = strips if "phi-3" in name or "phi3" in name else set()  # as llama.cpp, by the name
+    rows = enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
     return [
-        {
-            "id": number,
-            "content": token,
-            "single_word": False,
-            "lstrip": False,
-            "rstrip": token in strips,
-            "normalized": False,
-            "special": kind != _USER,
-        }
-        for number, (token, kind) in enumerate(
-            zip(vocabulary.tokens, vocabulary.kinds, strict=True)
-        )
+        tokenizer_spec.added(number, token, special=kind != _USER, rstrip=token in strips)
+        for number, (token, kind) in rows
         if kind in (_UNKNOWN, _CONTROL, _USER)
     ]
-
-
-def _template(vocabulary: _Vocabulary, adds: dict[str, bool]) -> dict | None:
-    ids = {name: vocabulary.id_of(f"{name}_token_id") for name, added in adds.items() if added}
-    ids = {name: number for name, number in ids.items() if number is not None}
-    if not ids:
-        return None
-
-    def around(letter: str, kind: int) -> list[dict]:
-        piece = {
-            name: [{"SpecialToken": {"id": vocabulary.tokens[number], "type_id": kind}}]
-            for name, number in ids.items()
-        }
-        text = [{"Sequence": {"id": letter, "type_id": kind}}]
-        return [*piece.get("bos", []), *text, *piece.get("eos", [])]
-
-    tokens = {vocabulary.tokens[number]: number for number in ids.values()}
-    return {
-        "type": "TemplateProcessing",
-        "single": around("A", 0),
-        "pair": [*around("A", 0), *around("B", 1)],
-        "special_tokens": {
-            token: {"id": token, "ids": [number], "tokens": [token]}
-            for token, number in tokens.items()
-        },
-    }
 
 
 def _settings(vocabulary: _Vocabulary, adds: dict[str, bool]) -> dict:

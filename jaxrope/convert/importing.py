@@ -11,6 +11,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrope import data
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import folders, layout, safetensors_io, tensor_files
 from jaxrope.errors import InputError, choose
@@ -147,6 +148,8 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
       InputError: an id is not below vocab_size.
     """
     file = folders.find(folder, "tokenizer.json")
+    if file is None and folders.find(folder, "tokenizer.model"):
+        return _check_pieces(folder, config)
     if file is None:
         return [
             f"{folder} holds no tokenizer.json; the tokenizer must be named in the config"
@@ -181,6 +184,14 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
         if spare
         else []
     )
+
+
+def _check_pieces(folder: Path, config: LlamaConfig) -> list[str]:
+    try:
+        data.load_tokenizer(folder, vocab_size=config.vocab_size)
+        return []
+    except InputError as error:  # whoever needs the tokenizer is refused
+        return [str(error)]
 
 
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:

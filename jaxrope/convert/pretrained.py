@@ -219,4 +219,5 @@ def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:
-    return folder if folders.find(folder, "tokenizer.json") else None
+    has_one = any(folders.find(folder, name) for name in ("tokenizer.json", "tokenizer.model"))
+    return folder if has_one else None
