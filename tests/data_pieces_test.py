@@ -39,7 +39,7 @@ def train(folder, kind, **changes):
         byte_fallback=True,
         normalization_rule_name="identity",
         remove_extra_whitespaces=False,
-        character_coverage=0.97,
+        character_coverage=0.98,
         user_defined_symbols=["<think>"],
         hard_vocab_limit=False,
         minloglevel=2,
@@ -95,7 +95,8 @@ def test_unigram_normalises_as_its_model_says(tmp_path, rule, trims):
     changes = dict(normalization_rule_name=rule, remove_extra_whitespaces=trims)
     theirs = train(tmp_path, "unigram", user_defined_symbols=[], **changes)
     for name in ("words", "leading spaces", "lines", "unknown letters", "one word"):
-        assert encode(tmp_path, TEXTS[name]) == theirs.encode(TEXTS[name]), name
+        text = TEXTS[name].replace("\r\n", "\n")  # one character to the tokenizers library
+        assert encode(tmp_path, text) == theirs.encode(text), name
 
 
 def test_tokens_that_were_added(tmp_path):

@@ -2,7 +2,8 @@
 
 Byte pairs become what transformers 5's LlamaTokenizer makes of them: merges in the order of the
 vocabulary, no normalisation, one space in front of a text that has none. A Unigram model keeps its
-own normalisation, as the sentencepiece library applies it.
+own normalisation, as the sentencepiece library applies it (but that the tokenizers library takes
+"\\r\\n" for one character).
 """
 
 import base64
