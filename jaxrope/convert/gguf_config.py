@@ -121,6 +121,7 @@ def translate(path: Path, header: gguf_header.Header) -> Translation:
     config = _common(fields, header)
     config |= gguf_rope.section(fields, header.tensors, config)
     config |= architecture.config_fn(fields, tensors, config)
+    config |= {} if "hidden_activation" in config else {"hidden_act": "silu"}
     return Translation(config, _origins(architecture, tensors, config))
 
 
@@ -159,7 +160,6 @@ def _common(fields: Fields, header: gguf_header.Header) -> dict:
         "intermediate_size": fields.count("feed_forward_length"),
         "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
         "max_position_embeddings": fields.count("context_length"),
-        "hidden_act": "silu",
         "tie_word_embeddings": "output.weight" not in header.places,
     }
     for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
@@ -218,7 +218,6 @@ def _gemma3(fields: Fields, tensors: list[str], config: dict) -> dict:
     return {
         "model_type": "gemma3_text",
         "hidden_activation": "gelu_pytorch_tanh",
-        "hidden_act": None,
         "query_pre_attn_scalar": scalar,
         "attn_logit_softcapping": None,
         "final_logit_softcapping": fields.number("final_logit_softcapping", None),
