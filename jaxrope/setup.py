@@ -270,10 +270,10 @@ def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.
     )
 
 
-def _path(config: Config) -> Path:
+def _path(config: Config) -> str:
     if not config.model.path:
         raise InputError("model.path is not set. Give a Hugging Face folder or a workdir.")
-    return files.as_path(config.model.path)
+    return config.model.path
 
 
 # Fields that training, or whoever prepares the folder (a wider sliding window), may change.

@@ -57,7 +57,9 @@ ONLY_IN = {
     "absl": ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py"),
     "argparse": ("jaxrope/shell/cli.py",),
     "safetensors": ("jaxrope/convert/",),
-    "gguf": ("jaxrope/convert/rope_gguf.py",),
+    "gguf": ("jaxrope/convert/rope_gguf.py", "jaxrope/convert/gguf_weights.py"),
+    "sentencepiece": ("jaxrope/data/pieces.py",),
+    "huggingface_hub": ("jaxrope/convert/hub.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/train/",),
     "lm_eval": ("jaxrope/evaluate/harness_lm.py",),

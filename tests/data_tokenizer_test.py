@@ -174,11 +174,12 @@ def test_garbage_is_one_line(tmp_path, raw, match):
     assert "\n" not in str(caught.value) and "data.tokenizer" in str(caught.value)
 
 
-def test_messages_about_the_path(tmp_path):
+def test_messages_about_the_path(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"nobody' does not exist \(nothing is downloaded\)"):
         load_tokenizer(tmp_path / "nobody")
     (tmp_path / "tokenizer.model").write_bytes(b"x")
-    with pytest.raises(InputError, match="SentencePiece tokenizer.model, which is not read"):
+    monkeypatch.setitem(sys.modules, "sentencepiece", None)
+    with pytest.raises(InputError, match="tokenizer.model, which is not read without the packages"):
         load_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").mkdir()
     with pytest.raises(InputError, match="is not a regular file"):

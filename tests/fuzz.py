@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import numpy as np  # noqa: E402
 
 from jaxrope import data, rope, schema  # noqa: E402
 from jaxrope.convert import importing, pretrained, rope_formats  # noqa: E402
@@ -45,7 +46,7 @@ from jaxrope.search import __main__ as search_program  # noqa: E402
 from jaxrope.shell import cli, experiment  # noqa: E402
 from jaxrope.store import sealed, steps  # noqa: E402
 from jaxrope.train import __main__ as train_program  # noqa: E402
-from tests import hf_models, rope_samples, tiny_report  # noqa: E402
+from tests import gguf_models, gguf_vocabularies, hf_models, rope_samples, tiny_report  # noqa: E402
 
 SECONDS, MEGABYTES = 20, 1000  # of a case; a busy machine is several times slower than an idle one
 HANGS = 60  # seconds after which the process is ended
@@ -253,6 +254,23 @@ def _gguf(folder, shared, rng):
     rope_formats.read(folder / "x")
 
 
+def _gguf_models(folder: Path):
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    values = (gguf_vocabularies.byte_level("qwen2"), gguf_vocabularies.sentencepiece())
+    files = [gguf_vocabularies.write(folder / f"{i}.gguf", value) for i, value in enumerate(values)]
+    config = hf_models.CASES["llama longrope of v5"]
+    tensors = hf_models.random_tensors(config, 0, np.float32)
+    files.append(gguf_models.write(folder / "3.gguf", config, tensors))
+    return [file.read_bytes() for file in files]
+
+
+def _gguf_model(folder, models, rng):
+    raw = rng.choice(models)
+    end = rng.choice([2000, 20_000, len(raw)])  # the first are the metadata
+    (folder / "x.gguf").write_bytes(damaged(raw[:end], rng) + raw[end:])
+    pretrained.load(folder / "x.gguf")
+
+
 def _vllm(folder, shared, rng):
     text = as_json(mutated(shared[1], rng), rng)
     quoted = b"'" + text + b"'" if rng.random() < 0.9 else text
@@ -368,6 +386,7 @@ KINDS = {
     "workdir": Kind(_workdir, _model_json, 4),
     "rope.json": Kind(_ropes, _rope, 5),
     "gguf": Kind(_forms, _gguf, 5),
+    "gguf model": Kind(_gguf_models, _gguf_model, 4),
     "vllm line": Kind(_forms, _vllm, 3),
     "tokenizer": Kind(_tokenizers, _tokenizer, 6),
     "report": Kind(_results, _result, 2),

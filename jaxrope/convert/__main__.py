@@ -1,6 +1,7 @@
 """Converts models between Hugging Face folders and workdirs, and ropes between file formats.
 
 python -m jaxrope.convert import HF_DIR OUT
+python -m jaxrope.convert import model.gguf OUT
 python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
 python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 """
@@ -14,10 +15,11 @@ from jaxrope.shell import Command, cli
 
 FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "gguf", "vllm")  # of rope_formats, for --help
 ARCHITECTURES = ("phi3", "phimoe", "minicpm", "minicpm3")  # of rope_gguf, for --help
+_SOURCES = "config.json and safetensors, a GGUF file, or a model of the hub (ORG/NAME)"
 
 
 def _import_arguments(parser) -> None:
-    parser.add_argument("source", metavar="HF_DIR", help="folder with config.json and safetensors")
+    parser.add_argument("source", metavar="HF_DIR", help=f"folder with {_SOURCES}")
     parser.add_argument(
         "target", metavar="OUT", help="workdir to make; must not exist, or be empty"
     )
@@ -47,7 +49,7 @@ def _export_arguments(parser) -> None:
     parser.add_argument(
         "source",
         metavar="WORKDIR_OR_CHECKPOINT",
-        help="a workdir, one step of it, or a Hugging Face folder",
+        help=f"a workdir, one step of it, or a folder with {_SOURCES}",
     )
     parser.add_argument(
         "target", metavar="OUT_HF_DIR", help="folder to make; must not exist, or be empty"

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
-from jaxrope.convert import folders, rope_config
+from jaxrope.convert import folders, gguf_folder, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError
@@ -50,7 +50,9 @@ def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
       InputError: config.json is missing, hostile, incomplete, or describes a model that the
         forward pass does not implement.
     """
-    return from_hf(Fields(read_json(folder), str(folder / "config.json")))
+    is_view = gguf_folder.is_view(folder)
+    where = gguf_folder.origin(folder) if is_view else str(folder / "config.json")
+    return from_hf(Fields(read_json(folder), where))
 
 
 def read_json(folder: Path) -> dict:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from jaxrope.convert import gguf_folder, hub
 from jaxrope.errors import InputError
 from jaxrope.store import files
 
@@ -17,18 +18,24 @@ _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
 def open_folder(path: Path | str) -> Path:
-    """Returns the folder that `path` names, `~` and relative paths resolved.
+    """Returns the folder of a model, `~` and relative paths resolved.
+
+    Args:
+      path: a folder, a GGUF file, or a model of the Hugging Face Hub (see `hub`), which a local
+        folder of that name comes before.
 
     Raises:
-      InputError: an address instead of a path, or no such folder.
+      InputError: there is no such folder, or it holds several GGUF files alone.
     """
     text = os.fspath(path)
+    if hub.is_marked(text):
+        return _local(hub.fetch(text))
     folder = files.as_path(text)
     if files.is_remote(folder):
         return _open_remote(folder)
     try:
-        if folder.is_dir():
-            return folder
+        if folder.is_dir() or gguf_folder.is_gguf(folder):
+            return _local(folder)
         exists = folder.exists()
     except (OSError, ValueError) as error:  # a name that is too long, or holds a NUL byte
         raise InputError(
@@ -37,10 +44,34 @@ def open_folder(path: Path | str) -> Path:
         ) from None
     if exists:
         raise InputError(f"{folder} is a file. Name the folder it lies in.")
+    if hub.address(text) and hub.is_installed():
+        return _local(hub.fetch(text))
     raise InputError(
         f"{folder}: there is no such folder. Nothing is downloaded: give the path of a folder that"
         " is here."
     )
+
+
+def label(folder: Path) -> str:
+    """Returns what a user calls a folder that `open_folder` opened: the GGUF file, the name on the
+    hub, or its path.
+    """
+    if gguf_folder.is_view(folder):
+        return gguf_folder.origin(folder)
+    return os.fspath(folder) if files.is_remote(folder) else hub.name(folder) or os.fspath(folder)
+
+
+def _local(path: Path) -> Path:
+    """Returns a folder as it is, or the view of a GGUF file, which may be all that it holds."""
+    if not path.is_dir():
+        return gguf_folder.open_file(path)
+    models = gguf_folder.models_in(path)
+    if not models or any((path / name).exists() for name in ("config.json", "model.json")):
+        return path
+    if len(models) > 1:
+        names = ", ".join(model.name for model in models[:5])
+        raise InputError(f"{path} holds {len(models)} models in GGUF. Name one of them: {names}.")
+    return gguf_folder.open_file(models[0])
 
 
 def find(folder: Path, name: str) -> Path | None:
@@ -60,7 +91,10 @@ def find(folder: Path, name: str) -> Path | None:
         return None
     real, root = Path(os.path.realpath(path)), Path(os.path.realpath(folder))
     blobs = root.parent.parent / "blobs"
-    is_cached = root.parent.name == "snapshots" and real.parent == blobs
+    shared_blobs = root.parents[min(2, len(root.parents) - 1)] / "blobs"  # newer ones share files
+    is_cached = root.parent.name == "snapshots" and (
+        real.parent == blobs or real.parent.parent == shared_blobs
+    )
     if not (real.is_relative_to(root) or is_cached):
         raise InputError(
             f"{folder}: {name} is a link that leaves the folder. Put the file itself there."

@@ -11,8 +11,9 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
+from jaxrope import data
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, safetensors_io
+from jaxrope.convert import folders, layout, safetensors_io, tensor_files
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
@@ -47,11 +48,12 @@ def open_model(folder: Path) -> Source:
     """Reads the config and the headers of the weights, and compares them.
 
     Raises:
-      InputError: see `config.read` and `safetensors_io.catalogue`; tensors are missing, unexpected,
+      InputError: see `config.read` and `tensor_files.catalogue`; tensors are missing, unexpected,
         or of a shape unlike the config's.
     """
     config, notes = hf_config.read(folder)
-    entries = safetensors_io.catalogue(folder)
+    entries = tensor_files.catalogue(folder)
+    notes += tensor_files.notes(folder)
     buffers = [name for name in entries if _OLD_BUFFER.fullmatch(name)]
     entries = {name: entry for name, entry in entries.items() if name not in buffers}
     if buffers:
@@ -76,7 +78,7 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
     tensors = {tensor.name: tensor for tensor in layout.tensors(source.config)}
     entries = {name: source.entries[name] for name in tensors}
     params = _allocate(tensors.values(), entries, target_dtype)
-    for name, array in safetensors_io.read_tensors(entries):
+    for name, array in tensor_files.read_tensors(entries):
         array = array if target_dtype is None else safetensors_io.cast(name, array, target_dtype)
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
@@ -88,7 +90,7 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
     """Writes a workdir: model.json, the tokenizer's files, and the weights as checkpoint 0.
 
     Args:
-      source: the Hugging Face folder.
+      source: the Hugging Face folder; see `folders.open_folder` for what else.
       target: the workdir; must not exist, or be empty.
       dtype: of the weights; None: as stored.
 
@@ -108,7 +110,7 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         params = load_params(opened, dtype=dtype)
         copy_tokenizer(folder, staging)
         sealed.write_json(staging / "model.json", opened.config.to_json_dict())
-        meta = {"source": folder.resolve().name}
+        meta = {"source": Path(folders.label(folder)).resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes
 
@@ -146,6 +148,8 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
       InputError: an id is not below vocab_size.
     """
     file = folders.find(folder, "tokenizer.json")
+    if file is None and folders.find(folder, "tokenizer.model"):
+        return _check_pieces(folder, config)
     if file is None:
         return [
             f"{folder} holds no tokenizer.json; the tokenizer must be named in the config"
@@ -182,6 +186,14 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     )
 
 
+def _check_pieces(folder: Path, config: LlamaConfig) -> list[str]:
+    try:
+        data.load_tokenizer(folder, vocab_size=config.vocab_size)
+        return []
+    except InputError as error:  # whoever needs the tokenizer is refused
+        return [str(error)]
+
+
 def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
     """Compares the tie of head and embedding in the config with the tensors.
 
@@ -190,7 +202,7 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
     """
     if config.tie_embeddings and layout.HEAD in entries and layout.EMBED in entries:
         both = {name: entries[name] for name in (layout.HEAD, layout.EMBED)}
-        head, embed = dict(safetensors_io.read_tensors(both)).values()
+        head, embed = dict(tensor_files.read_tensors(both)).values()
         if not np.array_equal(head, embed):
             raise InputError(
                 f"{folder}: config.json ties the head to the embedding (tie_word_embeddings), but"

@@ -1,6 +1,7 @@
 """Loads a model from a Hugging Face folder, a workdir, or one checkpoint of a workdir."""
 
 import dataclasses
+import os
 from pathlib import Path
 
 import jax
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.convert import folders, importing, safetensors_io
+from jaxrope.convert import folders, gguf_folder, hub, importing, safetensors_io, tensor_files
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.store import checkpoint, files, leaves, sealed, steps
@@ -47,7 +48,8 @@ def load(
     """Reads a model.
 
     Args:
-      path: a Hugging Face folder, a workdir, or workdir/checkpoints/STEP.
+      path: a Hugging Face folder, a workdir, or workdir/checkpoints/STEP; a GGUF file, or a model
+        of the hub (see `folders.open_folder`).
       dtype: of the parameters, "float32", "bfloat16" or "float16"; None: as they are stored.
       step: which checkpoint of a workdir; None: the newest whole one.
       weights: False leaves `params` empty: everything but the arrays is read and checked.
@@ -93,6 +95,11 @@ def read_config(path: Path | str) -> LlamaConfig:
     return _model_json(workdir) if workdir is not None else importing.open_model(folder).config
 
 
+def is_here(path: Path | str) -> bool:
+    """Returns whether there is something at a path, so that nothing need be downloaded."""
+    return not hub.is_marked(os.fspath(path)) and files.as_path(path or ".").exists()
+
+
 def fingerprint(path: Path | str) -> str:
     """Returns a digest of the weights of a model and of its shape, without loading them: of the
     files of a Hugging Face folder; of a workdir, of what its newest whole step says of each array.
@@ -103,10 +110,12 @@ def fingerprint(path: Path | str) -> str:
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is None:
-        entries = safetensors_io.catalogue(folder).values()
+        entries = tensor_files.catalogue(folder).values()
         weights = sorted({entry.file for entry in entries})
+        is_view = gguf_folder.is_view(folder)  # its files have names of their user's
         parts = [
-            [file.name, files.sha256_file(file)] for file in [folder / "config.json", *weights]
+            ["" if is_view else file.name, files.sha256_file(file)]
+            for file in [folder / "config.json", *weights]
         ]
         return sealed.digest_of(parts)
     leaves = checkpoint.describe(folder)["leaves"]["params"]
@@ -133,7 +142,8 @@ def _load_hf(folder: Path, dtype: str | None, weights: bool) -> Pretrained:
     params = importing.load_params(opened, dtype=dtype) if weights else {}
     rope_fn, provenance = _rope_of(folder, config)
     tokenizer_dir = _tokenizer_dir(folder)
-    return Pretrained(config, params, tokenizer_dir, rope_fn, str(folder), provenance, opened.notes)
+    source, notes = folders.label(folder), opened.notes
+    return Pretrained(config, params, tokenizer_dir, rope_fn, source, provenance, notes)
 
 
 def _load_workdir(
@@ -210,4 +220,5 @@ def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:
-    return folder if folders.find(folder, "tokenizer.json") else None
+    has_one = any(folders.find(folder, name) for name in ("tokenizer.json", "tokenizer.model"))
+    return folder if has_one else None

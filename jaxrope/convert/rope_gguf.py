@@ -120,7 +120,7 @@ def read(path: Path) -> rope.RopeFn:
     fields = Fields(metadata, str(path))
     values: dict = {key: fields.count(key, None, low=0) for key in _COUNTS}
     numbers = {key: fields.number(key, None, high=_MOST) for key in _NUMBERS}
-    values |= {key: x and _decimal(x) for key, x in numbers.items()}
+    values |= {key: x and gguf_header.decimal(x) for key, x in numbers.items()}
     kind = fields.text("rope.scaling.type", None)
     _check_readable(str(path), architecture, kind, values, tensors)
     try:
@@ -159,7 +159,7 @@ def _rope(geometry: dict, kind: str | None, values: dict, tensors: dict) -> rope
     rows = [
         dict(
             max_len=length,
-            factors=[_decimal(value) for value in tensors[name]],
+            factors=[gguf_header.decimal(value) for value in tensors[name]],
             start_tokens=0,
             attention_factor=attention,
         )
@@ -226,11 +226,6 @@ def _geometry(where: str, kind: str | None, values: dict) -> dict:
         theta=values["rope.freq_base"] or 10_000.0,  # llama.cpp's own default
         original_len=values["rope.scaling.original_context_length"] or original,
     )
-
-
-def _decimal(value: float) -> float:
-    """Returns the shortest decimal that rounds to this float32."""
-    return float(str(np.float32(value)))
 
 
 def _package():

@@ -43,7 +43,7 @@ and "pack" puts the last two pieces into one row:
   another document than its token.
 """
 
-from jaxrope.data import needles
+from jaxrope.data import needles, tokenizer_spec
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
@@ -82,4 +82,5 @@ __all__ = [
     "overlap",
     "read_documents",
     "search_windows",
+    "tokenizer_spec",
 ]

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from jaxrope.data import pieces
 from jaxrope.errors import InputError
 from jaxrope.store import files, strict_json
 
@@ -130,7 +131,8 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
     """Returns the tokenizer at `path`.
 
     Args:
-      path: "bytes", a `tokenizer.json`, or the folder that holds one.
+      path: "bytes", a `tokenizer.json`, a SentencePiece `tokenizer.model`, or the folder that holds
+        one.
       vocab_size: rows of the model's embedding; None takes it from a `config.json` beside the file,
         if there is one. A token beyond it is refused: JAX clamps such an id without a word.
 
@@ -142,7 +144,8 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         _check_range({"</s>": 257}, vocab_size, "bytes")
         return BytesTokenizer()
     file = _find(path)
-    raw = files.read_bytes(file, max_bytes=MAX_FILE_BYTES)
+    is_model = file.suffix == ".model"
+    raw = pieces.to_json(file) if is_model else files.read_bytes(file, max_bytes=MAX_FILE_BYTES)
     spec = _parse(raw, file)
     backend = _backend(raw, file)
     backend.no_truncation()
@@ -184,15 +187,12 @@ _BESIDE = ("tokenizer_config.json", "config.json", "generation_config.json")
 
 
 def _find(path: Path | str) -> Path:
-    """Returns the tokenizer.json that `path` means."""
+    """Returns the tokenizer.json that `path` means; without one, the tokenizer.model there."""
     place = files.as_path(path)
     file = place / "tokenizer.json" if place.is_dir() else place
     if not file.exists():
         if (file.parent / "tokenizer.model").exists():
-            raise InputError(
-                f"data.tokenizer: '{file.parent}' has a SentencePiece tokenizer.model, which is "
-                "not read. Save a tokenizer.json beside it with transformers' save_pretrained."
-            )
+            return file.parent / "tokenizer.model"
         raise InputError(
             f"data.tokenizer: '{file}' does not exist (nothing is downloaded). Give a folder with "
             'tokenizer.json, such a file, or "bytes".'

@@ -14,7 +14,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
@@ -172,17 +172,47 @@ def fetch(folder: Path, names: Sequence[str] | None = None) -> Path:
     entries = [path for path in entries if not path.is_dir()]
     versions = [[path.name, (status := path.stat()).length, status.mtime] for path in entries]
     key = hashlib.sha256(json.dumps([os.fspath(folder), versions]).encode()).hexdigest()[:32]
-    base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
-    target = Path(base) / "jaxrope" / "remote" / key
-    if target.is_dir():
-        return target
-    target.parent.mkdir(parents=True, exist_ok=True)
-    sweep(target.parent, older_than=ABANDONED_SECONDS)
-    staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".tmp"))
-    try:
+
+    def fill(staging: Path) -> None:
         for path in entries:
             with path.open("rb") as source, open(staging / path.name, "wb") as file:
                 shutil.copyfileobj(source, file, 1 << 24)
+
+    return cached("remote", key, fill)
+
+
+def cache_root(kind: str) -> Path:
+    """Returns the user's folder for what is kept of one kind of source."""
+    base = os.environ.get("XDG_CACHE_HOME", "") or os.path.expanduser("~/.cache")
+    return Path(base) / "jaxrope" / kind
+
+
+def cached(kind: str, key: str, fill: Callable[[Path], None]) -> Path:
+    """Returns the folder `key` in the user's cache, made where it is not there: whole or not at
+    all, however many processes ask.
+
+    Args:
+      kind: of source, see `cache_root`.
+      key: a digest of all that the content depends on.
+      fill: writes into a new folder.
+
+    Raises:
+      InputError: the cache cannot be written to.
+    """
+    target = cache_root(kind) / key
+    if target.is_dir():
+        return target
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        sweep(target.parent, older_than=ABANDONED_SECONDS)
+        staging = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{key}.", suffix=".tmp"))
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} cannot be written to: {error.strerror}. Set XDG_CACHE_HOME to a"
+            " folder that can."
+        ) from None
+    try:
+        fill(staging)
         try:
             os.rename(staging, target)
         except OSError:  # another process was quicker

@@ -86,9 +86,7 @@ def stand(
     step = hosts.from_main("where the run stands", lambda: _newest(workdir))
     if step is None:
         return prepare(config, expected, devices=devices), None
-    is_gone = (
-        config.model.source == "checkpoint" and not files.as_path(config.model.path or ".").exists()
-    )
+    is_gone = config.model.source == "checkpoint" and not pretrained.is_here(config.model.path)
     if is_gone:  # the run has what it needs of it
         begun = pretrained.load(workdir, dtype=None, weights=False)
         expected = setup.Expected({config.model.path: begun}, expected.ropes)
