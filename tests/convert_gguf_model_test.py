@@ -78,7 +78,7 @@ def test_the_constants_of_llama_3_are_those_of_its_config(tmp_path):
     _, file = both(tmp_path, MODELS["llama llama3"])
     rope = {key: value for key, value in _LLAMA3.items() if key != "rope_theta"}
     found = pretrained.read_config(file)
-    assert found.rope == {"method": rope.pop("rope_type")} | {
+    assert found.rope == {"method": rope.pop("rope_type"), "max_len": found.max_len} | {
         key: value for key, value in rope.items() if key != "original_max_position_embeddings"
     }
     assert found.original_len == 8192
