@@ -220,10 +220,27 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 
-def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.TokenDocuments:
-    """Returns the text of files or globs, except those that match a glob of `exclude`, read as
-    config.data says; `setting` is their config key.
+def train_documents(config, tokenizer, place) -> data.TokenDocuments:
+    """Returns the text that is trained on, or searched with; `place` is that of `tokenizer`."""
+    section, setting = config.data, "data.sources" if config.data.sources else "data.train_files"
+    patterns = [pattern for pattern, _ in section.sources] or section.train_files
+    read = dict(setting=setting, exclude=section.exclude)
+    return documents(config, patterns, tokenizer, place, **read)
+
+
+def documents(
+    config, patterns, tokenizer, place, *, setting: str, exclude=()
+) -> data.TokenDocuments:
+    """Returns the text of files or globs, read as config.data says.
+
+    Args:
+      config: of the program.
+      patterns: files or globs.
+      tokenizer, place: what makes the tokens, and where it came from, with its chat template.
+      setting: the config key of `patterns`.
+      exclude: globs of files to leave out.
     """
+    is_file = place != "bytes" and files.as_path(place).is_file()
     return data.load_documents(
         patterns,
         tokenizer,
@@ -231,6 +248,8 @@ def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.
         text_field=config.data.text_field,
         exclude=exclude,
         skip_bad_lines=config.data.skip_bad_lines,
+        format=config.data.format,
+        template_at=files.as_path(place).parent if is_file else place,
         setting=setting,
     )
 

@@ -44,7 +44,7 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         "target": f"{target_len:,} tokens, {target_len / problem.trained_len:g} times as many; "
         f"factors from 1 to {space.highest / space.units:g}",
         "method": f"{problem.config.search.method}, from {', '.join(names)}",
-        "text": f"{len(documents):,} documents of {len(documents.ids):,} tokens",
+        "text": documents.summary,
         "candidates": candidates,
         "forward tokens": f"{tokens:,} ({judge.num_samples} samples of "
         f"{judge.sample_tokens:,} a candidate" + (f"; {sloped:,} by descents)" if sloped else ")"),
