@@ -240,17 +240,20 @@ def documents(
       setting: the config key of `patterns`.
       exclude: globs of files to leave out.
     """
+    section = config.data
     is_file = place != "bytes" and files.as_path(place).is_file()
     return data.load_documents(
         patterns,
         tokenizer,
-        cache_dir=config.data.cache_dir,
-        text_field=config.data.text_field,
+        cache_dir=section.cache_dir,
         exclude=exclude,
-        skip_bad_lines=config.data.skip_bad_lines,
-        format=config.data.format,
         template_at=files.as_path(place).parent if is_file else place,
-        setting=setting,
+        settings=data.ReadSettings(
+            setting=setting,
+            text_field=section.text_field,
+            skip_bad_lines=section.skip_bad_lines,
+            format=section.format,
+        ),
     )
 
 

@@ -1,5 +1,6 @@
 """Documents as tokens, made once and kept on disk (`jaxrope.data.cache`)."""
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 
+_TRAINED_ON = ReadSettings("data.train_files")
 _CONTENT = "jaxrope.tokens/2"  # how text becomes tokens
 
 
@@ -92,15 +94,15 @@ class TokenDocuments:
     @property
     def summary(self) -> str:
         """What was read, in one line."""
-        kinds = ", ".join(f"{count:,} {kind}" for kind, count in sorted(self.formats.items()))
+        kinds = "; ".join(f"{count:,} {kind}" for kind, count in sorted(self.formats.items()))
         passed = {"empty": self.num_empty, "broken": self.num_bad_lines}
         passed = [f"{count:,} {why} passed over" for why, count in passed.items() if count]
         longest = int(np.argmax(self.lengths))
         return "; ".join(
             [
-                f"{self.setting}: {len(self.files):,} files ({kinds}), {len(self):,} documents, "
-                f"{len(self.ids):,} tokens, the longest {self.lengths[longest]:,} "
-                f"('{self.names[longest]}')",
+                f"{self.setting}: {_number(len(self.files), 'file')} ({kinds}), "
+                f"{_number(len(self), 'document')}, {len(self.ids):,} tokens, the longest "
+                f"{self.lengths[longest]:,} ('{self.names[longest]}')",
                 *passed,
             ]
         )
@@ -120,12 +122,9 @@ def load_documents(
     tokenizer: Tokenizer,
     *,
     cache_dir: Path | str = "",
-    text_field: str = "",
     exclude: Sequence[str] = (),
-    skip_bad_lines: int = 0,
-    format: str = "auto",
     template_at: Path | str | None = None,
-    setting: str = "data.train_files",
+    settings: ReadSettings = _TRAINED_ON,
 ) -> TokenDocuments:
     """Returns the documents of files or globs as tokens, sorted by path, each whole.
 
@@ -134,25 +133,49 @@ def load_documents(
       tokenizer: what makes the tokens.
       cache_dir: where tokens are kept; "" = the user's cache folder, and a temporary one where that
         cannot be written.
-      text_field: the field of a record that holds its text; "" looks for it.
       exclude: globs of files to leave out.
-      skip_bad_lines: records that may be broken before it is an error.
-      format: "auto": by content; "text": every file is a text as it stands.
       template_at: the folder whose chat template renders conversations; None: there is none.
-      setting: the config key `patterns` come from, for messages.
+      settings: how files are read, and the config key `patterns` come from; conversations are.
 
     Raises:
       InputError: there is no text, a file cannot be read as text, or the cache cannot be written.
     """
-    settings = ReadSettings(setting, text_field, skip_bad_lines, format, chats=True)
-    files = find_files(patterns, exclude=exclude, setting=setting)
+    settings = dataclasses.replace(settings, chats=True)
+    files = find_files(patterns, exclude=exclude, setting=settings.setting)
     described = [[file.name, file.size, file.sha256] for file in files]
-    fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, text_field, format])
-    template = _Template(template_at, setting)
+    read = [settings.text_field, settings.format]
+    fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, *read])
+    parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
+    template = _Template(template_at, settings.setting)
     # Another release of the library may cut text otherwise; that must not look like a cache hit.
     key = _digest([cache.FORMAT, fingerprint, _library_version(), template.digest])[:32]
-    parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
-    folder = parent / key
+    ids, offsets, roles, index = _cached(parent / key, files, tokenizer, template, settings)
+    check_bad_lines(index["bad_lines"], settings)
+    if roles is not None:  # a template may write the day's date
+        fingerprint = _digest([fingerprint, index["tokens_sha256"], index["roles_sha256"]])
+    return TokenDocuments(
+        ids=ids,
+        offsets=offsets,
+        names=tuple(index["names"]),
+        files=tuple(files),
+        vocab_size=tokenizer.vocab_size,
+        fingerprint=fingerprint,
+        setting=settings.setting,
+        num_empty=index["num_empty"],
+        num_bad_lines=len(index["bad_lines"]),
+        formats=index["formats"],
+        roles=roles,
+    )
+
+
+def _cached(
+    folder: Path,
+    files: Sequence[SourceFile],
+    tokenizer: Tokenizer,
+    template: "_Template",
+    settings: ReadSettings,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]:
+    """Returns what cache.read_cache does of a folder, made if it is not there or damaged."""
     read: list[tuple] = []
 
     def make() -> None:
@@ -164,27 +187,11 @@ def load_documents(
             cache.remove_cache(folder, str(error))
         counts = ReadCounts()
         texts = read_documents(files, settings, counts)
-        texts = answers.render_all(texts, template.get, counts, setting)
-        cache.write_cache(folder, texts, tokenizer, counts, setting)
+        texts = answers.render_all(texts, template.get, counts, settings.setting)
+        cache.write_cache(folder, texts, tokenizer, counts, settings.setting)
 
-    hosts.build(f"tokens of {setting}", cache.cache_folder(parent), make)
-    ids, offsets, roles, index = read[0] if read else _read_new(folder, tokenizer)
-    check_bad_lines(index["bad_lines"], settings)
-    if roles is not None:  # a template may write the day's date
-        fingerprint = _digest([fingerprint, index["tokens_sha256"], index["roles_sha256"]])
-    return TokenDocuments(
-        ids=ids,
-        offsets=offsets,
-        names=tuple(index["names"]),
-        files=tuple(files),
-        vocab_size=tokenizer.vocab_size,
-        fingerprint=fingerprint,
-        setting=setting,
-        num_empty=index["num_empty"],
-        num_bad_lines=len(index["bad_lines"]),
-        formats=index["formats"],
-        roles=roles,
-    )
+    hosts.build(f"tokens of {settings.setting}", cache.cache_folder(folder.parent), make)
+    return read[0] if read else _read_new(folder, tokenizer)
 
 
 class _Template:
@@ -218,6 +225,10 @@ class _Template:
                 "data.text_field to a field of text."
             )
         return self._template
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _read_new(folder: Path, tokenizer: Tokenizer):

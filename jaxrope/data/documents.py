@@ -105,7 +105,8 @@ def _read_file(
         raise InputError(
             f"{settings.setting}: '{file.path}' holds conversations ({place}). Give texts."
         )
-    counts.formats[f"{kind} ({'conversations, ' if place.chat else ''}{place})"] += 1
+    what = "conversations in" if place.chat else "text in" if place.names else "text:"
+    counts.formats[f"{kind}, {what} {place}"] += 1
     for row in rows:
         try:
             if isinstance(row.value, BadRecord):

@@ -19,7 +19,7 @@ OF_JSON = (LINES, VALUES)
 _LINES_SUFFIXES = (".jsonl", ".ndjson", ".jsonlines", ".ldjson")
 _TABLES = {".parquet": PARQUET, ".arrow": ARROW, ".feather": ARROW}
 _PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst", ".zstd")
-_KEY = r"""\{\s*(\}|"([^"\\\n]|\\.)*"\s*:|'([^'\\\n]|\\.)*'\s*:)"""
+_KEY = r"""\{\s*("([^"\\\n]|\\.)*"|'([^'\\\n]|\\.)*')\s*:"""
 _OBJECT = re.compile(_KEY)
 _OBJECTS = re.compile(r"\[\s*" + _KEY)
 
@@ -59,7 +59,8 @@ def recognise(head: bytes, name: str, *, whole: bool) -> str:
     if text.startswith("[") and (_OBJECTS.match(text) or is_json(text, whole=whole)):
         return VALUES
     if text.startswith("{") and (_OBJECT.match(text) or is_json(text, whole=whole)):
-        return LINES if suffix in _LINES_SUFFIXES or _in_lines(text) else VALUES
+        broken = suffix in _LINES_SUFFIXES and not is_json(text, whole=whole)
+        return LINES if broken or _in_lines(text) else VALUES
     return LINES if suffix in _LINES_SUFFIXES else VALUES if suffix == ".json" else TEXT
 
 

@@ -124,7 +124,7 @@ def _arrow(file: SourceFile, setting: str, wanted: str) -> Iterator[Record]:
     try:
         with open_unpacked(file, setting) as stream:
             is_stream = stream.read(4) == b"\xff\xff\xff\xff"
-            stream.seek(0)
+        with open_unpacked(file, setting) as stream:
             if is_stream:
                 reader = pyarrow.ipc.open_stream(stream)
                 batches = iter(reader)
