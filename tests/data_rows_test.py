@@ -359,8 +359,9 @@ def test_what_is_told_of_rows(texts):
     rows = 100 + -(-(length + 1) // 32)
     real = (100 * len("of words+") + length + 1) / (32 * rows)
     assert f"rows (chunk): {real:.1%} of a batch's tokens are real" in low and real < 0.8
-    assert "rows (concat): 99." in told(train_files=short, mode="concat")
-    assert "data.mode" not in told(train_files=short, mode="pack")
+    for mode in ("concat", "pack"):
+        full = told(train_files=short, mode=mode)
+        assert f"rows ({mode}): " in full and "data.mode" not in full
     mixed = told(**changes_of("sources", texts))
     assert f"rows of {texts}/train-[01].txt: 70.0%, 0." in mixed
     assert "data.sources: 3 files (1 JSON Lines, text in 'text'; 2 plain text), 32 doc" in mixed
