@@ -113,8 +113,8 @@ def modes(workdir: Path, base_len: int) -> Table:
         f"sections; at {lengths[0]:,} a mix teaches more than whole novels"
     )
     title = f"what rows are made of, fine-tuned at {FACTOR}x on equal tokens"
-    told = sentence(ordering, judged, whose="The usual ordering")
-    return Table("Modes", title, cells, told, judged)
+    line = sentence(ordering, judged, whose="The usual ordering")
+    return Table("Modes", title, cells, line, judged)
 
 
 def _texts(args, workdir: Path) -> dict[str, tuple[str, ...]]:

@@ -216,6 +216,37 @@ def test_conversations_come_with_plain_roles(tmp_path):
     refused("record 1: field 'conversations' has a message of role 'narrator'", path, chats=True)
 
 
+def test_messages_as_they_are_kept(tmp_path):
+    """With parts of content, a system prompt and tools beside them, a call without content."""
+    call = {"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    messages = [{"role": "user", "content": parts}, {"role": "assistant", "tool_calls": [call]}]
+    row = {"messages": messages, "system": "s", "tools": json.dumps([call])}
+    ((_, found),) = read(put(tmp_path, "a.jsonl", json.dumps(row)), chats=True)
+    assert [message["content"] for message in found.messages] == ["s", "ab", ""]
+    assert found.messages[2]["tool_calls"] == [call] and found.variables == {"tools": [call]}
+    parts[1]["type"] = "image"
+    path = put(tmp_path, "b.jsonl", json.dumps(row))
+    refused("a message of field 'messages' is list, not a string", path, chats=True)
+
+
+def test_conversations_in_parquet(tmp_path):
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    messages = [{"role": "user", "content": "x"}, {"role": "assistant", "content": "y"}]
+    table = pyarrow.table({"id": ["1"], "messages": [messages], "n": [1]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    for wanted in ("", "messages"):
+        ((name, found),) = read(tmp_path / "a.parquet", chats=True, text_field=wanted)
+        assert name == "a.parquet:1" and list(found.messages) == messages
+
+
+def test_the_field_is_found_behind_broken_records(tmp_path):
+    path = put(tmp_path, "a.jsonl", "{broken\n" * 20 + '{"content": "x", "n": 1}\n')
+    assert read(path, skip_bad_lines=20) == [("a.jsonl:21", "x")]
+    refused("line 1: not JSON", path)
+
+
 def test_a_question_and_its_answer_are_a_conversation(tmp_path):
     row = {"instruction": "Add.", "input": "2, 3", "output": "5", "system": "Be brief."}
     ((_, found),) = read(put(tmp_path, "a.json", json.dumps([row])), chats=True)

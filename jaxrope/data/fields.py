@@ -15,7 +15,7 @@ from jaxrope.errors import nearest
 TEXTS = ("text", "content", "raw_content", "document", "article", "body", "passage", "code")
 CHATS = ("messages", "conversations", "conversation")
 PAIRS = (("instruction", "output"), ("prompt", "completion"), ("prompt", "response"))
-TOOLS = "tools"  # beside a conversation
+BESIDE = (TOOLS, _SYSTEM) = ("tools", "system")  # a conversation
 SAMPLE = 16  # records that are looked at
 _LONG, _TIMES = 200, 10  # characters of a long field, and how many times those of all others
 
@@ -68,7 +68,7 @@ class Field:
         Raises:
           BadRecord: it has none.
         """
-        if not self.names and isinstance(record, str):
+        if not self.names:
             return checked_text(record, "the record")
         if not isinstance(record, Mapping):
             raise BadRecord(f"a JSON {type(record).__name__}, not an object")
@@ -81,7 +81,7 @@ class Field:
         value, what = record[self.names[0]], f"field '{self.names[0]}'"
         if not self.chat:
             return checked_text(value, what)
-        return Conversation(_messages(value, what), _variables(record))
+        return Conversation(_with_system(record, _messages(value, what)), _variables(record))
 
 
 def choose(records: Sequence[Any], wanted: str) -> Field:
@@ -98,8 +98,10 @@ def choose(records: Sequence[Any], wanted: str) -> Field:
     if wanted:
         values = [record[wanted] for record in dicts if wanted in record]
         return Field((wanted,), chat=any(map(_is_chat, values)))
-    if not dicts:
+    if not dicts and any(isinstance(record, str) for record in records):
         return Field(())
+    if not dicts:
+        return Field(TEXTS[:1])
     sizes = _sizes(dicts)
     names = {name: None for record in dicts for name in record}
     chats = [name for name in CHATS if any(_is_chat(record.get(name)) for record in dicts)]
@@ -188,24 +190,40 @@ def _variables(record: Mapping) -> dict[str, Any]:
 def _message(message: object, what: str) -> dict[str, Any]:
     if not isinstance(message, Mapping):
         raise BadRecord(f"{what} has a {type(message).__name__} among its messages")
-    named = {"role": "from", "content": "value"} if "from" in message else {}
-    role = message.get(named.get("role", "role"))
+    named = message.get("from") is not None  # as ShareGPT names them
+    role = message.get("from" if named else "role")
     if role not in _ROLES:
         known = ", ".join(_ROLES)
         raise BadRecord(f"{what} has a message of role {role!r}. Known: {known}")
     rest = {k: v for k, v in message.items() if k not in ("from", "value") and v is not None}
-    content = message.get(named.get("content", "content"))
+    content = message.get("value" if named else "content")
     if content is not None or not rest.get("tool_calls"):
-        content = checked_text(content, f"a message of {what}")
+        content = checked_text(_joined(content), f"a message of {what}")
     return rest | {"role": _ROLES[role], "content": content or ""}
+
+
+def _joined(content: object) -> object:
+    """Returns a content that is a list of texts, {"type": "text", "text": ...}, as one."""
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, Mapping)]
+    is_text = all(isinstance(part, Mapping) and part.get("type") == "text" for part in parts)
+    if parts and is_text and all(isinstance(text, str) for text in texts):
+        return "".join(texts)
+    return content
+
+
+def _with_system(record: Mapping, messages: tuple) -> tuple[Mapping[str, Any], ...]:
+    """Returns messages behind the record's own field `system`, which some sets have."""
+    system = record.get(_SYSTEM)
+    if not (isinstance(system, str) and system) or messages[0]["role"] == "system":
+        return messages
+    return ({"role": "system", "content": checked_text(system, "field 'system'")}, *messages)
 
 
 def _pair(record: Mapping, question: str, answer: str) -> Conversation:
     """Returns the conversation of a question and an answer; "input" belongs to an instruction."""
-    asked, told = (checked_text(record[n], f"field '{n}'") for n in (question, answer))
+    asks, answers = (checked_text(record[n], f"field '{n}'") for n in (question, answer))
     more = record.get("input") if question == "instruction" else ""
-    asked = "\n".join([asked, checked_text(more, "field 'input'")]) if more else asked
-    user, assistant = dict(role="user", content=asked), dict(role="assistant", content=told)
-    system = record.get("system")
-    first = [dict(role="system", content=system)] if isinstance(system, str) and system else []
-    return Conversation((*first, user, assistant))
+    asks = "\n".join([asks, checked_text(more, "field 'input'")]) if more else asks
+    turns = dict(role="user", content=asks), dict(role="assistant", content=answers)
+    return Conversation(_with_system(record, turns))

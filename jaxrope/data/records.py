@@ -19,6 +19,7 @@ from jaxrope.data.unpacking import check_unpacked, is_packed, missing_package, o
 from jaxrope.errors import InputError, nearest
 
 _ROWS = 256  # of a table that are in memory
+_SAMPLED = 1000  # records that are looked at for whole ones
 
 
 class Record(NamedTuple):
@@ -54,7 +55,12 @@ def read(file: SourceFile, kind: str, setting: str, wanted: str) -> tuple[fields
         formats.ARROW: _arrow,
     }[kind]
     records = make(file, setting, wanted)
-    sample = list(itertools.islice(records, fields.SAMPLE))
+    sample, whole = [], 0
+    for record in itertools.islice(records, _SAMPLED):
+        sample.append(record)
+        whole += not isinstance(record.value, BadRecord)
+        if whole == fields.SAMPLE:
+            break
     try:
         field = fields.choose([record.value for record in sample], wanted)
     except fields.NoField as error:
@@ -166,7 +172,7 @@ def _columns(schema, file: SourceFile, setting: str, wanted: str) -> list[str]:
                 f"{setting}: '{file.path}' has no column '{wanted}' (data.text_field). "
                 f"{nearest(wanted, schema.names)}"
             )
-        return [name for name in (wanted, fields.TOOLS) if name in schema.names]
+        return [name for name in (wanted, *fields.BESIDE) if name in schema.names]
 
     def may_hold(kind) -> bool:
         kind = kind.value_type if pyarrow.types.is_dictionary(kind) else kind

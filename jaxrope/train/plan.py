@@ -20,7 +20,7 @@ from jaxrope.store import sealed
 from jaxrope.train import lora as lora_lib
 from jaxrope.train import step as step_lib
 from jaxrope.train.program import Program, lower_step, make_program, rope_argument
-from jaxrope.train.rows import rows_told
+from jaxrope.train.rows import describe_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,7 +188,7 @@ def prepare(
         bench=bench,
         remarks=(
             documents.summary,
-            *rows_told(config, documents, loader),
+            *describe_rows(config, documents, loader),
             *loaded.notes,
             *program.remarks,
             *remarks,

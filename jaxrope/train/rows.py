@@ -14,7 +14,7 @@ _REMEDIES = {
 }
 
 
-def rows_told(config: Config, documents: data.TokenDocuments, loader) -> list[str]:
+def describe_rows(config: Config, documents: data.TokenDocuments, loader) -> list[str]:
     """Returns lines for the user: how full rows are, what counts in them, the groups' epochs.
 
     Args:
@@ -29,7 +29,8 @@ def rows_told(config: Config, documents: data.TokenDocuments, loader) -> list[st
     lines = [line]
     if documents.roles is not None:
         lines += _chats(documents, loader, seq_len, config.data.mode)
-    rows = config.train.steps * config.train.batch_size
+    of_text = 1.0 - config.data.needle_share - config.data.short_share
+    rows = of_text * config.train.steps * config.train.batch_size
     lines += [
         f"rows of {name}: {share:.1%}, {rows * share / num_rows:.2f} epochs of them"
         for name, (num_rows, share) in loader.parts.items()
