@@ -27,7 +27,7 @@ from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
 FACTOR, LONG_SHARE = 8, 0.6
-SECTION = 2000  # characters of a section, at least; it ends with a paragraph
+SECTION = 2000 / 512  # characters of a section for each token of the original length, at least
 BUDGETS = {
     "whole": dict(windows=16, steps=30, rows=2),
     "quick": dict(windows=2, steps=2, rows=2),
@@ -54,7 +54,7 @@ def planned(args) -> tuple[ConfigDict, dict, int]:
     spent, workdir = BUDGETS["quick" if args.quick else "whole"], folder(args)
     config = _config(args, spent)
     base_len = setup.model_config(config).original_len
-    texts = _texts(args, workdir)
+    texts = _texts(args, workdir, int(SECTION * base_len))
     fixed = write_known(config, ("yarn",), workdir / "ropes", FACTOR * base_len)
     rows = [(label, config.model.path, path) for label, path in fixed]
     rows += [(mode, f"{{{mode}}}", "model") for mode in MODES]
@@ -117,15 +117,21 @@ def modes(workdir: Path, base_len: int) -> Table:
     return Table("Modes", title, cells, line, judged)
 
 
-def _texts(args, workdir: Path) -> dict[str, tuple[str, ...]]:
-    """Returns the files of each training; the sections of every novel are a file of JSON Lines."""
+def _texts(args, workdir: Path, size: int) -> dict[str, tuple[str, ...]]:
+    """Returns the files of each training; the sections of every novel are a file of JSON Lines.
+
+    Args:
+      args: of the command line.
+      workdir: where they are written.
+      size: of a section, characters.
+    """
     novels = data.find_files([args.train], setting="--train")
     sections = workdir / "sections"
     sections.mkdir(parents=True, exist_ok=True)
     places = []
     for novel in novels:
         place = sections / f"{Path(novel.name).stem}.jsonl"
-        lines = [json.dumps({"text": text}) for text in _sections(novel.path)]
+        lines = [json.dumps({"text": text}) for text in _sections(novel.path, size)]
         if not place.exists():
             files.write_text_atomic(place, "\n".join(lines))
         places.append(str(place))
@@ -137,11 +143,11 @@ def _texts(args, workdir: Path) -> dict[str, tuple[str, ...]]:
     }
 
 
-def _sections(novel: Path) -> list[str]:
-    """Returns a novel in parts of whole paragraphs, SECTION characters or more each."""
+def _sections(novel: Path, size: int) -> list[str]:
+    """Returns a novel in parts of whole paragraphs, `size` characters or more each."""
     parts = [""]
     for paragraph in novel.read_text(encoding="utf-8-sig").split("\n\n"):
-        if len(parts[-1]) >= SECTION:
+        if len(parts[-1]) >= size:
             parts.append("")
         parts[-1] += paragraph + "\n\n"
     return [part for part in parts if part.strip()]
