@@ -29,9 +29,8 @@ def open_unpacked(file: SourceFile, setting: str) -> BinaryIO:
     Raises:
       InputError: the package that unpacks it is missing; while reading: it unpacks to too much.
     """
+    unpack = _unpacker(file, setting, _head(file))
     raw = open(file.path, "rb")
-    unpack = _unpacker(file, setting, raw.read(16))
-    raw.seek(0)
     if unpack is None:
         return raw
     return io.BufferedReader(_Bounded(unpack(raw), raw, file, setting), buffer_size=_BLOCK)
@@ -39,8 +38,7 @@ def open_unpacked(file: SourceFile, setting: str) -> BinaryIO:
 
 def is_packed(file: SourceFile) -> bool:
     """Returns whether a file's first bytes are those of a packed one."""
-    with open(file.path, "rb") as raw:
-        head = raw.read(16)
+    head = _head(file)
     return any(magic.match(head) for magic in _PACKED)
 
 
@@ -60,6 +58,11 @@ def missing_package(file: SourceFile, setting: str, package: str, purpose: str) 
         f"{setting}: '{file.path}': the package `{package}` is needed to {purpose} and is not "
         "installed. Install it with pip, or convert the file."
     )
+
+
+def _head(file: SourceFile) -> bytes:
+    with open(file.path, "rb") as raw:
+        return raw.read(16)
 
 
 def _zstandard(file: SourceFile, setting: str) -> Callable[[BinaryIO], BinaryIO]:
