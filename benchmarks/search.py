@@ -218,13 +218,7 @@ class HeldOut:
         loaded = pretrained.load(Path(args.model), dtype="float32")
         tokenizer = data.load_tokenizer(loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
         documents = data.load_documents(
-            _texts(args).eval_files,
-            tokenizer,
-            cache_dir="",
-            text_field="text",
-            exclude=(),
-            skip_bad_lines=0,
-            setting="--held_out",
+            _texts(args).eval_files, tokenizer, settings=data.ReadSettings("--held_out")
         )
         windows = data.eval_windows(
             documents,

@@ -61,14 +61,18 @@ def forward() -> ConfigDict:
 def data() -> ConfigDict:
     """Text and tokens."""
     section = ConfigDict()
-    section.train_files = ()  # files or globs: .txt .jsonl .parquet .gz .zst, ...
+    section.train_files = ()  # files or globs: text, JSON Lines, JSON, Parquet, Arrow, packed or not; their content decides, not their names
+    section.sources = ()  # in place of train_files: (("files or glob", weight), ...), each with its share of the rows
     section.eval_files = ()  # files or globs, held out
     section.exclude = ()  # globs of files to leave out of train_files, for example those of eval_files
-    section.text_field = "text"  # field of a JSONL or Parquet record
-    section.skip_bad_lines = 0  # broken JSONL lines that are tolerated
+    section.format = "auto"  # auto: by content | text: every file that looks like JSON is one text, as it stands
+    section.text_field = ""  # field of a record that holds its text, or its conversation; "" = look for it
+    section.skip_bad_lines = 0  # broken records that are tolerated
     section.tokenizer = ""  # folder, tokenizer.json or "bytes"; "" = the checkpoint's
     section.cache_dir = ""  # where tokens are cached; "" = the user's cache folder
-    section.mode = "chunk"  # chunk: each row is cut from one document | pack: whole documents packed
+    section.mode = "chunk"  # chunk: each row is cut from one document | pack: whole documents packed, each attending to itself | concat: documents joined, attending across
+    section.long_share = 0.0  # share of the rows (of each source) from long documents, the others from short ones; 0 = length does not matter
+    section.long_tokens = 0  # tokens of a long document, at least; 0 = train.seq_len
     section.needle_share = 0.0  # share of the rows of a batch that are documents of the row's length with magic numbers hidden in text, all asked for at the end
     section.needle_keys = 6  # needles in such a row: 1, 2, ... up to this many, in turn
     section.needle_weight = 1.0  # loss weight of a digit of an answer; all other tokens have weight 1

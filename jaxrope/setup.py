@@ -255,18 +255,40 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 
-def documents(config, patterns, tokenizer, *, setting: str, exclude=()) -> data.TokenDocuments:
-    """Returns the text of files or globs, except those that match a glob of `exclude`, read as
-    config.data says; `setting` is their config key.
+def train_documents(config, tokenizer, place) -> data.TokenDocuments:
+    """Returns the text that is trained on, or searched with; `place` is that of `tokenizer`."""
+    section, setting = config.data, "data.sources" if config.data.sources else "data.train_files"
+    patterns = [pattern for pattern, _ in section.sources] or section.train_files
+    read = dict(setting=setting, exclude=section.exclude)
+    return documents(config, patterns, tokenizer, place, **read)
+
+
+def documents(
+    config, patterns, tokenizer, place, *, setting: str, exclude=()
+) -> data.TokenDocuments:
+    """Returns the text of files or globs, read as config.data says.
+
+    Args:
+      config: of the program.
+      patterns: files or globs.
+      tokenizer, place: what makes the tokens, and where it came from, with its chat template.
+      setting: the config key of `patterns`.
+      exclude: globs of files to leave out.
     """
+    section = config.data
+    is_file = place != "bytes" and files.as_path(place).is_file()
     return data.load_documents(
         patterns,
         tokenizer,
-        cache_dir=config.data.cache_dir,
-        text_field=config.data.text_field,
+        cache_dir=section.cache_dir,
         exclude=exclude,
-        skip_bad_lines=config.data.skip_bad_lines,
-        setting=setting,
+        template_at=files.as_path(place).parent if is_file else place,
+        settings=data.ReadSettings(
+            setting=setting,
+            text_field=section.text_field,
+            skip_bad_lines=section.skip_bad_lines,
+            format=section.format,
+        ),
     )
 
 

@@ -86,6 +86,7 @@ HUGGING_FACE_NAMES = {
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7, 60
 LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
 MORE_PARAMETERS_BECAUSE = {
+    "jaxrope/data/loader.py:__init__": "what every row depends on",
     "jaxrope/llama/forward.py:probe": "those of hidden, and what is asked of each layer",
 }
 

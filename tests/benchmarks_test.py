@@ -178,7 +178,9 @@ def test_steps_of_a_descent_stay_within_their_share(samples, factor):
         assert 0.9 * share < cost / (1312 * samples * factor * 256) <= share
 
 
-@pytest.mark.parametrize("name", ["ablation", "attention_objectives", "paper_tables", "search"])
+@pytest.mark.parametrize(
+    "name", ["ablation", "attention_objectives", "data_modes", "paper_tables", "search"]
+)
 def test_a_benchmark_has_a_command_line(name, monkeypatch, capsys):
     monkeypatch.setattr(heap, "keep", lambda: None)
     monkeypatch.setattr(sys, "argv", [f"benchmarks/{name}.py", "--help"])

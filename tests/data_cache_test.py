@@ -11,10 +11,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxrope.data import cache, default_cache_dir, load_documents, load_tokenizer, overlap
+from jaxrope.data import (
+    ReadSettings,
+    cache,
+    default_cache_dir,
+    load_documents,
+    load_tokenizer,
+    overlap,
+)
 from jaxrope.errors import InputError
 
-BYTES = load_tokenizer("bytes")
+BYTES, KEY = load_tokenizer("bytes"), "data.train_files"
 
 
 class CountingTokenizer:
@@ -42,8 +49,12 @@ def books(tmp_path):
 
 
 def load(books, tokenizer=BYTES, **settings):
-    settings = {"cache_dir": books.parent / "cache", "skip_bad_lines": 1} | settings
-    return load_documents([str(books / "*")], tokenizer, **settings)
+    settings = {"skip_bad_lines": 1} | settings
+    exclude = settings.pop("exclude", ())
+    cache_dir = settings.pop("cache_dir", books.parent / "cache")
+    settings = ReadSettings(KEY, **settings)
+    read = dict(cache_dir=cache_dir, exclude=exclude, settings=settings)
+    return load_documents([str(books / "*")], tokenizer, **read)
 
 
 def only_folder(books):
@@ -228,7 +239,9 @@ def test_no_text_at_all(tmp_path):
     (tmp_path / "a.txt").write_text(" \n")
     (tmp_path / "b.txt").write_text("")
     with pytest.raises(InputError, match="none of 2 documents has any text") as caught:
-        load_documents([str(tmp_path / "*.txt")], BYTES, cache_dir=tmp_path, setting="data.x")
+        load_documents(
+            [str(tmp_path / "*.txt")], BYTES, cache_dir=tmp_path, settings=ReadSettings("data.x")
+        )
     assert str(caught.value).startswith("data.x: ")
 
 

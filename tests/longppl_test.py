@@ -59,7 +59,10 @@ def make_documents(folder, tokenizer, *texts):
     for i, text in enumerate(texts):
         (folder / f"{i}.txt").write_text(text, encoding="utf-8")
     return data.load_documents(
-        [str(folder / "?.txt")], tokenizer, cache_dir=folder / "cache", setting="data.eval_files"
+        [str(folder / "?.txt")],
+        tokenizer,
+        cache_dir=folder / "cache",
+        settings=data.ReadSettings("data.eval_files"),
     )
 
 

@@ -29,7 +29,10 @@ def documents_of(tmp_path, *texts, tokenizer=BytesTokenizer()):  # noqa: B008 (f
     for i, text in enumerate(texts):
         (tmp_path / f"{i}.txt").write_text(text)
     return data.load_documents(
-        [f"{tmp_path}/*.txt"], tokenizer, cache_dir=tmp_path / "cache", setting="data.eval_files"
+        [f"{tmp_path}/*.txt"],
+        tokenizer,
+        cache_dir=tmp_path / "cache",
+        settings=data.ReadSettings("data.eval_files"),
     )
 
 

@@ -336,3 +336,29 @@ def test_the_ablation_runs(tmp_path):
     assert code == 0, printed
     content = json.loads((tmp_path / "ablation" / "ablation.json").read_text())
     assert [t["name"] for t in content["tables"]] == ["Objective", "Dimensions", "Mixed window"]
+
+
+@pytest.mark.slow
+def test_the_ablation_of_rows_runs_and_goes_on(tmp_path):
+    texts, base = tmp_path / "texts", tmp_path / "base"
+    tiny_twin.write_texts(texts, words=2500)
+    for text in texts.glob("*.txt"):  # with paragraphs
+        text.write_text(text.read_text().replace(" a", "\n\na"))
+    tiny_twin.make_base(texts, base, original_len=64)
+    arguments = (
+        f"--model={base}",
+        f"--train={texts}/train-*.txt",
+        f"--held_out={texts}/held-out*.txt",
+        "--tokenizer=bytes",
+        "--offset=0",
+        f"--workdir={tmp_path / 'modes'}",
+    )
+    printed, code = run("data_modes", *arguments)
+    assert code == 0, printed
+    content = json.loads((tmp_path / "modes" / "data_modes.json").read_text())
+    (table,) = content["tables"]
+    assert [row[0] for row in table["cells"]] == ["", "yarn", "chunk", "concat", "mix"]
+    assert table["cells"][0][1:] == ["64", "512"] and all(all(row) for row in table["cells"][1:])
+    assert "rows (concat): 99." in printed and "rows of long documents: 60.0%" in printed
+    again, code = run("data_modes", *arguments)
+    assert code == 0 and again.count("finished before") == 4

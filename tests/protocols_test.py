@@ -50,7 +50,7 @@ def documents(model, tmp_path_factory):
         [str(folder / "?.txt")],
         model.tokenizer,
         cache_dir=folder / "cache",
-        setting="data.eval_files",
+        settings=data.ReadSettings("data.eval_files"),
     )
     assert found.lengths.tolist() == [1069, 479, 1712, 38]
     return found

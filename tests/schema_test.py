@@ -173,7 +173,10 @@ def test_the_value_that_is_there_is_taken_everywhere(name):
     [
         ("train.steps=0", "train.steps must be a whole number, 1 or more, got 0."),
         ("optimizer.learning_rate=nan", "optimizer.learning_rate must be a number above 0 and at"),
-        ("data.mode=chnk", "Unknown data.mode 'chnk'. Did you mean 'chunk'? Known: chunk, pack."),
+        (
+            "data.mode=chnk",
+            "Unknown data.mode 'chnk'. Did you mean 'chunk'? Known: chunk, concat, pack.",
+        ),
         ("eval.lengths=(512,0)", "eval.lengths[1] must be a whole number of tokens, 1 or more"),
         ("search.compare=2", "search.compare must be True or False, got '2'."),
         ("data.tokenizer=('a',)", None),

@@ -61,7 +61,8 @@ def test_exclude_is_of_the_training_text_alone(tmp_path):
 
     def names(**kwargs):
         files = config.data.train_files
-        found = setup.documents(config, files, tokenizer, setting="data.train_files", **kwargs)
+        settings = dict(setting="data.train_files", **kwargs)
+        found = setup.documents(config, files, tokenizer, "bytes", **settings)
         return list(found.names)
 
     assert names(exclude=("held.txt",)) == ["one.txt", "two.txt"]

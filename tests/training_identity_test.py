@@ -188,9 +188,12 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, undistu
         "epochs",
         "evaluated on the way: 2 times",
         "a new run",
+        "data.train_files: 3 files (3 plain text), 3 documents, ",
+        "rows (chunk): 9",
+        "data.eval_files: 1 file (1 plain text), 1 document, ",
     ):
         assert words in text
     assert "time: " in text and "for 4 steps, evaluations aside" in text and "tokens/s" in text
-    assert len(text.splitlines()) < 15 and not (tmp_path / "run").exists()
+    assert len(text.splitlines()) < 18 and not (tmp_path / "run").exists()
     quick = train.dry_run(config, devices=ONE, timing=False)
     assert "time: " not in quick and "while a step runs" not in quick

@@ -73,7 +73,9 @@ def prepare(args) -> Prepared:
     tokenizer = data.load_tokenizer(place, vocab_size=loaded.config.vocab_size)
     length = args.length or 2 * llama.own_base(loaded.config).length
     ropes = {name: _rope(name, loaded, length) for name in _names(args.ropes)}
-    documents = data.load_documents(args.text, tokenizer, setting="--text")
+    documents = data.load_documents(
+        args.text, tokenizer, template_at=place, settings=data.ReadSettings("--text")
+    )
     windows = data.eval_windows(
         documents,
         length=length,

@@ -26,7 +26,7 @@ fill a row; what is left of it is padding. With BOS = 1, EOS = 2, seq_len = 4 an
     segment_ids    1  1  1  1 |  1  1  0  0 |  1  1  0  0
     loss_weights   1  1  1  1 |  1  1  0  0 |  1  1  0  0
 
-and "pack" puts the last two pieces into one row:
+"pack" puts the last two pieces into one row:
 
     tokens         1 10 11 12 |  1 14  1 20
     targets       10 11 12 13 | 14  2 20  2
@@ -34,19 +34,34 @@ and "pack" puts the last two pieces into one row:
     segment_ids    1  1  1  1 |  1  1  2  2
     loss_weights   1  1  1  1 |  1  1  1  1
 
+and "concat" joins the documents in a random order and cuts the joined text; a row's tokens attend
+to all before them, across documents:
+
+    tokens         1 10 11 12 |  1 14  2  1 |  1  0  0  0
+    targets       10 11 12 13 | 14  2  1 20 |  2  0  0  0
+    positions      0  1  2  3 |  0  1  2  3 |  0  0  0  0
+    segment_ids    1  1  1  1 |  1  1  1  1 |  1  0  0  0
+    loss_weights   1  1  1  1 |  1  1  0  1 |  1  0  0  0
+
+A conversation has the begin and end tokens of its template and no others. It is one piece: where it
+is longer than a row it loses its end ("concat" cuts it as any text). Its answers alone are targets
+that count.
+
 - `tokens_BT` is what the model sees; `targets_BT` the token it has to predict at that place,
   already shifted, so that the sequence axis may be cut or permuted afterwards.
 - `positions_BT` count from 0 in each piece.
 - `segment_ids_BT` number a row's pieces from 1; 0 is padding. A token attends to earlier tokens of
   its own piece only.
-- `loss_weights_BT` is 1.0 for a target that counts and 0.0 for padding. No target belongs to
-  another document than its token.
+- `loss_weights_BT` is 1.0 for a target that counts and 0.0 for padding, for what is no answer of a
+  conversation, and for a begin token. But in "concat" no target belongs to another document than
+  its token.
 """
 
-from jaxrope.data import needles, tokenizer_spec
+from jaxrope.data import chat, needles, tokenizer_spec
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
+from jaxrope.data.groups import Group, make_groups
 from jaxrope.data.loader import TrainLoader
 from jaxrope.data.mixture import MixtureLoader, Shares, check_shares
 from jaxrope.data.needles import GRASS, NeedleDocument
@@ -59,6 +74,7 @@ __all__ = [
     "ADJECTIVES",
     "BytesTokenizer",
     "GRASS",
+    "Group",
     "MixtureLoader",
     "NOUNS",
     "NeedleDocument",
@@ -69,6 +85,7 @@ __all__ = [
     "Tokenizer",
     "TrainLoader",
     "Windows",
+    "chat",
     "check_bad_lines",
     "check_shares",
     "continuation",
@@ -78,6 +95,7 @@ __all__ = [
     "fresh_windows",
     "load_documents",
     "load_tokenizer",
+    "make_groups",
     "needles",
     "overlap",
     "read_documents",

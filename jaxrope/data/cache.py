@@ -5,14 +5,17 @@ A folder holds
 
     tokens.npy   uint16 (vocabulary up to 65,536) or uint32: all documents, one behind another
     offsets.npy  int64 [number of documents + 1]: document i is tokens[offsets[i]:offsets[i + 1]]
+    roles.npy    uint8, one for each token: of text, prompt or answer (`answers`); only where there
+                 are conversations
     names.json   of the documents
-    index.json   format, dtype, length, digests of the others, what was passed over; sealed
+    index.json   format, dtype, length, digests of the others, what was read and passed over; sealed
 
 It is written under another name and renamed, so that several processes may write it at one time. It
 is read through a memory map, after every byte has been checked.
 """
 
 import hashlib
+import itertools
 import json
 import os
 import secrets
@@ -24,12 +27,14 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxrope.data import answers
+from jaxrope.data.chat import Chat
 from jaxrope.data.documents import ReadCounts
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 from jaxrope.store import files, sealed
 
-FORMAT = "jaxrope.tokens/2"
+FORMAT = "jaxrope.tokens/3"
 BATCH_CHARS = 1 << 22  # characters tokenised together: about 100 bytes of memory for each
 BATCH_DOCUMENTS = 4096
 BLOCK_TOKENS = 1 << 22  # tokens checked at one time when a cache is read
@@ -75,8 +80,11 @@ def cache_folder(folder: Path) -> Path:
     return folder
 
 
-def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray, dict]:
-    """Returns (ids, offsets, index with names) of a cache folder, after checking all of it.
+def read_cache(
+    folder: Path, *, vocab_size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]:
+    """Returns (ids, offsets, roles or None, index with names) of a cache folder, after checking all
+    of it.
 
     Raises:
       Damaged: the format is another one, a file is cut off or damaged, or an id is outside the
@@ -108,7 +116,12 @@ def read_cache(folder: Path, *, vocab_size: int) -> tuple[np.ndarray, np.ndarray
         digest.update(block)
     if digest.hexdigest() != index["tokens_sha256"]:
         raise Damaged("tokens.npy is not what was written (its SHA-256 differs)")
-    return ids, offsets, index
+    if not index["roles_sha256"]:
+        return ids, offsets, None, index
+    roles = _read_array(folder, "roles.npy", np.dtype(np.uint8), index["num_tokens"])
+    if files.sha256_file(folder / "roles.npy") != index["roles_sha256"]:
+        raise Damaged("roles.npy is not what was written (its SHA-256 differs)")
+    return ids, offsets, roles, index
 
 
 def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.ndarray:
@@ -132,7 +145,7 @@ def _read_array(folder: Path, name: str, dtype: np.dtype, length: int) -> np.nda
 
 def write_cache(
     folder: Path,
-    texts: Iterable[tuple[str, str]],
+    texts: Iterable[tuple[str, str | Chat]],
     tokenizer: Tokenizer,
     counts: ReadCounts,
     setting: str,
@@ -184,22 +197,26 @@ def remove_cache(folder: Path, why: str) -> None:
 
 
 def _write_files(
-    staging: Path, texts: Iterable[tuple[str, str]], tokenizer: Tokenizer, counts: ReadCounts
+    staging: Path,
+    texts: Iterable[tuple[str, str | Chat]],
+    tokenizer: Tokenizer,
+    counts: ReadCounts,
 ) -> None:
-    """Writes the three files; none but an empty tokens.npy if there are no tokens."""
+    """Writes the files; none but an empty tokens.npy if there are no tokens."""
     dtype = _dtype(tokenizer.vocab_size)
     names: list[str] = []
     lengths: list[int] = []
     digest = hashlib.sha256()
-    with open(staging / "tokens.npy", "wb") as file:
+    with open(staging / "tokens.npy", "wb") as file, _Roles(staging / "roles.npy") as roles:
         start = _write_header(file, dtype, 0)
-        for name, ids in _tokenised(texts, tokenizer):
+        for name, ids, of_chat in _tokenised(texts, tokenizer):
             if not len(ids):  # a normalizer can leave nothing of a text of odd characters
                 counts.empty += 1
                 continue
             block = ids.astype(dtype)
             file.write(block.data)
             digest.update(block.data)
+            roles.add(of_chat, len(ids))
             names.append(name)
             lengths.append(len(ids))
         file.seek(0)
@@ -224,6 +241,8 @@ def _write_files(
             "tokens_sha256": digest.hexdigest(),
             "offsets_sha256": hashlib.sha256(offsets).hexdigest(),
             "names_sha256": hashlib.sha256(raw).hexdigest(),
+            "roles_sha256": files.sha256_file(roles.path) if roles.path.exists() else "",
+            "formats": dict(counts.formats),
             "num_empty": counts.empty,
             "bad_lines": counts.bad_lines,
         },
@@ -238,10 +257,38 @@ def _write_header(file, dtype: np.dtype, length: int) -> int:
     return file.tell()
 
 
+class _Roles:
+    """Writes roles.npy if there is a conversation; all before the first one are of text."""
+
+    def __init__(self, path: Path):
+        self.path, self._file, self._count = path, None, 0
+
+    def __enter__(self) -> "_Roles":
+        return self
+
+    def add(self, roles: np.ndarray | None, count: int) -> None:
+        """Adds the roles of the next `count` tokens; None: they are of text."""
+        if roles is not None and self._file is None:
+            self._file = open(self.path, "wb")
+            self._start = _write_header(self._file, np.dtype(np.uint8), 0)
+        if roles is not None:
+            self._file.seek(self._start + self._count)  # what is passed over is 0: TEXT
+            self._file.write(roles.data)
+        self._count += count
+
+    def __exit__(self, *_error) -> None:
+        if self._file is not None:
+            with self._file as file:
+                file.truncate(self._start + self._count)
+                file.seek(0)
+                _write_header(file, np.dtype(np.uint8), self._count)
+                _sync(file)
+
+
 def _tokenised(
-    texts: Iterable[tuple[str, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[str, np.ndarray]]:
-    """Yields (name, ids), several documents tokenised together.
+    texts: Iterable[tuple[str, str | Chat]], tokenizer: Tokenizer
+) -> Iterator[tuple[str, np.ndarray, np.ndarray | None]]:
+    """Yields (name, ids, roles of a conversation), several documents tokenised together.
 
     A document is never cut for it: whether a cut changes ids depends on the tokenizer, and pieces
     of 20 lines are only 1.3 times as fast.
@@ -249,6 +296,11 @@ def _tokenised(
     batch: list[tuple[str, str]] = []
     chars = 0
     for name, text in texts:
+        if isinstance(text, Chat):
+            yield from _encode(batch, tokenizer)
+            batch, chars = [], 0
+            yield name, *answers.encode(tokenizer, text)
+            continue
         batch.append((name, text))
         chars += len(text)
         if chars >= BATCH_CHARS or len(batch) >= BATCH_DOCUMENTS:
@@ -259,9 +311,9 @@ def _tokenised(
 
 def _encode(
     batch: Sequence[tuple[str, str]], tokenizer: Tokenizer
-) -> Iterator[tuple[str, np.ndarray]]:
+) -> Iterator[tuple[str, np.ndarray, None]]:
     ids = tokenizer.encode_batch([text for _, text in batch]) if batch else []
-    return zip((name for name, _ in batch), ids, strict=True)
+    return zip((name for name, _ in batch), ids, itertools.repeat(None, len(ids)), strict=True)
 
 
 def _writable(folder: Path) -> bool:

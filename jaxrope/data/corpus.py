@@ -1,15 +1,16 @@
 """Documents as tokens, made once and kept on disk (`jaxrope.data.cache`)."""
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 
 import numpy as np
 
-from jaxrope.data import cache
+from jaxrope.data import answers, cache, chat
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.sources import SourceFile, find_files
@@ -17,12 +18,14 @@ from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts
 
-_CONTENT = "jaxrope.tokens/1"  # how text becomes tokens
+_TRAINED_ON = ReadSettings("data.train_files")
+_CONTENT = "jaxrope.tokens/2"  # how text becomes tokens
 
 
 @dataclass(frozen=True)
 class TokenDocuments:
-    """Documents as token ids, without begin and end tokens.
+    """Documents as token ids, without begin and end tokens; conversations with those of the model's
+    template.
 
     Attributes:
       ids: all documents, one behind another; uint16 or uint32, a read-only memory map.
@@ -34,6 +37,8 @@ class TokenDocuments:
       setting: the config key that named the files, for messages.
       num_empty: documents passed over because they have no text.
       num_bad_lines: records passed over because they are broken.
+      formats: number of files by what was said of their format.
+      roles: for every id answers.TEXT, PROMPT or ANSWER, uint8; None: all are of text.
     """
 
     ids: np.ndarray
@@ -45,6 +50,8 @@ class TokenDocuments:
     setting: str
     num_empty: int = 0
     num_bad_lines: int = 0
+    formats: Mapping[str, int] = field(default_factory=dict)
+    roles: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.names)
@@ -53,6 +60,52 @@ class TokenDocuments:
     def lengths(self) -> np.ndarray:
         """Tokens of each document, int64."""
         return np.diff(self.offsets)
+
+    @property
+    def are_chats(self) -> np.ndarray:
+        """Whether each document is a conversation, bool."""
+        if self.roles is None:
+            return np.zeros(len(self), bool)
+        return np.asarray(self.roles[self.offsets[:-1]]) != answers.TEXT
+
+    def is_chat(self, index: int) -> bool:
+        """Returns whether a document is a conversation."""
+        return self.roles is not None and self.roles[self.offsets[index]] != answers.TEXT
+
+    def counted(self, index: int, start: int, stop: int) -> np.ndarray:
+        """Returns whether each of the ids that `tokens` returns counts in the loss, bool: those of
+        text and of answers do.
+        """
+        first, last = int(self.offsets[index]) + start, int(self.offsets[index + 1])
+        last = min(int(self.offsets[index]) + stop, last)
+        if self.roles is None:
+            return np.ones(max(last - first, 0), bool)
+        return np.asarray(self.roles[first:last]) != answers.PROMPT
+
+    @property
+    def file_numbers(self) -> np.ndarray:
+        """The place in `files` of each document's file, int64."""
+        number_of = {file.name: number for number, file in enumerate(self.files)}
+        numbers = (
+            number_of[name if name in number_of else name.rpartition(":")[0]] for name in self.names
+        )
+        return np.fromiter(numbers, np.int64, len(self))
+
+    @property
+    def summary(self) -> str:
+        """What was read, in one line."""
+        kinds = "; ".join(f"{count:,} {kind}" for kind, count in sorted(self.formats.items()))
+        passed = {"empty": self.num_empty, "broken": self.num_bad_lines}
+        passed = [f"{count:,} {why} passed over" for why, count in passed.items() if count]
+        longest = int(np.argmax(self.lengths))
+        return "; ".join(
+            [
+                f"{self.setting}: {_number(len(self.files), 'file')} ({kinds}), "
+                f"{_number(len(self), 'document')}, {len(self.ids):,} tokens, the longest "
+                f"{self.lengths[longest]:,} ('{self.names[longest]}')",
+                *passed,
+            ]
+        )
 
     def doc(self, index: int) -> np.ndarray:
         """Returns the int32 ids of a document."""
@@ -69,10 +122,9 @@ def load_documents(
     tokenizer: Tokenizer,
     *,
     cache_dir: Path | str = "",
-    text_field: str = "text",
     exclude: Sequence[str] = (),
-    skip_bad_lines: int = 0,
-    setting: str = "data.train_files",
+    template_at: Path | str | None = None,
+    settings: ReadSettings = _TRAINED_ON,
 ) -> TokenDocuments:
     """Returns the documents of files or globs as tokens, sorted by path, each whole.
 
@@ -81,22 +133,49 @@ def load_documents(
       tokenizer: what makes the tokens.
       cache_dir: where tokens are kept; "" = the user's cache folder, and a temporary one where that
         cannot be written.
-      text_field: the field of a JSONL or Parquet record that holds its text.
       exclude: globs of files to leave out.
-      skip_bad_lines: records that may be broken before it is an error.
-      setting: the config key `patterns` come from, for messages.
+      template_at: the folder whose chat template renders conversations; None: there is none.
+      settings: how files are read, and the config key `patterns` come from; conversations are.
 
     Raises:
       InputError: there is no text, a file cannot be read as text, or the cache cannot be written.
     """
-    settings = ReadSettings(setting, text_field, skip_bad_lines)
-    files = find_files(patterns, exclude=exclude, setting=setting)
+    settings = dataclasses.replace(settings, chats=True)
+    files = find_files(patterns, exclude=exclude, setting=settings.setting)
     described = [[file.name, file.size, file.sha256] for file in files]
-    fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, text_field])
-    # Another release of the library may cut text otherwise; that must not look like a cache hit.
-    key = _digest([cache.FORMAT, fingerprint, _library_version()])[:32]
+    read = [settings.text_field, settings.format]
+    fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, *read])
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
-    folder = parent / key
+    template = _Template(template_at, settings.setting)
+    # Another release of the library may cut text otherwise; that must not look like a cache hit.
+    key = _digest([cache.FORMAT, fingerprint, _library_version(), template.digest])[:32]
+    ids, offsets, roles, index = _cached(parent / key, files, tokenizer, template, settings)
+    check_bad_lines(index["bad_lines"], settings)
+    if roles is not None:  # a template may write the day's date
+        fingerprint = _digest([fingerprint, index["tokens_sha256"], index["roles_sha256"]])
+    return TokenDocuments(
+        ids=ids,
+        offsets=offsets,
+        names=tuple(index["names"]),
+        files=tuple(files),
+        vocab_size=tokenizer.vocab_size,
+        fingerprint=fingerprint,
+        setting=settings.setting,
+        num_empty=index["num_empty"],
+        num_bad_lines=len(index["bad_lines"]),
+        formats=index["formats"],
+        roles=roles,
+    )
+
+
+def _cached(
+    folder: Path,
+    files: Sequence[SourceFile],
+    tokenizer: Tokenizer,
+    template: "_Template",
+    settings: ReadSettings,
+) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, dict]:
+    """Returns what cache.read_cache does of a folder, made if it is not there or damaged."""
     read: list[tuple] = []
 
     def make() -> None:
@@ -108,22 +187,48 @@ def load_documents(
             cache.remove_cache(folder, str(error))
         counts = ReadCounts()
         texts = read_documents(files, settings, counts)
-        cache.write_cache(folder, texts, tokenizer, counts, setting)
+        texts = answers.render_all(texts, template.get, counts, settings.setting)
+        cache.write_cache(folder, texts, tokenizer, counts, settings.setting)
 
-    hosts.build(f"tokens of {setting}", cache.cache_folder(parent), make)
-    ids, offsets, index = read[0] if read else _read_new(folder, tokenizer)
-    check_bad_lines(index["bad_lines"], settings)
-    return TokenDocuments(
-        ids=ids,
-        offsets=offsets,
-        names=tuple(index["names"]),
-        files=tuple(files),
-        vocab_size=tokenizer.vocab_size,
-        fingerprint=fingerprint,
-        setting=setting,
-        num_empty=index["num_empty"],
-        num_bad_lines=len(index["bad_lines"]),
-    )
+    hosts.build(f"tokens of {settings.setting}", cache.cache_folder(folder.parent), make)
+    return read[0] if read else _read_new(folder, tokenizer)
+
+
+class _Template:
+    """The chat template of a folder, which is missed only where there are conversations."""
+
+    def __init__(self, folder: Path | str | None, setting: str):
+        self._setting, self._template, self._error = setting, None, None
+        try:
+            self._template = chat.load_template(folder) if folder not in (None, "bytes") else None
+        except InputError as error:
+            self._error = error
+
+    @property
+    def digest(self) -> str:
+        """Of what it writes."""
+        template = self._template
+        return _digest([template.source, dict(template.tokens)]) if template else ""
+
+    def get(self) -> chat.ChatTemplate:
+        """Returns the template.
+
+        Raises:
+          InputError: there is none.
+        """
+        if self._error:
+            raise self._error
+        if self._template is None:
+            raise InputError(
+                f"{self._setting}: there are conversations, and the tokenizer has no chat template "
+                "to write them. Use an instruct model's tokenizer (data.tokenizer), or set "
+                "data.text_field to a field of text."
+            )
+        return self._template
+
+
+def _number(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' if count != 1 else ''}"
 
 
 def _read_new(folder: Path, tokenizer: Tokenizer):

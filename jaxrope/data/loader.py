@@ -5,13 +5,19 @@ Letters: B rows, T tokens in a row.
 """
 
 import bisect
+import functools
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 
 import numpy as np
 
 from jaxrope.data.corpus import TokenDocuments
+from jaxrope.data.groups import Group
+from jaxrope.data.joined import Joined
+from jaxrope.data.sequences import Sequences
 from jaxrope.data.shuffle import permutation
 from jaxrope.errors import InputError, choose
 
@@ -23,70 +29,68 @@ class Pieces:
     """Where each piece of a document is, and in which row.
 
     A piece predicts the tokens `starts + 1` to `starts + lengths` of its document's sequence
-    begin, tokens, end. Pieces of a row lie one behind another: row i has those from
-    row_starts[i] to row_starts[i + 1]. All int64.
+    (`Sequences`), `counted` of which count. Pieces of a row lie one behind another: row i has those
+    from row_starts[i] to row_starts[i + 1]. All int64.
     """
 
     doc_ids: np.ndarray
     starts: np.ndarray
     lengths: np.ndarray
+    counted: np.ndarray
     row_starts: np.ndarray
 
 
+class Apart:
+    """Rows of pieces, each of which attends to itself alone."""
+
+    def __init__(self, sequences: Sequences, pieces: Pieces):
+        self._sequences, self._pieces = sequences, pieces
+        self.num_rows = len(pieces.row_starts) - 1
+        self.num_real = int(pieces.lengths.sum())  # tokens that are no padding
+        self.num_targets = int(pieces.counted.sum())  # tokens with weight 1
+
+    def fill(self, row: dict[str, np.ndarray], chosen: int) -> None:
+        """Writes row `chosen` into arrays of zeros."""
+        pieces, at = self._pieces, 0
+        first, last = pieces.row_starts[chosen], pieces.row_starts[chosen + 1]
+        for segment, piece in enumerate(range(first, last), start=1):
+            ids, weights = self._read(piece)
+            span = slice(at, at + len(ids) - 1)
+            row["tokens_BT"][span] = ids[:-1]
+            row["targets_BT"][span] = ids[1:]
+            row["positions_BT"][span] = np.arange(len(ids) - 1)
+            row["segment_ids_BT"][span] = segment
+            row["loss_weights_BT"][span] = weights[1:]
+            at = span.stop
+
+    def _read(self, piece: int) -> tuple[np.ndarray, np.ndarray]:
+        """Returns a piece's (tokens, loss weights): one before the first target, then its targets;
+        in mid text BOS takes its place.
+        """
+        doc, start = int(self._pieces.doc_ids[piece]), int(self._pieces.starts[piece])
+        stop = start + int(self._pieces.lengths[piece]) + 1
+        ids, weights = self._sequences.read(doc, start, stop)
+        if start > 0 and self._sequences.bos_id is not None:
+            ids[0] = self._sequences.bos_id
+        return ids, weights
+
+
 class Rows:
-    """Pieces of documents laid out in rows, in a new random order each epoch.
+    """Rows in a new random order each epoch.
 
     The rows of an epoch are used once each; row `number` counts on over all epochs.
     """
 
-    def __init__(
-        self,
-        documents: TokenDocuments,
-        pieces: Pieces,
-        *,
-        seed: int,
-        bos_id: int | None,
-        eos_id: int | None,
-    ):
-        """Takes the text, its pieces, and the arguments of TrainLoader."""
-        self._documents, self._pieces, self._seed = documents, pieces, seed
-        self._bos_id, self._eos_id = bos_id, eos_id
+    def __init__(self, layout: Apart | Joined, *, seed: int):
+        self._layout, self._seed = layout, seed
         self._orders: dict[int, np.ndarray] = {}
-        self.num_rows = len(pieces.row_starts) - 1  # in an epoch
-        self.num_targets = int(pieces.lengths.sum())  # in an epoch; tokens with weight 1
+        self.num_rows, self.num_real = layout.num_rows, layout.num_real  # in an epoch
+        self.num_targets = layout.num_targets
 
     def fill(self, row: dict[str, np.ndarray], number: int) -> None:
         """Writes row `number` into arrays of zeros; see TrainLoader.batch."""
         epoch, index = divmod(number, self.num_rows)
-        pieces = self._pieces
-        chosen = self._order(epoch)[index]
-        at = 0
-        first, last = pieces.row_starts[chosen], pieces.row_starts[chosen + 1]
-        for segment, piece in enumerate(range(first, last), start=1):
-            sequence = self._sequence(piece)
-            span = slice(at, at + len(sequence) - 1)
-            row["tokens_BT"][span] = sequence[:-1]
-            row["targets_BT"][span] = sequence[1:]
-            row["positions_BT"][span] = np.arange(len(sequence) - 1)
-            row["segment_ids_BT"][span] = segment
-            row["loss_weights_BT"][span] = 1.0
-            at = span.stop
-
-    def _sequence(self, piece: int) -> np.ndarray:
-        """Returns a piece's tokens: one before the first target, then its targets."""
-        doc = int(self._pieces.doc_ids[piece])
-        start, length = int(self._pieces.starts[piece]), int(self._pieces.lengths[piece])
-        num_tokens = int(self._documents.lengths[doc])
-        has_bos = self._bos_id is not None
-        shift = int(has_bos)  # token i of the document is number i + shift of its sequence
-        text = self._documents.tokens(doc, max(start - shift, 0), start + length + 1 - shift)
-        ends = start + length - shift == num_tokens  # its last target is the end token
-        head = [self._bos_id] if has_bos and start == 0 else []
-        tail = [self._eos_id] if ends else []
-        sequence = np.concatenate([np.array(head, np.int32), text, np.array(tail, np.int32)])
-        if has_bos:
-            sequence[0] = self._bos_id
-        return sequence
+        self._layout.fill(row, int(self._order(epoch)[index]))
 
     def _order(self, epoch: int) -> np.ndarray:
         """Returns the order of the rows in an epoch; two are kept, as a batch may touch both."""
@@ -100,12 +104,48 @@ class Rows:
         return order
 
 
+class Blend:
+    """Rows of several groups, each with its share; every group has epochs of its own.
+
+    Of the first n rows each group has its share, to within one for each group.
+    """
+
+    def __init__(self, parts: Sequence[Rows], shares: Sequence[Fraction]):
+        self._parts, self._shares = parts, shares
+        self.num_rows, self.num_real, self.num_targets = (
+            sum(getattr(part, name) for part in parts)
+            for name in ("num_rows", "num_real", "num_targets")
+        )
+
+    def fill(self, row: dict[str, np.ndarray], number: int) -> None:
+        """Writes row `number` into arrays of zeros; see TrainLoader.batch."""
+        part, index = self.part(number)
+        self._parts[part].fill(row, index)
+
+    def part(self, number: int) -> tuple[int, int]:
+        """Returns (the group of a row, how many rows of the group came before)."""
+        rest = Fraction(1)
+        for part, share in enumerate(self._shares[:-1]):
+            before = int(share / rest * number)
+            if int(share / rest * (number + 1)) > before:
+                return part, before
+            number, rest = number - before, rest - share
+        return len(self._shares) - 1, number
+
+
 class TrainLoader:
     """Rows of `seq_len` tokens in a new random order each epoch.
 
     `batch(step)` depends on nothing but the arguments of the constructor and `step`: a run that is
     resumed, or has another number of hosts, trains on the same batches. The rows of an epoch are
     used once each; a batch may begin in one epoch and end in the next.
+
+    Attributes:
+      rows: what fills a row.
+      num_rows, num_real, num_targets: of an epoch: rows, tokens that are no padding, tokens that
+        count in the loss.
+      real_share: of a batch's tokens, those that are no padding, 0 to 1.
+      parts: group -> (rows of its epoch, its share of the rows); {}: there are no groups.
     """
 
     def __init__(
@@ -118,6 +158,7 @@ class TrainLoader:
         mode: str = "chunk",
         bos_id: int | None,
         eos_id: int | None,
+        groups: Sequence[Group] = (),
     ):
         """Lays the documents out in rows.
 
@@ -127,21 +168,39 @@ class TrainLoader:
           batch_size: rows in a batch, over all hosts.
           seed: 0 to 2**64 - 1.
           mode: "chunk": a row holds tokens of one document. "pack": a row holds as many documents
-            as fit, only a document longer than a row is cut.
+            as fit, only a document longer than a row is cut. "concat": documents are joined, and
+            the joined text is cut into rows.
           bos_id: begins every piece; None: the text begins without one.
           eos_id: ends every document; None: it ends without one.
+          groups: of documents, each with its share of the rows; (): all are one.
 
         Raises:
-          InputError: a number is out of range, `mode` is unknown, or no document fills a row in
-            mode "chunk".
+          InputError: a number is out of range, `mode` is unknown, no document fills a row in mode
+            "chunk", or none has a target that counts.
         """
         _check(documents, seq_len, batch_size, seed, {"bos_id": bos_id, "eos_id": eos_id})
-        arrange = choose("data.mode", mode, {"chunk": _one_a_row, "pack": packed_rows})
+        modes = {"chunk": _one_a_row, "pack": packed_rows}
+        modes["concat"] = functools.partial(_joined_rows, seed=seed)
+        arrange = choose("data.mode", mode, modes)
         self.seq_len, self.batch_size, self.seed = seq_len, batch_size, seed
-        pieces = arrange(documents, seq_len, (bos_id is not None) + (eos_id is not None))
-        self.rows = Rows(documents, pieces, seed=seed, bos_id=bos_id, eos_id=eos_id)
+        sequences = Sequences(documents, bos_id, eos_id)
+        chosen = groups or [Group("", np.arange(len(documents)), Fraction(1))]
+        parts = [Rows(arrange(sequences, group.docs, seq_len), seed=seed) for group in chosen]
+        self.rows = Blend(parts, [group.share for group in groups]) if groups else parts[0]
         self.num_rows, self.num_targets = self.rows.num_rows, self.rows.num_targets
+        self.num_real = self.rows.num_real
+        shares = [float(group.share) for group in chosen]
+        self.real_share = sum(
+            share * part.num_real / (part.num_rows * seq_len)
+            for share, part in zip(shares, parts, strict=True)
+        )
+        self.parts = {
+            group.name: (part.num_rows, float(group.share))
+            for group, part in zip(chosen, parts, strict=True)
+            if group.name
+        }
         described = [FORMAT, documents.fingerprint, seed, seq_len, batch_size, mode, bos_id, eos_id]
+        described += [[str(group.share), group.digest] for group in groups]
         self.fingerprint = hashlib.sha256(json.dumps(described).encode("ascii")).hexdigest()
 
     def batch(self, step: int, *, rows: slice = slice(None)) -> dict[str, np.ndarray]:
@@ -189,48 +248,80 @@ def _check(
 
 
 def _cut_documents(
-    documents: TokenDocuments, seq_len: int, num_added: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Returns (doc_ids, starts, lengths) of pieces of at most `seq_len` targets."""
-    targets = documents.lengths + num_added - 1  # the first token of a sequence is no target
-    counts = -(-targets // seq_len)
-    doc_ids = np.repeat(np.arange(len(documents)), counts)
-    starts = seq_len * (np.arange(len(doc_ids)) - np.repeat(np.cumsum(counts) - counts, counts))
-    return doc_ids, starts, np.minimum(seq_len, np.repeat(targets, counts) - starts)
+    sequences: Sequences, docs: np.ndarray, seq_len: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Returns (doc_ids, starts, lengths, counted) of pieces of at most `seq_len` targets.
+
+    A conversation is not cut: one that is longer than a row loses its end, as an answer without its
+    question teaches nothing, and one that then has no answer is left out.
+    """
+    is_chat = sequences.documents.are_chats[docs]
+    targets = sequences.lengths[docs] - 1  # the first token of a sequence is no target
+    targets = np.where(is_chat, np.minimum(targets, seq_len), targets)
+    if is_chat.any():
+        keep = ~is_chat | (sequences.num_counted(docs, targets + 1) > 0)
+        docs, targets = docs[keep], targets[keep]
+    pieces = -(-targets // seq_len)
+    firsts = np.repeat(np.cumsum(pieces) - pieces, pieces)
+    doc_ids = np.repeat(docs, pieces)
+    starts = seq_len * (np.arange(len(doc_ids)) - firsts)
+    lengths = np.minimum(seq_len, np.repeat(targets, pieces) - starts)
+    counted = np.where(
+        sequences.documents.are_chats[doc_ids],
+        sequences.num_counted(doc_ids, lengths + 1),
+        lengths,
+    )
+    return doc_ids, starts, lengths, counted
 
 
-def _one_a_row(documents: TokenDocuments, seq_len: int, num_added: int) -> Pieces:
+def _one_a_row(sequences: Sequences, docs: np.ndarray, seq_len: int) -> Apart:
     """Gives every piece a row of its own."""
-    doc_ids, starts, lengths = _cut_documents(documents, seq_len, num_added)
+    doc_ids, starts, lengths, counted = _cut_documents(sequences, docs, seq_len)
     if not np.any(lengths == seq_len):
-        longest = int(np.argmax(documents.lengths))
+        documents = sequences.documents
+        added = (sequences.lengths - documents.lengths)[docs].max(initial=0)
+        longest = docs[int(np.argmax(documents.lengths[docs]))]
         raise InputError(
             f"{documents.setting}: train.seq_len={seq_len:,} needs a document of "
-            f"{seq_len + 1 - num_added:,} tokens, the longest of {len(documents)} has "
+            f"{seq_len + 1 - added:,} tokens, the longest of {len(docs)} has "
             f"{documents.lengths[longest]:,} ('{documents.names[longest]}'). Give longer "
             'documents, a smaller train.seq_len, or data.mode="pack".'
         )
-    return Pieces(doc_ids, starts, lengths, np.arange(len(doc_ids) + 1))
+    pieces = Pieces(doc_ids, starts, lengths, counted, np.arange(len(doc_ids) + 1))
+    return Apart(sequences, pieces)
+
+
+def _joined_rows(sequences: Sequences, docs: np.ndarray, seq_len: int, *, seed: int) -> Joined:
+    """Joins the documents, and cuts the joined text."""
+    joined = Joined(sequences, docs, seq_len=seq_len, seed=seed)
+    if not joined.num_targets:
+        raise _nothing_to_predict(sequences)
+    return joined
+
+
+def _nothing_to_predict(sequences: Sequences) -> InputError:
+    return InputError(
+        f"{sequences.documents.setting}: no document has a token to predict. Give longer documents."
+    )
 
 
 def packed_rows(
-    documents: TokenDocuments, seq_len: int, num_added: int, piece_len: int = 0
-) -> Pieces:
+    sequences: Sequences, docs: np.ndarray, seq_len: int, *, piece_len: int = 0
+) -> Apart:
     """Fills rows by best fit, longest piece first: it joins the fullest row that has room for it.
 
     The rows do not depend on the seed, only their order does.
 
     Args:
-      documents: the text.
+      sequences: of the documents.
+      docs: which of them, int64.
       seq_len: tokens in a row.
-      num_added: begin and end tokens that a document gets.
       piece_len: tokens of the longest piece; 0 = seq_len.
     """
-    doc_ids, starts, lengths = _cut_documents(documents, piece_len or seq_len, num_added)
+    cut = _cut_documents(sequences, docs, piece_len or seq_len)
+    lengths = cut[2]
     if not len(lengths):
-        raise InputError(
-            f"{documents.setting}: no document has a token to predict. Give longer documents."
-        )
+        raise _nothing_to_predict(sequences)
     rows: list[list[int]] = []
     rooms: list[int] = []  # the different numbers of free tokens, ascending
     rows_with_room: dict[int, list[int]] = {}
@@ -253,4 +344,4 @@ def packed_rows(
                 bisect.insort(rooms, remainder)
     order = np.array([piece for row in rows for piece in row])
     row_starts = np.concatenate([[0], np.cumsum([len(row) for row in rows])])
-    return Pieces(doc_ids[order], starts[order], lengths[order], row_starts)
+    return Apart(sequences, Pieces(*(array[order] for array in cut), row_starts))

@@ -23,6 +23,7 @@ import numpy as np
 from jaxrope.data import needles
 from jaxrope.data.corpus import TokenDocuments
 from jaxrope.data.loader import Rows, TrainLoader, empty_rows, packed_rows
+from jaxrope.data.sequences import Sequences
 from jaxrope.data.tokenizer import Tokenizer
 from jaxrope.errors import InputError
 
@@ -101,12 +102,14 @@ class MixtureLoader:
         self._source = needles.Source(tokenizer, haystack, "training", "train.seq_len", keys)
         self._short = None
         if shares.short:
-            added = (bos_id is not None) + (eos_id is not None)
-            pieces = packed_rows(documents, text.seq_len, added, shares.short_len)
-            self._short = Rows(documents, pieces, seed=text.seed, bos_id=bos_id, eos_id=eos_id)
+            sequences, docs = Sequences(documents, bos_id, eos_id), np.arange(len(documents))
+            layout = packed_rows(sequences, docs, text.seq_len, piece_len=shares.short_len)
+            self._short = Rows(layout, seed=text.seed)
         if shares.needle:
             self._check_room()
         self.num_rows, self.num_targets = text.num_rows, text.num_targets
+        self.num_real, self.parts = text.num_real, text.parts
+        self.real_share = self._real_share()
         described = [FORMAT, text.fingerprint, dataclasses.asdict(shares), tokenizer.fingerprint]
         words = [needles.OPENING, needles.NEEDLE, needles.QUESTION, *keys]
         content = json.dumps([*described, words]).encode("ascii")
@@ -165,6 +168,15 @@ class MixtureLoader:
         row["loss_weights_BT"][:] = 1.0
         for places in document.answers:
             row["loss_weights_BT"][np.array(places) - 1] = self._shares.needle_weight
+
+    def _real_share(self) -> float:
+        """Returns the share of a batch's tokens that are no padding."""
+        text = 1.0 - self._shares.needle - self._shares.short
+        short = 0.0
+        if self._short:
+            short = self._short.num_real / (self._short.num_rows * self._text.seq_len)
+        needle, of_text = self._shares.needle, self._text.real_share
+        return needle + self._shares.short * short + text * of_text
 
     def _check_room(self) -> None:
         keys, room = self._shares.needle_keys, self._text.seq_len + 1

@@ -44,10 +44,9 @@ def find_files(
     patterns = (patterns,) if isinstance(patterns, (str, Path)) else tuple(patterns)
     if not patterns:
         raise InputError(f"{setting}: no files are given. Set it to files or globs.")
-    paths: dict[str, str] = {}  # real path -> path as matched: a link to a file is the same file
+    paths: dict[str, str] = {}
     for pattern in patterns:
-        for path in _matches(os.path.expanduser(str(pattern)), setting):
-            paths.setdefault(os.path.realpath(path), os.path.abspath(path))
+        paths = matching_paths(pattern, setting) | paths
     included = [path for path in paths.values() if not _excluded(path, exclude)]
     if not included:
         raise InputError(
@@ -68,6 +67,19 @@ def find_files(
         for path, digest in zip(included, digests, strict=True)
     ]
     return sorted(sources, key=lambda file: file.name)
+
+
+def matching_paths(pattern: str | Path, setting: str) -> dict[str, str]:
+    """Returns {real path: path as matched} of one pattern: a link to a file is the same file.
+
+    Raises:
+      InputError: it matches nothing.
+    """
+    matches = _matches(os.path.expanduser(str(pattern)), setting)
+    paths: dict[str, str] = {}
+    for path in matches:
+        paths.setdefault(os.path.realpath(path), os.path.abspath(path))
+    return paths
 
 
 def _matches(pattern: str, setting: str) -> list[str]:

@@ -16,15 +16,21 @@ from jaxrope.errors import InputError
 class Windows:
     """Windows of one length.
 
+    The window of a conversation is its beginning, with the begin token of its template; where it is
+    shorter than the window, padding follows.
+
     Attributes:
       tokens_WT: int32 [W, T + 1]: the begin token, then T tokens of text.
       doc_ids_W: int64, the document of each window.
       starts_W: int64, where its text starts in that document, tokens.
+      weights_WT: float32, what a token counts: 0 for those of prompts and padding, else such that
+        the mean over a window is 1; None: all count 1.
     """
 
     tokens_WT: np.ndarray
     doc_ids_W: np.ndarray
     starts_W: np.ndarray
+    weights_WT: np.ndarray | None = None
 
     @property
     def targets_WT(self) -> np.ndarray:
@@ -47,7 +53,8 @@ def eval_windows(
     """Returns the first `num_windows` windows, document by document in sorted order.
 
     Windows of a document follow one another from its token `offset_tokens` on and do not overlap. A
-    document too short for one is passed over.
+    document too short for one is passed over. A conversation has one window, from its beginning: it
+    has more than half as many tokens, and an answer among them.
 
     Args:
       documents: the text.
@@ -70,12 +77,14 @@ def eval_windows(
     )
     first = _first_token(offset_tokens, bos_id)
     counts = np.clip((documents.lengths - first) // length, 0, windows_per_doc)
+    counts = np.where(documents.are_chats, _suits(documents, length), counts)
     doc_ids = np.repeat(np.arange(len(documents)), counts)
     within = np.arange(len(doc_ids)) - np.repeat(np.cumsum(counts) - counts, counts)
     if len(doc_ids) < num_windows:
         description = f"{num_windows} windows (at most {windows_per_doc} of a document)"
         raise _too_little_text(documents, description, length, first, len(doc_ids))
-    doc_ids, starts = doc_ids[:num_windows], first + within[:num_windows] * length
+    doc_ids, within = doc_ids[:num_windows], within[:num_windows]
+    starts = np.where(documents.are_chats[doc_ids], 1, first + within * length)
     return _cut(documents, doc_ids, starts, length, bos_id)
 
 
@@ -90,7 +99,8 @@ def search_windows(
 ) -> Windows:
     """Returns windows as `eval_windows` does, each of another document, drawn by `seed`.
 
-    The window of a document is the one that starts at `offset_tokens`, whatever the seed.
+    The window of a document is the one that starts at `offset_tokens`, whatever the seed. All
+    tokens of conversations count.
 
     Raises:
       InputError: fewer documents than `num_windows` are long enough.
@@ -101,12 +111,13 @@ def search_windows(
         ("search.objective.offset_tokens", offset_tokens, 0),
     )
     first = _first_token(offset_tokens, bos_id)
-    doc_ids = np.flatnonzero(documents.lengths >= first + length)
+    firsts = np.where(documents.are_chats, max(first, 1), first)
+    doc_ids = np.flatnonzero(documents.lengths >= firsts + length)
     if len(doc_ids) < num_windows:
         description = f"{num_windows} windows (each of another document)"
         raise _too_little_text(documents, description, length, first, len(doc_ids))
     chosen = doc_ids[permutation(len(doc_ids), seed=seed, epoch=0)[:num_windows]]
-    return _cut(documents, chosen, np.full(num_windows, first), length, bos_id)
+    return _cut(documents, chosen, firsts[chosen], length, bos_id)
 
 
 def fresh_windows(
@@ -133,7 +144,8 @@ def fresh_windows(
       InputError: no document is long enough.
     """
     first = _first_token(offset_tokens, bos_id)
-    doc_ids = np.flatnonzero(documents.lengths >= first + length)
+    firsts = np.where(documents.are_chats, max(first, 1), first)
+    doc_ids = np.flatnonzero(documents.lengths >= firsts + length)
     if not len(doc_ids):
         raise _too_little_text(documents, "windows", length, first, 0)
     chosen, starts = [], []
@@ -141,7 +153,8 @@ def fresh_windows(
         epoch, place = divmod(number, len(doc_ids))
         chosen.append(doc_ids[permutation(len(doc_ids), seed=seed, epoch=epoch)[place]])
         draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
-        starts.append(draw.integers(first, documents.lengths[chosen[-1]] - length, endpoint=True))
+        first, last = firsts[chosen[-1]], documents.lengths[chosen[-1]] - length
+        starts.append(draw.integers(first, last, endpoint=True))
     return _cut(documents, np.array(chosen), np.array(starts), length, bos_id)
 
 
@@ -179,11 +192,25 @@ def _cut(
     length: int,
     bos_id: int | None,
 ) -> Windows:
-    tokens_WT = np.empty((len(doc_ids), length + 1), np.int32)
+    tokens_WT = np.zeros((len(doc_ids), length + 1), np.int32)
+    counted_WT = np.zeros((len(doc_ids), length), np.float32)
     for row, (doc, start) in enumerate(zip(doc_ids.tolist(), starts.tolist(), strict=True)):
-        if bos_id is None:
-            tokens_WT[row] = documents.tokens(doc, start - 1, start + length)
-        else:
-            tokens_WT[row, 0] = bos_id
-            tokens_WT[row, 1:] = documents.tokens(doc, start, start + length)
-    return Windows(tokens_WT, doc_ids.astype(np.int64), starts.astype(np.int64))
+        text = documents.tokens(doc, start, start + length)
+        before = bos_id  # a conversation has its own at the beginning
+        if bos_id is None or (start == 1 and documents.is_chat(doc)):
+            before = documents.tokens(doc, start - 1, start)[0]
+        tokens_WT[row, 0], tokens_WT[row, 1 : len(text) + 1] = before, text
+        counted_WT[row, : len(text)] = documents.counted(doc, start, start + length)
+    sums_W1 = counted_WT.sum(axis=1, keepdims=True)
+    weights_WT = None
+    if documents.are_chats[doc_ids].any():
+        weights_WT = counted_WT * (length / np.maximum(sums_W1, 1))
+    return Windows(tokens_WT, doc_ids.astype(np.int64), starts.astype(np.int64), weights_WT)
+
+
+def _suits(documents: TokenDocuments, length: int) -> np.ndarray:
+    """Returns whether each document is a conversation that a window of `length` tokens suits."""
+    suits = documents.are_chats & (documents.lengths - 1 > length // 2)
+    for doc in np.flatnonzero(suits):
+        suits[doc] = documents.counted(doc, 1, 1 + length).any()
+    return suits

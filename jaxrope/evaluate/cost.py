@@ -43,10 +43,12 @@ def dry_run(config, *, timing: bool = True, expected: Expected = NOTHING) -> str
 
 
 def outline(plan: Plan) -> str:
-    """Returns the size of an evaluation in a line."""
+    """Returns what was read, and the size of an evaluation."""
     operations = sum(cost.tokens * cost.operations for cost in plan.costs)
+    documents = plan.bench.documents
+    text = f"{documents.summary}\n" if documents is not None else ""
     return (
-        f"{len(plan.specs)} rows x {len(plan.bench.options.lengths)} lengths: "
+        f"{text}{len(plan.specs)} rows x {len(plan.bench.options.lengths)} lengths: "
         f"{forward_tokens(plan):,} forward tokens, {operations:.1e} floating point operations"
     )
 

@@ -100,6 +100,8 @@ def score_windows(
 def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
     """Yields the perplexity at each length.
 
+    Of conversations the answers alone are scored, a window's mean being over these.
+
     Metrics: `perplexity` under the bench's aggregation, its `low` and `high` (95%, bootstrap over
     the units that the aggregation averages), `nll` (its logarithm, nats per token), `accuracy`
     (share of tokens that were the most probable one). With eval.protocol, those of `protocols`.
@@ -112,11 +114,15 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
         watch = scoring.Stopwatch(bench.journal)
         windows = text_windows(model, bench, length)
         nll_WT, hit_WT, plan = score_windows(model, windows.tokens_WT, bench)
+        if windows.weights_WT is not None:  # their mean is that over the tokens that count
+            nll_WT, hit_WT = nll_WT * windows.weights_WT, hit_WT * windows.weights_WT
         docs_W = np.asarray(windows.doc_ids_W)
         values = aggregate(nll_WT, docs_W, [(span.scored, span.end) for span in plan])
         nll = float(values.mean())
         low, high = statistics.bootstrap_interval(values, **bench.resamples)
-        edges, curve = statistics.position_curve(nll_WT)
+        edges, curve = np.array([]), np.array([])
+        if windows.weights_WT is None:
+            edges, curve = statistics.position_curve(nll_WT)
         yield Result(
             suite="perplexity",
             label=model.label,

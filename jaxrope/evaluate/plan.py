@@ -205,7 +205,7 @@ def prepare(config, expected: Expected = NOTHING) -> Plan:
     documents = None
     if suites.needs_text(config.eval):
         patterns = config.data.eval_files
-        documents = setup.documents(config, patterns, tokenizer, setting="data.eval_files")
+        documents = setup.documents(config, patterns, tokenizer, place, setting="data.eval_files")
     bench = Bench(config.eval, config.seed, documents, tokenizer_dir=str(place))
     plan = Plan(config, tuple(specs), models, tokenizer, bench, mesh, expected)
     for spec in specs:

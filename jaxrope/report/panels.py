@@ -161,10 +161,11 @@ def draw_position(ax, rows, original_len):
     styles, ends = axes.styles(by_label), {}
     for label, label_rows in by_label.items():
         row = label_rows[-1]
-        if row["length"] != longest or None in row["items"]["position_nll"]:
+        curve = row["items"]["position_nll"]
+        if row["length"] != longest or None in curve or not curve:  # no curve: conversations
             continue
         edges = np.array(row["items"]["position_edges"])
-        nll = axes.smooth(np.array(row["items"]["position_nll"]), np.diff(edges))
+        nll = axes.smooth(np.array(curve), np.diff(edges))
         colour, _, dash = styles[label]
         centres = np.sqrt((edges[:-1] + 1) * edges[1:])
         ax.plot(centres, nll, color=colour, linestyle=dash)

@@ -23,6 +23,7 @@ FREE = (
     "data.cache_dir",
     "data.eval_files",
     "data.exclude",
+    "data.sources",  # their shares are in the digest of the batches
     "data.skip_bad_lines",  # it refuses text, or reads it as it is
     "data.tokenizer",
     "data.train_files",
@@ -64,7 +65,7 @@ FREE = (
 _TRAINED = tuple(f"train.{name}" for name in rules(Train) if name != "param_dtype")
 _TRAINED += ("lora", "optimizer")
 _MIXED = ("data.mode", "data.needle_keys", "data.needle_share", "data.needle_weight")
-_MIXED += ("data.short_share",)
+_MIXED += ("data.short_share", "data.long_share", "data.long_tokens")
 _BY_ALL = ("train.param_dtype",)  # weights are read in this dtype, whatever is done with them
 # program -> sections and keys that it does not read, _BY_ALL excepted
 UNREAD: dict[str, tuple[str, ...]] = {

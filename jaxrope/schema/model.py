@@ -9,6 +9,7 @@ from jaxrope.errors import InputError
 from jaxrope.schema.rules import (
     Anything,
     Choice,
+    Fixed,
     Many,
     Maybe,
     NameOrNumber,
@@ -305,6 +306,7 @@ class Mesh(Section):
 
 _FILES = Many(Text(PLACES, least=1))
 _SHARE = Number(least=0, most=1)
+_SOURCE = Fixed((Text(PLACES, least=1), Number(above=0)), '("books/*.txt", 2.0)')
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -316,18 +318,26 @@ class Data(Section):
     train_files: tuple = field(_FILES)
     eval_files: tuple = field(_FILES)
     exclude: tuple = field(_FILES)
-    text_field: str = field(Text("a name in the user's records", least=1))
+    sources: tuple = field(Many(_SOURCE))
+    format: str = field(Choice(("auto", "text")))
+    text_field: str = field(Text("a name in the user's records"))
     skip_bad_lines: int = field(Whole(0, unit="lines"))
     tokenizer: str = field(Text(PLACES))
     cache_dir: str = field(Text(PLACES))
-    mode: str = field(Choice(("chunk", "pack")))
+    mode: str = field(Choice(("chunk", "pack", "concat")))
+    long_share: float = field(_SHARE)
+    long_tokens: int = field(Whole(0, unit="tokens"))
     needle_share: float = field(_SHARE)
     needle_keys: int = field(Whole(1, MOST_KEYS, unit="needles"))
     needle_weight: float = field(Number(above=0))
     short_share: float = field(_SHARE)
 
     def check(self) -> None:
-        """Shares are of one batch."""
+        """Files are named once; shares are of one batch."""
+        if self.sources and self.train_files:
+            raise InputError(
+                "data.sources and data.train_files both name what is trained on. Set one of them."
+            )
         if self.needle_share + self.short_share > 1:
             raise InputError(
                 "data.needle_share and data.short_share must be 1 at most together, got "

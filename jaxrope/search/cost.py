@@ -45,7 +45,7 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         f"factors from 1 to {space.highest / space.units:g}"
         + (" times those that are there" if space.multiplier else ""),
         "method": f"{problem.config.search.method}, from {', '.join(names)}",
-        "text": f"{len(documents):,} documents of {len(documents.ids):,} tokens",
+        "text": documents.summary,
         "candidates": candidates,
         "forward tokens": f"{tokens:,} ({judge.num_samples} samples of "
         f"{judge.sample_tokens:,} a candidate" + (f"; {sloped:,} by descents)" if sloped else ")"),

@@ -329,17 +329,11 @@ def _task(
     forward: llama.ForwardSettings,
     reference: objective.Reference,
 ) -> objective.Task:
-    tokenizer, _ = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
+    tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
     return objective.Task(
         config=loaded.config,
         settings=forward,
-        documents=setup.documents(
-            config,
-            config.data.train_files,
-            tokenizer,
-            setting="data.train_files",
-            exclude=config.data.exclude,
-        ),
+        documents=setup.train_documents(config, tokenizer, place),
         tokenizer=tokenizer,
         target_len=config.target_len,
         seed=config.seed,

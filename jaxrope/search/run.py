@@ -75,6 +75,7 @@ def search(config: Any, workdir: Path) -> Result:
         hosts.from_main("leftovers", lambda: _remove_leftovers(workdir))
         record = journal.Record(workdir / "journal.jsonl", search_header)
         notes = hosts.from_main("config", lambda: _begin(problem, workdir))
+        cli.print_line(problem.task.documents.summary)
         for note in [*problem.notes, *record.notes, *notes]:
             cli.print_line(f"note: {note}")
         bench = _bench(problem, record)

@@ -20,6 +20,7 @@ from jaxrope.store import sealed
 from jaxrope.train import lora as lora_lib
 from jaxrope.train import step as step_lib
 from jaxrope.train.program import Program, lower_step, make_program, rope_argument
+from jaxrope.train.rows import describe_rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -174,11 +175,9 @@ def prepare(
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
     model = _with_special_ids(model, tokenizer)
     program = make_program(config, mesh, model)
-    text = config.data
-    documents = setup.documents(
-        config, text.train_files, tokenizer, setting="data.train_files", exclude=text.exclude
-    )
-    bench, remarks = _bench(config, tokenizer, documents)
+    documents = setup.train_documents(config, tokenizer, place)
+    loader = _loader(config, model, documents, tokenizer)
+    bench, remarks = _bench(config, tokenizer, place, documents)
     plan = Plan(
         config=config,
         program=program,
@@ -186,9 +185,16 @@ def prepare(
         tokenizer=tokenizer,
         tokenizer_at=place,
         documents=documents,
-        loader=_loader(config, model, documents, tokenizer),
+        loader=loader,
         bench=bench,
-        remarks=(*loaded.notes, *program.remarks, *notes, *remarks),
+        remarks=(
+            documents.summary,
+            *describe_rows(config, documents, loader),
+            *loaded.notes,
+            *program.remarks,
+            *notes,
+            *remarks,
+        ),
     )
     if bench is not None:
         evaluate.check(plan.eval_model({}), bench)
@@ -200,6 +206,8 @@ def _unused(config: Config) -> tuple[str, ...]:
     keys: tuple[str, ...] = ()
     if config.lora.rank == 0:
         keys += tuple(f"lora.{name}" for name in config.lora.to_dict() if name != "rank")
+    if config.data.long_share == 0:
+        keys += ("data.long_tokens",)
     if config.data.needle_share == 0:
         keys += ("data.needle_keys", "data.needle_weight")
     return keys
@@ -255,6 +263,12 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
         batch_size=config.train.batch_size,
         seed=config.seed,
         mode=section.mode,
+        groups=data.make_groups(
+            documents,
+            section.sources,
+            long_share=section.long_share,
+            long_tokens=section.long_tokens or config.train.seq_len,
+        ),
         **special,
     )
     if not shares.any:
@@ -301,7 +315,7 @@ def _with_special_ids(model: llama.LlamaConfig, tokenizer) -> llama.LlamaConfig:
     return dataclasses.replace(model, bos_id=bos_id, eos_id=eos_id)
 
 
-def _bench(config, tokenizer, train_documents):
+def _bench(config, tokenizer, place, train_documents):
     """Returns (what is evaluated on the way, or None; remarks)."""
     nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
     if not config.eval.suites:
@@ -311,7 +325,9 @@ def _bench(config, tokenizer, train_documents):
         return bench, ()
     if not config.data.eval_files:
         return nothing
-    held_out = setup.documents(config, config.data.eval_files, tokenizer, setting="data.eval_files")
+    files, setting = config.data.eval_files, "data.eval_files"
+    held_out = setup.documents(config, files, tokenizer, place, setting=setting)
     shared = data.overlap(train_documents, held_out)
-    remarks = [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
+    remarks = [held_out.summary]
+    remarks += [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
     return dataclasses.replace(bench, documents=held_out), remarks

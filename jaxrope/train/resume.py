@@ -18,6 +18,7 @@ from jaxrope.train.plan import Plan, prepare
 FILE, FORMAT = "identity.json", "jaxrope.identity/1"
 _STEPS, _LONGER = "train.steps", "lengths"  # a run may be made longer; it is told from others then
 _KEY_OF = {"weights": "model.path", "text": "data.train_files", "tokenizer": "data.tokenizer"}
+_KEY_OF["batches"] = "data.sources"  # whose shares alone no key tells
 
 
 def begin(plan: Plan, workdir: Path) -> None:
