@@ -1,0 +1,171 @@
+"""One layer: attention and the MLP with their norms, biases and gates, as LlamaConfig says.
+
+On a mesh heads and the MLP may be cut over `tensor`; weights are gathered over the devices that
+share the model dim, in the compute dtype.
+
+Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, L layers.
+"""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+
+from jaxrope.llama import chunked
+from jaxrope.mesh import collectives
+
+
+def layer(config, settings, weights, x_BTD, attend_fn):
+    """Returns the residual stream after a layer; `attend_fn` takes q, k and v."""
+    for part in (functools.partial(_attention, attend_fn=attend_fn), _mlp):
+        y_BTD = part(config, settings, weights, x_BTD)
+        if config.residual_scale != 1:
+            y_BTD = y_BTD * jnp.asarray(config.residual_scale, y_BTD.dtype)
+        x_BTD = x_BTD + y_BTD
+    return x_BTD
+
+
+def _attention(config, settings, weights, x_BTD, attend_fn):
+    """Attention of a layer; `attend_fn` takes q, k and v, rotates and attends."""
+    names = [name for name in weights if name in _ATTENTION]
+    weights = whole(weights, names, x_BTD.dtype, settings.mesh)
+    y_BTD = _normed(config, weights, "attn_norm_LD", x_BTD)
+    q_BTNH = dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
+    k_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
+    v_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
+    if config.qkv_bias:
+        q_BTNH, k_BTKH, v_BTKH = (
+            _add_bias(x, weights[name])
+            for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
+        )
+    if config.qk_norm != "none":
+        letters = ("q_norm_LH", "k_norm_LH")
+        if config.qk_norm == "all":
+            letters = ("q_norm_LNH", "k_norm_LKH")
+        heads = config.num_heads, config.num_kv_heads
+        q_BTNH, k_BTKH = (
+            _norm_heads(config, settings, x, weights[name], num)
+            for x, name, num in zip((q_BTNH, k_BTKH), letters, heads, strict=True)
+        )
+    out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
+    out_BTD = dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
+    out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
+    if config.out_bias:
+        out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
+    return _normed(config, weights, "attn_out_norm_LD", out_BTD)
+
+
+def _mlp(config, settings, weights, x_BTD):
+    """The MLP; on a mesh with tensor > 1 each device has a part of F, and the sums are added up."""
+    mlp = {name: weights[name] for name in weights if name in _MLP}
+    fn = functools.partial(_gated, config)
+    chunk = settings.mlp_chunk // x_BTD.shape[0]
+    if settings.mlp_chunk and chunk < x_BTD.shape[1]:
+        down_BTD = chunked.over_chunks(
+            fn, x_BTD, None, mlp, chunk=max(chunk, 1), mesh=settings.mesh
+        )
+    else:
+        down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
+    down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
+    names = [name for name in ("down_bias_LD", "mlp_out_norm_LD") if name in weights]
+    after = whole(weights, names, x_BTD.dtype, settings.mesh)
+    if config.mlp_bias:
+        down_BTD = _add_bias(down_BTD, after["down_bias_LD"])
+    return _normed(config, after, "mlp_out_norm_LD", down_BTD)
+
+
+_GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
+
+
+def _gated(config, x_BTD, _, weights):
+    """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias."""
+    y_BTD = _normed(config, weights, "mlp_norm_LD", x_BTD)
+    gate_BTF = dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
+    up_BTF = dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
+    if "gate_bias_LF" in weights:
+        gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
+        up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
+    return dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"])
+
+
+_ATTENTION = (
+    ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD", "attn_out_norm_LD")
+    + ("q_bias_LNH", "k_bias_LKH", "v_bias_LKH", "o_bias_LD")
+    + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
+)
+_MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
+
+
+def whole(weights, names, dtype, mesh):
+    """Returns the weights of these names with all of their model dim, in `dtype`."""
+    return collectives.gather({name: weights[name] for name in names}, dtype, mesh)
+
+
+def _normed(config, weights, name, x_BTD):
+    """Returns RMSNorm of x with the weight of that name; x where the model has none there."""
+    return rms_norm(config, x_BTD, weights[name]) if name in weights else x_BTD
+
+
+def rms_norm(config, x_BTD, scale_D):
+    """RMSNorm (arXiv 1910.07467), in float32 or wider."""
+    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
+    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTD.dtype, scale_D)
+
+
+def _norm_heads(config, settings, x_BTNH, scale, num_heads):
+    """RMSNorm of each head (scale_H) or of all heads together (scale_NH), of which on a mesh each
+    device of `tensor` has some.
+    """
+    wide = x_BTNH.astype(jnp.promote_types(x_BTNH.dtype, jnp.float32))
+    square = jnp.square(wide)
+    if scale.ndim == 1:
+        power = jnp.mean(square, axis=-1, keepdims=True)
+    else:
+        power = jnp.sum(square, axis=(-2, -1), keepdims=True) / (num_heads * config.head_dim)
+        power = collectives.sum_over_tensor(power, settings.mesh)
+    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTNH.dtype, scale)
+
+
+def _scaled(config, normed, dtype, scale):
+    """Returns the normed values times their weight, rounded as the model was trained."""
+    scale = jnp.expand_dims(scale, tuple(range(normed.ndim - scale.ndim)))
+    if config.norm_offset == 0:
+        return normed.astype(dtype) * scale.astype(dtype)
+    return (normed * (config.norm_offset + scale.astype(normed.dtype))).astype(dtype)
+
+
+def dot(letters, x, weight):
+    """Returns the product by einsum's letters, in the dtype of x."""
+    return _product(letters, x, weight.astype(x.dtype))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _product(letters, x, weight):
+    """Returns the product; its gradient for the weight is computed in the order that transposes the
+    smaller operand: XLA's CPU backend copies it (a tenth of a training step).
+    """
+    # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(letters, x, weight, precision=precision)
+
+
+def _product_fwd(letters, x, weight):
+    return _product(letters, x, weight), (x, weight)
+
+
+def _product_bwd(letters, residuals, dy):
+    x, weight = residuals
+    ins, outs = letters.split("->")
+    xs, ws = ins.split(",")
+    dx = _product(f"{outs},{ws}->{xs}", dy, weight)
+    if x.size > dy.size:
+        return dx, _product(f"{outs},{xs}->{ws}", dy, x)
+    return dx, _product(f"{xs},{outs}->{ws}", x, dy)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def _add_bias(x, bias):
+    return x + jnp.expand_dims(bias, (0, 1)).astype(x.dtype)
