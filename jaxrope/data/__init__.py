@@ -43,7 +43,7 @@ and "pack" puts the last two pieces into one row:
   another document than its token.
 """
 
-from jaxrope.data import needles
+from jaxrope.data import chat, needles
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
@@ -69,6 +69,7 @@ __all__ = [
     "Tokenizer",
     "TrainLoader",
     "Windows",
+    "chat",
     "check_bad_lines",
     "check_shares",
     "continuation",
