@@ -128,7 +128,9 @@ def test_files_come_before_the_config_and_have_names(tmp_path):
 
 
 def test_a_folder_without_a_template_has_none(tmp_path):
-    assert chat.load_template(folder_of(tmp_path)) is None
+    folder = folder_of(tmp_path)
+    assert chat.load_template(folder) is None and chat.load_template("bytes") is None
+    assert chat.load_template(folder / "tokenizer.json") is None
 
 
 @pytest.mark.parametrize(

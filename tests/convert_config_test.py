@@ -86,7 +86,10 @@ def test_families(tmp_path):
     assert (tied.qkv_bias, tied.out_bias, tied.mlp_bias, tied.tie_embeddings) == (True,) * 4
     assert read(tmp_path, CASES["phi3 partial"])[0].rotary_dim == 12
     assert read(tmp_path, LLAMA | {"sliding_window": 5})[0].sliding_window is None
-    assert read(tmp_path, LLAMA | {"eos_token_id": [2, 7], "bos_token_id": None})[0].eos_id == 2
+    assert read(tmp_path, LLAMA | {"eos_token_id": [2, 7], "bos_token_id": None})[0].eos_id == (
+        2,
+        7,
+    )
 
 
 def test_auto_map_is_not_followed(tmp_path):

@@ -101,7 +101,8 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
         max_len=max_len,
         rope=rope.method,
         bos_id=config.token_id("bos_token_id"),
-        eos_id=config.token_id("eos_token_id"),
+        eos_id=config.token_ids("eos_token_id"),
+        pad_id=config.pad_id(),
     )
     try:
         return LlamaConfig(**fields), list(rope.notes)
@@ -130,13 +131,17 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_id,
-        "pad_token_id": None,
+        **token_ids(config),
         "dtype": dtype,
         "torch_dtype": dtype,
     }
     return values | _FAMILY_KEYS[config.family](config)
+
+
+def token_ids(config: LlamaConfig) -> dict:
+    """Returns the ids of special tokens as config.json and generation_config.json write them."""
+    eos = list(config.eos_id) if isinstance(config.eos_id, tuple) else config.eos_id
+    return {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
 
 
 def _head_dim(config: Fields, embed_dim: int, heads: int) -> int:

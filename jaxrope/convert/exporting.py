@@ -180,8 +180,11 @@ def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) 
     if not (staging / "generation_config.json").exists():
         content = {
             "_from_model_config": True,
-            "bos_token_id": config.bos_id,
-            "eos_token_id": config.eos_id,
+            **{
+                key: value
+                for key, value in hf_config.token_ids(config).items()
+                if value is not None
+            },
         }
         files.write_json_atomic(staging / "generation_config.json", content)
 
@@ -195,7 +198,8 @@ def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
             f"{staging}: config.json does not mean the rope it was written for (relative difference"
             f" {difference:.2g})"
         )
-    changed = {"theta", "original_len", "max_len", "rope"}  # the fields that an extension changes
+    # the fields that an extension changes, and one that is not of config.json
+    changed = {"theta", "original_len", "max_len", "rope", "stored_dtype"}
     unchanged = [
         field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
     ]

@@ -180,14 +180,18 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
     return abstract
 
 
+_LATER = {"pad_id", "stored_dtype"}  # fields that an older model.json does not have
+
+
 def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
     values = sealed.read_json(path)
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    if set(values) != fields:
+    wrong = set(values) ^ fields - (_LATER - set(values))
+    if wrong:
         raise InputError(
-            f"{path}: missing or unknown keys: {', '.join(sorted(set(values) ^ fields))}. It"
-            " must be as train.py wrote it."
+            f"{path}: missing or unknown keys: {', '.join(sorted(wrong))}. It must be as train.py"
+            " wrote it."
         )
     try:
         config = LlamaConfig(**values)

@@ -60,20 +60,23 @@ class Chat:
     answers: tuple[tuple[int, int], ...]
 
 
-def load_template(folder: Path | str, name: str = "default") -> ChatTemplate | None:
-    """Returns a folder's template; None: it has none.
+def load_template(place: Path | str, name: str = "default") -> ChatTemplate | None:
+    """Returns a tokenizer's template; None: it has none.
 
     Files (chat_template.jinja, additional_chat_templates/NAME.jinja) come before
     tokenizer_config.json, as in transformers.
 
     Args:
-      folder: with the tokenizer's files.
+      place: as `load_tokenizer` takes it; "bytes" has none.
       name: of the template, where there are several.
 
     Raises:
       InputError: there are templates, none of this name, or a file cannot be read.
     """
-    file = files.as_path(folder) / "tokenizer.json"
+    if str(place) in ("", "bytes"):
+        return None
+    place = files.as_path(place)
+    file = place / "tokenizer.json" if place.is_dir() else place
     sources = _in_files(file.parent) or _in_config(file)
     if not sources:
         return None

@@ -94,7 +94,7 @@ def load_documents(
     described = [[file.name, file.size, file.sha256] for file in files]
     fingerprint = _digest([_CONTENT, described, tokenizer.fingerprint, text_field])
     # Another release of the library may cut text otherwise; that must not look like a cache hit.
-    key = _digest([cache.FORMAT, fingerprint, _library_version()])[:32]
+    key = _digest([cache.FORMAT, fingerprint, _library_version(), tokenizer.bos_id])[:32]
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     folder = parent / key
     read: list[tuple] = []

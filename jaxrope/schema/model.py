@@ -13,6 +13,7 @@ from jaxrope.schema.rules import (
     Maybe,
     NameOrNumber,
     Number,
+    OneOrMany,
     Section,
     Select,
     Switch,
@@ -77,7 +78,7 @@ class Scratch(_Model):
     sliding_window: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
     rope: Any = field(Anything("rope.make, with the shape"), default=None)
     bos_id: int | None = field(Maybe(Whole(0)), default=None)
-    eos_id: int | None = field(Maybe(Whole(0)), default=None)
+    eos_id: int | tuple[int, ...] | None = field(Maybe(OneOrMany(Whole(0))), default=None)
 
     def shape(self) -> dict[str, Any]:
         """Returns what llama.LlamaConfig takes."""
