@@ -4,7 +4,7 @@ from pathlib import Path
 
 from jaxrope.convert import folders, rope_config
 from jaxrope.convert.fields import Fields
-from jaxrope.errors import InputError, choose
+from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.store import strict_json
 
@@ -18,7 +18,6 @@ ARCHITECTURES = {
 _FOREIGN = {
     "hidden_act": ("silu", "swish"),
     "clip_qkv": (None, 0),
-    "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
@@ -69,7 +68,12 @@ def read_json(folder: Path) -> dict:
 def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
     """Returns the LlamaConfig of a parsed config.json, and notes; see `read`."""
     family = config.text("model_type")
-    choose(f"{config.where}: model_type", family, ARCHITECTURES)
+    if family not in ARCHITECTURES:
+        raise InputError(
+            f"{config.path('model_type')} '{family}' is not supported. Supported are"
+            f" {', '.join(sorted(ARCHITECTURES))}."
+        )
+    _check_quantised(config)
     for key, neutral in _FOREIGN.items():
         if key in config.values and not any(config.values[key] == value for value in neutral):
             raise config.wrong(
@@ -77,7 +81,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
             )
     heads, embed_dim = config.count("num_attention_heads"), config.count("hidden_size")
     head_dim = _head_dim(config, embed_dim, heads)
-    max_len = config.count("max_position_embeddings")
+    max_len, notes = _max_len(config, family)
     rope = rope_config.from_hf(config, family=family, head_dim=head_dim, max_len=max_len)
     bias = config.flag("attention_bias", False) if family == "llama" else False
     fields = dict(
@@ -94,7 +98,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
         qkv_bias=bias or family == "qwen2",
         out_bias=bias,
         mlp_bias=config.flag("mlp_bias", False) if family == "llama" else False,
-        sliding_window=_WINDOW[family](config),
+        sliding_window=_WINDOW[family](config, notes),
         theta=rope.theta,
         rotary_dim=rope.rotary_dim,
         original_len=rope.original_len,
@@ -105,7 +109,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
         pad_id=config.pad_id(),
     )
     try:
-        return LlamaConfig(**fields), list(rope.notes)
+        return LlamaConfig(**fields), [*notes, *rope.notes]
     except InputError as error:
         raise InputError(f"{config.where}: {error}") from None
 
@@ -169,25 +173,57 @@ def _kv_heads(config: Fields, family: str, heads: int) -> int:
     return kv_heads
 
 
-def _no_window(config: Fields) -> None:
-    del config  # transformers' Llama has no window, whatever the key says
+def _max_len(config: Fields, family: str) -> tuple[int, list[str]]:
+    """Returns the longest length, tokens, and notes where max_position_embeddings is absent."""
+    key = next((key for key in _LENGTHS if config.get(key) is not None), _LENGTHS[0])
+    if config.get(key) is None and family in _DEFAULT_LEN:
+        length = _DEFAULT_LEN[family]
+        note = f"config.json has no {key}; {length} is taken, transformers' own for {family}"
+        return length, [note]
+    notes = [] if key == _LENGTHS[0] else [f"config.json has no {_LENGTHS[0]}; {key} is taken"]
+    return config.count(key), notes
 
 
-def _required_window(config: Fields) -> int | None:
-    if "sliding_window" not in config.values:
-        raise InputError(
-            f"{config.path('sliding_window')} is missing. Give a number of tokens, or null for"
-            " none."
-        )
+_LENGTHS = ("max_position_embeddings", "max_sequence_length", "max_seq_len")
+_DEFAULT_LEN = {"llama": 2048, "mistral": 131_072, "qwen2": 32_768, "phi3": 4096}
+_MISTRAL_WINDOW = 4096  # transformers' own
+
+
+def _check_quantised(config: Fields) -> None:
+    section = config.section("quantization_config")
+    if section is None:
+        return
+    kind = section.get("quant_method") or section.get("bits") or "method not named"
+    raise InputError(
+        f"{config.path('quantization_config')} says that the weights are quantised"
+        f" ({str(kind)[:40]}), which is not read. Save the model without quantisation:"
+        " model.dequantize() of transformers, then save_pretrained; or take the model that it was"
+        " made from."
+    )
+
+
+def _no_window(config: Fields, notes: list[str]) -> None:
+    del config, notes  # transformers' Llama has no window, whatever the key says
+
+
+def _mistral_window(config: Fields, notes: list[str]) -> int | None:
+    if "sliding_window" in config.values:
+        return config.count("sliding_window", None)
+    notes.append(
+        f"config.json has no sliding_window; {_MISTRAL_WINDOW} is taken, transformers' own. null"
+        " there means none"
+    )
+    return _MISTRAL_WINDOW
+
+
+def _optional_window(config: Fields, notes: list[str]) -> int | None:
+    del notes
     return config.count("sliding_window", None)
 
 
-def _optional_window(config: Fields) -> int | None:
-    return config.count("sliding_window", None)
-
-
-def _qwen2_window(config: Fields) -> int | None:
+def _qwen2_window(config: Fields, notes: list[str]) -> int | None:
     """Returns the window of all layers; llama.py has no window in some layers only."""
+    del notes
     layers = config.count("num_hidden_layers")
     window = (
         config.count("sliding_window", None) if config.flag("use_sliding_window", False) else None
@@ -216,7 +252,7 @@ def _qwen2_window(config: Fields) -> int | None:
 
 _WINDOW = {
     "llama": _no_window,
-    "mistral": _required_window,
+    "mistral": _mistral_window,
     "qwen2": _qwen2_window,
     "phi3": _optional_window,
 }

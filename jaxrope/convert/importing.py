@@ -4,7 +4,9 @@ Tensors are read one by one into the stacked parameters, so the host holds the m
 and the one shard that is mapped.
 """
 
+import collections
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, safetensors_io
+from jaxrope.convert import folders, layout, safetensors_io, tensor_names
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
@@ -30,7 +32,6 @@ TOKENIZER_FILES = (
     "generation_config.json",
 )
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_OLD_BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _MAX_TOKENIZER_BYTES = 100_000_000  # the largest published one has 35 million
 
 
@@ -51,17 +52,11 @@ def open_model(folder: Path) -> Source:
         or of a shape unlike the config's.
     """
     config, notes = hf_config.read(folder)
-    entries = safetensors_io.catalogue(folder)
-    buffers = [name for name in entries if _OLD_BUFFER.fullmatch(name)]
-    entries = {name: entry for name, entry in entries.items() if name not in buffers}
-    if buffers:
-        notes.append(
-            f"{len(buffers)} rotary buffers of an old checkpoint are passed over; the frequencies"
-            " come from config.json"
-        )
-    config, more = _settle_head(folder, config, entries)
+    entries, of_names = tensor_names.settle(safetensors_io.catalogue(folder), str(folder))
+    config, of_head = _settle_head(folder, config, entries)
     _check_names(folder, entries, config)
-    return Source(config, entries, (*notes, *more))
+    config, of_dtype = _with_dtype(config, entries)
+    return Source(config, entries, (*notes, *of_names, *of_head, *of_dtype))
 
 
 def load_params(source: Source, *, dtype: str | None) -> dict:
@@ -77,7 +72,7 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
     entries = {name: source.entries[name] for name in tensors}
     params = _allocate(tensors.values(), entries, target_dtype)
     for name, array in safetensors_io.read_tensors(entries):
-        array = array if target_dtype is None else safetensors_io.cast(name, array, target_dtype)
+        array = safetensors_io.cast(name, array, target_dtype or _readable(array.dtype))
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
             leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
@@ -138,12 +133,10 @@ def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
 
 
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
-    """Compares the tokenizer's ids with the vocabulary.
-
-    JAX silently clamps an id that is too large.
+    """Returns notes on how the tokenizer's ids go with the vocabulary.
 
     Raises:
-      InputError: an id is not below vocab_size.
+      InputError: an id is none.
     """
     file = folders.find(folder, "tokenizer.json")
     if file is None:
@@ -161,19 +154,18 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
         )
     ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
     ids += [row.get("id") if isinstance(row, dict) else None for row in added]
-    bad = next(
-        (
-            i
-            for i in ids
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < config.vocab_size
-        ),
-        ids,
-    )
-    if bad is not ids:
-        raise InputError(
-            f"{file}: every id must be a whole number below vocab_size, {config.vocab_size}, got"
-            f" {strict_json.kind(bad)}."
-        )
+    for number in ids:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+            raise InputError(
+                f"{file}: every id must be a whole number from 0 to {2**31 - 1}, got"
+                f" {strict_json.kind(number)}."
+            )
+    beyond = len({number for number in ids if number >= config.vocab_size})
+    if beyond:
+        return [
+            f"{beyond} tokens of {file.name}, the highest {max(ids)}, have no row in the embedding"
+            f" (vocab_size {config.vocab_size}); a text that holds one is refused"
+        ]
     spare = config.vocab_size - 1 - max(ids, default=-1)
     return (
         [f"the vocabulary has {spare} rows more than the tokenizer has ids (padding)"]
@@ -208,6 +200,12 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
 
 def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
     layers = {match[1] for name in entries if (match := _LAYER.match(name))}
+    if not layers:
+        raise InputError(
+            f"{folder}: none of its {len(entries)} tensors is part of a layer of model_type"
+            f" {config.family} (model.layers.0. ...); it has {tensor_names.some(entries)}. Name the"
+            " folder of the language model, or save it with transformers' save_pretrained."
+        )
     if config.num_layers > len(layers):  # before something is made for each of them
         raise InputError(
             f"{folder}: num_hidden_layers of config.json must be {len(layers)}, the layers that the"
@@ -217,26 +215,50 @@ def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
     tolerated = {layout.HEAD} if config.tie_embeddings else set()
     missing = [name for name in tensors if name not in entries]
     unexpected = sorted(entries.keys() - tensors.keys() - tolerated)
-    for what, names in (("are missing", missing), ("belong to no part of the model", unexpected)):
-        if names:
-            examples = ", ".join(name[:80] for name in names[:3]) + (
-                ", ..." if len(names) > 3 else ""
-            )
-            hint = (
-                " Set tie_word_embeddings to true if the head is the embedding."
-                if names == [layout.HEAD]
-                else ""
-            )
-            raise InputError(
-                f"{folder}: {len(names)} tensors {what} that config.json describes (model_type"
-                f" {config.family}): {examples}.{hint}"
-            )
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} tensors are missing that config.json describes (model_type"
+            f" {config.family}): {tensor_names.some(missing)}."
+            f" {_remedy(missing, unexpected, entries)}"
+        )
+    if unexpected:
+        raise InputError(
+            f"{folder}: {len(unexpected)} tensors belong to no part of the model that config.json"
+            f" describes (model_type {config.family}): {tensor_names.some(unexpected)}. {_UNKNOWN}"
+        )
     for name, tensor in tensors.items():
         if entries[name].shape != tensor.shape:
             raise InputError(
                 f"{folder}: {name} must have shape {list(tensor.shape)} by config.json, has"
                 f" {list(entries[name].shape)}."
             )
+
+
+_UNKNOWN = (
+    "Check that model_type and the sizes are the model's own; adapters must be merged first (PEFT:"
+    " merge_and_unload), or given as a PEFT folder of their own."
+)
+
+
+def _remedy(missing: list[str], unexpected: list[str], entries: dict) -> str:
+    if missing == [layout.HEAD]:
+        return "Set tie_word_embeddings to true if the head is the embedding."
+    others = f"unlike it there are {tensor_names.some(unexpected)}" if unexpected else ""
+    return f"The folder has {others or tensor_names.some(entries, 1)}. {_UNKNOWN}"
+
+
+def _with_dtype(config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
+    """Returns the config with the dtype of most of the weights, and notes on float64."""
+    sizes = collections.Counter()
+    for entry in entries.values():
+        sizes[_readable(entry.dtype).name] += math.prod(entry.shape)
+    wide = sum(entry.dtype == np.float64 for entry in entries.values())
+    notes = [f"{wide} tensors are float64; they are read as float32"] if wide else []
+    return dataclasses.replace(config, stored_dtype=sizes.most_common(1)[0][0]), notes
+
+
+def _readable(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
@@ -247,7 +269,7 @@ def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
     shapes, dtypes, layers = {}, {}, {}
     for tensor in tensors:
         for part in tensor.parts:
-            file_dtype = entries[tensor.name].dtype
+            file_dtype = _readable(entries[tensor.name].dtype)
             dtypes[part.leaf] = np.dtype(
                 jnp.promote_types(dtypes.get(part.leaf, file_dtype), file_dtype)
             )

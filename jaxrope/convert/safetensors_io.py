@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxrope.convert import folders
+from jaxrope.convert import folders, tensor_names
 from jaxrope.errors import InputError
 from jaxrope.store import strict_json
 
@@ -29,6 +29,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}  # the names of --dtype
+_READ = DTYPES | {"F64": np.dtype(np.float64)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -37,9 +38,14 @@ _BLOCK = 1 << 18  # values that are looked at together, so that they stay in the
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor on disk."""
+    """A tensor on disk.
+
+    Attributes:
+      name: in its file.
+    """
 
     file: Path
+    name: str
     dtype: np.dtype
     shape: tuple[int, ...]
 
@@ -77,7 +83,7 @@ def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
     for file in sorted({entry.file for entry in entries.values()}):
         with safe_open(file, framework="numpy") as opened:
             for name in sorted(name for name, entry in entries.items() if entry.file == file):
-                array = opened.get_tensor(name)
+                array = opened.get_tensor(entries[name].name)
                 check_finite(str(file), name, array)
                 yield name, array
 
@@ -241,7 +247,10 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
                     f" {listed_file or 'nothing of it'}."
                 )
             entries[name] = entry
-    absent = next((name for name in weight_map if name not in entries), None)
+    absent = next(
+        (name for name in weight_map if name not in entries and not tensor_names.is_buffer(name)),
+        None,
+    )
     if absent is not None:
         raise InputError(
             f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be."
@@ -271,12 +280,14 @@ def _header(file: Path) -> dict[str, Entry]:
     for name, row in content.items():
         if name == "__metadata__":
             continue
-        if row["dtype"] not in DTYPES:
+        if row["dtype"] not in _READ:
             raise InputError(
                 f"{file}: tensor '{name[:80]}' has dtype {row['dtype']}; known are"
-                f" {', '.join(DTYPES)}. A quantised model must be saved without quantisation."
+                f" {', '.join(_READ)}. A quantised model must be saved without quantisation:"
+                " model.dequantize() of transformers, then save_pretrained; or take the model that"
+                " it was made from."
             )
-        entries[name] = Entry(file, DTYPES[row["dtype"]], tuple(row["shape"]))
+        entries[name] = Entry(file, name, _READ[row["dtype"]], tuple(row["shape"]))
     return entries
 
 
