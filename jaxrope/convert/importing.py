@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, safetensors_io, tensor_names
+from jaxrope.convert import folders, layout, peft, safetensors_io, tensor_names
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
@@ -25,38 +25,70 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "tekken.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
 )
+_TEMPLATES = "additional_chat_templates"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
 _MAX_TOKENIZER_BYTES = 100_000_000  # the largest published one has 35 million
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A Hugging Face folder whose config and tensors fit each other; no weights are read yet."""
+    """A Hugging Face folder whose config and tensors fit each other; no weights are read yet.
+
+    Attributes:
+      config: of the model.
+      entries: tensors by their plain names.
+      notes: what was assumed or passed over.
+      folder: where the weights are.
+      adapter: what is added to them; None: nothing.
+    """
 
     config: LlamaConfig
     entries: dict[str, safetensors_io.Entry]
     notes: tuple[str, ...]
+    folder: Path
+    adapter: peft.Adapter | None = None
 
 
 def open_model(folder: Path) -> Source:
     """Reads the config and the headers of the weights, and compares them.
 
+    A PEFT folder is its base with the adapters added, with a config.json of its own if it has one.
+
     Raises:
       InputError: see `config.read` and `safetensors_io.catalogue`; tensors are missing, unexpected,
         or of a shape unlike the config's.
     """
-    config, notes = hf_config.read(folder)
+    if peft.is_adapter(folder):
+        return _open_adapter(folder)
+    return _open(folder, hf_config.read(folder))
+
+
+def _open_adapter(folder: Path) -> Source:
+    adapter = peft.read(folder)
+    base = peft.find_base(adapter)
+    described = folder if folders.find(folder, "config.json") else base
+    source = _open(base, hf_config.read(described))
+    peft.check(adapter, source.entries)
+    note = f"the PEFT adapter of {len(adapter.pairs)} weights is added to its base, {base}"
+    entries = source.entries | dict(adapter.replaced)
+    notes = (*source.notes, note)
+    return dataclasses.replace(source, entries=entries, notes=notes, adapter=adapter)
+
+
+def _open(folder: Path, described: tuple[LlamaConfig, list[str]]) -> Source:
+    config, notes = described
     entries, of_names = tensor_names.settle(safetensors_io.catalogue(folder), str(folder))
     config, of_head = _settle_head(folder, config, entries)
     _check_names(folder, entries, config)
     config, of_dtype = _with_dtype(config, entries)
-    return Source(config, entries, (*notes, *of_names, *of_head, *of_dtype))
+    return Source(config, entries, (*notes, *of_names, *of_head, *of_dtype), folder)
 
 
 def load_params(source: Source, *, dtype: str | None) -> dict:
@@ -72,7 +104,10 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
     entries = {name: source.entries[name] for name in tensors}
     params = _allocate(tensors.values(), entries, target_dtype)
     for name, array in safetensors_io.read_tensors(entries):
-        array = safetensors_io.cast(name, array, target_dtype or _readable(array.dtype))
+        to_dtype = target_dtype or _readable(array.dtype)
+        if source.adapter is not None:
+            array = source.adapter.added(name, array)
+        array = safetensors_io.cast(name, array, to_dtype)
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
             leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
@@ -98,18 +133,23 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         choose("dtype", dtype, safetensors_io.BY_NAME)
     folders.check_target(target)
     opened = open_model(folder)
-    notes = [*opened.notes, *check_tokenizer(folder, opened.config)]
+    place = folder if folders.find(folder, "tokenizer.json") else opened.folder
+    notes = [*opened.notes, *check_tokenizer(place, opened.config)]
     with folders.staged(target) as staging:
         params = load_params(opened, dtype=dtype)
-        copy_tokenizer(folder, staging)
-        sealed.write_json(staging / "model.json", opened.config.to_json_dict())
+        for place in dict.fromkeys((opened.folder, folder)):
+            copy_tokenizer(place, staging)
+        config = opened.config
+        if dtype is not None:
+            config = dataclasses.replace(config, stored_dtype=dtype)
+        sealed.write_json(staging / "model.json", config.to_json_dict())
         meta = {"source": folder.resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes
 
 
 def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
-    """Copies a tokenizer's files, its chat template and generation_config.json, as they are.
+    """Copies a tokenizer's files, its chat templates and generation_config.json, as they are.
 
     Args:
       source: their folder, a tokenizer.json of any name in it, or "bytes", which has none.
@@ -122,12 +162,14 @@ def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
     folder = place if place.is_dir() else place.parent
     if source == "bytes" or files.absolute(folder) == files.absolute(target):
         return []
-    sources = {name: folders.find(folder, name) for name in TOKENIZER_FILES}
+    templates = [f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).glob("*.jinja")]
+    sources = {name: folders.find(folder, name) for name in (*TOKENIZER_FILES, *sorted(templates))}
     if folder != place:
         sources["tokenizer.json"] = place
     sources = {name: path for name, path in sources.items() if path}
     for name, path in sources.items():
         content = files.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
+        (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
     return list(sources)
 

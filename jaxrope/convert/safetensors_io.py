@@ -60,7 +60,7 @@ def catalogue(folder: Path) -> dict[str, Entry]:
     if index := folders.find(folder, INDEX):
         return _sharded(folder, index)
     if single := folders.find(folder, SINGLE):
-        return _header(single)
+        return header(single)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise InputError(
@@ -86,6 +86,11 @@ def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
                 array = opened.get_tensor(entries[name].name)
                 check_finite(str(file), name, array)
                 yield name, array
+
+
+def read_in_order(entries: Iterable[Entry]) -> list[tuple[str, np.ndarray]]:
+    """Returns (name, array) of a few tensors, in the order of `entries`."""
+    return [next(read_tensors({entry.name: entry})) for entry in entries]
 
 
 def check_finite(where: str, name: str, values: np.ndarray) -> None:
@@ -167,8 +172,7 @@ def write(
             assert array.flags.c_contiguous and array.nbytes == names[name], name
             digests[name] = _digest(array)
             weight_map[name] = file
-        save_file(arrays, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # the library makes 0600: a result is for everybody to read
+        write_file(folder / file, arrays)
     if len(shards) > 1:
         content = {
             "metadata": {"total_size": sum(sum(names.values()) for names in shards)},
@@ -178,6 +182,12 @@ def write(
             json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
     return digests
+
+
+def write_file(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes contiguous arrays as one file."""
+    save_file(arrays, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes 0600: a result is for everybody to read
 
 
 def verify(folder: Path, digests: dict[str, str]) -> None:
@@ -234,7 +244,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
         )
     entries = {}
     for file in files:
-        for name, entry in _header(folder / file).items():
+        for name, entry in header(folder / file).items():
             if name in entries:
                 raise InputError(
                     f"{folder}: tensor '{name[:80]}' is in two shards,"
@@ -258,8 +268,12 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
     return entries
 
 
-def _header(file: Path) -> dict[str, Entry]:
-    """Returns the tensors of one file, which is opened by the library first."""
+def header(file: Path) -> dict[str, Entry]:
+    """Returns the tensors of one file, which is opened by the library first.
+
+    Raises:
+      InputError: it is not whole or not what its name says.
+    """
     with open(file, "rb") as opened:
         start = opened.read(64)
     _sniff(file, start)
