@@ -1,6 +1,7 @@
 """Chat templates: text and answers are those of transformers' apply_chat_template."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -147,6 +148,13 @@ def test_a_template_that_fails_is_one_line(tmp_path, source, message):
     folder = folder_of(tmp_path, chat_template=source)
     with pytest.raises(InputError, match=message):
         chat.render(chat.load_template(folder), TURNS)
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    template = chat.load_template(folder_of(tmp_path, chat_template="x"))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match=r"needs the package `jinja2`, .* 'jaxrope\[chat\]'"):
+        chat.render(template, TURNS)
 
 
 def test_messages_are_objects(tmp_path):

@@ -75,11 +75,31 @@ def _open_adapter(folder: Path) -> Source:
     base = peft.find_base(adapter)
     described = folder if folders.find(folder, "config.json") else base
     source = _open(base, hf_config.read(described))
+    source, adapter = _untied(source, adapter)
     peft.check(adapter, source.entries)
     note = f"the PEFT adapter of {len(adapter.pairs)} weights is added to its base, {base}"
     entries = source.entries | dict(adapter.replaced)
     notes = (*source.notes, note)
     return dataclasses.replace(source, entries=entries, notes=notes, adapter=adapter)
+
+
+def _untied(source: Source, adapter: peft.Adapter) -> tuple[Source, peft.Adapter]:
+    """Returns both as PEFT applies them: what adapts one of two tied weights leaves the other as it
+    was, unless they are trained as one.
+    """
+    tied = {layout.EMBED, layout.HEAD}
+    if not source.config.tie_embeddings or not tied & {*adapter.pairs, *adapter.replaced}:
+        return source, adapter
+    if tied <= {*adapter.replaced}:
+        pairs = safetensors_io.read_in_order(adapter.replaced[name] for name in sorted(tied))
+        if adapter.ties or np.array_equal(*(array for _, array in pairs)):
+            replaced = {k: v for k, v in adapter.replaced.items() if k != layout.HEAD}
+            return source, dataclasses.replace(adapter, replaced=replaced)
+    elif adapter.ties:
+        return source, adapter
+    entries = source.entries | {layout.HEAD: source.entries[layout.EMBED]}
+    config = dataclasses.replace(source.config, tie_embeddings=False)
+    return dataclasses.replace(source, entries=entries, config=config), adapter
 
 
 def _open(folder: Path, described: tuple[LlamaConfig, list[str]]) -> Source:

@@ -43,6 +43,7 @@ class Adapter:
         (A [U, rows], B [dims, U]).
       scales: what B A is multiplied by, by the same names.
       replaced: whole tensors that were trained, by their plain names.
+      ties: a head that is the embedding stays it.
     """
 
     folder: Path
@@ -50,6 +51,7 @@ class Adapter:
     pairs: Mapping[str, tuple[safetensors_io.Entry, safetensors_io.Entry]]
     scales: Mapping[str, float]
     replaced: Mapping[str, safetensors_io.Entry]
+    ties: bool
 
     def added(self, name: str, weight: np.ndarray) -> np.ndarray:
         """Returns a weight with its adapter added, float32; as it is where it has none."""
@@ -103,7 +105,8 @@ def read(folder: Path) -> Adapter:
         raise InputError(f"{file}: the adapter of {half[:80]} has one side only. Save it again.")
     pairs = {name: (pair["A"], pair["B"]) for name, pair in sides.items()}
     scales = {name: _scale(settings, name, pair[0].shape[0], path) for name, pair in pairs.items()}
-    return Adapter(folder, base, pairs, scales, replaced)
+    ties = settings.get("ensure_weight_tying") is True
+    return Adapter(folder, base, pairs, scales, replaced, ties)
 
 
 def find_base(adapter: Adapter) -> Path:

@@ -106,9 +106,9 @@ def render(
     Raises:
       InputError: `jinja2` is missing, the template is broken, or it refuses these messages.
     """
-    import jinja2
-
     program = template._program
+    import jinja2  # behind what says that it is missing
+
     values = {"tools": None, "documents": None, **template.tokens, **_plain(dict(variables or {}))}
     values |= {"messages": _messages(messages), "add_generation_prompt": add_generation_prompt}
     spans: list[tuple[int, int]] = []
@@ -117,9 +117,13 @@ def render(
         with program.environment.marking(pieces, spans):
             for piece in program.generate(**values):
                 pieces.append(piece)
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (jinja2.TemplateError, *_FAILURES) as error:
         raise InputError(f"{template.where} refuses the messages: {error}") from None
     return Chat("".join(pieces), tuple(spans))
+
+
+# what the operations of a template raise on values that it did not expect
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def _in_files(folder: Path) -> dict[str, str]:
