@@ -4,11 +4,15 @@ import json
 
 import numpy as np
 import pytest
+import tiny_run
 import tiny_tokenizers
 from tokenizers import processors
 
+from jaxrope import train
 from jaxrope.data import eval_windows, load_documents, load_tokenizer
 from jaxrope.errors import InputError
+from jaxrope.evaluate import passkey
+from tests.benches import make_bench
 
 POST = {
     "none": None,
@@ -127,3 +131,50 @@ def test_begin_and_end_need_rows(tmp_path):
     folder = tiny_tokenizers.write(tmp_path, tokenizer_config={"eos_token": "<|eot_id|>"})
     with pytest.raises(InputError, match="ends texts with id 6, the model's ids end at 5"):
         load_tokenizer(folder, vocab_size=6)
+
+
+@pytest.mark.parametrize(
+    "post, settings, older",
+    [
+        ("bos", {"add_bos_token": False}, "transformers 4 leaves it out"),
+        ("none", {"add_bos_token": True}, "transformers 4 puts one"),
+        ("none", {}, "transformers 4 puts one"),
+        ("bos", {}, ""),
+        ("none", {"add_bos_token": False}, ""),
+        ("bos", {"add_bos_token": False, "tokenizer_class": "PreTrainedTokenizerFast"}, ""),
+    ],
+)
+def test_what_transformers_4_does_otherwise_is_a_note(tmp_path, post, settings, older):
+    tokenizer = tiny_tokenizers.bpe(POST[post])
+    settings = {"tokenizer_class": "LlamaTokenizerFast"} | settings
+    notes = load_tokenizer(
+        tiny_tokenizers.write(tmp_path, tokenizer, tokenizer_config=settings)
+    ).notes
+    assert len(notes) == bool(older) and older in "".join(notes)
+
+
+def test_a_qwen_has_no_bos_anywhere(shared, tmp_path):
+    """tokenizer_config.json: bos_token null; config.json: bos_token_id 2."""
+    folder = shared / "cases" / "04_qwen_bos_null"
+    tokenizer, theirs = load_tokenizer(folder), theirs_of(folder)
+    text = "It was a dark night, and the rain fell. " * 40
+    assert tokenizer.bos_id is None and tokenizer.bos_token_id is None
+    assert tokenizer.prompt(text).tolist() == theirs(text).input_ids
+    for name in ("train-0", "held-out"):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = tiny_run.make_config(tmp_path)
+    config.model = dict(source="checkpoint", path=str(folder), shape="")
+    config.data.tokenizer = ""
+    plan = train.prepare(config)
+    rows = plan.loader.batch(0)["tokens_BT"]
+    assert not (rows == 2).any()
+    windows = eval_windows(plan.documents, length=8, num_windows=1, bos_id=plan.tokenizer.bos_id)
+    assert windows.tokens_WT[0].tolist() == theirs(text).input_ids[:9]
+    assert not (passkey_of(plan) == 2).any()
+
+
+def passkey_of(plan) -> np.ndarray:
+    """Returns the tokens of a pass key prompt."""
+    bench = make_bench(passkey_trials=1)
+    model = plan.eval_model({})
+    return passkey.make_trials(model, bench, 256)[0].tokens

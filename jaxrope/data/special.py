@@ -108,6 +108,25 @@ def around(backend: Any, file: Path) -> tuple[int | None, tuple[int, ...]]:
     return (before[0] if before else None), tuple(behind)
 
 
+def older_reading(file: Path, bos_id: int | None) -> tuple[str, ...]:
+    """Returns a note where transformers 4 puts bos before texts, and 5 does not, or the reverse: 4
+    obeys add_bos_token (True where it is absent) in the classes of Llama and Gemma.
+    """
+    settings = read_beside(file, "tokenizer_config.json")
+    name = str(settings.get("tokenizer_class")).removesuffix("Fast")
+    adds = settings.get("add_bos_token", True)
+    if name not in _OBEYING or adds is (bos_id is not None) or not isinstance(adds, bool):
+        return ()
+    what, older = ("no bos", "puts one") if bos_id is None else ("bos", "leaves it out")
+    return (
+        f"{what} before texts, as the post_processor of {file.name} and transformers 5 have it;"
+        f" transformers 4 {older}, by add_bos_token of tokenizer_config.json",
+    )
+
+
+_OBEYING = ("LlamaTokenizer", "CodeLlamaTokenizer", "GemmaTokenizer")
+
+
 @dataclasses.dataclass(frozen=True)
 class Numbers:
     """The ids of the tokens that begin and end a text.

@@ -227,7 +227,7 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         eos_ids=number.eos_ids(),
         bos_token_id=number.bos_id(),
         suffix=suffix,
-        notes=notes,
+        notes=(*notes, *special.older_reading(file, bos_id)),
     )
 
 

@@ -79,6 +79,8 @@ class Scratch(_Model):
     rope: Any = field(Anything("rope.make, with the shape"), default=None)
     bos_id: int | None = field(Maybe(Whole(0)), default=None)
     eos_id: int | tuple[int, ...] | None = field(Maybe(OneOrMany(Whole(0))), default=None)
+    pad_id: int | None = field(Maybe(Whole(-1)), default=None)
+    stored_dtype: str | None = field(Maybe(Choice(DTYPES)), default=None)
 
     def shape(self) -> dict[str, Any]:
         """Returns what llama.LlamaConfig takes."""
