@@ -79,7 +79,7 @@ def _pretrain_commands(args) -> list[list[str]]:
 
 def make_tokenizer(config, folder: Path) -> None:
     """Trains a byte-level BPE (digits apart) on the training files of `config` into `folder`."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     from jaxrope import data
 
@@ -101,6 +101,9 @@ def make_tokenizer(config, folder: Path) -> None:
         show_progress=False,
     )
     tokenizer.train([str(file.path) for file in train_files], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
     folder.mkdir(parents=True, exist_ok=True)
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",

@@ -299,7 +299,8 @@ def _path(config: Config) -> str:
 
 
 # Fields that training, or whoever prepares the folder (a wider sliding window), may change.
-_NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "bos_id", "eos_id", "sliding_window")
+_NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "sliding_window")
+_NOT_OF_THE_SHAPE += ("bos_id", "eos_id", "pad_id", "stored_dtype")
 
 
 def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:

@@ -63,7 +63,7 @@ ONLY_IN = {
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/train/",),
     "lm_eval": ("jaxrope/evaluate/harness_lm.py",),
-    "jinja2": ("jaxrope/evaluate/harness_lm.py",),  # lm-eval brings it
+    "jinja2": ("jaxrope/data/chat.py",),
     "optax": ("jaxrope/train/", "jaxrope/search/gradient.py"),
 }
 MATHEMATICS = ("rope/", "llama/losses.py", "attention/")  # jax and numpy, nothing else

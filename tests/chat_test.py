@@ -1,6 +1,7 @@
 """Chat templates: text and answers are those of transformers' apply_chat_template."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -128,7 +129,9 @@ def test_files_come_before_the_config_and_have_names(tmp_path):
 
 
 def test_a_folder_without_a_template_has_none(tmp_path):
-    assert chat.load_template(folder_of(tmp_path)) is None
+    folder = folder_of(tmp_path)
+    assert chat.load_template(folder) is None and chat.load_template("bytes") is None
+    assert chat.load_template(folder / "tokenizer.json") is None
 
 
 @pytest.mark.parametrize(
@@ -145,6 +148,13 @@ def test_a_template_that_fails_is_one_line(tmp_path, source, message):
     folder = folder_of(tmp_path, chat_template=source)
     with pytest.raises(InputError, match=message):
         chat.render(chat.load_template(folder), TURNS)
+
+
+def test_without_the_library(tmp_path, monkeypatch):
+    template = chat.load_template(folder_of(tmp_path, chat_template="x"))
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    with pytest.raises(InputError, match=r"needs the package `jinja2`, .* 'jaxrope\[chat\]'"):
+        chat.render(template, TURNS)
 
 
 def test_messages_are_objects(tmp_path):

@@ -10,6 +10,7 @@ from jaxrope.errors import InputError
 
 LLAMA, LONGROPE = CASES["llama"], CASES["llama longrope of v5"]
 YARN = CASES["llama yarn"]["rope_scaling"]
+FAMILIES = ("llama", "mistral", "qwen2", "phi3")
 
 
 def read(folder, config):
@@ -86,7 +87,37 @@ def test_families(tmp_path):
     assert (tied.qkv_bias, tied.out_bias, tied.mlp_bias, tied.tie_embeddings) == (True,) * 4
     assert read(tmp_path, CASES["phi3 partial"])[0].rotary_dim == 12
     assert read(tmp_path, LLAMA | {"sliding_window": 5})[0].sliding_window is None
-    assert read(tmp_path, LLAMA | {"eos_token_id": [2, 7], "bos_token_id": None})[0].eos_id == 2
+    assert read(tmp_path, LLAMA | {"eos_token_id": [2, 7], "bos_token_id": None})[0].eos_id == (
+        2,
+        7,
+    )
+
+
+@pytest.mark.parametrize(
+    "name, key",
+    [("mistral", "sliding_window"), *((n, "max_position_embeddings") for n in FAMILIES)],
+)
+def test_what_is_absent_is_transformers_own_with_a_note(tmp_path, name, key):
+    transformers = pytest.importorskip("transformers", reason="needs transformers (Python 3.11)")
+    config, notes = read(tmp_path, without(CASES[name], key))
+    theirs = transformers.AutoConfig.from_pretrained(tmp_path)
+    assert getattr(config, {"sliding_window": key}.get(key, "max_len")) == getattr(theirs, key)
+    assert any(f"has no {key}; {getattr(theirs, key)} is taken" in note for note in notes)
+    _, none = read(tmp_path, CASES[name])
+    assert not any("is taken" in note for note in none)
+
+
+def test_the_first_llamas_longest_length(tmp_path):
+    older = without(LLAMA, "max_position_embeddings") | {"max_sequence_length": 64}
+    config, notes = read(tmp_path, older)
+    assert config.max_len == config.original_len == 64
+    assert notes == ["config.json has no max_position_embeddings; max_sequence_length is taken"]
+
+
+def test_padding_may_lie_outside_the_vocabulary(tmp_path):
+    for number in (-1, 0, 96, None):
+        config, _ = read(tmp_path, LLAMA | {"pad_token_id": number})
+        assert config.pad_id == hf_config.to_hf(config, dtype="float32")["pad_token_id"] == number
 
 
 def test_auto_map_is_not_followed(tmp_path):
@@ -134,12 +165,15 @@ SCALED = LONGROPE["rope_parameters"]
 REFUSED = {
     "no model_type": ({"model_type": None}, "model_type is missing"),
     "unknown model_type": (
-        {"model_type": "lama"},
-        "model_type must be one of llama, .*, got 'lama'. Other decoders are not supported",
+        {"model_type": "qwen9"},
+        "model_type must be one of lqwen9, .*, got 'qwen9'. Other decoders are not supported",
     ),
     "activation": ({"hidden_act": "gelu"}, 'hidden_act must be .silu. .*got "gelu"'),
     "clip_qkv": ({"clip_qkv": 8}, "clip_qkv must be None or 0.* not supported, got 8"),
-    "quantised": ({"quantization_config": {"bits": 4}}, "quantization_config must be None"),
+    "quantised": (
+        {"quantization_config": {"quant_method": "gptq", "bits": 4}},
+        r"quantization_config says .* quantised \(gptq\), .*Save the model without",
+    ),
     "no layers": ({"num_hidden_layers": 0}, "num_hidden_layers must be a whole number from 1"),
     "missing": ({"hidden_size": None}, "hidden_size is missing"),
     "text": ({"hidden_size": "32"}, 'hidden_size must be a whole number .*got "32"'),

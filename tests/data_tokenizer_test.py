@@ -88,29 +88,29 @@ def test_a_files_truncation_padding_and_dropout_are_off(tmp_path):
     assert all(tokenizer.encode("abab").tolist() == [5] for _ in range(20))
 
 
-def test_begin_and_end_by_the_usual_names(tmp_path):
+def test_end_by_the_usual_name(tmp_path):
     tokenizer = load_tokenizer(write(tmp_path, word_spec()) / "tokenizer.json")
-    assert (tokenizer.bos_id, tokenizer.eos_id) == (1, 2)
+    assert (tokenizer.bos_id, tokenizer.eos_id, tokenizer.eos_ids) == (1, 2, (2,))
 
 
 def test_begin_and_end_from_the_files_beside_it(tmp_path):
     names = {"bos_token": "the", "eos_token": {"content": "cat"}}
     numbers = {"bos_token_id": 5, "eos_token_id": [6, 2]}
-    by_name = load_tokenizer(
-        write(tmp_path / "a", word_spec(), tokenizer_config=names, config=numbers)
-    )
-    assert (by_name.bos_id, by_name.eos_id) == (3, 4)
-    by_number = load_tokenizer(
-        write(tmp_path / "b", word_spec(), tokenizer_config={"bos_token": None}, config=numbers)
-    )
-    assert (by_number.bos_id, by_number.eos_id) == (5, 6)
-    generation = load_tokenizer(write(tmp_path / "c", word_spec(), generation_config=numbers))
-    assert (generation.bos_id, generation.eos_id) == (5, 6)
+
+    def ids_of(name, **beside):
+        spec = word_spec(**beside.pop("spec", {}))
+        tokenizer = load_tokenizer(write(tmp_path / name, spec, **beside))
+        names = ("bos_id", "bos_token_id", "eos_id", "eos_ids")
+        return tuple(getattr(tokenizer, name) for name in names)
+
+    assert ids_of("a", tokenizer_config=names, config=numbers) == (1, 3, 4, (2, 4, 6))
+    null = {"bos_token": None}
+    assert ids_of("b", tokenizer_config=null, config=numbers) == (1, None, 6, (2, 6))
+    generation = {"eos_token_id": 3}
+    assert ids_of("c", config=numbers, generation_config=generation) == (1, 5, 6, (2, 3, 6))
     vocab = {"type": "WordLevel", "vocab": {"x": 0, "<unk>": 1}, "unk_token": "<unk>"}
-    none = load_tokenizer(
-        write(tmp_path / "d", word_spec(model=vocab, added_tokens=[], post_processor=None))
-    )
-    assert (none.bos_id, none.eos_id) == (None, None)
+    bare = dict(model=vocab, added_tokens=[], post_processor=None)
+    assert ids_of("d", spec=bare) == (None, None, None, ())
 
 
 def test_fingerprint_follows_the_file(tmp_path):
@@ -137,20 +137,30 @@ def test_ids_must_be_unique_and_in_the_vocabulary(tmp_path):
     refused(tmp_path, spec, "says '<new>' is 20, the `tokenizers` library makes it 7")
     spec = word_spec()
     spec["model"]["vocab"]["far"] = 4294967295
-    refused(tmp_path, spec, "token 'far' the id 4294967295, the model's ids end at 2147483647")
-    refused(tmp_path, word_spec(), "token '.' the id 6, .* end at 5", config={"vocab_size": 6})
-    with pytest.raises(InputError, match="token '.' the id 6, the model's ids end at 4"):
-        load_tokenizer(write(tmp_path, word_spec()), vocab_size=5)
-    with pytest.raises(InputError, match="'bytes' gives token '</s>' the id 257, .* end at 255"):
+    refused(tmp_path, spec, "token 'far' the id 4294967295, ids end at 2147483647")
+    refused(tmp_path, word_spec(), "ends texts with id 2, .* end at 1", config={"vocab_size": 2})
+    with pytest.raises(InputError, match="'bytes' needs a model of 258 ids, got vocab_size 256"):
         load_tokenizer("bytes", vocab_size=256)
     model = {"type": "Unigram", "vocab": [["a", 0.0], ["b", -1.0], ["a", -2.0]], "unk_id": 0}
     spec = word_spec(model=model, added_tokens=[], post_processor=None)
     refused(tmp_path, spec, "lists a piece twice")
 
 
+def test_a_token_without_a_row_is_refused_in_a_text_alone(tmp_path):
+    tokenizer = load_tokenizer(write(tmp_path, word_spec()), vocab_size=6)
+    assert tokenizer.vocab_size == 6 and tokenizer.encode("the cat").tolist() == [3, 4]
+    assert tokenizer.notes == (
+        f"1 of the 7 tokens of {tmp_path / 'tokenizer.json'}, '.' (id 6) first, have no row in the "
+        "embedding (vocab_size 6); a text that holds one is refused",
+    )
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_with_spans(text, special=False)):
+        with pytest.raises(InputError, match=r"a text holds the token '\.', id 6; .* end at 5"):
+            encode("the cat .")
+
+
 def test_a_vocabulary_that_just_fits_is_taken(tmp_path):
     folder = write(tmp_path, word_spec(), config={"vocab_size": 7})
-    assert load_tokenizer(folder).vocab_size == 7
+    assert load_tokenizer(folder).vocab_size == 7 and load_tokenizer(folder).notes == ()
     assert load_tokenizer("bytes", vocab_size=258).vocab_size == 258
 
 

@@ -8,6 +8,7 @@ import dataclasses
 import pytest
 from tiny_harness import books_model, eval_model, ids, make_reader, needs_lm_eval
 
+from jaxrope.data.chat import ChatTemplate
 from jaxrope.errors import InputError
 from jaxrope.evaluate.harness import Pair
 
@@ -34,7 +35,7 @@ def test_an_empty_context_is_bos(model):
     assert lm.prefix_token_id == 256 and lm.eot_token_id == 257
     (rolled,) = lm.loglikelihood_rolling([Request("abc")])
     assert rolled == pytest.approx(found[0], abs=1e-6)
-    bare = dataclasses.replace(model.tokenizer, bos_id=None)
+    bare = dataclasses.replace(model.tokenizer, bos_token_id=None)
     assert (
         harness_lm.HarnessLM(
             make_reader(dataclasses.replace(model, tokenizer=bare))
@@ -90,17 +91,17 @@ def test_a_chat_template_is_used_if_there_is_one(model):
         "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     )
     template += "{% if add_generation_prompt %}[assistant]{% endif %}"
+    template = ChatTemplate(template, {"bos_token": "<s>"}, "t")
     lm = harness_lm.HarnessLM(make_reader(model), name="x", chat_template=template)
     history = [{"role": "user", "content": "hello"}]
     assert lm.apply_chat_template(history) == "<s>[user]hello[assistant]"
     assert lm.apply_chat_template(history, add_generation_prompt=False) == "<s>[user]hello"
-    assert lm.chat_template(True) == template and lm.chat_template(False) is None
+    assert lm.chat_template(True) == template.source and lm.chat_template(False) is None
     assert lm.tokenizer_name == "x" and lm.max_length == 64
     bare = harness_lm.HarnessLM(make_reader(model))
     with pytest.raises(InputError, match="chat_template is set, but the tokenizer has none"):
         bare.apply_chat_template(history)
-    strict = harness_lm.HarnessLM(
-        make_reader(model), chat_template="{{ raise_exception('no system') }}"
-    )
-    with pytest.raises(InputError, match="the template refuses a prompt: no system"):
+    strict = ChatTemplate("{{ raise_exception('no system') }}", {}, "t")
+    strict = harness_lm.HarnessLM(make_reader(model), chat_template=strict)
+    with pytest.raises(InputError, match="t refuses the messages: no system"):
         strict.apply_chat_template(history)

@@ -325,18 +325,6 @@ def test_results_of_ruler_are_told_by_length():
     assert harness_run._by_length("niah", found, make_bench()) == {}
 
 
-@pytest.mark.parametrize("written", ["config", "jinja", "named", "nothing"])
-def test_a_chat_template_is_found_where_tokenizers_keep_it(tmp_path, written):
-    named = [{"name": "tool", "template": "no"}, {"name": "default", "template": "T"}]
-    config = {"config": {"chat_template": "T"}, "named": {"chat_template": named}}.get(written, {})
-    (tmp_path / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
-    if written == "jinja":
-        (tmp_path / "chat_template.jinja").write_text("T", encoding="utf-8")
-    wanted = None if written == "nothing" else "T"
-    assert harness_run.chat_template(str(tmp_path)) == wanted
-    assert harness_run.chat_template("bytes") is None and harness_run.chat_template("") is None
-
-
 def test_tasks_of_the_command_line_are_keys_of_the_config():
     found = with_tasks(["--workdir=x", "--tasks=hellaswag, mmlu", "--config=a.py"])
     assert found == [

@@ -3,6 +3,7 @@
 python -m jaxrope.convert import HF_DIR OUT
 python -m jaxrope.convert import model.gguf OUT
 python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
+python -m jaxrope.convert export WORKDIR OUT_PEFT_DIR --adapter
 python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
 """
 
@@ -73,15 +74,55 @@ def _export_arguments(parser) -> None:
         help="export although Hugging Face cannot express all of the rope",
     )
     parser.add_argument(
+        "--adapter",
+        action="store_true",
+        help="export a LoRA training as a PEFT folder: the adapters, and what was trained beside"
+        " them, without the base",
+    )
+    parser.add_argument(
+        "--base",
+        default="",
+        metavar="HF_DIR",
+        help="what the PEFT folder names as its base; by default the Hugging Face folder that the"
+        " training began with",
+    )
+    parser.add_argument(
         "--overwrite", action="store_true", help="replace a Hugging Face folder that is there"
     )
+
+
+def _export_adapter(args) -> None:
+    from jaxrope.convert import exporting, pretrained
+
+    model = pretrained.load(args.source, dtype=None, merge=False)
+    if args.rope is not None:
+        model = pretrained.with_rope(model, args.rope)
+    settings = exporting.Settings(
+        dtype=args.dtype, allow_lossy=args.allow_lossy, overwrite=args.overwrite
+    )
+    base = args.base or pretrained.trained_from(args.source)
+    notes = exporting.export_adapter(model, args.target, settings, base=base)
+    _report([*model.notes, *notes], args.target)
+
+
+def _check_adapter_arguments(args) -> None:
+    from jaxrope.errors import InputError
+
+    if args.base and not args.adapter:
+        raise InputError("--base is of a PEFT folder: pass --adapter with it.")
+    if args.adapter and args.arch is not None:
+        raise InputError("--adapter has the layout of its base: leave --arch out.")
 
 
 def _export(args) -> None:
     """Make a Hugging Face folder from a workdir or a checkpoint."""
     from jaxrope.convert import exporting, folders, pretrained
 
+    _check_adapter_arguments(args)
     folders.check_target(args.target, overwrite=args.overwrite)  # before minutes of reading
+    if args.adapter:
+        _export_adapter(args)
+        return
     if args.arch is not None:
         exporting.check_arch(args.arch, pretrained.read_config(args.source))
     model = pretrained.load(args.source, dtype=None)
@@ -101,6 +142,7 @@ def _export_dry_run(args) -> str:
     from jaxrope import llama
     from jaxrope.convert import exporting, folders, pretrained, rope_export
 
+    _check_adapter_arguments(args)
     folders.check_target(args.target, overwrite=args.overwrite)
     model = pretrained.load(args.source, dtype=args.dtype, weights=False)
     if args.rope is not None:

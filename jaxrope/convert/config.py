@@ -14,7 +14,6 @@ from jaxrope.store import strict_json
 # Keys that would change the result where no family reads them: key -> neutral values.
 _FOREIGN = {
     "clip_qkv": (None, 0),
-    "quantization_config": (None,),
     "query_pre_attn_scalar": (None,),
     "attn_logit_softcapping": (None,),
     "final_logit_softcapping": (None,),
@@ -86,6 +85,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
     row, notes = FAMILIES[family], []
     if config.get("text_of"):
         notes.append(f"the text part of a {config.get('text_of')} is read, the rest left out")
+    _check_quantised(config)
     config = _with_defaults(config, row, notes)
     _check_foreign(config, row)
     sizes = _sizes(config, family)
@@ -107,18 +107,30 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
 
 
 def _with_defaults(config: Fields, row: Family, notes: list[str]) -> Fields:
-    """Returns the config with transformers' values of keys that are left out."""
-    old = config.section("rope_parameters") or Fields({}, "")
-    inside = {key for values in (old.values, *old.values.values()) if isinstance(values, dict)
-              for key in values}  # fmt: skip
-    absent = {k: v for k, v in row.defaults.items() if k not in config.values and k not in inside}
-    if row.local_theta in absent and "sliding_attention" in inside:
-        del absent[row.local_theta]
-    silent = ("tie_word_embeddings", "rope_local_base_freq", "head_dim", "sliding_window")
-    shown = ", ".join(f"{key} {value}" for key, value in absent.items() if key not in silent)
-    if shown:
-        notes.append(f"config.json leaves out keys; transformers' values are taken: {shown}")
-    return dataclasses.replace(config, values=absent | config.values)
+    """Returns the config with values for keys that are left out: those of another spelling, else
+    transformers' own.
+    """
+    values, ropes = dict(config.values), config.section("rope_parameters")
+    sections = [] if ropes is None else [ropes.values, *ropes.values.values()]
+    inside = {key for section in sections if isinstance(section, dict) for key in section}
+    older = next((key for key in _OLD_LENGTHS if values.get(key) is not None), None)
+    if values.get(_LENGTH) is None and older:
+        values[_LENGTH] = values[older]
+        notes.append(f"config.json has no {_LENGTH}; {older} is taken")
+    for key, value in row.defaults.items():
+        if key in values and (values[key] is not None or key != _LENGTH) or key in inside:
+            continue
+        if key == row.local_theta and "sliding_attention" in inside:
+            continue
+        values[key] = value
+        if key not in _DERIVED:
+            hint = ". null there means none" if key == "sliding_window" else ""
+            notes.append(f"config.json has no {key}; {value} is taken, transformers' own{hint}")
+    return dataclasses.replace(config, values=values)
+
+
+_LENGTH, _OLD_LENGTHS = "max_position_embeddings", ("max_sequence_length", "max_seq_len")
+_DERIVED = ("tie_word_embeddings", "rope_local_base_freq", "head_dim")  # told by the tensors
 
 
 def _check_foreign(config: Fields, row: Family) -> None:
@@ -154,7 +166,8 @@ def _sizes(config: Fields, family: str) -> dict:
         mlp_bias=row.mlp_bias and config.flag("mlp_bias", False),
         max_len=config.count("max_position_embeddings"),
         bos_id=config.token_id("bos_token_id"),
-        eos_id=config.token_id("eos_token_id"),
+        eos_id=config.token_ids("eos_token_id"),
+        pad_id=config.pad_id(),
     )
 
 
@@ -279,9 +292,7 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
         "use_cache": True,
-        "bos_token_id": config.bos_id,
-        "eos_token_id": config.eos_id,
-        "pad_token_id": None,
+        **token_ids(config),
         "dtype": dtype,
         "torch_dtype": dtype,
     }
@@ -340,6 +351,25 @@ def rope_keys(config: LlamaConfig, keys: Mapping) -> dict:
     by_layer = {"full_attention": keys["rope_parameters"], "sliding_attention": sliding}
     return (
         keys | {"rope_parameters": by_layer} | ({row.local_theta: theta} if row.local_theta else {})
+    )
+
+
+def token_ids(config: LlamaConfig) -> dict:
+    """Returns the ids of special tokens as config.json and generation_config.json write them."""
+    eos = list(config.eos_id) if isinstance(config.eos_id, tuple) else config.eos_id
+    return {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
+
+
+def _check_quantised(config: Fields) -> None:
+    section = config.section("quantization_config")
+    if section is None:
+        return
+    kind = section.get("quant_method") or section.get("bits") or "method not named"
+    raise InputError(
+        f"{config.path('quantization_config')} says that the weights are quantised"
+        f" ({str(kind)[:40]}), which is not read. Save the model without quantisation:"
+        " model.dequantize() of transformers, then save_pretrained; or take the model that it was"
+        " made from."
     )
 
 

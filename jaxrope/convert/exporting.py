@@ -6,6 +6,7 @@ Everything is written in a folder beside the target, read again, compared, and o
 """
 
 import dataclasses
+import json
 import os
 from collections import Counter
 from collections.abc import Iterator
@@ -17,13 +18,13 @@ import numpy as np
 from safetensors import SafetensorError
 
 from jaxrope import llama, rope
-from jaxrope.convert import card, folders, importing, layout, rope_export, safetensors_io
+from jaxrope.convert import card, folders, importing, layout, peft, rope_export, safetensors_io
 from jaxrope.convert import config as hf_config
 from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
-from jaxrope.store import files
+from jaxrope.store import files, strict_json
 
 _SAME = 1e-8  # relative: a law computed again differs by 1e-15, a wrong constant by far more
 
@@ -67,7 +68,7 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
       settings: see Settings.
 
     Returns:
-      What is lost, a line each.
+      What is lost, and what differs from what came in, a line each.
 
     Raises:
       InputError: a target in use, weights that are not finite or do not fit the dtype, a rope or a
@@ -76,7 +77,7 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     settings = settings or Settings()
     if settings.arch is not None:
         model = dataclasses.replace(model, config=check_arch(settings.arch, model.config))
-    dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
+    dtype, notes = _dtype(model, settings.dtype)
     hf_rope = rope_export.express(model.config, model.rope_fn)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
     _check_sliding(model)
@@ -85,14 +86,59 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
         except SafetensorError as error:  # also for a full disk
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
-        _write_texts(staging, model, hf_rope, dtype or _main_dtype(model.params))
+        notes += _write_texts(staging, model, hf_rope, dtype or _main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
         text = card.text(name, model, hf_rope)
         (staging / "README.md").write_text(text, encoding="utf-8")
         safetensors_io.verify(staging, digests)
         _verify_rope(staging, model, hf_rope)
         _flush(staging)
-    return [f"lost: {loss}" for loss in hf_rope.losses]
+    return [*(f"lost: {loss}" for loss in hf_rope.losses), *notes]
+
+
+def export_adapter(
+    model: Model, target: Path | str, settings: Settings | None = None, *, base: str = ""
+) -> list[str]:
+    """Writes a LoRA training as a PEFT folder: adapters, what was trained beside them, config.json
+    with the rope, the tokenizer.
+
+    Args:
+      model: of `pretrained.load(path, dtype=None, merge=False)`.
+      target: must not exist, or be empty.
+      settings: dtype, allow_lossy and overwrite are used.
+      base: the Hugging Face folder or id that the adapters are for.
+
+    Returns:
+      What is lost, and how it is opened, a line each.
+
+    Raises:
+      InputError: the model has no adapters, no base is named, or see `export_folder`.
+    """
+    settings = settings or Settings()
+    if llama.adapters.SCALE not in model.params["layers"]:
+        raise InputError(
+            f"--adapter: {model.source} has no adapters (lora.rank was 0). Leave --adapter out."
+        )
+    if not base:
+        raise InputError(
+            f"--adapter: {model.source} was not trained from a Hugging Face folder. Name the one"
+            " that the adapters are for: --base=FOLDER."
+        )
+    dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
+    hf_rope = rope_export.express(model.config, model.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
+    with folders.staged(target, overwrite=settings.overwrite) as staging:
+        peft.write(staging, model.params, model.config, base=base, dtype=dtype)
+        stored = np.dtype(model.config.stored_dtype or _main_dtype(model.params).name)
+        notes = _write_texts(staging, model, hf_rope, stored)
+        _flush(staging)
+    return [
+        *(f"lost: {loss}" for loss in hf_rope.losses),
+        *notes,
+        "PEFT opens the base with the base's own rope: give it this folder's config.json,"
+        " AutoModelForCausalLM.from_pretrained(BASE, config=AutoConfig.from_pretrained(FOLDER)),"
+        " then PeftModel.from_pretrained(model, FOLDER)",
+    ]
 
 
 def _check_sliding(model: Model) -> None:
@@ -182,6 +228,17 @@ def _dtype_of(tensor: layout.Tensor, params: dict) -> np.dtype:
     return np.result_type(*[layout.find_leaf(part, params).dtype for part in tensor.parts])
 
 
+def _dtype(model: Model, name: str | None) -> tuple[np.dtype | None, list[str]]:
+    """Returns (the dtype of all weights; None: as they are stored; notes)."""
+    if name is not None:
+        return choose("dtype", name, safetensors_io.BY_NAME), []
+    came, stored = model.config.stored_dtype, _main_dtype(model.params).name
+    if came in (None, stored):
+        return None, []
+    note = f"the weights are {stored}, and written as {came}, as they came in; --dtype={stored}"
+    return safetensors_io.BY_NAME[came], [f"{note} keeps them"]
+
+
 def _main_dtype(params: dict) -> np.dtype:
     counts = Counter()
     for leaf in jax.tree.leaves(params):
@@ -189,22 +246,40 @@ def _main_dtype(params: dict) -> np.dtype:
     return counts.most_common(1)[0][0]
 
 
-def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) -> None:
+def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) -> list[str]:
+    """Writes the configs and the tokenizer; returns notes."""
     config = model.config
     files.write_json_atomic(
         staging / "config.json",
         hf_config.to_hf(config, dtype=dtype.name)
         | hf_config.rope_keys(config, hf_rope.keys(config)),
     )
-    if model.tokenizer_dir is not None:
-        importing.copy_tokenizer(model.tokenizer_dir, staging)
+    importing.copy_tokenizer(model.tokenizer_dir or model.source, staging)
     if not (staging / "generation_config.json").exists():
         content = {
             "_from_model_config": True,
-            "bos_token_id": config.bos_id,
-            "eos_token_id": config.eos_id,
+            **{
+                key: value
+                for key, value in hf_config.token_ids(config).items()
+                if value is not None
+            },
         }
         files.write_json_atomic(staging / "generation_config.json", content)
+    return _lengthen_tokenizer(staging / "tokenizer_config.json", hf_rope.max_len)
+
+
+def _lengthen_tokenizer(path: Path, max_len: int) -> list[str]:
+    """Sets the length at which transformers' tokenizer warns and truncates; returns notes."""
+    if not path.exists():
+        return []
+    settings = strict_json.read(path, max_bytes=strict_json.MAX_INDEX_BYTES)
+    length = settings.get("model_max_length")
+    if isinstance(length, bool) or not isinstance(length, int | float) or length >= max_len:
+        return []
+    settings["model_max_length"] = max_len
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    path.write_text(text, encoding="utf-8")
+    return [f"tokenizer_config.json: model_max_length was {length:g} and is {max_len} now"]
 
 
 def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
@@ -219,8 +294,10 @@ def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
     of_window = [llama.sliding_rope(c) for c in (config, model.config) if "sliding" in c.layers]
     if of_window and rope_export.difference(*of_window) > _SAME:
         raise RuntimeError(f"{staging}: config.json does not mean the rope of sliding layers")
-    # the fields that an extension changes; that of sliding layers may be spelled in another way
-    changed = {"theta", "original_len", "max_len", "rope", "sliding_rope", "sliding_theta"}
+    # the fields that an extension changes, that of sliding layers, which may be spelled in another
+    # way, and one that is not of config.json
+    changed = {"theta", "original_len", "max_len", "rope"}
+    changed |= {"sliding_rope", "sliding_theta", "stored_dtype"}
     unchanged = [
         field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
     ]
@@ -231,7 +308,7 @@ def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
 
 def _flush(folder: Path) -> None:
     # before the rename: a power cut must not leave a whole-looking folder of empty files
-    for path in (*folder.iterdir(), folder):
+    for path in (*folder.rglob("*"), folder):
         handle = os.open(path, os.O_RDONLY)
         try:
             os.fsync(handle)

@@ -203,6 +203,10 @@ def _window_key(config: LlamaConfig) -> dict:
     return {"sliding_window": config.sliding_window}
 
 
+def _longest(length: int, **others) -> dict[str, Any]:
+    return {"max_position_embeddings": length, **others}
+
+
 NO_WINDOW = Layers(_no_window, lambda config: {})
 WINDOW = Layers(_window_of_all, _window_key)
 _QWEN = _with_max_window_layers(_typed(_after_max_window_layers, "use_sliding_window"))
@@ -219,47 +223,66 @@ _MULTIPLIERS = {
 _CAPS = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_softcapping"}
 
 FAMILIES: dict[str, Family] = {
-    "llama": Family("LlamaForCausalLM", layers=NO_WINDOW, attention_bias=True, mlp_bias=True),
+    "llama": Family(
+        "LlamaForCausalLM",
+        layers=NO_WINDOW,
+        attention_bias=True,
+        mlp_bias=True,
+        defaults=_longest(2048),
+    ),
     "mistral": Family(
         "MistralForCausalLM",
         # its own class takes no layer types; files that have them mean what Ministral does
         layers=Layers(_typed(lambda *_: True).read, _window_key),
-        defaults=dict(sliding_window=4096),
+        defaults=_longest(131_072, sliding_window=4096),
     ),
-    "ministral": Family("MinistralForCausalLM", layers=_typed(lambda *_: True)),
+    "ministral": Family(
+        "MinistralForCausalLM", layers=_typed(lambda *_: True), defaults=_longest(131_072)
+    ),
     "ministral3": Family(
-        "Ministral3ForCausalLM", layers=WINDOW, query_growth=True, defaults=dict(head_dim=128)
+        "Ministral3ForCausalLM",
+        layers=WINDOW,
+        query_growth=True,
+        defaults=_longest(262_144, head_dim=128),
     ),
-    "qwen2": Family("Qwen2ForCausalLM", fixed=dict(qkv_bias=True), layers=_QWEN),
+    "qwen2": Family(
+        "Qwen2ForCausalLM", fixed=dict(qkv_bias=True), layers=_QWEN, defaults=_longest(32_768)
+    ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         fixed=dict(qk_norm="head"),
         layers=_QWEN,
         attention_bias=True,
-        defaults=dict(head_dim=128),
+        defaults=_longest(32_768, head_dim=128),
     ),
-    "phi3": Family("Phi3ForCausalLM", layers=WINDOW, joined=True, partial_rotary=True),
+    "phi3": Family(
+        "Phi3ForCausalLM",
+        layers=WINDOW,
+        joined=True,
+        partial_rotary=True,
+        defaults=_longest(4096),
+    ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
         layers=Layers(_smollm3, _smollm3_keys),
         reads=("no_rope_layers",),
         attention_bias=True,
         mlp_bias=True,
-        defaults=dict(rope_theta=2e6, tie_word_embeddings=True),
+        defaults=_longest(32_768, rope_theta=2e6, tie_word_embeddings=True),
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
         fixed=dict(norms="after", qk_norm="all"),
         layers=NO_WINDOW,
         attention_bias=True,
-        defaults=dict(rms_norm_eps=1e-5),
+        defaults=_longest(2048, rms_norm_eps=1e-5),
     ),
     "olmo3": Family(
         "Olmo3ForCausalLM",
         fixed=dict(norms="after", qk_norm="all"),
         layers=_typed(_every(4)),
         attention_bias=True,
-        defaults=dict(rms_norm_eps=1e-5, rope_theta=500_000.0, sliding_window=4096),
+        defaults=_longest(2048, rms_norm_eps=1e-5, rope_theta=500_000.0, sliding_window=4096),
         rope_by_layer=True,
     ),
     "gemma2": Family(
@@ -272,7 +295,7 @@ FAMILIES: dict[str, Family] = {
         },
         layers=_typed(_every(2)),
         attention_bias=True,
-        defaults=dict(head_dim=256, sliding_window=4096, tie_word_embeddings=True),
+        defaults=_longest(8192, head_dim=256, sliding_window=4096, tie_word_embeddings=True),
         gate_key="hidden_activation",
     ),
     "gemma3_text": Family(
@@ -306,6 +329,7 @@ FAMILIES: dict[str, Family] = {
         layers=NO_WINDOW,
         attention_bias=True,
         mlp_bias=True,
+        defaults=_longest(2048),
     ),
 }
 GATES = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}

@@ -72,6 +72,17 @@ class Fields:
             return Fields({key: value[0]}, self.where).token_id(key)
         return None if value is None or value == [] else self.count(key, low=0)
 
+    def token_ids(self, key: str) -> int | tuple[int, ...] | None:
+        """Returns a token's id, or all of a list of them; None where there is none."""
+        value = self.values.get(key)
+        if isinstance(value, list) and value:
+            return tuple(Fields({key: item}, self.where).count(key, low=0) for item in value)
+        return None if value == [] else self.token_id(key)
+
+    def pad_id(self) -> int | None:
+        """Returns the id of the padding token, which may lie outside the vocabulary (-1 too)."""
+        return self.count("pad_token_id", None, low=-1)
+
     def factors(self, key: str, length: int) -> list[float]:
         """Returns a list of `length` finite positive numbers."""
         value = self.values.get(key)

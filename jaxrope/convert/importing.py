@@ -4,7 +4,9 @@ Tensors are read one by one into the stacked parameters, so the host holds the m
 and the one shard that is mapped.
 """
 
+import collections
 import dataclasses
+import math
 import re
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import numpy as np
 
 from jaxrope import data
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, safetensors_io, tensor_files
+from jaxrope.convert import folders, layout, peft, safetensors_io, tensor_files, tensor_names
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
@@ -24,46 +26,91 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "tokenizer.model",
+    "tekken.json",
     "vocab.json",
     "merges.txt",
     "chat_template.jinja",
     "chat_template.json",
     "generation_config.json",
 )
+_TEMPLATES = "additional_chat_templates"
 _LAYER = re.compile(r"model\.layers\.(\d+)\.")
-_OLD_BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _MAX_TOKENIZER_BYTES = 100_000_000  # the largest published one has 35 million
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A Hugging Face folder whose config and tensors fit each other; no weights are read yet."""
+    """A Hugging Face folder whose config and tensors fit each other; no weights are read yet.
+
+    Attributes:
+      config: of the model.
+      entries: tensors by their plain names.
+      notes: what was assumed or passed over.
+      folder: where the weights are.
+      adapter: what is added to them; None: nothing.
+    """
 
     config: LlamaConfig
     entries: dict[str, safetensors_io.Entry]
     notes: tuple[str, ...]
+    folder: Path
+    adapter: peft.Adapter | None = None
 
 
 def open_model(folder: Path) -> Source:
     """Reads the config and the headers of the weights, and compares them.
 
+    A PEFT folder is its base with the adapters added, with a config.json of its own if it has one.
+
     Raises:
       InputError: see `config.read` and `tensor_files.catalogue`; tensors are missing, unexpected,
         or of a shape unlike the config's.
     """
-    config, notes = hf_config.read(folder)
-    entries = tensor_files.catalogue(folder)
-    notes += tensor_files.notes(folder)
-    buffers = [name for name in entries if _OLD_BUFFER.fullmatch(name)]
-    entries = {name: entry for name, entry in entries.items() if name not in buffers}
-    if buffers:
-        notes.append(
-            f"{len(buffers)} rotary buffers of an old checkpoint are passed over; the frequencies"
-            " come from config.json"
-        )
-    config, more = _settle_head(folder, config, entries)
+    if peft.is_adapter(folder):
+        return _open_adapter(folder)
+    return _open(folder, hf_config.read(folder))
+
+
+def _open_adapter(folder: Path) -> Source:
+    adapter = peft.read(folder)
+    base = peft.find_base(adapter)
+    described = folder if folders.find(folder, "config.json") else base
+    source = _open(base, hf_config.read(described))
+    source, adapter = _untied(source, adapter)
+    peft.check(adapter, source.entries)
+    note = f"the PEFT adapter of {len(adapter.pairs)} weights is added to its base, {base}"
+    entries = source.entries | dict(adapter.replaced)
+    notes = (*source.notes, note)
+    return dataclasses.replace(source, entries=entries, notes=notes, adapter=adapter)
+
+
+def _untied(source: Source, adapter: peft.Adapter) -> tuple[Source, peft.Adapter]:
+    """Returns both as PEFT applies them: what adapts one of two tied weights leaves the other as it
+    was, unless they are trained as one.
+    """
+    tied = {layout.EMBED, layout.HEAD}
+    if not source.config.tie_embeddings or not tied & {*adapter.pairs, *adapter.replaced}:
+        return source, adapter
+    if tied <= {*adapter.replaced}:
+        pairs = safetensors_io.read_in_order(adapter.replaced[name] for name in sorted(tied))
+        if adapter.ties or np.array_equal(*(array for _, array in pairs)):
+            replaced = {k: v for k, v in adapter.replaced.items() if k != layout.HEAD}
+            return source, dataclasses.replace(adapter, replaced=replaced)
+    elif adapter.ties:
+        return source, adapter
+    entries = source.entries | {layout.HEAD: source.entries[layout.EMBED]}
+    config = dataclasses.replace(source.config, tie_embeddings=False)
+    return dataclasses.replace(source, entries=entries, config=config), adapter
+
+
+def _open(folder: Path, described: tuple[LlamaConfig, list[str]]) -> Source:
+    config, notes = described
+    entries, of_names = tensor_names.settle(tensor_files.catalogue(folder), folders.label(folder))
+    of_names = [*tensor_files.notes(folder), *of_names]
+    config, of_head = _settle_head(folder, config, entries)
     _check_names(folder, entries, config)
-    return Source(config, entries, (*notes, *more))
+    config, of_dtype = _with_dtype(config, entries)
+    return Source(config, entries, (*notes, *of_names, *of_head, *of_dtype), folder)
 
 
 def load_params(source: Source, *, dtype: str | None) -> dict:
@@ -79,7 +126,10 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
     entries = {name: source.entries[name] for name in tensors}
     params = _allocate(tensors.values(), entries, target_dtype)
     for name, array in tensor_files.read_tensors(entries):
-        array = array if target_dtype is None else safetensors_io.cast(name, array, target_dtype)
+        to_dtype = target_dtype or _readable(array.dtype)
+        if source.adapter is not None:
+            array = source.adapter.added(name, array)
+        array = safetensors_io.cast(name, array, to_dtype)
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
             leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
@@ -105,18 +155,23 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         choose("dtype", dtype, safetensors_io.BY_NAME)
     folders.check_target(target)
     opened = open_model(folder)
-    notes = [*opened.notes, *check_tokenizer(folder, opened.config)]
+    place = folder if folders.find(folder, "tokenizer.json") else opened.folder
+    notes = [*opened.notes, *check_tokenizer(place, opened.config)]
     with folders.staged(target) as staging:
         params = load_params(opened, dtype=dtype)
-        copy_tokenizer(folder, staging)
-        sealed.write_json(staging / "model.json", opened.config.to_json_dict())
+        for place in dict.fromkeys((opened.folder, folder)):
+            copy_tokenizer(place, staging)
+        config = opened.config
+        if dtype is not None:
+            config = dataclasses.replace(config, stored_dtype=dtype)
+        sealed.write_json(staging / "model.json", config.to_json_dict())
         meta = {"source": Path(folders.label(folder)).resolve().name}
         checkpoint.save_params(staging, 0, params, meta)
     return notes
 
 
 def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
-    """Copies a tokenizer's files, its chat template and generation_config.json, as they are.
+    """Copies a tokenizer's files, its chat templates and generation_config.json, as they are.
 
     Args:
       source: their folder, a tokenizer.json of any name in it, or "bytes", which has none.
@@ -129,23 +184,23 @@ def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
     folder = place if place.is_dir() else place.parent
     if source == "bytes" or files.absolute(folder) == files.absolute(target):
         return []
-    sources = {name: folders.find(folder, name) for name in TOKENIZER_FILES}
+    templates = [f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).glob("*.jinja")]
+    sources = {name: folders.find(folder, name) for name in (*TOKENIZER_FILES, *sorted(templates))}
     if folder != place:
         sources["tokenizer.json"] = place
     sources = {name: path for name, path in sources.items() if path}
     for name, path in sources.items():
         content = files.read_bytes(path, max_bytes=_MAX_TOKENIZER_BYTES)
+        (target / name).parent.mkdir(exist_ok=True)
         (target / name).write_bytes(content)
     return list(sources)
 
 
 def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
-    """Compares the tokenizer's ids with the vocabulary.
-
-    JAX silently clamps an id that is too large.
+    """Returns notes on how the tokenizer's ids go with the vocabulary.
 
     Raises:
-      InputError: an id is not below vocab_size.
+      InputError: an id is none.
     """
     file = folders.find(folder, "tokenizer.json")
     if file is None and folders.find(folder, "tokenizer.model"):
@@ -165,19 +220,18 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
         )
     ids = list(vocab.values()) if isinstance(vocab, dict) else list(range(len(vocab)))
     ids += [row.get("id") if isinstance(row, dict) else None for row in added]
-    bad = next(
-        (
-            i
-            for i in ids
-            if isinstance(i, bool) or not isinstance(i, int) or not 0 <= i < config.vocab_size
-        ),
-        ids,
-    )
-    if bad is not ids:
-        raise InputError(
-            f"{file}: every id must be a whole number below vocab_size, {config.vocab_size}, got"
-            f" {strict_json.kind(bad)}."
-        )
+    for number in ids:
+        if isinstance(number, bool) or not isinstance(number, int) or not 0 <= number < 2**31:
+            raise InputError(
+                f"{file}: every id must be a whole number from 0 to {2**31 - 1}, got"
+                f" {strict_json.kind(number)}."
+            )
+    beyond = len({number for number in ids if number >= config.vocab_size})
+    if beyond:
+        return [
+            f"{beyond} tokens of {file.name}, the highest {max(ids)}, have no row in the embedding"
+            f" (vocab_size {config.vocab_size}); a text that holds one is refused"
+        ]
     spare = config.vocab_size - 1 - max(ids, default=-1)
     return (
         [f"the vocabulary has {spare} rows more than the tokenizer has ids (padding)"]
@@ -220,6 +274,12 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
 
 def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
     layers = {match[1] for name in entries if (match := _LAYER.match(name))}
+    if not layers:
+        raise InputError(
+            f"{folder}: none of its {len(entries)} tensors is part of a layer of model_type"
+            f" {config.family} (model.layers.0. ...); it has {tensor_names.some(entries)}. Name the"
+            " folder of the language model, or save it with transformers' save_pretrained."
+        )
     if config.num_layers > len(layers):  # before something is made for each of them
         raise InputError(
             f"{folder}: num_hidden_layers of config.json must be {len(layers)}, the layers that the"
@@ -229,26 +289,50 @@ def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
     tolerated = {layout.HEAD} if config.tie_embeddings else set()
     missing = [name for name in tensors if name not in entries]
     unexpected = sorted(entries.keys() - tensors.keys() - tolerated)
-    for what, names in (("are missing", missing), ("belong to no part of the model", unexpected)):
-        if names:
-            examples = ", ".join(name[:80] for name in names[:3]) + (
-                ", ..." if len(names) > 3 else ""
-            )
-            hint = (
-                " Set tie_word_embeddings to true if the head is the embedding."
-                if names == [layout.HEAD]
-                else ""
-            )
-            raise InputError(
-                f"{folder}: {len(names)} tensors {what} that config.json describes (model_type"
-                f" {config.family}): {examples}.{hint}"
-            )
+    if missing:
+        raise InputError(
+            f"{folder}: {len(missing)} tensors are missing that config.json describes (model_type"
+            f" {config.family}): {tensor_names.some(missing)}."
+            f" {_remedy(missing, unexpected, entries)}"
+        )
+    if unexpected:
+        raise InputError(
+            f"{folder}: {len(unexpected)} tensors belong to no part of the model that config.json"
+            f" describes (model_type {config.family}): {tensor_names.some(unexpected)}. {_UNKNOWN}"
+        )
     for name, tensor in tensors.items():
         if entries[name].shape != tensor.shape:
             raise InputError(
                 f"{folder}: {name} must have shape {list(tensor.shape)} by config.json, has"
                 f" {list(entries[name].shape)}."
             )
+
+
+_UNKNOWN = (
+    "Check that model_type and the sizes are the model's own; adapters must be merged first (PEFT:"
+    " merge_and_unload), or given as a PEFT folder of their own."
+)
+
+
+def _remedy(missing: list[str], unexpected: list[str], entries: dict) -> str:
+    if missing == [layout.HEAD]:
+        return "Set tie_word_embeddings to true if the head is the embedding."
+    others = f"unlike it there are {tensor_names.some(unexpected)}" if unexpected else ""
+    return f"The folder has {others or tensor_names.some(entries, 1)}. {_UNKNOWN}"
+
+
+def _with_dtype(config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
+    """Returns the config with the dtype of most of the weights, and notes on float64."""
+    sizes = collections.Counter()
+    for entry in entries.values():
+        sizes[_readable(entry.dtype).name] += math.prod(entry.shape)
+    wide = sum(entry.dtype == np.float64 for entry in entries.values())
+    notes = [f"{wide} tensors are float64; they are read as float32"] if wide else []
+    return dataclasses.replace(config, stored_dtype=sizes.most_common(1)[0][0]), notes
+
+
+def _readable(dtype: np.dtype) -> np.dtype:
+    return np.dtype(np.float32) if dtype == np.float64 else dtype
 
 
 def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
@@ -259,7 +343,7 @@ def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
     shapes, dtypes, layers = {}, {}, {}
     for tensor in tensors:
         for part in tensor.parts:
-            file_dtype = entries[tensor.name].dtype
+            file_dtype = _readable(entries[tensor.name].dtype)
             dtypes[part.leaf] = np.dtype(
                 jnp.promote_types(dtypes.get(part.leaf, file_dtype), file_dtype)
             )

@@ -9,7 +9,15 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxrope import llama, rope
-from jaxrope.convert import folders, gguf_folder, hub, importing, safetensors_io, tensor_files
+from jaxrope.convert import (
+    folders,
+    gguf_folder,
+    hub,
+    importing,
+    peft,
+    safetensors_io,
+    tensor_files,
+)
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import LlamaConfig
 from jaxrope.store import checkpoint, files, leaves, sealed, steps
@@ -44,6 +52,7 @@ def load(
     dtype: str | None = "float32",
     step: int | None = None,
     weights: bool = True,
+    merge: bool = True,
 ) -> Pretrained:
     """Reads a model.
 
@@ -53,6 +62,7 @@ def load(
       dtype: of the parameters, "float32", "bfloat16" or "float16"; None: as they are stored.
       step: which checkpoint of a workdir; None: the newest whole one.
       weights: False leaves `params` empty: everything but the arrays is read and checked.
+      merge: False leaves the adapters of a workdir beside what they adapt.
 
     Raises:
       InputError: there is no such model, or it is not whole.
@@ -60,13 +70,13 @@ def load(
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is not None:
-        return _load_workdir(folder, workdir, dtype, step, weights)
+        return _load_workdir(folder, workdir, dtype, step, weights, merge)
     if step is not None:
         raise InputError(
             f"{folder} is not a workdir (it has no model.json), so it has no step {step}. Leave the"
             " step out."
         )
-    if not (folder / "config.json").is_file():
+    if not ((folder / "config.json").is_file() or peft.is_adapter(folder)):
         raise InputError(
             f"{folder} holds no model: neither config.json (Hugging Face) nor model.json (a"
             " workdir). Name the folder that has one."
@@ -100,6 +110,19 @@ def is_here(path: Path | str) -> bool:
     return not hub.is_marked(os.fspath(path)) and files.as_path(path or ".").exists()
 
 
+def trained_from(path: Path | str) -> str:
+    """Returns the Hugging Face folder that a workdir's training began with, "" for none."""
+    workdir = _workdir(folders.open_folder(path))
+    if workdir is None or not (workdir / "config.json").is_file():
+        return ""
+    model = sealed.read_json(workdir / "config.json", sealed=False).get("model")
+    place = model.get("path") if isinstance(model, dict) else None
+    if not place or not (files.as_path(place) / "config.json").is_file():
+        return ""
+    folder = folders.open_folder(place)
+    return str(files.absolute(folder)) if _workdir(folder) is None else ""
+
+
 def fingerprint(path: Path | str) -> str:
     """Returns a digest of the weights of a model and of its shape, without loading them: of the
     files of a Hugging Face folder; of a workdir, of what its newest whole step says of each array.
@@ -110,13 +133,15 @@ def fingerprint(path: Path | str) -> str:
     folder = folders.open_folder(path)
     workdir = _workdir(folder)
     if workdir is None:
-        entries = tensor_files.catalogue(folder).values()
-        weights = sorted({entry.file for entry in entries})
-        is_view = gguf_folder.is_view(folder)  # its files have names of their user's
-        parts = [
-            ["" if is_view else file.name, files.sha256_file(file)]
-            for file in [folder / "config.json", *weights]
-        ]
+        opened = importing.open_model(folder) if peft.is_adapter(folder) else None
+        base = opened.folder if opened else folder
+        entries = tensor_files.catalogue(base).values()
+        described = [base / "config.json", *sorted({entry.file for entry in entries})]
+        if opened:
+            own = (folder / name for name in ("config.json", peft.CONFIG, peft.WEIGHTS))
+            described += [file for file in own if file.is_file()]
+        is_view = gguf_folder.is_view(base)  # its files have names of their user's
+        parts = [["" if is_view else file.name, files.sha256_file(file)] for file in described]
         return sealed.digest_of(parts)
     leaves = checkpoint.describe(folder)["leaves"]["params"]
     return sealed.digest_of([_model_json(workdir).to_json_dict(), leaves])
@@ -128,7 +153,7 @@ def _workdir(folder: Path) -> Path | None:
     """
     if (folder / "model.json").is_file():
         return folder
-    if (folder / "config.json").is_file():
+    if (folder / "config.json").is_file() or peft.is_adapter(folder):
         return None
     return next(
         (place for place in files.absolute(folder).parents[:2] if (place / "model.json").is_file()),
@@ -141,13 +166,13 @@ def _load_hf(folder: Path, dtype: str | None, weights: bool) -> Pretrained:
     config = opened.config
     params = importing.load_params(opened, dtype=dtype) if weights else {}
     rope_fn, provenance = _rope_of(folder, config)
-    tokenizer_dir = _tokenizer_dir(folder)
+    tokenizer_dir = _tokenizer_dir(folder) or _tokenizer_dir(opened.folder)
     source, notes = folders.label(folder), opened.notes
     return Pretrained(config, params, tokenizer_dir, rope_fn, source, provenance, notes)
 
 
 def _load_workdir(
-    folder: Path, workdir: Path, dtype: str | None, step: int | None, weights: bool
+    folder: Path, workdir: Path, dtype: str | None, step: int | None, weights: bool, merge: bool
 ) -> Pretrained:
     config = _model_json(workdir)
     rope_fn, provenance = _rope_of(workdir, config)
@@ -159,7 +184,7 @@ def _load_workdir(
         params, _ = checkpoint.restore_params(folder, abstract, step)
         for name, leaf in leaves.named(params).items():
             safetensors_io.check_finite(str(folder), name, leaf)
-        params = llama.adapters.merged(params)
+        params = llama.adapters.merged(params) if merge else params
         params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
     notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
     place = _tokenizer_dir(workdir)
@@ -190,15 +215,18 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
     return abstract
 
 
+_LATER = {"pad_id", "stored_dtype"}  # fields that an older model.json does not have
+
+
 def _model_json(workdir: Path) -> LlamaConfig:
     path = workdir / "model.json"
     values = sealed.read_json(path)
     fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    unlike = {*values} - fields | (fields - {*values, *llama.DIFFERENCES})
+    unlike = {*values} - fields | (fields - {*values, *llama.DIFFERENCES, *_LATER})
     if unlike:
         raise InputError(
-            f"{path}: missing or unknown keys: {', '.join(sorted(unlike))}. It"
-            " must be as train.py wrote it."
+            f"{path}: missing or unknown keys: {', '.join(sorted(unlike))}. It must be as train.py"
+            " wrote it."
         )
     try:
         config = LlamaConfig(**values)

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxrope.convert import folders
+from jaxrope.convert import folders, tensor_names
 from jaxrope.errors import InputError
 from jaxrope.store import strict_json
 
@@ -29,6 +29,7 @@ DTYPES = {
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
 BY_NAME = {dtype.name: dtype for dtype in DTYPES.values()}  # the names of --dtype
+_READ = DTYPES | {"F64": np.dtype(np.float64)}
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 _SHARD_NAME = re.compile(r"model-\d+-of-\d+\.safetensors")
 _MAX_HEADER_BYTES = 100_000_000  # the library's own limit
@@ -37,9 +38,14 @@ _BLOCK = 1 << 18  # values that are looked at together, so that they stay in the
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """A tensor on disk."""
+    """A tensor on disk.
+
+    Attributes:
+      name: in its file.
+    """
 
     file: Path
+    name: str
     dtype: np.dtype
     shape: tuple[int, ...]
 
@@ -54,7 +60,7 @@ def catalogue(folder: Path) -> dict[str, Entry]:
     if index := folders.find(folder, INDEX):
         return _sharded(folder, index)
     if single := folders.find(folder, SINGLE):
-        return _header(single)
+        return header(single)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
         raise InputError(
@@ -77,9 +83,14 @@ def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
     for file in sorted({entry.file for entry in entries.values()}):
         with safe_open(file, framework="numpy") as opened:
             for name in sorted(name for name, entry in entries.items() if entry.file == file):
-                array = opened.get_tensor(name)
+                array = opened.get_tensor(entries[name].name)
                 check_finite(str(file), name, array)
                 yield name, array
+
+
+def read_in_order(entries: Iterable[Entry]) -> list[tuple[str, np.ndarray]]:
+    """Returns (name, array) of a few tensors, in the order of `entries`."""
+    return [next(read_tensors({entry.name: entry})) for entry in entries]
 
 
 def check_finite(where: str, name: str, values: np.ndarray) -> None:
@@ -161,8 +172,7 @@ def write(
             assert array.flags.c_contiguous and array.nbytes == names[name], name
             digests[name] = _digest(array)
             weight_map[name] = file
-        save_file(arrays, folder / file, metadata={"format": "pt"})
-        (folder / file).chmod(0o644)  # the library makes 0600: a result is for everybody to read
+        write_file(folder / file, arrays)
     if len(shards) > 1:
         content = {
             "metadata": {"total_size": sum(sum(names.values()) for names in shards)},
@@ -172,6 +182,12 @@ def write(
             json.dumps(content, indent=2, sort_keys=True) + "\n", encoding="utf-8"
         )
     return digests
+
+
+def write_file(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Writes contiguous arrays as one file."""
+    save_file(arrays, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # the library makes 0600: a result is for everybody to read
 
 
 def verify(folder: Path, digests: dict[str, str]) -> None:
@@ -228,7 +244,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
         )
     entries = {}
     for file in files:
-        for name, entry in _header(folder / file).items():
+        for name, entry in header(folder / file).items():
             if name in entries:
                 raise InputError(
                     f"{folder}: tensor '{name[:80]}' is in two shards,"
@@ -241,7 +257,10 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
                     f" {listed_file or 'nothing of it'}."
                 )
             entries[name] = entry
-    absent = next((name for name in weight_map if name not in entries), None)
+    absent = next(
+        (name for name in weight_map if name not in entries and not tensor_names.is_buffer(name)),
+        None,
+    )
     if absent is not None:
         raise InputError(
             f"{index}: tensor '{absent[:80]}' is not in {weight_map[absent]}, where it should be."
@@ -249,8 +268,12 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
     return entries
 
 
-def _header(file: Path) -> dict[str, Entry]:
-    """Returns the tensors of one file, which is opened by the library first."""
+def header(file: Path) -> dict[str, Entry]:
+    """Returns the tensors of one file, which is opened by the library first.
+
+    Raises:
+      InputError: it is not whole or not what its name says.
+    """
     with open(file, "rb") as opened:
         start = opened.read(64)
     _sniff(file, start)
@@ -271,12 +294,14 @@ def _header(file: Path) -> dict[str, Entry]:
     for name, row in content.items():
         if name == "__metadata__":
             continue
-        if row["dtype"] not in DTYPES:
+        if row["dtype"] not in _READ:
             raise InputError(
                 f"{file}: tensor '{name[:80]}' has dtype {row['dtype']}; known are"
-                f" {', '.join(DTYPES)}. A quantised model must be saved without quantisation."
+                f" {', '.join(_READ)}. A quantised model must be saved without quantisation:"
+                " model.dequantize() of transformers, then save_pretrained; or take the model that"
+                " it was made from."
             )
-        entries[name] = Entry(file, DTYPES[row["dtype"]], tuple(row["shape"]))
+        entries[name] = Entry(file, name, _READ[row["dtype"]], tuple(row["shape"]))
     return entries
 
 

@@ -66,7 +66,13 @@ from jaxrope.data.loader import TrainLoader
 from jaxrope.data.mixture import MixtureLoader, Shares, check_shares
 from jaxrope.data.needles import GRASS, NeedleDocument
 from jaxrope.data.sources import find_files
-from jaxrope.data.tokenizer import BytesTokenizer, Tokenizer, continuation, load_tokenizer
+from jaxrope.data.tokenizer import (
+    BytesTokenizer,
+    Tokenizer,
+    continuation,
+    load_tokenizer,
+    with_bos,
+)
 from jaxrope.data.windows import Windows, eval_windows, fresh_windows, search_windows
 from jaxrope.data.words import ADJECTIVES, NOUNS
 
@@ -101,4 +107,5 @@ __all__ = [
     "read_documents",
     "search_windows",
     "tokenizer_spec",
+    "with_bos",
 ]

@@ -312,7 +312,10 @@ def _tokenised(
 def _encode(
     batch: Sequence[tuple[str, str]], tokenizer: Tokenizer
 ) -> Iterator[tuple[str, np.ndarray, None]]:
+    """Yields (name, ids, None): without the bos that windows and rows put before them."""
     ids = tokenizer.encode_batch([text for _, text in batch]) if batch else []
+    bos_id = tokenizer.bos_id
+    ids = [one[1:] if bos_id is not None and one[:1] == [bos_id] else one for one in ids]
     return zip((name for name, _ in batch), ids, itertools.repeat(None, len(ids)), strict=True)
 
 

@@ -60,20 +60,23 @@ class Chat:
     answers: tuple[tuple[int, int], ...]
 
 
-def load_template(folder: Path | str, name: str = "default") -> ChatTemplate | None:
-    """Returns a folder's template; None: it has none.
+def load_template(place: Path | str, name: str = "default") -> ChatTemplate | None:
+    """Returns a tokenizer's template; None: it has none.
 
     Files (chat_template.jinja, additional_chat_templates/NAME.jinja) come before
     tokenizer_config.json, as in transformers.
 
     Args:
-      folder: with the tokenizer's files.
+      place: as `load_tokenizer` takes it; "bytes" has none.
       name: of the template, where there are several.
 
     Raises:
       InputError: there are templates, none of this name, or a file cannot be read.
     """
-    file = files.as_path(folder) / "tokenizer.json"
+    if str(place) in ("", "bytes"):
+        return None
+    place = files.as_path(place)
+    file = place / "tokenizer.json" if place.is_dir() else place
     sources = _in_files(file.parent) or _in_config(file)
     if not sources:
         return None
@@ -103,9 +106,9 @@ def render(
     Raises:
       InputError: `jinja2` is missing, the template is broken, or it refuses these messages.
     """
-    import jinja2
-
     program = template._program
+    import jinja2  # behind what says that it is missing
+
     values = {"tools": None, "documents": None, **template.tokens, **_plain(dict(variables or {}))}
     values |= {"messages": _messages(messages), "add_generation_prompt": add_generation_prompt}
     spans: list[tuple[int, int]] = []
@@ -114,9 +117,13 @@ def render(
         with program.environment.marking(pieces, spans):
             for piece in program.generate(**values):
                 pieces.append(piece)
-    except (jinja2.TemplateError, ArithmeticError, LookupError, TypeError, ValueError) as error:
+    except (jinja2.TemplateError, *_FAILURES) as error:
         raise InputError(f"{template.where} refuses the messages: {error}") from None
     return Chat("".join(pieces), tuple(spans))
+
+
+# what the operations of a template raise on values that it did not expect
+_FAILURES = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 def _in_files(folder: Path) -> dict[str, str]:

@@ -148,7 +148,9 @@ def load_documents(
     parent = Path(cache_dir).expanduser() if str(cache_dir) else default_cache_dir()
     template = _Template(template_at, settings.setting)
     # Another release of the library may cut text otherwise; that must not look like a cache hit.
-    key = _digest([cache.FORMAT, fingerprint, _library_version(), template.digest])[:32]
+    key = _digest(
+        [cache.FORMAT, fingerprint, _library_version(), template.digest, tokenizer.bos_id]
+    )[:32]
     ids, offsets, roles, index = _cached(parent / key, files, tokenizer, template, settings)
     check_bad_lines(index["bad_lines"], settings)
     if roles is not None:  # a template may write the day's date

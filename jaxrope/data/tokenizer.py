@@ -1,8 +1,9 @@
 """Tokenizers: Hugging Face `tokenizer.json`, and one of plain bytes that needs no file.
 
-Text is encoded as it is: no begin or end token is added (windows and loader add them), and a
-file's own truncation and padding are switched off. Markup that the tokenizer lists as a token,
-such as `<|im_start|>`, becomes that token, as in transformers.
+Text is encoded as it is: no begin or end token is added (windows and loader add them, `with_bos`
+and `prompt` where the tokenizer does), and a file's own truncation and padding are switched off.
+Markup that the tokenizer lists as a token, such as `<|im_start|>`, becomes that token, as in
+transformers.
 """
 
 import contextlib
@@ -14,27 +15,38 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from jaxrope.data import pieces
+from jaxrope.data import pieces, special
 from jaxrope.errors import InputError
 from jaxrope.store import files, strict_json
 
 MAX_FILE_BYTES = 100_000_000  # the largest published tokenizer.json is near 35 MB
 MAX_ID = (1 << 31) - 1  # ids are int32 everywhere behind this module
 
-# Looked up in this order when no file beside tokenizer.json says which tokens begin and end a text.
-USUAL_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]", "<|startoftext|>", "<|endoftext|>")
-USUAL_EOS = ("</s>", "<|end_of_text|>", "<eos>", "[EOS]", "<|endoftext|>")
-
 
 class Tokenizer(Protocol):
-    """What the rest of the package asks of a tokenizer."""
+    """What the rest of the package asks of a tokenizer.
 
-    vocab_size: int  # every id is below it
+    Attributes:
+      vocab_size: every id is below it.
+      bos_id: what the tokenizer puts before every text; None: nothing.
+      eos_id: its end of text, which ends documents; None: it has none.
+      eos_ids: every id that ends a generation.
+      bos_token_id: its begin token, whether it is put before texts or not; None: it has none.
+      fingerprint: hex; equal fingerprints give equal ids.
+      notes: what was assumed in reading it.
+    """
+
+    vocab_size: int
     bos_id: int | None
     eos_id: int | None
-    fingerprint: str  # hex; equal fingerprints give equal ids
+    eos_ids: tuple[int, ...]
+    bos_token_id: int | None
+    fingerprint: str
+    notes: tuple[str, ...]
 
     def encode(self, text: str) -> np.ndarray: ...
+
+    def prompt(self, text: str) -> np.ndarray: ...
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]: ...
 
@@ -52,11 +64,18 @@ class BytesTokenizer:
     vocab_size: int = 258
     bos_id: int | None = 256
     eos_id: int | None = 257
+    eos_ids: tuple[int, ...] = (257,)
+    bos_token_id: int | None = 256
     fingerprint: str = hashlib.sha256(b"jaxrope.bytes/1").hexdigest()
+    notes: tuple[str, ...] = ()
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the bytes of `text` as int32 ids."""
         return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int32)
+
+    def prompt(self, text: str) -> np.ndarray:
+        """Returns the ids of a text that is to be continued."""
+        return with_bos(self, self.encode(text))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Returns the ids of each text."""
@@ -87,23 +106,42 @@ class BytesTokenizer:
 
 @dataclass(frozen=True)
 class JsonTokenizer:
-    """A `tokenizer.json`, run by the `tokenizers` library."""
+    """A `tokenizer.json`, run by the `tokenizers` library.
 
-    backend: Any  # tokenizers.Tokenizer
+    Attributes:
+      backend: tokenizers.Tokenizer.
+      suffix: ids that it puts behind every text.
+    """
+
+    backend: Any
     vocab_size: int
     bos_id: int | None
     eos_id: int | None
     fingerprint: str
+    eos_ids: tuple[int, ...] = ()
+    bos_token_id: int | None = None
+    suffix: tuple[int, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def encode(self, text: str) -> np.ndarray:
         """Returns the int32 ids of `text`, none added."""
         return self.encode_batch([text])[0]
 
+    def prompt(self, text: str) -> np.ndarray:
+        """Returns the ids of a text that is to be continued: with the special tokens of the file's
+        post_processor, as in transformers, but never a second bos.
+        """
+        return np.append(with_bos(self, self.encode(text)), np.array(self.suffix, np.int32))
+
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Returns the ids of each text; the library spreads the texts over the cores."""
+        """Returns the ids of each text; the library spreads the texts over the cores.
+
+        Raises:
+          InputError: a text holds a token that the model has no row for.
+        """
         with _refused_by_the_library("a text"):
             encoded = self.backend.encode_batch_fast(list(texts), add_special_tokens=False)
-        return [np.array(encoding.ids, np.int32) for encoding in encoded]
+        return [self._in_range(np.array(encoding.ids, np.int32)) for encoding in encoded]
 
     def encode_with_spans(self, text: str, *, special: bool) -> tuple[np.ndarray, np.ndarray]:
         """Returns (ids, int64 [T, 2]: begin and end of each one's characters in `text`).
@@ -116,7 +154,7 @@ class JsonTokenizer:
         with _refused_by_the_library("a text"):
             encoded = self.backend.encode(text, add_special_tokens=special)
         spans_T2 = np.array(encoded.offsets, np.int64).reshape(-1, 2)
-        return np.array(encoded.ids, np.int32), spans_T2
+        return self._in_range(np.array(encoded.ids, np.int32)), spans_T2
 
     def decode(self, ids: Iterable[int]) -> str:
         """Returns the text, special tokens left out."""
@@ -126,6 +164,16 @@ class JsonTokenizer:
         """Returns how a token is written, special ones too."""
         return self.backend.id_to_token(int(number))
 
+    def _in_range(self, ids: np.ndarray) -> np.ndarray:
+        """Returns `ids`: JAX clamps one that is too large without a word."""
+        if len(ids) and (largest := int(ids.max())) >= self.vocab_size:
+            raise InputError(
+                f"data.tokenizer: a text holds the token {self.token(largest)!r}, id {largest}; "
+                f"the model's ids end at {self.vocab_size - 1}. Take it out of the text, or use "
+                "the model's own tokenizer."
+            )
+        return ids
+
 
 def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokenizer:
     """Returns the tokenizer at `path`.
@@ -134,14 +182,18 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
       path: "bytes", a `tokenizer.json`, a SentencePiece `tokenizer.model`, or the folder that holds
         one.
       vocab_size: rows of the model's embedding; None takes it from a `config.json` beside the file,
-        if there is one. A token beyond it is refused: JAX clamps such an id without a word.
+        if there is one. A text with a token beyond it is refused.
 
     Raises:
-      InputError: no such file, not a tokenizer, two tokens with one id, an id outside the
+      InputError: no such file, not a tokenizer, two tokens with one id, begin or end outside the
         vocabulary, or the `tokenizers` package is missing.
     """
     if str(path) == "bytes":
-        _check_range({"</s>": 257}, vocab_size, "bytes")
+        if vocab_size is not None and vocab_size < BytesTokenizer.vocab_size:
+            raise InputError(
+                f"data.tokenizer: 'bytes' needs a model of 258 ids, got vocab_size {vocab_size}. "
+                "Use the model's own tokenizer."
+            )
         return BytesTokenizer()
     file = _find(path)
     is_model = file.suffix == ".model"
@@ -153,17 +205,39 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
     if getattr(backend.model, "dropout", None):
         backend.model.dropout = None  # BPE dropout draws other ids at every call
     ids = _checked_ids(spec, backend, file)
-    settings = {name: _read_beside(file, name) for name in _BESIDE}
+    added = special.add_named(backend, file)
+    if added:
+        ids = backend.get_vocab(with_added_tokens=True)
+    settings = {name: special.read_beside(file, name) for name in _BESIDE}
     if vocab_size is None:
         vocab_size = _integer(settings["config.json"].get("vocab_size"))
-    _check_range(ids, vocab_size, file)
+    notes = _check_range(ids, vocab_size, file)
+    number = special.Numbers(special.named_tokens(file), settings, ids, file)
+    bos_id, suffix = special.around(backend, file)
+    beyond = [i for i in (bos_id, number.eos_id()) if i is not None and i >= (vocab_size or MAX_ID)]
+    if beyond:
+        raise InputError(
+            f"data.tokenizer: '{file}' begins or ends texts with id {beyond[0]}, the model's ids "
+            f"end at {vocab_size - 1}. Use the model's own tokenizer."
+        )
     return JsonTokenizer(
         backend=backend,
-        vocab_size=max(ids.values()) + 1,
-        bos_id=_special_id("bos", settings, ids, file),
-        eos_id=_special_id("eos", settings, ids, file),
-        fingerprint=hashlib.sha256(raw).hexdigest(),
+        vocab_size=min(max(ids.values()) + 1, vocab_size or MAX_ID),
+        bos_id=bos_id,
+        eos_id=number.eos_id(),
+        fingerprint=hashlib.sha256(raw + "\0".join(added).encode()).hexdigest(),
+        eos_ids=number.eos_ids(),
+        bos_token_id=number.bos_id(),
+        suffix=suffix,
+        notes=(*notes, *special.older_reading(file, bos_id)),
     )
+
+
+def with_bos(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
+    """Returns `ids` with the bos in front that the tokenizer puts before texts, once."""
+    if tokenizer.bos_id is None or (len(ids) and ids[0] == tokenizer.bos_id):
+        return ids
+    return np.insert(ids, 0, tokenizer.bos_id)
 
 
 def continuation(tokenizer: Tokenizer, before: str, text: str) -> np.ndarray:
@@ -281,50 +355,27 @@ def _checked_ids(spec: dict, backend: Any, file: Path) -> dict[str, int]:
     return used
 
 
-def _check_range(ids: dict[str, int], vocab_size: int | None, file: Path | str) -> None:
+def _check_range(ids: dict[str, int], vocab_size: int | None, file: Path | str) -> tuple[str, ...]:
+    """Returns a note on tokens that the model has no row for; a text that holds one is refused."""
     token, largest = max(ids.items(), key=lambda item: item[1])
-    limit = MAX_ID if vocab_size is None else vocab_size - 1
-    if largest > limit:
+    if largest > MAX_ID:
         raise InputError(
-            f"data.tokenizer: '{file}' gives token {token!r} the id {largest}, the model's ids end "
-            f"at {limit}. Use the model's own tokenizer."
+            f"data.tokenizer: '{file}' gives token {token!r} the id {largest}, ids end at {MAX_ID}."
+            " Give a whole tokenizer.json."
         )
-
-
-def _read_beside(file: Path, name: str) -> dict:
-    """Returns the JSON object of a file beside the tokenizer, {} if there is none."""
-    beside = file.parent / name
-    if not beside.is_file():
-        return {}
-    try:
-        return strict_json.read(beside, max_bytes=strict_json.MAX_INDEX_BYTES)
-    except InputError as error:
-        raise InputError(f"data.tokenizer: {error} Mend or remove it.") from None
-
-
-def _special_id(kind: str, settings: dict, ids: dict[str, int], file: Path) -> int | None:
-    """Returns the id of the begin ("bos") or end ("eos") token, None if there is none."""
-    token = settings["tokenizer_config.json"].get(f"{kind}_token")
-    name = token.get("content") if isinstance(token, dict) else token
-    if isinstance(name, str):
-        if name not in ids:
-            raise InputError(
-                f"data.tokenizer: {kind}_token {name!r} of tokenizer_config.json is no token of "
-                f"'{file}'. Correct it there."
-            )
-        return ids[name]
-    for source in ("config.json", "generation_config.json"):
-        value = settings[source].get(f"{kind}_token_id")
-        number = _integer(value[0] if isinstance(value, list) and value else value)
-        if number is not None:
-            if number not in ids.values():
-                raise InputError(
-                    f"data.tokenizer: {kind}_token_id {number} of {source} is no token of "
-                    f"'{file}'. Correct it there."
-                )
-            return number
-    usual = USUAL_BOS if kind == "bos" else USUAL_EOS
-    return next((ids[name] for name in usual if name in ids), None)
+    beyond = sorted((i, name) for name, i in ids.items() if vocab_size and i >= vocab_size)
+    if not beyond:
+        return ()
+    if len(beyond) == len(ids):
+        raise InputError(
+            f"data.tokenizer: every id of '{file}' is beyond the model's, which end at "
+            f"{vocab_size - 1}. Use the model's own tokenizer."
+        )
+    return (
+        f"{len(beyond):,} of the {len(ids):,} tokens of {file}, {beyond[0][1]!r} (id "
+        f"{beyond[0][0]:,}) first, have no row in the embedding (vocab_size {vocab_size:,}); a "
+        "text that holds one is refused",
+    )
 
 
 def _integer(value: object) -> int | None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrope import attention, generate
+from jaxrope import attention, data, generate
 from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring, statistics
 from jaxrope.evaluate.items import Item, Task
@@ -240,14 +240,13 @@ def _encoded(task: Task, model: EvalModel, bench: Bench, length: int) -> list[Qu
     items = task.make(task.request(tokenizer, bench, length))
     if not items:
         raise InputError(f"eval.suites: '{name}' has no item at {length} tokens. Ask for one.")
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     texts = tokenizer.encode_batch([item.prompt for item in items if item.tokens is None])
     encodings = iter(texts)
     question_list = []
     for i, item in enumerate(items):
         tokens = item.tokens
         if tokens is None:
-            tokens = np.concatenate([np.array(bos, np.int32), next(encodings)])
+            tokens = data.with_bos(tokenizer, next(encodings))
         prompt = Prompt(np.asarray(tokens, np.int32), item.max_new_tokens)
         if prompt.planned > length and not task.exceeds:
             raise InputError(
@@ -273,7 +272,7 @@ def _write_batch(
         pieces[row].append(texts[row].push(token))
         return texts[row].ended or counts[row] + 1 >= prompts[row].max_new_tokens
 
-    ends = {tokenizer.eos_id, writer.config.eos_id} - {None}
+    ends = {*tokenizer.eos_ids, *writer.config.eos_ids}
     options = generate.Options(
         max_new_tokens=max(prompt.max_new_tokens for prompt in prompts),
         stop=tuple(sorted(ends)),

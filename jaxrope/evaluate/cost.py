@@ -39,7 +39,8 @@ def dry_run(config, *, timing: bool = True, expected: Expected = NOTHING) -> str
     lines += [f"  {name}: {count:,} forward tokens at most" for name, count in tokens.items()]
     lines.append(f"memory: {_memory(plan)}")
     lines.append(f"time: {_time(plan) if timing else 'not measured'}")
-    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
+    notes = (*plan.base.notes, *plan.tokenizer.notes, *plan.notes)
+    return "\n".join([*lines, *(f"note: {note}" for note in dict.fromkeys(notes))])
 
 
 def outline(plan: Plan) -> str:

@@ -8,12 +8,12 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-import jinja2.sandbox
 import lm_eval
 import numpy as np
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 
+from jaxrope import data
 from jaxrope.errors import InputError
 from jaxrope.evaluate.harness import Pair, Question, Reader
 
@@ -24,11 +24,17 @@ _FEWSHOT_SEED = 1234  # the harness's own
 class HarnessLM(TemplateLM):
     """A model as the harness sees it.
 
-    Texts are encoded with bos in front, if the tokenizer has one and the text does not begin with
-    it; an empty context is bos (else the end of text). Generation is greedy.
+    Texts are encoded with bos in front, if the tokenizer puts it there and the text does not begin
+    with it; an empty context is bos (else the end of text). Generation is greedy.
     """
 
-    def __init__(self, reader: Reader, *, name: str = "jaxrope", chat_template: str | None = None):
+    def __init__(
+        self,
+        reader: Reader,
+        *,
+        name: str = "jaxrope",
+        chat_template: data.chat.ChatTemplate | None = None,
+    ):
         """Args:
         reader: what answers.
         name: of the tokenizer, for caches of the harness.
@@ -40,12 +46,12 @@ class HarnessLM(TemplateLM):
     @property
     def eot_token_id(self) -> int:
         """The token that ends a text."""
-        return self._special("eos_id", "bos_id")
+        return self._special("eos_id", "bos_token_id")
 
     @property
     def prefix_token_id(self) -> int:
         """The token that stands before a text without context."""
-        return self._special("bos_id", "eos_id")
+        return self._special("bos_token_id", "eos_id")
 
     @property
     def max_length(self) -> int:
@@ -59,9 +65,9 @@ class HarnessLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_) -> list[int]:
         """Returns ids; bos is in front unless add_special_tokens is False."""
         tokenizer = self._reader.model.tokenizer
-        ids = tokenizer.encode(string).tolist()
-        adds_bos = add_special_tokens is not False and tokenizer.bos_id is not None
-        return [tokenizer.bos_id, *ids] if adds_bos and ids[:1] != [tokenizer.bos_id] else ids
+        ids = tokenizer.encode(string)
+        ids = ids if add_special_tokens is False else data.with_bos(tokenizer, ids)
+        return ids.tolist()
 
     def _loglikelihood_tokens(self, requests, **_) -> list[tuple[float, bool]]:
         pairs = [Pair(_ids(context), _ids(target)) for _, context, target in requests]
@@ -92,7 +98,7 @@ class HarnessLM(TemplateLM):
 
     def chat_template(self, chat_template: bool | str = False) -> str | None:
         """Returns the template that `apply_chat_template` uses, for the record."""
-        return self._template if chat_template else None
+        return self._template.source if chat_template and self._template else None
 
     def apply_chat_template(self, chat_history, add_generation_prompt: bool = True) -> str:
         """Returns the text of a conversation.
@@ -105,17 +111,10 @@ class HarnessLM(TemplateLM):
                 "eval.harness.chat_template is set, but the tokenizer has none (chat_template in "
                 "tokenizer_config.json, or chat_template.jinja). Leave it out."
             )
-        environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True
+        prompt = data.chat.render(
+            self._template, chat_history, add_generation_prompt=add_generation_prompt
         )
-        environment.globals["raise_exception"] = _refuse
-        tokenizer = self._reader.model.tokenizer
-        names = {"bos_token": tokenizer.bos_id, "eos_token": tokenizer.eos_id}
-        return environment.from_string(self._template).render(
-            messages=chat_history,
-            add_generation_prompt=add_generation_prompt,
-            **{key: tokenizer.token(number) for key, number in names.items() if number is not None},
-        )
+        return prompt.text
 
     def _question(self, context: str, gen_kwargs: dict[str, Any]) -> Question:
         if gen_kwargs.get("do_sample") and gen_kwargs.get("temperature", 1.0) > 0:
@@ -223,7 +222,3 @@ def shots_of(loaded: dict) -> Sequence[int]:
 
 def _ids(tokens: Sequence[int]) -> np.ndarray:
     return np.asarray(tokens, np.int32)
-
-
-def _refuse(message: str):
-    raise InputError(f"eval.harness.chat_template: the template refuses a prompt: {message}")

@@ -6,20 +6,18 @@ a rope of several lengths has those of each request's own, as in transformers.
 """
 
 import dataclasses
-import json
 import math
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 
 import numpy as np
 
+from jaxrope import data
 from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring, statistics
 from jaxrope.evaluate.harness import SUITE, Counter, Reader, row_lengths
 from jaxrope.evaluate.ruler import variables
 from jaxrope.evaluate.ruler.prompts import Draws, Order
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
-from jaxrope.store import files
 
 # Open LLM Leaderboard, as LongRoPE reports it (section 4.2): examples, and the score
 LEADERBOARD: dict[str, tuple[int, str]] = {
@@ -39,7 +37,7 @@ def check(model: EvalModel, bench: Bench, length: int) -> None:
         too long and may not be cut.
     """
     options = bench.options.harness
-    if options.chat_template and chat_template(bench.tokenizer_dir) is None:
+    if options.chat_template and data.chat.load_template(bench.tokenizer_dir) is None:
         raise InputError(
             f"eval.harness.chat_template is set, but '{bench.tokenizer_dir}' has none "
             "(chat_template in tokenizer_config.json, or chat_template.jinja). Leave it out."
@@ -130,18 +128,6 @@ def evaluate(model: EvalModel, bench: Bench) -> Iterator[Result]:
             )
 
 
-def chat_template(folder: str) -> str | None:
-    """Returns the Jinja template of a tokenizer's folder, None if it has none."""
-    place = files.as_path(folder) if folder and folder != "bytes" else None
-    if place is None:
-        return None
-    place = place if place.is_dir() else place.parent
-    beside = place / "chat_template.jinja"
-    if beside.is_file():
-        return beside.read_text(encoding="utf-8")
-    return _from_config(place / "tokenizer_config.json")
-
-
 def scores(name: str, results: Mapping[str, object]) -> dict[str, float]:
     """Returns a task's metrics {name: value}, the one that tables show first, then its `low` and
     `high`.
@@ -186,7 +172,7 @@ def _lm(kind: type[Reader], model: EvalModel, bench: Bench):
     options = bench.options.harness
     max_length = options.max_length or max(bench.options.lengths)
     reader = kind(_fixed(model, max_length), bench, max_length, options.allow_truncation)
-    template = chat_template(bench.tokenizer_dir)
+    template = data.chat.load_template(bench.tokenizer_dir)
     name = model.tokenizer.fingerprint
     return _adapter().HarnessLM(reader, name=name, chat_template=template), reader
 
@@ -225,12 +211,3 @@ def _fixed(model: EvalModel, max_length: int) -> EvalModel:
         return model
     rope = model.rope_fn(max_length)
     return dataclasses.replace(model, rope_fn=lambda seq_len: rope)
-
-
-def _from_config(path: Path) -> str | None:
-    if not path.is_file():
-        return None
-    template = json.loads(path.read_text(encoding="utf-8")).get("chat_template")
-    if isinstance(template, list):  # several, by name
-        template = {entry["name"]: entry["template"] for entry in template}.get("default")
-    return template if isinstance(template, str) else None

@@ -2,9 +2,11 @@
 
   python -m jaxrope.generate --checkpoint=MODEL --prompt="It was a dark night, and"
   python -m jaxrope.generate --checkpoint=MODEL --prompt_file=book.txt --rope=rope.json
+  python -m jaxrope.generate --checkpoint=MODEL --chat --system="Be brief."
 
-Several prompts are one batch: each is answered as if it were alone. A prompt begins with the bos
-of the model's tokenizer, and a text ends at its eos.
+Several prompts are one batch: each is answered as if it were alone. A prompt is encoded as the
+model's tokenizer encodes it, and a text ends at any eos of the tokenizer, config.json or
+generation_config.json.
 """
 
 from collections.abc import Sequence
@@ -24,6 +26,13 @@ def add_arguments(parser) -> None:
     add("--checkpoint", required=True, help="Hugging Face folder, or a workdir of train.py")
     add("--prompt", action="append", default=[], help='text; "-": standard input; may be repeated')
     add("--prompt_file", action="append", default=[], help="file of UTF-8 text; may be repeated")
+    add(
+        "--chat",
+        action="store_true",
+        help="by the model's own chat template: prompts are what a user says; without any, a chat"
+        " line by line on standard input, until it ends",
+    )
+    add("--system", default="", help="the system message of a chat")
     add("--max_new_tokens", type=int, default=128, help="tokens of each answer, at most (128)")
     add("--temperature", type=float, default=0.0, help="0: always the most probable token (0)")
     add("--top_k", type=int, default=0, help="draw from the k most probable tokens; 0: all (0)")

@@ -1,8 +1,9 @@
-"""What `python -m jaxrope.generate` does: prompts, a model, and a screen for the texts."""
+"""What `python -m jaxrope.generate` does: prompts or a chat, a model, a screen for the texts."""
 
 import dataclasses
 import sys
 import time
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jaxrope.generate.options import Model, Options, check
 from jaxrope.generate.run import Timing, stream, warm_up
 from jaxrope.generate.text import TextStream
 from jaxrope.mesh import sharding
+from jaxrope.rope import RopeFn
 from jaxrope.shell import cli
 from jaxrope.store import files
 
@@ -24,18 +26,22 @@ class Prepared:
     """What is generated, checked before any weights are read.
 
     Attributes:
-      model: without its weights.
+      loaded: what was read, without its weights.
+      model: how it is run.
       tokenizer: of the prompts and the answers.
-      prompts: tokens of each.
+      prompts: tokens of each; of a chat, the first turn of one whose user says hello.
       options: see Options.
-      notes: what was assumed in reading the model.
+      notes: what was assumed in reading the model and its tokenizer.
+      template: of a chat on standard input; None: the prompts are answered.
     """
 
+    loaded: pretrained.Pretrained
     model: Model
     tokenizer: data.Tokenizer
     prompts: list[list[int]]
     options: Options
     notes: tuple[str, ...]
+    template: data.chat.ChatTemplate | None = None
 
 
 def prepare(args) -> Prepared:
@@ -48,16 +54,18 @@ def prepare(args) -> Prepared:
     loaded = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
     if args.rope:
         loaded = pretrained.with_rope(loaded, args.rope)
-    tokenizer = _tokenizer(args.tokenizer, loaded)
-    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    prompts = [[*bos, *tokenizer.encode(text).tolist()] for text in _texts(args)]
-    options = _options(args, tokenizer)
+    place = _tokenizer_place(args.tokenizer, loaded)
+    tokenizer = data.load_tokenizer(place, vocab_size=loaded.config.vocab_size)
+    template = _template(args, place)
+    talks = args.chat and not (args.prompt or args.prompt_file)
+    prompts = [_encoded(args, tokenizer, template, text) for text in _texts(args, talks)]
+    options = _options(args, {*tokenizer.eos_ids, *loaded.config.eos_ids})
     settings = llama.ForwardSettings(compute_dtype=args.dtype, mesh=_mesh(args.mesh))
     model = Model(loaded.config, {}, loaded.rope_fn, settings)
     check(model, prompts, options)
     _check_max_len(loaded, prompts, options)
-    notes = (*loaded.notes, *_reach_notes(loaded, prompts, options))
-    return Prepared(model, tokenizer, prompts, options, notes)
+    notes = (*loaded.notes, *tokenizer.notes, *_reach_notes(loaded, prompts, options))
+    return Prepared(loaded, model, tokenizer, prompts, options, notes, template if talks else None)
 
 
 def dry_run(args) -> str:
@@ -80,27 +88,94 @@ def dry_run(args) -> str:
 def run(args) -> None:
     """Generates, and shows the text."""
     prepared = prepare(args)
-    prompts, options = prepared.prompts, prepared.options
     for note in prepared.notes:
         print(f"note: {note}", file=sys.stderr)  # standard output has the texts alone
     params = pretrained.load(args.checkpoint, dtype=args.dtype).params
     model = dataclasses.replace(prepared.model, params=_placed(prepared.model, params))
+    if prepared.template is not None:
+        _talk(args, dataclasses.replace(prepared, model=model))
+        return
+    cli.print_line(_answer(model, prepared, args.stop)[1])
+
+
+def _talk(args, prepared: Prepared) -> None:
+    """Answers a user line by line; what was said before is read again at each turn, as the template
+    may write it otherwise then.
+    """
+    messages = _opening(args.system)
+    while (line := _next_line()) is not None:
+        messages.append({"role": "user", "content": line})
+        chat = data.chat.render(prepared.template, messages, add_generation_prompt=True)
+        turn = dataclasses.replace(prepared, prompts=[_raw(prepared.tokenizer, chat.text)])
+        _check_max_len(prepared.loaded, turn.prompts, turn.options)
+        [answer], _ = _answer(prepared.model, turn, args.stop)
+        messages.append({"role": "assistant", "content": answer})
+
+
+def _next_line() -> str | None:
+    """Returns what the user says next; None: nothing any more."""
+    is_terminal = sys.stdin.isatty()
+    while True:
+        if is_terminal:
+            print("> ", end="", flush=True)
+        line = sys.stdin.readline()
+        if not line or line.strip():
+            return line.strip() or None
+
+
+def _answer(model: Model, prepared: Prepared, stops: list[str]) -> tuple[list[str], str]:
+    """Shows the continuations of the prompts; returns (them, a line on the time it took)."""
+    prompts, options = prepared.prompts, prepared.options
     start = time.perf_counter()
     warm_up(model, prompts, options)
     compiled = time.perf_counter() - start
     timing = Timing()
-    texts = [TextStream(prepared.tokenizer, prompt, args.stop) for prompt in prompts]
-    _show(model, prompts, options, texts, timing)
-    cli.print_line(_summary(timing, compiled))
+    texts = [TextStream(prepared.tokenizer, prompt, stops) for prompt in prompts]
+    answers = _show(model, prompts, options, texts, timing)
+    return answers, _summary(timing, compiled)
 
 
-def _options(args, tokenizer: data.Tokenizer) -> Options:
+def _options(args, stop: set[int]) -> Options:
     names = ("max_new_tokens", "temperature", "top_k", "top_p", "policy", "chunk", "seed")
-    stop = () if tokenizer.eos_id is None else (tokenizer.eos_id,)
-    return Options(**{name: getattr(args, name) for name in names}, stop=stop)
+    return Options(**{name: getattr(args, name) for name in names}, stop=tuple(sorted(stop)))
 
 
-def _texts(args) -> list[str]:
+def _template(args, place: Path | str) -> data.chat.ChatTemplate | None:
+    """Returns the template of a chat; None: none is asked for."""
+    if not args.chat:
+        if args.system:
+            raise InputError("--system is the first message of a chat: pass --chat with it.")
+        return None
+    template = data.chat.load_template(place)
+    if template is None:
+        raise InputError(
+            f"--chat needs a chat template, {place} has none (chat_template.jinja, or chat_template"
+            " in tokenizer_config.json). Leave --chat out, or name the tokenizer of the instruct"
+            " model: --tokenizer=FOLDER."
+        )
+    return template
+
+
+def _encoded(args, tokenizer, template: data.chat.ChatTemplate | None, text: str) -> list[int]:
+    """Returns the tokens of a prompt, or of a chat in which the user says it."""
+    if template is None:
+        return tokenizer.prompt(text).tolist()
+    messages = [*_opening(args.system), {"role": "user", "content": text}]
+    return _raw(tokenizer, data.chat.render(template, messages, add_generation_prompt=True).text)
+
+
+def _raw(tokenizer, text: str) -> list[int]:
+    """Returns the tokens of a text that a template wrote, its bos and all."""
+    return tokenizer.encode(text).tolist()
+
+
+def _opening(system: str) -> list[dict]:
+    return [{"role": "system", "content": system}] if system else []
+
+
+def _texts(args, talks: bool) -> list[str]:
+    if talks:
+        return ["Hello"]  # refuses a template or a system message before any weights are read
     if not args.prompt and not args.prompt_file:
         raise InputError("--prompt=TEXT is missing, or --prompt_file=FILE, or --prompt=- (stdin).")
     if (args.prompt + args.prompt_file).count("-") > 1:
@@ -120,13 +195,13 @@ def _read(name: str) -> str:
         raise InputError(f"{where} is not UTF-8 text: byte {error.start} is wrong.") from None
 
 
-def _tokenizer(place: str, loaded: pretrained.Pretrained) -> data.Tokenizer:
+def _tokenizer_place(place: str, loaded: pretrained.Pretrained) -> Path | str:
     if not place and loaded.tokenizer_dir is None:
         raise InputError(
             f"{loaded.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
             "--tokenizer=bytes."
         )
-    return data.load_tokenizer(place or loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
+    return place or loaded.tokenizer_dir
 
 
 def _mesh(text: str):
@@ -146,18 +221,17 @@ def _mesh(text: str):
     return mesh if mesh.size > 1 else None
 
 
-def _check_max_len(loaded: pretrained.Pretrained, prompts, options) -> None:
+def _check_max_len(config: llama.LlamaConfig, rope_fn: RopeFn, prompts, options) -> None:
     """Refuses texts that are longer than the model says it reads, where its factors do not end.
 
     A formula in the length has no end either, but it is made to go beyond.
     """
     longest = max(map(len, prompts)) + options.max_new_tokens
-    unlimited = loaded.rope_fn.buckets and loaded.rope_fn.max_len is None
-    if unlimited and longest > loaded.config.max_len:
+    unlimited = rope_fn.buckets and rope_fn.max_len is None
+    if unlimited and longest > config.max_len:
         raise InputError(
-            f"The text would have {longest} tokens, {loaded.source} reads {loaded.config.max_len}. "
-            "Give factors for longer texts, --rope=rope.json, or a shorter prompt or "
-            "--max_new_tokens."
+            f"The text would have {longest} tokens, the model reads {config.max_len}. Give factors "
+            "for longer texts, --rope=rope.json, or a shorter prompt or --max_new_tokens."
         )
 
 
@@ -180,7 +254,8 @@ def _placed(model: Model, params: dict) -> dict:
     return sharding.put(params, llama.param_shardings(model.config, mesh))
 
 
-def _show(model, prompts, options, texts: list[TextStream], timing) -> None:
+def _show(model, prompts, options, texts: list[TextStream], timing) -> list[str]:
+    """Shows the texts as they come, and returns them; what ends one is no part of it."""
     screen, running = _Screen(len(texts)), set(range(len(texts)))
 
     def take(row: int, token: int) -> bool:
@@ -194,6 +269,7 @@ def _show(model, prompts, options, texts: list[TextStream], timing) -> None:
         running = still
     for row in sorted(running):
         screen.end(row, texts[row].finish())
+    return screen.texts
 
 
 class _Screen:
@@ -202,20 +278,25 @@ class _Screen:
     """
 
     def __init__(self, count: int):
+        self.texts = [""] * count
         self._waiting, self._ended = [""] * count, [False] * count
         self._front = 0
         self._begin()
 
     def add(self, row: int, text: str) -> None:
         """Takes what is new of a row."""
-        self._waiting[row] += text
+        self._take(row, text)
         self._write()
 
     def end(self, row: int, text: str) -> None:
         """Takes the last of a row."""
-        self._waiting[row] += text
+        self._take(row, text)
         self._ended[row] = True
         self._write()
+
+    def _take(self, row: int, text: str) -> None:
+        self.texts[row] += text
+        self._waiting[row] += text
 
     def _write(self) -> None:
         while self._front < len(self._waiting):

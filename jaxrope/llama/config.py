@@ -37,6 +37,8 @@ class LlamaConfig:
       original_len: tokens the rope was trained on.
       max_len: tokens the model claims to serve.
       rope: the model's own scaling, {"method": ..., constants}; {"method": "none"} for a plain one.
+      bos_id, eos_id, pad_id: as config.json has them; several ids end a text of some models.
+      stored_dtype: of the weights that came in, which an export keeps; None: not known.
     """
 
     vocab_size: int
@@ -59,7 +61,9 @@ class LlamaConfig:
     sliding_window: int | None = None
     rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"method": "none"})
     bos_id: int | None = None
-    eos_id: int | None = None
+    eos_id: int | tuple[int, ...] | None = None
+    pad_id: int | None = None
+    stored_dtype: str | None = None
     layers: tuple[str, ...] = ()
     sliding_theta: float | None = None
     sliding_rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"method": "none"})
@@ -100,8 +104,8 @@ class LlamaConfig:
             raise InputError("model.query_growth_len must be a number with query_growth, got None.")
         if self.sliding_window is None and any(KINDS[name].slides for name in self.layers):
             raise InputError("model.sliding_window must be a number where layers slide, got None.")
-        for name in ("bos_id", "eos_id"):
-            value = getattr(self, name)
+        ids = [("bos_id", self.bos_id), *(("eos_id", number) for number in self.eos_ids)]
+        for name, value in ids:
             if value is not None and value >= self.vocab_size:
                 raise InputError(
                     f"model.{name} must be below model.vocab_size {self.vocab_size}, got {value}."
@@ -111,6 +115,13 @@ class LlamaConfig:
         return hash(
             (type(self), repr(self))
         )  # `rope` is a dict; a config is a static argument of jit
+
+    @property
+    def eos_ids(self) -> tuple[int, ...]:
+        """Every id that ends a text."""
+        if self.eos_id is None:
+            return ()
+        return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
 
     def to_json_dict(self) -> dict[str, Any]:
         """Returns what `LlamaConfig(**...)` takes; without what is as in a Llama."""

@@ -14,6 +14,7 @@ from jaxrope.schema.rules import (
     Maybe,
     NameOrNumber,
     Number,
+    OneOrMany,
     Section,
     Select,
     Switch,
@@ -105,7 +106,9 @@ class Scratch(_Model):
     sliding_window: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
     rope: Any = field(Anything("rope.make, with the shape"), default=None)
     bos_id: int | None = field(Maybe(Whole(0)), default=None)
-    eos_id: int | None = field(Maybe(Whole(0)), default=None)
+    eos_id: int | tuple[int, ...] | None = field(Maybe(OneOrMany(Whole(0))), default=None)
+    pad_id: int | None = field(Maybe(Whole(-1)), default=None)
+    stored_dtype: str | None = field(Maybe(Choice(DTYPES)), default=None)
     layers: tuple = field(Many(Choice(LAYERS)), default=())
     sliding_theta: float | None = field(Maybe(Number(above=1)), default=None)
     sliding_rope: Any = field(Anything("rope.make, with the shape"), default=None)

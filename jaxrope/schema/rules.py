@@ -145,6 +145,19 @@ class NameOrNumber:
 
 
 @dataclasses.dataclass(frozen=True)
+class OneOrMany:
+    """What a rule allows, or a tuple of it."""
+
+    rule: Any
+
+    def read(self, value: Any, path: str) -> Any:
+        """Returns the value or the tuple."""
+        if isinstance(value, tuple | list):
+            return Many(self.rule, least=1).read(value, path)
+        return self.rule.read(value, path)
+
+
+@dataclasses.dataclass(frozen=True)
 class Many:
     """A tuple whose items follow one rule.
 

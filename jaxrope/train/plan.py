@@ -191,6 +191,7 @@ def prepare(
             documents.summary,
             *describe_rows(config, documents, loader),
             *loaded.notes,
+            *tokenizer.notes,
             *program.remarks,
             *notes,
             *remarks,
@@ -248,7 +249,7 @@ def compile_step(plan: Plan, abstract_state, shardings):
 def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
     """Returns what makes batches: of text alone, or a mixture."""
     section = config.data
-    special = dict(bos_id=model.bos_id, eos_id=model.eos_id)
+    special = dict(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
     shares = data.Shares(
         needle=section.needle_share,
         needle_keys=section.needle_keys,
@@ -310,7 +311,7 @@ def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
 
 
 def _with_special_ids(model: llama.LlamaConfig, tokenizer) -> llama.LlamaConfig:
-    bos_id = tokenizer.bos_id if model.bos_id is None else model.bos_id
+    bos_id = tokenizer.bos_token_id if model.bos_id is None else model.bos_id
     eos_id = tokenizer.eos_id if model.eos_id is None else model.eos_id
     return dataclasses.replace(model, bos_id=bos_id, eos_id=eos_id)
 
