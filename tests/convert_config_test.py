@@ -166,7 +166,7 @@ REFUSED = {
     "no model_type": ({"model_type": None}, "model_type is missing"),
     "unknown model_type": (
         {"model_type": "qwen9"},
-        "model_type must be one of lqwen9, .*, got 'qwen9'. Other decoders are not supported",
+        "model_type must be one of llama, .*, got 'qwen9'. Other decoders are not supported",
     ),
     "activation": ({"hidden_act": "gelu"}, 'hidden_act must be .silu. .*got "gelu"'),
     "clip_qkv": ({"clip_qkv": 8}, "clip_qkv must be None or 0.* not supported, got 8"),

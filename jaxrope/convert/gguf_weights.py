@@ -58,7 +58,7 @@ def entry(file: Path, place: gguf_header.Place, origin: Origin) -> Entry:
         )
     stored = _PLAIN.get(place.kind, _FLOAT32)
     dtype = _FLOAT32 if origin.offset else stored
-    return Entry(file, dtype, place.shape, place, num_bytes, origin)
+    return Entry(file, origin.name, dtype, place.shape, place, num_bytes, origin)
 
 
 def read_tensors(entries: dict[str, Entry]) -> Iterator[tuple[str, np.ndarray]]:
