@@ -16,7 +16,6 @@ from jaxrope.generate.options import Model, Options, check
 from jaxrope.generate.run import Timing, stream, warm_up
 from jaxrope.generate.text import TextStream
 from jaxrope.mesh import sharding
-from jaxrope.rope import RopeFn
 from jaxrope.shell import cli
 from jaxrope.store import files
 
@@ -221,17 +220,18 @@ def _mesh(text: str):
     return mesh if mesh.size > 1 else None
 
 
-def _check_max_len(config: llama.LlamaConfig, rope_fn: RopeFn, prompts, options) -> None:
+def _check_max_len(loaded: pretrained.Pretrained, prompts, options) -> None:
     """Refuses texts that are longer than the model says it reads, where its factors do not end.
 
     A formula in the length has no end either, but it is made to go beyond.
     """
     longest = max(map(len, prompts)) + options.max_new_tokens
-    unlimited = rope_fn.buckets and rope_fn.max_len is None
-    if unlimited and longest > config.max_len:
+    unlimited = loaded.rope_fn.buckets and loaded.rope_fn.max_len is None
+    if unlimited and longest > loaded.config.max_len:
         raise InputError(
-            f"The text would have {longest} tokens, the model reads {config.max_len}. Give factors "
-            "for longer texts, --rope=rope.json, or a shorter prompt or --max_new_tokens."
+            f"The text would have {longest} tokens, {loaded.source} reads {loaded.config.max_len}. "
+            "Give factors for longer texts, --rope=rope.json, or a shorter prompt or "
+            "--max_new_tokens."
         )
 
 
