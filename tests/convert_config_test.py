@@ -89,6 +89,19 @@ def test_families(tmp_path):
     assert read(tmp_path, LLAMA | {"eos_token_id": [2, 7], "bos_token_id": None})[0].eos_id == 2
 
 
+STABLELM = CASES["qwen2"] | dict(model_type="stablelm", hidden_size=64, layer_norm_eps=1e-3)
+
+
+def test_keys_of_stablelm(tmp_path):
+    config, notes = read(tmp_path, STABLELM | dict(use_qkv_bias=True, partial_rotary_factor=0.5))
+    assert (config.norm_type, config.norm_eps, config.rotary_dim) == ("layer", 1e-3, 8)
+    assert (config.qkv_bias, config.out_bias, notes) == (True, False, [])
+    config, notes = read(tmp_path, without(STABLELM, "layer_norm_eps"))
+    assert (config.qkv_bias, config.norm_eps, config.rotary_dim) == (False, 1e-5, 4)
+    ends = "values are taken: layer_norm_eps 1e-05", "0.25 is taken, as transformers does"
+    assert [note.endswith(end) for note, end in zip(notes, ends, strict=True)] == [True, True]
+
+
 def test_auto_map_is_not_followed(tmp_path):
     (tmp_path / "modeling_evil.py").write_text("raise SystemExit('executed')")
     config, _ = read(tmp_path, LLAMA | {"auto_map": {"AutoConfig": "modeling_evil.Config"}})
@@ -238,6 +251,16 @@ OTHER_FAMILIES = {
         {"rope_scaling": CASES["llama llama3"]["rope_scaling"]},
         "rope_type must be default or longrope for model_type 'phi3', got 'llama3'",
     ),
+    "stablelm, norms of heads": (
+        "stablelm",
+        {"qk_layernorm": True},
+        "qk_layernorm must be None or False: anything else is not supported, got true",
+    ),
+    "stablelm, parallel": (
+        "stablelm",
+        {"use_parallel_residual": True},
+        "use_parallel_residual must be None or False: anything else is not supported, got true",
+    ),
     "phi3, odd": ("phi3", {"partial_rotary_factor": 0.7}, "an even number of dims .* got 11"),
 }
 
@@ -245,6 +268,7 @@ OTHER_FAMILIES = {
 @pytest.mark.parametrize("name", OTHER_FAMILIES)
 def test_refused_of_other_families(tmp_path, name):
     case, keys, message = OTHER_FAMILIES[name]
-    config = {key: value for key, value in (CASES[case] | keys).items() if value is not ...}
+    bases = CASES | {"stablelm": STABLELM}
+    config = {key: value for key, value in (bases[case] | keys).items() if value is not ...}
     with pytest.raises(InputError, match=message):
         read(tmp_path, config)

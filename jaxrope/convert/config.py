@@ -25,6 +25,7 @@ _FOREIGN = {
     "residual_multiplier": (None, 1),
     "use_qk_norm": (None, False),
     "qk_norm": (None, False),
+    "qk_layernorm": (None, False),
     "num_local_experts": (None, 0, 1),
     "num_experts": (None, 0, 1),
     "no_rope_layers": (None, []),
@@ -145,9 +146,9 @@ def _sizes(config: Fields, family: str) -> dict:
         num_kv_heads=_kv_heads(config, family, heads),
         head_dim=_head_dim(config, embed_dim, heads),
         mlp_dim=config.count("intermediate_size"),
-        norm_eps=config.number("rms_norm_eps"),
+        norm_eps=config.number(row.norm_eps_key),
         tie_embeddings=config.flag("tie_word_embeddings", False),
-        qkv_bias=bias,
+        qkv_bias=config.flag(row.qkv_bias_key, False) if row.qkv_bias_key else bias,
         out_bias=bias,
         mlp_bias=row.mlp_bias and config.flag("mlp_bias", False),
         max_len=config.count("max_position_embeddings"),
@@ -272,7 +273,7 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
         "head_dim": config.head_dim,
         "hidden_act": gate,
         row.gate_key: gate,
-        "rms_norm_eps": config.norm_eps,
+        row.norm_eps_key: config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
         "attention_dropout": 0.0,
         "initializer_range": 0.02,
@@ -284,6 +285,8 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
         "torch_dtype": dtype,
     }
     values |= {key.name: _written(config, field, key) for field, key in row.keys.items()}
+    if row.partial_rotary is not None:
+        values["partial_rotary_factor"] = fraction(config.rotary_dim, config.head_dim)
     return values | _biases(config, row) | row.layers.write(config) | _own_keys(config)
 
 
@@ -293,8 +296,8 @@ def _written(config: LlamaConfig, field: str, key) -> float | None:
 
 
 def _biases(config: LlamaConfig, row: Family) -> dict:
-    keys = {}
-    fixed = row.fixed.get("qkv_bias", False)
+    keys = {row.qkv_bias_key: config.qkv_bias} if row.qkv_bias_key else {}
+    fixed = config.qkv_bias if row.qkv_bias_key else row.fixed.get("qkv_bias", False)
     if row.attention_bias:
         if config.qkv_bias != config.out_bias:
             raise InputError(
@@ -316,8 +319,7 @@ def _own_keys(config: LlamaConfig) -> dict:
     if config.family == "llama":
         return {"pretraining_tp": 1}
     if config.family == "phi3":
-        part = fraction(config.rotary_dim, config.head_dim)
-        return {"partial_rotary_factor": part, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
+        return {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
     return {}
 
 

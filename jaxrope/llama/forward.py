@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrope import attention, rope
 from jaxrope.attention import masks
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters, chunked, losses, stack
+from jaxrope.llama import adapters, chunked, losses, norms, stack
 from jaxrope.llama.config import KINDS, LlamaConfig, sliding_rope
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.mesh import collectives, sharding
@@ -287,8 +287,9 @@ def _embedded(config, params, tokens_BT, settings):
 
 
 def _final(config, params, x_BTD, settings):
-    norm = _whole(params, ("final_norm_D",), x_BTD.dtype, settings.mesh)
-    x_BTD = _rms_norm(config, x_BTD, norm["final_norm_D"])
+    names = [name for name in ("final_norm_D", "final_norm_bias_D") if name in params]
+    norm = _whole(params, names, x_BTD.dtype, settings.mesh)
+    x_BTD = norms.normed(config, norm, "final_norm_D", x_BTD)
     return (
         x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype) if config.logit_scale != 1 else x_BTD
     )
@@ -353,7 +354,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     """Attention of a layer; `attend_fn` takes q, k and v, rotates and attends."""
     names = [name for name in weights if name in _ATTENTION]
     weights = _whole(weights, names, x_BTD.dtype, settings.mesh)
-    y_BTD = _normed(config, weights, "attn_norm_LD", x_BTD)
+    y_BTD = norms.normed(config, weights, "attn_norm_LD", x_BTD)
     q_BTNH = _dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
     k_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
     v_BTKH = _dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
@@ -368,7 +369,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
             letters = ("q_norm_LNH", "k_norm_LKH")
         heads = config.num_heads, config.num_kv_heads
         q_BTNH, k_BTKH = (
-            _norm_heads(config, settings, x, weights[name], num)
+            norms.of_heads(config, x, weights[name], num, settings.mesh)
             for x, name, num in zip((q_BTNH, k_BTKH), letters, heads, strict=True)
         )
     out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
@@ -376,7 +377,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     if config.out_bias:
         out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
-    return _normed(config, weights, "attn_out_norm_LD", out_BTD)
+    return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
 def _mlp(config, settings, weights, x_BTD):
@@ -391,11 +392,11 @@ def _mlp(config, settings, weights, x_BTD):
     else:
         down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
     down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
-    names = [name for name in ("down_bias_LD", "mlp_out_norm_LD") if name in weights]
+    names = [name for name in weights if name in _AFTER_MLP]
     after = _whole(weights, names, x_BTD.dtype, settings.mesh)
     if config.mlp_bias:
         down_BTD = _add_bias(down_BTD, after["down_bias_LD"])
-    return _normed(config, after, "mlp_out_norm_LD", down_BTD)
+    return norms.normed(config, after, "mlp_out_norm_LD", down_BTD)
 
 
 _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -403,7 +404,7 @@ _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, appro
 
 def _gated(config, x_BTD, _, weights):
     """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias."""
-    y_BTD = _normed(config, weights, "mlp_norm_LD", x_BTD)
+    y_BTD = norms.normed(config, weights, "mlp_norm_LD", x_BTD)
     gate_BTF = _dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
     up_BTF = _dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
     if "gate_bias_LF" in weights:
@@ -416,46 +417,15 @@ _ATTENTION = (
     ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD", "attn_out_norm_LD")
     + ("q_bias_LNH", "k_bias_LKH", "v_bias_LKH", "o_bias_LD")
     + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
+    + ("attn_norm_bias_LD", "attn_out_norm_bias_LD")
 )
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
+_MLP += ("mlp_norm_bias_LD",)
+_AFTER_MLP = ("down_bias_LD", "mlp_out_norm_LD", "mlp_out_norm_bias_LD")
 
 
 def _whole(weights, names, dtype, mesh):
     return collectives.gather({name: weights[name] for name in names}, dtype, mesh)
-
-
-def _normed(config, weights, name, x_BTD):
-    """Returns RMSNorm of x with the weight of that name; x where the model has none there."""
-    return _rms_norm(config, x_BTD, weights[name]) if name in weights else x_BTD
-
-
-def _rms_norm(config, x_BTD, scale_D):
-    """RMSNorm (arXiv 1910.07467), in float32 or wider."""
-    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTD.dtype, scale_D)
-
-
-def _norm_heads(config, settings, x_BTNH, scale, num_heads):
-    """RMSNorm of each head (scale_H) or of all heads together (scale_NH), of which on a mesh each
-    device of `tensor` has some.
-    """
-    wide = x_BTNH.astype(jnp.promote_types(x_BTNH.dtype, jnp.float32))
-    square = jnp.square(wide)
-    if scale.ndim == 1:
-        power = jnp.mean(square, axis=-1, keepdims=True)
-    else:
-        power = jnp.sum(square, axis=(-2, -1), keepdims=True) / (num_heads * config.head_dim)
-        power = collectives.sum_over_tensor(power, settings.mesh)
-    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTNH.dtype, scale)
-
-
-def _scaled(config, normed, dtype, scale):
-    """Returns the normed values times their weight, rounded as the model was trained."""
-    scale = jnp.expand_dims(scale, tuple(range(normed.ndim - scale.ndim)))
-    if config.norm_offset == 0:
-        return normed.astype(dtype) * scale.astype(dtype)
-    return (normed * (config.norm_offset + scale.astype(normed.dtype))).astype(dtype)
 
 
 def _dot(letters, x, weight):
