@@ -72,6 +72,7 @@ MATHEMATICS = ("rope/", "llama/losses.py", "attention/")  # jax and numpy, nothi
 HUGGING_FACE_NAMES = {
     "hidden_size",
     "intermediate_size",
+    "layer_norm_eps",
     "max_position_embeddings",
     "model_type",
     "num_attention_heads",

@@ -6,6 +6,7 @@ import pytest
 from hf_models import CASES
 
 from jaxrope.convert import config as hf_config
+from jaxrope.convert import config_keys
 from jaxrope.errors import InputError
 
 LLAMA, LONGROPE = CASES["llama"], CASES["llama longrope of v5"]
@@ -117,7 +118,20 @@ def test_the_first_llamas_longest_length(tmp_path):
 def test_padding_may_lie_outside_the_vocabulary(tmp_path):
     for number in (-1, 0, 96, None):
         config, _ = read(tmp_path, LLAMA | {"pad_token_id": number})
-        assert config.pad_id == hf_config.to_hf(config, dtype="float32")["pad_token_id"] == number
+        assert config.pad_id == config_keys.to_hf(config, dtype="float32")["pad_token_id"] == number
+
+
+STABLELM = CASES["qwen2"] | dict(model_type="stablelm", hidden_size=64, layer_norm_eps=1e-3)
+
+
+def test_keys_of_stablelm(tmp_path):
+    config, notes = read(tmp_path, STABLELM | dict(use_qkv_bias=True, partial_rotary_factor=0.5))
+    assert (config.norm_type, config.norm_eps, config.rotary_dim) == ("layer", 1e-3, 8)
+    assert (config.qkv_bias, config.out_bias, notes) == (True, False, [])
+    config, notes = read(tmp_path, without(STABLELM, "layer_norm_eps"))
+    assert (config.qkv_bias, config.norm_eps, config.rotary_dim) == (False, 1e-5, 4)
+    ends = "values are taken: layer_norm_eps 1e-05", "0.25 is taken, as transformers does"
+    assert [note.endswith(end) for note, end in zip(notes, ends, strict=True)] == [True, True]
 
 
 def test_auto_map_is_not_followed(tmp_path):
@@ -272,6 +286,16 @@ OTHER_FAMILIES = {
         {"rope_scaling": CASES["llama llama3"]["rope_scaling"]},
         "rope_type must be default or longrope for model_type 'phi3', got 'llama3'",
     ),
+    "stablelm, norms of heads": (
+        "stablelm",
+        {"qk_layernorm": True},
+        "qk_layernorm must be None or False: anything else is not supported, got true",
+    ),
+    "stablelm, parallel": (
+        "stablelm",
+        {"use_parallel_residual": True},
+        "use_parallel_residual must be None or False: anything else is not supported, got true",
+    ),
     "phi3, odd": ("phi3", {"partial_rotary_factor": 0.7}, "an even number of dims .* got 11"),
 }
 
@@ -279,6 +303,7 @@ OTHER_FAMILIES = {
 @pytest.mark.parametrize("name", OTHER_FAMILIES)
 def test_refused_of_other_families(tmp_path, name):
     case, keys, message = OTHER_FAMILIES[name]
-    config = {key: value for key, value in (CASES[case] | keys).items() if value is not ...}
+    bases = CASES | {"stablelm": STABLELM}
+    config = {key: value for key, value in (bases[case] | keys).items() if value is not ...}
     with pytest.raises(InputError, match=message):
         read(tmp_path, config)

@@ -106,8 +106,9 @@ def cached(case: Case) -> str:
 def extended(case: Case) -> pretrained.Pretrained:
     """Returns the model with factors up to 32 tokens, and others up to 128."""
     config = dataclasses.replace(case.config, original_len=32, rope={"method": "none"})
-    shape = dict(head_dim=config.head_dim, theta=config.theta, original_len=32)
-    pairs = config.head_dim // 2
+    shape = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim)
+    shape |= dict(theta=config.theta, original_len=32)
+    pairs = config.rotary_dim // 2
     rows = [
         dict(max_len=n, factors=list(f[:pairs]), start_tokens=0, attention_factor=1.2)
         for n, f in ((32, hf_families.SHORT), (128, hf_families.LONG))

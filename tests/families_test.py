@@ -144,8 +144,9 @@ def test_an_extended_model_opens_in_transformers(torch, tmp_path, case):
     hf_families.write(torch, tmp_path / "in", case)
     model = pretrained.load(tmp_path / "in")
     model = dataclasses.replace(model, config=dataclasses.replace(model.config, original_len=32))
-    shape = dict(head_dim=model.config.head_dim, theta=model.config.theta, original_len=32)
-    pairs = model.config.head_dim // 2
+    shape = dict(head_dim=model.config.head_dim, rotary_dim=model.config.rotary_dim)
+    shape |= dict(theta=model.config.theta, original_len=32)
+    pairs = model.config.rotary_dim // 2
     rows = [
         dict(max_len=n, factors=list(f[:pairs]), start_tokens=0, attention_factor=1.2)
         for n, f in ((32, hf_families.SHORT), (128, hf_families.LONG))

@@ -53,6 +53,10 @@ CASES = {
             head_dim=8,
         ),
     ),
+    "stablelm": (
+        "stablelm",
+        dict(hidden_size=64, use_qkv_bias=True, partial_rotary_factor=0.5, layer_norm_eps=1e-2),
+    ),
 }
 _ORIGINAL = dict(original_max_position_embeddings=32)
 SHORT = [1.0, 1.1, 0.9, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs; a factor below 1 is legal
@@ -67,12 +71,12 @@ BY_LAYER = ("olmo3", "gemma3_text")  # each kind of layer has a rope
 THETA = {"olmo3": 500_000.0, "gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
 
 
-def rope_parameters(model_type: str, scaling: str, head_dim: int) -> dict:
+def rope_parameters(model_type: str, scaling: str, rotary_dim: int) -> dict:
     """Returns the section of transformers 5."""
     full = SCALINGS[scaling] | dict(rope_theta=THETA.get(model_type, 10_000.0))
     full.setdefault("rope_type", "default")
     if scaling == "longrope":
-        pairs = head_dim // 2
+        pairs = rotary_dim // 2
         full |= dict(short_factor=SHORT[:pairs], long_factor=LONG[:pairs])
     if model_type == "ministral3":
         full |= dict(llama_4_scaling_beta=0.3, **_ORIGINAL)
@@ -88,7 +92,8 @@ def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0)
 
     model_type, differing = CASES[case]
     values = _SIZES | differing
-    values["rope_parameters"] = rope_parameters(model_type, scaling, values["head_dim"])
+    rotary_dim = int(values["head_dim"] * values.get("partial_rotary_factor", 1))
+    values["rope_parameters"] = rope_parameters(model_type, scaling, rotary_dim)
     if values["head_dim"] == 8:
         del values["head_dim"]  # hidden_size / num_attention_heads: some classes have no such key
     config = transformers.AutoConfig.for_model(model_type, **values)

@@ -146,6 +146,7 @@ ODD = dict(  # everything in which families differ from a Llama
     layers=("sliding", "full", "nope", "sliding", "full"),
     sliding_window=5,
     sliding_theta=300.0,
+    norm_type="layer",
     norms="both",
     norm_offset=1.0,
     qk_norm="all",

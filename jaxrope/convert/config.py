@@ -1,14 +1,13 @@
-"""A Hugging Face config.json as a LlamaConfig, and back, by the rows of families.py."""
+"""A Hugging Face config.json as a LlamaConfig, by the rows of families.py; back: config_keys.py."""
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 
 from jaxrope.convert import folders, gguf_folder, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError
-from jaxrope.llama import DIFFERENCES, LlamaConfig
+from jaxrope.llama import LlamaConfig
 from jaxrope.store import strict_json
 
 # Keys that would change the result where no family reads them: key -> neutral values.
@@ -24,6 +23,7 @@ _FOREIGN = {
     "residual_multiplier": (None, 1),
     "use_qk_norm": (None, False),
     "qk_norm": (None, False),
+    "qk_layernorm": (None, False),
     "num_local_experts": (None, 0, 1),
     "num_experts": (None, 0, 1),
     "no_rope_layers": (None, []),
@@ -159,9 +159,9 @@ def _sizes(config: Fields, family: str) -> dict:
         num_kv_heads=_kv_heads(config, family, heads),
         head_dim=_head_dim(config, embed_dim, heads),
         mlp_dim=config.count("intermediate_size"),
-        norm_eps=config.number("rms_norm_eps"),
+        norm_eps=config.number(row.norm_eps_key),
         tie_embeddings=config.flag("tie_word_embeddings", False),
-        qkv_bias=bias,
+        qkv_bias=config.flag(row.qkv_bias_key, False) if row.qkv_bias_key else bias,
         out_bias=bias,
         mlp_bias=row.mlp_bias and config.flag("mlp_bias", False),
         max_len=config.count("max_position_embeddings"),
@@ -248,118 +248,6 @@ def _query_growth(config: Fields) -> tuple[dict, Fields]:
     return growth, dataclasses.replace(config, values=config.values | rest)
 
 
-def obstacle(config: LlamaConfig, family: str) -> str | None:
-    """Returns what a family's folder cannot say of a model; None: nothing."""
-    row = FAMILIES[family]
-    fixed, plain = row.fixed_fields(config.embed_dim), LlamaConfig.__dataclass_fields__
-    said = {"layers", "sliding_theta", "sliding_rope", *row.keys}
-    if row.query_growth:
-        said |= {"query_growth", "query_growth_len"}
-    for name in DIFFERENCES:
-        expected = fixed.get(name, plain[name].default)
-        if name not in said and getattr(config, name) != expected:
-            return f"{name} must be {expected!r}, got {getattr(config, name)!r}"
-    return None
-
-
-def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
-    """Returns config.json without its rope (`rope_export.express`).
-
-    What both transformers 4 and 5 need, written out.
-
-    Raises:
-      InputError: the family has no words for the model.
-    """
-    row = FAMILIES[config.family]
-    problem = obstacle(config, config.family)
-    if problem:
-        raise InputError(f"model_type {config.family}: {problem}. Export it as another family.")
-    gate = GATES[config.gate][0]
-    values = {
-        "architectures": [row.architecture],
-        "model_type": config.family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.embed_dim,
-        "intermediate_size": config.mlp_dim,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "hidden_act": gate,
-        row.gate_key: gate,
-        "rms_norm_eps": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-        "attention_dropout": 0.0,
-        "initializer_range": 0.02,
-        "use_cache": True,
-        **token_ids(config),
-        "dtype": dtype,
-        "torch_dtype": dtype,
-    }
-    values |= {key.name: _written(config, field, key) for field, key in row.keys.items()}
-    return values | _biases(config, row) | row.layers.write(config) | _own_keys(config)
-
-
-def _written(config: LlamaConfig, field: str, key) -> float | None:
-    value = getattr(config, field)
-    return None if value is None else key.write(value)
-
-
-def _biases(config: LlamaConfig, row: Family) -> dict:
-    keys = {}
-    fixed = row.fixed.get("qkv_bias", False)
-    if row.attention_bias:
-        if config.qkv_bias != config.out_bias:
-            raise InputError(
-                f"A model of transformers' {row.architecture} has a bias on q, k, v and o, or on"
-                " none of them. Export it as qwen2."
-            )
-        keys["attention_bias"] = config.qkv_bias
-    elif (config.qkv_bias, config.out_bias) != (fixed, False):
-        raise InputError(
-            f"model_type {config.family}: biases on q, k, v must be {fixed} and on o False, got "
-            f"{config.qkv_bias} and {config.out_bias}. Export it as another family."
-        )
-    if row.mlp_bias:
-        keys["mlp_bias"] = config.mlp_bias
-    return keys
-
-
-def _own_keys(config: LlamaConfig) -> dict:
-    if config.family == "llama":
-        return {"pretraining_tp": 1}
-    if config.family == "phi3":
-        part = fraction(config.rotary_dim, config.head_dim)
-        return {"partial_rotary_factor": part, "resid_pdrop": 0.0, "embd_pdrop": 0.0}
-    return {}
-
-
-def rope_keys(config: LlamaConfig, keys: Mapping) -> dict:
-    """Returns the keys of a rope (`HfRope.keys`) as the family has them: by layer type, with the
-    keys of its own.
-    """
-    row, keys = FAMILIES[config.family], dict(keys)
-    if config.query_growth:
-        own = {"llama_4_scaling_beta": config.query_growth}
-        own["original_max_position_embeddings"] = config.query_growth_len
-        sections = [name for name in ("rope_parameters", "rope_scaling") if keys[name]]
-        return keys | {name: keys[name] | own for name in sections}
-    if not row.rope_by_layer:
-        return keys
-    theta = config.sliding_theta or config.theta
-    sliding = {"rope_type": "default", "rope_theta": theta}
-    by_layer = {"full_attention": keys["rope_parameters"], "sliding_attention": sliding}
-    return (
-        keys | {"rope_parameters": by_layer} | ({row.local_theta: theta} if row.local_theta else {})
-    )
-
-
-def token_ids(config: LlamaConfig) -> dict:
-    """Returns the ids of special tokens as config.json and generation_config.json write them."""
-    eos = list(config.eos_id) if isinstance(config.eos_id, tuple) else config.eos_id
-    return {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
-
-
 def _check_quantised(config: Fields) -> None:
     section = config.section("quantization_config")
     if section is None:
@@ -396,9 +284,3 @@ def _kv_heads(config: Fields, family: str, heads: int) -> int:
             f" {heads} and {kv_heads}."
         )
     return kv_heads
-
-
-def fraction(part: int, whole: int) -> float:
-    """Returns a fraction f with int(whole * f) == part, which rounding down could miss by one."""
-    fraction = part / whole
-    return fraction if int(whole * fraction) == part else (part + 0.5) / whole

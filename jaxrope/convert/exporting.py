@@ -18,7 +18,16 @@ import numpy as np
 from safetensors import SafetensorError
 
 from jaxrope import llama, rope
-from jaxrope.convert import card, folders, importing, layout, peft, rope_export, safetensors_io
+from jaxrope.convert import (
+    card,
+    config_keys,
+    folders,
+    importing,
+    layout,
+    peft,
+    rope_export,
+    safetensors_io,
+)
 from jaxrope.convert import config as hf_config
 from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.rope_export import HfRope
@@ -251,8 +260,8 @@ def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) 
     config = model.config
     files.write_json_atomic(
         staging / "config.json",
-        hf_config.to_hf(config, dtype=dtype.name)
-        | hf_config.rope_keys(config, hf_rope.keys(config)),
+        config_keys.to_hf(config, dtype=dtype.name)
+        | config_keys.rope_keys(config, hf_rope.keys(config)),
     )
     importing.copy_tokenizer(model.tokenizer_dir or model.source, staging)
     if not (staging / "generation_config.json").exists():
@@ -260,7 +269,7 @@ def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) 
             "_from_model_config": True,
             **{
                 key: value
-                for key, value in hf_config.token_ids(config).items()
+                for key, value in config_keys.token_ids(config).items()
                 if value is not None
             },
         }

@@ -49,6 +49,8 @@ class Family:
       keys: fields that config.json gives as numbers.
       layers: how it says what each layer is.
       attention_bias, mlp_bias: whether keys of these names switch biases on.
+      qkv_bias_key: the key that switches biases of q, k and v alone on, "" if there is none.
+      norm_eps_key: the key of norm_eps.
       defaults: transformers' values of keys that its config.json files leave out.
       reads: further keys that `layers` reads.
       query_growth: whether rope_parameters has Ministral 3's query temperature.
@@ -56,7 +58,7 @@ class Family:
       local_theta: the older key of the sliding layers' theta, "" if there is none.
       gate_key: the key that names the activation.
       joined: q, k and v, and gate and up, are one tensor.
-      partial_rotary: whether a part of the dims may turn.
+      partial_rotary: the part of the dims that turns where the key is absent; None: all turn.
     """
 
     architecture: str
@@ -65,6 +67,8 @@ class Family:
     layers: Layers | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
+    qkv_bias_key: str = ""
+    norm_eps_key: str = "rms_norm_eps"
     defaults: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     reads: tuple[str, ...] = ()
     query_growth: bool = False
@@ -72,7 +76,7 @@ class Family:
     local_theta: str = ""
     gate_key: str = "hidden_act"
     joined: bool = False
-    partial_rotary: bool = False
+    partial_rotary: float | None = None
 
     def fixed_fields(self, embed_dim: int) -> dict[str, Any]:
         """Returns the fields that every model of this width has."""
@@ -259,7 +263,7 @@ FAMILIES: dict[str, Family] = {
         "Phi3ForCausalLM",
         layers=WINDOW,
         joined=True,
-        partial_rotary=True,
+        partial_rotary=1.0,
         defaults=_longest(4096),
     ),
     "smollm3": Family(
@@ -330,6 +334,15 @@ FAMILIES: dict[str, Family] = {
         attention_bias=True,
         mlp_bias=True,
         defaults=_longest(2048),
+    ),
+    "stablelm": Family(
+        "StableLmForCausalLM",
+        fixed=dict(norm_type="layer"),
+        layers=NO_WINDOW,
+        qkv_bias_key="use_qkv_bias",
+        norm_eps_key="layer_norm_eps",
+        defaults=dict(layer_norm_eps=1e-5, num_key_value_heads=32),
+        partial_rotary=0.25,
     ),
 }
 GATES = {"silu": ("silu", "swish"), "gelu_tanh": ("gelu_pytorch_tanh", "gelu_new", "gelu_fast")}

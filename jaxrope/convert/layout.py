@@ -83,11 +83,16 @@ def tensors(config: LlamaConfig) -> list[Tensor]:
             biases = _find(leaves, [f"{stem}_bias" for stem in stems])
             if biases:
                 file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
-        file_tensors += [
-            _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), layer, leaves)
-            for name, stem in norms.items()
-        ]
+        for name, stem in norms.items():
+            file_tensors.append(
+                _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), layer, leaves)
+            )
+            bias = _find(leaves, [f"{stem}_bias"])
+            if bias:
+                file_tensors.append(_tensor(f"{prefix}{name}.bias", bias, layer, leaves))
     file_tensors.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
+    if ("final_norm_bias_D",) in leaves:
+        file_tensors.append(_tensor("model.norm.bias", [("final_norm_bias_D",)], None, leaves))
     if not config.tie_embeddings:
         file_tensors.append(_tensor(HEAD, [("head_DV",)], None, leaves))
     return file_tensors
@@ -148,9 +153,9 @@ def _tensor(name: str, paths: list[tuple[str, ...]], layer: int | None, leaves: 
     return Tensor(name, (start, *columns), tuple(parts))
 
 
-_VECTORS = (
-    ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "q_norm", "k_norm", "final_norm")
-) + tuple(f"{stem}_bias" for stem in ("q", "k", "v", "o", "gate", "up", "down"))
+_STREAM_NORMS = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "final_norm")
+_WITH_BIAS = ("q", "k", "v", "o", "gate", "up", "down", *_STREAM_NORMS)
+_VECTORS = ("q_norm", "k_norm", *_STREAM_NORMS, *(f"{stem}_bias" for stem in _WITH_BIAS))
 
 
 def _num_in(path: tuple[str, ...], shape: tuple[int, ...]) -> int:

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable
 
 from jaxrope import rope
+from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_types import LENGTHS, ORIGINAL, TYPES, Context
 from jaxrope.errors import InputError, choose, nearest
@@ -83,7 +84,7 @@ def _read(
         notes.append(
             f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
         )
-    rotary_dim = _rotary_dim(config, section, family, head_dim)
+    rotary_dim = _rotary_dim(config, section, family, head_dim, notes)
     original = _shared(config, section, ORIGINAL, Fields.count, low=2)
     longest = max(max_len, *(_claim(config, key) for key in LENGTHS))
     context = Context(original, max_len, longest, rotary_dim, mscales)
@@ -117,10 +118,19 @@ def _claim(config: Fields, key: str) -> int:
     return value if is_count else 0
 
 
-def _rotary_dim(config: Fields, section: Fields, family: str, head_dim: int) -> int:
+def _rotary_dim(
+    config: Fields, section: Fields, family: str, head_dim: int, notes: list[str]
+) -> int:
+    default = FAMILIES[family].partial_rotary
     part = _shared(config, section, "partial_rotary_factor", Fields.number, high=1.0)
+    if part is None and default not in (None, 1):
+        part = default
+        notes.append(
+            f"{config.where} gives no partial_rotary_factor; {part:g} is taken, as transformers"
+            " does"
+        )
     rotary_dim = head_dim if part is None else int(head_dim * part)
-    if family != "phi3" and rotary_dim != head_dim:
+    if default is None and rotary_dim != head_dim:
         raise InputError(
             f"{config.path('partial_rotary_factor')} must be 1 for model_type '{family}', got"
             f" {part:g}."

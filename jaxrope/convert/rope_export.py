@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from jaxrope import rope, schema
-from jaxrope.convert.config import fraction
+from jaxrope.convert.config_keys import fraction
+from jaxrope.convert.families import FAMILIES
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 
@@ -61,7 +62,7 @@ class HfRope:
     def keys(self, config: LlamaConfig | Layout) -> dict:
         """Returns the keys of config.json."""
         parameters = self.section | {"rope_theta": self.theta}
-        if config.family == "phi3":
+        if FAMILIES[config.family].partial_rotary is not None:
             parameters |= {"partial_rotary_factor": fraction(config.rotary_dim, config.head_dim)}
         plain = self.section["rope_type"] == "default"
         keys = {

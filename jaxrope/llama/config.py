@@ -22,7 +22,8 @@ class LlamaConfig:
         window.
       sliding_theta, sliding_rope: frequencies and scaling of the layers called "sliding", which
         nobody extends: they see no further than their window. None: theta.
-      norms: where RMSNorm stands: "before" attention and MLP, "after" them, or "both".
+      norm_type: of the residual stream: "rms", or "layer": LayerNorm with a bias.
+      norms: where norms stand: "before" attention and MLP, "after" them, or "both".
       norm_offset: is added to the weight of a norm.
       qk_norm: RMSNorm of queries and keys before they are rotated: "none", of each "head", or of
         "all" heads together.
@@ -67,6 +68,7 @@ class LlamaConfig:
     layers: tuple[str, ...] = ()
     sliding_theta: float | None = None
     sliding_rope: Mapping[str, Any] = dataclasses.field(default_factory=lambda: {"method": "none"})
+    norm_type: str = "rms"
     norms: str = "before"
     norm_offset: float = 0.0
     qk_norm: str = "none"
@@ -157,6 +159,7 @@ DIFFERENCES = (
     "layers",
     "sliding_theta",
     "sliding_rope",
+    "norm_type",
     "norms",
     "norm_offset",
     "qk_norm",

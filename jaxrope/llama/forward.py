@@ -21,7 +21,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxrope import attention, rope
 from jaxrope.attention import masks
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters, layers, losses, stack
+from jaxrope.llama import adapters, layers, losses, norms, stack
 from jaxrope.llama.config import KINDS, LlamaConfig, sliding_rope
 from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.mesh import collectives, sharding
@@ -287,8 +287,9 @@ def _embedded(config, params, tokens_BT, settings):
 
 
 def _final(config, params, x_BTD, settings):
-    norm = layers.whole(params, ("final_norm_D",), x_BTD.dtype, settings.mesh)
-    x_BTD = layers.rms_norm(config, x_BTD, norm["final_norm_D"])
+    names = [name for name in ("final_norm_D", "final_norm_bias_D") if name in params]
+    norm = layers.whole(params, names, x_BTD.dtype, settings.mesh)
+    x_BTD = norms.normed(config, norm, "final_norm_D", x_BTD)
     return (
         x_BTD * jnp.asarray(config.logit_scale, x_BTD.dtype) if config.logit_scale != 1 else x_BTD
     )

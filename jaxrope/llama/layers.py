@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrope.llama import chunked
+from jaxrope.llama import chunked, norms
 from jaxrope.mesh import collectives
 
 
@@ -29,7 +29,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     """Attention of a layer; `attend_fn` takes q, k and v, rotates and attends."""
     names = [name for name in weights if name in _ATTENTION]
     weights = whole(weights, names, x_BTD.dtype, settings.mesh)
-    y_BTD = _normed(config, weights, "attn_norm_LD", x_BTD)
+    y_BTD = norms.normed(config, weights, "attn_norm_LD", x_BTD)
     q_BTNH = dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
     k_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
     v_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
@@ -44,7 +44,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
             letters = ("q_norm_LNH", "k_norm_LKH")
         heads = config.num_heads, config.num_kv_heads
         q_BTNH, k_BTKH = (
-            _norm_heads(config, settings, x, weights[name], num)
+            norms.of_heads(config, x, weights[name], num, settings.mesh)
             for x, name, num in zip((q_BTNH, k_BTKH), letters, heads, strict=True)
         )
     out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
@@ -52,7 +52,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     if config.out_bias:
         out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
-    return _normed(config, weights, "attn_out_norm_LD", out_BTD)
+    return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
 def _mlp(config, settings, weights, x_BTD):
@@ -67,11 +67,11 @@ def _mlp(config, settings, weights, x_BTD):
     else:
         down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
     down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
-    names = [name for name in ("down_bias_LD", "mlp_out_norm_LD") if name in weights]
+    names = [name for name in weights if name in _AFTER_MLP]
     after = whole(weights, names, x_BTD.dtype, settings.mesh)
     if config.mlp_bias:
         down_BTD = _add_bias(down_BTD, after["down_bias_LD"])
-    return _normed(config, after, "mlp_out_norm_LD", down_BTD)
+    return norms.normed(config, after, "mlp_out_norm_LD", down_BTD)
 
 
 _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
@@ -79,7 +79,7 @@ _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, appro
 
 def _gated(config, x_BTD, _, weights):
     """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias."""
-    y_BTD = _normed(config, weights, "mlp_norm_LD", x_BTD)
+    y_BTD = norms.normed(config, weights, "mlp_norm_LD", x_BTD)
     gate_BTF = dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
     up_BTF = dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
     if "gate_bias_LF" in weights:
@@ -92,47 +92,16 @@ _ATTENTION = (
     ("attn_norm_LD", "q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD", "attn_out_norm_LD")
     + ("q_bias_LNH", "k_bias_LKH", "v_bias_LKH", "o_bias_LD")
     + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
+    + ("attn_norm_bias_LD", "attn_out_norm_bias_LD")
 )
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
+_MLP += ("mlp_norm_bias_LD",)
+_AFTER_MLP = ("down_bias_LD", "mlp_out_norm_LD", "mlp_out_norm_bias_LD")
 
 
 def whole(weights, names, dtype, mesh):
     """Returns the weights of these names with all of their model dim, in `dtype`."""
     return collectives.gather({name: weights[name] for name in names}, dtype, mesh)
-
-
-def _normed(config, weights, name, x_BTD):
-    """Returns RMSNorm of x with the weight of that name; x where the model has none there."""
-    return rms_norm(config, x_BTD, weights[name]) if name in weights else x_BTD
-
-
-def rms_norm(config, x_BTD, scale_D):
-    """RMSNorm (arXiv 1910.07467), in float32 or wider."""
-    wide = x_BTD.astype(jnp.promote_types(x_BTD.dtype, jnp.float32))
-    power = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTD.dtype, scale_D)
-
-
-def _norm_heads(config, settings, x_BTNH, scale, num_heads):
-    """RMSNorm of each head (scale_H) or of all heads together (scale_NH), of which on a mesh each
-    device of `tensor` has some.
-    """
-    wide = x_BTNH.astype(jnp.promote_types(x_BTNH.dtype, jnp.float32))
-    square = jnp.square(wide)
-    if scale.ndim == 1:
-        power = jnp.mean(square, axis=-1, keepdims=True)
-    else:
-        power = jnp.sum(square, axis=(-2, -1), keepdims=True) / (num_heads * config.head_dim)
-        power = collectives.sum_over_tensor(power, settings.mesh)
-    return _scaled(config, wide * jax.lax.rsqrt(power + config.norm_eps), x_BTNH.dtype, scale)
-
-
-def _scaled(config, normed, dtype, scale):
-    """Returns the normed values times their weight, rounded as the model was trained."""
-    scale = jnp.expand_dims(scale, tuple(range(normed.ndim - scale.ndim)))
-    if config.norm_offset == 0:
-        return normed.astype(dtype) * scale.astype(dtype)
-    return (normed * (config.norm_offset + scale.astype(normed.dtype))).astype(dtype)
 
 
 def dot(letters, x, weight):

@@ -43,10 +43,16 @@ class Layers(nnx.Module):
             (2 * layers) ** -0.5
         )  # GPT-2: what is added to the residual stream shrinks with the number of additions
         norm = 1 - config.norm_offset  # with the offset it multiplies by 1
+        has_bias = config.norm_type == "layer"
         if config.norms != "after":
             self.attn_norm_LD, self.mlp_norm_LD = constant(norm, dim), constant(norm, dim)
+            if has_bias:
+                self.attn_norm_bias_LD, self.mlp_norm_bias_LD = constant(0, dim), constant(0, dim)
         if config.norms != "before":
             self.attn_out_norm_LD, self.mlp_out_norm_LD = constant(norm, dim), constant(norm, dim)
+            if has_bias:
+                self.attn_out_norm_bias_LD = constant(0, dim)
+                self.mlp_out_norm_bias_LD = constant(0, dim)
         if config.qk_norm == "head":
             self.q_norm_LH, self.k_norm_LH = constant(norm, head), constant(norm, head)
         if config.qk_norm == "all":
@@ -95,6 +101,8 @@ class Llama(nnx.Module):
         self.embed_VD = normal(config.vocab_size, config.embed_dim)
         self.layers = Layers(config, rngs=rngs, dtype=dtype)
         self.final_norm_D = nnx.Param(jnp.full((config.embed_dim,), 1 - config.norm_offset, dtype))
+        if config.norm_type == "layer":
+            self.final_norm_bias_D = nnx.Param(jnp.zeros((config.embed_dim,), dtype))
         if not config.tie_embeddings:
             self.head_DV = normal(config.embed_dim, config.vocab_size)
 

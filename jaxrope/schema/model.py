@@ -46,6 +46,7 @@ FAMILIES = (
     "gemma2",
     "gemma3_text",
     "granite",
+    "stablelm",
 )
 LAYERS = ("full", "sliding", "nope", "sliding_nope")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
@@ -112,6 +113,7 @@ class Scratch(_Model):
     layers: tuple = field(Many(Choice(LAYERS)), default=())
     sliding_theta: float | None = field(Maybe(Number(above=1)), default=None)
     sliding_rope: Any = field(Anything("rope.make, with the shape"), default=None)
+    norm_type: str = field(Choice(("rms", "layer")), default="rms")
     norms: str = field(Choice(("before", "after", "both")), default="before")
     norm_offset: float = field(Number(least=-1, most=1), default=0.0)
     qk_norm: str = field(Choice(("none", "head", "all")), default="none")
