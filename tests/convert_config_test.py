@@ -130,7 +130,10 @@ def test_keys_of_stablelm(tmp_path):
     assert (config.qkv_bias, config.out_bias, notes) == (True, False, [])
     config, notes = read(tmp_path, without(STABLELM, "layer_norm_eps"))
     assert (config.qkv_bias, config.norm_eps, config.rotary_dim) == (False, 1e-5, 4)
-    ends = "no layer_norm_eps; 1e-05 is taken, transformers' own", "0.25 is taken, as transformers does"
+    ends = (
+        "no layer_norm_eps; 1e-05 is taken, transformers' own",
+        "0.25 is taken, as transformers does",
+    )
     assert [note.endswith(end) for note, end in zip(notes, ends, strict=True)] == [True, True]
 
 

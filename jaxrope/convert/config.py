@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from jaxrope.convert import folders, gguf_folder, rope_config
+from jaxrope.convert import gguf_folder, lookup, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError
@@ -60,7 +60,7 @@ def read_json(folder: Path) -> dict:
     Raises:
       InputError: there is none, or it is hostile.
     """
-    path = folders.find(folder, "config.json") or folder / "config.json"
+    path = lookup.find(folder, "config.json") or folder / "config.json"
     return _text_part(strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES))
 
 

@@ -15,7 +15,15 @@ import numpy as np
 
 from jaxrope import data
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import folders, layout, peft, safetensors_io, tensor_files, tensor_names
+from jaxrope.convert import (
+    folders,
+    layout,
+    lookup,
+    peft,
+    safetensors_io,
+    tensor_files,
+    tensor_names,
+)
 from jaxrope.errors import InputError, choose
 from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
@@ -74,7 +82,7 @@ def open_model(folder: Path) -> Source:
 def _open_adapter(folder: Path) -> Source:
     adapter = peft.read(folder)
     base = peft.find_base(adapter)
-    described = folder if folders.find(folder, "config.json") else base
+    described = folder if lookup.find(folder, "config.json") else base
     source = _open(base, hf_config.read(described))
     source, adapter = _untied(source, adapter)
     peft.check(adapter, source.entries)
@@ -155,7 +163,7 @@ def import_folder(source: Path | str, target: Path | str, *, dtype: str | None =
         choose("dtype", dtype, safetensors_io.BY_NAME)
     folders.check_target(target)
     opened = open_model(folder)
-    place = folder if folders.find(folder, "tokenizer.json") else opened.folder
+    place = folder if lookup.find(folder, "tokenizer.json") else opened.folder
     notes = [*opened.notes, *check_tokenizer(place, opened.config)]
     with folders.staged(target) as staging:
         params = load_params(opened, dtype=dtype)
@@ -185,7 +193,7 @@ def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
     if source == "bytes" or files.absolute(folder) == files.absolute(target):
         return []
     templates = [f"{_TEMPLATES}/{path.name}" for path in (folder / _TEMPLATES).glob("*.jinja")]
-    sources = {name: folders.find(folder, name) for name in (*TOKENIZER_FILES, *sorted(templates))}
+    sources = {name: lookup.find(folder, name) for name in (*TOKENIZER_FILES, *sorted(templates))}
     if folder != place:
         sources["tokenizer.json"] = place
     sources = {name: path for name, path in sources.items() if path}
@@ -202,8 +210,8 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     Raises:
       InputError: an id is none.
     """
-    file = folders.find(folder, "tokenizer.json")
-    if file is None and folders.find(folder, "tokenizer.model"):
+    file = lookup.find(folder, "tokenizer.json")
+    if file is None and lookup.find(folder, "tokenizer.model"):
         return _check_pieces(folder, config)
     if file is None:
         return [

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from jaxrope import llama
-from jaxrope.convert import folders, layout, safetensors_io, tensor_names
+from jaxrope.convert import folders, layout, lookup, safetensors_io, tensor_names
 from jaxrope.errors import InputError
 from jaxrope.llama import LlamaConfig
 from jaxrope.store import files, strict_json
@@ -76,7 +76,7 @@ def read(folder: Path) -> Adapter:
     Raises:
       InputError: a kind of adapter that is not read, or a tensor that belongs to none.
     """
-    path = folders.find(folder, CONFIG)
+    path = lookup.find(folder, CONFIG)
     settings = strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
     for key, plain in _PLAIN.items():
         if key in settings and settings[key] not in plain:
@@ -87,7 +87,7 @@ def read(folder: Path) -> Adapter:
     base = settings.get("base_model_name_or_path")
     if not isinstance(base, str) or not base:
         raise InputError(f"{path}: base_model_name_or_path is missing. Write the base's folder in.")
-    file = folders.find(folder, WEIGHTS)
+    file = lookup.find(folder, WEIGHTS)
     if file is None:
         raise InputError(
             f"{folder} has no {WEIGHTS}; a pickle (adapter_model.bin) is never read. Save the"

@@ -14,6 +14,7 @@ from jaxrope.convert import (
     gguf_folder,
     hub,
     importing,
+    lookup,
     peft,
     safetensors_io,
     tensor_files,
@@ -237,7 +238,7 @@ def _model_json(workdir: Path) -> LlamaConfig:
 
 
 def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
-    path = folders.find(folder, "rope.json")
+    path = lookup.find(folder, "rope.json")
     return _read_rope(path, config) if path else (llama.own_rope(config), {})
 
 
@@ -248,5 +249,5 @@ def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
 
 
 def _tokenizer_dir(folder: Path) -> Path | None:
-    has_one = any(folders.find(folder, name) for name in ("tokenizer.json", "tokenizer.model"))
+    has_one = any(lookup.find(folder, name) for name in ("tokenizer.json", "tokenizer.model"))
     return folder if has_one else None

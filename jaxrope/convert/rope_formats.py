@@ -12,7 +12,14 @@ from pathlib import Path
 
 from jaxrope import rope
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import consumers, folders, gguf_header, rope_config, rope_export, rope_gguf
+from jaxrope.convert import (
+    consumers,
+    gguf_header,
+    lookup,
+    rope_config,
+    rope_export,
+    rope_gguf,
+)
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
@@ -94,7 +101,7 @@ def read(path: Path | str) -> Source:
     """
     path = files.as_path(path)
     if path.is_dir():
-        path = next(filter(None, (folders.find(path, name) for name in _IN_FOLDER)), path)
+        path = next(filter(None, (lookup.find(path, name) for name in _IN_FOLDER)), path)
     if not path.is_file():
         raise InputError(
             f"{path}: holds no rope. Name a rope.json, a config.json, a GGUF, a vLLM line, or a"

@@ -17,7 +17,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from jaxrope.convert import folders, tensor_names
+from jaxrope.convert import lookup, tensor_names
 from jaxrope.errors import InputError
 from jaxrope.store import strict_json
 
@@ -57,9 +57,9 @@ def catalogue(folder: Path) -> dict[str, Entry]:
       InputError: no safetensors, a file that is not whole or not what its name says, an index that
         names files outside the folder, or one that disagrees with them.
     """
-    if index := folders.find(folder, INDEX):
+    if index := lookup.find(folder, INDEX):
         return _sharded(folder, index)
-    if single := folders.find(folder, SINGLE):
+    if single := lookup.find(folder, SINGLE):
         return header(single)
     pickles = sorted(path.name for pattern in _PICKLES for path in folder.glob(pattern))
     if pickles:
@@ -228,7 +228,7 @@ def _sharded(folder: Path, index: Path) -> dict[str, Entry]:
             )
     files = sorted(set(weight_map.values()))
     on_disk = {path.name for path in folder.glob("*.safetensors")}
-    missing = [file for file in files if folders.find(folder, file) is None]
+    missing = [file for file in files if lookup.find(folder, file) is None]
     if missing:
         raise InputError(
             f"{index}: {missing[0]} is missing from the folder, with {len(missing)} of {len(files)}"
