@@ -394,7 +394,7 @@ def test_a_prompt_of_128k_needs_nothing_of_its_square(model):
     slots = states.capacity(length, chunk, 16)
     r = jax.tree.map(lambda x: jnp.asarray(x)[None], model.rope_fn(64))
     state = jax.eval_shape(
-        lambda: states.empty(config, settings, slots, r, np.zeros((1, 2), np.uint32))
+        lambda: states.empty(config, settings, (slots, chunk), r, np.zeros((1, 2), np.uint32))
     )
     of_chunk = program.Chunk(
         *(jax.ShapeDtypeStruct(s, jnp.int32) for s in ((1, chunk), (1,), (), ()))

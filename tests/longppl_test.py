@@ -150,9 +150,9 @@ def test_a_last_window_of_one_token_is_scored(load, tmp_path):
     model = load(STDLIB)
     documents = make_documents(tmp_path, model.tokenizer, TEXT[4200:4600])
     options = dict(context=13, window=8, alpha=-30.0, beta=-30.0)
-    bench = make_bench(documents, options, lengths=(151,))
-    (passage,) = longppl.passages(model, bench, 151)
-    assert len(passage.evaluator.tokens) == 150  # the tokenizer.json of this model adds none
+    bench = make_bench(documents, options, lengths=(150,))
+    (passage,) = longppl.passages(model, bench, 150)
+    assert len(passage.evaluator.tokens) == 150  # the tokenizer.json of this model adds bos
     assert longppl.short_windows(150, context=13, window=8)[-1] == (136, 150)  # 13 + 1 tokens
     found = measure(model, bench)
     # every token but the first K, which are never key
@@ -167,11 +167,11 @@ def test_the_first_k_tokens_are_never_key(load, tmp_path):
         bench = make_bench(documents, options, lengths=(100,))
         (passage,) = longppl.passages(model, bench, 100)
         (intervals,) = measure(model, bench).items["key_intervals"]
-        assert intervals[0][0] == passage.model.spans_T2[context, 0]
+        assert intervals[0][0] == passage.model.spans_T2[context - 1, 0]  # bos is the first
 
 
 def test_the_evaluator_reads_special_tokens_and_the_model_does_not(load, tmp_path, books_6m):
-    for folder, added in ((books_6m, [1]), (STDLIB, [])):  # as their tokenizer.json say
+    for folder, added in ((books_6m, [1]), (STDLIB, [0])):  # as their tokenizer.json say
         model = load(folder)
         documents = make_documents(tmp_path, model.tokenizer, TEXT[:1500])
         (passage,) = longppl.passages(model, make_bench(documents, dict(context=40)), 100)
@@ -263,7 +263,7 @@ def test_the_defaults_are_those_of_the_package():
             dict(context=100),
             100,
             "eval.longppl.context is 100 tokens, which are never key, and a text of length 100 has "
-            "99 for the evaluator. Set a smaller one",
+            "100 for the evaluator. Set a smaller one",
         ),
         (
             dict(documents=2, context=8),
