@@ -44,6 +44,13 @@ numpy.save(out, numpy.stack(logits))
 """
 
 
+# What a version of transformers says of a folder that it cannot open by its own rules.
+_LIMITS = {
+    "does not recognize this architecture": "no class",
+    "`rope_scaling` must be a dictionary with two fields": "no longrope",
+}
+
+
 @dataclasses.dataclass
 class Case:
     """A model of a family in a folder, in transformers and here."""
@@ -136,8 +143,8 @@ def export(python: str | None) -> Callable[[Case], str]:
         done = subprocess.run(command, capture_output=True, text=True)
         if done.returncode:
             last = done.stderr.strip().splitlines()[-1]
-            absent = "does not recognize this architecture" in done.stderr
-            return "no class" if absent else f"FAILED {last[:60]}"
+            known = next((word for text, word in _LIMITS.items() if text in done.stderr), None)
+            return known or f"FAILED {last[:60]}"
         found = [our_row(model, row) for row in tokens]
         return difference(np.stack(found), np.load(files[1]))
 
