@@ -21,7 +21,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from benchmarks import verdict
+from benchmarks import on_books, verdict
 from benchmarks.paper_stages import measure, write_known
 from benchmarks.verdict import Pair, Pool, Table, grid, judge, sentence
 from configs import base
@@ -45,15 +45,9 @@ MULTIPLES = (0.92, 0.96, 1.0, 1.04)
 
 
 def add_arguments(parser) -> None:
-    parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
-    parser.add_argument("--train", default="../shared/books/train/*.txt")
-    parser.add_argument("--held_out", default="../shared/books/val/*.txt")
-    parser.add_argument("--tokenizer", default="", help='folder, or "bytes"; "": the model\'s')
-    parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
+    on_books.add_arguments(parser)
     parser.add_argument("--keys", type=int, default=6, help="needles in a document, one asked for")
     parser.add_argument("--seeds", type=int, default=1, help="of the searches, from 0 on")
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--quick", action="store_true")
 
 
 def planned(args) -> tuple[ConfigDict, dict, int]:
@@ -64,7 +58,7 @@ def planned(args) -> tuple[ConfigDict, dict, int]:
     """
     if args.seeds < 1:
         raise InputError(f"--seeds must be 1 or more, got {args.seeds}.")
-    spent, workdir = BUDGETS["quick" if args.quick else "whole"], folder(args)
+    spent, workdir = BUDGETS["quick" if args.quick else "whole"], on_books.folder(args)
     config = _config(args, spent)
     base_len = setup.model_config(config).original_len
     config.recipe = (
@@ -74,23 +68,13 @@ def planned(args) -> tuple[ConfigDict, dict, int]:
     return config, spent, base_len
 
 
-def folder(args) -> Path:
-    """Returns the workdir."""
-    return Path(args.workdir).absolute()
-
-
-def dry_run(args) -> str:
-    """Returns what the stages will cost, and which are finished."""
-    return recipe.dry_run(planned(args)[0], folder(args), timing=False)
-
-
 def run(args) -> int:
     """Runs the stages that are not finished, and prints the tables; returns the exit code.
 
     Raises:
       InputError: an argument is wrong, or of a stage.
     """
-    (config, spent, base_len), workdir = planned(args), folder(args)
+    (config, spent, base_len), workdir = planned(args), on_books.folder(args)
     code = recipe.run(config, workdir)
     if code:
         return code
@@ -301,5 +285,7 @@ def _evaluations(config: ConfigDict, workdir: Path, base_len: int, seeds: int) -
 if __name__ == "__main__":
     heap.keep()
     cli.arguments(
-        Command(arguments=add_arguments, run=run, dry_run=dry_run), doc=__doc__, argv=sys.argv[1:]
+        Command(arguments=add_arguments, run=run, dry_run=on_books.dry_run(planned)),
+        doc=__doc__,
+        argv=sys.argv[1:],
     )

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from benchmarks import verdict
+from benchmarks import on_books, verdict
 from benchmarks.paper_stages import measure, write_known
 from benchmarks.verdict import Pair, Table, grid, judge, sentence
 from configs import base
@@ -35,23 +35,13 @@ BUDGETS = {
 MODES = ("chunk", "concat", "mix")
 
 
-def add_arguments(parser) -> None:
-    parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
-    parser.add_argument("--train", default="../shared/books/train/*.txt")
-    parser.add_argument("--held_out", default="../shared/books/val/*.txt")
-    parser.add_argument("--tokenizer", default="", help='folder, or "bytes"; "": the model\'s')
-    parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
-    parser.add_argument("--workdir", required=True)
-    parser.add_argument("--quick", action="store_true")
-
-
 def planned(args) -> tuple[ConfigDict, dict, int]:
     """Returns (the recipe, what it may spend, the base's length); writes the sections.
 
     Raises:
       InputError: an argument is wrong.
     """
-    spent, workdir = BUDGETS["quick" if args.quick else "whole"], folder(args)
+    spent, workdir = BUDGETS["quick" if args.quick else "whole"], on_books.folder(args)
     config = _config(args, spent)
     base_len = setup.model_config(config).original_len
     texts = _texts(args, workdir, int(SECTION * base_len))
@@ -66,23 +56,13 @@ def planned(args) -> tuple[ConfigDict, dict, int]:
     return config, spent, base_len
 
 
-def folder(args) -> Path:
-    """Returns the workdir."""
-    return Path(args.workdir).absolute()
-
-
-def dry_run(args) -> str:
-    """Returns what the stages will cost, and which are finished."""
-    return recipe.dry_run(planned(args)[0], folder(args), timing=False)
-
-
 def run(args) -> int:
     """Runs the stages that are not finished, and prints the table; returns the exit code.
 
     Raises:
       InputError: an argument is wrong, or of a stage.
     """
-    (config, spent, base_len), workdir = planned(args), folder(args)
+    (config, spent, base_len), workdir = planned(args), on_books.folder(args)
     code = recipe.run(config, workdir)
     if code:
         return code
@@ -189,5 +169,7 @@ def _training(mode: str, texts: tuple[str, ...], spent: dict, base_len: int) -> 
 if __name__ == "__main__":
     heap.keep()
     cli.arguments(
-        Command(arguments=add_arguments, run=run, dry_run=dry_run), doc=__doc__, argv=sys.argv[1:]
+        Command(arguments=on_books.add_arguments, run=run, dry_run=on_books.dry_run(planned)),
+        doc=__doc__,
+        argv=sys.argv[1:],
     )
