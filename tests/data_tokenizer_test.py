@@ -227,3 +227,11 @@ def test_without_the_library(tmp_path, monkeypatch):
     with pytest.raises(InputError, match="needs the package `tokenizers`, which is not installed"):
         load_tokenizer(write(tmp_path, word_spec()))
     assert load_tokenizer("bytes").encode("a").tolist() == [97]
+
+
+def test_a_probe_that_the_library_refuses_is_one_line(tmp_path):
+    """Its word for unknown text is no word: the library says so at the first text."""
+    model = {"type": "WordLevel", "vocab": {"x": 0}, "unk_token": "<unk>"}
+    (tmp_path / "tokenizer.json").write_text(json.dumps({"version": "1.0", "model": model}))
+    with pytest.raises(InputError, match="Missing .UNK. token"):
+        load_tokenizer(tmp_path)

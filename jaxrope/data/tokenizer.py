@@ -213,7 +213,8 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         vocab_size = _integer(settings["config.json"].get("vocab_size"))
     notes = _check_range(ids, vocab_size, file)
     number = special.Numbers(special.named_tokens(file), settings, ids, file)
-    bos_id, suffix = special.around(backend, file)
+    with _refused_by_the_library(f"'{file}'"):
+        bos_id, suffix = special.around(backend, file)
     beyond = [i for i in (bos_id, number.eos_id()) if i is not None and i >= (vocab_size or MAX_ID)]
     if beyond:
         raise InputError(
@@ -307,6 +308,8 @@ def _backend(raw: bytes, file: Path) -> Any:
 def _refused_by_the_library(what: str) -> Iterator[None]:
     try:
         yield
+    except InputError:
+        raise
     except BaseException as error:  # bare Exception for bad content, and Rust's panics
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
             raise

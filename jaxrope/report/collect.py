@@ -324,7 +324,7 @@ def _parsed(path: Path, make_fn: Callable[[], Any]) -> Any:
         return make_fn()
     except InputError:
         raise
-    except (KeyError, TypeError, ValueError, IndexError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, IndexError, AttributeError, OverflowError) as error:
         raise InputError(
             f"{path} is not what its program writes ({type(error).__name__}: {error}). "
             "Run the program again, or leave the folder out."
