@@ -82,8 +82,8 @@ def test_what_cannot_be_shown_is_refused(tmp_path, workdirs):
         with pytest.raises(InputError, match="eval.json(: | is damaged| is not what)"):
             collect.collect(workdirs[1])
     huge = json.dumps({"step": 1, "loss": 10**400, "lr": 1.0, "perplexity": 1.0})
-    for row in ('{"step": 1}', huge):
-        (workdirs[0] / "metrics.jsonl").write_text(f"{row}\n")
+    for line in ('{"step": 1}', huge):
+        (workdirs[0] / "metrics.jsonl").write_text(f"{line}\n")
         with pytest.raises(InputError, match="metrics.jsonl is not what its program writes"):
             collect.collect(workdirs[0])
 
