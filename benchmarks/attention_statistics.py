@@ -110,7 +110,7 @@ def prepare(args, length: int):
     """Returns (the compiled program, what it takes, places of the queries, seconds to compile)."""
     import numpy as np
 
-    from jaxrope import llama, rope
+    from jaxrope import decoder, rope
     from jaxrope.analysis import measuring, streaming
     from jaxrope.convert import pretrained
 
@@ -124,7 +124,7 @@ def prepare(args, length: int):
     if args.queries:
         queries = np.rint(np.linspace(0, length - 1, min(args.queries, length))).astype(int)
         inputs = measuring.Inputs(queries_BM=queries[None])
-    settings = llama.ForwardSettings(attention_block=args.block, mlp_chunk=8 * args.block)
+    settings = decoder.ForwardSettings(attention_block=args.block, mlp_chunk=8 * args.block)
     rows = measuring.lay_out(tokens_of(args, model, length)[None], inputs, config, settings)
     begin = time.perf_counter()
     compiled = measuring.of_layers.lower(

@@ -210,7 +210,7 @@ class HeldOut:
         import jax
         import numpy as np
 
-        from jaxrope import data, llama
+        from jaxrope import data, decoder
         from jaxrope.convert import pretrained
         from jaxrope.search import objective
 
@@ -227,9 +227,9 @@ class HeldOut:
             offset_tokens=args.offset,
             bos_id=tokenizer.bos_id,
         )
-        settings = llama.ForwardSettings()
+        settings = decoder.ForwardSettings()
         self.model, self.params = loaded.config, jax.device_put(loaded.params)
-        self.samples = llama.lay_out(settings, np.asarray(windows.tokens_WT, np.int32))
+        self.samples = decoder.lay_out(settings, np.asarray(windows.tokens_WT, np.int32))
         self.loss_fn = jax.jit(objective.mean_nll(loaded.config, settings))
         self.found: dict[str, float] = {}
 

@@ -57,13 +57,13 @@ def training(model, rows, tokens, block):
     import numpy as np
 
     from configs import base
-    from jaxrope import llama
+    from jaxrope import decoder
     from jaxrope.schema import training
     from jaxrope.train import optimizer
     from jaxrope.train import step as step_lib
 
     ids_BT = _tokens(model, rows, tokens + 1)
-    settings = llama.ForwardSettings(attention_block=block, remat="none")
+    settings = decoder.ForwardSettings(attention_block=block, remat="none")
     section = base.optimizer().to_dict()  # AdamW as below, clipped at 1
     section |= dict(learning_rate=1e-4, schedule=dict(name="constant", warmup_steps=0))
     made = optimizer.make(training.Optimizer(**section), num_steps=1000)
@@ -117,19 +117,19 @@ def evaluation(model, rows, tokens, block):
     import jax
     import numpy as np
 
-    from jaxrope import llama, rope
+    from jaxrope import decoder, rope
     from jaxrope.mesh import sharding
     from jaxrope.search import evaluator, objective
 
     ids_T = _tokens(model, 1, tokens + 1)[0]
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1), jax.devices()[:1])
-    config, settings = model.config, llama.ForwardSettings(attention_block=block, mesh=mesh)
+    config, settings = model.config, decoder.ForwardSettings(attention_block=block, mesh=mesh)
     factors_PR = np.linspace(1.0, np.linspace(2.0, 8.0, rows), config.rotary_dim // 2, axis=-1)
     ropes = [rope.build(f, theta=config.theta, attention_factor=1.1) for f in factors_PR]
     judge = objective.Objective(
         loss_fn=objective.mean_nll(config, settings),
         samples=ids_T[None],
-        lay_out=functools.partial(llama.lay_out, settings),
+        lay_out=functools.partial(decoder.lay_out, settings),
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=tokens,

@@ -46,7 +46,7 @@ def checkpoint_model(path: str, shape: str = "") -> ConfigDict:
 
 
 def forward() -> ConfigDict:
-    """Backends, precision and recomputation of the forward pass (llama.ForwardSettings)."""
+    """Backends, precision and recomputation of the forward pass (decoder.ForwardSettings)."""
     section = ConfigDict()
     section.attention = "auto"  # auto (by platform and mesh) | reference | blockwise | flash | ring | all_gather | ulysses | usp
     section.attention_kernel = "auto"  # auto | blockwise | flash: the kernel on each device, for the last four

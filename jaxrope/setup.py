@@ -8,10 +8,10 @@ from pathlib import Path
 import jax
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import attention, data, llama, rope, schema
+from jaxrope import attention, data, decoder, rope, schema
 from jaxrope.convert import Pretrained, pretrained
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import sharding
 from jaxrope.schema import Config
 from jaxrope.store import files, sealed
@@ -33,17 +33,17 @@ class Expected:
 NOTHING = Expected()
 
 
-def model_config(config: Config, expected: Expected = NOTHING) -> LlamaConfig:
+def model_config(config: Config, expected: Expected = NOTHING) -> DecoderConfig:
     """Returns the shape of the model of `config.model`, without its weights; see load_model."""
     config = schema.read(config)
     if config.model.source == "scratch":
-        return _with_original_len(config, LlamaConfig(**config.model.shape()))
+        return _with_original_len(config, DecoderConfig(**config.model.shape()))
     if config.model.path in expected.models:
         return _shaped(config, expected.models[config.model.path].config)
     return _shaped(config, pretrained.read_config(_path(config)))
 
 
-def model_shape(config: Config) -> LlamaConfig:
+def model_shape(config: Config) -> DecoderConfig:
     """Returns the shape of the model of `config.model`, from `config.model.shape` where that is
     set: no checkpoint need be there.
 
@@ -53,19 +53,19 @@ def model_shape(config: Config) -> LlamaConfig:
     config = schema.read(config)
     if config.model.source == "scratch" or not config.model.shape:
         return model_config(config)
-    return _with_window(config, _with_original_len(config, llama.SHAPES[config.model.shape]))
+    return _with_window(config, _with_original_len(config, decoder.SHAPES[config.model.shape]))
 
 
 def forward_settings(
-    config: Config, mesh: Mesh | AbstractMesh, model: LlamaConfig, *, seq_len: int = 0
-) -> tuple[llama.ForwardSettings, tuple[str, ...]]:
+    config: Config, mesh: Mesh | AbstractMesh, model: DecoderConfig, *, seq_len: int = 0
+) -> tuple[decoder.ForwardSettings, tuple[str, ...]]:
     """Returns (how `config.forward` runs the model on the mesh, remarks: what `auto` resolved to).
 
     Args:
       config: of the program.
       mesh: of sharding.make_mesh.
       model: its shape.
-      seq_len: tokens in a row; 0: rows of any length, which are filled up (llama.lay_out).
+      seq_len: tokens in a row; 0: rows of any length, which are filled up (decoder.lay_out).
 
     Raises:
       InputError: a setting is unknown or out of range, or heads or tokens do not divide.
@@ -75,7 +75,7 @@ def forward_settings(
     platform = sharding.platform(mesh)
     resolved = attention.resolve(*requested, mesh, platform=platform)
     section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
-    settings = llama.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
+    settings = decoder.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
     attention.check(
         settings.attention,
         dataclasses.replace(settings.of_attention, mesh=mesh),
@@ -104,22 +104,22 @@ def load_model(config: Config, *, weights: bool = True, expected: Expected = NOT
     dtype = config.train.param_dtype
     if config.model.source == "scratch":
         shape = model_config(config)
-        init = jax.jit(functools.partial(llama.init_params, shape, dtype=dtype))
+        init = jax.jit(functools.partial(decoder.init_params, shape, dtype=dtype))
         params = init(jax.random.key(config.seed)) if weights else {}
-        return Pretrained(shape, params, None, llama.own_rope(shape), "scratch")
+        return Pretrained(shape, params, None, decoder.own_rope(shape), "scratch")
     if config.model.path in expected.models:
         loaded = expected.models[config.model.path]
     else:
         loaded = pretrained.load(_path(config), dtype=dtype, weights=weights)
     shape = _shaped(config, loaded.config)
     has_own_rope = is_own_rope(loaded.rope_fn, loaded.config)
-    rope_fn = llama.own_rope(shape) if has_own_rope else loaded.rope_fn
+    rope_fn = decoder.own_rope(shape) if has_own_rope else loaded.rope_fn
     return dataclasses.replace(loaded, config=shape, rope_fn=rope_fn)
 
 
 def rope_fn(
     config: Config,
-    model: LlamaConfig,
+    model: DecoderConfig,
     base_rope: rope.RopeFn,
     expected: Expected = NOTHING,
 ) -> rope.RopeFn:
@@ -188,9 +188,9 @@ def _preset(name: str, geometry: dict) -> rope.RopeFn:
     return preset
 
 
-def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
+def is_own_rope(rope_fn: rope.RopeFn, model: DecoderConfig) -> bool:
     """Returns whether a rope is the model's own scaling, so that no rope.json is needed."""
-    base_rope = llama.own_rope(model)
+    base_rope = decoder.own_rope(model)
     return (
         rope_fn.method == base_rope.method
         and dict(rope_fn.constants) == dict(base_rope.constants)
@@ -198,9 +198,9 @@ def is_own_rope(rope_fn: rope.RopeFn, model: LlamaConfig) -> bool:
     )
 
 
-def restated_notes(config: Config, model: LlamaConfig) -> list[str]:
+def restated_notes(config: Config, model: DecoderConfig) -> list[str]:
     """Returns what a config.rope that is a formula means for a model that is scaled already."""
-    section, own = config.rope, llama.own_base(model)
+    section, own = config.rope, decoder.own_base(model)
     if own.is_plain or section.method in ("model", "file", "preset", "longrope"):
         return []
     return [
@@ -210,7 +210,7 @@ def restated_notes(config: Config, model: LlamaConfig) -> list[str]:
     ]
 
 
-def window_notes(config: Config, model: LlamaConfig, length: int = 0) -> list[str]:
+def window_notes(config: Config, model: DecoderConfig, length: int = 0) -> list[str]:
     """Returns what a sliding window of all layers means for a target length; nothing if it is none.
 
     Args:
@@ -229,7 +229,7 @@ def window_notes(config: Config, model: LlamaConfig, length: int = 0) -> list[st
     ]
 
 
-def longest(config, model: LlamaConfig, fn: rope.RopeFn) -> int:
+def longest(config, model: DecoderConfig, fn: rope.RopeFn) -> int:
     """Returns the tokens the model is to serve with this rope: `config.target_len` if given."""
     if config.target_len and fn.max_len and config.target_len > fn.max_len:
         raise InputError(
@@ -303,7 +303,7 @@ _NOT_OF_THE_SHAPE = ("family", "max_len", "rope", "sliding_window")
 _NOT_OF_THE_SHAPE += ("bos_id", "eos_id", "pad_id", "stored_dtype")
 
 
-def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
+def _shaped(config: Config, model: DecoderConfig) -> DecoderConfig:
     """Returns the shape of a checkpoint, if it is the one that model.shape names, with the window
     of model.sliding_window.
     """
@@ -311,8 +311,8 @@ def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
     name = config.model.shape
     if not name:
         return model
-    shape = _with_original_len(config, llama.SHAPES[name])
-    for field in dataclasses.fields(LlamaConfig):
+    shape = _with_original_len(config, decoder.SHAPES[name])
+    for field in dataclasses.fields(DecoderConfig):
         actual, expected = getattr(model, field.name), getattr(shape, field.name)
         if field.name not in _NOT_OF_THE_SHAPE and actual != expected:
             raise InputError(
@@ -323,7 +323,7 @@ def _shaped(config: Config, model: LlamaConfig) -> LlamaConfig:
     return model
 
 
-def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
+def _with_original_len(config, model: DecoderConfig) -> DecoderConfig:
     if config.original_len in (0, model.original_len):
         return model
     if model.rope["method"] != "none":
@@ -335,7 +335,7 @@ def _with_original_len(config, model: LlamaConfig) -> LlamaConfig:
     return dataclasses.replace(model, original_len=config.original_len)
 
 
-def _with_window(config, model: LlamaConfig) -> LlamaConfig:
+def _with_window(config, model: DecoderConfig) -> DecoderConfig:
     window = config.model.sliding_window
     if window == "model":
         return model

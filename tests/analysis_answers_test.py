@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.analysis import answers, streaming, texts
 from jaxrope.errors import InputError
 from tests.tiny_heads import SETTINGS, attention_of, loud
@@ -15,7 +15,7 @@ LENGTH = 41  # more than the trained length
 def read(tiny_config, tiny_params):
     """(params, tokens, rope, attention [L, N, T, S])."""
     tokens = np.random.default_rng(1).integers(0, 9, LENGTH).astype(np.int32)
-    params, r = loud(tiny_params), llama.own_rope(tiny_config)(LENGTH)
+    params, r = loud(tiny_params), decoder.own_rope(tiny_config)(LENGTH)
     return params, tokens, r, attention_of(tiny_config, params, tokens, r)
 
 

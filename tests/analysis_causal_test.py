@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import evaluate, llama
+from jaxrope import decoder, evaluate
 from jaxrope.analysis import causal, heads
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -29,13 +29,13 @@ def test_a_head_without_rows_adds_nothing(tiny_config, read):
     masked = heads.without_heads(params, [(0, 1), (1, 3)])
     assert masked["embed_VD"] is params["embed_VD"]
     assert np.any(params["layers"]["o_LNHD"][0, 1])  # those given are as they were
-    found = llama.logits(tiny_config, masked, tokens[None], r)
+    found = decoder.logits(tiny_config, masked, tokens[None], r)
     # by hand: heads 0, 2, 3 of layer 0 and 0, 1, 2 of layer 1 put together again
     keep = np.ones((2, 4, 1, 1))
     keep[0, 1] = keep[1, 3] = 0
     rest = params | {"layers": params["layers"] | {"o_LNHD": params["layers"]["o_LNHD"] * keep}}
-    assert np.array_equal(found, llama.logits(tiny_config, rest, tokens[None], r))
-    assert np.abs(found - llama.logits(tiny_config, params, tokens[None], r)).max() > 1e-3
+    assert np.array_equal(found, decoder.logits(tiny_config, rest, tokens[None], r))
+    assert np.abs(found - decoder.logits(tiny_config, params, tokens[None], r)).max() > 1e-3
     on_host = jax.tree.map(np.asarray, params)
     again = heads.without_heads(on_host, [(0, 1), (1, 3)])["layers"]["o_LNHD"]
     assert np.array_equal(again, masked["layers"]["o_LNHD"]) and isinstance(again, np.ndarray)
@@ -49,13 +49,13 @@ def test_adapters_of_a_masked_head_add_nothing(tiny_config, read):
     layers = params["layers"] | {
         "o_a_LNHU": jnp.float32(rng.normal(size=(2, 4, 8, 2))),
         "o_b_LUD": jnp.float32(rng.normal(size=(2, 2, 32))),
-        llama.adapters.SCALE: jnp.ones(2),
+        decoder.adapters.SCALE: jnp.ones(2),
     }
     adapted = params | {"layers": layers}
     every = [(layer, head) for layer in range(2) for head in range(4)]
-    found = llama.logits(tiny_config, heads.without_heads(adapted, every), tokens[None], r)
+    found = decoder.logits(tiny_config, heads.without_heads(adapted, every), tokens[None], r)
     none = params | {"layers": params["layers"] | {"o_LNHD": 0 * params["layers"]["o_LNHD"]}}
-    np.testing.assert_allclose(found, llama.logits(tiny_config, none, tokens[None], r), atol=1e-6)
+    np.testing.assert_allclose(found, decoder.logits(tiny_config, none, tokens[None], r), atol=1e-6)
 
 
 @pytest.mark.parametrize("head", [(2, 0), (0, 4), (-1, 0)])
@@ -161,7 +161,7 @@ def test_the_suite_of_needles_is_what_is_asked(tiny_config, tiny_params):
     model = EvalModel(
         config=tiny_config,
         params=None,
-        rope_fn=llama.own_rope(tiny_config),
+        rope_fn=decoder.own_rope(tiny_config),
         tokenizer=BytesTokenizer(),
         settings=SETTINGS,
         label="x",

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analyse.__main__ import main
 from jaxrope.analysis import compare, texts
 from jaxrope.store import sealed
@@ -24,7 +24,7 @@ def tokens_WT():
 @pytest.fixture(scope="module")
 def ropes(tiny_config):
     """A scaled one, the plain one, and one whose second layer has the plain factors."""
-    plain = llama.own_rope(tiny_config)(LENGTH)
+    plain = decoder.own_rope(tiny_config)(LENGTH)
     scaled = rope.build([1.0, 1.5, 3.0, 4.0], theta=plain.theta, attention_factor=1.2)
     layered = rope.stack([scaled, rope.with_factors(scaled, plain.factors_R)], per_layer=True)
     return {"scaled": scaled, "plain": plain, "layered": layered}

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import frequencies
 from jaxrope.attention import masks
 
@@ -252,7 +252,7 @@ def test_every_layer_through_the_probe(tiny_config, tiny_params):
     def probe_fn(seen):
         return frequencies.entropy_terms(seen.q_BTNH, seen.k_BTKH, r, seen.mask, block=16), seen
 
-    run = jax.jit(lambda: llama.probe(tiny_config, tiny_params, tokens, r, probe_fn=probe_fn))
+    run = jax.jit(lambda: decoder.probe(tiny_config, tiny_params, tokens, r, probe_fn=probe_fn))
     terms, seen = run()[1]
     assert terms.factor_BTNR.shape == (2, 1, 24, 4, 4)
     q = np.asarray(rope.rotate(seen.q_BTNH[1], *(x[1] for x in seen.turn)), np.float64)

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.analysis import heads, rows
 from jaxrope.attention import masks
 from jaxrope.data import BytesTokenizer, needles
@@ -51,7 +51,7 @@ def test_retrieval_is_that_of_dense_attention(tiny_config, read, steps, span):
     assert 0 < wanted.sum() < wanted.size
     mass = attention[:, :, np.array(steps) - 1, slice(*span)].sum(-1).mean(-1)
     np.testing.assert_allclose(found.mass_WLN[0], mass, atol=1e-5)
-    logits = np.asarray(llama.logits(tiny_config, params, tokens[None], r))[0]
+    logits = np.asarray(decoder.logits(tiny_config, params, tokens[None], r))[0]
     right = logits[np.array(steps) - 1].argmax(-1) == tokens[np.array(steps)]
     assert found.recall_W.tolist() == [right.mean()]
 
@@ -169,7 +169,7 @@ def made_up(logits_TS):
     k = jnp.eye(size)[None, :, None]
     turn = jnp.ones((1, size, 0)), jnp.zeros((1, size, 0))
     positions = jnp.arange(size, dtype=jnp.int32)[None]
-    return llama.Seen(jnp.int32(0), q, k, k, turn, masks.self_mask(positions))
+    return decoder.Seen(jnp.int32(0), q, k, k, turn, masks.self_mask(positions))
 
 
 def test_a_head_made_for_a_pattern_has_its_score():

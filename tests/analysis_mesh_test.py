@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrope import attention, llama, rope
+from jaxrope import attention, decoder, rope
 from jaxrope.analysis import divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.errors import InputError
@@ -71,8 +71,8 @@ def test_eight_devices_equal_one(model, name):
     wanted = measuring.measure(config, params, tokens, r, **how)
     mesh = mesh_of(**sizes)
     how["options"] = dataclasses.replace(how["options"], spread=spread)
-    settings = llama.ForwardSettings(attention=backend, attention_block=8, mesh=mesh)
-    placed = sharding.put(params, llama.param_shardings(config, mesh))
+    settings = decoder.ForwardSettings(attention=backend, attention_block=8, mesh=mesh)
+    placed = sharding.put(params, decoder.param_shardings(config, mesh))
     found = measuring.measure(config, placed, tokens, r, settings=settings, **how)
     assert len(found) == config.num_layers
     for ours, theirs in zip(found, wanted, strict=True):
@@ -163,6 +163,6 @@ def test_kl_round_a_ring():
 
 def test_a_length_that_does_not_divide_is_refused(model):
     config, params = model
-    settings = llama.ForwardSettings(attention="ring", mesh=mesh_of(context=8))
+    settings = decoder.ForwardSettings(attention="ring", mesh=mesh_of(context=8))
     with pytest.raises(InputError, match="must be a multiple of 16 for forward.attention 'ring'"):
         measuring.measure(config, params, np.zeros((1, 40), int), None, settings=settings)

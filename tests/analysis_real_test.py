@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import frequencies, heads, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.attention import masks
@@ -22,7 +22,7 @@ from tests.analysis_mesh_test import in_parts
 from tests.processes import ROOT
 
 LENGTH = 160
-SETTINGS = llama.ForwardSettings()
+SETTINGS = decoder.ForwardSettings()
 SHIPPED = ROOT / "jaxrope" / "models" / "stdlib-2m"
 
 
@@ -36,7 +36,7 @@ class Reading:
     rope: object
     q: np.ndarray
     k: np.ndarray
-    seen: llama.Seen
+    seen: decoder.Seen
 
 
 def reading(model, text, factor, attention_factor):
@@ -59,7 +59,7 @@ def reading(model, text, factor, attention_factor):
     def probe_fn(seen):
         return *(rope.rotate(x, *seen.turn) for x in (seen.q_BTNH, seen.k_BTKH)), seen
 
-    run = jax.jit(functools.partial(llama.probe, probe_fn=probe_fn), static_argnums=0)
+    run = jax.jit(functools.partial(decoder.probe, probe_fn=probe_fn), static_argnums=0)
     q, k, seen = run(config, model.params, tokens, r)[1]
     return Reading(model, tokens, r, np.asarray(q)[:, 0], np.asarray(k)[:, 0], seen)
 
@@ -152,8 +152,8 @@ def test_every_layer_of_books(of_books):
 @pytest.mark.slow
 def test_every_layer_of_the_shipped_model_on_eight_devices(of_code):
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=8, tensor=1))
-    settings = llama.ForwardSettings(attention="ring", attention_block=16, mesh=mesh)
-    where = llama.param_shardings(of_code.model.config, mesh)
+    settings = decoder.ForwardSettings(attention="ring", attention_block=16, mesh=mesh)
+    where = decoder.param_shardings(of_code.model.config, mesh)
     params = sharding.put(of_code.model.params, where)
     check_model(of_code, Options(block=16, local=32), settings, params)
 

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import divergence, measuring, streaming
 from jaxrope.analysis.streaming import Options
 from jaxrope.attention import masks
@@ -247,7 +247,7 @@ def test_packed_documents_are_measured_apart(tiny_model):
     lengths, tokens = (12, 12), np.random.default_rng(2).integers(0, 264, (1, 24))
     positions, segments = dense.ids(lengths)
     inputs = measuring.Inputs(positions, segments)
-    options, r = Options(block=8, bins=5), llama.own_rope(config)(24)
+    options, r = Options(block=8, bins=5), decoder.own_rope(config)(24)
     whole = measuring.measure(config, params, tokens, r, inputs=inputs, options=options)
     start = 0
     for n in lengths:
@@ -266,11 +266,11 @@ def test_memory_is_linear_in_length(tiny_model):
     queries take what the forward pass takes.
     """
     config, params = tiny_model
-    r, options = llama.own_rope(config)(64), Options(block=64, bins=14)
+    r, options = decoder.own_rope(config)(64), Options(block=64, bins=14)
 
     def peak(length, **inputs):
         tokens = np.zeros((1, length), np.int32)
-        settings = llama.ForwardSettings(attention_block=64, mlp_chunk=256)
+        settings = decoder.ForwardSettings(attention_block=64, mlp_chunk=256)
         rows = measuring.lay_out(tokens, measuring.Inputs(**inputs), config, settings)
         lowered = measuring.of_layers.lower(
             params, r, rows, config=config, options=options, settings=settings

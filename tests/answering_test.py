@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import evaluate, generate, llama
+from jaxrope import decoder, evaluate, generate
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
 from jaxrope.evaluate import answering, journal, statistics, suites
@@ -49,9 +49,9 @@ def model(tiny_model):
     return EvalModel(
         config=config,
         params=params,
-        rope_fn=llama.own_rope(config),
+        rope_fn=decoder.own_rope(config),
         tokenizer=TOKENIZER,
-        settings=llama.ForwardSettings(attention_block=16),
+        settings=decoder.ForwardSettings(attention_block=16),
         label="none",
     )
 
@@ -109,7 +109,7 @@ def test_it_writes_what_one_forward_pass_of_the_whole_text_would(model, monkeypa
     rows = np.zeros((4, 64), np.int32)
     for row, prompt, tokens in zip(rows, prompts, made, strict=True):
         row[: len(prompt.tokens) + len(tokens)] = [*prompt.tokens, *tokens]
-    logits = np.asarray(llama.logits(model.config, model.params, rows, model.rope_fn(64)))
+    logits = np.asarray(decoder.logits(model.config, model.params, rows, model.rope_fn(64)))
     for i, (prompt, tokens, answer) in enumerate(zip(prompts, made, answers, strict=True)):
         start = len(prompt.tokens) - 1
         assert logits[i, start : start + len(tokens)].argmax(-1).tolist() == tokens
@@ -126,7 +126,7 @@ def test_answers_are_the_same_on_a_mesh(model, tiny_config, monkeypatch):
     alone = written(model, prompts)
     mesh = sharding.make_mesh(dict(data=2, fsdp=1, context=2, tensor=2))
     settings = dataclasses.replace(model.settings, mesh=mesh)
-    params = sharding.put(model.params, llama.param_shardings(tiny_config, mesh))
+    params = sharding.put(model.params, decoder.param_shardings(tiny_config, mesh))
     spread = dataclasses.replace(model, settings=settings, params=params)
     assert written(spread, prompts, chunk=32) == alone
 
@@ -339,7 +339,7 @@ def test_finished_items_are_not_asked_again(model, sums, monkeypatch, tmp_path):
     # what has been changed is asked anew, and nothing else
     assert answered(trials=9)[1] == 2
     assert [len(prompts) for _, prompts, _ in calls] == [3]  # as large as for 9
-    other = llama.own_rope(dataclasses.replace(model.config, theta=5e3))
+    other = decoder.own_rope(dataclasses.replace(model.config, theta=5e3))
     assert answered(dataclasses.replace(model, rope_fn=other))[1] == 7
     assert answered(dataclasses.replace(model, identity="other"))[1] == 7
     assert answered(dataclasses.replace(model, label="renamed"))[1] == 0

@@ -26,7 +26,7 @@ FLOORS = {
     1: ("mesh",),
     2: ("store", "attention"),
     3: ("shell", "rope"),
-    4: ("llama", "data"),
+    4: ("decoder", "data"),
     5: ("convert",),
     6: ("setup", "generate", "demo"),
     7: ("evaluate", "report"),
@@ -66,9 +66,9 @@ ONLY_IN = {
     "jinja2": ("jaxrope/data/chat.py",),
     "optax": ("jaxrope/train/", "jaxrope/search/gradient.py"),
 }
-MATHEMATICS = ("rope/", "llama/losses.py", "attention/")  # jax and numpy, nothing else
+MATHEMATICS = ("rope/", "decoder/losses.py", "attention/")  # jax and numpy, nothing else
 
-# Spellings of Hugging Face; everywhere else the words are those of LlamaConfig.
+# Spellings of Hugging Face; everywhere else the words are those of DecoderConfig.
 HUGGING_FACE_NAMES = {
     "hidden_size",
     "intermediate_size",
@@ -88,7 +88,7 @@ MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7
 LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
 MORE_PARAMETERS_BECAUSE = {
     "jaxrope/data/loader.py:__init__": "what every row depends on",
-    "jaxrope/llama/forward.py:probe": "those of hidden, and what is asked of each layer",
+    "jaxrope/decoder/forward.py:probe": "those of hidden, and what is asked of each layer",
 }
 
 SOURCES = {

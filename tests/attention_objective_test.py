@@ -10,7 +10,7 @@ import pytest
 from scipy.spatial import distance as scipy_distance
 
 from configs import base
-from jaxrope import data, llama, rope, schema, search, setup
+from jaxrope import data, decoder, rope, schema, search, setup
 from jaxrope.analysis import patterns
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -62,7 +62,7 @@ def params(tiny_params):
 def task(tiny_config, documents):
     return objective.Task(
         config=tiny_config,
-        settings=llama.ForwardSettings(attention_block=128),
+        settings=decoder.ForwardSettings(attention_block=128),
         documents=documents,
         tokenizer=BytesTokenizer(),
         target_len=LENGTH,
@@ -205,7 +205,7 @@ def test_it_is_counted_what_is_read(task):
 def test_each_has_the_slope_of_its_differences(task, params, section):
     """In float64, where the phase words that belong to other factors are made anew."""
     with jax.enable_x64(True):
-        settings = llama.ForwardSettings(attention="reference", compute_dtype="float64")
+        settings = decoder.ForwardSettings(attention="reference", compute_dtype="float64")
         one = section | dict(num_samples=1)
         judge = objective_of(one, dataclasses.replace(task, settings=settings))
         wide = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), params)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import analyse, llama, schema
+from jaxrope import analyse, decoder, schema
 from jaxrope.analyse import claims, measuring, parts, plan, subjects
 from jaxrope.analyse.findings import FAILS, HOLDS, OPEN
 from jaxrope.analysis import heads
@@ -319,8 +319,8 @@ def test_a_measurement_of_other_settings_or_weights_is_made_again(store):
     again, part, lines = make(queries=9)
     assert again.read(part) is None and "another analysis.queries (8, now 9)" in lines[0]
     shutil.rmtree(work / "first" / "checkpoints")
-    shape = llama.LlamaConfig(**(tiny_eval.SHAPE | dict(original_len=512, max_len=512)))
-    params = llama.init_params(shape, jax.random.key(9), dtype="float32")
+    shape = decoder.DecoderConfig(**(tiny_eval.SHAPE | dict(original_len=512, max_len=512)))
+    params = decoder.init_params(shape, jax.random.key(9), dtype="float32")
     checkpoint.save_params(work / "first", 0, params, {"data_fingerprint": "", "source": "x"})
     again, part, lines = make()
     assert (

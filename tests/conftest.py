@@ -62,10 +62,10 @@ def books_6m(shared) -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_config():
-    """A LlamaConfig whose forward pass takes milliseconds; words of the byte tokenizer."""
-    from jaxrope.llama import LlamaConfig
+    """A DecoderConfig whose forward pass takes milliseconds; words of the byte tokenizer."""
+    from jaxrope.decoder import DecoderConfig
 
-    return LlamaConfig(
+    return DecoderConfig(
         family="llama",
         vocab_size=264,  # 258 of the byte tokenizer, made a multiple of 8 devices
         num_layers=2,
@@ -93,7 +93,7 @@ def tiny_config():
 @pytest.fixture(scope="session")
 def tiny_params(tiny_config):
     """Random parameters for `tiny_config`."""
-    from jaxrope.llama import init_params
+    from jaxrope.decoder import init_params
 
     return init_params(tiny_config, jax.random.key(0))
 

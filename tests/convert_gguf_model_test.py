@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hf_models import CASES, random_tensors
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.convert import folders, pretrained, tensor_files
 from jaxrope.errors import InputError
 from tests.rope_samples import run
@@ -342,7 +342,9 @@ def test_the_forward_pass_of_a_gguf(tmp_path):
     folder, file = both(tmp_path, _LLAMA)
     tokens = np.arange(90)[None]
     one, two = (
-        llama.logits(m.config, m.params, tokens, m.rope_fn(90), settings=llama.ForwardSettings())
+        decoder.logits(
+            m.config, m.params, tokens, m.rope_fn(90), settings=decoder.ForwardSettings()
+        )
         for m in (pretrained.load(folder), pretrained.load(file))
     )
     np.testing.assert_array_equal(one, two)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import evaluate, llama, rope, schema, setup
+from jaxrope import decoder, evaluate, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import cost, program
@@ -20,7 +20,7 @@ BOOK = "It was a dark and stormy night; the rain fell in torrents. " * 40
 @pytest.fixture
 def config(tmp_path, tiny_config, tiny_params, monkeypatch):
     """A small model, a text, short lengths."""
-    made = Pretrained(tiny_config, tiny_params, None, llama.own_rope(tiny_config), "tiny")
+    made = Pretrained(tiny_config, tiny_params, None, decoder.own_rope(tiny_config), "tiny")
     monkeypatch.setattr(setup, "load_model", lambda *_, **__: made)  # drawing one takes seconds
     (tmp_path / "a.txt").write_text(BOOK)
     (tmp_path / "b.txt").write_text(BOOK[20:])

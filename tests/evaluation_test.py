@@ -6,8 +6,9 @@ import hashlib
 import numpy as np
 import pytest
 
-from jaxrope import evaluate, llama, rope
+from jaxrope import decoder, evaluate, rope
 from jaxrope.data import BytesTokenizer
+from jaxrope.decoder import losses
 from jaxrope.errors import InputError
 from jaxrope.evaluate import (
     haystack,
@@ -21,7 +22,6 @@ from jaxrope.evaluate import (
     summary,
 )
 from jaxrope.evaluate.scoring import EvalModel, Result
-from jaxrope.llama import losses
 from jaxrope.mesh import sharding
 from jaxrope.schema import evaluation
 from jaxrope.schema.rules import rules
@@ -33,9 +33,9 @@ def model(tiny_model):
     return EvalModel(
         config=config,
         params=params,
-        rope_fn=llama.own_rope(config),
+        rope_fn=decoder.own_rope(config),
         tokenizer=BytesTokenizer(),
-        settings=llama.ForwardSettings(attention_block=16),
+        settings=decoder.ForwardSettings(attention_block=16),
         label="none",
     )
 
@@ -46,7 +46,7 @@ def random_rows(count, length, seed=0):
 
 def dense_nll(model, tokens_BT, r):
     """-log softmax in float64 of the whole sequence's logits."""
-    logits = llama.logits(model.config, model.params, tokens_BT[:, :-1], r)
+    logits = decoder.logits(model.config, model.params, tokens_BT[:, :-1], r)
     logits = np.asarray(logits, np.float64)
     highest = logits.max(-1, keepdims=True)
     log_sum = np.log(np.exp(logits - highest).sum(-1)) + highest[..., 0]
@@ -100,7 +100,7 @@ def test_rows_over_eight_devices_score_as_on_one(model, sizes, backend):
     settings = dataclasses.replace(
         model.settings, mesh=mesh, attention=backend, ulysses=2 if backend == "usp" else 1
     )
-    params = sharding.put(model.params, llama.param_shardings(model.config, mesh))
+    params = sharding.put(model.params, decoder.param_shardings(model.config, mesh))
     spread = dataclasses.replace(model, settings=settings, params=params)
     tokens = random_rows(3, 27)
     one, hits = scoring.score(model, tokens, batch_tokens=27)

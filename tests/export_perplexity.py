@@ -12,9 +12,9 @@ import sys
 import jax
 import jax.numpy as jnp
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
-from jaxrope.llama import losses
+from jaxrope.decoder import losses
 
 
 def our_nll(model, tokens, rope_len):
@@ -24,8 +24,8 @@ def our_nll(model, tokens, rope_len):
 
     @jax.jit
     def run(params, rope):
-        hidden = llama.hidden(model.config, params, inputs, rope)
-        head = llama.head_DV(model.config, params)
+        hidden = decoder.hidden(model.config, params, inputs, rope)
+        head = decoder.head_DV(model.config, params)
         return losses.token_nll(hidden, head, targets, chunk=512).mean()
 
     return float(run(model.params, rope))

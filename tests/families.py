@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from configs import base  # noqa: E402
-from jaxrope import evaluate, generate, llama, rope, search, train  # noqa: E402
+from jaxrope import decoder, evaluate, generate, rope, search, train  # noqa: E402
 from jaxrope.convert import exporting, pretrained  # noqa: E402
 from jaxrope.errors import InputError  # noqa: E402
 from tests import hf_families, tiny_run  # noqa: E402
@@ -61,7 +61,7 @@ class Case:
     ours: pretrained.Pretrained
 
     @property
-    def config(self) -> llama.LlamaConfig:
+    def config(self) -> decoder.DecoderConfig:
         return self.ours.config
 
 
@@ -72,7 +72,7 @@ def tokens_of(length: int) -> np.ndarray:
 def our_logits(model: pretrained.Pretrained, length: int) -> np.ndarray:
     tokens_BT = tokens_of(length)[None].astype(np.int32)
     r = model.rope_fn(length)
-    return np.asarray(llama.logits(model.config, model.params, tokens_BT, r))[0]
+    return np.asarray(decoder.logits(model.config, model.params, tokens_BT, r))[0]
 
 
 def their_logits(model, tokens) -> np.ndarray:
@@ -98,7 +98,7 @@ def logits(length: int) -> Callable[[Case], str]:
 
 def cached(case: Case) -> str:
     """Greedy text: equal wherever the first two choices differ by more than 1e-3."""
-    settings = llama.ForwardSettings()
+    settings = decoder.ForwardSettings()
     model = generate.Model(case.config, case.ours.params, case.ours.rope_fn, settings)
     prompt = tokens_of(60).tolist()
     options = generate.Options(max_new_tokens=40, chunk=16)
@@ -153,7 +153,9 @@ def export(python: str | None) -> Callable[[Case], str]:
 
 def our_row(model, tokens) -> np.ndarray:
     r = model.rope_fn(len(tokens))
-    return np.asarray(llama.logits(model.config, model.params, tokens[None].astype(np.int32), r))[0]
+    return np.asarray(decoder.logits(model.config, model.params, tokens[None].astype(np.int32), r))[
+        0
+    ]
 
 
 def config_of(case: Case):

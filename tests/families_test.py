@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import generate, llama, rope
+from jaxrope import decoder, generate, rope
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import exporting, importing, pretrained, rope_export
 from jaxrope.errors import InputError
@@ -22,8 +22,8 @@ LENGTHS = (
     33,
     100,
 )  # below the original length of 32, one beyond, far beyond it and the windows
-SETTINGS = llama.ForwardSettings(attention_block=32)
-forward = jax.jit(functools.partial(llama.logits, settings=SETTINGS), static_argnums=0)
+SETTINGS = decoder.ForwardSettings(attention_block=32)
+forward = jax.jit(functools.partial(decoder.logits, settings=SETTINGS), static_argnums=0)
 
 
 @pytest.fixture(scope="module")
@@ -101,7 +101,7 @@ def test_greedy_text(torch, tmp_path, case):
     """Caches: prompts read in chunks and 40 tokens, as transformers generates them."""
     theirs = hf_families.write(torch, tmp_path, case)
     ours = pretrained.load(tmp_path)
-    model = generate.Model(ours.config, ours.params, ours.rope_fn, llama.ForwardSettings())
+    model = generate.Model(ours.config, ours.params, ours.rope_fn, decoder.ForwardSettings())
     prompts = [tokens_of(n).tolist() for n in (70, 9)]
     options = generate.Options(max_new_tokens=40, chunk=16)
     new = generate.generate(model, prompts, options)

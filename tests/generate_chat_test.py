@@ -49,9 +49,9 @@ def ours_of(folder, *arguments) -> tuple[command.Prepared, list[int]]:
 
 
 def _settings():
-    from jaxrope import llama
+    from jaxrope import decoder
 
-    return llama.ForwardSettings()
+    return decoder.ForwardSettings()
 
 
 def theirs_of(folder, ids, **how) -> list[int]:

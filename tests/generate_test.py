@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hf_models import CASES, write
 
-from jaxrope import data, generate, llama, rope
+from jaxrope import data, decoder, generate, rope
 from jaxrope.convert import pretrained
 from jaxrope.evaluate import passkey, scoring
 from jaxrope.generate import Model, Options, TextStream
@@ -92,7 +92,7 @@ def test_the_program(capsys, tmp_path, monkeypatch):
     loaded = pretrained.load(SHIPPED)
     tokenizer = data.load_tokenizer(SHIPPED)
     ids = [tokenizer.bos_id, *tokenizer.encode("def add(self, x")]
-    whole = jax.jit(llama.logits, static_argnums=0)
+    whole = jax.jit(decoder.logits, static_argnums=0)
     params = jax.tree.map(jnp.asarray, loaded.params)
     new = []
     for _ in range(12):
@@ -143,7 +143,7 @@ def test_a_prompt_that_is_no_text(capsys, tmp_path):
 def loaded_model(folder, rope_fn=None):
     loaded = pretrained.load(folder)
     params = jax.tree.map(jnp.asarray, loaded.params)
-    settings = llama.ForwardSettings()
+    settings = decoder.ForwardSettings()
     return Model(loaded.config, params, rope_fn or loaded.rope_fn, settings)
 
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import generate, llama, rope
+from jaxrope import decoder, generate, rope
 from jaxrope.generate import Model, Options, policy, program, run
 from jaxrope.generate import state as states
 from jaxrope.mesh import sharding
@@ -23,7 +23,7 @@ BUCKETS = [
 ]
 LONGROPE = rope.make("longrope", **GEOMETRY, buckets=BUCKETS)
 DYNAMIC = rope.make("dynamic_ntk", **GEOMETRY, factor=4.0)
-full_logits = jax.jit(llama.logits, static_argnums=0)
+full_logits = jax.jit(decoder.logits, static_argnums=0)
 
 
 def tiny(tiny_config, **changes):
@@ -31,7 +31,7 @@ def tiny(tiny_config, **changes):
     equal.
     """
     config = dataclasses.replace(tiny_config, qkv_bias=True, **changes)
-    leaves, tree = jax.tree.flatten(llama.abstract_params(config))
+    leaves, tree = jax.tree.flatten(decoder.abstract_params(config))
     rng = np.random.default_rng(0)
     leaves = [jnp.asarray(0.35 * rng.normal(size=leaf.shape), jnp.float32) for leaf in leaves]
     return config, tree.unflatten(leaves)
@@ -39,9 +39,9 @@ def tiny(tiny_config, **changes):
 
 def make_model(tiny_config, rope_fn=LONGROPE, *, block=32, mesh=None, **changes):
     config, params = tiny(tiny_config, **changes)
-    settings = llama.ForwardSettings(attention_block=block, mesh=mesh)
+    settings = decoder.ForwardSettings(attention_block=block, mesh=mesh)
     if mesh is not None:
-        params = sharding.put(params, llama.param_shardings(config, mesh))
+        params = sharding.put(params, decoder.param_shardings(config, mesh))
     return Model(config, params, rope_fn, settings)
 
 
@@ -278,9 +278,9 @@ def test_a_mesh_gives_what_one_device_gives(tiny_config, record, sizes, changes)
 def test_nothing_is_compiled_twice(tiny_config, monkeypatch):
     """Every prompt length and every border runs what was compiled for the sizes before."""
     traced = []
-    hidden = llama.hidden_cached
+    hidden = decoder.hidden_cached
     monkeypatch.setattr(
-        llama, "hidden_cached", lambda *args: traced.append(args[2].shape) or hidden(*args)
+        decoder, "hidden_cached", lambda *args: traced.append(args[2].shape) or hidden(*args)
     )
     model = make_model(tiny_config, block=48)
     prompts = [prompt(n) for n in (33, 3, 70)]
@@ -320,14 +320,14 @@ def test_reading_takes_memory_for_the_cache_and_a_chunk(tiny_config):
 def test_128k_tokens_of_a_model_of_seven_billion():
     """Shapes only: what one chunk of 131,072 tokens needs, on 8 devices."""
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=8, tensor=1))
-    config, settings = llama.SHAPES["llama2_7b"], llama.ForwardSettings("ring", mesh=mesh)
+    config, settings = decoder.SHAPES["llama2_7b"], decoder.ForwardSettings("ring", mesh=mesh)
     stack = rope.stack([rope.preset("llama2-7b-2048k-ft256k")(131_072)])
     make = functools.partial(states.empty, config, settings, (131_072, 512), stack)
     state = jax.eval_shape(lambda: make(np.zeros((1, 2), "u4")))
     words = [jax.ShapeDtypeStruct(shape, jnp.int32) for shape in ((1, 2048), (1,), (), ())]
     after = jax.eval_shape(
         functools.partial(program.read_chunk, config=config, settings=settings),
-        llama.abstract_params(config),
+        decoder.abstract_params(config),
         state,
         program.Chunk(*words),
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import data, evaluate, llama
+from jaxrope import data, decoder, evaluate
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import longppl, rows, scoring
@@ -47,7 +47,7 @@ def load():
                 params=jax.tree.map(jnp.asarray, loaded.params),
                 rope_fn=loaded.rope_fn,
                 tokenizer=data.load_tokenizer(folder),
-                settings=llama.ForwardSettings(attention_block=64),
+                settings=decoder.ForwardSettings(attention_block=64),
                 label="none",
             )
         return made[folder]

@@ -11,10 +11,10 @@ import pytest
 from mesh_test import LENGTH, SGD, UNOPTIMIZED, assert_same, geometry, make_batch, mesh_of, tiny
 from tiny_run import differences, final_arrays, make_config, rows, write_texts
 
-from jaxrope import llama, rope, schema
+from jaxrope import decoder, rope, schema
 from jaxrope.convert import exporting, pretrained
+from jaxrope.decoder import adapters
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters
 from jaxrope.mesh import sharding
 from jaxrope.schema import training
 from jaxrope.train import dry_run, prepare, train
@@ -50,7 +50,7 @@ def one_step(model, lora, settings, *, mesh=None, parts=1, optimizer=SGD):
     step = step_lib.make_step(config, settings, optimizer, chunk_tokens=5, lora=lora)
     batch, r = make_batch(parts), rope.make("pi", factor=2.0, **geometry(config))(LENGTH)
     if mesh is not None:
-        order = llama.token_order(settings, LENGTH)
+        order = decoder.token_order(settings, LENGTH)
         if order is not None:
             batch = {key: x[..., order] for key, x in batch.items()}
         params = sharding.put(params, lora_lib.param_shardings(config, lora, mesh))
@@ -61,7 +61,7 @@ def one_step(model, lora, settings, *, mesh=None, parts=1, optimizer=SGD):
     return jax.tree.map(np.asarray, (state.params, metrics))
 
 
-SETTINGS = llama.ForwardSettings(attention_block=8, compute_dtype="float64", remat="full")
+SETTINGS = decoder.ForwardSettings(attention_block=8, compute_dtype="float64", remat="full")
 
 
 @pytest.fixture(scope="module")
@@ -155,11 +155,12 @@ def test_merged_weights(tiny_model, rank, alpha):
         np.testing.assert_array_equal(found["layers"]["q_LDNH"], params["layers"]["q_LDNH"])
     tokens = jnp.arange(24)[None]
     ours, merged = (
-        llama.logits(config, p, tokens, llama.own_rope(config)(24)) for p in (begun, found)
+        decoder.logits(config, p, tokens, decoder.own_rope(config)(24)) for p in (begun, found)
     )
     np.testing.assert_allclose(ours, merged, atol=2e-5)
     assert (
-        np.abs(ours - llama.logits(config, params, tokens, llama.own_rope(config)(24))).max() > 0.1
+        np.abs(ours - decoder.logits(config, params, tokens, decoder.own_rope(config)(24))).max()
+        > 0.1
     )
 
 
@@ -167,8 +168,8 @@ def test_before_the_first_step_it_is_the_model_itself(tiny_model):
     config, params = tiny_model
     lora, key = made(config), jax.random.key(7)
     begun = lora_lib.begin(params, config, lora, key)
-    tokens, r = jnp.arange(24)[None], llama.own_rope(config)(24)
-    logits = jax.jit(llama.logits, static_argnums=0)
+    tokens, r = jnp.arange(24)[None], decoder.own_rope(config)(24)
+    logits = jax.jit(decoder.logits, static_argnums=0)
     ours, plain = (logits(config, p, tokens, r) for p in (begun, params))
     np.testing.assert_array_equal(ours, plain)
     jax.tree.map(np.testing.assert_array_equal, adapters.merged(begun), params)
@@ -220,7 +221,7 @@ def test_seven_billion_fit_on_one_device(tmp_path):
     """14.9 GB of weights and moments, of which 13.2 are frozen; trained whole it is 80.9."""
     config = make_config(tmp_path)
     config.forward.compute_dtype = "bfloat16"
-    mesh, model = sharding.make_mesh(config.mesh, jax.devices()[:1]), llama.SHAPES["llama2_7b"]
+    mesh, model = sharding.make_mesh(config.mesh, jax.devices()[:1]), decoder.SHAPES["llama2_7b"]
     total = {}
     for rank in (0, 8):
         config.lora.rank = rank
@@ -237,7 +238,7 @@ def test_seven_billion_fit_on_one_device(tmp_path):
 
 def test_arithmetic_of_a_token():
     """Llama-2-7B with rank 8 on all seven: PEFT counts 19,988,480 parameters that are trained."""
-    model = llama.SHAPES["llama2_7b"]
+    model = decoder.SHAPES["llama2_7b"]
     changes = dict(rank=8, targets=ALL[:-1], train_norms=False, train_embeddings=False)
     lora = made(model, **changes)
     assert lora_lib.num_trained(model, lora) == 19_988_480
@@ -278,7 +279,7 @@ def test_it_learns_and_leaves_the_rest_as_it_was(run_of, tmp_path):
 
 def drawn(config):
     fields = {key: value for key, value in config.model.items() if key != "source"}
-    return llama.init_params(llama.LlamaConfig(**fields), jax.random.key(config.seed))
+    return decoder.init_params(decoder.DecoderConfig(**fields), jax.random.key(config.seed))
 
 
 def named(tree):

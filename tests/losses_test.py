@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope.llama import losses
+from jaxrope.decoder import losses
 
 
 def example(length=13, dim=6, vocab=11):

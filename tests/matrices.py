@@ -137,10 +137,10 @@ CI_ROWS = {
         "test_sliding_window": ("20",),
         "test_factors_of_each_layer": ("{'data': 2, 'context': 2, 'tensor': 2}",),
     },
-    "llama_probe_test.py": {
+    "decoder_probe_test.py": {
         "test_hidden_states_are_those_of_hidden_to_the_bit": ("full-8",),
     },
-    "llama_test.py": {
+    "decoder_test.py": {
         "test_settings_do_not_change_the_gradient": (
             "reference-full-0",
             "blockwise-save_attention-8",

@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.mesh import sharding
 from jaxrope.train import step as step_lib
 from jaxrope.train.optimizer import Optimizer
@@ -48,7 +48,7 @@ def tiny(tiny_config, **changes):
     fields = dict(num_heads=8, num_kv_heads=4, head_dim=4, rotary_dim=4, qkv_bias=True)
     config = dataclasses.replace(tiny_config, **fields | dict(out_bias=True, mlp_bias=True))
     config = dataclasses.replace(config, **changes)
-    leaves, tree = jax.tree.flatten(llama.abstract_params(config, "float64"))
+    leaves, tree = jax.tree.flatten(decoder.abstract_params(config, "float64"))
     rng = np.random.default_rng(0)
     return config, tree.unflatten([0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
 
@@ -62,10 +62,10 @@ def one_step(config, params, settings, *, mesh=None, parts=1, optimizer=SGD):
     step = step_lib.make_step(config, settings, optimizer, chunk_tokens=5)
     batch, r = make_batch(parts), rope.make("pi", factor=2.0, **geometry(config))(LENGTH)
     if mesh is not None:
-        order = llama.token_order(settings, LENGTH)
+        order = decoder.token_order(settings, LENGTH)
         if order is not None:
             batch = {key: x[..., order] for key, x in batch.items()}
-        params = sharding.put(params, llama.param_shardings(config, mesh))
+        params = sharding.put(params, decoder.param_shardings(config, mesh))
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
     state = step_lib.init_state(params, optimizer.transform)
     compiled = jax.jit(step).lower(state, batch, r).compile(UNOPTIMIZED)
@@ -88,7 +88,7 @@ def assert_same(found, wanted, tolerance=1e-10):
         assert error < tolerance, (jax.tree_util.keystr(path), error)
 
 
-SETTINGS = llama.ForwardSettings(attention_block=8, compute_dtype="float64", remat="full")
+SETTINGS = decoder.ForwardSettings(attention_block=8, compute_dtype="float64", remat="full")
 
 
 @pytest.fixture(autouse=True)
@@ -221,12 +221,14 @@ def test_what_is_kept_does_not_change_the_step(tiny_config, wanted, remat):
 def test_gradients_of_bfloat16_weights_are_summed_in_float32(tiny_config):
     """What is reduced over the devices is float32, though weights travel as bfloat16."""
     config, mesh = tiny_config, mesh_of(fsdp=4, tensor=2)
-    settings = llama.ForwardSettings(compute_dtype="bfloat16", mesh=mesh, remat="full", mlp_chunk=8)
+    settings = decoder.ForwardSettings(
+        compute_dtype="bfloat16", mesh=mesh, remat="full", mlp_chunk=8
+    )
     step = step_lib.make_step(config, settings, SGD, chunk_tokens=8)
     state = jax.eval_shape(
-        lambda params: step_lib.init_state(params, SGD.transform), llama.abstract_params(config)
+        lambda params: step_lib.init_state(params, SGD.transform), decoder.abstract_params(config)
     )
-    batch, r = make_batch(), llama.own_rope(config)(LENGTH)
+    batch, r = make_batch(), decoder.own_rope(config)(LENGTH)
     text = str(jax.jit(step).trace(state, batch, r).jaxpr)
     reduced = re.findall(r":(\w+)\[[\d,]*\] = reduce_scatter", text)
     gathered = re.findall(r":(\w+)\[[\d,]*\] = all_gather", text)

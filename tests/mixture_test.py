@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import data, llama, rope, train
+from jaxrope import data, decoder, rope, train
 from jaxrope.data import BytesTokenizer, MixtureLoader, Shares, TrainLoader, needles
 from jaxrope.data.mixture import LONG, SHORT
 from jaxrope.data.words import NOUNS
@@ -193,7 +193,7 @@ def ropes(config, per_layer=False):
         rope.build(row, theta=config.theta, start_tokens=3, attention_factor=1.2) for row in factors
     ]
     long = rope.stack(made, per_layer=True) if per_layer else made[0]
-    return long, llama.own_rope(config)(config.original_len)
+    return long, decoder.own_rope(config)(config.original_len)
 
 
 @pytest.fixture(scope="module")
@@ -207,12 +207,12 @@ def sharp_model(tiny_model):
 def separately(model, batch, long, short):
     """The loss and its gradient, each row's sums computed alone with its own rope; float64."""
     config, params = model
-    settings = llama.ForwardSettings(attention="reference", compute_dtype="float64")
+    settings = decoder.ForwardSettings(attention="reference", compute_dtype="float64")
     rows = {key: x.reshape(-1, x.shape[-1]) for key, x in batch.items()}
     total = np.sum(rows["loss_weights_BT"], dtype=np.float64)
 
     def row_sum(params, one, r):
-        logits = llama.logits(
+        logits = decoder.logits(
             config,
             params,
             one["tokens_BT"],
@@ -240,15 +240,15 @@ def separately(model, batch, long, short):
 def stepped(model, batch, r, mesh=None, backend="blockwise"):
     """(metrics, params before minus after: the gradient) of a step of plain SGD."""
     config, params = model
-    settings = llama.ForwardSettings(attention=backend, attention_block=16, mesh=mesh)
+    settings = decoder.ForwardSettings(attention=backend, attention_block=16, mesh=mesh)
     made = Optimizer(optax.sgd(1.0), optax.constant_schedule(1.0))
     step = step_lib.make_step(config, settings, made, chunk_tokens=32)
     state = step_lib.init_state(params, made.transform)
     if mesh is not None:
-        order = llama.token_order(settings, batch["tokens_BT"].shape[-1])
+        order = decoder.token_order(settings, batch["tokens_BT"].shape[-1])
         batch = {key: x if order is None else x[..., order] for key, x in batch.items()}
         batch = sharding.put(batch, sharding.batch_sharding(mesh))
-        where = llama.param_shardings(config, mesh)
+        where = decoder.param_shardings(config, mesh)
         state = dataclasses.replace(state, params=sharding.put(params, where))
     else:
         batch = jax.tree.map(jnp.asarray, batch)

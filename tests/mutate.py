@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NEAREST = {
     "analyse": "attention_verdicts attention_paper attention_objectives",
     "analysis": "analysis_ attention_objective_test",
-    "attention": "attention_test attention_choice attention_spread llama_",
+    "attention": "attention_test attention_choice attention_spread decoder_",
     "configs": "config pod_configs recipe_configs",
     "convert": "convert_ parity",
     "data": "data_ needles mixture training_test",
@@ -34,7 +34,7 @@ NEAREST = {
     "evaluate": "evaluat answering harness haystack items longppl needle_test oracles passkey"
     " perplexity protocols retrieval ruler tasks",
     "generate": "generat answering",
-    "llama": "llama_ losses parity lora",
+    "decoder": "decoder_ losses parity lora",
     "mesh": "mesh_ sharding hosts checkpoint attention_choice",
     "recipe": "recipe",
     "report": "report",

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import data, llama, rope, schema, search
+from jaxrope import data, decoder, rope, schema, search
 from jaxrope.data import BytesTokenizer, needles
 from jaxrope.errors import InputError
 from jaxrope.search import evaluator, objective
@@ -48,7 +48,7 @@ def documents(tmp_path_factory):
 def task(tiny_config, documents):
     return objective.Task(
         config=tiny_config,
-        settings=llama.ForwardSettings(attention_block=64),
+        settings=decoder.ForwardSettings(attention_block=64),
         documents=documents,
         tokenizer=BytesTokenizer(),
         target_len=LENGTH,
@@ -59,7 +59,7 @@ def task(tiny_config, documents):
 def nll_of(model, tokens_T, r):
     """float64 NLL of tokens 1, 2, ... of a row, by the plain forward pass."""
     config, params = model
-    logits = np.asarray(llama.logits(config, params, tokens_T[None, :-1], r)[0], np.float64)
+    logits = np.asarray(decoder.logits(config, params, tokens_T[None, :-1], r)[0], np.float64)
     logits -= logits.max(axis=-1, keepdims=True)
     logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     return -logits[np.arange(len(tokens_T) - 1), tokens_T[1:]]
@@ -153,7 +153,7 @@ def test_the_loss_of_an_answer_has_the_slope_of_its_differences(task, tiny_model
     """In float64, where the phase words that belong to other factors are made anew."""
     judge = objective_of(NEEDLE | dict(num_samples=1, num_keys=1), task)
     with jax.enable_x64(True):
-        settings = llama.ForwardSettings(attention="reference", compute_dtype="float64")
+        settings = decoder.ForwardSettings(attention="reference", compute_dtype="float64")
         params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.float64), tiny_model[1])
         loss_fn = objective.mean_nll(task.config, settings)
         compiled = jax.jit(loss_fn)

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrope import data, evaluate, llama
+from jaxrope import data, decoder, evaluate
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -75,17 +75,17 @@ def test_a_number_is_found_if_all_its_digits_are(monkeypatch, hit_fn, accuracy, 
 
 def test_the_loss_is_that_of_the_forward_pass(tiny_model):
     config, params = tiny_model
-    settings = llama.ForwardSettings(attention_block=64)
+    settings = decoder.ForwardSettings(attention_block=64)
     model = make_model(
-        config=config, params=params, rope_fn=llama.own_rope(config), settings=settings
+        config=config, params=params, rope_fn=decoder.own_rope(config), settings=settings
     )
     bench = make_bench(lengths=(820,), needle_trials=2, needle_keys=(2,), batch_tokens=820)
     (found,) = needle.FORCED.evaluate(model, bench)
     assert found.metrics["accuracy"] == 0.0
     trials = needle.make_documents(model, bench, 820)[2]
     for trial, nll in zip(trials, found.items["nll"], strict=True):
-        r = llama.own_rope(config)(820)
-        logits = np.asarray(llama.logits(config, params, trial.tokens[None], r)[0], np.float64)
+        r = decoder.own_rope(config)(820)
+        logits = np.asarray(decoder.logits(config, params, trial.tokens[None], r)[0], np.float64)
         logits -= np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         wanted = [-logits[i - 1, trial.tokens[i]] for i in range(813, 820)]
         assert nll == pytest.approx(np.mean(wanted), rel=1e-5)
@@ -133,7 +133,7 @@ def books_accuracy(books_6m, shared, tmp_path, length, method):
         config=checkpoint.config,
         params=checkpoint.params,
         rope_fn=rows.method_row(method, checkpoint.config, rope_len=0).rope_fn,
-        settings=llama.ForwardSettings(),
+        settings=decoder.ForwardSettings(),
     )
     bench = make_bench(documents, lengths=(length,), needle_filler="text")
     (found,) = needle.FORCED.evaluate(model, bench)

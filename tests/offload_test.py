@@ -3,7 +3,7 @@
 import pytest
 
 from configs import base
-from jaxrope import llama, schema
+from jaxrope import decoder, schema
 from jaxrope.mesh import sharding
 from jaxrope.topology import slices
 from jaxrope.train import program as program_lib
@@ -11,7 +11,7 @@ from jaxrope.train import program as program_lib
 pytestmark = pytest.mark.slow
 
 LAYERS, DIM, LENGTH, ROWS, DEVICES = 8, 512, 16_384, 4, 4
-MODEL = llama.LlamaConfig(
+MODEL = decoder.DecoderConfig(
     vocab_size=8192,
     num_layers=LAYERS,
     embed_dim=DIM,
@@ -36,7 +36,7 @@ def compiled(mesh, remat, offload):
     config.train.seq_len, config.train.batch_size = LENGTH, ROWS
     program = program_lib.make_program(schema.read(config), mesh, MODEL)
     state, shardings = program_lib.abstract_state(program)
-    rope = llama.own_rope(MODEL)(LENGTH)
+    rope = decoder.own_rope(MODEL)(LENGTH)
     lowered = program_lib.lower_step(program, state, shardings, rope)
     return lowered.compile().memory_analysis()
 
@@ -48,7 +48,7 @@ def test_layer_inputs_and_moments_go_to_the_host(libtpu):
     sizes = dict(data=1, fsdp=2, context=2, tensor=1)
     mesh = sharding.make_mesh(sizes, slices.devices("v5e:2x2"))
     inputs = LAYERS * ROWS * LENGTH // DEVICES * DIM * 2  # bytes of bfloat16
-    moments = 2 * 4 * llama.num_params(MODEL) / DEVICES
+    moments = 2 * 4 * decoder.num_params(MODEL) / DEVICES
     before, after = compiled(mesh, "full", False), compiled(mesh, "offload", True)
     assert before.host_temp_size_in_bytes == before.host_argument_size_in_bytes == 0
     assert after.host_temp_size_in_bytes == inputs

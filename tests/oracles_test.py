@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.evaluate import scoring
 from jaxrope.evaluate.scoring import EvalModel
 from jaxrope.evaluate.suites import SUITES, TASKS
@@ -73,7 +73,7 @@ def test_who_knows_scores_best_and_who_guesses_chance(
         params=None,
         rope_fn=lambda length: None,
         tokenizer=data.load_tokenizer("bytes"),
-        settings=llama.ForwardSettings(),
+        settings=decoder.ForwardSettings(),
         label="oracle",
     )
     results = list(SUITES[name].evaluate(model, bench))

@@ -17,7 +17,7 @@ import pytest
 from hf_models import CASES, write
 from safetensors import safe_open
 
-from jaxrope import data, llama, rope
+from jaxrope import data, decoder, rope
 from jaxrope.convert import exporting, importing, pretrained
 
 TOLERANCE = 2e-4
@@ -25,8 +25,8 @@ GEOMETRY = dict(head_dim=64, theta=10_000.0, original_len=512)  # of books-6m
 
 
 LENGTHS = (24, 32, 33, 100)  # below the original length of 32, at it, one beyond, and far beyond
-SETTINGS = llama.ForwardSettings(attention="blockwise", attention_block=32)
-forward = jax.jit(functools.partial(llama.logits, settings=SETTINGS), static_argnums=0)
+SETTINGS = decoder.ForwardSettings(attention="blockwise", attention_block=32)
+forward = jax.jit(functools.partial(decoder.logits, settings=SETTINGS), static_argnums=0)
 
 
 def our_logits(model, tokens, *, longest=100):

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -191,8 +191,8 @@ def test_a_random_model_finds_nothing(tiny_model):
         BytesTokenizer(),
         config=config,
         params=params,
-        rope_fn=llama.own_rope(config),
-        settings=llama.ForwardSettings(attention_block=64),
+        rope_fn=decoder.own_rope(config),
+        settings=decoder.ForwardSettings(attention_block=64),
     )
     (found,) = passkey.FORCED.evaluate(model, make_bench(lengths=(450,), passkey_trials=3))
     assert found.metrics["accuracy"] == 0.0
@@ -212,7 +212,7 @@ def books_accuracy(books_6m, length, method):
         config=checkpoint.config,
         params=checkpoint.params,
         rope_fn=row.rope_fn,
-        settings=llama.ForwardSettings(),
+        settings=decoder.ForwardSettings(),
     )
     (found,) = passkey.FORCED.evaluate(model, make_bench(lengths=(length,)))
     return found.metrics["accuracy"]

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.errors import InputError
@@ -21,9 +21,9 @@ def model(tiny_model):
     return EvalModel(
         config=config,
         params=params,
-        rope_fn=llama.own_rope(config),
+        rope_fn=decoder.own_rope(config),
         tokenizer=BytesTokenizer(),
-        settings=llama.ForwardSettings(attention_block=16),
+        settings=decoder.ForwardSettings(attention_block=16),
         label="none",
     )
 
@@ -232,7 +232,7 @@ def reproduce(books, length, method, wanted):
         params=checkpoint.params,
         rope_fn=row.rope_fn,
         tokenizer=tokenizer,
-        settings=llama.ForwardSettings(),
+        settings=decoder.ForwardSettings(),
         label=method,
         window=row.window,
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxrope import llama, rope, schema
+from jaxrope import decoder, rope, schema
 from jaxrope.errors import InputError
 from jaxrope.shell import experiment
 from jaxrope.train import optimizer
@@ -45,7 +45,7 @@ def every_case():
 @pytest.mark.parametrize(("name", "model", "hardware"), list(every_case()))
 def test_a_mesh_has_as_many_devices_as_its_hardware_and_fits_the_model(name, model, hardware):
     config = load(name, f"{model},{hardware}")
-    mesh, shape = dict(config.mesh), llama.SHAPES[model]
+    mesh, shape = dict(config.mesh), decoder.SHAPES[model]
     assert mesh["data"] * mesh["fsdp"] * mesh["context"] * mesh["tensor"] == chips(hardware)
     length = config.train.seq_len if name in TRAIN else config.target_len
     assert length % (2 * mesh["context"] * 128) == 0  # whole chunks of a zigzag, of whole lanes
@@ -67,7 +67,7 @@ def test_every_rope_that_is_published_fits_its_model_and_length(name, model):
         assert section == wanted or section["path"].startswith("runs/search_")
         assert model == "llama3_8b" or name in SEARCH
         return
-    found, shape = rope.preset(section["name"]), llama.SHAPES[model]
+    found, shape = rope.preset(section["name"]), decoder.SHAPES[model]
     assert found.max_len >= config.target_len
     assert (found.theta, found.rotary_dim) == (shape.theta, shape.rotary_dim)
     assert found.original_len == (config.original_len or shape.original_len)

@@ -21,7 +21,7 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from jaxrope import attention as attention_lib  # noqa: E402
-from jaxrope import llama, topology  # noqa: E402
+from jaxrope import decoder, topology  # noqa: E402
 from jaxrope.attention import masks  # noqa: E402
 from jaxrope.mesh import sharding  # noqa: E402
 from jaxrope.shell import experiment  # noqa: E402
@@ -29,7 +29,7 @@ from jaxrope.topology import compile, jobs  # noqa: E402
 
 _MIB, _GIB = 2**20, 2**30
 _SPEC = PartitionSpec(("data", "fsdp"), "context", "tensor", None)  # of heads
-MODEL = llama.SHAPES["llama3_8b"]
+MODEL = decoder.SHAPES["llama3_8b"]
 TOKENS = 4096  # of a device; 256k over 64 devices
 # The compiler's peak of MaxText's ring by the same measure is 323 MiB forward and 553 MiB with the
 # backward pass (its kernels of August 2026, libtpu 0.0.52).
@@ -47,7 +47,7 @@ STEPS = (
 
 
 def lower_attention(
-    model: llama.LlamaConfig,
+    model: decoder.DecoderConfig,
     mesh: Mesh,
     *,
     seq_len: int,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import data, evaluate, llama
+from jaxrope import data, decoder, evaluate
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import perplexity, protocols, statistics
@@ -29,7 +29,7 @@ def model():
         params=jax.tree.map(jnp.asarray, loaded.params),
         rope_fn=loaded.rope_fn,
         tokenizer=data.load_tokenizer(MODEL),
-        settings=llama.ForwardSettings(attention_block=32),
+        settings=decoder.ForwardSettings(attention_block=32),
         label="none",
     )
 

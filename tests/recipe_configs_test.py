@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.recipe.stages import parse
 from jaxrope.shell import experiment
 from tests.config_test import ROOT
@@ -55,7 +55,7 @@ def test_the_recipe_is_that_of_the_paper():
 @pytest.mark.parametrize("hardware", SLICES)
 @pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b", "mistral_7b"])
 def test_every_stage_fits_its_slice(model, hardware):
-    shape, chips = llama.SHAPES[model], int(hardware.rpartition("_")[2])
+    shape, chips = decoder.SHAPES[model], int(hardware.rpartition("_")[2])
     for stage in stages_of("recipe_2m", f"{model},{hardware},quick").values():
         mesh, train = stage.config.mesh, stage.config.train
         assert math.prod(mesh.to_dict().values()) == chips

@@ -5,9 +5,9 @@ import math
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 
 HEAD, THETA, ORIGINAL = 64, 10_000.0, 512
 GEOMETRY = dict(head_dim=HEAD, theta=THETA, original_len=ORIGINAL)
@@ -150,10 +150,10 @@ def test_which_base_a_scaling_is():
 
 def test_llama31_keeps_its_reach_when_it_is_trained_further():
     """max_position_embeddings, 131,072, is not 8 * 8,192; a training to 1 M writes another one."""
-    shape = llama.SHAPES["llama3_8b"].to_json_dict()
+    shape = decoder.SHAPES["llama3_8b"].to_json_dict()
     own = dict(method="llama3", **LLAMA3, max_len=131_072)
-    further = LlamaConfig(**shape | dict(rope=own, max_len=1_048_576))
-    assert llama.own_base(further).length == 131_072
+    further = DecoderConfig(**shape | dict(rope=own, max_len=1_048_576))
+    assert decoder.own_base(further).length == 131_072
 
 
 def test_result_on_top_says_how_far_it_reaches(tmp_path):
@@ -175,7 +175,7 @@ def test_minicpm4_by_transformers(shared):
     assert preset.max_len == preset.original_len == published["original_len"]
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
+    from transformers.models.decoder.modeling_llama import LlamaRotaryEmbedding
 
     sets = dict(short_factor=published["factors"], long_factor=published["factors"])
     parameters = dict(rope_type="longrope", rope_theta=1e4, **sets)

@@ -9,7 +9,7 @@ import pytest
 from hf_models import CASES, write
 
 from configs import base
-from jaxrope import llama, rope, schema, search, setup
+from jaxrope import decoder, rope, schema, search, setup
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import Settings, convert, read
@@ -80,7 +80,7 @@ CHECKPOINTS = {
 
 
 def hf(folder, max_len, section, spelling="rope_scaling", **keys):
-    """(LlamaConfig, notes) of a Llama with a scaling, in either spelling."""
+    """(DecoderConfig, notes) of a Llama with a scaling, in either spelling."""
     config = LLAMA | {"max_position_embeddings": max_len} | keys
     if spelling == "rope_parameters":
         section = section | {"rope_theta": config.pop("rope_theta")}
@@ -95,7 +95,7 @@ def test_how_far_it_reaches(tmp_path, name, spelling):
     max_len, section, keys, original, longest, length, note = CHECKPOINTS[name]
     config, notes = hf(tmp_path, max_len, section, spelling, **keys)
     assert (config.original_len, config.max_len) == (original, longest)
-    assert llama.own_base(config).length == length
+    assert decoder.own_base(config).length == length
     assert len(notes) == bool(note), notes
     assert not note or re.search(note, notes[0])
 
@@ -114,7 +114,7 @@ def test_frequencies_are_those_of_transformers(tmp_path, name):
     make = ROPE_INIT_FUNCTIONS[theirs.rope_parameters["rope_type"]]
     for seq_len in (1, longest):
         inv_freq, scale = make(theirs, "cpu", seq_len=seq_len)
-        bucket = llama.own_rope(config).bucket(seq_len)
+        bucket = decoder.own_rope(config).bucket(seq_len)
         found = rope.base_inv_freq(config.theta, config.rotary_dim) / np.array(bucket.factors)
         np.testing.assert_allclose(found, inv_freq.numpy(), rtol=3e-6)
         assert bucket.attention_factor == pytest.approx(scale, rel=1e-9)
@@ -139,7 +139,7 @@ VLLM = {  # keys -> the attention factor of vLLM's YaRNScalingRotaryEmbedding
 def test_vllms_keys(tmp_path, name):
     keys, expected = VLLM[name]
     config, notes = hf(tmp_path, 512, YARN | {PRE: 128} | keys)
-    assert llama.own_base(config).attention_factor == pytest.approx(expected, rel=1e-12)
+    assert decoder.own_base(config).attention_factor == pytest.approx(expected, rel=1e-12)
     assert any("as vLLM reads attn_factor" in note for note in notes) == (name != "applied")
 
 
@@ -176,7 +176,7 @@ def extended(folder, own, target_len=128):
 @pytest.mark.parametrize("own", OWN)
 def test_a_search_starts_from_the_own_scaling(tmp_path, own):
     made = problem.prepare(extended(tmp_path, own))
-    start = llama.own_base(made.model)
+    start = decoder.own_base(made.model)
     known = {baseline.name: baseline.bucket for baseline in made.baselines}
     assert list(known) == ["none", "pi", "ntk", "yarn"] and start.length == made.trained_len == 64
     assert known["none"].factors == start.factors and not start.is_plain
@@ -225,7 +225,7 @@ def test_dynamic_starts_from_the_plain_model(tmp_path):
     known = {baseline.name: baseline.bucket for baseline in made.baselines}
     assert made.space.multiplier == () and made.trained_len == 16
     np.testing.assert_allclose(known["pi"].factors, 8.0, rtol=1e-12)
-    assert known["none"].factors == llama.own_rope(made.model).bucket(128).factors
+    assert known["none"].factors == decoder.own_rope(made.model).bucket(128).factors
 
 
 def test_critical_pairs_count_the_turns_of_the_scaled_frequencies(tmp_path):
@@ -251,7 +251,7 @@ def test_result_is_absolute_and_can_be_searched_on(tmp_path, own):
     config = extended(tmp_path, own)
     search.search(config, tmp_path / "first")
     found = rope.load(tmp_path / "first" / "rope.json")
-    start = llama.own_base(setup.model_config(config))
+    start = decoder.own_base(setup.model_config(config))
     provenance = rope.provenance(tmp_path / "first" / "rope.json")["base"]
     assert provenance["length"] == 64 and provenance["factors"] == list(start.factors)
     total = np.array(start.factors) * np.array(provenance["on_top"])
@@ -276,7 +276,7 @@ def test_result_is_absolute_and_can_be_searched_on(tmp_path, own):
 @pytest.mark.parametrize("own", OWN)
 def test_evaluation_rows_stand_on_it(tmp_path, own):
     config = setup.model_config(extended(tmp_path, own))
-    start = llama.own_base(config)
+    start = decoder.own_base(config)
     for seq_len, factor in ((32, 1.0), (64, 1.0), (128, 2.0), (256, 4.0)):
         found = rows.method_row("pi", config, rope_len=0).rope_fn(seq_len)
         np.testing.assert_allclose(found.factors_R, factor * np.array(start.factors), rtol=1e-6)
@@ -297,7 +297,7 @@ def test_short_rows_of_a_training_have_the_own_scaling(tmp_path, own):
     config.eval.suites = ()
     made = training.prepare(config)
     both = training.rope_argument(made.program, made.rope_fn(128))
-    start = llama.own_base(made.model)
+    start = decoder.own_base(made.model)
     np.testing.assert_allclose(both.factors_R[1], start.factors, rtol=1e-6)
     assert any("states the whole rope: it takes the place" in line for line in made.remarks)
 
@@ -430,7 +430,7 @@ def test_case_03_linear_model_searched_again(shared, tmp_path):
     config = tiny(tmp_path)
     config.model.path, config.target_len = str(case(shared, "03")), 1024
     model = setup.model_config(config)
-    known = baselines.make(schema.read(config), model, llama.own_rope(model), 512)
+    known = baselines.make(schema.read(config), model, decoder.own_rope(model), 512)
     factors = {baseline.name: baseline.bucket.factors for baseline in known}
     np.testing.assert_allclose(factors["pi"], 8.0, rtol=1e-12)
     assert min(factors["yarn"]) >= 4.0 and max(factors["yarn"]) == pytest.approx(8.0)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, objective, plan
@@ -16,7 +16,7 @@ from jaxrope.search import evaluator, objective, plan
 LENGTH = 96
 
 
-SETTINGS = llama.ForwardSettings(attention_block=32)
+SETTINGS = decoder.ForwardSettings(attention_block=32)
 
 
 def judge_of(config, num_samples=3, length=LENGTH, settings=SETTINGS):
@@ -24,7 +24,7 @@ def judge_of(config, num_samples=3, length=LENGTH, settings=SETTINGS):
     return objective.Objective(
         loss_fn=objective.mean_nll(config, settings),
         samples=tokens,
-        lay_out=functools.partial(llama.lay_out, settings),
+        lay_out=functools.partial(decoder.lay_out, settings),
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=length,
@@ -59,7 +59,7 @@ def test_losses_are_those_of_the_plain_forward_pass(tiny_model):
     found = evaluator.evaluate(make(judge, tiny_model, 4), ropes)
     assert found.shape == (3, 3) and found.dtype == np.float64
     for p, r in enumerate(ropes):
-        logits = np.asarray(llama.logits(config, params, judge.samples[:, :-1], r), np.float64)
+        logits = np.asarray(decoder.logits(config, params, judge.samples[:, :-1], r), np.float64)
         logits -= logits.max(axis=-1, keepdims=True)
         log_prob = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         picked = np.take_along_axis(log_prob, judge.samples[:, 1:, None], axis=-1)
@@ -163,7 +163,7 @@ def test_only_resource_exhausted_is_out_of_memory(tiny_model):
 
 def test_objective_is_differentiable_in_the_rope(tiny_model):
     config, params = tiny_model
-    judge = judge_of(config, 1, 32, llama.ForwardSettings(attention="reference"))
+    judge = judge_of(config, 1, 32, decoder.ForwardSettings(attention="reference"))
     r = jax.tree.map(jnp.asarray, ropes_of(config, 1)[0])
     sample = jax.tree.map(lambda rows: rows[0], judge.lay_out(judge.samples))
 
@@ -179,8 +179,8 @@ def test_objective_is_differentiable_in_the_rope(tiny_model):
 def test_memory_estimate_bounds_what_xla_allots(tiny_model, attention, length):
     config, params = tiny_model
     config = dataclasses.replace(config, embed_dim=64, mlp_dim=160, head_dim=16, rotary_dim=16)
-    params = llama.init_params(config, jax.random.key(0))
-    settings = llama.ForwardSettings(attention=attention, attention_block=128)
+    params = decoder.init_params(config, jax.random.key(0))
+    settings = decoder.ForwardSettings(attention=attention, attention_block=128)
     judge = judge_of(config, 2, length, settings)
     made = make(judge, (config, params), 2)
     stacked = rope.stack(ropes_of(config, 2))
@@ -189,7 +189,7 @@ def test_memory_estimate_bounds_what_xla_allots(tiny_model, attention, length):
     needs = dict(sample_tokens=length, memory_gb=0.0, mesh=mesh_of(1))
     told = plan.memory(config, settings, **needs)
     assert allotted <= told.candidate <= 4 * allotted, (allotted, told.candidate)
-    assert told.params == 4 * llama.num_params(config)
+    assert told.params == 4 * decoder.num_params(config)
 
 
 def test_batch_size(tiny_config):
@@ -207,7 +207,7 @@ def test_batch_size(tiny_config):
 
 def test_memory_messages(tiny_config):
     needs = dict(sample_tokens=4096, mesh=mesh_of(1))
-    settings = llama.ForwardSettings()
+    settings = decoder.ForwardSettings()
     with pytest.raises(InputError, match=r"search\.memory_gb must be at least .* got 1e-05"):
         plan.memory(tiny_config, settings, memory_gb=1e-5, **needs)
 
@@ -219,4 +219,4 @@ def test_forward_operations_count_the_matrix_products(tiny_config):
     layer = dim * head * (2 * heads + 2 * kv_heads) + 3 * dim * mlp + 2 * dim  # and two norms
     weights = 2 * layer + 264 * dim + dim
     expected = 1000 * (2 * weights + 2 * 4 * heads * head * 500)
-    assert llama.forward_operations(config, 1000) == expected
+    assert decoder.forward_operations(config, 1000) == expected

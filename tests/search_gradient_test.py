@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from search_config import rows_of, tiny
 
-from jaxrope import llama, rope, schema, search
+from jaxrope import decoder, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search import evaluator, gradient, objective, problem
@@ -120,7 +120,7 @@ def test_gradient_is_the_same_on_every_mesh(tiny_model, sizes, backend):
         dict(data=1, fsdp=1, context=1, tensor=1) | sizes,
         jax.devices()[: math.prod(sizes.values())],
     )
-    settings = llama.ForwardSettings(
+    settings = decoder.ForwardSettings(
         attention=backend, attention_block=16, mesh=mesh if mesh.size > 1 else None
     )
     tokens = np.random.default_rng(0).integers(0, config.vocab_size, (1, 65)).astype(np.int32)
@@ -130,9 +130,9 @@ def test_gradient_is_the_same_on_every_mesh(tiny_model, sizes, backend):
     factors = np.linspace(1.1, 4.0, config.rotary_dim // 2)
     r = rope.build(factors, theta=config.theta, start_tokens=3, attention_factor=1.1)
     at = sharding.replicated(mesh)
-    sample = {k: v[0] for k, v in llama.lay_out(settings, tokens).items()}
+    sample = {k: v[0] for k, v in decoder.lay_out(settings, tokens).items()}
     where = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("context"))
-    placed = sharding.put(params, llama.param_shardings(config, mesh))
+    placed = sharding.put(params, decoder.param_shardings(config, mesh))
     fn = evaluator.gradient_fn(judge, config, mesh)
     loss, factors_grad, attention_grad = fn(
         placed, sharding.put(r, at), sharding.put(sample, where)
@@ -140,9 +140,9 @@ def test_gradient_is_the_same_on_every_mesh(tiny_model, sizes, backend):
 
     def plain(factors_R, attention_factor):
         moved = dataclasses.replace(r, factors_R=factors_R, attention_factor=attention_factor)
-        whole = llama.ForwardSettings(attention="reference")
+        whole = decoder.ForwardSettings(attention="reference")
         out = jax.nn.log_softmax(
-            llama.logits(config, params, tokens[:, :-1], moved, settings=whole)
+            decoder.logits(config, params, tokens[:, :-1], moved, settings=whole)
         )
         return -jnp.mean(jnp.take_along_axis(out, tokens[:, 1:, None], -1))
 

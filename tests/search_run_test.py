@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from jaxrope import llama, rope, schema, search, setup
+from jaxrope import decoder, rope, schema, search, setup
 from jaxrope.convert import importing
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
@@ -332,8 +332,8 @@ def test_methods_stretch_the_training_length():
     config.target_len = 131_072
     shape = dict(vocab_size=8, num_layers=1, embed_dim=8, num_heads=1, num_kv_heads=1, mlp_dim=8)
     shape |= dict(head_dim=96, rotary_dim=96, theta=1e4, original_len=4096, max_len=4096)
-    model = llama.LlamaConfig(norm_eps=1e-5, tie_embeddings=True, **shape)
-    made = {b.name: b.bucket for b in baselines.make(config, model, llama.own_rope(model), 2048)}
+    model = decoder.DecoderConfig(norm_eps=1e-5, tie_embeddings=True, **shape)
+    made = {b.name: b.bucket for b in baselines.make(config, model, decoder.own_rope(model), 2048)}
     constants = dict(factor=64.0, beta_fast=32.0, beta_slow=1.0)
     for original_len, equal in ((2048, True), (4096, False)):
         yarn = rope.make("yarn", head_dim=96, theta=1e4, original_len=original_len, **constants)

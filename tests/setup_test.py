@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from configs import base
-from jaxrope import data, llama, rope, schema, setup
+from jaxrope import data, decoder, rope, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 
@@ -15,7 +15,7 @@ def rope_of(section, config):
     given = base.get_config()
     with given.unlocked():
         given.rope = section
-    return setup.rope_fn(schema.read(given), config, llama.own_rope(config))
+    return setup.rope_fn(schema.read(given), config, decoder.own_rope(config))
 
 
 @pytest.fixture
@@ -114,7 +114,7 @@ def config_of(path, shape, original_len=0):
 
 def test_a_shape_needs_no_checkpoint():
     found = setup.model_shape(config_of("nowhere", "llama3_8b"))
-    assert found == llama.SHAPES["llama3_8b"]
+    assert found == decoder.SHAPES["llama3_8b"]
     assert setup.model_shape(config_of("nowhere", "llama2_7b", 2048)).original_len == 2048
 
 
@@ -132,16 +132,16 @@ def test_a_shape_needs_no_checkpoint():
 )
 def test_published_shapes_have_the_published_number_of_parameters(name, millions, window, rope):
     """Of the model cards and config.json files: 6.74, 8.03, 7.24, 8.2, 7.3, 3.08, 3.88 billion."""
-    shape = llama.SHAPES[name]
-    assert round(llama.num_params(shape) / 1e6) == millions
+    shape = decoder.SHAPES[name]
+    assert round(decoder.num_params(shape) / 1e6) == millions
     assert shape.sliding_window == window
     assert (shape.theta, shape.original_len) == rope
 
 
 @pytest.mark.parametrize("name, value", [("mlp_dim", 11_007), ("theta", 20_000.0)])
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path, monkeypatch, name, value):
-    other = dataclasses.replace(llama.SHAPES["llama2_7b"], **{name: value})
-    wanted = getattr(llama.SHAPES["llama2_7b"], name)
+    other = dataclasses.replace(decoder.SHAPES["llama2_7b"], **{name: value})
+    wanted = getattr(decoder.SHAPES["llama2_7b"], name)
     message = f"model.shape 'llama2_7b' has {name} {wanted}, the checkpoint {tmp_path} has {value}"
     monkeypatch.setattr(setup.pretrained, "read_config", lambda path: other)
     with pytest.raises(InputError, match=message):
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_shape_is_refused(tmp_path, monkeypatch, name, v
 
 def test_what_training_changes_is_no_other_shape(tmp_path, monkeypatch):
     """A workdir at 131,072 tokens goes on as the model that it began with."""
-    extended = dataclasses.replace(llama.SHAPES["llama2_7b"], max_len=131_072, eos_id=5)
+    extended = dataclasses.replace(decoder.SHAPES["llama2_7b"], max_len=131_072, eos_id=5)
     monkeypatch.setattr(setup.pretrained, "read_config", lambda path: extended)
     assert setup.model_config(config_of(tmp_path, "llama2_7b")) == extended
 
@@ -166,7 +166,7 @@ def settings_of(sizes, **changes):
     for name, value in changes.items():
         config.forward[name] = value
     mesh = sharding.make_mesh(dict(data=1, fsdp=1, context=1, tensor=1) | sizes)
-    shape = llama.SHAPES["llama3_8b"]
+    shape = decoder.SHAPES["llama3_8b"]
     return setup.forward_settings(schema.read(config), mesh, shape, seq_len=4096)
 
 
@@ -185,7 +185,7 @@ def test_auto_says_what_it_picked():
 
 
 def test_one_device_is_no_mesh():
-    config, shape = schema.read(base.get_config()), llama.SHAPES["llama2_7b"]
+    config, shape = schema.read(base.get_config()), decoder.SHAPES["llama2_7b"]
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])
     settings, _ = setup.forward_settings(config, mesh, shape)
     assert settings.mesh is None and settings.attention == "blockwise"

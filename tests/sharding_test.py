@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 
@@ -59,7 +59,7 @@ def test_a_batch_that_cannot_be_cut_names_the_nearest(batch, parts, nearest):
 
 def test_every_parameter_lies_by_the_table(tiny_config):
     mesh = mesh_of(data=2, fsdp=4)
-    abstract, axes = llama.abstract_params(tiny_config), llama.logical_axes(tiny_config)
+    abstract, axes = decoder.abstract_params(tiny_config), decoder.logical_axes(tiny_config)
     specs = jax.tree.map(lambda s: s.spec, sharding.param_shardings(mesh, axes, abstract))
     fsdp = ("fsdp", "context")
     assert specs["embed_VD"] == PartitionSpec(None, fsdp)
@@ -75,7 +75,7 @@ def test_every_parameter_lies_by_the_table(tiny_config):
 
 
 def test_seven_billion_parameters_are_cut_evenly():
-    config = llama.LlamaConfig(
+    config = decoder.DecoderConfig(
         vocab_size=32_003,
         num_layers=32,
         embed_dim=4096,
@@ -90,8 +90,8 @@ def test_seven_billion_parameters_are_cut_evenly():
         rotary_dim=128,
         tie_embeddings=False,
     )
-    abstract = llama.abstract_params(config)
-    found = sharding.param_shardings(mesh_of(fsdp=8), llama.logical_axes(config), abstract)
+    abstract = decoder.abstract_params(config)
+    found = sharding.param_shardings(mesh_of(fsdp=8), decoder.logical_axes(config), abstract)
     for leaf, where in zip(jax.tree.leaves(abstract), jax.tree.leaves(found), strict=True):
         shard = where.shard_shape(leaf.shape)
         assert 8 * jax.ShapeDtypeStruct(shard, leaf.dtype).size == leaf.size
@@ -105,14 +105,14 @@ def test_an_axis_that_does_not_divide_is_refused_with_its_leaf(tiny_config):
         r"Nearest that do: 4, 6, 9\.",
     ):
         sharding.param_shardings(
-            mesh_of(fsdp=8), llama.logical_axes(odd), llama.abstract_params(odd)
+            mesh_of(fsdp=8), decoder.logical_axes(odd), decoder.abstract_params(odd)
         )
 
 
 def test_words_that_do_not_divide_are_replicated(tiny_config):
     mesh = mesh_of(tensor=8)
     odd = dataclasses.replace(tiny_config, vocab_size=259, num_heads=8, num_kv_heads=8)
-    found = sharding.param_shardings(mesh, llama.logical_axes(odd), llama.abstract_params(odd))
+    found = sharding.param_shardings(mesh, decoder.logical_axes(odd), decoder.abstract_params(odd))
     assert found["embed_VD"].spec == PartitionSpec(None, None)
     assert found["layers"]["q_LDNH"].spec == PartitionSpec(None, None, ("tensor",), None)
 
@@ -126,7 +126,7 @@ def test_rows_go_over_data_and_fsdp_and_tokens_over_context():
 
 def test_the_model_dim_goes_over_fsdp_and_context_and_heads_over_tensor(tiny_config):
     mesh = mesh_of(fsdp=2, context=2, tensor=2)
-    abstract, axes = llama.abstract_params(tiny_config), llama.logical_axes(tiny_config)
+    abstract, axes = decoder.abstract_params(tiny_config), decoder.logical_axes(tiny_config)
     found = sharding.param_shardings(mesh, axes, abstract)
     layer, both = found["layers"], ("fsdp", "context")
     assert layer["k_LDKH"].spec == PartitionSpec(None, both, ("tensor",), None)
@@ -142,8 +142,8 @@ def test_heads_that_do_not_divide_are_refused(tiny_config):
     ):
         sharding.param_shardings(
             mesh_of(data=2, tensor=4),
-            llama.logical_axes(tiny_config),
-            llama.abstract_params(tiny_config),
+            decoder.logical_axes(tiny_config),
+            decoder.abstract_params(tiny_config),
         )
 
 

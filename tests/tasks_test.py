@@ -9,7 +9,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from jaxrope import data, evaluate, llama
+from jaxrope import data, decoder, evaluate
 from jaxrope.evaluate import answering
 from jaxrope.evaluate.scoring import EvalModel
 from jaxrope.evaluate.suites import SUITES, TASKS
@@ -56,7 +56,7 @@ def model(tokenizer, tiny_config):
         params=None,
         rope_fn=lambda length: None,
         tokenizer=tokenizer,
-        settings=llama.ForwardSettings(),
+        settings=decoder.ForwardSettings(),
         label="oracle",
     )
 

@@ -20,7 +20,7 @@ def prepare(folder: Path) -> None:
     """Writes the texts and both models, which have learnt nothing."""
     import jax
 
-    from jaxrope import llama
+    from jaxrope import decoder
     from jaxrope.store import checkpoint, sealed
 
     rng = random.Random(0)
@@ -30,8 +30,8 @@ def prepare(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(" ".join(rng.choices(words, k=900)))
     for name, length, layers in (("first", LENGTH, 2), ("second", SECOND_LENGTH, 1)):
         size = dict(original_len=length, max_len=length, num_layers=layers)
-        shape = llama.LlamaConfig(**(tiny_eval.SHAPE | size))
-        params = llama.init_params(shape, jax.random.key(layers), dtype="float32")
+        shape = decoder.DecoderConfig(**(tiny_eval.SHAPE | size))
+        params = decoder.init_params(shape, jax.random.key(layers), dtype="float32")
         about = {"source": "random"}
         checkpoint.save_params(folder / name, 0, params, about)
         sealed.write_json(folder / name / "model.json", shape.to_json_dict())

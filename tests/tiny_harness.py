@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.data import BytesTokenizer
 from jaxrope.evaluate.harness import Reader
@@ -23,9 +23,9 @@ def eval_model(tiny_model):
     return EvalModel(
         config=config,
         params=params,
-        rope_fn=llama.own_rope(config),
+        rope_fn=decoder.own_rope(config),
         tokenizer=BytesTokenizer(),
-        settings=llama.ForwardSettings(attention_block=16),
+        settings=decoder.ForwardSettings(attention_block=16),
         label="none",
     )
 
@@ -38,7 +38,7 @@ def books_model(folder):
         params=jax.device_put(loaded.params),
         rope_fn=loaded.rope_fn,
         tokenizer=data.load_tokenizer(folder),
-        settings=llama.ForwardSettings(attention_block=64),
+        settings=decoder.ForwardSettings(attention_block=64),
         label="none",
     )
 

@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama
+from jaxrope import decoder
 
-SETTINGS = llama.ForwardSettings()
+SETTINGS = decoder.ForwardSettings()
 
 
 def loud(params, times=6):
@@ -16,7 +16,7 @@ def loud(params, times=6):
 
 def attention_of(config, params, tokens_T, r):
     """Probabilities [L, N, T, S] in float64 numpy, from the queries and keys of each layer."""
-    run = jax.jit(lambda p, t: llama.probe(config, p, t, r, probe_fn=lambda seen: seen)[1])
+    run = jax.jit(lambda p, t: decoder.probe(config, p, t, r, probe_fn=lambda seen: seen)[1])
     seen = run(params, jnp.asarray(tokens_T)[None])
     cos, sin = (np.asarray(x, np.float64)[:, 0, :, None] for x in seen.turn)
 
@@ -35,11 +35,11 @@ def attention_of(config, params, tokens_T, r):
 
 def probed(config, params, tokens_T, r, probe_fn):
     tokens = jnp.asarray(tokens_T)[None]
-    return jax.jit(lambda p: llama.probe(config, p, tokens, r, probe_fn=probe_fn)[1])(params)
+    return jax.jit(lambda p: decoder.probe(config, p, tokens, r, probe_fn=probe_fn)[1])(params)
 
 
 def read_text(config, params):
     """Returns (params, tokens, rope, attention) of a text of 33 tokens with repetitions."""
     tokens = np.random.default_rng(0).integers(0, 7, 33).astype(np.int32)
-    params, r = loud(params), llama.own_rope(config)(33)
+    params, r = loud(params), decoder.own_rope(config)(33)
     return params, tokens, r, attention_of(config, params, tokens, r)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope import llama, schema
+from jaxrope import decoder, schema
 from jaxrope.analyse import numbers, plan
 from jaxrope.shell import experiment
 from tests import tiny_eval
@@ -22,7 +22,7 @@ def study(name="", **changes):
     values["model.path"] = f"models/{name or 'large'}"
     values["eval.bootstrap_samples"] = 300
     config = schema.replace(experiment.read(str(ROOT / "configs" / "base.py")), values)
-    shape = llama.LlamaConfig(**(tiny_eval.SHAPE | dict(original_len=8, max_len=8)))
+    shape = decoder.DecoderConfig(**(tiny_eval.SHAPE | dict(original_len=8, max_len=8)))
     labels = ("base", "none", "pi", "yarn", "twin")
     subjects = [plan.Subject(label, f"{{{label}}}", "", 8, "none", True) for label in labels]
     subjects.append(plan.Subject("pi, trained longer", "{longer}", "", 32, "pi", True))

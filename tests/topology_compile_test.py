@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrope import llama, topology
+from jaxrope import decoder, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.topology import compile, jobs, memory, report, roofline, schedule
@@ -40,7 +40,7 @@ def test_a_step_for_this_machine(tmp_path, capsys):
     assert found["wire_bytes"]["all-gather"] > 0
     assert found["wire_bytes"]["collective-permute"] > 0
     assert not found["unknown_loops"]
-    params = 4 * llama.num_params(llama.LlamaConfig(**{k: v for k, v in MODEL.items()}))
+    params = 4 * decoder.num_params(decoder.DecoderConfig(**{k: v for k, v in MODEL.items()}))
     # weights and two moments over 8 devices; the batch is small, and every device has the rope
     assert found["memory"]["arguments"] == pytest.approx(3 * params / 8, rel=0.02)
     assert sorted(p.name for p in tmp_path.iterdir()) == [compile.FILE]
@@ -87,7 +87,7 @@ class Refusing:
 
 def footprint(**changes):
     made = memory.Footprint(
-        model=llama.SHAPES["llama2_7b"],
+        model=decoder.SHAPES["llama2_7b"],
         sizes=dict(data=1, fsdp=8, context=8, tensor=1),
         rows=8,
         seq_len=2**18,
@@ -220,7 +220,7 @@ def test_a_report_in_words_and_as_json():
 def test_ring_memory_is_flat_as_length_and_devices_grow_together():
     """On 8 devices of the CPU; up to 2M tokens by the TPU compiler: proof.py."""
     shape = dataclasses.replace(
-        llama.SHAPES["llama3_8b"], num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=32
+        decoder.SHAPES["llama3_8b"], num_heads=4, num_kv_heads=2, head_dim=32, rotary_dim=32
     )
     used = {}
     for devices in (2, 4, 8):

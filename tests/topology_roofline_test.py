@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jaxrope import llama, rope, train
-from jaxrope.llama import losses
+from jaxrope import decoder, rope, train
+from jaxrope.decoder import losses
 from jaxrope.topology import CHIPS, roofline, schedule
 
 ONE = {"data": 1, "fsdp": 1, "context": 1, "tensor": 1}
@@ -17,7 +17,7 @@ T = 128
 
 
 def settings(**changes):
-    return llama.ForwardSettings(attention="reference", **changes)
+    return decoder.ForwardSettings(attention="reference", **changes)
 
 
 @pytest.fixture(scope="module")
@@ -38,14 +38,14 @@ def xla_flops(model, remat, *, grad, mlp_chunk=0):
     r = rope.make("none", head_dim=128, rotary_dim=128, theta=1e4, original_len=T)(T)
 
     def loss(params, tokens_BT):
-        x_BTD = llama.hidden(model, params, tokens_BT, r, settings=run)
+        x_BTD = decoder.hidden(model, params, tokens_BT, r, settings=run)
         return jnp.sum(
-            losses.token_nll(x_BTD, llama.head_DV(model, params), tokens_BT, chunk=chunk)
+            losses.token_nll(x_BTD, decoder.head_DV(model, params), tokens_BT, chunk=chunk)
         )
 
     tokens_BT = jax.ShapeDtypeStruct((1, T), jnp.int32)
     fn = jax.value_and_grad(loss) if grad else loss
-    compiled = jax.jit(fn).lower(llama.abstract_params(model), tokens_BT).compile()
+    compiled = jax.jit(fn).lower(decoder.abstract_params(model), tokens_BT).compile()
     return compiled.cost_analysis()["flops"]
 
 
@@ -89,7 +89,7 @@ def test_a_chunked_mlp_is_computed_again(wide):
     ],
 )
 def test_model_flops_of_known_models(name, seq_len, flops):
-    model = llama.SHAPES[name]
+    model = decoder.SHAPES[name]
     work = roofline.train_work(model, settings(), ONE, rows=1, seq_len=seq_len)
     assert work.model_flops == pytest.approx(flops, rel=0.006)
     per_token = train.flops_per_token(model, seq_len)
@@ -110,7 +110,7 @@ def test_units_of_attention(wide, remat, units):
 
 
 def test_every_remat_policy_is_known():
-    assert roofline._RECOMPUTED.keys() == llama.REMAT.keys()
+    assert roofline._RECOMPUTED.keys() == decoder.REMAT.keys()
 
 
 def test_a_window_bounds_attention(wide):
@@ -126,7 +126,7 @@ def test_traffic_is_shared_by_the_devices(wide):
     sizes = {"data": 2, "fsdp": 2, "context": 4, "tensor": 2}
     one = roofline.train_work(wide, settings(), ONE, rows=32, seq_len=T)
     many = roofline.train_work(wide, settings(), sizes, rows=32, seq_len=T)
-    assert one.update_bytes == 28 * llama.num_params(wide)
+    assert one.update_bytes == 28 * decoder.num_params(wide)
     assert many.update_bytes == one.update_bytes / 32
     # output, dq, dk and dv pass the memory once a hop, of which there are 4
     assert one.attention_bytes == 8 * 32 * T * (8 + 8 + 2 * 4) * 128
@@ -167,7 +167,7 @@ def test_256k_on_64_v5p_is_within_what_is_published():
     """MaxText takes 9.34 to 10.78 s for a row of Llama-3-8B of 256k tokens on 64 v5p."""
     sizes = {"data": 1, "fsdp": 1, "context": 64, "tensor": 1}
     work = roofline.train_work(
-        llama.SHAPES["llama3_8b"], settings(remat="full"), sizes, rows=1, seq_len=2**18
+        decoder.SHAPES["llama3_8b"], settings(remat="full"), sizes, rows=1, seq_len=2**18
     )
     found = roofline.predict(work, NOTHING, CHIPS["v5p"], 64)
     assert 5.0 < found.step < 9.34  # a lower bound: nothing on the wire

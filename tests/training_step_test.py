@@ -6,7 +6,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.train import step as step_lib
 from jaxrope.train.optimizer import Optimizer
 
@@ -27,7 +27,7 @@ def make_batch(parts, rows=8, length=16):
 def make_step_of(config, transform=None, packed=True):
     transform = transform or optax.sgd(1.0)
     made = Optimizer(transform, optax.constant_schedule(1.0))
-    settings = llama.ForwardSettings()
+    settings = decoder.ForwardSettings()
     step = step_lib.make_step(config, settings, made, chunk_tokens=8, packed=packed)
     return jax.jit(step), transform
 
@@ -35,7 +35,7 @@ def make_step_of(config, transform=None, packed=True):
 def test_parts_give_the_step_of_the_whole_batch(tiny_model):
     config, params = tiny_model
     step, transform = make_step_of(config)
-    r = llama.own_rope(config)(16)
+    r = decoder.own_rope(config)(16)
     whole, metrics = step(step_lib.init_state(params, transform), make_batch(1), r)
     for parts in (4,):
         cut, ours = step(step_lib.init_state(params, transform), make_batch(parts), r)
@@ -48,9 +48,9 @@ def test_parts_give_the_step_of_the_whole_batch(tiny_model):
 def test_the_loss_is_the_mean_over_the_tokens_that_count(tiny_model):
     config, params = tiny_model
     step, transform = make_step_of(config)
-    batch, r = make_batch(1), llama.own_rope(config)(16)
+    batch, r = make_batch(1), decoder.own_rope(config)(16)
     _, metrics = step(step_lib.init_state(params, transform), batch, r)
-    logits = llama.logits(config, params, batch["tokens_BT"][0], r)
+    logits = decoder.logits(config, params, batch["tokens_BT"][0], r)
     logp = jax.nn.log_softmax(logits)
     nll = -jnp.take_along_axis(logp, batch["targets_BT"][0][..., None], axis=-1)[..., 0]
     weights = batch["loss_weights_BT"][0]
@@ -67,7 +67,7 @@ def test_rows_of_one_document_need_no_segment_ids(tiny_model):
     found = []
     for packed in (True, False):
         step, transform = make_step_of(config, packed=packed)
-        state, _ = step(step_lib.init_state(params, transform), batch, llama.own_rope(config)(16))
+        state, _ = step(step_lib.init_state(params, transform), batch, decoder.own_rope(config)(16))
         found.append(state.params)
     for ours, theirs in zip(*map(jax.tree.leaves, found), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-7)
@@ -77,7 +77,7 @@ def test_rows_of_one_document_need_no_segment_ids(tiny_model):
 def test_a_bad_step_changes_nothing_but_the_counters(tiny_model, poison):
     config, params = tiny_model
     step, transform = make_step_of(config, optax.adamw(1e-2))
-    r, batch = llama.own_rope(config)(16), make_batch(2)
+    r, batch = decoder.own_rope(config)(16), make_batch(2)
     state, _ = step(step_lib.init_state(params, transform), batch, r)
     if poison == "weight":
         batch["loss_weights_BT"] = batch["loss_weights_BT"].at[1, 0, 0].set(jnp.inf)
@@ -101,7 +101,7 @@ def test_a_bad_step_changes_nothing_but_the_counters(tiny_model, poison):
     [(32, 11_008, 32_000, 131_072, 1.87e16), (8, 14_336, 128_256, 262_144, 6.58e16)],
 )
 def test_arithmetic_of_a_sequence_is_that_of_the_cost_model(heads, mlp, vocab, seq_len, wanted):
-    config = llama.LlamaConfig(
+    config = decoder.DecoderConfig(
         vocab_size=vocab,
         num_layers=32,
         embed_dim=4096,

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope, schema, train
+from jaxrope import decoder, rope, schema, train
 from jaxrope.convert import pretrained
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
@@ -265,7 +265,7 @@ def test_a_rope_of_the_config_is_written_and_comes_back(config, tmp_path):
 
 
 def test_a_run_may_start_from_a_run_and_a_rope_file(config, tmp_path, undisturbed):
-    own = llama.own_rope(pretrained.read_config(undisturbed))
+    own = decoder.own_rope(pretrained.read_config(undisturbed))
     wider = rope.make(
         "longrope",
         head_dim=8,

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxrope import data, llama, rope
+from jaxrope import data, decoder, rope
 from jaxrope.analysis import compare, streaming
 from jaxrope.convert import Pretrained, pretrained
 from jaxrope.errors import InputError
@@ -71,7 +71,7 @@ def prepare(args) -> Prepared:
             "--tokenizer=bytes."
         )
     tokenizer = data.load_tokenizer(place, vocab_size=loaded.config.vocab_size)
-    length = args.length or 2 * llama.own_base(loaded.config).length
+    length = args.length or 2 * decoder.own_base(loaded.config).length
     ropes = {name: _rope(name, loaded, length) for name in _names(args.ropes)}
     documents = data.load_documents(
         args.text, tokenizer, template_at=place, settings=data.ReadSettings("--text")
@@ -90,7 +90,7 @@ def dry_run(args) -> str:
     """Returns what would be read, and what it costs."""
     prepared = prepare(args)
     count, passes = prepared.rows_WT[:, :-1].size, 2 * len(prepared.ropes) + 1
-    operations = llama.forward_operations(prepared.loaded.config, prepared.length)
+    operations = decoder.forward_operations(prepared.loaded.config, prepared.length)
     return "\n".join(
         [
             _title(prepared),
@@ -140,7 +140,7 @@ def _rope(name: str, loaded: Pretrained, length: int) -> Rope:
 
 
 def _title(prepared: Prepared) -> str:
-    trained = llama.own_base(prepared.loaded.config).length
+    trained = decoder.own_base(prepared.loaded.config).length
     return (
         f"{prepared.loaded.source}, trained at {trained:,} tokens: "
         f"{', '.join(prepared.ropes)} on {len(prepared.rows_WT)} texts of {prepared.length:,} "
@@ -152,7 +152,7 @@ def _measured(prepared: Prepared, checkpoint: str) -> dict[str, Any]:
     """Returns the content of compare.json."""
     loaded = pretrained.load(checkpoint)
     shape, params = loaded.config, jax.device_put(loaded.params, jax.devices()[0])
-    settings = llama.ForwardSettings()
+    settings = decoder.ForwardSettings()
     done, total = 0, (2 * len(prepared.ropes) + 1) * prepared.rows_WT[:, :-1].size
     with Progress(total, unit="tokens") as progress:
 
@@ -177,7 +177,7 @@ def _measured(prepared: Prepared, checkpoint: str) -> dict[str, Any]:
         )
     return {
         "format": FORMAT,
-        "model": {"source": loaded.source, "original_len": llama.own_base(shape).length},
+        "model": {"source": loaded.source, "original_len": decoder.own_base(shape).length},
         "length": prepared.length,
         "texts": len(prepared.rows_WT),
         "queries": prepared.queries,

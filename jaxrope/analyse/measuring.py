@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.analyse import subjects
 from jaxrope.analyse.plan import Study
 from jaxrope.analyse.subjects import Loaded, Question
@@ -212,7 +212,7 @@ def read_heads(loaded: Loaded, material: Material, tick: Tick) -> tuple[Record, 
 
 def _positions(loaded: Loaded, texts_WT: np.ndarray, tick: Tick) -> dict[str, np.ndarray]:
     """Scores of sinks (share of texts in which the first key is one) and of positional heads."""
-    length = min(llama.own_base(loaded.config).length, texts_WT.shape[1])
+    length = min(decoder.own_base(loaded.config).length, texts_WT.shape[1])
     few = min(SINK_TOKENS, length)
     first, sums = [], {}
     for tokens_T in texts_WT:
@@ -243,7 +243,7 @@ def _probe_masses(params, r, tokens_BT, *, config, settings):
         }
         return heads.first_masses(layer, first=FIRST_KEYS, block=block), placed
 
-    _, (first, placed) = llama.probe(
+    _, (first, placed) = decoder.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings
     )
     return first, {name: jnp.stack(pair) for name, pair in placed.items()}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope import llama, schema, setup
+from jaxrope import decoder, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.schema import Config
 
@@ -19,7 +19,7 @@ BASE, TWIN, LONGER = "base", "twin", "longer"
 PERPLEXITY = "perplexity"  # the stage that measures it
 
 # setting -> (config.analysis, shape) -> the constants of its rope; SEARCHED has those of the search
-ROPES: dict[str, Callable[[Any, llama.LlamaConfig], dict]] = {
+ROPES: dict[str, Callable[[Any, decoder.DecoderConfig], dict]] = {
     PLAIN: lambda section, shape: dict(method="none"),
     "pi": lambda section, shape: dict(method="pi", factor=section.factor),
     "ntk": lambda section, shape: dict(method="ntk", factor=section.factor),
@@ -65,7 +65,7 @@ class Study:
 
     name: str
     config: Config
-    shape: llama.LlamaConfig
+    shape: decoder.DecoderConfig
     stages: tuple
     subjects: tuple[Subject, ...]
 
@@ -119,7 +119,7 @@ def _study(config: Config, name: str) -> Study:
     )
 
 
-def _trainings(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
+def _trainings(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple:
     """Returns the stages that train the subjects, all but the twin on equal tokens."""
     section, length = config.analysis, shape.original_len
     longest = round(section.factor * length)
@@ -157,7 +157,7 @@ def _second_changes(config: Config, name: str) -> tuple:
     return config.analysis.second if name else ()
 
 
-def _evaluations(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
+def _evaluations(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple:
     """Returns the stages that measure perplexity, and Fu's needle inside the window."""
     section, length = config.analysis, shape.original_len
     common = _second_changes(config, name)
@@ -181,7 +181,7 @@ def _evaluations(config: Config, name: str, shape: llama.LlamaConfig) -> tuple:
     return tuple(stages)
 
 
-def _subjects(config: Config, name: str, shape: llama.LlamaConfig) -> tuple[Subject, ...]:
+def _subjects(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple[Subject, ...]:
     section, length, path = config.analysis, shape.original_len, config.model.path
     subjects = [Subject(BASE, path, "", length, PLAIN, False)]
     for setting in section.settings:
@@ -200,7 +200,7 @@ def _subjects(config: Config, name: str, shape: llama.LlamaConfig) -> tuple[Subj
     return tuple(subjects)
 
 
-def _check(config: Config, shape: llama.LlamaConfig) -> None:
+def _check(config: Config, shape: decoder.DecoderConfig) -> None:
     """Refuses what the schema cannot know: what does not suit the model."""
     section = config.analysis
     for key in ("perplexity", "patterns", "needles"):

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from jaxrope import data, evaluate, generate, llama, rope, schema, setup
+from jaxrope import data, decoder, evaluate, generate, rope, schema, setup
 from jaxrope.analyse.plan import Study, Subject
 from jaxrope.analysis import heads
 from jaxrope.convert import pretrained
@@ -38,10 +38,10 @@ class Loaded:
     """
 
     subject: Subject
-    config: llama.LlamaConfig
+    config: decoder.DecoderConfig
     params: Any
     rope_fn: rope.RopeFn
-    settings: llama.ForwardSettings
+    settings: decoder.ForwardSettings
 
 
 class Question(NamedTuple):
@@ -116,7 +116,7 @@ def rope_of(subject: Subject, model: pretrained.Pretrained, workdir: Path) -> ro
     return rope.load(place(subject.rope, workdir), **geometry, num_layers=shape.num_layers)
 
 
-def one_device(config: Config, shape: llama.LlamaConfig) -> llama.ForwardSettings:
+def one_device(config: Config, shape: decoder.DecoderConfig) -> decoder.ForwardSettings:
     """Returns how a model is run on the first device alone."""
     mesh = sharding.make_mesh(dict.fromkeys(sharding.AXES, 1), jax.devices()[:1])
     return setup.forward_settings(config, mesh, shape)[0]

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import patterns, rows, streaming
 from jaxrope.errors import InputError
 
@@ -49,14 +49,14 @@ class Written(NamedTuple):
 
 
 def read(
-    config: llama.LlamaConfig,
+    config: decoder.DecoderConfig,
     params: Any,
     r: rope.Rope,
     tokens_T: Sequence[int],
     *,
     steps: Sequence[int],
     span: tuple[int, int],
-    settings: llama.ForwardSettings,
+    settings: decoder.ForwardSettings,
 ) -> Written:
     """Returns the attention at the steps of an answer; the model is on one device.
 
@@ -81,7 +81,7 @@ def read(
     picks_BT, needle_BT = np.zeros_like(tokens_BT), np.zeros(tokens_BT.shape, bool)
     picks_BT[0, steps - 1] = 1 + np.arange(len(steps))
     needle_BT[0, begin:end] = True
-    bins = tuple(streaming.edges(llama.own_base(config).length))
+    bins = tuple(streaming.edges(decoder.own_base(config).length))
     heads, mean_BMS, curve, top = _probe(
         params,
         r,
@@ -119,10 +119,10 @@ def _probe(params, r, arrays, *, config, settings, shape):
         mean_BS = jnp.mean(row.weights_BNS, axis=1)
         return heads, mean_BS, rows.by_distance(rest, bins), rows.top_key(row)
 
-    def probe_fn(layer: llama.Seen):
+    def probe_fn(layer: decoder.Seen):
         return rows.over_rows(layer, picks_BT, count, row_fn)
 
-    _, (heads, mean_LBMS, curve, top) = llama.probe(
+    _, (heads, mean_LBMS, curve, top) = decoder.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings
     )
     return heads, jnp.mean(mean_LBMS, axis=0), curve, top

@@ -56,7 +56,7 @@ def mask_best(
     """Returns the effect of masking, for each number of heads.
 
     Args:
-      params: of llama.
+      params: of decoder.
       ranking: all heads, the best first (heads.ranked).
       answered_fn: parameters -> whether each trial was answered, always of the same trials; called
         once, and 1 + num_draws times for each size.

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import divergence, frequencies, measuring, streaming, texts
 from jaxrope.attention import Mask
 
@@ -58,13 +58,13 @@ class Pairs(NamedTuple):
 
 
 def compare(
-    config: llama.LlamaConfig,
+    config: decoder.DecoderConfig,
     params: Any,
     ropes: Mapping[str, rope.Rope],
     texts_WT: np.ndarray,
     *,
     queries: int,
-    settings: llama.ForwardSettings,
+    settings: decoder.ForwardSettings,
     tick: Callable[[int], None] = lambda tokens: None,
 ) -> tuple[dict[str, Attention], Pairs]:
     """Returns ({label: attention with that rope}, what pairs do with the first one).
@@ -120,7 +120,7 @@ def _probe(params, ropes, arrays, *, config, settings) -> _Reading:
     tokens_BT, chosen_M = arrays
     options = streaming.Options(block=settings.attention_block)
 
-    def probe_fn(layer: llama.Seen) -> _Reading:
+    def probe_fn(layer: decoder.Seen) -> _Reading:
         q_BMNH, k_BTKH = layer.q_BTNH[:, chosen_M], layer.k_BTKH
         mask = texts.of_queries(layer.mask.of_batch(len(k_BTKH)), chosen_M)
         of_layer = [_of_layer(r, layer.index) for r in ropes]
@@ -139,7 +139,9 @@ def _probe(params, ropes, arrays, *, config, settings) -> _Reading:
             key_norm=frequencies.norms(k_BTKH, pairs),
         )
 
-    return llama.probe(config, params, tokens_BT, ropes[0], probe_fn=probe_fn, settings=settings)[1]
+    return decoder.probe(config, params, tokens_BT, ropes[0], probe_fn=probe_fn, settings=settings)[
+        1
+    ]
 
 
 def _of_layer(r: rope.Rope, index) -> rope.Rope:

@@ -57,7 +57,7 @@ def kl_between(
     """Returns how attention with the first rope differs from that with the second.
 
     Args:
-      q_BTNH, k_BSKH: not rotated, as `llama.probe` shows them.
+      q_BTNH, k_BSKH: not rotated, as `decoder.probe` shows them.
       turns: (cos, sin) of the queries and (cos, sin) of the keys by the first rope, attention
         factor included, as rope.cos_sin makes them; for a sequence that looks at itself twice the
         same.

@@ -59,7 +59,7 @@ def entropy_terms(
     queries, with their positions in the mask.
 
     Args:
-      q_BTNH, k_BSKH: not rotated, as `llama.probe` shows them.
+      q_BTNH, k_BSKH: not rotated, as `decoder.probe` shows them.
       r: the rope of the layer; positions below its start_tokens have no slope in a factor.
       mask: which key a query may see.
       block: tokens in a block.

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import blocks, rows, sweep
 from jaxrope.errors import InputError, choose
 
@@ -109,12 +109,12 @@ def hits(top_keys, tokens, steps: Sequence[int], span: tuple[int, int]) -> np.nd
 
 
 def retrieval(
-    config: llama.LlamaConfig,
+    config: decoder.DecoderConfig,
     params: Any,
     rope_fn: Callable[[int], rope.Rope],
     trials: Sequence[Trial],
     *,
-    settings: llama.ForwardSettings,
+    settings: decoder.ForwardSettings,
     tick: Callable[[int], None] = lambda tokens: None,
 ) -> Retrieval:
     """Returns the scores of heads at the steps of each answer; one forward pass for each trial.
@@ -162,11 +162,11 @@ def _probe_answer(params, r, arrays, *, config, settings, count):
 
         return rows.over_rows(layer, picks_BT, count, row_fn)
 
-    x_BTD, (top, mass) = llama.probe(
+    x_BTD, (top, mass) = decoder.probe(
         config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings
     )
     place_M = jnp.argsort(jnp.where(picks_BT[0] > 0, picks_BT[0], 1 << 30))[:count]
-    logits_MV = llama.next_logits(config, params, x_BTD[0, place_M], settings)
+    logits_MV = decoder.next_logits(config, params, x_BTD[0, place_M], settings)
     return top, mass, jnp.argmax(logits_MV, axis=-1)[None]
 
 
@@ -198,11 +198,11 @@ def ranked(scores_LN) -> list[Head]:
     return [tuple(map(int, np.unravel_index(i, scores_LN.shape))) for i in order]
 
 
-def first_masses(layer: llama.Seen, *, first: int, block: int) -> jax.Array:
+def first_masses(layer: decoder.Seen, *, first: int, block: int) -> jax.Array:
     """Returns the mass of each of the first keys of a row over all its queries, [B, N, E].
 
     Args:
-      layer: a layer, as `llama.probe` shows it; one document in each row.
+      layer: a layer, as `decoder.probe` shows it; one document in each row.
       first: E.
       block: tokens in a block.
     """
@@ -218,7 +218,7 @@ def first_masses(layer: llama.Seen, *, first: int, block: int) -> jax.Array:
     return jnp.sum(blocks.by_head(mass, arrays[0].shape[2]), axis=1)
 
 
-def _rotated(layer: llama.Seen):
+def _rotated(layer: decoder.Seen):
     """(q, k, mask) of a layer as attention reads them, float32 or wider."""
     q, k = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     dtype = jnp.promote_types(q.dtype, jnp.float32)
@@ -265,7 +265,7 @@ PATTERNS = {
 
 
 def positional_masses(
-    layer: llama.Seen,
+    layer: decoder.Seen,
     tokens_BT: jax.Array,
     pattern: str,
     *,
@@ -279,7 +279,7 @@ def positional_masses(
     place; here nothing is changed). Pool both over rows before dividing.
 
     Args:
-      layer: a layer, as `llama.probe` shows it.
+      layer: a layer, as `decoder.probe` shows it.
       tokens_BT: what was read.
       pattern: a name in PATTERNS. An induction head looks at the token after an earlier one like
         the query's.
@@ -317,7 +317,7 @@ def without_heads(params: dict, heads: Sequence[Head]) -> dict:
     given are not changed.
 
     Args:
-      params: of llama, numpy or JAX.
+      params: of decoder, numpy or JAX.
       heads: (layer, head), from 0.
 
     Raises:

@@ -1,7 +1,7 @@
 """Statistics of every layer of a model on given tokens, on one device or over a mesh.
 
 The forward pass runs as usual, in blocks; beside it every layer's queries and keys are read once
-(`llama.probe`). Memory is linear in length: the statistics themselves, and a layer's activations.
+(`decoder.probe`). Memory is linear in length: the statistics themselves, and a layer's activations.
 If only some queries are measured, they still see all their keys, and memory and time are those of
 the forward pass.
 
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 
-from jaxrope import attention, llama, rope
+from jaxrope import attention, decoder, rope
 from jaxrope.analysis import spread, streaming
 from jaxrope.analysis.state import Options
 from jaxrope.analysis.streaming import Stats
@@ -46,14 +46,14 @@ class Inputs(NamedTuple):
 
 
 def measure(
-    config: llama.LlamaConfig,
+    config: decoder.DecoderConfig,
     params: dict,
     tokens_BT: np.ndarray,
     r: rope.Rope,
     *,
     inputs: Inputs = Inputs(),  # noqa: B008 (frozen)
     options: Options = Options(),  # noqa: B008 (frozen)
-    settings: llama.ForwardSettings = llama.ForwardSettings(),  # noqa: B008 (frozen)
+    settings: decoder.ForwardSettings = decoder.ForwardSettings(),  # noqa: B008 (frozen)
 ) -> list[Stats]:
     """Returns the statistics of each layer, numpy arrays in the natural order of the tokens.
 
@@ -70,7 +70,7 @@ def measure(
     rows = lay_out(tokens_BT, inputs, config, settings)
     options = on_mesh(options, settings.mesh)
     stats = of_layers(params, r, rows, config=config, options=options, settings=settings)
-    order = llama.token_order(settings, rows["tokens_BT"].shape[1])
+    order = decoder.token_order(settings, rows["tokens_BT"].shape[1])
     if order is not None and inputs.queries_BM is None:
         back = attention.inverse(order)
         stats = Stats(*(np.asarray(x)[:, :, back] for x in stats))
@@ -79,7 +79,7 @@ def measure(
 
 
 def lay_out(
-    tokens_BT, inputs: Inputs, config: llama.LlamaConfig, settings: llama.ForwardSettings
+    tokens_BT, inputs: Inputs, config: decoder.DecoderConfig, settings: decoder.ForwardSettings
 ) -> dict[str, np.ndarray]:
     """Returns what `of_layers` reads, checked, in the order of the mesh.
 
@@ -109,7 +109,7 @@ def lay_out(
     }
     if inputs.segment_ids_BT is not None:
         rows["segment_ids_BT"] = np.asarray(inputs.segment_ids_BT, np.int32)
-    order = llama.token_order(settings, length)
+    order = decoder.token_order(settings, length)
     if order is not None:
         rows = {name: x[:, order] for name, x in rows.items()}
     if inputs.queries_BM is not None:
@@ -125,7 +125,7 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     """
 
     def local(params, r, rows):
-        _, stats = llama.probe(
+        _, stats = decoder.probe(
             config,
             params,
             rows["tokens_BT"],
@@ -140,7 +140,7 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     mesh = settings.mesh
     if mesh is None:
         return local(params, r, rows)
-    weights = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
+    weights = jax.tree.map(lambda where: where.spec, decoder.param_shardings(config, mesh))
     whole_rows = PartitionSpec(sharding.BATCH_AXES)
     spread_rows = sharding.row_sharding(mesh).spec
     of_rows = {name: whole_rows if name == "places_BM" else spread_rows for name in rows}
@@ -156,7 +156,7 @@ def of_layers(params, r, rows, *, config, options, settings) -> Stats:
     )(params, r, rows)
 
 
-def _of_layer(rows: dict, options: Options, mesh: Mesh | None, layer: llama.Seen) -> Stats:
+def _of_layer(rows: dict, options: Options, mesh: Mesh | None, layer: decoder.Seen) -> Stats:
     q_BTNH, k_BTKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     keys = streaming.Keys(k_BTKH, rows["index_BT"], rows["sets_BTZ"])
     if "places_BM" not in rows:

@@ -2,7 +2,7 @@
 the rope, on a mesh too, memory linear in the number of keys.
 
 A row is what one query gives to all keys. Rows are computed one after another from what
-`llama.probe` shows of a layer, and each is passed to a function that extracts what is needed.
+`decoder.probe` shows of a layer, and each is passed to a function that extracts what is needed.
 Queries are found by number, wherever on the mesh they lie.
 
 Letters: B batch, T queries, S keys (T and S of this device), M chosen queries, N heads, K kv heads,
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import patterns, streaming
 from jaxrope.attention import masks
 from jaxrope.mesh import collectives
@@ -47,7 +47,7 @@ class Row(NamedTuple):
 
 
 def over_rows(
-    layer: llama.Seen,
+    layer: decoder.Seen,
     picks_BT: jax.Array,
     count: int,
     row_fn: Callable[[Row], Any],
@@ -57,7 +57,7 @@ def over_rows(
     """Returns what `row_fn` finds in each chosen row, leaves [B, M, ...].
 
     Args:
-      layer: a layer, as `llama.probe` shows it.
+      layer: a layer, as `decoder.probe` shows it.
       picks_BT: int32; 1, 2, ..., M where a query is chosen, in any order, else 0. What is found of
         a number that is nowhere in a sequence has no meaning.
       count: M.

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.analysis import patterns, rows, streaming
 from jaxrope.attention import Mask
 
@@ -71,13 +71,13 @@ def of_queries(mask: Mask, chosen_M: np.ndarray) -> Mask:
 
 
 def read(
-    config: llama.LlamaConfig,
+    config: decoder.DecoderConfig,
     params: Any,
     r: rope.Rope,
     tokens_T: Sequence[int],
     *,
     queries: int,
-    settings: llama.ForwardSettings,
+    settings: decoder.ForwardSettings,
 ) -> Text:
     """Returns the attention in one text; the model is on one device.
 
@@ -117,7 +117,7 @@ def _probe(params, r, arrays, *, config, settings):
     """(statistics [L, B, N], masses by distance [L, B, N, T] twice, the last row [L, B, N, T])."""
     tokens_BT, picks_BT, chosen_M = arrays
 
-    def probe_fn(layer: llama.Seen):
+    def probe_fn(layer: decoder.Seen):
         def row_fn(row):
             rest = rows.without_first(row, SINK)
             by_distance = rows.by_every_distance
@@ -127,10 +127,10 @@ def _probe(params, r, arrays, *, config, settings):
         sums = jnp.sum(whole, axis=1), jnp.sum(rest, axis=1)
         return _statistics(layer, chosen_M, settings.attention_block), sums, weights[:, -1]
 
-    return llama.probe(config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings)[1]
+    return decoder.probe(config, params, tokens_BT, r, probe_fn=probe_fn, settings=settings)[1]
 
 
-def _statistics(layer: llama.Seen, chosen_M, block: int) -> dict[str, jax.Array]:
+def _statistics(layer: decoder.Seen, chosen_M, block: int) -> dict[str, jax.Array]:
     q_BMNH, k_BTKH = (rope.rotate(x, *layer.turn) for x in (layer.q_BTNH, layer.k_BTKH))
     q_BMNH, few = q_BMNH[:, chosen_M], of_queries(layer.mask.of_batch(len(k_BTKH)), chosen_M)
     stats = streaming.statistics(q_BMNH, k_BTKH, few, streaming.Options(block=block, bins=0))

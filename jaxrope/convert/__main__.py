@@ -37,12 +37,14 @@ def _import(args) -> None:
 
 
 def _import_dry_run(args) -> str:
-    from jaxrope import llama
+    from jaxrope import decoder
     from jaxrope.convert import folders, pretrained
 
     folders.check_target(args.target)
     model = pretrained.load(args.source, dtype=args.dtype, weights=False)
-    lines = [f"{args.source}: {model.config.family}, {llama.num_params(model.config):,} parameters"]
+    lines = [
+        f"{args.source}: {model.config.family}, {decoder.num_params(model.config):,} parameters"
+    ]
     return _would_write([*lines, *(f"note: {note}" for note in model.notes)], args.target)
 
 
@@ -139,7 +141,7 @@ def _export(args) -> None:
 
 
 def _export_dry_run(args) -> str:
-    from jaxrope import llama
+    from jaxrope import decoder
     from jaxrope.convert import exporting, folders, pretrained, rope_export
 
     _check_adapter_arguments(args)
@@ -150,7 +152,7 @@ def _export_dry_run(args) -> str:
     config = exporting.check_arch(args.arch or model.config.family, model.config)
     hf_rope = rope_export.express(config, model.rope_fn)
     rope_export.check(hf_rope, allow_lossy=args.allow_lossy)
-    lines = [f"{args.source}: {config.family}, {llama.num_params(config):,} parameters"]
+    lines = [f"{args.source}: {config.family}, {decoder.num_params(config):,} parameters"]
     lines += [f"note: {note}" for note in model.notes]
     return _would_write([*lines, *(f"note: lost: {loss}" for loss in hf_rope.losses)], args.target)
 

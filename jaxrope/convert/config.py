@@ -1,4 +1,4 @@
-"""A Hugging Face config.json as a LlamaConfig, by the rows of families.py; back: config_keys.py."""
+"""A config.json as a DecoderConfig, by the rows of families.py; the way back is config_keys.py."""
 
 import dataclasses
 from pathlib import Path
@@ -6,8 +6,8 @@ from pathlib import Path
 from jaxrope.convert import gguf_folder, lookup, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 from jaxrope.store import strict_json
 
 # Keys that would change the result where no family reads them: key -> neutral values.
@@ -39,7 +39,7 @@ _FOREIGN = {
 }
 
 
-def read(folder: Path) -> tuple[LlamaConfig, list[str]]:
+def read(folder: Path) -> tuple[DecoderConfig, list[str]]:
     """Returns the config of a Hugging Face folder, and notes on what it leaves open.
 
     `auto_map` and every other key that names code is ignored: nothing in the folder is
@@ -74,8 +74,8 @@ def _text_part(values: dict) -> dict:
     return outer | text | {"text_of": values.get("model_type")}
 
 
-def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
-    """Returns the LlamaConfig of a parsed config.json, and notes; see `read`."""
+def from_hf(config: Fields) -> tuple[DecoderConfig, list[str]]:
+    """Returns the DecoderConfig of a parsed config.json, and notes; see `read`."""
     family = config.text("model_type")
     if family not in FAMILIES:
         raise InputError(
@@ -101,7 +101,7 @@ def from_hf(config: Fields) -> tuple[LlamaConfig, list[str]]:
     fields |= dict(family=family, layers=layers, sliding_window=window)
     ropes, more = _ropes(config, family, fields)
     try:
-        return LlamaConfig(**fields | ropes), [*notes, *more]
+        return DecoderConfig(**fields | ropes), [*notes, *more]
     except InputError as error:
         raise InputError(f"{config.where}: {error}") from None
 
@@ -147,7 +147,7 @@ def _check_foreign(config: Fields, row: Family) -> None:
 
 
 def _sizes(config: Fields, family: str) -> dict:
-    """Returns the fields of a LlamaConfig that every family gives alike."""
+    """Returns the fields of a DecoderConfig that every family gives alike."""
     row, heads = FAMILIES[family], config.count("num_attention_heads")
     embed_dim = config.count("hidden_size")
     bias = row.attention_bias and config.flag("attention_bias", False)

@@ -1,13 +1,13 @@
-"""A LlamaConfig as the keys of config.json, as the rows of families.py have them."""
+"""A DecoderConfig as the keys of config.json, as the rows of families.py have them."""
 
 from collections.abc import Mapping
 
 from jaxrope.convert.families import FAMILIES, GATES, Family
+from jaxrope.decoder import DIFFERENCES, DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import DIFFERENCES, LlamaConfig
 
 
-def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
+def to_hf(config: DecoderConfig, *, dtype: str) -> dict:
     """Returns config.json without its rope (`rope_export.express`).
 
     What both transformers 4 and 5 need, written out.
@@ -47,16 +47,16 @@ def to_hf(config: LlamaConfig, *, dtype: str) -> dict:
     return values | _biases(config, row) | row.layers.write(config) | _own_keys(config)
 
 
-def token_ids(config: LlamaConfig) -> dict:
+def token_ids(config: DecoderConfig) -> dict:
     """Returns the ids of special tokens as config.json and generation_config.json write them."""
     eos = list(config.eos_id) if isinstance(config.eos_id, tuple) else config.eos_id
     return {"bos_token_id": config.bos_id, "eos_token_id": eos, "pad_token_id": config.pad_id}
 
 
-def obstacle(config: LlamaConfig, family: str) -> str | None:
+def obstacle(config: DecoderConfig, family: str) -> str | None:
     """Returns what a family's folder cannot say of a model; None: nothing."""
     row = FAMILIES[family]
-    fixed, plain = row.fixed_fields(config.embed_dim), LlamaConfig.__dataclass_fields__
+    fixed, plain = row.fixed_fields(config.embed_dim), DecoderConfig.__dataclass_fields__
     said = {"layers", "sliding_theta", "sliding_rope", *row.keys}
     if row.query_growth:
         said |= {"query_growth", "query_growth_len"}
@@ -67,12 +67,12 @@ def obstacle(config: LlamaConfig, family: str) -> str | None:
     return None
 
 
-def _written(config: LlamaConfig, field: str, key) -> float | None:
+def _written(config: DecoderConfig, field: str, key) -> float | None:
     value = getattr(config, field)
     return None if value is None else key.write(value)
 
 
-def _biases(config: LlamaConfig, row: Family) -> dict:
+def _biases(config: DecoderConfig, row: Family) -> dict:
     keys = {row.qkv_bias_key: config.qkv_bias} if row.qkv_bias_key else {}
     fixed = config.qkv_bias if row.qkv_bias_key else row.fixed.get("qkv_bias", False)
     if row.attention_bias:
@@ -92,7 +92,7 @@ def _biases(config: LlamaConfig, row: Family) -> dict:
     return keys
 
 
-def _own_keys(config: LlamaConfig) -> dict:
+def _own_keys(config: DecoderConfig) -> dict:
     if config.family == "llama":
         return {"pretraining_tp": 1}
     if config.family == "phi3":
@@ -100,7 +100,7 @@ def _own_keys(config: LlamaConfig) -> dict:
     return {}
 
 
-def rope_keys(config: LlamaConfig, keys: Mapping) -> dict:
+def rope_keys(config: DecoderConfig, keys: Mapping) -> dict:
     """Returns the keys of a rope (`HfRope.keys`) as the family has them: by layer type, with the
     keys of its own.
     """

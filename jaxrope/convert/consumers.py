@@ -23,7 +23,7 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
 
     Args:
       hf_rope: the rope as config.json expresses it.
-      family: layout of the model it is for, as in LlamaConfig.
+      family: layout of the model it is for, as in DecoderConfig.
       form: format it is written in, of `_READERS`; None: a whole Hugging Face folder.
     """
     kind = hf_rope.section["rope_type"]

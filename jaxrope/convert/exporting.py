@@ -17,7 +17,7 @@ import jax
 import numpy as np
 from safetensors import SafetensorError
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.convert import (
     card,
     config_keys,
@@ -31,8 +31,8 @@ from jaxrope.convert import (
 from jaxrope.convert import config as hf_config
 from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.rope_export import HfRope
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError, choose
-from jaxrope.llama import LlamaConfig
 from jaxrope.store import files, strict_json
 
 _SAME = 1e-8  # relative: a law computed again differs by 1e-15, a wrong constant by far more
@@ -60,7 +60,7 @@ class Settings:
 class Model(Protocol):
     """What is exported: a `pretrained.Pretrained`, which stands above this package."""
 
-    config: LlamaConfig
+    config: DecoderConfig
     params: dict
     tokenizer_dir: Path | None
     rope_fn: rope.RopeFn
@@ -124,7 +124,7 @@ def export_adapter(
       InputError: the model has no adapters, no base is named, or see `export_folder`.
     """
     settings = settings or Settings()
-    if llama.adapters.SCALE not in model.params["layers"]:
+    if decoder.adapters.SCALE not in model.params["layers"]:
         raise InputError(
             f"--adapter: {model.source} has no adapters (lora.rank was 0). Leave --adapter out."
         )
@@ -160,14 +160,14 @@ def _check_sliding(model: Model) -> None:
     config, row = model.config, FAMILIES[model.config.family]
     if "sliding" not in config.layers or row.rope_by_layer:
         return
-    if rope_export.difference(llama.sliding_rope(config), model.rope_fn) > _SAME:
+    if rope_export.difference(decoder.sliding_rope(config), model.rope_fn) > _SAME:
         raise InputError(
             f"transformers' {row.architecture} has one rope for all layers: those that slide would"
             " be rescaled too, which no training has met. Serve the model with this program."
         )
 
 
-def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
+def check_arch(arch: str, config: DecoderConfig) -> DecoderConfig:
     """Returns the config in the layout `arch`, which computes the same.
 
     Raises:
@@ -181,7 +181,7 @@ def check_arch(arch: str, config: LlamaConfig) -> LlamaConfig:
     return config if arch == config.family else dataclasses.replace(config, family=arch)
 
 
-def _phi3_obstacle(config: LlamaConfig) -> str | None:
+def _phi3_obstacle(config: DecoderConfig) -> str | None:
     """Returns what a Phi3ForCausalLM cannot express of a model."""
     if config.qkv_bias or config.out_bias or config.mlp_bias:
         return "a Phi-3 of transformers has no biases, this model has"
@@ -193,7 +193,7 @@ def _phi3_obstacle(config: LlamaConfig) -> str | None:
     return None
 
 
-def _llama_obstacle(config: LlamaConfig) -> str | None:
+def _llama_obstacle(config: DecoderConfig) -> str | None:
     """Returns what a LlamaForCausalLM cannot express of a model."""
     if config.sliding_window is not None:
         return f"a Llama has no sliding window, this model has one of {config.sliding_window}"
@@ -294,13 +294,13 @@ def _lengthen_tokenizer(path: Path, max_len: int) -> list[str]:
 def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
     """Reads config.json as an import would, and compares its rope with the exported one."""
     config, _ = hf_config.read(staging)
-    difference = rope_export.difference(llama.own_rope(config), model.rope_fn)
+    difference = rope_export.difference(decoder.own_rope(config), model.rope_fn)
     if not hf_rope.losses and difference > _SAME:
         raise RuntimeError(
             f"{staging}: config.json does not mean the rope it was written for (relative difference"
             f" {difference:.2g})"
         )
-    of_window = [llama.sliding_rope(c) for c in (config, model.config) if "sliding" in c.layers]
+    of_window = [decoder.sliding_rope(c) for c in (config, model.config) if "sliding" in c.layers]
     if of_window and rope_export.difference(*of_window) > _SAME:
         raise RuntimeError(f"{staging}: config.json does not mean the rope of sliding layers")
     # the fields that an extension changes, that of sliding layers, which may be spelled in another
@@ -308,7 +308,7 @@ def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
     changed = {"theta", "original_len", "max_len", "rope"}
     changed |= {"sliding_rope", "sliding_theta", "stored_dtype"}
     unchanged = [
-        field.name for field in dataclasses.fields(LlamaConfig) if field.name not in changed
+        field.name for field in dataclasses.fields(DecoderConfig) if field.name not in changed
     ]
     unlike = [name for name in unchanged if getattr(config, name) != getattr(model.config, name)]
     if unlike:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxrope.convert.fields import Fields
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 
 
 class Key(NamedTuple):
@@ -31,12 +31,12 @@ class Layers(NamedTuple):
     """How config.json says what each layer is.
 
     Attributes:
-      read: (config, number of layers) -> (LlamaConfig.layers, sliding_window).
-      write: keys of a LlamaConfig.
+      read: (config, number of layers) -> (DecoderConfig.layers, sliding_window).
+      write: keys of a DecoderConfig.
     """
 
     read: Callable[[Fields, int], tuple[tuple[str, ...], int | None]]
-    write: Callable[[LlamaConfig], dict]
+    write: Callable[[DecoderConfig], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Family:
 
     Attributes:
       architecture: its class in transformers.
-      fixed: fields of LlamaConfig that every model of it has; a function is called with embed_dim.
+      fixed: fields of DecoderConfig that every model of it has; a function takes embed_dim.
       keys: fields that config.json gives as numbers.
       layers: how it says what each layer is.
       attention_bias, mlp_bias: whether keys of these names switch biases on.
@@ -117,7 +117,7 @@ def _typed(default: Callable[[Fields, int, int], bool], switch: str = "") -> Lay
             return (), None
         return (kinds if "full" in kinds else ()), window
 
-    def write(config: LlamaConfig) -> dict:
+    def write(config: DecoderConfig) -> dict:
         slides = config.sliding_window is not None
         kinds = config.layers or (("sliding" if slides else "full"),) * config.num_layers
         keys = {"sliding_window": config.sliding_window}
@@ -159,7 +159,7 @@ def _every(period: int) -> Callable[[Fields, int, int], bool]:
 
 
 def _with_max_window_layers(layers: Layers) -> Layers:
-    def write(config: LlamaConfig) -> dict:
+    def write(config: DecoderConfig) -> dict:
         keys = layers.write(config)
         first = keys["layer_types"].index("sliding_attention") if config.sliding_window else None
         return keys | {"max_window_layers": config.num_layers if first is None else first}
@@ -193,7 +193,7 @@ def _smollm3(config: Fields, num_layers: int):
     return (() if set(layers) == {"full"} else layers), window
 
 
-def _smollm3_keys(config: LlamaConfig) -> dict:
+def _smollm3_keys(config: DecoderConfig) -> dict:
     kinds = config.kinds
     return {
         "no_rope_layers": [int(not kind.endswith("nope")) for kind in kinds],
@@ -203,7 +203,7 @@ def _smollm3_keys(config: LlamaConfig) -> dict:
     }
 
 
-def _window_key(config: LlamaConfig) -> dict:
+def _window_key(config: DecoderConfig) -> dict:
     return {"sliding_window": config.sliding_window}
 
 

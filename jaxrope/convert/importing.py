@@ -24,8 +24,8 @@ from jaxrope.convert import (
     tensor_files,
     tensor_names,
 )
+from jaxrope.decoder import DTYPES, DecoderConfig
 from jaxrope.errors import InputError, choose
-from jaxrope.llama import DTYPES, LlamaConfig
 from jaxrope.store import checkpoint, files, sealed, strict_json
 
 TOKENIZER_FILES = (
@@ -58,7 +58,7 @@ class Source:
       adapter: what is added to them; None: nothing.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     entries: dict[str, safetensors_io.Entry]
     notes: tuple[str, ...]
     folder: Path
@@ -111,7 +111,7 @@ def _untied(source: Source, adapter: peft.Adapter) -> tuple[Source, peft.Adapter
     return dataclasses.replace(source, entries=entries, config=config), adapter
 
 
-def _open(folder: Path, described: tuple[LlamaConfig, list[str]]) -> Source:
+def _open(folder: Path, described: tuple[DecoderConfig, list[str]]) -> Source:
     config, notes = described
     entries, of_names = tensor_names.settle(tensor_files.catalogue(folder), folders.label(folder))
     of_names = [*tensor_files.notes(folder), *of_names]
@@ -204,7 +204,7 @@ def copy_tokenizer(source: Path | str, target: Path) -> list[str]:
     return list(sources)
 
 
-def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
+def check_tokenizer(folder: Path, config: DecoderConfig) -> list[str]:
     """Returns notes on how the tokenizer's ids go with the vocabulary.
 
     Raises:
@@ -248,7 +248,7 @@ def check_tokenizer(folder: Path, config: LlamaConfig) -> list[str]:
     )
 
 
-def _check_pieces(folder: Path, config: LlamaConfig) -> list[str]:
+def _check_pieces(folder: Path, config: DecoderConfig) -> list[str]:
     try:
         data.load_tokenizer(folder, vocab_size=config.vocab_size)
         return []
@@ -256,7 +256,9 @@ def _check_pieces(folder: Path, config: LlamaConfig) -> list[str]:
         return [str(error)]
 
 
-def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
+def _settle_head(
+    folder: Path, config: DecoderConfig, entries: dict
+) -> tuple[DecoderConfig, list[str]]:
     """Compares the tie of head and embedding in the config with the tensors.
 
     A file without a head and a config that does not mention the tie: tied. A config that denies
@@ -280,7 +282,7 @@ def _settle_head(folder: Path, config: LlamaConfig, entries: dict) -> tuple[Llam
     return dataclasses.replace(config, tie_embeddings=True), [note]
 
 
-def _check_names(folder: Path, entries: dict, config: LlamaConfig) -> None:
+def _check_names(folder: Path, entries: dict, config: DecoderConfig) -> None:
     layers = {match[1] for name in entries if (match := _LAYER.match(name))}
     if not layers:
         raise InputError(
@@ -329,7 +331,7 @@ def _remedy(missing: list[str], unexpected: list[str], entries: dict) -> str:
     return f"The folder has {others or tensor_names.some(entries, 1)}. {_UNKNOWN}"
 
 
-def _with_dtype(config: LlamaConfig, entries: dict) -> tuple[LlamaConfig, list[str]]:
+def _with_dtype(config: DecoderConfig, entries: dict) -> tuple[DecoderConfig, list[str]]:
     """Returns the config with the dtype of most of the weights, and notes on float64."""
     sizes = collections.Counter()
     for entry in entries.values():

@@ -12,16 +12,16 @@ import math
 
 import numpy as np
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.convert.families import FAMILIES
-from jaxrope.llama import LlamaConfig
+from jaxrope.decoder import DecoderConfig
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _JOINED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}
 _SEPARATE = {"self_attn.q_proj": ("q",), "self_attn.k_proj": ("k",), "self_attn.v_proj": ("v",)}
 _SEPARATE |= {"mlp.gate_proj": ("gate",), "mlp.up_proj": ("up",)}
 _LINEAR = {"self_attn.o_proj": ("o",), "mlp.down_proj": ("down",)}
-# Where norms stand (LlamaConfig.norms) -> tensors of a layer.
+# Where norms stand (DecoderConfig.norms) -> tensors of a layer.
 _NORMS = {
     "before": {"input_layernorm": "attn_norm", "post_attention_layernorm": "mlp_norm"},
     "after": {
@@ -68,7 +68,7 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def tensors(config: LlamaConfig) -> list[Tensor]:
+def tensors(config: DecoderConfig) -> list[Tensor]:
     """Returns every tensor of the model's file, in the order in which transformers writes them."""
     leaves = _leaf_shapes(config)
     file_tensors = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
@@ -128,8 +128,8 @@ def find_leaf(part: Part, params: dict) -> np.ndarray:
     return leaf
 
 
-def _leaf_shapes(config: LlamaConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    shapes = llama.abstract_params(config)
+def _leaf_shapes(config: DecoderConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
+    shapes = decoder.abstract_params(config)
     layers = {("layers", name): leaf.shape for name, leaf in shapes["layers"].items()}
     return {(name,): leaf.shape for name, leaf in shapes.items() if name != "layers"} | layers
 

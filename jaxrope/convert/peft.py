@@ -14,10 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.convert import folders, layout, lookup, safetensors_io, tensor_names
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 from jaxrope.store import files, strict_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -153,7 +153,7 @@ def check(adapter: Adapter, entries: Mapping[str, safetensors_io.Entry]) -> None
 
 
 def write(
-    folder: Path, params: dict, config: LlamaConfig, *, base: str, dtype: np.dtype | None
+    folder: Path, params: dict, config: DecoderConfig, *, base: str, dtype: np.dtype | None
 ) -> None:
     """Writes the adapters of a LoRA training, and what was trained beside them.
 
@@ -164,7 +164,7 @@ def write(
       base: what base_model_name_or_path is to say.
       dtype: of the tensors; None: as they are.
     """
-    scale = float(params["layers"][llama.adapters.SCALE][0])
+    scale = float(params["layers"][decoder.adapters.SCALE][0])
     tensors, ranks, whole = {}, {}, {}
     for tensor in layout.tensors(config):
         parts = [part for part in tensor.parts if _sides(part, params)]
@@ -220,7 +220,7 @@ def _scale(settings: dict, name: str, rank: int, path: Path) -> float:
 def _sides(part: layout.Part, params: dict) -> tuple[np.ndarray, np.ndarray] | None:
     """Returns the adapters of a part of a tensor; None: it has none."""
     tree = params["layers"] if part.leaf[0] == "layers" else params
-    a, b = (tree.get(name) for name in llama.adapters.names(part.leaf[-1]))
+    a, b = (tree.get(name) for name in decoder.adapters.names(part.leaf[-1]))
     if a is None:
         return None
     return (a, b) if part.layer is None else (a[part.layer], b[part.layer])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.convert import (
     folders,
     gguf_folder,
@@ -19,8 +19,8 @@ from jaxrope.convert import (
     safetensors_io,
     tensor_files,
 )
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError, choose
-from jaxrope.llama import LlamaConfig
 from jaxrope.store import checkpoint, files, leaves, sealed, steps
 
 
@@ -38,7 +38,7 @@ class Pretrained:
       notes: what was assumed in reading it.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     params: dict
     tokenizer_dir: Path | None
     rope_fn: rope.RopeFn
@@ -95,7 +95,7 @@ def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
     return dataclasses.replace(model, rope_fn=rope_fn, rope_provenance=provenance)
 
 
-def read_config(path: Path | str) -> LlamaConfig:
+def read_config(path: Path | str) -> DecoderConfig:
     """Returns the config of what `load` would read, without its weights.
 
     Raises:
@@ -178,21 +178,21 @@ def _load_workdir(
     config = _model_json(workdir)
     rope_fn, provenance = _rope_of(workdir, config)
     stored = checkpoint.describe(folder, step)["leaves"]["params"]
-    target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, llama.DTYPES))
+    target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, decoder.DTYPES))
     params, abstract = {}, _as_stored(config, stored)
     leaves.compare(checkpoint.find_step(folder, step), "params", stored, abstract)
     if weights:
         params, _ = checkpoint.restore_params(folder, abstract, step)
         for name, leaf in leaves.named(params).items():
             safetensors_io.check_finite(str(folder), name, leaf)
-        params = llama.adapters.merged(params) if merge else params
+        params = decoder.adapters.merged(params) if merge else params
         params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
     notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
     place = _tokenizer_dir(workdir)
     return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes)
 
 
-def _as_stored(config: LlamaConfig, stored: dict) -> dict:
+def _as_stored(config: DecoderConfig, stored: dict) -> dict:
     """Returns the model's parameters by model.json, each in the dtype it is stored in, and the
     adapters that are stored beside them.
 
@@ -205,10 +205,10 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
             shape.shape, jnp.dtype(stored.get(name, {}).get("dtype", "float32"))
         )
 
-    abstract = jax.tree_util.tree_map_with_path(leaf, llama.abstract_params(config))
+    abstract = jax.tree_util.tree_map_with_path(leaf, decoder.abstract_params(config))
     for name, description in stored.items():
         place, _, leaf_name = name.rpartition("/")
-        if llama.adapters.is_adapter(leaf_name):
+        if decoder.adapters.is_adapter(leaf_name):
             tree = abstract["layers"] if place else abstract
             tree[leaf_name] = jax.ShapeDtypeStruct(
                 tuple(description["shape"]), jnp.dtype(description["dtype"])
@@ -219,30 +219,30 @@ def _as_stored(config: LlamaConfig, stored: dict) -> dict:
 _LATER = {"pad_id", "stored_dtype"}  # fields that an older model.json does not have
 
 
-def _model_json(workdir: Path) -> LlamaConfig:
+def _model_json(workdir: Path) -> DecoderConfig:
     path = workdir / "model.json"
     values = sealed.read_json(path)
-    fields = {field.name for field in dataclasses.fields(LlamaConfig)}
-    unlike = {*values} - fields | (fields - {*values, *llama.DIFFERENCES, *_LATER})
+    fields = {field.name for field in dataclasses.fields(DecoderConfig)}
+    unlike = {*values} - fields | (fields - {*values, *decoder.DIFFERENCES, *_LATER})
     if unlike:
         raise InputError(
             f"{path}: missing or unknown keys: {', '.join(sorted(unlike))}. It must be as train.py"
             " wrote it."
         )
     try:
-        config = LlamaConfig(**values)
-        llama.own_rope(config)
+        config = DecoderConfig(**values)
+        decoder.own_rope(config)
         return config
     except (ValueError, TypeError) as error:
         raise InputError(f"{path}: {error}") from None
 
 
-def _rope_of(folder: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
+def _rope_of(folder: Path, config: DecoderConfig) -> tuple[rope.RopeFn, dict]:
     path = lookup.find(folder, "rope.json")
-    return _read_rope(path, config) if path else (llama.own_rope(config), {})
+    return _read_rope(path, config) if path else (decoder.own_rope(config), {})
 
 
-def _read_rope(path: Path, config: LlamaConfig) -> tuple[rope.RopeFn, dict]:
+def _read_rope(path: Path, config: DecoderConfig) -> tuple[rope.RopeFn, dict]:
     of_model = dict(head_dim=config.head_dim, rotary_dim=config.rotary_dim, theta=config.theta)
     rope_fn = rope.load(path, **of_model, num_layers=config.num_layers)
     return rope_fn, rope.provenance(path)

@@ -22,7 +22,7 @@ _COMMON_KEYS = ("rope_type", "type", "rope_theta", "partial_rotary_factor", ORIG
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """The rope of a config, in the terms of LlamaConfig.
+    """The rope of a config, in the terms of DecoderConfig.
 
     `max_len` is how far the scaling reaches, tokens. `notes` are assumptions worth reporting.
     """
@@ -46,7 +46,7 @@ def from_hf(
 
     Args:
       config: the whole config.
-      family: as in LlamaConfig.
+      family: as in DecoderConfig.
       head_dim: dims of a head.
       max_len: max_position_embeddings, tokens.
       mscales: short_mscale and long_mscale are the attention factors, as vLLM and the Phi-3.5-MoE

@@ -16,15 +16,15 @@ import numpy as np
 from jaxrope import rope, schema
 from jaxrope.convert.config_keys import fraction
 from jaxrope.convert.families import FAMILIES
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 
 _STATED = 1e-9  # relative; an attention factor this near to the "su" law is not written out
 
 
 @dataclasses.dataclass(frozen=True)
 class Layout:
-    """What `express` needs of a LlamaConfig, for a rope that comes without a model.
+    """What `express` needs of a DecoderConfig, for a rope that comes without a model.
 
     Attributes:
       family: layout it is to be written in.
@@ -59,7 +59,7 @@ class HfRope:
     original_len: int | None
     losses: tuple[str, ...] = ()
 
-    def keys(self, config: LlamaConfig | Layout) -> dict:
+    def keys(self, config: DecoderConfig | Layout) -> dict:
         """Returns the keys of config.json."""
         parameters = self.section | {"rope_theta": self.theta}
         if FAMILIES[config.family].partial_rotary is not None:
@@ -75,7 +75,7 @@ class HfRope:
             {"original_max_position_embeddings": self.original_len} if self.original_len else {}
         )
 
-    def _old_section(self, config: LlamaConfig | Layout, parameters: dict) -> dict:
+    def _old_section(self, config: DecoderConfig | Layout, parameters: dict) -> dict:
         """Returns rope_scaling. Phi-3 of transformers 4 accepts three keys and no others.
 
         They are enough if the attention factor follows the law; otherwise all keys are written,
@@ -96,7 +96,7 @@ class HfRope:
         return parameters
 
 
-def express(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def express(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     """Returns `rope_fn` for a model of `config`, with what is lost.
 
     Nothing is lost where `losses` is empty.
@@ -147,7 +147,7 @@ def _extends_nothing(hf_rope: HfRope) -> bool:
     return ends < original or (ends == original and set(hf_rope.section["long_factor"]) == {1.0})
 
 
-def longest(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> int:
+def longest(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> int:
     """Returns the length the exported model claims, tokens.
 
     The last bucket's, else the model's own, else factor * original length.
@@ -159,20 +159,20 @@ def longest(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> int:
     return config.max_len if is_own else max(config.max_len, math.ceil(scaled))
 
 
-def _none(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _none(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return _plain(config, rope_fn, rope_fn.theta)
 
 
-def _ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _ntk(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     dim = rope_fn.rotary_dim
     return _plain(config, rope_fn, rope_fn.theta * rope_fn.constants["factor"] ** (dim / (dim - 2)))
 
 
-def _abf(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _abf(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return _plain(config, rope_fn, float(rope_fn.constants["new_theta"]))
 
 
-def _plain(config: LlamaConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
+def _plain(config: DecoderConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
     max_len = longest(config, rope_fn)
     original = (
         rope_fn.original_len if rope_fn.original_len != max_len or config.family == "phi3" else None
@@ -180,18 +180,18 @@ def _plain(config: LlamaConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
     return HfRope({"rope_type": "default"}, theta, max_len, original)
 
 
-def _pi(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _pi(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     section = {"rope_type": "linear", "factor": float(rope_fn.constants["factor"])}
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 
 
-def _dynamic_ntk(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _dynamic_ntk(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     # transformers grows the base from max_position_embeddings on: it has to be the original length
     section = {"rope_type": "dynamic", "factor": float(rope_fn.constants["factor"])}
     return HfRope(section, rope_fn.theta, rope_fn.original_len, None)
 
 
-def as_yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def as_yarn(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     """Returns YaRN by its constants, the attention factor spelled out."""
     yarn = schema.model.Yarn(method="yarn", **rope_fn.constants)
     section = {"rope_type": "yarn", "original_max_position_embeddings": rope_fn.original_len}
@@ -203,7 +203,7 @@ def as_yarn(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     return HfRope(section, rope_fn.theta, longest(config, rope_fn), rope_fn.original_len)
 
 
-def _llama3(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+def _llama3(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     section = {"rope_type": "llama3", "original_max_position_embeddings": rope_fn.original_len}
     section |= {
         key: float(rope_fn.constants[key])
@@ -213,7 +213,7 @@ def _llama3(config: LlamaConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
 
 
 def as_longrope(
-    config: LlamaConfig | Layout, rope_fn: rope.RopeFn, *, two_attention_factors: bool = False
+    config: DecoderConfig | Layout, rope_fn: rope.RopeFn, *, two_attention_factors: bool = False
 ) -> HfRope:
     """Returns two sets of factors, chosen at the original length: the whole of longrope.
 
@@ -309,7 +309,7 @@ def _frequencies(rope_fn: rope.RopeFn, length: int) -> tuple[np.ndarray, float]:
     return rope_fn.geometry.base_inv_freq / np.asarray(bucket.factors), bucket.attention_factor
 
 
-_METHODS: dict[str, Callable[[LlamaConfig | Layout, rope.RopeFn], HfRope]] = {
+_METHODS: dict[str, Callable[[DecoderConfig | Layout, rope.RopeFn], HfRope]] = {
     "none": _none,
     "pi": _pi,
     "ntk": _ntk,

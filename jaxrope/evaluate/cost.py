@@ -6,7 +6,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh
 
-from jaxrope import generate, llama
+from jaxrope import decoder, generate
 from jaxrope.evaluate import answering, scoring, suites
 from jaxrope.evaluate.plan import Plan, load, prepare
 from jaxrope.evaluate.scoring import EvalModel
@@ -62,8 +62,8 @@ def forward_tokens(plan: Plan) -> int:
 def _memory(plan: Plan) -> str:
     shape, mesh = plan.base.config, plan.mesh
     dtype = plan.config.train.param_dtype
-    leaves = jax.tree.leaves(llama.abstract_params(shape, dtype))
-    places = jax.tree.leaves(llama.param_shardings(shape, mesh))
+    leaves = jax.tree.leaves(decoder.abstract_params(shape, dtype))
+    places = jax.tree.leaves(decoder.param_shardings(shape, mesh))
     size = sum(
         int(np.prod(place.shard_shape(leaf.shape))) * leaf.dtype.itemsize
         for leaf, place in zip(leaves, places, strict=True)

@@ -31,7 +31,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring, statistics
@@ -309,7 +309,7 @@ def _load(model: EvalModel, path: str) -> EvalModel:
     if mesh is None:
         params = jax.tree.map(jnp.asarray, loaded.params)
     else:
-        params = sharding.put(loaded.params, llama.param_shardings(loaded.config, mesh))
+        params = sharding.put(loaded.params, decoder.param_shardings(loaded.config, mesh))
     return dataclasses.replace(
         model,
         config=loaded.config,

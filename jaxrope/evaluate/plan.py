@@ -12,7 +12,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import data, llama, rope, schema, setup
+from jaxrope import data, decoder, rope, schema, setup
 from jaxrope.convert import Pretrained, pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import journal, rows, ruler, suites
@@ -96,7 +96,7 @@ class Plan:
         lines = [*self.base.notes, *setup.restated_notes(self.config, model)]
         lines += setup.window_notes(self.config, model, longest)
         unextended = [spec.label for spec in self.specs if self._is_unextended(spec)]
-        served = max(llama.own_base(model).length, model.max_len)
+        served = max(decoder.own_base(model).length, model.max_len)
         if unextended and longest > served:
             lines.append(
                 f"{', '.join(unextended)}: not extended; the model serves {served:,} tokens, and "
@@ -148,7 +148,7 @@ class Plan:
                 bench = suites.bench_of(name, self.bench)
                 for length in bench.options.lengths:
                     window = min(model.window, length) or length
-                    operations = llama.forward_operations(model.config, window) / window
+                    operations = decoder.forward_operations(model.config, window) / window
                     tokens = suite.forward_tokens(model, bench, length)
                     steps = suite.steps(model, bench, length)
                     parts.append(Cost(spec, name, length, tokens, operations, steps))
@@ -201,7 +201,7 @@ def prepare(config, expected: Expected = NOTHING) -> Plan:
             _check_tokenizer(config, spec, other, tokenizer)
             models[spec.path] = other
     for loaded in models.values():
-        llama.param_shardings(loaded.config, mesh)  # refuses what does not divide
+        decoder.param_shardings(loaded.config, mesh)  # refuses what does not divide
     documents = None
     if suites.needs_text(config.eval):
         patterns = config.data.eval_files
@@ -220,7 +220,7 @@ def load(plan: Plan, path: str) -> dict:
       InputError: one of them is NaN or infinite.
     """
     loaded = setup.load_model(plan.at(path))
-    params = sharding.put(loaded.params, llama.param_shardings(loaded.config, plan.mesh))
+    params = sharding.put(loaded.params, decoder.param_shardings(loaded.config, plan.mesh))
     for name, leaf in leaves.named(params).items():
         if not jnp.isfinite(leaf).all():
             raise InputError(

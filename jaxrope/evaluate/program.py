@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope import llama, report, schema
+from jaxrope import decoder, report, schema
 from jaxrope.errors import InputError
 from jaxrope.evaluate import suites, summary
 from jaxrope.evaluate.cost import forward_tokens, outline
@@ -68,7 +68,7 @@ def measure(plan: Plan, progress: Progress, journal: Journal | None = None) -> I
             params = None  # the one before it goes first
             params, path = load(plan, spec.path), spec.path
         model = plan.model(spec, params, stores=journal is not None)
-        trained = llama.own_base(model.config).length
+        trained = decoder.own_base(model.config).length
         origin = dict(weights=plan.weights[path], original_len=trained)
         for result in suites.run(model, bench):
             yield dataclasses.replace(result, **origin)
@@ -129,7 +129,7 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
     sections = _tables(content)
     files.write_text_atomic(workdir / "eval.md", tables.as_markdown(sections))
     cli.print_line(tables.as_text(sections))
-    trained = llama.own_base(plan.base.config).length
+    trained = decoder.own_base(plan.base.config).length
     for name, draw in (
         ("eval.png", report.evaluation_figure),
         ("eval_maps.png", report.maps_figure),

@@ -11,8 +11,8 @@ rope.json.
 import dataclasses
 from collections.abc import Callable
 
-from jaxrope import llama, rope
-from jaxrope.llama import LlamaConfig
+from jaxrope import decoder, rope
+from jaxrope.decoder import DecoderConfig
 from jaxrope.rope import Rope, RopeFn
 from jaxrope.schema.evaluation import LAWS
 from jaxrope.store import files
@@ -41,7 +41,7 @@ def is_file(name: str) -> bool:
     return name.endswith(".json")
 
 
-def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0) -> Row:
+def method_row(name: str, config: DecoderConfig, *, rope_len: int, window: int = 0) -> Row:
     """Returns the row of a baseline.
 
     Args:
@@ -60,10 +60,10 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
         return Row(name, rope.load(path, **geometry, num_layers=config.num_layers), window)
     method, at, law = name.partition("@")
     if method == SLIDING:
-        return Row(name, llama.own_rope(config), llama.own_base(config).length)
+        return Row(name, decoder.own_rope(config), decoder.own_base(config).length)
     if method == OWN and not at:
-        return Row(name, llama.own_rope(config), window)  # with its lengths, if it has several
-    law, own = law if law in ("", *LAWS) else float(law), llama.own_base(config)
+        return Row(name, decoder.own_rope(config), window)  # with its lengths, if it has several
+    law, own = law if law in ("", *LAWS) else float(law), decoder.own_base(config)
 
     def rope_fn(seq_len: int) -> Rope:
         # window > 0: never longer than it, whatever the text's length
@@ -78,11 +78,11 @@ def method_row(name: str, config: LlamaConfig, *, rope_len: int, window: int = 0
     return Row(name, rope_fn, window)
 
 
-def _method(method: str, config: LlamaConfig, factor: float) -> RopeFn:
+def _method(method: str, config: DecoderConfig, factor: float) -> RopeFn:
     if method == OWN:
-        return llama.own_rope(config)
+        return decoder.own_rope(config)
     return rope.extend(
-        llama.own_base(config),
+        decoder.own_base(config),
         method,
         head_dim=config.head_dim,
         rotary_dim=config.rotary_dim,

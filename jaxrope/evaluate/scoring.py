@@ -20,10 +20,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import PartitionSpec
 
-from jaxrope import llama
+from jaxrope import decoder
+from jaxrope.decoder import losses
 from jaxrope.errors import InputError
 from jaxrope.evaluate.journal import Journal, Place, row_digest
-from jaxrope.llama import losses
 from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
 from jaxrope.schema.evaluation import Evaluation
@@ -40,11 +40,11 @@ class EvalModel:
     """A model and a rope, as an evaluator sees them.
 
     Attributes:
-      config: a llama.LlamaConfig.
+      config: a decoder.DecoderConfig.
       params: its parameters; on the way through training, the current ones.
       rope_fn: gives the Rope for a length in tokens; a RopeFn, or any function like it.
       tokenizer: the model's.
-      settings: a llama.ForwardSettings; over its mesh the params lie and rows are spread.
+      settings: a decoder.ForwardSettings; over its mesh the params lie and rows are spread.
       label: the row's name in tables.
       window: tokens of the window that slides over a longer text; 0 = one whole window.
       identity: digest of all but the factors that its answers depend on; "" = nothing is stored in
@@ -144,10 +144,10 @@ class Result:
 
 @functools.partial(jax.jit, static_argnames=("config", "settings", "chunk"))
 def score_batch(params, rope, rows, *, config, settings, chunk):
-    """Returns (nll_BT, hit_BT) of the targets of `rows` (llama.lay_out), in their order."""
+    """Returns (nll_BT, hit_BT) of the targets of `rows` (decoder.lay_out), in their order."""
 
     def local(params, rope, rows):
-        x_BTD = llama.hidden(
+        x_BTD = decoder.hidden(
             config,
             params,
             rows["tokens_BT"],
@@ -155,14 +155,14 @@ def score_batch(params, rope, rows, *, config, settings, chunk):
             positions_BT=rows["positions_BT"],
             settings=settings,
         )
-        arrays = x_BTD, llama.head_DV(config, params), rows["targets_BT"]
+        arrays = x_BTD, decoder.head_DV(config, params), rows["targets_BT"]
         how = dict(mesh=settings.mesh, vocab_size=config.vocab_size, cap=config.logit_cap)
         return losses.nll_and_hits(*arrays, chunk=chunk, **how)
 
     mesh = settings.mesh
     if mesh is None:
         return local(params, rope, rows)
-    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
+    specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(config, mesh))
     spread = sharding.row_sharding(mesh).spec
     outputs = jax.shard_map(
         local,
@@ -260,7 +260,7 @@ def _batches(
 
     def read(batch, count):
         nll_BT, hit_BT = (
-            llama.natural_order(model.settings, np.asarray(values), length)[:count]
+            decoder.natural_order(model.settings, np.asarray(values), length)[:count]
             for values in batch
         )
         if wrong := np.count_nonzero(~np.isfinite(nll_BT)):
@@ -279,7 +279,7 @@ def _batches(
         batch = score_batch(
             model.params,
             rope,
-            _put(model.settings, llama.lay_out(model.settings, full)),
+            _put(model.settings, decoder.lay_out(model.settings, full)),
             config=model.config,
             settings=model.settings,
             chunk=min(CHUNK, length),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import data, llama
+from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError, choose
 from jaxrope.generate.options import Model, Options, check
@@ -49,7 +49,7 @@ def prepare(args) -> Prepared:
     Raises:
       InputError: there is no such model, or a prompt or an option does not suit it.
     """
-    choose("--dtype", args.dtype, llama.DTYPES)
+    choose("--dtype", args.dtype, decoder.DTYPES)
     loaded = pretrained.load(args.checkpoint, dtype=args.dtype, weights=False)
     if args.rope:
         loaded = pretrained.with_rope(loaded, args.rope)
@@ -59,7 +59,7 @@ def prepare(args) -> Prepared:
     talks = args.chat and not (args.prompt or args.prompt_file)
     prompts = [_encoded(args, tokenizer, template, text) for text in _texts(args, talks)]
     options = _options(args, {*tokenizer.eos_ids, *loaded.config.eos_ids})
-    settings = llama.ForwardSettings(compute_dtype=args.dtype, mesh=_mesh(args.mesh))
+    settings = decoder.ForwardSettings(compute_dtype=args.dtype, mesh=_mesh(args.mesh))
     model = Model(loaded.config, {}, loaded.rope_fn, settings)
     check(model, prompts, options)
     _check_max_len(loaded, prompts, options)
@@ -73,11 +73,11 @@ def dry_run(args) -> str:
     shape, count = prepared.model.config, prepared.options.max_new_tokens
     longest = max(map(len, prepared.prompts)) + count
     rows = len(prepared.prompts) * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    cache = 2 * rows * longest * np.dtype(llama.DTYPES[args.dtype]).itemsize
+    cache = 2 * rows * longest * np.dtype(decoder.DTYPES[args.dtype]).itemsize
     lines = [
         f"{len(prepared.prompts)} prompts of {sum(map(len, prepared.prompts)):,} tokens; at most "
         f"{count:,} more each",
-        f"weights: {llama.num_params(shape):,} parameters in {args.dtype}; cache: "
+        f"weights: {decoder.num_params(shape):,} parameters in {args.dtype}; cache: "
         f"{cache / 2**20:,.1f} MiB",
         f"rope: {prepared.model.rope_fn.method}, for texts of up to {longest:,} tokens",
     ]
@@ -251,7 +251,7 @@ def _placed(model: Model, params: dict) -> dict:
     mesh = model.settings.mesh
     if mesh is None:
         return jax.tree.map(jnp.asarray, params)
-    return sharding.put(params, llama.param_shardings(model.config, mesh))
+    return sharding.put(params, decoder.param_shardings(model.config, mesh))
 
 
 def _show(model, prompts, options, texts: list[TextStream], timing) -> list[str]:

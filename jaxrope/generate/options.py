@@ -5,9 +5,9 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from jaxrope import attention
+from jaxrope.decoder import DecoderConfig, ForwardSettings
 from jaxrope.errors import InputError
 from jaxrope.generate.policy import POLICIES
-from jaxrope.llama import ForwardSettings, LlamaConfig
 from jaxrope.rope import RopeFn
 from jaxrope.schema import Section
 from jaxrope.schema.rules import Choice, Many, Number, Whole, field
@@ -19,12 +19,12 @@ class Model:
 
     Attributes:
       config: its shape.
-      params: on the devices of settings.mesh as llama.param_shardings says, or of one device.
+      params: on the devices of settings.mesh as decoder.param_shardings says, or of one device.
       rope_fn: factors by length.
       settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
     """
 
-    config: LlamaConfig
+    config: DecoderConfig
     params: dict
     rope_fn: RopeFn
     settings: ForwardSettings

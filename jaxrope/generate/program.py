@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
-from jaxrope import attention, llama
+from jaxrope import attention, decoder
 from jaxrope.generate import state as states
 from jaxrope.generate.options import Sampling
 from jaxrope.generate.sampling import draw
@@ -55,13 +55,13 @@ def read_chunk(params, state: State, chunk: Chunk, *, config, settings) -> State
         valid_BT = positions_T[None] < length_B[:, None]
         place = attention.Place(positions_T[None], valid_BT, chunk.row)
         rope = _rope_of(state.rope, chunk.row)
-        x_BTD, caches = llama.hidden_cached(
+        x_BTD, caches = decoder.hidden_cached(
             config, params, tokens_BT, rope, state.caches, place, settings
         )
         is_last_BT = positions_T[None] == length_B[:, None] - 1
         x_BD = jnp.sum(jnp.where(is_last_BT[..., None], x_BTD, 0), axis=1)
         x_BD = collectives.sum_over(x_BD, mesh, "context")
-        logits_BV = llama.next_logits(config, params, x_BD, settings)
+        logits_BV = decoder.next_logits(config, params, x_BD, settings)
         ends_B = (length_B > chunk.start) & (length_B <= chunk.start + size)
         read_B = jnp.minimum(length_B, chunk.start + size)
         return dataclasses.replace(
@@ -92,10 +92,10 @@ def step(
     def local(params, state, row):
         tokens_B, advance_B = row
         place = attention.Place(state.lengths_B[:, None], advance_B[:, None], jnp.int32(0))
-        x_BTD, caches = llama.hidden_cached(
+        x_BTD, caches = decoder.hidden_cached(
             config, params, tokens_B[:, None], state.rope, state.caches, place, settings
         )
-        logits_BV = llama.next_logits(config, params, x_BTD[:, 0], settings)
+        logits_BV = decoder.next_logits(config, params, x_BTD[:, 0], settings)
         return dataclasses.replace(
             state,
             caches=caches,
@@ -117,7 +117,7 @@ def _spread(local, config, settings, state, extra):
     mesh = settings.mesh
     if mesh is None:
         return local
-    of_params = jax.tree.map(lambda where: where.spec, llama.param_shardings(config, mesh))
+    of_params = jax.tree.map(lambda where: where.spec, decoder.param_shardings(config, mesh))
     of_state = states.specs(state)
     return jax.shard_map(
         local,

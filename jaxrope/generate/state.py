@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import attention, llama
-from jaxrope.llama import DTYPES, ForwardSettings, LlamaConfig
+from jaxrope import attention, decoder
+from jaxrope.decoder import DTYPES, DecoderConfig, ForwardSettings
 from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
 
@@ -42,7 +42,7 @@ class State:
 
 
 def empty(
-    config: LlamaConfig,
+    config: DecoderConfig,
     settings: ForwardSettings,
     sizes: tuple[int, int],
     rope: Rope,
@@ -61,7 +61,7 @@ def empty(
 
     def make(rope, streams_B2):
         logits_BV = jnp.zeros((batch, config.vocab_size), jnp.promote_types(dtype, jnp.float32))
-        caches = llama.empty_caches(config, settings, batch=batch, slots=slots, chunk=chunk)
+        caches = decoder.empty_caches(config, settings, batch=batch, slots=slots, chunk=chunk)
         return State(caches, jnp.zeros(batch, jnp.int32), rope, logits_BV, streams_B2)
 
     if settings.mesh is None:

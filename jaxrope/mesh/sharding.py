@@ -1,6 +1,6 @@
 """The mesh, and the sharding of each array on it.
 
-`RULES` is the one table from the axes that a model names (llama.logical_axes) to the axes of the
+`RULES` is the one table from the axes that a model names (decoder.logical_axes) to the axes of the
 mesh. Rows of a batch lie over `data` and `fsdp`, their tokens over `context`, heads, the MLP and
 (where they divide) words over `tensor`, the model dim of every parameter over `fsdp` and `context`.
 The mesh is in Auto mode; the model runs in a shard_map of which all axes are manual.
@@ -179,8 +179,8 @@ def param_shardings(mesh: Mesh, logical_axes, abstract):
 
     Args:
       mesh: of make_mesh.
-      logical_axes: llama.logical_axes(config): a tuple of axis names for each leaf.
-      abstract: llama.abstract_params(config), the same tree with shapes.
+      logical_axes: decoder.logical_axes(config): a tuple of axis names for each leaf.
+      abstract: decoder.abstract_params(config), the same tree with shapes.
 
     Raises:
       InputError: an axis does not divide by its devices, and may not be replicated.

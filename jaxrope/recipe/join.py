@@ -9,10 +9,10 @@ import functools
 from collections.abc import Sequence
 from pathlib import Path
 
-from jaxrope import llama, rope, schema, setup
+from jaxrope import decoder, rope, schema, setup
 from jaxrope.convert import Pretrained, importing
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
-from jaxrope.llama import LlamaConfig
 from jaxrope.mesh import hosts, sharding
 from jaxrope.schema import Config, Identity
 from jaxrope.setup import Expected
@@ -109,7 +109,7 @@ def run(config: Config, folder: Path) -> None:
 PROGRAM = Program(package="jaxrope.recipe.join", doc=__doc__, run=run)
 
 
-def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: LlamaConfig) -> rope.RopeFn:
+def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: DecoderConfig) -> rope.RopeFn:
     """Returns one rope with the buckets of all, ascending in max_len.
 
     Args:
@@ -141,7 +141,7 @@ def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: LlamaConfig) -> rope.
     )
 
 
-def _rope(path: str, model: LlamaConfig, expected: Expected) -> tuple[Path, rope.RopeFn]:
+def _rope(path: str, model: DecoderConfig, expected: Expected) -> tuple[Path, rope.RopeFn]:
     if path in expected.ropes:
         file = files.as_path(path)
         file = file if file.name.endswith(".json") else file / "rope.json"
@@ -177,7 +177,7 @@ def _save_params(prepared: Prepared, folder: Path) -> None:
     hosts.from_main("joined otherwise", lambda: files.remove_tree(steps.steps_root(folder)))
     loaded = setup.load_model(prepared.config)
     mesh = sharding.make_mesh(prepared.config.mesh)
-    params = sharding.put(loaded.params, llama.param_shardings(loaded.config, mesh))
+    params = sharding.put(loaded.params, decoder.param_shardings(loaded.config, mesh))
     about = {"source": Path(loaded.source).name, "join": digest}
     checkpoint.save_params(folder, 0, params, about)
 

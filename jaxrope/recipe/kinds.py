@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import llama, rope, schema, setup
+from jaxrope import decoder, rope, schema, setup
 from jaxrope.evaluate.__main__ import PROGRAM as EVALUATE
 from jaxrope.recipe import join
 from jaxrope.recipe.stages import Stage
@@ -127,7 +127,7 @@ def _with_rope_of_folder(config: Config, folder: Path) -> Config:
 def _search_leaves(prepared: Any, config: Config, folder: Path, expected: Expected) -> Expected:
     """A rope.json: factors that ascend to the extension, in place of those to be found."""
     model = setup.load_model(config, weights=False, expected=expected).config
-    own = llama.own_base(model)
+    own = decoder.own_base(model)
     highest = max(1.0, config.target_len / own.length)
     factors = np.array(own.factors) * np.linspace(1.0, highest, model.rotary_dim // 2)
     if config.search.per_layer:

@@ -84,7 +84,7 @@ _MULTIPLIER = Number(above=0, most=1e6)
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Scratch(_Model):
-    """Start from random parameters; the fields are those of llama.LlamaConfig."""
+    """Start from random parameters; the fields are those of decoder.DecoderConfig."""
 
     source: str = field(Choice(("scratch",)))
     vocab_size: int = field(_COUNT)
@@ -128,7 +128,7 @@ class Scratch(_Model):
     query_growth_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
 
     def shape(self) -> dict[str, Any]:
-        """Returns what llama.LlamaConfig takes."""
+        """Returns what decoder.DecoderConfig takes."""
         values = {k: v for k, v in self.to_dict().items() if k != "source"}
         return {k: v for k, v in values.items() if not k.endswith("rope") or v is not None}
 

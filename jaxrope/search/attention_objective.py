@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, schema
+from jaxrope import decoder, schema
 from jaxrope.analysis import patterns, rows
 from jaxrope.data import needles
 from jaxrope.errors import InputError
@@ -158,14 +158,14 @@ def _samples(
     return samples
 
 
-def _lay_out(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+def _lay_out(settings: decoder.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
     """Returns both texts of each sample laid out over the mesh; picks stay integers."""
     laid = {}
     for prefix in ("", _TRAINED):
         tokens_WT = samples[f"{prefix}tokens_WT"]
 
         def place(name, prefix=prefix, tokens_WT=tokens_WT):
-            return llama.lay_out(settings, tokens_WT, samples[f"{prefix}{name}_WT"])
+            return decoder.lay_out(settings, tokens_WT, samples[f"{prefix}{name}_WT"])
 
         picks_WT = place("picks")["weights_BT"].astype(np.int32)
         marks = {"needle_BT": place("needle")["weights_BT"], "picks_BT": picks_WT}
@@ -203,7 +203,7 @@ def _objective(
             return rows.over_rows(layer, row["picks_BT"], most, picked_row_fn, mesh=settings.mesh)
 
         how = dict(positions_BT=row["positions_BT"], settings=settings, probe_fn=probe_fn)
-        x_BTD, readings = llama.probe(task.config, params, row["tokens_BT"], r, **how)
+        x_BTD, readings = decoder.probe(task.config, params, row["tokens_BT"], r, **how)
         return x_BTD, jax.tree.map(lambda leaf: leaf[:, 0], readings)  # the batch is one sample
 
     def loss_fn(params, r, sample):
@@ -232,7 +232,7 @@ def _objective(
     )
 
 
-def _head_weights(config: llama.LlamaConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
+def _head_weights(config: decoder.DecoderConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
     """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N]; on a
     mesh those of this device.
     """

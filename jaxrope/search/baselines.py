@@ -8,7 +8,7 @@ import dataclasses
 
 import numpy as np
 
-from jaxrope import llama, rope, schema, setup
+from jaxrope import decoder, rope, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.schema import Config
 from jaxrope.search.judging import Reference
@@ -51,28 +51,28 @@ class Extension:
     is_own: bool = False
 
 
-def extension(rope_fn: rope.RopeFn, model: llama.LlamaConfig) -> Extension | None:
+def extension(rope_fn: rope.RopeFn, model: decoder.DecoderConfig) -> Extension | None:
     """Returns what config.rope extends the model with; None where it does not."""
     if not rope_fn.buckets or np.all(np.array(rope_fn.buckets[-1].factors) == 1.0):
         return None
     if setup.is_own_rope(rope_fn, model):
-        return Extension(rope_fn.buckets[-1], llama.own_base(model).length, is_own=True)
+        return Extension(rope_fn.buckets[-1], decoder.own_base(model).length, is_own=True)
     by_formula = rope_fn.constants.get("factor", 0) * rope_fn.original_len
     return Extension(rope_fn.buckets[-1], int(rope_fn.max_len or by_formula))
 
 
-def base(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> rope.Base:
+def base(config: Config, model: decoder.DecoderConfig, extended: Extension | None) -> rope.Base:
     """Returns what a search starts from, with the length that its weights were trained on: the
     model's own scaling; in a second search the factors of config.rope.
     """
     trained = training_len(config, model, extended)
     if not config.search.multiply:
-        return dataclasses.replace(llama.own_base(model), length=trained)
+        return dataclasses.replace(decoder.own_base(model), length=trained)
     tuned = extended.bucket
     return rope.Base(tuned.factors, trained, tuned.start_tokens, tuned.attention_factor)
 
 
-def training_len(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> int:
+def training_len(config: Config, model: decoder.DecoderConfig, extended: Extension | None) -> int:
     """Returns the tokens the weights were trained on: search.training_len, else what the model's
     own scaling reaches, original_len without one; in a second search (search.multiply), else what
     the factors of config.rope serve.
@@ -85,7 +85,7 @@ def training_len(config: Config, model: llama.LlamaConfig, extended: Extension |
         raise InputError(f"target_len must be the tokens to search for, got {target_len}. Set it.")
     if config.search.multiply:
         return _fine_tuned_len(config, extended)
-    recovers, own = is_recovery(config, extended), llama.own_base(model)
+    recovers, own = is_recovery(config, extended), decoder.own_base(model)
     if target_len < own.length + (not recovers):
         rule = "be at least" if recovers else "exceed"
         name = f"what the model reaches with its own scaling, {_own_name(model)}:"
@@ -102,12 +102,14 @@ def training_len(config: Config, model: llama.LlamaConfig, extended: Extension |
     return configured_len or own.length
 
 
-def reference(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> Reference:
+def reference(
+    config: Config, model: decoder.DecoderConfig, extended: Extension | None
+) -> Reference:
     """Returns the rope and the length that the weights were trained with: in a second search those
     of config.rope.
     """
     trained = training_len(config, model, extended)
-    tuned = extended.bucket if config.search.multiply else llama.own_rope(model).bucket(trained)
+    tuned = extended.bucket if config.search.multiply else decoder.own_rope(model).bucket(trained)
     trained_rope = rope.build(
         tuned.factors,
         theta=model.theta,
@@ -123,14 +125,14 @@ def is_recovery(config: Config, extended: Extension | None) -> bool:
     return is_other and config.target_len <= extended.reach
 
 
-def _own_name(model: llama.LlamaConfig) -> str:
+def _own_name(model: decoder.DecoderConfig) -> str:
     factor = model.rope.get("factor")
     return f"{model.rope['method']} {factor:g}" if factor else str(model.rope["method"])
 
 
-def remark(config: Config, model: llama.LlamaConfig) -> list[str]:
+def remark(config: Config, model: decoder.DecoderConfig) -> list[str]:
     """Returns what the model's own scaling means for a search; nothing of a plain model."""
-    own = llama.own_base(model)
+    own = decoder.own_base(model)
     if own.is_plain or config.search.multiply:
         return []
     return [
@@ -157,7 +159,9 @@ def _fine_tuned_len(config: Config, extended: Extension | None) -> int:
     return fine_tuned_len
 
 
-def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extension | None) -> float:
+def attention_factor(
+    config: Config, model: decoder.DecoderConfig, extended: Extension | None
+) -> float:
     """Returns the attention factor of every candidate: a number, that of config.rope, or by a law
     with target length / what the model reaches, times the one of its own scaling. (The su law does
     not care in how many parts a length is reached.)
@@ -173,7 +177,7 @@ def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extensi
         )
     if law == "rope":
         return extended.bucket.attention_factor
-    own = llama.own_base(model)
+    own = decoder.own_base(model)
     factor = config.target_len / own.length
     number = rope.attention_factor(law, factor=factor, original_len=own.length)
     return number * own.attention_factor if isinstance(law, str) else number
@@ -181,7 +185,7 @@ def attention_factor(config: Config, model: llama.LlamaConfig, extended: Extensi
 
 def make(
     config: Config,
-    model: llama.LlamaConfig,
+    model: decoder.DecoderConfig,
     rope_fn: rope.RopeFn,
     trained: int,
     expected: Expected = NOTHING,
@@ -206,23 +210,23 @@ def make(
     return baselines + _listed(config, model, [baseline.name for baseline in baselines], expected)
 
 
-def _of_model(config: Config, model: llama.LlamaConfig, trained: int, recovers: bool):
+def _of_model(config: Config, model: decoder.DecoderConfig, trained: int, recovers: bool):
     """Returns none, PI, NTK and YaRN on top of the model's own scaling.
 
     In a recovery the model's own are a seed; where the target length equals the training length,
     all methods coincide with them.
     """
-    target_len, own = config.target_len, llama.own_rope(model)
+    target_len, own = config.target_len, decoder.own_rope(model)
     is_seed = recovers or own.method != "none"
     baselines = [Baseline("none", _bucket(own, target_len), is_seed)]
     if target_len > trained:
-        start = dataclasses.replace(llama.own_base(model), length=trained)
+        start = dataclasses.replace(decoder.own_base(model), length=trained)
         buckets = _methods(model, start, target_len)
         baselines += [Baseline(name, buckets[name], True) for name in SEEDS]
     return baselines
 
 
-def _multiplied(config: Config, model: llama.LlamaConfig, tuned: rope.Bucket, trained: int):
+def _multiplied(config: Config, model: decoder.DecoderConfig, tuned: rope.Bucket, trained: int):
     """Returns the fine-tuned factors unchanged ("none"), and PI, NTK and YaRN on top of them.
 
     Each method sees a model of `trained` tokens that is to serve target_len: s = target_len /
@@ -239,7 +243,9 @@ def _multiplied(config: Config, model: llama.LlamaConfig, tuned: rope.Bucket, tr
     return baselines
 
 
-def _methods(model: llama.LlamaConfig, start: rope.Base, target_len: int) -> dict[str, rope.Bucket]:
+def _methods(
+    model: decoder.DecoderConfig, start: rope.Base, target_len: int
+) -> dict[str, rope.Bucket]:
     """Returns PI, NTK and YaRN from a base to `target_len`."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     geometry |= dict(original_len=model.original_len)
@@ -249,7 +255,7 @@ def _methods(model: llama.LlamaConfig, start: rope.Base, target_len: int) -> dic
 
 
 def _listed(
-    config: Config, model: llama.LlamaConfig, names: list[str], expected: Expected
+    config: Config, model: decoder.DecoderConfig, names: list[str], expected: Expected
 ) -> list[Baseline]:
     """Returns the seeds that config.search.seeds lists, each named after its folder; `names` are in
     use already."""

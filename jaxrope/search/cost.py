@@ -7,7 +7,7 @@ from typing import Any
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.mesh import sharding
 from jaxrope.search import baselines, descent, evaluator, plan
 from jaxrope.search.problem import Problem, build_rope, prepare, seeds, weights
@@ -36,10 +36,10 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
     candidates, total = _candidates(problem)
     sloped = descent.tokens(problem, descent.planned_steps(problem))
     tokens = total * judge.candidate_tokens + sloped
-    operations = llama.forward_operations(model, judge.sample_tokens)
+    operations = decoder.forward_operations(model, judge.sample_tokens)
     target_len = problem.config.target_len
     rows = {
-        "model": f"{problem.loaded.source}, {llama.num_params(model):,} parameters, trained on "
+        "model": f"{problem.loaded.source}, {decoder.num_params(model):,} parameters, trained on "
         f"{problem.trained_len:,} tokens",
         "target": f"{target_len:,} tokens, {target_len / problem.trained_len:g} times as many; "
         f"factors from 1 to {space.highest / space.units:g}"

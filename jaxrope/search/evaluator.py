@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.mesh import sharding
 from jaxrope.search import objective as objectives
 from jaxrope.search.objective import Objective
@@ -57,7 +57,7 @@ class OutOfMemory(Exception):
 
 
 def make(
-    objective: Objective, model: llama.LlamaConfig, params: Any, *, per_device: int, mesh: Mesh
+    objective: Objective, model: decoder.DecoderConfig, params: Any, *, per_device: int, mesh: Mesh
 ) -> Evaluator:
     """Returns an evaluator; nothing is compiled yet.
 
@@ -70,7 +70,7 @@ def make(
     """
     return Evaluator(
         losses_fn=_losses_fn(objective.loss_fn, model, mesh),
-        params=sharding.put(params, llama.param_shardings(model, mesh)),
+        params=sharding.put(params, decoder.param_shardings(model, mesh)),
         samples=sharding.put(objective.lay_out(objective.samples), NamedSharding(mesh, _SAMPLES)),
         num_groups=sharding.ways(mesh, *sharding.BATCH_AXES),
         per_device=per_device,
@@ -79,8 +79,8 @@ def make(
 
 
 def lower(
-    model: llama.LlamaConfig,
-    settings: llama.ForwardSettings,
+    model: decoder.DecoderConfig,
+    settings: decoder.ForwardSettings,
     mesh: Mesh,
     *,
     sample_shape: tuple[int, int],
@@ -99,10 +99,10 @@ def lower(
     def abstract(leaf, where):
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
 
-    params = llama.abstract_params(model, settings.compute_dtype)
-    params = jax.tree.map(abstract, params, llama.param_shardings(model, mesh))
+    params = decoder.abstract_params(model, settings.compute_dtype)
+    params = jax.tree.map(abstract, params, decoder.param_shardings(model, mesh))
     num_samples, length = sample_shape
-    rows = (num_samples, llama.legal_length(settings, length))
+    rows = (num_samples, decoder.legal_length(settings, length))
     dtypes = dict.fromkeys(("tokens_BT", "targets_BT", "positions_BT"), jnp.int32)
     samples = {
         name: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, _SAMPLES))
@@ -117,14 +117,14 @@ def lower(
     return _losses_fn(loss_fn, model, mesh).lower(params, ropes, samples)
 
 
-def _losses_fn(loss_fn: Callable, model: llama.LlamaConfig, mesh: Mesh) -> Callable:
+def _losses_fn(loss_fn: Callable, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:
     def losses_PW(params, ropes, samples):
         def one_sample(sample):
             return jax.vmap(lambda r: loss_fn(params, r, sample))(ropes)
 
         return jax.lax.map(one_sample, samples).T
 
-    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(model, mesh))
+    specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(model, mesh))
     spread = jax.shard_map(
         losses_PW,
         mesh=mesh,
@@ -135,12 +135,12 @@ def _losses_fn(loss_fn: Callable, model: llama.LlamaConfig, mesh: Mesh) -> Calla
     return jax.jit(spread, out_shardings=sharding.replicated(mesh))  # every process reads all
 
 
-def gradient_fn(objective: Objective, model: llama.LlamaConfig, mesh: Mesh) -> Callable:
+def gradient_fn(objective: Objective, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:
     """Returns (params, rope, sample) -> (loss, gradient in its factors, gradient in its attention
-    factor), compiled at its first call; params and sample (llama.lay_out's, {name: [T]}) lie as in
-    an Evaluator.
+    factor), compiled at its first call; params and sample (of decoder.lay_out, {name: [T]}) lie as
+    in an Evaluator.
     """
-    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(model, mesh))
+    specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(model, mesh))
     everywhere, tokens = PartitionSpec(), PartitionSpec("context")
 
     def loss_fn(params, r, sample):

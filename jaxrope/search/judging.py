@@ -16,9 +16,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope import llama, rope, schema
+from jaxrope import decoder, rope, schema
 from jaxrope.data import needles
-from jaxrope.llama import losses
+from jaxrope.decoder import losses
 from jaxrope.mesh import collectives
 
 CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
@@ -51,8 +51,8 @@ class Task:
       reference: what a candidate's attention is compared with; None: no comparison.
     """
 
-    config: llama.LlamaConfig
-    settings: llama.ForwardSettings
+    config: decoder.DecoderConfig
+    settings: decoder.ForwardSettings
     documents: Any
     tokenizer: Any
     target_len: int
@@ -150,13 +150,13 @@ def needle_documents(
 PLACES = {"start": lambda index: None, "spread": needles.spread_depth}
 
 
-def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
-    """Returns (params, rope, sample of llama.lay_out) -> weighted mean NLL, nats."""
+def mean_nll(config: decoder.DecoderConfig, settings: decoder.ForwardSettings) -> Callable:
+    """Returns (params, rope, sample of decoder.lay_out) -> weighted mean NLL, nats."""
     cost_fn = nll_of(config, settings)
 
     def loss_fn(params, r, sample):
         row = {name: x_T[None] for name, x_T in sample.items()}
-        x_BTD = llama.hidden(
+        x_BTD = decoder.hidden(
             config, params, row["tokens_BT"], r, positions_BT=row["positions_BT"], settings=settings
         )
         return cost_fn(params, x_BTD, row)
@@ -164,13 +164,15 @@ def mean_nll(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Call
     return loss_fn
 
 
-def nll_of(config: llama.LlamaConfig, settings: llama.ForwardSettings) -> Callable:
-    """Returns (params, x_BTD of llama.hidden, row of llama.lay_out) -> weighted mean NLL, nats."""
+def nll_of(config: decoder.DecoderConfig, settings: decoder.ForwardSettings) -> Callable:
+    """Returns (params, x_BTD of decoder.hidden, row of decoder.lay_out) -> weighted mean NLL in
+    nats.
+    """
 
     def cost_fn(params, x_BTD, row):
         nll_BT = losses.token_nll(
             x_BTD,
-            llama.head_DV(config, params),
+            decoder.head_DV(config, params),
             row["targets_BT"],
             chunk=CHUNK,
             mesh=settings.mesh,

@@ -11,7 +11,7 @@ import functools
 
 import numpy as np
 
-from jaxrope import data, llama, schema
+from jaxrope import data, decoder, schema
 from jaxrope.search import attention_objective, judging
 from jaxrope.search.judging import CHUNK, Objective, Reference, Task, mean_nll
 
@@ -54,7 +54,7 @@ def perplexity(task: Task, section: schema.search.Perplexity) -> Objective:
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
         samples=np.asarray(windows.tokens_WT, np.int32),
-        lay_out=functools.partial(llama.lay_out, task.settings),
+        lay_out=functools.partial(decoder.lay_out, task.settings),
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=task.target_len,
@@ -124,5 +124,5 @@ OF_ATTENTION = {
 OBJECTIVES = {"perplexity": perplexity, "needle": needle, "mix": mix} | OF_ATTENTION
 
 
-def _lay_out_weighted(settings: llama.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
-    return llama.lay_out(settings, samples["tokens_WT"], samples["weights_WT"])
+def _lay_out_weighted(settings: decoder.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+    return decoder.lay_out(settings, samples["tokens_WT"], samples["weights_WT"])

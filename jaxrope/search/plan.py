@@ -8,7 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.search.objective import CHUNK
@@ -46,8 +46,8 @@ class Memory:
 
 
 def memory(
-    config: llama.LlamaConfig,
-    settings: llama.ForwardSettings,
+    config: decoder.DecoderConfig,
+    settings: decoder.ForwardSettings,
     *,
     sample_tokens: int,
     memory_gb: float,
@@ -65,7 +65,7 @@ def memory(
     Raises:
       InputError: memory_gb is too little for one candidate.
     """
-    size = np.dtype(llama.DTYPES[settings.compute_dtype]).itemsize
+    size = np.dtype(decoder.DTYPES[settings.compute_dtype]).itemsize
     available = int(memory_gb * _GIB) or _device_memory(mesh)
     estimate = Memory(
         params=_param_bytes(config, mesh, size),
@@ -107,8 +107,8 @@ def per_device(
 
 def _param_bytes(config, mesh: AnyMesh, size: int) -> int:
     """A device's shard of the parameters, and what it gathers: two layers, or the head."""
-    shardings = jax.tree.leaves(llama.param_shardings(config, mesh))
-    leaves = jax.tree.leaves(llama.abstract_params(config))
+    shardings = jax.tree.leaves(decoder.param_shardings(config, mesh))
+    leaves = jax.tree.leaves(decoder.abstract_params(config))
     local_weights = sum(
         math.prod(where.shard_shape(leaf.shape))
         for leaf, where in zip(leaves, shardings, strict=True)
@@ -116,7 +116,7 @@ def _param_bytes(config, mesh: AnyMesh, size: int) -> int:
     if sharding.ways(mesh, *sharding.RULES["embed"]) == 1:
         return local_weights * size
     head = config.vocab_size * config.embed_dim
-    layer = (llama.num_params(config) - head) // config.num_layers
+    layer = (decoder.num_params(config) - head) // config.num_layers
     return (local_weights + max(head, 2 * layer // sharding.ways(mesh, "tensor"))) * size
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
 import jaxrope
-from jaxrope import llama, rope, schema, setup
+from jaxrope import decoder, rope, schema, setup
 from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
@@ -88,7 +88,7 @@ class Problem:
     notes: tuple[str, ...] = ()
 
     @property
-    def model(self) -> llama.LlamaConfig:
+    def model(self) -> decoder.DecoderConfig:
         """The shape of the model."""
         return self.loaded.config
 
@@ -145,7 +145,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     mesh = sharding.make_mesh(config.mesh, planned=True)
     loaded = setup.load_model(config, weights=False, expected=expected)
     shape = loaded.config
-    llama.param_shardings(shape, mesh)  # refuses what does not divide
+    decoder.param_shardings(shape, mesh)  # refuses what does not divide
     _check_kinds(shape, section)
     forward, remarks = setup.forward_settings(config, mesh, shape)
     rope_fn = setup.rope_fn(config, shape, loaded.rope_fn, expected)
@@ -181,7 +181,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     return problem
 
 
-def _check_kinds(shape: llama.LlamaConfig, section: Any) -> None:
+def _check_kinds(shape: decoder.DecoderConfig, section: Any) -> None:
     """Refuses factors for each layer where only some layers are extended."""
     if section.per_layer and len(set(shape.kinds)) > 1:
         raise InputError(
@@ -194,7 +194,7 @@ def weights(problem: Problem) -> Any:
     """Returns the parameters of the model in the compute dtype: the forward pass would make them so
     at every use.
     """
-    dtype = llama.DTYPES[problem.task.settings.compute_dtype]
+    dtype = decoder.DTYPES[problem.task.settings.compute_dtype]
     params = setup.load_model(problem.config).params
     return jax.tree.map(lambda leaf: np.asarray(leaf, dtype), params)
 
@@ -204,7 +204,7 @@ def header(problem: Problem) -> dict[str, Any]:
     listed = zip(seeds(problem), seed_genomes(problem).tolist(), strict=True)
     return {
         "target_len": problem.config.target_len,
-        "original_len": llama.own_base(problem.model).length,
+        "original_len": decoder.own_base(problem.model).length,
         "attention_factor": problem.attention_factor,
         "multiplied": problem.space.multiplier or None,
         "seeds": {seed.name: genes for seed, genes in listed},
@@ -243,7 +243,7 @@ def multiplied(problem: Problem, genome_G: np.ndarray) -> dict[str, Any]:
     if not problem.config.search.multiply:
         own = {
             "rope": dict(problem.model.rope),
-            **dataclasses.asdict(llama.own_base(problem.model)),
+            **dataclasses.asdict(decoder.own_base(problem.model)),
         }
         return {"base": own | {"on_top": alone.factors.tolist()}}
     return {
@@ -294,14 +294,14 @@ def versions() -> dict[str, str]:
     }
 
 
-def _notes(config: schema.Config, shape: llama.LlamaConfig) -> list[str]:
+def _notes(config: schema.Config, shape: decoder.DecoderConfig) -> list[str]:
     own = [*baselines.remark(config, shape), *setup.restated_notes(config, shape)]
     return own + setup.window_notes(config, shape)
 
 
 def _space(
     config: schema.Config,
-    shape: llama.LlamaConfig,
+    shape: decoder.DecoderConfig,
     settings: schema.search.Algorithm,
     extended: baselines.Extension | None,
 ) -> genome.Space:
@@ -326,7 +326,7 @@ def _space(
 def _task(
     config: schema.Config,
     loaded: Pretrained,
-    forward: llama.ForwardSettings,
+    forward: decoder.ForwardSettings,
     reference: objective.Reference,
 ) -> objective.Task:
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
@@ -362,7 +362,7 @@ def _check_population(problem: Problem) -> None:
 
 
 def _prefilter(
-    config, model: llama.LlamaConfig, all_baselines: list[Baseline], trained: int
+    config, model: decoder.DecoderConfig, all_baselines: list[Baseline], trained: int
 ) -> prefilter.Prefilter:
     trained_with = next(baseline for baseline in all_baselines if baseline.name == "none")
     return prefilter.Prefilter(

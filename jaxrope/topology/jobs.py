@@ -8,7 +8,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope import llama, schema, setup
+from jaxrope import decoder, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
 from jaxrope.search import evaluator, plan
@@ -54,7 +54,9 @@ def train_job(config, mesh: Mesh) -> Job:
 
     def lower():
         state, shardings = program_lib.abstract_state(program)
-        plain = llama.own_rope(program.model)(seq_len)  # its numbers do not matter, only its shape
+        plain = decoder.own_rope(program.model)(
+            seq_len
+        )  # its numbers do not matter, only its shape
         r = program_lib.rope_argument(program, plain)
         return program_lib.lower_step(program, state, shardings, r)
 
@@ -98,7 +100,7 @@ def search_job(config, mesh: Mesh) -> Job:
             f"search.objective.name '{objective.name}': --compile_only is for perplexity."
         )
     model = setup.model_shape(config)
-    llama.param_shardings(model, mesh)  # raises for axes that do not divide
+    decoder.param_shardings(model, mesh)  # raises for axes that do not divide
     algorithm = config.search.algorithm.halved(config.target_len)
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
@@ -141,5 +143,5 @@ def search_job(config, mesh: Mesh) -> Job:
     )
 
 
-def _model_line(model: llama.LlamaConfig) -> str:
-    return f"model         {llama.num_params(model):,} parameters"
+def _model_line(model: decoder.DecoderConfig) -> str:
+    return f"model         {decoder.num_params(model):,} parameters"

@@ -10,7 +10,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from jaxrope import llama
+from jaxrope import decoder
 
 _MLP_ARRAYS = 4  # as wide as F: gate, up, their product, a gradient
 
@@ -30,7 +30,7 @@ class Footprint:
       offload: of `optimizer`.
     """
 
-    model: llama.LlamaConfig
+    model: decoder.DecoderConfig
     sizes: Mapping[str, int]
     rows: int
     seq_len: int
@@ -52,7 +52,7 @@ class Footprint:
             n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads)
         )
         mlp_dim, tokens = model.mlp_dim / tensor, self.tokens
-        share = llama.num_params(model) / math.prod(self.sizes.values())
+        share = decoder.num_params(model) / math.prod(self.sizes.values())
         bytes_per_token = 0 if self.remat == "offload" else 2 * model.embed_dim
         products = 2 * (2 * width + 2 * kv_width + 3 * mlp_dim)
         bytes_per_token += {

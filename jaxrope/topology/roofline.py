@@ -13,7 +13,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from jaxrope import llama
+from jaxrope import decoder
 from jaxrope.mesh import Chip
 from jaxrope.topology.schedule import Schedule
 
@@ -69,8 +69,8 @@ class Work:
 
 
 def train_work(
-    model: llama.LlamaConfig,
-    settings: llama.ForwardSettings,
+    model: decoder.DecoderConfig,
+    settings: decoder.ForwardSettings,
     sizes: Mapping[str, int],
     *,
     rows: int,
@@ -104,12 +104,17 @@ def train_work(
         attention_flops=units * unit,
         dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=True),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1 + attention, 1)),
-        update_bytes=28.0 * llama.num_params(model) / num_devices,  # 4 arrays in, 3 out, float32
+        update_bytes=28.0 * decoder.num_params(model) / num_devices,  # 4 arrays in, 3 out, float32
     )
 
 
 def forward_work(
-    model: llama.LlamaConfig, sizes: Mapping[str, int], *, rows: int, seq_len: int, parts: int = 1
+    model: decoder.DecoderConfig,
+    sizes: Mapping[str, int],
+    *,
+    rows: int,
+    seq_len: int,
+    parts: int = 1,
 ) -> Work:
     """Returns the work of `rows` forward passes with a loss, in `parts` runs one after another."""
     tokens, unit = rows * seq_len, rows * _attention_unit(model, seq_len)
@@ -124,7 +129,7 @@ def forward_work(
     )
 
 
-def _weights(model: llama.LlamaConfig) -> dict[str, int]:
+def _weights(model: decoder.DecoderConfig) -> dict[str, int]:
     """Returns the weights of the matrix products, of one layer but for the head."""
     dim, head = model.embed_dim, model.head_dim
     return {
@@ -135,15 +140,15 @@ def _weights(model: llama.LlamaConfig) -> dict[str, int]:
     }
 
 
-def _all_weights(model: llama.LlamaConfig) -> int:
+def _all_weights(model: decoder.DecoderConfig) -> int:
     weights = _weights(model)
     layer = sum(size for name, size in weights.items() if name != "head")
     return model.num_layers * layer + weights["head"]
 
 
-def _attention_unit(model: llama.LlamaConfig, seq_len: int) -> float:
+def _attention_unit(model: decoder.DecoderConfig, seq_len: int) -> float:
     """Returns the operations of one product over the pairs of a row, all layers."""
-    keys = llama.keys_per_query(model, seq_len)
+    keys = decoder.keys_per_query(model, seq_len)
     return 2.0 * model.num_heads * model.head_dim * seq_len * keys
 
 

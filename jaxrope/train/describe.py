@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import AbstractMesh
 
-from jaxrope import evaluate, llama, setup
+from jaxrope import decoder, evaluate, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, hosts
 from jaxrope.schema import Config
@@ -104,9 +104,9 @@ def _shape(plan: Plan) -> list[str]:
     train, model = plan.config.train, plan.model
     mesh = ", ".join(f"{axis} {size}" for axis, size in plan.mesh.shape.items())
     epochs = train.steps * train.batch_size / plan.loader.num_rows
-    served = llama.own_base(model).length
+    served = decoder.own_base(model).length
     return [
-        f"parameters: {llama.num_params(model):,} ({train.param_dtype})",
+        f"parameters: {decoder.num_params(model):,} ({train.param_dtype})",
         f"rope: {plan.rope_fn.method}; the model served {served:,} tokens and is to "
         f"serve {model.max_len:,}",
         f"mesh: {mesh}",

@@ -13,9 +13,9 @@ import math
 import jax
 import jax.numpy as jnp
 
-from jaxrope import llama
+from jaxrope import decoder
+from jaxrope.decoder import adapters
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters
 from jaxrope.mesh import sharding
 from jaxrope.schema import training
 
@@ -50,7 +50,7 @@ class Lora:
 
 
 def make(
-    section: training.Lora, model: llama.LlamaConfig, *, param_dtype: str, compute_dtype: str
+    section: training.Lora, model: decoder.DecoderConfig, *, param_dtype: str, compute_dtype: str
 ) -> Lora | None:
     """Returns config.lora; None for rank 0: everything is trained.
 
@@ -76,26 +76,26 @@ def make(
     return lora
 
 
-def abstract_params(model: llama.LlamaConfig, lora: Lora | None, param_dtype: str) -> dict:
+def abstract_params(model: decoder.DecoderConfig, lora: Lora | None, param_dtype: str) -> dict:
     """Returns the shapes and dtypes of all parameters, frozen and trained."""
-    base = llama.abstract_params(model, param_dtype)
+    base = decoder.abstract_params(model, param_dtype)
     if lora is None:
         return base
     drawn = jax.eval_shape(lambda key: _draw(model, lora, key), jax.random.key(0))
     return join(jax.eval_shape(lambda p: freeze(p, lora), base), drawn)
 
 
-def param_shardings(model: llama.LlamaConfig, lora: Lora | None, mesh) -> dict:
+def param_shardings(model: decoder.DecoderConfig, lora: Lora | None, mesh) -> dict:
     """Returns where all parameters lie, adapters as the sides of what they adapt.
 
     Raises:
       InputError: an axis of the model does not divide by its devices.
     """
     abstract = abstract_params(model, lora, "float32")
-    return sharding.param_shardings(mesh, llama.axes_by_name(abstract), abstract)
+    return sharding.param_shardings(mesh, decoder.axes_by_name(abstract), abstract)
 
 
-def begin(params: dict, model: llama.LlamaConfig, lora: Lora | None, key: jax.Array) -> dict:
+def begin(params: dict, model: decoder.DecoderConfig, lora: Lora | None, key: jax.Array) -> dict:
     """Returns the parameters a training begins with: a model's, frozen, and fresh adapters.
 
     b is zero, so that the model computes what it did; a is normal with the deviation
@@ -132,7 +132,7 @@ def join(first: dict, second: dict) -> dict:
     return first | second | {"layers": first["layers"] | second["layers"]}
 
 
-def num_trained(model: llama.LlamaConfig, lora: Lora | None) -> int:
+def num_trained(model: decoder.DecoderConfig, lora: Lora | None) -> int:
     """Returns the number of parameters that are trained."""
     trained, _ = split(abstract_params(model, lora, "float32"), lora)
     return sum(leaf.size for leaf in jax.tree.leaves(trained))
@@ -143,13 +143,13 @@ def freeze(params: dict, lora: Lora | None) -> dict:
     if lora is None:
         return params
     trained, frozen = split(params, lora)
-    dtype = llama.DTYPES[lora.frozen_dtype]
+    dtype = decoder.DTYPES[lora.frozen_dtype]
     return join(trained, jax.tree.map(lambda leaf: leaf.astype(dtype), frozen))
 
 
-def _draw(model: llama.LlamaConfig, lora: Lora, key: jax.Array) -> dict:
+def _draw(model: decoder.DecoderConfig, lora: Lora, key: jax.Array) -> dict:
     """Returns the adapters alone, and their scale."""
-    dtype = llama.DTYPES[lora.dtype]
+    dtype = decoder.DTYPES[lora.dtype]
     scale_L = jnp.full((model.num_layers,), lora.alpha / lora.rank, jnp.float32)
     drawn: dict = {"layers": {adapters.SCALE: scale_L}}
     targets = _targets(lora, model)
@@ -167,9 +167,9 @@ def _draw(model: llama.LlamaConfig, lora: Lora, key: jax.Array) -> dict:
     return drawn
 
 
-def _targets(lora: Lora, model: llama.LlamaConfig) -> dict[str, jax.ShapeDtypeStruct]:
+def _targets(lora: Lora, model: decoder.DecoderConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Returns the weights that have adapters, by name, in the order of lora.targets."""
-    base = llama.abstract_params(model)
+    base = decoder.abstract_params(model)
     by_stem = {name.rsplit("_", 1)[0]: name for name in (*base, *base["layers"])}
     names = [by_stem[target] for target in lora.targets]
     return {name: base["layers"].get(name, base.get(name)) for name in names}

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import data, evaluate, llama, rope, schema, setup
+from jaxrope import data, decoder, evaluate, rope, schema, setup
 from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.evaluate import EvalModel
@@ -54,7 +54,7 @@ class Plan:
         return self.program.mesh
 
     @property
-    def model(self) -> llama.LlamaConfig:
+    def model(self) -> decoder.DecoderConfig:
         """The shape of the model."""
         return self.program.model
 
@@ -73,7 +73,7 @@ class Plan:
     @property
     def outcome(self) -> Pretrained:
         """The model that it will leave, without weights; see setup.Expected."""
-        rope_fn = llama.own_rope(self.model)
+        rope_fn = decoder.own_rope(self.model)
         if not setup.is_own_rope(self.rope_fn, self.model):
             rows = [dataclasses.asdict(bucket) for bucket in self.rope_fn.buckets]
             rows[-1]["max_len"] = rows[-1]["max_len"] or self.model.max_len
@@ -96,7 +96,7 @@ class Plan:
         label = self.config.eval.label or self.rope_fn.method
         return EvalModel(
             config=self.model,
-            params=llama.adapters.merged(params) if params else params,
+            params=decoder.adapters.merged(params) if params else params,
             rope_fn=self.rope_fn,
             tokenizer=self.tokenizer,
             settings=self.program.settings,
@@ -112,7 +112,7 @@ class Plan:
         spans = where.addressable_devices_indices_map(shape).values()
         row_numbers = sorted({row for part, rows, _ in spans for row in _rows(shape, part, rows)})
         arrays = _read(self.loader, step, row_numbers)
-        order = llama.token_order(self.program.settings, shape[2])
+        order = decoder.token_order(self.program.settings, shape[2])
         at = {row: i for i, row in enumerate(row_numbers)}
 
         def put(rows_BT: np.ndarray):
@@ -223,11 +223,14 @@ def first_state(plan: Plan, params: dict, shardings) -> step_lib.TrainState:
       shardings: of program.abstract_state.
     """
     program = plan.program
-    key, base = jax.random.key(plan.config.seed), llama.param_shardings(program.model, program.mesh)
+    key, base = (
+        jax.random.key(plan.config.seed),
+        decoder.param_shardings(program.model, program.mesh),
+    )
     if params:
         params = sharding.put(lora_lib.freeze(params, program.lora), base)
     else:
-        draw = functools.partial(llama.init_params, program.model, dtype=program.param_dtype)
+        draw = functools.partial(decoder.init_params, program.model, dtype=program.param_dtype)
         params = jax.jit(draw, out_shardings=base)(key)
 
     def init(params, key):
@@ -246,7 +249,7 @@ def compile_step(plan: Plan, abstract_state, shardings):
     return lowered.compile(), sharding.put(rope_of_len, sharding.replicated(program.mesh))
 
 
-def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
+def _loader(config, model: decoder.DecoderConfig, documents, tokenizer):
     """Returns what makes batches: of text alone, or a mixture."""
     section = config.data
     special = dict(bos_id=tokenizer.bos_id, eos_id=tokenizer.eos_id)
@@ -255,7 +258,7 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
         needle_keys=section.needle_keys,
         needle_weight=section.needle_weight,
         short=section.short_share,
-        short_len=llama.own_base(model).length,
+        short_len=decoder.own_base(model).length,
     )
     data.check_shares(shares, config.train.seq_len)
     text = data.TrainLoader(
@@ -277,12 +280,12 @@ def _loader(config, model: llama.LlamaConfig, documents, tokenizer):
     return data.MixtureLoader(text, documents, shares, tokenizer=tokenizer, **special)
 
 
-def _notes(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> list[str]:
+def _notes(config, model: decoder.DecoderConfig, rope_fn: rope.RopeFn) -> list[str]:
     """Returns what the user should know before anything is paid: of the model as it was."""
     length = max(setup.longest(config, model, rope_fn), config.train.seq_len)
     about = [*setup.restated_notes(config, model), *setup.window_notes(config, model, length)]
     notes = [f"note: {note}" for note in about]
-    served, is_own = llama.own_base(model).length, setup.is_own_rope(rope_fn, model)
+    served, is_own = decoder.own_base(model).length, setup.is_own_rope(rope_fn, model)
     if config.model.source == "checkpoint" and is_own and length > max(served, model.max_len):
         notes.append(
             f"note: config.rope extends nothing: the model serves {served:,} tokens with its own "
@@ -291,7 +294,7 @@ def _notes(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> list[str]:
     return notes
 
 
-def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
+def _check_rope(config, model: decoder.DecoderConfig, rope_fn: rope.RopeFn) -> None:
     seq_len = config.train.seq_len
     if not rope_fn.buckets and not setup.is_own_rope(rope_fn, model):
         raise InputError(
@@ -310,7 +313,7 @@ def _check_rope(config, model: llama.LlamaConfig, rope_fn: rope.RopeFn) -> None:
         )
 
 
-def _with_special_ids(model: llama.LlamaConfig, tokenizer) -> llama.LlamaConfig:
+def _with_special_ids(model: decoder.DecoderConfig, tokenizer) -> decoder.DecoderConfig:
     bos_id = tokenizer.bos_token_id if model.bos_id is None else model.bos_id
     eos_id = tokenizer.eos_id if model.eos_id is None else model.eos_id
     return dataclasses.replace(model, bos_id=bos_id, eos_id=eos_id)

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from jaxrope import llama, rope, setup
+from jaxrope import decoder, rope, setup
 from jaxrope.mesh import sharding
 from jaxrope.schema.training import check_together
 from jaxrope.train import lora as lora_lib
@@ -42,9 +42,9 @@ class Program:
       lora: what is trained; None: everything.
     """
 
-    model: llama.LlamaConfig
+    model: decoder.DecoderConfig
     mesh: Mesh
-    settings: llama.ForwardSettings
+    settings: decoder.ForwardSettings
     optimizer: optimizer.Optimizer
     seq_len: int
     batch_size: int
@@ -62,7 +62,7 @@ class Program:
         return self.accumulation, self.batch_size // self.accumulation, self.seq_len
 
 
-def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
+def make_program(config, mesh: Mesh, model: decoder.DecoderConfig) -> Program:
     """Returns the step that `config` asks for.
 
     Args:
@@ -97,12 +97,13 @@ def make_program(config, mesh: Mesh, model: llama.LlamaConfig) -> Program:
     )
 
 
-def _lora_remarks(model: llama.LlamaConfig, lora: lora_lib.Lora | None) -> list[str]:
+def _lora_remarks(model: decoder.DecoderConfig, lora: lora_lib.Lora | None) -> list[str]:
     if lora is None:
         return []
     trained = lora_lib.num_trained(model, lora)
+    share = trained / decoder.num_params(model)
     return [
-        f"lora: {trained:,} parameters are trained, {trained / llama.num_params(model):.2%} of the"
+        f"lora: {trained:,} parameters are trained, {share:.2%} of the"
         f" model's; frozen ones are {lora.frozen_dtype}"
     ]
 
@@ -163,8 +164,8 @@ def rope_argument(program: Program, rope_of_len: rope.Rope) -> rope.Rope:
     """
     if not program.mixed:
         return rope_of_len
-    trained = llama.own_base(program.model).length
-    return two_ropes(rope_of_len, llama.own_rope(program.model)(trained))
+    trained = decoder.own_base(program.model).length
+    return two_ropes(rope_of_len, decoder.own_rope(program.model)(trained))
 
 
 def two_ropes(long: rope.Rope, short: rope.Rope) -> rope.Rope:

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxrope import llama
-from jaxrope.llama import losses
+from jaxrope import decoder
+from jaxrope.decoder import losses
 from jaxrope.mesh import collectives, sharding
 from jaxrope.train import lora as lora_lib
 from jaxrope.train.optimizer import Optimizer
@@ -54,8 +54,8 @@ def init_state(
 
 
 def make_step(
-    config: llama.LlamaConfig,
-    settings: llama.ForwardSettings,
+    config: decoder.DecoderConfig,
+    settings: decoder.ForwardSettings,
     optimizer: Optimizer,
     *,
     chunk_tokens: int,
@@ -121,7 +121,7 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
 
     def loss_sum(frozen, trained, part, rope):
         params = lora_lib.join(trained, frozen)
-        x_BTD = llama.hidden(
+        x_BTD = decoder.hidden(
             config,
             params,
             part["tokens_BT"],
@@ -132,7 +132,7 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
         )
         nll_BT = losses.token_nll(
             x_BTD,
-            llama.head_DV(config, params),
+            decoder.head_DV(config, params),
             part["targets_BT"],
             chunk=chunk_tokens,
             mesh=settings.mesh,
@@ -230,7 +230,7 @@ def _choose(good, new, old):
 
 
 def flops_per_token(
-    config: llama.LlamaConfig, seq_len: int, lora: lora_lib.Lora | None = None
+    config: decoder.DecoderConfig, seq_len: int, lora: lora_lib.Lora | None = None
 ) -> float:
     """Returns the arithmetic of one trained token: forward and backward, nothing recomputed.
 
@@ -244,7 +244,7 @@ def flops_per_token(
     return 6.0 * trained + 4.0 * frozen + 6.0 * config.num_layers * width * seq_len
 
 
-def _product_weights(params: dict, config: llama.LlamaConfig) -> int:
+def _product_weights(params: dict, config: decoder.DecoderConfig) -> int:
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
     if "embed_VD" in params and not config.tie_embeddings:
         weights -= params["embed_VD"].size  # a look-up is no product

@@ -1,5 +1,5 @@
-"""What `llama.probe` shows of each layer, against a dense forward pass in float64 numpy and against
-the projections of torch; and that looking changes nothing.
+"""What `decoder.probe` shows of each layer, against a dense forward pass in float64 numpy and the
+projections of torch; and that looking changes nothing.
 """
 
 import dataclasses
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from hf_models import CASES, write
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
 from jaxrope.attention import masks
 from jaxrope.convert import pretrained
 from jaxrope.mesh import sharding
@@ -24,12 +24,12 @@ def seen_by(config, params, tokens, r, **how):
 
     @jax.jit
     def run(params, tokens, r, arrays):
-        return llama.probe(config, params, tokens, r, probe_fn=lambda seen: seen, **arrays, **how)
+        return decoder.probe(config, params, tokens, r, probe_fn=lambda seen: seen, **arrays, **how)
 
     return run(params, tokens, r, arrays)
 
 
-SETTINGS = llama.ForwardSettings
+SETTINGS = decoder.ForwardSettings
 
 
 def packed_row(config):
@@ -79,9 +79,9 @@ def by_hand(config, params, tokens_T, r, positions_T, segments_T):
 
 @pytest.mark.parametrize("remat, block", [("none", 512), ("full", 8)])
 def test_hidden_states_are_those_of_hidden_to_the_bit(tiny_config, tiny_params, remat, block):
-    r, settings = llama.own_rope(tiny_config)(24), SETTINGS(attention_block=block, remat=remat)
+    r, settings = decoder.own_rope(tiny_config)(24), SETTINGS(attention_block=block, remat=remat)
     tokens, places = packed_row(tiny_config)
-    hidden = jax.jit(llama.hidden, static_argnums=0, static_argnames="settings")
+    hidden = jax.jit(decoder.hidden, static_argnums=0, static_argnames="settings")
     for more in (places, {}):
         expected = hidden(tiny_config, tiny_params, tokens, r, settings=settings, **more)
         found, _ = seen_by(tiny_config, tiny_params, tokens, r, settings=settings, **more)
@@ -146,15 +146,15 @@ def test_on_a_mesh_each_device_sees_its_part(tiny_config, tiny_params):
     mesh = sharding.make_mesh(dict(data=1, fsdp=2, context=2, tensor=2))
     settings = SETTINGS(attention="ring", attention_block=4, mesh=mesh)
     tokens = np.random.default_rng(1).integers(0, 264, (2, 16)).astype(np.int32)
-    r = llama.own_rope(tiny_config)(16)
-    order = llama.token_order(settings, 16)
+    r = decoder.own_rope(tiny_config)(16)
+    order = decoder.token_order(settings, 16)
     positions = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 16))
 
     def local(params, tokens, positions):
         def probe_fn(seen):
             return seen.q_BTNH, seen.k_BTKH
 
-        return llama.probe(
+        return decoder.probe(
             tiny_config,
             params,
             tokens,
@@ -166,7 +166,7 @@ def test_on_a_mesh_each_device_sees_its_part(tiny_config, tiny_params):
 
     part = jax.sharding.PartitionSpec
     rows = sharding.row_sharding(mesh).spec
-    specs = jax.tree.map(lambda where: where.spec, llama.param_shardings(tiny_config, mesh))
+    specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(tiny_config, mesh))
     stacked = part(None, *rows, "tensor")
     run = jax.jit(
         jax.shard_map(

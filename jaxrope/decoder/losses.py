@@ -7,7 +7,7 @@ Letters: B batch, T length, D model dim, V vocabulary, C chunk.
 import jax
 import jax.numpy as jnp
 
-from jaxrope.llama import chunked
+from jaxrope.decoder import chunked
 from jaxrope.mesh import collectives
 
 

@@ -12,7 +12,7 @@ from jaxrope.schema.rules import rules
 
 
 @dataclasses.dataclass(frozen=True)
-class LlamaConfig:
+class DecoderConfig:
     """The shape of a model, whatever its family: what the forward pass branches on.
 
     Attributes:
@@ -126,7 +126,7 @@ class LlamaConfig:
         return self.eos_id if isinstance(self.eos_id, tuple) else (self.eos_id,)
 
     def to_json_dict(self) -> dict[str, Any]:
-        """Returns what `LlamaConfig(**...)` takes; without what is as in a Llama."""
+        """Returns what `DecoderConfig(**...)` takes; without what is as in a Llama."""
         values = dataclasses.asdict(self) | {"rope": dict(self.rope)}
         plain = {field.name: field for field in dataclasses.fields(self)}
         for name in DIFFERENCES:
@@ -196,7 +196,7 @@ KINDS = {
 }
 
 
-def sliding_rope(config: LlamaConfig) -> rope.RopeFn:
+def sliding_rope(config: DecoderConfig) -> rope.RopeFn:
     """Returns the rope of the layers called "sliding"."""
     return rope.make(
         **dict(config.sliding_rope),
@@ -207,7 +207,7 @@ def sliding_rope(config: LlamaConfig) -> rope.RopeFn:
     )
 
 
-def own_rope(config: LlamaConfig) -> rope.RopeFn:
+def own_rope(config: DecoderConfig) -> rope.RopeFn:
     """Returns the model's own scaling: the "none" row of every table."""
     return rope.make(
         **dict(config.rope),
@@ -218,12 +218,12 @@ def own_rope(config: LlamaConfig) -> rope.RopeFn:
     )
 
 
-def own_base(config: LlamaConfig) -> rope.Base:
+def own_base(config: DecoderConfig) -> rope.Base:
     """Returns what an extension of the model starts from; rope/base.py says which it is."""
     return rope.base_of(own_rope(config), config.max_len)
 
 
-def _seven_billion(**differing) -> LlamaConfig:
+def _seven_billion(**differing) -> DecoderConfig:
     """What the published models of 7 and 8 billion parameters have in common, and what not."""
     common = dict(
         num_layers=32,
@@ -236,7 +236,7 @@ def _seven_billion(**differing) -> LlamaConfig:
         bos_id=1,
         eos_id=2,
     )
-    return LlamaConfig(**common | differing)
+    return DecoderConfig(**common | differing)
 
 
 # Of the config.json files of meta-llama/Llama-2-7b-hf, meta-llama/Meta-Llama-3-8B,
@@ -244,7 +244,7 @@ def _seven_billion(**differing) -> LlamaConfig:
 # google/gemma-3-4b-pt (its text part). Mistral's rope was trained on 32,768 tokens by its own
 # account, but LongRoPE's published factors for it are of 4,096, its sliding window (Original length
 # = `sliding_window` in the authors' search.py).
-SHAPES: dict[str, LlamaConfig] = {
+SHAPES: dict[str, DecoderConfig] = {
     "llama2_7b": _seven_billion(
         vocab_size=32_000,
         num_kv_heads=32,
@@ -273,7 +273,7 @@ SHAPES: dict[str, LlamaConfig] = {
         max_len=32_768,
         sliding_window=4096,
     ),
-    "qwen3_8b": LlamaConfig(
+    "qwen3_8b": DecoderConfig(
         family="qwen3",
         vocab_size=151_936,
         num_layers=36,
@@ -292,7 +292,7 @@ SHAPES: dict[str, LlamaConfig] = {
         bos_id=151_643,
         eos_id=151_645,
     ),
-    "olmo3_7b": LlamaConfig(
+    "olmo3_7b": DecoderConfig(
         family="olmo3",
         vocab_size=100_278,
         num_layers=32,
@@ -314,7 +314,7 @@ SHAPES: dict[str, LlamaConfig] = {
         rope={"method": "yarn", "factor": 8.0},
         eos_id=100_257,
     ),
-    "smollm3_3b": LlamaConfig(
+    "smollm3_3b": DecoderConfig(
         family="smollm3",
         vocab_size=128_256,
         num_layers=36,
@@ -333,7 +333,7 @@ SHAPES: dict[str, LlamaConfig] = {
         bos_id=128_000,
         eos_id=128_001,
     ),
-    "gemma3_4b": LlamaConfig(
+    "gemma3_4b": DecoderConfig(
         family="gemma3_text",
         vocab_size=262_208,
         num_layers=34,

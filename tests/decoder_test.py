@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxrope import llama, rope
+from jaxrope import decoder, rope
+from jaxrope.decoder import DecoderConfig, ForwardSettings, losses
 from jaxrope.errors import InputError
-from jaxrope.llama import ForwardSettings, LlamaConfig, losses
 
-logits = jax.jit(llama.logits, static_argnums=0, static_argnames="settings")
+logits = jax.jit(decoder.logits, static_argnums=0, static_argnames="settings")
 PI4 = dict(head_dim=8, theta=10_000.0, original_len=64, factor=4.0)
 
 
@@ -22,7 +22,7 @@ def tokens(config, length=24, batch=2):
 def test_causal_by_gradient(tiny_model):
     """The output at position t depends on the tokens up to t, and on each of them."""
     config, params = tiny_model
-    ids, r = tokens(config, 12, 1), llama.own_rope(config)(12)
+    ids, r = tokens(config, 12, 1), decoder.own_rope(config)(12)
 
     @jax.jit
     @jax.grad
@@ -30,7 +30,7 @@ def test_causal_by_gradient(tiny_model):
         table = jnp.concatenate([params["embed_VD"], embedded])
         wide = dataclasses.replace(config, vocab_size=config.vocab_size + 12)
         own = jnp.arange(config.vocab_size, config.vocab_size + 12)[None]
-        return llama.hidden(wide, params | {"embed_VD": table}, own, r)[0, t].sum()
+        return decoder.hidden(wide, params | {"embed_VD": table}, own, r)[0, t].sum()
 
     for t in (0, 5, 11):
         slope = slope_of(params["embed_VD"][ids[0]], t)
@@ -43,7 +43,7 @@ def test_packed_equals_apart(tiny_model):
     r = rope.make("pi", **PI4)(21)
     positions = np.concatenate([np.arange(n) for n in lengths])[None]
     segments = np.repeat(np.arange(3), lengths)[None]
-    whole = llama.logits(
+    whole = decoder.logits(
         config,
         params,
         ids,
@@ -74,8 +74,8 @@ def test_settings_do_not_change_the_gradient(tiny_model, backend, remat, mlp_chu
     ids, r = tokens(config), rope.make("pi", **PI4)(24)
 
     def loss(params, settings):
-        x = llama.hidden(config, params, ids, r, settings=settings)
-        head = llama.head_DV(config, params)
+        x = decoder.hidden(config, params, ids, r, settings=settings)
+        head = decoder.head_DV(config, params)
         return losses.token_nll(x[:, :-1], head, ids[:, 1:], chunk=8).mean()
 
     gradient = jax.jit(jax.grad(loss), static_argnums=1)
@@ -93,7 +93,7 @@ def test_a_candidate_is_data(tiny_model):
     @jax.jit
     def run(r):
         traces.append(1)
-        return llama.logits(config, params, ids, r)
+        return decoder.logits(config, params, ids, r)
 
     ropes = [
         rope.build(np.full(4, f), theta=10_000.0, start_tokens=s, attention_factor=a)
@@ -138,22 +138,22 @@ def test_a_rope_for_another_model_is_refused(tiny_model):
         with pytest.raises(
             InputError, match=r"must have 4 factors \(rotary_dim / 2\) for each of 2"
         ):
-            llama.hidden(config, params, tokens, r)
+            decoder.hidden(config, params, tokens, r)
 
 
 def test_module_and_function_agree(tiny_model):
     config, params = tiny_model
-    model = llama.merge(config, params)
-    r = llama.own_rope(config)(24)
+    model = decoder.merge(config, params)
+    r = decoder.own_rope(config)(24)
     assert np.array_equal(
         jax.jit(lambda m, t: m(t, r))(model, tokens(config)),
-        jax.jit(lambda p, t: llama.logits(config, p, t, r))(params, tokens(config)),
+        jax.jit(lambda p, t: decoder.logits(config, p, t, r))(params, tokens(config)),
     )
 
 
 def test_bfloat16_is_near(tiny_model):
     config, params = tiny_model
-    ids, r = tokens(config), llama.own_rope(config)(24)
+    ids, r = tokens(config), decoder.own_rope(config)(24)
     exact = logits(config, params, ids, r)
     near = logits(config, params, ids, r, settings=ForwardSettings(compute_dtype="bfloat16"))
     assert near.dtype == jnp.float32
@@ -162,7 +162,7 @@ def test_bfloat16_is_near(tiny_model):
 
 def test_seven_billion_at_two_million_tokens():
     """Shapes of Llama-2-7B at 2,097,152 tokens, without the memory."""
-    config = LlamaConfig(
+    config = DecoderConfig(
         vocab_size=32_000,
         num_layers=32,
         embed_dim=4096,
@@ -177,14 +177,14 @@ def test_seven_billion_at_two_million_tokens():
         rotary_dim=128,
         tie_embeddings=False,
     )
-    assert llama.num_params(config) == 6_738_415_616  # the model card's 6.74 B
-    params = llama.abstract_params(config, "bfloat16")
+    assert decoder.num_params(config) == 6_738_415_616  # the model card's 6.74 B
+    params = decoder.abstract_params(config, "bfloat16")
     ids = jax.ShapeDtypeStruct((1, 2_097_152), jnp.int32)
     r = rope.preset("llama2-7b-2048k-ft256k")(2_097_152)
     settings = ForwardSettings(compute_dtype="bfloat16", attention_block=2048)
-    x = jax.eval_shape(lambda p, t: llama.hidden(config, p, t, r, settings=settings), params, ids)
+    x = jax.eval_shape(lambda p, t: decoder.hidden(config, p, t, r, settings=settings), params, ids)
     assert x.shape == (1, 2_097_152, 4096) and x.dtype == jnp.bfloat16
-    axes = llama.logical_axes(config)
+    axes = decoder.logical_axes(config)
     assert axes["layers"]["o_LNHD"] == ("layers", "heads", "head_dim", "embed")
     assert jax.tree.structure(params) == jax.tree.structure(
         axes, is_leaf=lambda a: isinstance(a, tuple)
@@ -244,11 +244,11 @@ def test_memory_of_a_gradient_is_linear_in_length(tiny_model, remat):
     """Neither weights nor masks of all pairs of tokens are kept between layers."""
     config, params = tiny_model
     settings = ForwardSettings(attention="blockwise", attention_block=64, remat=remat)
-    r = llama.own_rope(config)(8)
+    r = decoder.own_rope(config)(8)
 
     def allotted(length):
         def loss(params, ids_BT):
-            return llama.hidden(config, params, ids_BT, r, settings=settings).sum()
+            return decoder.hidden(config, params, ids_BT, r, settings=settings).sum()
 
         ids_BT = jax.ShapeDtypeStruct((1, length), jnp.int32)
         compiled = jax.jit(jax.grad(loss)).lower(params, ids_BT).compile()

@@ -9,7 +9,7 @@ Letters: B batch, T length.
 import numpy as np
 
 from jaxrope import attention
-from jaxrope.llama.settings import ForwardSettings
+from jaxrope.decoder.settings import ForwardSettings
 from jaxrope.mesh import sharding
 
 

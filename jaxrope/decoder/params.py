@@ -13,9 +13,9 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from jaxrope import rope
-from jaxrope.llama.config import LlamaConfig
-from jaxrope.llama.forward import logits
-from jaxrope.llama.settings import DTYPES
+from jaxrope.decoder.config import DecoderConfig
+from jaxrope.decoder.forward import logits
+from jaxrope.decoder.settings import DTYPES
 from jaxrope.mesh import sharding
 
 _INIT_STDDEV = 0.02  # GPT-2's, and the default of Llama's configs
@@ -26,7 +26,7 @@ class Layers(nnx.Module):
     them out one at a time.
     """
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
         layers, dim, mlp = config.num_layers, config.embed_dim, config.mlp_dim
         heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
@@ -85,12 +85,12 @@ class Layers(nnx.Module):
             )
 
 
-class Llama(nnx.Module):
+class Decoder(nnx.Module):
     """The whole model. A tree: a tied head is the embedding's transpose by method, no reference is
     shared, so that `nnx.split`, `jax.jit` and `jax.grad` take it as it is.
     """
 
-    def __init__(self, config: LlamaConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
+    def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype=jnp.float32):
         self.config = config
 
         def normal(*shape):
@@ -112,50 +112,50 @@ class Llama(nnx.Module):
         return logits(self.config, params, tokens_BT, r, **kwargs)
 
 
-def merge(config: LlamaConfig, params: dict) -> Llama:
+def merge(config: DecoderConfig, params: dict) -> Decoder:
     """Returns the NNX module that holds `params`; `nnx.to_pure_dict(nnx.state(m))` undoes it."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: Llama(config, rngs=nnx.Rngs(0))))
+    graph, state = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
     nnx.replace_by_pure_dict(state, params)
     return nnx.merge(graph, state)
 
 
-def init_params(config: LlamaConfig, key: jax.Array, dtype="float32") -> dict:
+def init_params(config: DecoderConfig, key: jax.Array, dtype="float32") -> dict:
     """Returns random parameters: normal with deviation 0.02, projections into the residual stream
     divided by sqrt(2 L).
     """
 
     @jax.jit
     def draw(key):
-        model = Llama(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
+        model = Decoder(config, rngs=nnx.Rngs(params=key), dtype=DTYPES[str(dtype)])
         return nnx.to_pure_dict(nnx.state(model, nnx.Param))
 
     return draw(key)
 
 
-def abstract_params(config: LlamaConfig, dtype="float32") -> dict:
+def abstract_params(config: DecoderConfig, dtype="float32") -> dict:
     """Returns the shapes and dtypes of the parameters; costs nothing at any size."""
     return jax.eval_shape(functools.partial(init_params, config, dtype=dtype), jax.random.key(0))
 
 
-def forward_operations(config: LlamaConfig, tokens: int) -> float:
+def forward_operations(config: DecoderConfig, tokens: int) -> float:
     """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
     table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
     attention = 4 * config.num_heads * config.head_dim * keys_per_query(config, tokens)
     return tokens * (2.0 * (num_params(config) - table) + attention)
 
 
-def keys_per_query(config: LlamaConfig, tokens: int) -> float:
+def keys_per_query(config: DecoderConfig, tokens: int) -> float:
     """Returns the keys that a query of a row of `tokens` meets on average, summed over layers."""
     windows = (config.window(kind) or math.inf for kind in config.kinds)
     return sum(min(tokens / 2, window) for window in windows)
 
 
-def num_params(config: LlamaConfig) -> int:
+def num_params(config: DecoderConfig) -> int:
     """Returns the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
 
 
-def logical_axes(config: LlamaConfig) -> dict:
+def logical_axes(config: DecoderConfig) -> dict:
     """Returns the tree of the parameters with a tuple of axis names for each leaf."""
     return axes_by_name(abstract_params(config))
 
@@ -181,6 +181,6 @@ def axes_by_name(tree: dict) -> dict:
     return jax.tree_util.tree_map_with_path(axes, tree)
 
 
-def param_shardings(config: LlamaConfig, mesh: Mesh) -> dict:
+def param_shardings(config: DecoderConfig, mesh: Mesh) -> dict:
     """Returns where the parameters lie, NamedShardings in their tree; see sharding.RULES."""
     return sharding.param_shardings(mesh, logical_axes(config), abstract_params(config))

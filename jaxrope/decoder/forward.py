@@ -20,15 +20,15 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope import attention, rope
 from jaxrope.attention import masks
+from jaxrope.decoder import adapters, layers, losses, norms, stack
+from jaxrope.decoder.config import KINDS, DecoderConfig, sliding_rope
+from jaxrope.decoder.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.errors import InputError
-from jaxrope.llama import adapters, layers, losses, norms, stack
-from jaxrope.llama.config import KINDS, LlamaConfig, sliding_rope
-from jaxrope.llama.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.mesh import collectives, sharding
 
 
 def hidden(
-    config: LlamaConfig,
+    config: DecoderConfig,
     params: dict,
     tokens_BT: jax.Array,
     r: rope.Rope,
@@ -72,7 +72,7 @@ class Seen(NamedTuple):
 
 
 def probe(
-    config: LlamaConfig,
+    config: DecoderConfig,
     params: dict,
     tokens_BT: jax.Array,
     r: rope.Rope,
@@ -97,7 +97,7 @@ def probe(
     return _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
 
 
-def check_probe(config: LlamaConfig) -> None:
+def check_probe(config: DecoderConfig) -> None:
     """Refuses a model whose attention does not follow from its queries and keys alone.
 
     Raises:
@@ -120,7 +120,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
         if sharding.ways(settings.mesh, "context") > 1:
-            raise ValueError("llama.hidden: on a mesh with context > 1 positions_BT is needed.")
+            raise ValueError("decoder.hidden: on a mesh with context > 1 positions_BT is needed.")
         positions_BT = jnp.broadcast_to(
             jnp.arange(tokens_BT.shape[1], dtype=jnp.int32), tokens_BT.shape
         )
@@ -156,7 +156,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     return _final(config, params, x_BTD, settings), probed
 
 
-def _check_rope(config: LlamaConfig, r: rope.Rope) -> None:
+def _check_rope(config: DecoderConfig, r: rope.Rope) -> None:
     """Refuses a rope for another model; `rope.rotate` would turn as many dims as it has."""
     pairs, layers = r.factors_R.shape[-1], r.factors_R.shape[0] if r.per_layer else None
     if 2 * pairs != config.rotary_dim or layers not in (None, config.num_layers):
@@ -168,7 +168,7 @@ def _check_rope(config: LlamaConfig, r: rope.Rope) -> None:
 
 
 def hidden_cached(
-    config: LlamaConfig,
+    config: DecoderConfig,
     params: dict,
     tokens_BT: jax.Array,
     r: rope.Rope,
@@ -219,7 +219,7 @@ def hidden_cached(
 
 
 def empty_caches(
-    config: LlamaConfig, settings: ForwardSettings, *, batch: int, slots: int, chunk: int
+    config: DecoderConfig, settings: ForwardSettings, *, batch: int, slots: int, chunk: int
 ) -> dict[str, attention.Cache]:
     """Returns a cache for the layers of each kind, whole: of keys and values [L, B, S, K, H].
 
@@ -240,14 +240,14 @@ def empty_caches(
     return {kind: cache(kind) for kind in dict.fromkeys(config.kinds)}
 
 
-def _index_in_kind(config: LlamaConfig) -> jax.Array:
+def _index_in_kind(config: DecoderConfig) -> jax.Array:
     """Returns, for each layer, how many layers of its kind come before it, int32 [L]."""
     counts = [config.kinds[:layer].count(kind) for layer, kind in enumerate(config.kinds)]
     return jnp.array(counts, jnp.int32)
 
 
 def next_logits(
-    config: LlamaConfig, params: dict, x_BD: jax.Array, settings: ForwardSettings
+    config: DecoderConfig, params: dict, x_BD: jax.Array, settings: ForwardSettings
 ) -> jax.Array:
     """Returns logits_BV, float32 or wider, of one hidden state for each row; on a mesh all words,
     on every device that has the row.
@@ -261,13 +261,13 @@ def next_logits(
     return jax.lax.all_gather(logits_BV, collectives.TENSOR, axis=1, tiled=True)
 
 
-def head_DV(config: LlamaConfig, params: dict) -> jax.Array:
+def head_DV(config: DecoderConfig, params: dict) -> jax.Array:
     """Returns the matrix that makes logits of the hidden states; on a mesh this device's part."""
     return params["embed_VD"].T if config.tie_embeddings else adapters.head_DV(params)
 
 
 def logits(
-    config: LlamaConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs
+    config: DecoderConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs
 ) -> jax.Array:
     """Returns logits_BTV, float32 or wider, of the whole sequence, on one device; see `hidden`. For
     long sequences take `losses.token_nll`.

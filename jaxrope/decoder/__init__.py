@@ -1,21 +1,21 @@
-"""The model: Llama, and the dense decoders that differ from it by what LlamaConfig says.
+"""The model: Llama, and the dense decoders that differ from it by what DecoderConfig says.
 
 Parameters are a plain nested dict of arrays; the NNX modules of `params` describe it. Layers
 are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
 candidate is data.
 """
 
-from jaxrope.llama import adapters, losses
-from jaxrope.llama.config import (
+from jaxrope.decoder import adapters, losses
+from jaxrope.decoder.config import (
     DIFFERENCES,
     KINDS,
     SHAPES,
-    LlamaConfig,
+    DecoderConfig,
     own_base,
     own_rope,
     sliding_rope,
 )
-from jaxrope.llama.forward import (
+from jaxrope.decoder.forward import (
     Seen,
     check_probe,
     empty_caches,
@@ -26,9 +26,9 @@ from jaxrope.llama.forward import (
     next_logits,
     probe,
 )
-from jaxrope.llama.layout import lay_out, legal_length, natural_order, token_order
-from jaxrope.llama.params import (
-    Llama,
+from jaxrope.decoder.layout import lay_out, legal_length, natural_order, token_order
+from jaxrope.decoder.params import (
+    Decoder,
     abstract_params,
     axes_by_name,
     forward_operations,
@@ -39,14 +39,15 @@ from jaxrope.llama.params import (
     num_params,
     param_shardings,
 )
-from jaxrope.llama.settings import DTYPES, REMAT, ForwardSettings
+from jaxrope.decoder.settings import DTYPES, REMAT, ForwardSettings
 
 __all__ = [
     "DIFFERENCES",
     "DTYPES",
     "ForwardSettings",
     "KINDS",
-    "Llama",
+    "Decoder",
+    "DecoderConfig",
     "LlamaConfig",
     "REMAT",
     "SHAPES",

@@ -1,4 +1,4 @@
-"""One layer: attention and the MLP with their norms, biases and gates, as LlamaConfig says.
+"""One layer: attention and the MLP with their norms, biases and gates, as DecoderConfig says.
 
 On a mesh heads and the MLP may be cut over `tensor`; weights are gathered over the devices that
 share the model dim, in the compute dtype.
@@ -11,7 +11,7 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrope.llama import chunked, norms
+from jaxrope.decoder import chunked, norms
 from jaxrope.mesh import collectives
 
 
