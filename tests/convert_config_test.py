@@ -6,7 +6,7 @@ import pytest
 from hf_models import CASES
 
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import config_keys
+from jaxrope.convert import config_keys, families
 from jaxrope.errors import InputError
 
 LLAMA, LONGROPE = CASES["llama"], CASES["llama longrope of v5"]
@@ -278,11 +278,6 @@ def test_refused(tmp_path, name):
 
 
 OTHER_FAMILIES = {
-    "mistral without kv heads": (
-        "mistral",
-        {"num_key_value_heads": ...},
-        "num_key_value_heads is missing",
-    ),
     "qwen2, layer types": ("qwen2", {"layer_types": ["x", "y"]}, "layer_types must name"),
     "phi3 with llama3": (
         "phi3",
@@ -310,3 +305,17 @@ def test_refused_of_other_families(tmp_path, name):
     config = {key: value for key, value in (bases[case] | keys).items() if value is not ...}
     with pytest.raises(InputError, match=message):
         read(tmp_path, config)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+@pytest.mark.parametrize("heads", [32, 64])
+def test_heads_of_keys_are_those_of_transformers(tmp_path, family, heads):
+    """Where config.json does not say how many: a number of the class's own, or as many as heads."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed")
+    keys = dict(model_type=family, num_attention_heads=heads, hidden_size=64 * heads)
+    theirs = transformers.AutoConfig.for_model(**keys)
+    base = LLAMA | keys | dict(sliding_window=None)
+    found, notes = read(tmp_path, without(base, "num_key_value_heads", "head_dim"))
+    assert found.num_kv_heads == theirs.num_key_value_heads
+    is_told = any("no num_key_value_heads" in note for note in notes)
+    assert is_told or found.num_kv_heads == heads

@@ -88,15 +88,15 @@ def from_hf(config: Fields) -> tuple[DecoderConfig, list[str]]:
     _check_quantised(config)
     config = _with_defaults(config, row, notes)
     _check_foreign(config, row)
-    sizes = _sizes(config, family)
+    sizes = _sizes(config, row)
     num_layers = sizes["num_layers"]
     layers, window = row.layers.read(config, num_layers)
-    if family == "mistral" and layers:
-        family = "ministral"
+    if row.typed and layers:
         notes.append(
-            "layer_types with model_type mistral: read as ministral, whose layers differ;"
-            " transformers' Mistral passes over them"
+            f"layer_types with model_type {family}: read as {row.typed}, whose layers differ;"
+            f" transformers' {row.architecture} passes over them"
         )
+        family = row.typed
     fields = sizes | row.fixed_fields(sizes["embed_dim"]) | _differing(config, row)
     fields |= dict(family=family, layers=layers, sliding_window=window)
     ropes, more = _ropes(config, family, fields)
@@ -146,9 +146,9 @@ def _check_foreign(config: Fields, row: Family) -> None:
         raise config.wrong(row.gate_key, rule)
 
 
-def _sizes(config: Fields, family: str) -> dict:
+def _sizes(config: Fields, row: Family) -> dict:
     """Returns the fields of a DecoderConfig that every family gives alike."""
-    row, heads = FAMILIES[family], config.count("num_attention_heads")
+    heads = config.count("num_attention_heads")
     embed_dim = config.count("hidden_size")
     bias = row.attention_bias and config.flag("attention_bias", False)
     return dict(
@@ -156,7 +156,7 @@ def _sizes(config: Fields, family: str) -> dict:
         num_layers=config.count("num_hidden_layers"),
         embed_dim=embed_dim,
         num_heads=heads,
-        num_kv_heads=_kv_heads(config, family, heads),
+        num_kv_heads=_kv_heads(config, heads),
         head_dim=_head_dim(config, embed_dim, heads),
         mlp_dim=config.count("intermediate_size"),
         norm_eps=config.number(row.norm_eps_key),
@@ -272,11 +272,7 @@ def _head_dim(config: Fields, embed_dim: int, heads: int) -> int:
     return embed_dim // heads
 
 
-def _kv_heads(config: Fields, family: str, heads: int) -> int:
-    if family in ("mistral", "qwen2", "qwen3") and "num_key_value_heads" not in config.values:
-        raise InputError(
-            f"{config.path('num_key_value_heads')} is missing. A model cannot be run without it."
-        )
+def _kv_heads(config: Fields, heads: int) -> int:
     kv_heads = config.count("num_key_value_heads", heads)
     if heads % kv_heads:
         raise InputError(

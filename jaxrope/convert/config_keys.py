@@ -44,7 +44,7 @@ def to_hf(config: DecoderConfig, *, dtype: str) -> dict:
     values |= {key.name: _written(config, field, key) for field, key in row.keys.items()}
     if row.partial_rotary is not None:
         values["partial_rotary_factor"] = fraction(config.rotary_dim, config.head_dim)
-    return values | _biases(config, row) | row.layers.write(config) | _own_keys(config)
+    return values | _biases(config, row) | row.layers.write(config) | row.extras
 
 
 def token_ids(config: DecoderConfig) -> dict:
@@ -90,14 +90,6 @@ def _biases(config: DecoderConfig, row: Family) -> dict:
     if row.mlp_bias:
         keys["mlp_bias"] = config.mlp_bias
     return keys
-
-
-def _own_keys(config: DecoderConfig) -> dict:
-    if config.family == "llama":
-        return {"pretraining_tp": 1}
-    if config.family == "phi3":
-        return {"resid_pdrop": 0.0, "embd_pdrop": 0.0}
-    return {}
 
 
 def rope_keys(config: DecoderConfig, keys: Mapping) -> dict:

@@ -4,17 +4,13 @@ As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLa
 """
 
 import math
-from collections.abc import Sequence
 
 from jaxrope import rope
+from jaxrope.convert.families import FAMILIES, Family
 from jaxrope.convert.rope_export import HfRope
 
-_READERS = {  # format -> the programs that read it
-    "hf-llama": ("transformers", "vLLM", "SGLang", "llama.cpp"),
-    "hf-phi3": ("transformers", "vLLM", "SGLang", "llama.cpp"),
-    "gguf": ("llama.cpp",),
-    "vllm": ("vLLM",),
-}
+_ALL = ("transformers", "vLLM", "SGLang", "llama.cpp")
+_READERS = {"gguf": ("llama.cpp",), "vllm": ("vLLM",)}  # of formats that not all programs read
 _FROM_METADATA = ("gguf",)  # where llama.cpp reads attn_factor, and no converter computes it
 
 
@@ -24,7 +20,7 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
     Args:
       hf_rope: the rope as config.json expresses it.
       family: layout of the model it is for, as in DecoderConfig.
-      form: format it is written in, of `_READERS`; None: a whole Hugging Face folder.
+      form: format it is written in; None: a whole Hugging Face folder.
     """
     kind = hf_rope.section["rope_type"]
     describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic}
@@ -34,8 +30,7 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
         return ["vLLM uses the same frequencies and attention factor at every length."]
     if kind != "longrope":
         return describe_fns[kind](hf_rope)
-    programs = _READERS[form or ("hf-phi3" if family == "phi3" else "hf-llama")]
-    return _longrope(hf_rope, family, programs, form)
+    return _longrope(hf_rope, FAMILIES[family], form)
 
 
 def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
@@ -50,17 +45,15 @@ def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
     ]
 
 
-def _longrope(hf_rope: HfRope, family: str, programs: Sequence[str], form: str | None) -> list[str]:
-    by_law = is_by_law(hf_rope)
+def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
+    programs, by_law = _READERS.get(form, _ALL), is_by_law(hf_rope)
     if hf_rope.section["short_factor"] == hf_rope.section["long_factor"]:
         sentences = [
             "The factors are the same at every length, so no program can choose wrongly between"
             " short and long."
         ]
     else:
-        sentences = [
-            line for name in programs for line in _choice(name, hf_rope.original_len, family)
-        ]
+        sentences = [line for name in programs for line in _choice(name, hf_rope.original_len, row)]
     if "transformers" in programs:
         sentences.append(
             "transformers applies the attention factor at every length, short ones as well."
@@ -72,12 +65,12 @@ def _longrope(hf_rope: HfRope, family: str, programs: Sequence[str], form: str |
             " `long_mscale` (both are written; transformers calls the latter unrecognised keys and"
             " passes over them); llama.cpp computes the usual one and will differ."
         )
-    if family == "phi3" and not by_law and form not in ("gguf", "vllm"):
+    if row.longrope_alone and not by_law and form not in ("gguf", "vllm"):
         sentences.append(
             "transformers 4 refuses this config: its Phi-3 knows no attention factor of its own."
             " Use transformers 5."
         )
-    if "llama.cpp" in programs and family != "phi3" and form not in _FROM_METADATA:
+    if "llama.cpp" in programs and not row.longrope_alone and form not in _FROM_METADATA:
         sentences.append(
             "llama.cpp's converter drops the factors of this architecture without a word (it keeps"
             " them for Phi-3): do not convert it to GGUF."
@@ -85,12 +78,12 @@ def _longrope(hf_rope: HfRope, family: str, programs: Sequence[str], form: str |
     return sentences
 
 
-def _choice(program: str, original: int, family: str) -> list[str]:
+def _choice(program: str, original: int, row: Family) -> list[str]:
     """Returns when a program takes short and when long factors; empty if it takes neither."""
     if program == "transformers":
         crossing = (
             "its Phi-3 then computes the whole cache anew"
-            if family == "phi3"
+            if row.longrope_alone
             else "keys cached on the short side are not rotated anew"
         )
         return [
@@ -109,7 +102,7 @@ def _choice(program: str, original: int, family: str) -> list[str]:
             f" {original + 1} tokens, `short_factor` otherwise, and keeps the keys cached before."
             f" Token {original + 1} itself, where it comes last, is given the phase of position 0."
         ]
-    if family != "phi3":
+    if not row.longrope_alone:
         return []
     return [
         "llama.cpp takes one set for a context, by its allocated size (`-c`) and not by the"

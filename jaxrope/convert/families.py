@@ -58,6 +58,10 @@ class Family:
       local_theta: the older key of the sliding layers' theta, "" if there is none.
       gate_key: the key that names the activation.
       joined: q, k and v, and gate and up, are one tensor.
+      typed: the family that its files mean where they have layer types, "" for itself.
+      longrope_alone: its class takes no other scaling, and computes its cache anew where the
+        factors change; llama.cpp's converter keeps them for it.
+      extras: keys that other programs look for in its config.json.
       partial_rotary: the part of the dims that turns where the key is absent; None: all turn.
     """
 
@@ -76,6 +80,9 @@ class Family:
     local_theta: str = ""
     gate_key: str = "hidden_act"
     joined: bool = False
+    typed: str = ""
+    longrope_alone: bool = False
+    extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partial_rotary: float | None = None
 
     def fixed_fields(self, embed_dim: int) -> dict[str, Any]:
@@ -232,37 +239,45 @@ FAMILIES: dict[str, Family] = {
         layers=NO_WINDOW,
         attention_bias=True,
         mlp_bias=True,
+        extras=dict(pretraining_tp=1),
         defaults=_longest(2048),
     ),
     "mistral": Family(
         "MistralForCausalLM",
-        # its own class takes no layer types; files that have them mean what Ministral does
         layers=Layers(_typed(lambda *_: True).read, _window_key),
-        defaults=_longest(131_072, sliding_window=4096),
+        typed="ministral",  # its own class passes over them
+        defaults=_longest(131_072, sliding_window=4096, num_key_value_heads=8),
     ),
     "ministral": Family(
-        "MinistralForCausalLM", layers=_typed(lambda *_: True), defaults=_longest(131_072)
+        "MinistralForCausalLM",
+        layers=_typed(lambda *_: True),
+        defaults=_longest(131_072, num_key_value_heads=8),
     ),
     "ministral3": Family(
         "Ministral3ForCausalLM",
         layers=WINDOW,
         query_growth=True,
-        defaults=_longest(262_144, head_dim=128),
+        defaults=_longest(262_144, head_dim=128, num_key_value_heads=8),
     ),
     "qwen2": Family(
-        "Qwen2ForCausalLM", fixed=dict(qkv_bias=True), layers=_QWEN, defaults=_longest(32_768)
+        "Qwen2ForCausalLM",
+        fixed=dict(qkv_bias=True),
+        layers=_QWEN,
+        defaults=_longest(32_768, num_key_value_heads=32),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         fixed=dict(qk_norm="head"),
         layers=_QWEN,
         attention_bias=True,
-        defaults=_longest(32_768, head_dim=128),
+        defaults=_longest(32_768, head_dim=128, num_key_value_heads=32),
     ),
     "phi3": Family(
         "Phi3ForCausalLM",
         layers=WINDOW,
         joined=True,
+        longrope_alone=True,
+        extras=dict(resid_pdrop=0.0, embd_pdrop=0.0),
         partial_rotary=1.0,
         defaults=_longest(4096),
     ),
@@ -272,7 +287,7 @@ FAMILIES: dict[str, Family] = {
         reads=("no_rope_layers",),
         attention_bias=True,
         mlp_bias=True,
-        defaults=_longest(32_768, rope_theta=2e6, tie_word_embeddings=True),
+        defaults=_longest(32_768, rope_theta=2e6, tie_word_embeddings=True, num_key_value_heads=4),
     ),
     "olmo2": Family(
         "Olmo2ForCausalLM",
@@ -299,7 +314,13 @@ FAMILIES: dict[str, Family] = {
         },
         layers=_typed(_every(2)),
         attention_bias=True,
-        defaults=_longest(8192, head_dim=256, sliding_window=4096, tie_word_embeddings=True),
+        defaults=_longest(
+            8192,
+            head_dim=256,
+            num_key_value_heads=4,
+            sliding_window=4096,
+            tie_word_embeddings=True,
+        ),
         gate_key="hidden_activation",
     ),
     "gemma3_text": Family(

@@ -193,12 +193,14 @@ def _kind(section: Fields, family: str, mscales: bool) -> str:
     kind = _type(section)
     if mscales and section.get("short_factor") is None:
         return kind  # of no Phi-3: a line for vLLM, whatever the model is
-    if family == "phi3" and kind == "yarn":
+    if not FAMILIES[family].longrope_alone:
+        return kind
+    if kind == "yarn":
         return "longrope"  # transformers' Phi3Config renames it: an early name of longrope
-    if family == "phi3" and kind not in ("default", "longrope"):
+    if kind not in ("default", "longrope"):
         raise InputError(
-            f"{section.path('rope_type')} must be default or longrope for model_type 'phi3', got"
-            f" '{kind}'."
+            f"{section.path('rope_type')} must be default or longrope for model_type '{family}',"
+            f" got '{kind}'."
         )
     return kind
 

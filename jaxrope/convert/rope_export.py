@@ -89,7 +89,7 @@ class HfRope:
             else 1.0
         )
         by_law = math.isclose(self.section.get("attention_factor", 1.0), law, rel_tol=_STATED)
-        if config.family == "phi3" and by_law:
+        if FAMILIES[config.family].longrope_alone and by_law:
             return {"type": "longrope"} | {
                 key: self.section[key] for key in ("short_factor", "long_factor")
             }
@@ -105,8 +105,8 @@ def express(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
       InputError: each layer has factors of its own.
     """
     check_shared(rope_fn)
-    if config.family == "phi3" and rope_fn.method not in ("none", "ntk", "abf"):
-        return as_longrope(config, rope_fn)  # the only scaling that transformers' Phi-3 knows
+    if FAMILIES[config.family].longrope_alone and rope_fn.method not in ("none", "ntk", "abf"):
+        return as_longrope(config, rope_fn)
     return _METHODS[rope_fn.method](config, rope_fn)
 
 
@@ -174,9 +174,8 @@ def _abf(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
 
 def _plain(config: DecoderConfig, rope_fn: rope.RopeFn, theta: float) -> HfRope:
     max_len = longest(config, rope_fn)
-    original = (
-        rope_fn.original_len if rope_fn.original_len != max_len or config.family == "phi3" else None
-    )
+    is_written = rope_fn.original_len != max_len or FAMILIES[config.family].longrope_alone
+    original = rope_fn.original_len if is_written else None
     return HfRope({"rope_type": "default"}, theta, max_len, original)
 
 

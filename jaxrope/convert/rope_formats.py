@@ -20,6 +20,7 @@ from jaxrope.convert import (
     rope_export,
     rope_gguf,
 )
+from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
@@ -137,7 +138,7 @@ def _read_vllm(text: str, where: str) -> Source:
 def _read_hf(config: Fields) -> Source:
     """Returns the rope of a config.json, or of a part of it that names no model."""
     family = config.text("model_type", "llama")
-    choose(f"{config.where}: model_type", family, {**hf_config.FAMILIES, _VLLM_FAMILY: ""})
+    choose(f"{config.where}: model_type", family, {**FAMILIES, _VLLM_FAMILY: ""})
     mscales = family == _VLLM_FAMILY
     max_len = config.count("max_position_embeddings")
     head_dim, notes = _head_dim(config)
@@ -176,9 +177,9 @@ def _write_jaxrope(source: Source, path: Path, settings: Settings) -> tuple[list
 def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
     family = settings.form.removeprefix("hf-")
     geometry = source.rope_fn.geometry
-    if family == "llama" and geometry.rotary_dim != geometry.head_dim:
+    if FAMILIES[family].partial_rotary is None and geometry.rotary_dim != geometry.head_dim:
         raise InputError(
-            f"--format=hf-llama: a Llama turns all {geometry.head_dim} dims of a head, this rope"
+            f"--format={settings.form}: a Llama turns all {geometry.head_dim} dims of a head, this rope"
             f" {geometry.rotary_dim} of them. Use --format=hf-phi3."
         )
     layout = _layout(source, family)
