@@ -13,7 +13,7 @@ import pytest
 from hf_models import CASES, random_tensors
 
 from jaxrope import decoder
-from jaxrope.convert import folders, pretrained, tensor_files
+from jaxrope.convert import folders, pretrained, rope_formats, tensor_files
 from jaxrope.errors import InputError
 from tests.rope_samples import run
 
@@ -72,6 +72,21 @@ def test_a_gguf_is_the_model_that_it_was_made_of(tmp_path, name):
     same(model, pretrained.load(folder))
     assert model.source == str(file)
     assert pretrained.read_config(file) == model.config
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_rope_that_is_read_alone_is_that_of_the_model(tmp_path, name):
+    """Of the file, and of a folder that holds nothing else."""
+    file = gguf_models.write(
+        tmp_path / "m.gguf", MODELS[name], hf_models.random_tensors(MODELS[name])
+    )
+    model = pretrained.load(file, weights=False)
+    for source in (file, tmp_path):
+        found = rope_formats.read(source)
+        assert found.rope_fn.geometry == model.rope_fn.geometry
+        assert found.longest == model.config.max_len
+        for length in (24, 100, model.config.max_len):
+            assert found.rope_fn.bucket(length) == model.rope_fn.bucket(length)
 
 
 def test_the_constants_of_llama_3_are_those_of_its_config(tmp_path):

@@ -109,21 +109,14 @@ def gguf_file(path, arch="phi3", **changes):
 
 
 BROKEN = {
-    "llama": (dict(arch="llama"), "llama.cpp ignores rope factors of the architecture 'llama'"),
     "no factors": (
         dict(rope__scaling__type="longrope", rope_factors_long=None, rope_factors_short=None),
-        "rope.scaling.type is longrope, without both rope_factors_long and rope_factors_short",
+        "needs both rope_factors_long and rope_factors_short: llama.cpp runs it with plain",
     ),
-    "a scaling factor": (
-        dict(rope__scaling__factor=8.0),
-        "rope.scaling.factor must be absent beside rope factors, got 8: llama.cpp divides every",
-    ),
-    "another type": (
-        dict(rope__scaling__type="su"),
-        "must be none, linear, yarn or longrope, got 'su'",
-    ),
-    "other frequencies": (dict(rope_freqs=SHORT), "holds rope_freqs, which llama.cpp takes at"),
-    "length": (dict(rope_factors_long=LONG[:6]), r"factors must hold 8 numbers \(rotary_dim / 2\)"),
+    "one set": (dict(rope_factors_long=None), "needs both rope_factors_long and rope_factors_shor"),
+    "yarn": (dict(rope__scaling__type="yarn"), "type is yarn beside rope_factors_long, rope_fact"),
+    "another type": (dict(rope__scaling__type="su"), "Unknown .*x.gguf: rope.scaling.type 'su'"),
+    "length": (dict(rope_factors_long=LONG[:6]), "long_factor must hold 8 numbers, half the dims"),
     "no length": (dict(context_length=None), "context_length is missing"),
 }
 
@@ -149,8 +142,23 @@ def test_a_gguf_of_a_whole_model(tmp_path):
     linear = read(gguf_file(tmp_path / "y", rope__scaling__factor=4.0, **plain)).rope_fn
     assert (linear.method, linear.constants) == ("pi", {"factor": 4.0})
     assert read(gguf_file(tmp_path / "z", arch="llama", **plain)).rope_fn.method == "none"
+    none = dict(rope__scaling__factor=4.0, rope__scaling__type="none")
+    assert read(gguf_file(tmp_path / "n", **none, **plain)).rope_fn.method == "none"
     raw = path.read_bytes()
     for cut in (5, 40, 300, len(raw) - 30):
         path.write_bytes(raw[:cut])
         with pytest.raises(InputError, match="is not a whole GGUF file"):
             read(path)
+
+
+@pytest.mark.parametrize("arch", ["llama", "phi3", "qwen2"])
+def test_factors_are_divided_by_as_llama_cpp_does(tmp_path, arch):
+    """rope.scaling.factor as well, and rope_freqs at every length, of any architecture."""
+    needs("gguf")
+    found = read(gguf_file(tmp_path / "a", arch, rope__scaling__factor=8.0)).rope_fn
+    assert found.bucket(33).factors == tuple(8 * x for x in LONG)
+    found = read(gguf_file(tmp_path / "b", arch, rope_freqs=SHORT)).rope_fn
+    assert [found.bucket(length).factors for length in (32, 256)] == [tuple(SHORT)] * 2
+    part = dict(rope_factors_long=LONG[:4], rope_factors_short=SHORT[:4])
+    found = read(gguf_file(tmp_path / "c", arch, rope__dimension_count=8, **part)).rope_fn
+    assert (found.head_dim, found.rotary_dim) == (16, 8)

@@ -6,10 +6,13 @@ import json
 import math
 import shlex
 
+import hf_families
 import numpy as np
 import pytest
 from hf_models import CASES, write
 
+from jaxrope import decoder, rope
+from jaxrope.convert import config as hf_config
 from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import FORMATS, Settings, convert, read
 from jaxrope.errors import InputError
@@ -192,6 +195,57 @@ def test_factors_of_each_layer(tmp_path):
     model = pretrained.with_rope(pretrained.load(tmp_path / "in"), path)
     with pytest.raises(InputError, match="all of them give one set to every layer"):
         exporting.export_folder(model, tmp_path / "hf")
+
+
+@pytest.mark.parametrize("name", ["gemma3", "olmo3", "ministral3", "smollm3", "stablelm", "gemma2"])
+def test_a_folder_has_the_rope_of_its_import(tmp_path, name):
+    """Of full layers, with the family's own values for what config.json leaves out."""
+    model_type, differing = hf_families.CASES[name]
+    keys = dict(model_type=model_type, vocab_size=96, hidden_size=64, intermediate_size=48)
+    keys |= dict(num_hidden_layers=8, num_attention_heads=4, num_key_value_heads=2)
+    keys |= {"rope_parameters": hf_families.rope_parameters(model_type, "yarn", 16)}
+    scaled = keys | differing | dict(head_dim=16, num_hidden_layers=4)
+    for config in (
+        keys | dict(rope_parameters=None, rms_norm_eps=1e-6),
+        scaled | dict(rms_norm_eps=1e-6),
+    ):
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        model, notes = hf_config.read(tmp_path)
+        found = read(tmp_path)
+        assert found.rope_fn.geometry == decoder.own_rope(model).geometry
+        assert found.longest == model.max_len
+        assert rope_export.difference(found.rope_fn, decoder.own_rope(model)) == 0
+        assert {note for note in notes if "max_position" in note} <= set(found.notes)
+
+
+@pytest.mark.parametrize("factor", [2.0, 4.0])
+def test_a_scaling_that_grows_is_of_vllms_own_type(tmp_path, factor):
+    """vLLM has one base: that of the longest text, factor * original."""
+    rope_fn = rope.make("dynamic_ntk", head_dim=16, theta=1e4, original_len=32, factor=factor)
+    path = tmp_path / "config.json"
+    config = dict(model_type="llama", head_dim=16, max_position_embeddings=32)
+    scaling = dict(rope_type="dynamic", factor=factor, rope_theta=1e4)
+    path.write_text(json.dumps(config | dict(rope_parameters=scaling)))
+    line, *_ = convert(path, tmp_path / "out", Settings("vllm"))
+    assert "vLLM fixes it for factor * 32" in line
+    keys = json.loads(shlex.split((tmp_path / "out").read_text())[1])
+    section = keys["rope_parameters"]
+    assert (section["rope_type"], section["factor"]) == ("dynamic", factor)
+    longest, original, dim = factor * 32, keys["max_position_embeddings"], 16
+    base = section["rope_theta"] * ((factor * longest / original) - (factor - 1)) ** (
+        dim / (dim - 2)
+    )
+    expected = base ** -(np.arange(0, dim, 2) / dim)
+    ours = rope_fn.geometry.base_inv_freq / np.asarray(rope_fn.bucket(int(longest)).factors)
+    np.testing.assert_allclose(ours, expected, rtol=1e-9)
+    convert(tmp_path / "out", tmp_path / "hf", Settings("hf-llama"))
+    needs("gguf")
+    for source in (path, tmp_path / "hf"):
+        with pytest.raises(InputError, match="llama.cpp cannot express this rope: method 'dynamic"):
+            convert(source, tmp_path / "x", Settings("gguf", overwrite=True))
+        convert(source, tmp_path / "x", Settings("gguf", allow_lossy=True, overwrite=True))
+        long = read(tmp_path / "x").rope_fn.bucket(int(longest))
+        np.testing.assert_allclose(long.factors, rope_fn.bucket(int(longest)).factors, rtol=1e-6)
 
 
 def test_lengths_of_factors(tmp_path):

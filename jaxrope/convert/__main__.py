@@ -161,7 +161,8 @@ def _rope_arguments(parser) -> None:
     parser.add_argument(
         "source",
         metavar="IN",
-        help="rope.json, config.json, a GGUF or a vLLM line; or a folder with one of the first two",
+        help="rope.json, config.json, a GGUF or a vLLM line; or a folder with one of the first"
+        " three",
     )
     parser.add_argument("target", metavar="OUT", help="file to make")
     parser.add_argument("--format", required=True, help=f"what to write: {', '.join(FORMATS)}")

@@ -7,7 +7,7 @@ from jaxrope.convert import gguf_folder, lookup, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.decoder import DecoderConfig
-from jaxrope.errors import InputError
+from jaxrope.errors import InputError, choose
 from jaxrope.store import strict_json
 
 # Keys that would change the result where no family reads them: key -> neutral values.
@@ -52,6 +52,24 @@ def read(folder: Path) -> tuple[DecoderConfig, list[str]]:
     is_view = gguf_folder.is_view(folder)
     where = gguf_folder.origin(folder) if is_view else str(folder / "config.json")
     return from_hf(Fields(read_json(folder), where))
+
+
+def for_rope(config: Fields) -> tuple[Fields, Family, list[str]]:
+    """Returns what a config.json says of the rope of full layers, whatever else it holds.
+
+    Returns:
+      (the part that describes the decoder, with values for keys that are left out; its family;
+      notes).
+
+    Raises:
+      InputError: a family that is not known.
+    """
+    config, notes = dataclasses.replace(config, values=_text_part(config.values)), []
+    row = choose(f"{config.where}: model_type", config.text("model_type"), FAMILIES)
+    of_rope = {key: value for key, value in row.defaults.items() if key in _OF_ROPE}
+    config = _with_defaults(config, dataclasses.replace(row, defaults=of_rope), notes)
+    config = _query_growth(config)[1] if row.query_growth else config
+    return _by_layer(config, row)[0], row, notes
 
 
 def read_json(folder: Path) -> dict:
@@ -129,6 +147,7 @@ def _with_defaults(config: Fields, row: Family, notes: list[str]) -> Fields:
     return dataclasses.replace(config, values=values)
 
 
+_OF_ROPE = ("max_position_embeddings", "rope_theta", "head_dim", "num_attention_heads")
 _LENGTH, _OLD_LENGTHS = "max_position_embeddings", ("max_sequence_length", "max_seq_len")
 _DERIVED = ("tie_word_embeddings", "rope_local_base_freq", "head_dim")  # told by the tensors
 
@@ -188,7 +207,7 @@ def _ropes(config: Fields, family: str, fields: dict) -> tuple[dict, list[str]]:
     """Returns the fields of the ropes of full and of sliding layers, and notes."""
     growth, config = _query_growth(config) if FAMILIES[family].query_growth else ({}, config)
     full, sliding = _by_layer(config, FAMILIES[family])
-    how = dict(family=family, head_dim=fields["head_dim"], max_len=fields["max_len"])
+    how = dict(row=FAMILIES[family], head_dim=fields["head_dim"], max_len=fields["max_len"])
     parsed = rope_config.from_hf(full, **how)
     ropes = growth | dict(
         theta=parsed.theta,

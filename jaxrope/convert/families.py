@@ -362,7 +362,7 @@ FAMILIES: dict[str, Family] = {
         layers=NO_WINDOW,
         qkv_bias_key="use_qkv_bias",
         norm_eps_key="layer_norm_eps",
-        defaults=dict(layer_norm_eps=1e-5, num_key_value_heads=32),
+        defaults=_longest(4096, layer_norm_eps=1e-5, num_key_value_heads=32),
         partial_rotary=0.25,
     ),
 }

@@ -126,12 +126,7 @@ def translate(path: Path, header: gguf_header.Header) -> Translation:
 
 
 def _fields(path: Path, header: gguf_header.Header, name: str) -> Fields:
-    values = {
-        key.removeprefix(f"{name}."): gguf_header.decimal(value)
-        if isinstance(value, float) and abs(value) < gguf_rope.MOST
-        else value
-        for key, value in header.values.items()
-    }
+    values = gguf_rope.metadata(header)
     for key in _LISTED:
         items = header.arrays.get(f"{name}.{key}", [])
         if any(item != items[0] for item in items):
@@ -198,13 +193,8 @@ def _qwen3(fields: Fields, tensors: list[str], config: dict) -> dict:
 
 
 def _phi3(fields: Fields, tensors: list[str], config: dict) -> dict:
-    head_dim = config["head_dim"]
-    rotary_dim = fields.count("rope.dimension_count", head_dim)
-    return {
-        "model_type": "phi3",
-        "sliding_window": fields.count("attention.sliding_window", 0, low=0) or None,
-        "partial_rotary_factor": rotary_dim / head_dim,
-    }
+    window = fields.count("attention.sliding_window", 0, low=0) or None
+    return {"model_type": "phi3", "sliding_window": window}
 
 
 def _gemma3(fields: Fields, tensors: list[str], config: dict) -> dict:

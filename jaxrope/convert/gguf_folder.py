@@ -111,10 +111,27 @@ def _parts(path: Path) -> tuple[Path, ...]:
     return parts
 
 
+def read_header(path: Path) -> gguf_header.Header:
+    """Returns the metadata, the places of the tensors and the factors of a rope, of all parts.
+
+    Raises:
+      InputError: no whole GGUF, or a part is missing.
+    """
+    return _read_headers(_parts(Path(os.path.abspath(path))))[0]
+
+
 def _read(parts: tuple[Path, ...], *, with_texts: bool = False) -> _Model:
+    texts = gguf_tokenizer.ARRAYS if with_texts else ()
+    header, owners = _read_headers(parts, texts)
+    return _Model(parts, header, owners, gguf_config.translate(parts[0], header))
+
+
+def _read_headers(
+    parts: tuple[Path, ...], texts: tuple[str, ...] = ()
+) -> tuple[gguf_header.Header, dict[str, Path]]:
+    """Returns (the header, the part that each tensor lies in)."""
     first, header = parts[0], gguf_header.read(parts[0], gguf_rope.TENSORS)
     arrays = gguf_config.array_keys(str(header.values.get("general.architecture")))
-    texts = gguf_tokenizer.ARRAYS if with_texts else ()
     header = gguf_header.read(first, gguf_rope.TENSORS, (*arrays, *texts))
     if (count := header.values.get("split.count", 1)) != len(parts):
         raise InputError(f"{first}: is one of {count} parts, there are {len(parts)}. Name it so.")
@@ -126,8 +143,7 @@ def _read(parts: tuple[Path, ...], *, with_texts: bool = False) -> _Model:
         owners |= dict.fromkeys(of_part.places, part)
         places |= of_part.places
         tensors |= of_part.tensors
-    header = dataclasses.replace(header, places=places, tensors=tensors)
-    return _Model(parts, header, owners, gguf_config.translate(first, header))
+    return dataclasses.replace(header, places=places, tensors=tensors), owners
 
 
 def _write(folder: Path, model: _Model) -> None:

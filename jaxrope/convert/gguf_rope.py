@@ -1,16 +1,21 @@
-"""The rope of a whole model in GGUF, as a section of a config.json.
+"""The rope of a GGUF file, as a part of a config.json.
 
 llama.cpp turns with theta^(-2i/d) divided by `rope_freqs`, or by the long or the short set of
-`rope_factors`, and by `rope.scaling.factor`; YaRN interpolates instead.
+`rope_factors`, and by `rope.scaling.factor`; YaRN interpolates instead. Numbers are float32 there;
+one is read as the shortest decimal that rounds to it, so that factors on a grid of 0.01 are
+restored exactly, and an attention factor by LongRoPE's law as that law.
 
 Letters: R rotary pairs.
 """
 
 import math
+from pathlib import Path
 
 import numpy as np
 
+from jaxrope import rope
 from jaxrope.convert import gguf_header
+from jaxrope.convert.config_keys import fraction
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose
 
@@ -26,10 +31,43 @@ _LLAMA3 = {
     "original_max_position_embeddings": 8192,
 }
 _SAME = 2e-6  # relative: the factors were computed in float32
+_SAME_FLOAT32 = 2e-7  # relative: two float32 apart
+
+
+def metadata(header: gguf_header.Header) -> dict:
+    """Returns the metadata, keys without the architecture."""
+    name = str(header.values.get("general.architecture"))
+    return {
+        key.removeprefix(f"{name}."): gguf_header.decimal(value)
+        if isinstance(value, float) and abs(value) < MOST
+        else value
+        for key, value in header.values.items()
+    }
+
+
+def read(path: Path, header: gguf_header.Header) -> Fields:
+    """Returns the part of a config.json that says what the rope is, of any architecture.
+
+    Args:
+      path: of the file, for messages.
+      header: with the tensors of `TENSORS`.
+
+    Raises:
+      InputError: see `section`, or the sizes are missing.
+    """
+    fields = Fields(metadata(header), str(path))
+    head_dim = fields.count("attention.key_length", 0, low=0)
+    if not head_dim and fields.get("embedding_length") is not None:
+        head_dim = fields.count("embedding_length") // fields.count("attention.head_count")
+    config = {
+        "head_dim": head_dim or fields.count("rope.dimension_count"),
+        "max_position_embeddings": fields.count("context_length"),
+    }
+    return Fields(config | section(fields, header.tensors, config), fields.where)
 
 
 def section(fields: Fields, tensors: dict[str, np.ndarray], config: dict) -> dict:
-    """Returns {"rope_parameters": ...} of a config.json.
+    """Returns {"rope_parameters": ...} of a config.json, and which part of a head turns.
 
     Args:
       fields: the metadata, keys without the architecture.
@@ -49,8 +87,15 @@ def section(fields: Fields, tensors: dict[str, np.ndarray], config: dict) -> dic
     factor = factor or fields.number("rope.scale_linear", None, high=MOST) or 1.0
     if kind is not None:
         choose(fields.path("rope.scaling.type"), kind, _KINDS)
+    factor = 1.0 if kind == "none" else factor  # llama.cpp then passes over it
     scaling = _scaling(fields, kind or "linear", factor, factors, theta, config)
-    return {"rope_parameters": {"rope_theta": theta} | scaling}
+    turning, head_dim = _rotary_dim(fields, config), config["head_dim"]
+    part = {} if turning == head_dim else {"partial_rotary_factor": fraction(turning, head_dim)}
+    return {"rope_parameters": {"rope_theta": theta} | scaling} | part
+
+
+def _rotary_dim(fields: Fields, config: dict) -> int:
+    return fields.count("rope.dimension_count", 0, low=0) or config["head_dim"]
 
 
 def _scaling(fields: Fields, kind: str, factor: float, factors: dict, theta: float, config: dict):
@@ -65,24 +110,29 @@ def _scaling(fields: Fields, kind: str, factor: float, factors: dict, theta: flo
     if kind == "yarn":
         return _yarn(fields, factor, factors, attention, original)
     if not factors and attention == 1.0:
-        return _linear(factor)
+        return _linear(factor, fields)
     if _FREQS in factors:
         llama3 = _as_llama3(factors[_FREQS], theta, config["head_dim"])
         if llama3 and factor == attention == 1.0:
             return llama3
         factors = dict.fromkeys((_LONG, _SHORT), factors[_FREQS])
-    pairs = fields.count("rope.dimension_count", config["head_dim"]) // 2
+    law = rope.attention_factor("su", factor=max(length / original, 1), original_len=original)
+    pairs = _rotary_dim(fields, config) // 2
     return {
         "rope_type": "longrope",
         "long_factor": [value * factor for value in factors.get(_LONG, [1.0] * pairs)],
         "short_factor": [value * factor for value in factors.get(_SHORT, [1.0] * pairs)],
-        "attention_factor": attention,
+        "attention_factor": law if abs(attention / law - 1) < _SAME_FLOAT32 else attention,
         "original_max_position_embeddings": original,
     }
 
 
-def _linear(factor: float) -> dict:
-    return {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
+def _linear(factor: float, fields: Fields) -> dict:
+    if factor == 1:
+        return {"rope_type": "default"}
+    original = fields.count(_ORIGINAL, None)
+    known = {} if original is None else {"original_max_position_embeddings": original}
+    return {"rope_type": "linear", "factor": factor} | known
 
 
 def _yarn(fields: Fields, factor: float, factors: dict, attention: float, original: int) -> dict:

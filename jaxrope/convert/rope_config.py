@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable
 
 from jaxrope import rope
-from jaxrope.convert.families import FAMILIES
+from jaxrope.convert.families import Family
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_types import LENGTHS, ORIGINAL, TYPES, Context
 from jaxrope.errors import InputError, choose, nearest
@@ -40,13 +40,13 @@ class RopeConfig:
 
 
 def from_hf(
-    config: Fields, *, family: str, head_dim: int, max_len: int, mscales: bool = False
+    config: Fields, *, row: Family, head_dim: int, max_len: int, mscales: bool = False
 ) -> RopeConfig:
     """Returns the rope of a config.json.
 
     Args:
       config: the whole config.
-      family: as in DecoderConfig.
+      row: of the family.
       head_dim: dims of a head.
       max_len: max_position_embeddings, tokens.
       mscales: short_mscale and long_mscale are the attention factors, as vLLM and the Phi-3.5-MoE
@@ -61,7 +61,7 @@ def from_hf(
     sections = [config.section(name) for name in names] or [
         Fields({}, f"{config.where}: rope_parameters.")
     ]
-    ropes = [_read(config, section, family, head_dim, (max_len, mscales)) for section in sections]
+    ropes = [_read(config, section, row, head_dim, (max_len, mscales)) for section in sections]
     if len(ropes) == 2 and not _equal(ropes[0].meaning, ropes[1].meaning):
         parameters, scaling = (section.values for section in sections)
         keys = [key for key in [*parameters, *scaling] if parameters.get(key) != scaling.get(key)]
@@ -75,7 +75,7 @@ def from_hf(
 
 
 def _read(
-    config: Fields, section: Fields, family: str, head_dim: int, read_for: tuple[int, bool]
+    config: Fields, section: Fields, row: Family, head_dim: int, read_for: tuple[int, bool]
 ) -> RopeConfig:
     notes, (max_len, mscales) = [], read_for
     theta = _shared(config, section, "rope_theta", Fields.number)
@@ -84,11 +84,11 @@ def _read(
         notes.append(
             f"{config.where} gives no rope_theta; {_THETA:g} is taken, as transformers does"
         )
-    rotary_dim = _rotary_dim(config, section, family, head_dim, notes)
+    rotary_dim = _rotary_dim(config, section, row, head_dim, notes)
     original = _shared(config, section, ORIGINAL, Fields.count, low=2)
     longest = max(max_len, *(_claim(config, key) for key in LENGTHS))
     context = Context(original, max_len, longest, rotary_dim, mscales)
-    kind = _kind(section, family, mscales)
+    kind = _kind(config, section, row)
     read, type_keys = choose(section.path("rope_type"), kind, TYPES)
     known = (*_COMMON_KEYS, *_HARMLESS, *type_keys)
     unknown = [key for key in section.values if key not in known]
@@ -119,9 +119,9 @@ def _claim(config: Fields, key: str) -> int:
 
 
 def _rotary_dim(
-    config: Fields, section: Fields, family: str, head_dim: int, notes: list[str]
+    config: Fields, section: Fields, row: Family, head_dim: int, notes: list[str]
 ) -> int:
-    default = FAMILIES[family].partial_rotary
+    default = row.partial_rotary
     part = _shared(config, section, "partial_rotary_factor", Fields.number, high=1.0)
     if part is None and default not in (None, 1):
         part = default
@@ -132,8 +132,8 @@ def _rotary_dim(
     rotary_dim = head_dim if part is None else int(head_dim * part)
     if default is None and rotary_dim != head_dim:
         raise InputError(
-            f"{config.path('partial_rotary_factor')} must be 1 for model_type '{family}', got"
-            f" {part:g}."
+            f"{config.path('partial_rotary_factor')} must be 1 for model_type"
+            f" '{config.get('model_type')}', got {part:g}."
         )
     if not 2 <= rotary_dim <= head_dim or rotary_dim % 2:
         raise InputError(
@@ -189,18 +189,16 @@ def _type(section: Fields) -> str:
     return "default"
 
 
-def _kind(section: Fields, family: str, mscales: bool) -> str:
+def _kind(config: Fields, section: Fields, row: Family) -> str:
     kind = _type(section)
-    if mscales and section.get("short_factor") is None:
-        return kind  # of no Phi-3: a line for vLLM, whatever the model is
-    if not FAMILIES[family].longrope_alone:
+    if not row.longrope_alone:
         return kind
     if kind == "yarn":
         return "longrope"  # transformers' Phi3Config renames it: an early name of longrope
     if kind not in ("default", "longrope"):
         raise InputError(
-            f"{section.path('rope_type')} must be default or longrope for model_type '{family}',"
-            f" got '{kind}'."
+            f"{section.path('rope_type')} must be default or longrope for model_type"
+            f" '{config.get('model_type')}', got '{kind}'."
         )
     return kind
 

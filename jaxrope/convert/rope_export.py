@@ -89,7 +89,8 @@ class HfRope:
             else 1.0
         )
         by_law = math.isclose(self.section.get("attention_factor", 1.0), law, rel_tol=_STATED)
-        if FAMILIES[config.family].longrope_alone and by_law:
+        is_longrope = self.section["rope_type"] == "longrope"
+        if FAMILIES[config.family].longrope_alone and is_longrope and by_law:
             return {"type": "longrope"} | {
                 key: self.section[key] for key in ("short_factor", "long_factor")
             }
@@ -107,7 +108,7 @@ def express(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     check_shared(rope_fn)
     if FAMILIES[config.family].longrope_alone and rope_fn.method not in ("none", "ntk", "abf"):
         return as_longrope(config, rope_fn)
-    return _METHODS[rope_fn.method](config, rope_fn)
+    return METHODS[rope_fn.method](config, rope_fn)
 
 
 def check_shared(rope_fn: rope.RopeFn) -> None:
@@ -150,11 +151,13 @@ def _extends_nothing(hf_rope: HfRope) -> bool:
 def longest(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> int:
     """Returns the length the exported model claims, tokens.
 
-    The last bucket's, else the model's own, else factor * original length.
+    The last bucket's, else the model's own, where it has an end, else factor * original length.
     """
     if rope_fn.max_len is not None:
         return rope_fn.max_len
-    is_own = {"method": rope_fn.method, **rope_fn.constants} == dict(config.rope)
+    is_own = rope_fn.buckets and {"method": rope_fn.method, **rope_fn.constants} == dict(
+        config.rope
+    )
     scaled = rope_fn.constants.get("factor", 1) * rope_fn.original_len
     return config.max_len if is_own else max(config.max_len, math.ceil(scaled))
 
@@ -308,7 +311,7 @@ def _frequencies(rope_fn: rope.RopeFn, length: int) -> tuple[np.ndarray, float]:
     return rope_fn.geometry.base_inv_freq / np.asarray(bucket.factors), bucket.attention_factor
 
 
-_METHODS: dict[str, Callable[[DecoderConfig | Layout, rope.RopeFn], HfRope]] = {
+METHODS: dict[str, Callable[[DecoderConfig | Layout, rope.RopeFn], HfRope]] = {
     "none": _none,
     "pi": _pi,
     "ntk": _ntk,

@@ -14,13 +14,14 @@ from jaxrope import rope
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import (
     consumers,
-    gguf_header,
+    gguf_folder,
+    gguf_rope,
     lookup,
     rope_config,
     rope_export,
     rope_gguf,
 )
-from jaxrope.convert.families import FAMILIES
+from jaxrope.convert.families import FAMILIES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.errors import InputError, choose
@@ -28,6 +29,7 @@ from jaxrope.store import files, strict_json
 
 _FLAG = "--hf-overrides"  # of vLLM
 _VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them
+_ANY = Family("", partial_rotary=1.0)  # of a rope that comes without a model
 _SAME, _SAME_FLOAT32 = 1e-8, 3e-7  # relative
 
 
@@ -74,7 +76,7 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
 
     Args:
       source: rope.json, config.json or a part of it, GGUF, a line for vLLM; or a folder with
-        rope.json or config.json.
+        rope.json, config.json or GGUF.
       target: the file to make.
       settings: see Settings.
 
@@ -102,16 +104,15 @@ def read(path: Path | str) -> Source:
     """
     path = files.as_path(path)
     if path.is_dir():
-        path = next(filter(None, (lookup.find(path, name) for name in _IN_FOLDER)), path)
+        inside = [lookup.find(path, name) for name in _IN_FOLDER] + gguf_folder.models_in(path)
+        path = next(filter(None, inside), path)
     if not path.is_file():
         raise InputError(
             f"{path}: holds no rope. Name a rope.json, a config.json, a GGUF, a vLLM line, or a"
-            " folder with one of the first two."
+            " folder with one of the first three."
         )
-    with path.open("rb") as file:
-        start = file.read(4)
-    if start == gguf_header.MAGIC:
-        return Source(rope_fn := rope_gguf.read(path), rope_fn.max_len)
+    if gguf_folder.is_gguf(path):
+        return _read_hf(gguf_rope.read(path, gguf_folder.read_header(path)))
     raw = files.read_bytes(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
     if raw.lstrip().startswith(_FLAG.encode()):
         return _read_vllm(raw.decode("utf-8", "replace"), str(path))
@@ -137,21 +138,18 @@ def _read_vllm(text: str, where: str) -> Source:
 
 def _read_hf(config: Fields) -> Source:
     """Returns the rope of a config.json, or of a part of it that names no model."""
-    family = config.text("model_type", "llama")
-    choose(f"{config.where}: model_type", family, {**FAMILIES, _VLLM_FAMILY: ""})
+    family, row, notes = config.text("model_type", None), _ANY, []
     mscales = family == _VLLM_FAMILY
+    if family is not None and not mscales:
+        config, row, notes = hf_config.for_rope(config)
+    head_dim, of_head = _head_dim(config)
     max_len = config.count("max_position_embeddings")
-    head_dim, notes = _head_dim(config)
     parsed = rope_config.from_hf(
-        config,
-        family="phi3" if mscales else family,
-        head_dim=head_dim,
-        max_len=max_len,
-        mscales=mscales,
+        config, row=row, head_dim=head_dim, max_len=max_len, mscales=mscales
     )
     geometry = dict(head_dim=head_dim, rotary_dim=parsed.rotary_dim, theta=parsed.theta)
     rope_fn = rope.make(**parsed.method, **geometry, original_len=parsed.original_len)
-    return Source(rope_fn, parsed.max_len, notes=(*notes, *parsed.notes))
+    return Source(rope_fn, parsed.max_len, notes=(*notes, *of_head, *parsed.notes))
 
 
 def _head_dim(config: Fields) -> tuple[int, list[str]]:
@@ -179,8 +177,8 @@ def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str]
     geometry = source.rope_fn.geometry
     if FAMILIES[family].partial_rotary is None and geometry.rotary_dim != geometry.head_dim:
         raise InputError(
-            f"--format={settings.form}: a Llama turns all {geometry.head_dim} dims of a head, this rope"
-            f" {geometry.rotary_dim} of them. Use --format=hf-phi3."
+            f"--format={settings.form}: a Llama turns all {geometry.head_dim} dims of a head, this"
+            f" rope {geometry.rotary_dim} of them. Use --format=hf-phi3."
         )
     layout = _layout(source, family)
     hf_rope = rope_export.express(layout, source.rope_fn)
@@ -208,9 +206,9 @@ def _write_gguf(source: Source, path: Path, settings: Settings) -> tuple[list[st
 
 def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
     rope_fn, layout = source.rope_fn, _layout(source, "phi3")
-    by_constants = rope_fn.method == "yarn"
+    by_constants = rope_fn.method in ("yarn", "dynamic_ntk")  # types that vLLM has too
     if by_constants:
-        hf_rope = rope_export.as_yarn(layout, rope_fn)
+        hf_rope = rope_export.METHODS[rope_fn.method](layout, rope_fn)
     else:
         hf_rope = rope_export.as_longrope(layout, rope_fn, two_attention_factors=True)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="vLLM")
