@@ -2,10 +2,11 @@
 
   python tests/families.py --old=PYTHON_WITH_TRANSFORMERS_4 --write
 
-For a small random model of each case of hf_families: logits inside and beyond the original length
-and greedy text through the cache, against transformers 5; an export with two sets of factors,
-opened in transformers 4.57 and 5; and the programs: a generation of a search, ten steps of training
-of all weights and of adapters, an evaluation. Exit code 1: a cell failed.
+For a small random model of each case of hf_families: logits inside and beyond the original length,
+greedy text through the cache and the answer to a chat prompt, against transformers 5; an export
+with two sets of factors, opened in transformers 4.57 and 5; and the programs: a generation of a
+search, ten steps of training of all weights and of adapters, an evaluation. Exit code 1: a cell
+failed.
 """
 
 import argparse
@@ -108,6 +109,20 @@ def cached(case: Case) -> str:
     clear = best[:, -1] - best[:, -2] > 1e-3
     same = np.argmax(theirs, axis=-1) == np.array(new)
     return f"{np.sum(same & clear)} of {np.sum(clear)}" + ("" if np.all(same[clear]) else " FAILED")
+
+
+def chat(case: Case) -> str:
+    """The answer to a chat prompt, token by token."""
+    import torch
+
+    folder = case.folder / "chat"
+    theirs = hf_families.write_speaker(torch, folder, case.name)
+    ids, answer = hf_families.their_chat(torch, folder, theirs)
+    prepared = hf_families.our_chat(folder)
+    model = dataclasses.replace(prepared.model, params=pretrained.load(folder).params)
+    (new,) = generate.generate(model, prepared.prompts, prepared.options)
+    same = prepared.prompts == [ids] and new == answer
+    return f"{sum(map(int.__eq__, new, answer))} of {len(answer)}" + ("" if same else " FAILED")
 
 
 def extended(case: Case) -> pretrained.Pretrained:
@@ -215,6 +230,7 @@ def columns(old: str | None) -> dict[str, Callable[[Case], str]]:
         f"logits, {INSIDE} tokens": logits(INSIDE),
         f"{BEYOND} tokens": logits(BEYOND),
         "greedy": cached,
+        "chat": chat,
         "export, 4.57": export(old),
         "export, 5": export(sys.executable),
         "search": search_cell,

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import json
 
+import generate_chat_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 
 from jaxrope import decoder, generate, rope
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import exporting, importing, pretrained, rope_export
+from jaxrope.convert import exporting, families, importing, pretrained, rope_export
 from jaxrope.errors import InputError
 from tests import hf_families
 from tests.hf_families import CASES, SCALINGS
@@ -98,13 +99,15 @@ def test_documents_of_a_row_equal_themselves_alone(torch, tmp_path, case):
 
 @pytest.mark.parametrize("case", CASES)
 def test_greedy_text(torch, tmp_path, case):
-    """Caches: prompts read in chunks and 40 tokens, as transformers generates them."""
-    theirs = hf_families.write(torch, tmp_path, case)
-    ours = pretrained.load(tmp_path)
-    model = generate.Model(ours.config, ours.params, ours.rope_fn, decoder.ForwardSettings())
+    """Caches: prompts read in chunks and 40 tokens, as transformers generates them; a chat too."""
+    theirs = hf_families.write_speaker(torch, tmp_path, case)
+    chat = hf_families.our_chat(tmp_path)
+    ids, answer = hf_families.their_chat(torch, tmp_path, theirs)
+    assert chat.prompts == [ids] and len(set(answer)) > 3
+    model = dataclasses.replace(chat.model, params=pretrained.load(tmp_path).params)
     prompts = [tokens_of(n).tolist() for n in (70, 9)]
-    options = generate.Options(max_new_tokens=40, chunk=16)
-    new = generate.generate(model, prompts, options)
+    *new, ours = generate.generate(model, [*prompts, ids], chat.options)
+    assert ours == answer
     for prompt, continuation in zip(prompts, new, strict=True):
         logits = their_logits(torch, theirs, prompt + continuation)[len(prompt) - 1 : -1]
         best = np.sort(logits, axis=-1)[:, -2:]
@@ -113,6 +116,13 @@ def test_greedy_text(torch, tmp_path, case):
         np.testing.assert_array_equal(
             np.argmax(logits, axis=-1)[clear], np.array(continuation)[clear]
         )
+
+
+def test_every_family_has_a_chat():
+    """Those of no case here are in generate_chat_test.py."""
+    of_cases = {model_type for model_type, _ in CASES.values()}
+    assert of_cases | {"llama", "mistral", "qwen2", "phi3"} == set(families.FAMILIES)
+    assert {"llama", "mistral", "qwen2", "phi3"} <= set(generate_chat_test.FAMILIES)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -1,8 +1,14 @@
 """Small random models of every family, made and written by transformers' own classes."""
 
+import argparse
 from pathlib import Path
 
+import chat_test
 import numpy as np
+import tiny_tokenizers
+
+from jaxrope.generate import __main__ as generate_main
+from jaxrope.generate import command
 
 VOCAB = 96
 _SIZES = dict(
@@ -86,8 +92,11 @@ def rope_parameters(model_type: str, scaling: str, rotary_dim: int) -> dict:
     return dict(full_attention=full, sliding_attention=dict(rope_type="default", rope_theta=theta))
 
 
-def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0):
-    """Writes a folder with `save_pretrained`; returns transformers' model."""
+def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0, noise=0.15):
+    """Writes a folder with `save_pretrained`; returns transformers' model.
+
+    `noise` is of the matrices within layers; with more of it greedy text repeats itself less.
+    """
     import transformers
 
     model_type, differing = CASES[case]
@@ -101,19 +110,56 @@ def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0)
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            noise = torch.as_tensor(rng.normal(size=tuple(parameter.shape)) * 0.15)
+            scale = noise if "proj" in name else 0.15
+            values = torch.as_tensor(rng.normal(size=tuple(parameter.shape)) * scale)
             is_norm = "norm" in name and not model_type.startswith("gemma")
-            parameter.copy_(noise.to(torch.float32) + is_norm)
+            parameter.copy_(values.to(torch.float32) + is_norm)
     model.save_pretrained(folder)
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 def write_tokenizer(folder: Path) -> None:
-    """Writes a tokenizer of letters, which has fewer words than the models."""
+    """Writes a tokenizer of letters, which has fewer words than the models, and a chat template."""
     import tokenizers
 
-    letters = "abcdefgh \n"
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {c: 3 + i for i, c in enumerate(letters)}
+    letters = "abcdefgh \nijklmnopqrstuvwxyz"
+    words = ["<unk>", "<s>", "</s>", *letters, "<|im_start|>", "<|im_end|>"]
+    vocab = {word: number for number, word in enumerate(words)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, [], unk_token="<unk>"))
-    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    tokenizer.add_special_tokens([word for word in words if len(word) > 1])
+    settings = dict(bos_token="<s>", eos_token="</s>", chat_template=chat_test.TEMPLATES["chatml"])
+    tiny_tokenizers.write(folder, tokenizer, tokenizer_config=settings)
+
+
+def write_speaker(torch, folder: Path, case: str):
+    """Writes a model whose greedy text varies, with its tokenizer; returns transformers' model."""
+    model = write(torch, folder, case, seed=3, noise=0.5)
+    write_tokenizer(folder)
+    return model
+
+
+_TALK = dict(system="be brief", user="does the sea fade")
+
+
+def our_chat(folder: Path):
+    """Returns what `generate --chat` makes of a user's question: prompt, options, model."""
+    parser = argparse.ArgumentParser()
+    generate_main.add_arguments(parser)
+    line = [f"--checkpoint={folder}", "--chat", "--max_new_tokens=40", "--chunk=16"]
+    line += [f"--system={_TALK['system']}", f"--prompt={_TALK['user']}"]
+    return command.prepare(parser.parse_args(line))
+
+
+def their_chat(torch, folder: Path, model) -> tuple[list[int], list[int]]:
+    """Returns transformers' tokens of the same question, and of its answer, greedy."""
+    import transformers
+
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    messages = [dict(role=role, content=content) for role, content in _TALK.items()]
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True).input_ids
+    ids_BT = torch.as_tensor([ids])
+    with torch.no_grad():
+        whole = model.generate(
+            ids_BT, attention_mask=torch.ones_like(ids_BT), max_new_tokens=40, do_sample=False
+        )
+    return ids, whole[0, len(ids) :].tolist()
