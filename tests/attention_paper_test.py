@@ -23,6 +23,8 @@ from jaxrope.report import attention
 from jaxrope.shell import experiment
 from jaxrope.store import checkpoint
 from tests import tiny_eval, tiny_explain, tiny_run
+from tests.scaled_models_test import OWN
+from tests.search_config import write_model
 from tests.tiny_study import found
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -166,6 +168,38 @@ def test_stages_have_equal_tokens_and_their_ropes(folder):
         "second_perplexity",
     ]
     assert second.shape.original_len == 128 and second.lengths((0.5, 2.0)) == [64, 256]
+
+
+def scaled(folder, tmp_path, own):
+    """The config of a model whose own scaling reaches 64 tokens from 16."""
+    write_model(tmp_path / "scaled", rope_scaling=OWN[own], max_position_embeddings=64)
+    changes = dict(settings=("none", "pi", "yarn", "abf"), tasks=(), second=(), haystack=False)
+    config = read(folder, longer_setting="", **changes)
+    return schema.replace(config, {"model.path": str(tmp_path / "scaled")})
+
+
+@pytest.mark.parametrize("own", [name for name in OWN if name != "longrope"])
+def test_a_scaled_model_is_analysed_from_what_it_reaches(folder, tmp_path, own):
+    prepared = analyse.prepare(scaled(folder, tmp_path, own), tmp_path / "run")
+    made = prepared.studies[0]
+    start = decoder.own_base(made.shape)
+    assert made.trained_len == start.length == 64 and made.shape.original_len == 16
+    assert made.lengths((0.5, 2.0)) == [32, 128]
+    stages = {name: dict(pairs) for name, _, pairs in made.stages}
+    assert (stages["pi"]["train.seq_len"], stages["twin"]["train.seq_len"]) == (64, 128)
+    assert stages["pi"]["target_len"] == 128 and stages["none"]["rope"] == {"method": "model"}
+    assert stages["perplexity"]["eval.lengths"] == (32, 64, 128)
+    [bucket] = stages["pi"]["rope"]["buckets"]
+    np.testing.assert_allclose(bucket["factors"], 2 * np.array(start.factors), rtol=1e-12)
+    assert (bucket["max_len"], bucket["attention_factor"]) == (128, start.attention_factor)
+    [bucket] = stages["abf"]["rope"]["buckets"]
+    slower = 100 ** (np.arange(4) / 4)  # theta_times, pair by pair
+    np.testing.assert_allclose(bucket["factors"], slower * np.array(start.factors), rtol=1e-9)
+
+
+def test_a_table_of_factors_has_an_end(folder, tmp_path):
+    with pytest.raises(InputError, match="own factors end at 64 tokens, .* measured at 128"):
+        analyse.prepare(scaled(folder, tmp_path, "longrope"), tmp_path / "run")
 
 
 def test_the_config_of_the_paper_is_the_papers(shared, books_6m, monkeypatch):

@@ -9,7 +9,7 @@ import pytest
 from hf_models import CASES, write
 
 from configs import base
-from jaxrope import decoder, rope, schema, search, setup
+from jaxrope import decoder, evaluate, report, rope, schema, search, setup
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import Settings, convert, read
@@ -17,6 +17,7 @@ from jaxrope.errors import InputError
 from jaxrope.evaluate import plan as evaluation
 from jaxrope.evaluate import rows
 from jaxrope.generate.__main__ import main as generate
+from jaxrope.report import evaluations
 from jaxrope.search import baselines, cost, genome, problem
 from jaxrope.train import plan as training
 from tests.rope_samples import needs
@@ -286,6 +287,22 @@ def test_evaluation_rows_stand_on_it(tmp_path, own):
     number = rows.method_row("ntk@1.2", config, rope_len=256).rope_fn(64)
     assert float(number.attention_factor) == pytest.approx(1.2, rel=1e-6)
     assert rows.method_row("sliding", config, rope_len=0).window == 64
+
+
+def test_an_evaluation_counts_lengths_from_what_it_reaches(tmp_path):
+    """In the tables that it writes, and in the line and the marks of a page."""
+    config = extended(tmp_path, "yarn")
+    config.data.eval_files = config.data.train_files
+    config.eval.suites, config.eval.lengths, config.eval.num_windows = ("perplexity",), (64, 128), 1
+    evaluate.evaluate(config, tmp_path / "run")
+    content = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert (content["model"]["original_len"], content["model"]["trained_len"]) == (16, 64)
+    assert evaluations.lines(content)[0]["Window"] == "64 → 128"
+    page = tmp_path / "page.html"
+    report.write([tmp_path / "run"], page)
+    assert "64 → 128" in page.read_text() and "16 → 128" not in page.read_text()
+    del content["model"]["trained_len"]  # as older evaluations
+    assert evaluations.lines(content)[0]["Window"] == "16 → 128"
 
 
 @pytest.mark.parametrize("own", OWN)

@@ -172,12 +172,12 @@ def longer_training(measurements: Measurements) -> list[Finding]:
     if label is None:
         reason = f"'{setting}' is not among the settings."
         return [finding(name, claim, [], reason) for name, claim in claims]
-    original_len = measurements.study.shape.original_len
+    trained_len = measurements.study.trained_len
     short, long = (
-        [r for r in measurements.items(n) if r["length"] > original_len] for n in (setting, label)
+        [r for r in measurements.items(n) if r["length"] > trained_len] for n in (setting, label)
     )
     if not short:
-        reason = f"no needle is longer than {original_len:,} tokens."
+        reason = f"no needle is longer than {trained_len:,} tokens."
         return [finding(name, claim, [], reason) for name, claim in claims]
     measured = []
     for key, words, sign, unit in (
@@ -237,8 +237,8 @@ def _cannot_retrieve(measurements: Measurements) -> bool:
 
 
 def _retrieval_gain(measurements: Measurements) -> list[float]:
-    original_len = measurements.study.shape.original_len
-    both = [[r for r in measurements.items(n) if r["length"] > original_len] for n in ("pi", PLAIN)]
+    trained_len = measurements.study.trained_len
+    both = [[r for r in measurements.items(n) if r["length"] > trained_len] for n in ("pi", PLAIN)]
     values = [float(a["found"]) - float(b["found"]) for a, b in zip(*both, strict=True)]
     return by_needle(both[0], values)
 

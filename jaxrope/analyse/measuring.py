@@ -82,7 +82,7 @@ def prepare(study: Study) -> Material:
 
 def head_lengths(study: Study) -> dict[str, int]:
     """Returns {label: tokens} of the subjects whose heads are measured."""
-    section, length = study.config.analysis, study.shape.original_len
+    section, length = study.config.analysis, study.trained_len
     lengths = {"base": length}
     if section.heads.setting in section.settings and not study.name:
         lengths[section.heads.setting] = round(section.heads.multiple * length)

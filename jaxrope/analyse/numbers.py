@@ -85,13 +85,13 @@ class Measurements:
     def _trained_patterns(self) -> dict[str, np.ndarray]:
         """Returns {task: pattern of the pre-trained model at its own length}, [L, N, E]."""
         record, arrays = self.answers[BASE]
-        original_len = self.study.shape.original_len
+        trained_len = self.study.trained_len
         tasks = {row["task"] for row in record["items"]}
         picked = {
             task: [
                 i
                 for i, r in enumerate(record["items"])
-                if (r["task"], r["length"]) == (task, original_len)
+                if (r["task"], r["length"]) == (task, trained_len)
             ]
             for task in tasks
         }
@@ -340,7 +340,7 @@ def accuracy(measurements: Measurements, label: str, lengths=None) -> list[bool]
 def is_at_floor(measurements: Measurements) -> bool:
     """Returns whether the pre-trained model cannot retrieve inside its own window: the lower end of
     Wilson's interval of its share is not above FLOOR."""
-    right = accuracy(measurements, BASE, {measurements.study.shape.original_len})
+    right = accuracy(measurements, BASE, {measurements.study.trained_len})
     return not right or statistics.wilson_interval(sum(right), len(right))[0] <= FLOOR
 
 

@@ -198,8 +198,8 @@ def _answer_tokens(study: Study, subject: Subject) -> int:
 def _head_tokens(study: Study, subject: Subject) -> int:
     section, length = study.config.analysis, measuring.head_lengths(study)[subject.label]
     masked = 1 + len(section.heads.sizes) * (1 + section.heads.draws)
-    original_len = study.shape.original_len
-    texts = section.sequences * (original_len + min(measuring.SINK_TOKENS, original_len))
+    trained_len = study.trained_len
+    texts = section.sequences * (trained_len + min(measuring.SINK_TOKENS, trained_len))
     count = section.trials * len(section.tasks)
     rows = scoring.batch_rows(count, length, study.config.eval.batch_tokens)
     filled = -(-count // rows) * rows  # the last batch is filled up

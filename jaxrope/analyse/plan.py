@@ -1,7 +1,8 @@
 """What is trained, what is measured, and at which lengths, of `config.analysis`.
 
 All lengths are multiples of the pre-trained length, so that one config serves models of several
-lengths. The paper uses twice and half of it (8,192 and 2,048 for 4,096).
+lengths. The paper uses twice and half of it (8,192 and 2,048 for 4,096). Of a model that is scaled
+already it is the length that its scaling reaches, and the settings extend that scaling.
 """
 
 import dataclasses
@@ -9,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope import decoder, schema, setup
+from jaxrope import decoder, rope, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.schema import Config
 
@@ -70,13 +71,18 @@ class Study:
     subjects: tuple[Subject, ...]
 
     @property
+    def trained_len(self) -> int:
+        """The pre-trained length, tokens."""
+        return decoder.own_base(self.shape).length
+
+    @property
     def title(self) -> str:
         """The name of the model."""
         return Path(self.config.model.path).name
 
     def lengths(self, multiples: Sequence[float]) -> list[int]:
         """Returns multiples of the pre-trained length, tokens."""
-        return [round(multiple * self.shape.original_len) for multiple in multiples]
+        return [round(multiple * self.trained_len) for multiple in multiples]
 
     def subject(self, label: str) -> Subject:
         """Returns the subject of this label."""
@@ -121,7 +127,7 @@ def _study(config: Config, name: str) -> Study:
 
 def _trainings(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple:
     """Returns the stages that train the subjects, all but the twin on equal tokens."""
-    section, length = config.analysis, shape.original_len
+    section, length = config.analysis, decoder.own_base(shape).length
     longest = round(section.factor * length)
     common = (*_second_changes(config, name), ("target_len", longest), ("eval.suites", ()))
     stages = []
@@ -142,7 +148,7 @@ def _trainings(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple
     def rope_of(setting: str) -> dict:
         if setting == SEARCHED:
             return dict(method="file", path=f"{{{name}search}}/rope.json")
-        return ROPES[setting](section, shape)
+        return _further(ROPES[setting](section, shape), shape, _longest(section, length))
 
     for setting in section.settings:
         train(setting, rope_of(setting), 1, config.train.steps)
@@ -152,6 +158,31 @@ def _trainings(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple
     return tuple(stages)
 
 
+def _longest(section, length: int) -> int:
+    """Returns the longest text that is trained on or measured, tokens."""
+    multiples = (*section.perplexity, *section.patterns, *section.needles)
+    return round(max(*multiples, section.factor, section.longer, TWICE) * length)
+
+
+def _further(stated: dict, shape: decoder.DecoderConfig, longest: int) -> dict:
+    """Returns the constants of a rope on top of the model's own scaling, for config.rope.
+
+    Args:
+      stated: what they are on top of plain frequencies.
+      shape: of the model.
+      longest: tokens that the rope has to serve.
+    """
+    own = decoder.own_base(shape)
+    if own.is_plain:
+        return stated
+    if stated["method"] == PLAIN:
+        return dict(method="model")
+    geometry = dict(head_dim=shape.head_dim, rotary_dim=shape.rotary_dim, theta=shape.theta)
+    extended = rope.extend(own, **stated, **geometry, original_len=shape.original_len)
+    rows = [dataclasses.asdict(bucket) | dict(max_len=longest) for bucket in extended.buckets]
+    return dict(method="longrope", buckets=rows)
+
+
 def _second_changes(config: Config, name: str) -> tuple:
     """Returns the changes of config that all stages of the second model share."""
     return config.analysis.second if name else ()
@@ -159,7 +190,7 @@ def _second_changes(config: Config, name: str) -> tuple:
 
 def _evaluations(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple:
     """Returns the stages that measure perplexity, and Fu's needle inside the window."""
-    section, length = config.analysis, shape.original_len
+    section, length = config.analysis, decoder.own_base(shape).length
     common = _second_changes(config, name)
     labels = tuple(
         (subject.label, subject.model, subject.rope or "model")
@@ -182,7 +213,8 @@ def _evaluations(config: Config, name: str, shape: decoder.DecoderConfig) -> tup
 
 
 def _subjects(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple[Subject, ...]:
-    section, length, path = config.analysis, shape.original_len, config.model.path
+    section, length = config.analysis, decoder.own_base(shape).length
+    path = config.model.path
     subjects = [Subject(BASE, path, "", length, PLAIN, False)]
     for setting in section.settings:
         subjects.append(Subject(setting, f"{{{name}{setting}}}", "", length, setting, True))
@@ -202,13 +234,19 @@ def _subjects(config: Config, name: str, shape: decoder.DecoderConfig) -> tuple[
 
 def _check(config: Config, shape: decoder.DecoderConfig) -> None:
     """Refuses what the schema cannot know: what does not suit the model."""
-    section = config.analysis
+    section, trained = config.analysis, decoder.own_base(shape).length
+    longest, end = _longest(section, trained), decoder.own_rope(shape).max_len
+    if end is not None and longest > end:
+        raise InputError(
+            f"model.path: the model's own factors end at {end:,} tokens, so that it cannot be "
+            f"measured at {longest:,}, as analysis asks. Name the model that it was extended from."
+        )
     for key in ("perplexity", "patterns", "needles"):
         multiples = getattr(section, key)
-        lengths = [multiple * shape.original_len for multiple in multiples]
+        lengths = [multiple * trained for multiple in multiples]
         if any(length != round(length) or length < 2 for length in lengths):
             raise InputError(
-                f"analysis.{key} must be multiples of the {shape.original_len:,} tokens of the "
+                f"analysis.{key} must be multiples of the {trained:,} tokens of the "
                 f"pre-training that are whole numbers of tokens, got {multiples}."
             )
     for multiple, what in ((round(TWICE), "the twin"), (section.longer, "analysis.longer")):

@@ -83,7 +83,7 @@ def attention_json(
     return {
         "format": attention.FORMAT,
         "config": study.config.to_dict(),
-        "model": {"source": str(study.config.model.path), "original_len": study.shape.original_len},
+        "model": {"source": str(study.config.model.path), "original_len": study.trained_len},
         "evaluation": f"{study.name}{PERPLEXITY}",
         "trained_lens": trained,
         "findings": [_plain_finding(finding) for finding in findings],
@@ -117,7 +117,7 @@ def drawn(measurements: Measurements, content: Mapping[str, Any]) -> Iterator[Dr
 
 def _figures(measurements: Measurements, content: Mapping[str, Any]):
     """Yields (name, function that draws the figure, its numbers)."""
-    original_len = measurements.study.shape.original_len
+    original_len = measurements.study.trained_len
     labels = numbers.figure_labels(measurements)
     rows = [row for row in measurements.evaluation if row["label"] in labels]
     scores = tabulated.scores(measurements.evaluation, "perplexity")
@@ -201,7 +201,7 @@ def _needle_figures(measurements: Measurements, content: Mapping[str, Any]):
                 f"fig4ef_trainlen_{key}",
                 lambda rows=rows, key=key: figures.one(
                     lambda ax: attention_panels.draw_statistic(
-                        ax, rows, key, measurements.study.shape.original_len
+                        ax, rows, key, measurements.study.trained_len
                     )
                 ),
                 tabulated.columns(rows, ("label", "length", "value", "low", "high")),
@@ -230,7 +230,7 @@ def table1_cells(
 def _about(measurements: Measurements) -> dict[str, str]:
     """Returns the introduction to the findings: {title: paragraph}."""
     study = measurements.study
-    section, original_len = study.config.analysis, study.shape.original_len
+    section, original_len = study.config.analysis, study.trained_len
     tokens = study.config.train.steps * study.config.train.batch_size * original_len
     paragraphs = {
         "Model": f"{study.title}, pre-trained at {original_len:,} tokens. Every setting is "

@@ -113,6 +113,7 @@ def _measured(plan: Plan, workdir: Path) -> dict[str, Any]:
 def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, Any]:
     """Writes eval_nll.npz, eval.json, eval.md and the figures, and prints the tables."""
     config, baseline = plan.config, plan.config.eval.baseline
+    trained = decoder.own_base(plan.base.config).length
     comparisons = summary.differences(results, baseline=baseline, **plan.bench.resamples)
     arrays = {f"{r.label}|{r.length}": r.nll_WT for r in results if r.nll_WT is not None}
     content = {
@@ -120,7 +121,8 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
         "command": cli.command_line(),
         "config": config.to_dict(),
         "identity": plan.identity.to_json(),
-        "model": plan.base.config.to_json_dict() | {"source": plan.base.source},
+        "model": plan.base.config.to_json_dict()
+        | {"source": plan.base.source, "trained_len": trained},
         "rows": summary.record(results, comparisons, baseline=baseline),
         "ruler": summary.of_ruler(results),
         "arrays": sealed.write_arrays(workdir / ARRAYS, arrays),
@@ -129,7 +131,6 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
     sections = _tables(content)
     files.write_text_atomic(workdir / "eval.md", tables.as_markdown(sections))
     cli.print_line(tables.as_text(sections))
-    trained = decoder.own_base(plan.base.config).length
     for name, draw in (
         ("eval.png", report.evaluation_figure),
         ("eval_maps.png", report.maps_figure),
@@ -143,9 +144,8 @@ def _write(plan: Plan, workdir: Path, results: Sequence[Result]) -> dict[str, An
 
 
 def _tables(content: dict[str, Any]) -> list:
-    sections = tables.evaluation_tables(
-        content["rows"], original_len=content["model"]["original_len"]
-    )
+    trained = tables.trained_len(content["model"])
+    sections = tables.evaluation_tables(content["rows"], original_len=trained)
     if content["ruler"]:
         sections.append(tables.ruler_table(content["ruler"]))
     return [*sections, tables.cost_table(content["rows"])]

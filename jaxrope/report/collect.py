@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxrope.errors import InputError
-from jaxrope.report import attention, evaluations, ropes, searches, trainings
+from jaxrope.report import attention, evaluations, ropes, searches, tables, trainings
 from jaxrope.report.page import Folder, Section
 from jaxrope.shell import duration
 from jaxrope.store import files, sealed
@@ -189,7 +189,7 @@ def _evaluation(path: Path) -> Part:
         lines=lines,
         scores=lines,
         rows=evaluations.complete(content["rows"]),
-        original_len=content["model"]["original_len"],
+        original_len=tables.trained_len(content["model"]),
     )
 
 

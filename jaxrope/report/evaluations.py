@@ -27,7 +27,7 @@ def complete(rows: Sequence[Row]) -> list[Row]:
 
 def section(content: Row) -> Section:
     """Returns the section of an evaluation; `content` is that of eval.json."""
-    rows, original_len = complete(content["rows"]), content["model"]["original_len"]
+    rows, original_len = complete(content["rows"]), tables.trained_len(content["model"])
     section_tables = _tables(rows, original_len)
     if content.get("ruler"):
         section_tables.append(tables.ruler_table(content["ruler"]))
@@ -69,6 +69,7 @@ def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
 def lines(content: Row) -> list[dict[str, str]]:
     """Returns the lines of the summary for an evaluation, by column: a line for each label."""
     rows, model = content["rows"], content["model"]
+    trained_len = tables.trained_len(model)
     cost = f"{sum(row['tokens'] for row in rows):,} forward tokens"
     cost = f"{duration(sum(row['seconds'] for row in rows))}, {cost}"
     summary = []
@@ -77,15 +78,15 @@ def lines(content: Row) -> list[dict[str, str]]:
         longest = max(row["length"] for row in label_rows)
         scores = {
             "Perplexity": _score(label_rows, "perplexity"),
-            "Pass key": _score(label_rows, "passkey", rows, model["original_len"]),
-            "Needle": _needles(label_rows, rows, model["original_len"]),
+            "Pass key": _score(label_rows, "passkey", rows, trained_len),
+            "Needle": _needles(label_rows, rows, trained_len),
             "RULER": _ruler(content, label),
         }
         summary.append(
             {
                 "What": f"evaluation, {label}",
                 "Model": Path(model["source"]).name,
-                "Window": _window(model["original_len"], longest),
+                "Window": _window(trained_len, longest),
                 **scores,
                 "Cost": "" if summary else cost,
             }

@@ -14,6 +14,13 @@ Row = Mapping[str, Any]
 Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is the header
 
 
+def trained_len(model: Mapping[str, Any]) -> int | None:
+    """Returns the tokens that a model of eval.json was trained on: what its own scaling reaches,
+    which older files do not say.
+    """
+    return model.get("trained_len", model["original_len"])
+
+
 def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -> list[Table]:
     """Returns a table for each suite, one of the tasks of lm-evaluation-harness, and one of the
     differences from the baseline.
