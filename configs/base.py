@@ -68,7 +68,7 @@ def data() -> ConfigDict:
     section.format = "auto"  # auto: by content | text: every file that looks like JSON is one text, as it stands
     section.text_field = ""  # field of a record that holds its text, or its conversation; "" = look for it
     section.skip_bad_lines = 0  # broken records that are tolerated
-    section.tokenizer = ""  # folder, tokenizer.json or "bytes"; "" = the checkpoint's
+    section.tokenizer = ""  # MODEL, tokenizer.json or "bytes"; "" = the checkpoint's
     section.cache_dir = ""  # where tokens are cached; "" = the user's cache folder
     section.mode = "chunk"  # chunk: each row is cut from one document | pack: whole documents packed, each attending to itself | concat: documents joined, attending across
     section.long_share = 0.0  # share of the rows (of each source) from long documents, the others from short ones; 0 = length does not matter

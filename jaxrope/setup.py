@@ -249,9 +249,9 @@ def tokenizer(config, tokenizer_dir: Path | None, vocab_size: int):
     if not place:
         raise InputError(
             "data.tokenizer is not set, and the model comes without one. Give a folder with a "
-            'tokenizer.json, or "bytes".'
+            'tokenizer.json, a GGUF file, a model of the hub, or "bytes".'
         )
-    place = place if place == "bytes" else files.as_path(place)
+    place = pretrained.open_tokenizer(place)
     return data.load_tokenizer(place, vocab_size=vocab_size), place
 
 

@@ -7,7 +7,8 @@ import gguf_vocabularies
 import numpy as np
 import pytest
 
-from jaxrope import data
+from configs import base
+from jaxrope import data, setup
 from jaxrope.convert import folders, gguf_splits, importing, pretrained
 from jaxrope.errors import InputError
 from tests.rope_samples import run
@@ -157,3 +158,18 @@ def test_a_tokenizer_that_is_not_known_is_a_note(tmp_path, change):
     notes = importing.import_folder(file, tmp_path / "workdir")
     assert any(f"'{change['pre']}'" in n if "pre" in change else "kind rwkv" in n for n in notes)
     assert not (tmp_path / "workdir" / "tokenizer.json").exists()
+
+
+@pytest.mark.parametrize("what", ["file", "folder"])
+def test_a_gguf_is_taken_where_a_tokenizer_is_asked_for(tmp_path, what):
+    """By a config, and by the arguments of generate and compare."""
+    file = gguf_vocabularies.write(tmp_path / "m.gguf", BYTE_LEVEL("qwen2"))
+    place = str(file if what == "file" else tmp_path)
+    expected = data.load_tokenizer(folders.open_folder(file))
+    config = base.get_config()
+    config.data.tokenizer = place
+    tokenizer, where = setup.tokenizer(config, None, expected.vocab_size)
+    assert tokenizer.fingerprint == expected.fingerprint
+    assert importing.copy_tokenizer(where, tmp_path)  # as a training does, into its workdir
+    for other in (tmp_path, tmp_path / "tokenizer.json", tmp_path / "nowhere", "bytes"):
+        assert pretrained.open_tokenizer(str(other)) == other

@@ -4,10 +4,12 @@ import importlib
 import importlib.util
 import os
 import shutil
+from pathlib import Path
 
 import gguf_models
 import hf_models
 import pytest
+import tiny_tokenizers
 from hf_models import CASES
 
 from jaxrope.convert import folders, hub, importing, pretrained
@@ -60,6 +62,21 @@ def test_a_model_in_the_cache_needs_no_network(tmp_path, cache, shared_blobs):
     assert pretrained.fingerprint(NAME) == pretrained.fingerprint(tmp_path / "in")
     importing.import_folder(NAME, tmp_path / "workdir")
     assert pretrained.read_config(tmp_path / "workdir") == model.config
+
+
+def test_a_tokenizer_by_its_name_on_the_hub(tmp_path, monkeypatch):
+    """Its weights are not asked for."""
+    names = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
+    asked, folder = downloads(monkeypatch, tmp_path, names)
+    tiny_tokenizers.write(folder, tokenizer_config={})
+    for text in (f"hf://{NAME}@v1", f"{NAME}@v1"):
+        assert pretrained.open_tokenizer(text) == folder
+        assert asked[-2:] == [
+            (NAME, "v1"),
+            ["config.json", "tokenizer.json", "tokenizer_config.json"],
+        ]
+    (tmp_path / NAME).mkdir(parents=True)
+    assert pretrained.open_tokenizer(NAME) == Path(NAME)  # a folder of that name comes first
 
 
 def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):

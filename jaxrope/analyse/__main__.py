@@ -63,7 +63,7 @@ def add_compare(parser) -> None:
     add("--length", type=int, default=0, help="tokens of a text; 0: twice the trained length (0)")
     add("--texts", type=int, default=4, help="how many texts (4)")
     add("--queries", type=int, default=64, help="tokens of a text whose attention is read (64)")
-    add("--tokenizer", default="", help='folder, or "bytes", for a model without one')
+    add("--tokenizer", default="", help='MODEL, or "bytes", for a model without one')
     add("--workdir", default="", help="gets compare.json, compare.md and compare.png")
 
 

@@ -70,6 +70,7 @@ def prepare(args) -> Prepared:
             f"{loaded.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
             "--tokenizer=bytes."
         )
+    place = pretrained.open_tokenizer(place)
     tokenizer = data.load_tokenizer(place, vocab_size=loaded.config.vocab_size)
     length = args.length or 2 * decoder.own_base(loaded.config).length
     ropes = {name: _rope(name, loaded, length) for name in _names(args.ropes)}
@@ -97,7 +98,7 @@ def dry_run(args) -> str:
             f"{passes} passes over {count:,} tokens, "
             f"{passes * len(prepared.rows_WT) * operations:.1e} floating point operations and "
             "those of the statistics",
-            *(f"note: {note}" for note in prepared.loaded.notes),
+            *_notes(prepared),
         ]
     )
 
@@ -105,6 +106,8 @@ def dry_run(args) -> str:
 def run(args) -> None:
     """Compares, prints the tables, and writes them where --workdir says."""
     prepared = prepare(args)
+    for note in _notes(prepared):
+        cli.print_line(note)
     content = _measured(prepared, args.checkpoint)
     sections = _tables(prepared, content)
     cli.print_line(f"{_title(prepared)}\n\n{tables.as_text(sections)}")
@@ -119,6 +122,10 @@ def run(args) -> None:
     except InputError as error:  # no plotting library is no reason to fail
         cli.print_line(f"compare.png is left out: {error}")
     cli.print_line(f"wrote compare.json and compare.md into {folder}")
+
+
+def _notes(prepared: Prepared) -> list[str]:
+    return [f"note: {note}" for note in (*prepared.loaded.notes, *prepared.tokenizer.notes)]
 
 
 def _names(text: str) -> list[str]:

@@ -17,7 +17,8 @@ _WORD = r"[A-Za-z0-9][\w.-]*"
 _ADDRESS = re.compile(rf"({_WORD}/{_WORD})(?:@([\w.-]+))?(?:/({_WORD}\.gguf))?")
 _SNAPSHOT = re.compile(r"models--(.+?)--(.+)")
 # What a model consists of: no pickles, and of two copies of the weights the one in parts.
-_NEEDED = ("*.json", "*.safetensors", "*.model", "*.jinja", "merges.txt", "vocab.txt")
+_WEIGHTS = "*.safetensors"
+_NEEDED = ("*.json", _WEIGHTS, "*.model", "*.jinja", "merges.txt", "vocab.txt")
 _IGNORED = ("*/*", "consolidated*", "training_args*", "optimizer*", "scheduler*")
 _PART = re.compile(r"-\d{5}-of-(\d{5}\.gguf)$")
 
@@ -47,8 +48,12 @@ def is_installed() -> bool:
     return importlib.util.find_spec("huggingface_hub") is not None
 
 
-def fetch(text: str) -> Path:
+def fetch(text: str, *, weights: bool = True) -> Path:
     """Returns the folder of a repository's snapshot, or the GGUF file in it.
+
+    Args:
+      text: the address.
+      weights: False: safetensors are not needed.
 
     Raises:
       InputError: no address, the package is missing, or the repository is not there, not open to
@@ -60,9 +65,10 @@ def fetch(text: str) -> Path:
             f"{text[:200]}: must be hf://ORG/NAME, hf://ORG/NAME@REVISION, or one of the two and"
             " /FILE.gguf."
         )
-    folder = Path(_download(text, place))
+    folder = Path(_download(text, place, weights))
     if not place.file:
-        _check_weights(text, place, folder)
+        if weights:
+            _check_weights(text, place, folder)
         return folder
     if not (folder / place.file).exists():
         raise InputError(f"{text}: the repository holds no {place.file}.{_ggufs(place)}")
@@ -75,10 +81,11 @@ def name(folder: Path) -> str | None:
     return f"{match[1]}/{match[2]}" if match and folder.parent.name == "snapshots" else None
 
 
-def _download(text: str, place: Address) -> str:
+def _download(text: str, place: Address, weights: bool) -> str:
     hub, errors = _package(text)
     part = _PART.sub(r"-*-of-\1", place.file)
-    patterns = [part] if place.file else list(_NEEDED)
+    needed = [pattern for pattern in _NEEDED if weights or pattern != _WEIGHTS]
+    patterns = [part] if place.file else needed
     try:
         return hub.snapshot_download(
             place.repository,

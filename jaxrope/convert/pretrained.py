@@ -106,6 +106,37 @@ def read_config(path: Path | str) -> DecoderConfig:
     return _model_json(workdir) if workdir is not None else importing.open_model(folder).config
 
 
+def open_tokenizer(place: Path | str) -> Path | str:
+    """Returns where a tokenizer lies, for `data.load_tokenizer`: a file or a folder as it is, of a
+    GGUF file or a model of the hub (without its weights) the folder of its texts.
+
+    Args:
+      place: any of these, or "bytes".
+
+    Raises:
+      InputError: see `folders.open_folder`.
+    """
+    text = os.fspath(place)
+    if text == "bytes":
+        return text
+    if hub.is_marked(text):
+        return folders.open_folder(hub.fetch(text, weights=False))
+    path = files.as_path(text)
+    if files.is_remote(path):
+        return path
+    if path.exists():
+        return folders.open_folder(path) if _holds_gguf_alone(path) else path
+    if hub.address(text) and hub.is_installed():
+        return folders.open_folder(hub.fetch(text, weights=False))
+    return path  # whoever reads it says what is missing
+
+
+def _holds_gguf_alone(path: Path) -> bool:
+    if path.is_dir():
+        return _tokenizer_dir(path) is None and bool(gguf_folder.models_in(path))
+    return gguf_folder.is_gguf(path)
+
+
 def is_here(path: Path | str) -> bool:
     """Returns whether there is something at a path, so that nothing need be downloaded."""
     return not hub.is_marked(os.fspath(path)) and files.as_path(path or ".").exists()

@@ -39,8 +39,7 @@ def dry_run(config, *, timing: bool = True, expected: Expected = NOTHING) -> str
     lines += [f"  {name}: {count:,} forward tokens at most" for name, count in tokens.items()]
     lines.append(f"memory: {_memory(plan)}")
     lines.append(f"time: {_time(plan) if timing else 'not measured'}")
-    notes = (*plan.base.notes, *plan.tokenizer.notes, *plan.notes)
-    return "\n".join([*lines, *(f"note: {note}" for note in dict.fromkeys(notes))])
+    return "\n".join([*lines, *(f"note: {note}" for note in plan.notes)])
 
 
 def outline(plan: Plan) -> str:

@@ -93,7 +93,8 @@ class Plan:
     def notes(self) -> tuple[str, ...]:
         """What the user should know before anything is paid."""
         model, longest = self.base.config, self.longest
-        lines = [*self.base.notes, *setup.restated_notes(self.config, model)]
+        lines = [note for loaded in self.models.values() for note in loaded.notes]
+        lines += [*self.tokenizer.notes, *setup.restated_notes(self.config, model)]
         lines += setup.window_notes(self.config, model, longest)
         unextended = [spec.label for spec in self.specs if self._is_unextended(spec)]
         served = max(decoder.own_base(model).length, model.max_len)

@@ -48,7 +48,7 @@ def add_arguments(parser) -> None:
     )
     add("--chunk", type=int, default=512, help="tokens that are read at one time (512)")
     add("--dtype", default="float32", help="of weights, cache and products (float32)")
-    add("--tokenizer", default="", help='folder, or "bytes", for a model without one')
+    add("--tokenizer", default="", help='MODEL, or "bytes", for a model without one')
     add("--mesh", default="", help="all devices, such as context=4,tensor=2; else the first one")
 
 

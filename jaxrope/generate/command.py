@@ -200,7 +200,7 @@ def _tokenizer_place(place: str, loaded: pretrained.Pretrained) -> Path | str:
             f"{loaded.source} has no tokenizer.json. Name the model's own: --tokenizer=FOLDER, or "
             "--tokenizer=bytes."
         )
-    return place or loaded.tokenizer_dir
+    return pretrained.open_tokenizer(place or loaded.tokenizer_dir)
 
 
 def _mesh(text: str):

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxrope import decoder, rope, schema, setup
-from jaxrope.convert import Pretrained, importing
+from jaxrope.convert import Pretrained, importing, pretrained
 from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts, sharding
@@ -52,7 +52,7 @@ class Prepared:
         shape = dataclasses.replace(self.model.config, max_len=self.joined.max_len)
         tokenizer_dir = self.model.tokenizer_dir
         if self.config.data.tokenizer not in ("", "bytes"):
-            tokenizer_dir = files.as_path(self.config.data.tokenizer)
+            tokenizer_dir = pretrained.open_tokenizer(self.config.data.tokenizer)
         return dataclasses.replace(
             self.model, config=shape, rope_fn=self.joined, tokenizer_dir=tokenizer_dir
         )
@@ -185,7 +185,7 @@ def _save_params(prepared: Prepared, folder: Path) -> None:
 def _write(prepared: Prepared, folder: Path) -> None:
     outcome, config = prepared.outcome, prepared.config
     if place := config.data.tokenizer or prepared.model.tokenizer_dir:
-        importing.copy_tokenizer(place, folder)
+        importing.copy_tokenizer(pretrained.open_tokenizer(place), folder)
     origins = [{"file": _name(f), "provenance": rope.provenance(f)} for f, _ in prepared.ropes]
     rope.save(folder / "rope.json", outcome.rope_fn, {"made_by": "train.py", "joined": origins})
     sealed.write_json(folder / "model.json", outcome.config.to_json_dict())

@@ -175,7 +175,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         memory=memory,
         per_device=plan.per_device(section.batch_size, memory, most=most, **needs),
         remarks=remarks,
-        notes=(*loaded.notes, *_notes(config, shape)),
+        notes=(*loaded.notes, *task.tokenizer.notes, *_notes(config, shape)),
     )
     _check_population(problem)
     return problem
