@@ -35,6 +35,30 @@ def started(**environment):
     return int(turn), tunables
 
 
+BLOCKS = """
+import numpy as np
+from jaxrope.shell import heap
+heap.keep()
+for size in (1 << 28, heap.LARGEST + (1 << 20)):
+    before = heap.resident()
+    block = np.empty(size, np.uint8)
+    block[: 1 << 28] = 1
+    during = heap.resident()
+    del block
+    print((during - before) >> 20, (heap.resident() - before) >> 20, heap.most(size) // size)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_the_largest_blocks_alone_are_given_back():
+    clean = {name: text for name, text in os.environ.items() if name != "GLIBC_TUNABLES"}
+    command = [sys.executable, "-c", BLOCKS]
+    done = subprocess.run(command, env=clean | {"JAX_PLATFORMS": "cpu"}, capture_output=True)
+    kept, largest = (list(map(int, line.split())) for line in done.stdout.splitlines())
+    assert kept[0] > 250 and kept[1] > 250 and kept[2] == 4
+    assert largest[1] < 50 and largest[2] == 1
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
 def test_once_and_as_it_was_started():
     assert started() == (2, heap.TUNABLES)

@@ -185,6 +185,7 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, undistu
         "parameters: 35,488 (float32)",
         "memory on each device: 0.4 MiB",
         "memory while a step runs: ",
+        "memory of the process: about ",
         "epochs",
         "evaluated on the way: 2 times",
         "a new run",
@@ -194,6 +195,6 @@ def test_dry_run_says_what_it_takes_and_writes_nothing(config, tmp_path, undistu
     ):
         assert words in text
     assert "time: " in text and "for 4 steps, evaluations aside" in text and "tokens/s" in text
-    assert len(text.splitlines()) < 18 and not (tmp_path / "run").exists()
+    assert len(text.splitlines()) < 19 and not (tmp_path / "run").exists()
     quick = train.dry_run(config, devices=ONE, timing=False)
     assert "time: " not in quick and "while a step runs" not in quick

@@ -9,6 +9,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from jaxrope.shell import cli as cli
+    from jaxrope.shell import heap as heap
     from jaxrope.shell import sweep as sweep
     from jaxrope.shell.experiment import load as load
     from jaxrope.shell.interrupt import exit_at_once as exit_at_once
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["cli", "sweep"],
+    submodules=["cli", "heap", "sweep"],
     submod_attrs={
         "experiment": ["load"],
         "program": ["Command", "Program"],

@@ -16,7 +16,7 @@ from jaxrope import decoder, evaluate, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, hosts
 from jaxrope.schema import Config
-from jaxrope.shell import duration
+from jaxrope.shell import duration, heap
 from jaxrope.store import files
 from jaxrope.train import resume
 from jaxrope.train.plan import Plan, compile_step, first_state, prepare
@@ -137,11 +137,14 @@ def _measured(plan: Plan, rest: int) -> list[str]:
     analysis = step_fn.memory_analysis()
     working = analysis.temp_size_in_bytes if analysis else 0
     lines = [f"memory while a step runs: {_gib(working)} more on each device (the compiler's)"]
-    if not rest:
-        return lines
     device = plan.mesh.local_devices[0]
     shared = device.platform == "cpu"  # its devices are one machine
     needed = (_state_bytes(plan) + working) * (plan.mesh.size if shared else 1)
+    if shared:
+        needed = _process_bytes(plan, working)
+        lines.append(f"memory of the process: about {_gib(needed)} in all")
+    if not rest:
+        return lines
     room = _room(device)
     if needed > room:
         return [*lines, f"time: not measured, as it takes {_gib(needed)} of {_gib(room)}"]
@@ -165,6 +168,14 @@ def _measured(plan: Plan, rest: int) -> list[str]:
         f"time: {duration(seconds * rest)} for {rest:,} steps, evaluations aside: {seconds:.3g} s "
         f"a step, {_batch_tokens(plan) / seconds:,.0f} tokens/s (measured on random weights)",
     ]
+
+
+def _process_bytes(plan: Plan, working: int) -> int:
+    """Returns the bytes that a process takes whose devices are this machine's processors: what it
+    has taken already, the state and its copy on the way to a checkpoint, and a step's own.
+    """
+    devices = len(plan.mesh.local_devices)
+    return heap.resident() + devices * (2 * _state_bytes(plan) + heap.most(working))
 
 
 def _batch_tokens(plan: Plan) -> int:
