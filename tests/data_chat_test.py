@@ -48,7 +48,11 @@ def tokenizer_at(place, template, post_processor=None):
 
 def ours(folder, messages=TURNS):
     template, tokenizer = chat.load_template(folder), load_tokenizer(folder)
-    return answers.encode(tokenizer, answers.render(template, Conversation(tuple(messages))))
+    chats = answers.render(template, Conversation(tuple(messages)))
+    if not chats:  # nothing is learned: as it is written
+        chats = [chat.render(template, messages)]
+    (rendered,) = chats
+    return answers.encode(tokenizer, rendered)
 
 
 @pytest.mark.parametrize("messages", [TURNS, TURNS[:2], TURNS[:3], TURNS[1:], TURNS[:1]])
@@ -98,14 +102,75 @@ def test_chatml_without_and_with_markers_count_alike(tmp_path):
     assert (roles == answers.ANSWER).astype(int).tolist() == theirs["assistant_masks"]
 
 
+QWEN3 = """{%- set ns = namespace(last=-1) %}
+{%- for m in messages %}
+    {%- if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}
+{%- endfor %}
+{%- for m in messages %}
+    {%- if m.role != 'assistant' %}
+        {{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}
+    {%- else %}
+        {%- set content, thought = m.content, m.reasoning_content | default('') %}
+        {%- if '</think>' in content %}
+            {%- set thought = content.split('</think>')[0].split('<think>')[-1].strip('\n') %}
+            {%- set content = content.split('</think>')[-1].lstrip('\n') %}
+        {%- endif %}
+        {{- '<|im_start|>assistant\n' }}
+        {%- if loop.index0 > ns.last and (loop.last or thought) %}
+            {{- '<think>\n' + thought + '\n</think>\n\n' }}
+        {%- endif %}
+        {{- content + '<|im_end|>\n' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"""
+THINKING = (
+    TURNS[0],
+    TURNS[1] | {"content": "<think>\nthe sea\n</think>\n\nI think so."},
+    TURNS[2],
+    TURNS[3],
+    {"role": "user", "content": "Be brief."},
+    {"role": "assistant", "content": "by the sea", "reasoning_content": "old"},
+)
+
+
+@pytest.mark.parametrize("template", [DROPPING, QWEN3])
+@pytest.mark.parametrize("messages", [TURNS, THINKING, TURNS[:3]])
+def test_answers_that_no_text_holds_together_have_one_each(tmp_path, template, messages):
+    """What transformers writes for the messages up to each answer; its prompt does not count."""
+    folder = tokenizer_at(tmp_path, template)
+    transformers = pytest.importorskip("transformers")
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    chats = answers.render(chat.load_template(folder), Conversation(tuple(messages)))
+    assert len(chats) == len(turns)
+    for turn, rendered in zip(turns, chats, strict=True):
+        ids, roles = answers.encode(load_tokenizer(folder), rendered)
+        upto = list(messages[: turn + 1])
+        assert ids.tolist() == theirs.apply_chat_template(upto).input_ids
+        prompt = theirs.apply_chat_template(upto[:-1], add_generation_prompt=True).input_ids
+        assert roles.tolist() == [answers.PROMPT] * len(prompt) + [answers.ANSWER] * (
+            len(ids) - len(prompt)
+        )
+
+
+def test_a_template_that_keeps_what_it_wrote_has_one_text(tmp_path):
+    """Qwen3's, of answers to one question (its reasoning stays), and of a single one."""
+    template = chat.load_template(tokenizer_at(tmp_path, QWEN3))
+    tool = {"role": "tool", "content": "4"}
+    asked = TURNS[1] | {"content": "<think>\na\n</think>\n\nb"}
+    [whole] = answers.render(template, Conversation((TURNS[0], asked, tool, asked)))
+    assert len(whole.answers) == 2 and whole.text.count("<think>") == 2
+    assert len(answers.render(template, Conversation(TURNS[:2]))) == 1
+
+
 def test_a_template_without_borders_is_refused(tmp_path):
-    folder = tokenizer_at(tmp_path, DROPPING)
-    ids, roles = ours(folder, TURNS[:2])
-    assert (roles == answers.ANSWER).any()
+    """It writes the question otherwise once the answer follows."""
+    template = "{{ messages | length }}" + CHATML
+    folder = tokenizer_at(tmp_path, template)
     with pytest.raises(InputError, match="message 2 of 4.*no border. Give a template that marks"):
         ours(folder)
     with pytest.raises(InputError, match="begins with an answer"):
-        ours(folder, TURNS[1:])
+        ours(tokenizer_at(tmp_path / "b", DROPPING), TURNS[1:])
 
 
 # ---- documents, rows and runs ----
@@ -161,6 +226,17 @@ def test_the_cache_keeps_what_counts(folder, tmp_path):
     assert load(folder, tmp_path / "*.*").fingerprint == first.fingerprint  # made anew
     other = tokenizer_at(tmp_path / "other", MARKED.replace("bos_token", "eos_token"))
     assert load(other, tmp_path / "*.*").fingerprint != first.fingerprint
+
+
+def test_a_training_says_that_answers_are_apart(tmp_path):
+    folder = tokenizer_at(tmp_path / "model", DROPPING)
+    config = run_config(tmp_path, folder)
+    rows = [{"messages": list(TURNS)}, {"messages": list(TURNS[:2])}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    plan = train.prepare(config, devices=jax.devices()[:1])
+    assert plan.documents.names == ("rows.jsonl:1", "rows.jsonl:1", "rows.jsonl:2")
+    assert any("own, 2 records are 3 conversations, 1 more" in line for line in plan.remarks)
+    assert "conversations: 3; answers alone" in "\n".join(plan.remarks)
 
 
 def test_without_a_template_conversations_are_refused(tmp_path):

@@ -3,8 +3,9 @@
 A template with `{% generation %}` says itself what the model's part is. For any other, an answer is
 what the template adds for it: the text of the messages up to the answer begins with that of the
 messages before it, ended as for generation, and the rest is the answer, with its end token. Where a
-template writes earlier messages otherwise once others follow (some drop reasoning), there is no
-such border, and it is refused.
+template writes earlier messages otherwise once others follow (Qwen3 drops reasoning), no text holds
+all answers as the model gives them, and each is learned in a text of its own: that of the messages
+up to it, as the model meets them.
 """
 
 import re
@@ -44,17 +45,19 @@ def render_all(
         if isinstance(text, Conversation):
             program = program or template()
             try:
-                text = render(program, text)
+                chats = render(program, text)
             except InputError as error:
                 raise InputError(f"{setting}: '{name}': {error}") from None
-            if not text.answers:
+            if not chats:
                 counts.empty += 1
-                continue
+            yield from ((name, rendered) for rendered in chats)
+            continue
         yield name, text
 
 
-def render(template: chat.ChatTemplate, conversation: Conversation) -> chat.Chat:
-    """Returns the text of a conversation, and where its answers are.
+def render(template: chat.ChatTemplate, conversation: Conversation) -> list[chat.Chat]:
+    """Returns the text of a conversation, and where its answers are; or one for each answer, where
+    the template writes earlier messages otherwise once others follow; none without an answer.
 
     Raises:
       InputError: the template refuses the messages, or marks no answers and has no borders.
@@ -62,28 +65,34 @@ def render(template: chat.ChatTemplate, conversation: Conversation) -> chat.Chat
     messages, variables = conversation.messages, conversation.variables
     whole = chat.render(template, messages, variables=variables)
     if _MARKED.search(template.source):
-        return whole
-    spans = []
-    for count, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if not count:
-            raise InputError(
-                "the conversation begins with an answer, which this template does not mark. Put a "
-                "message of the user before it."
-            )
-        before = chat.render(
-            template, messages[:count], add_generation_prompt=True, variables=variables
-        ).text
-        after = chat.render(template, messages[: count + 1], variables=variables).text
-        if not (after.startswith(before) and whole.text.startswith(after)):
-            raise InputError(
-                f"{template.where} writes a message otherwise once an answer follows (message "
-                f"{count + 1} of {len(messages)}), so that answers have no border. Give a template "
-                "that marks them with {% generation %}."
-            )
-        spans.append((len(before), len(after)))
-    return chat.Chat(whole.text, tuple(span for span in spans if span[0] < span[1]))
+        return [whole] if whole.answers else []
+    turns = [n for n, message in enumerate(messages) if message["role"] == "assistant"]
+    chats = [_of_one_answer(template, conversation, turn) for turn in turns]
+    chats = [one for one in chats if one.answers]
+    if all(whole.text.startswith(one.text) for one in chats):
+        spans = tuple(span for one in chats for span in one.answers)
+        return [chat.Chat(whole.text, spans)] if spans else []
+    return chats
+
+
+def _of_one_answer(template: chat.ChatTemplate, conversation: Conversation, turn: int) -> chat.Chat:
+    """Returns the text of the messages up to an answer, which alone counts in it."""
+    if not turn:
+        raise InputError(
+            "the conversation begins with an answer, which this template does not mark. Put a "
+            "message of the user before it."
+        )
+    messages, variables = conversation.messages, conversation.variables
+    begun = chat.render(template, messages[:turn], add_generation_prompt=True, variables=variables)
+    ended = chat.render(template, messages[: turn + 1], variables=variables)
+    if not ended.text.startswith(begun.text):
+        raise InputError(
+            f"{template.where} writes a message otherwise once an answer follows (message "
+            f"{turn + 1} of {len(messages)}), so that answers have no border. Give a template "
+            "that marks them with {% generation %}."
+        )
+    span = len(begun.text), len(ended.text)
+    return chat.Chat(ended.text, (span,) if span[0] < span[1] else ())
 
 
 def encode(tokenizer: Tokenizer, rendered: chat.Chat) -> tuple[np.ndarray, np.ndarray]:

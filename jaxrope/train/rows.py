@@ -45,6 +45,13 @@ def _chats(documents: data.TokenDocuments, loader, seq_len: int, mode: str) -> l
         f"conversations: {np.count_nonzero(chats):,}; answers alone are learned, {counted:.1%} of "
         "the real tokens of an epoch count"
     ]
+    names = [name for name, is_chat in zip(documents.names, chats, strict=True) if is_chat]
+    if apart := len(names) - len(set(names)):
+        lines.append(
+            f"the chat template writes earlier messages otherwise once others follow: each answer "
+            f"is learned in a text of its own, {len(set(names)):,} records are {len(names):,} "
+            f"conversations, {apart:,} more"
+        )
     longer = np.count_nonzero(chats & (documents.lengths - 1 > seq_len))
     if longer and mode != "concat":
         lines.append(
