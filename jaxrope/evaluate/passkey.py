@@ -40,7 +40,7 @@ def make_trials(model: EvalModel, bench: Bench, length: int) -> list[Trial]:
         for i in range(options.passkey_trials)
     ]
     return [
-        _make_trial(tokenizer, fill, key=key, depth=(i + 0.5) / len(keys), length=length)
+        make_trial(tokenizer, fill, key=key, depth=(i + 0.5) / len(keys), length=length)
         for i, key in enumerate(keys)
     ]
 
@@ -74,7 +74,13 @@ def _text(documents, depth: float, count: int) -> np.ndarray:
     return np.asarray(documents.doc(doc)[start : start + count])
 
 
-def _make_trial(tokenizer, fill, *, key: str, depth: float, length: int) -> Trial:
+def make_trial(tokenizer, fill, *, key: str, depth: float, length: int) -> Trial:
+    """Returns the trial with this key at this depth, 0 to 1, of what `fill` gives: a function
+    (depth, before, after) -> the tokens before the key and those after it.
+
+    Raises:
+      InputError: `length` has no room for the prompt.
+    """
     bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     opening = [*bos, *tokenizer.encode(OPENING)]
     key_line = tokenizer.encode(KEY_LINE.format(key=key))
