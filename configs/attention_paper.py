@@ -39,10 +39,7 @@ def get_config(budget="whole"):
     config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["steps"] - 1), final_fraction=0.0)
     config.optimizer.b2 = 0.95
     config.checkpoint.every, config.checkpoint.keep_last = 15, 1
-    config.search.method = "gradient"
     config.search.gradient.steps = spent["search"]
-    config.search.start_tokens = (0,)
-    config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
     config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=20_000)
     config.eval.offset_tokens = 20_000
     section = config.analysis

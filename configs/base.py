@@ -1,6 +1,6 @@
 """Every key of every program, with its unit and its default; an experiment file sets only what differs.
 
-A section that selects an algorithm (`model`, `rope`, `search.objective`, `search.algorithm`, `optimizer.schedule`) holds the selector and exactly that
+A section that selects an algorithm (`model`, `rope`, `search.objective`, `optimizer.schedule`) holds the selector and exactly that
 algorithm's arguments, and is replaced as a block: `config.rope = dict(method="yarn", factor=8.0, beta_fast=32.0, beta_slow=1.0)`.
 Relative paths start at the folder in which the program is run. jaxrope/schema has the type and range of every key.
 """
@@ -233,16 +233,18 @@ def checkpoint() -> ConfigDict:
 def search() -> ConfigDict:
     """The search for factors (LongRoPE, Algorithm 1, with the constants of section 4.1)."""
     section = ConfigDict()
-    section.method = "evolution"  # evolution: Algorithm 1 | gradient: descents from the best known methods | hybrid: descents, then an evolution from their end points
+    section.method = "gradient"  # gradient: descents from the best known methods | evolution: Algorithm 1 | hybrid: descents, then an evolution from their end points
+    section.form = "monotone"  # what the factors may be: monotone (ascending) | free (a factor for each pair) | yarn (its two borders and factor) | ntk (a base) | piecewise (the authors' dim_piece_mono) | critical (LongRoPE2: NTK below a critical pair)
     section.gradient = dict(
-        steps=60,  # of each descent; a step costs three forward passes over its samples
+        steps=18,  # of each descent, and as many more as baselines and ramps need less than is planned; a sample costs three forward passes
         batch=1,  # samples of a step; each step has new ones
         starts=1,  # number of known methods that descents start from, the best first
-        ramp_moves=3,  # moves of YaRN's ramp by a pair at either end, at most, while the loss improves: one more start; 0 = none
-        learning_rate=0.1,  # of Adam in the slopes of ln(factors), decaying to 0 as a half cosine
-        attention_rate=0.01,  # of Adam in ln(attention factor), between the least and the greatest of attention_multiples
-        b1=0.9,
-        b2=0.95,
+        ramps=10,  # YaRNs with other borders that are measured, at most, pair by pair while the loss improves: one more start; 0 = none
+        rate=1.0,  # of a step: 1 = as far as the spread of the gradients says
+    )
+    section.judge = dict(
+        num_samples=8,  # fresh ones, which chose nothing, on which the best candidates and baselines are judged in the end; 0 = on the samples of the objective
+        finalists=3,  # candidates of the search that are judged, at most, beside the best baselines
     )
     section.racing = dict(
         first=0,  # samples on which all children are evaluated; those then worse than the worst parent are dropped; 0 = no race
@@ -250,7 +252,6 @@ def search() -> ConfigDict:
     )
     section.training_len = 0  # tokens the weights were trained on; factors are bounded by 1.25 * target_len / training_len; 0 = what the model's own scaling reaches, original_len without one
     section.algorithm = dict(
-        name="monotone",  # monotone: Algorithm 1 | piecewise: the authors' dim_piece_mono | critical: LongRoPE2, see critical_search
         population=64,  # P
         mutations=16,  # N1
         crossovers=16,  # N2
@@ -262,10 +263,11 @@ def search() -> ConfigDict:
         bound=1.25,  # the largest factor is bound * target_len / training_len
         halve_above=524_288,  # tokens; a longer target halves P, N1, N2 and k; 0 = never
     )
-    section.start_tokens = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)  # candidates for n̂, the number of leading tokens without interpolation
-    section.attention_factor = FieldReference("su", field_type=object)  # su | yarn | none (laws, times the attention factor of the model's own scaling) | rope (the model's) | a number: of every candidate of a search, times attention_multiples
-    section.attention_multiples = (1.0,)  # a candidate's attention factor is attention_factor times one of these
-    section.objective = dict(name="perplexity", num_samples=5, offset_tokens=0)  # windows of target_len tokens, each from a different document; attention_objective has three more objectives
+    section.critical_pairs = (0, 0)  # form critical: lowest and highest pair, from 0, that may be critical; 0 = the first with less than 10 turns, and with less than 1 turn, in training_len
+    section.start_tokens = (0,)  # candidates for n̂, the number of leading tokens without interpolation; only jaxrope can run a model that has some
+    section.attention_factor = FieldReference("free", field_type=object)  # free: searched | one for all candidates: su | yarn | none (laws, times the attention factor of the model's own scaling) | rope (the model's) | a number
+    section.objective = dict(name="perplexity", num_samples=2, offset_tokens=0)  # windows of target_len tokens, each from a different document; attention_objective has three more objectives
+    section.lowest = 1.0  # the smallest factor of a candidate, of those that multiply the model's own if it is scaled
     section.highest = 0.0  # the largest factor of a candidate, of those that multiply the model's own if it is scaled; 0 = algorithm.bound * target_len / training_len
     section.multiply = False  # second search: its factors multiply those of config.rope, for a model that was fine-tuned with them
     section.seeds = ()  # rope.json files, or workdirs with one: additional seeds, each with its factors for target_len
@@ -273,7 +275,7 @@ def search() -> ConfigDict:
     section.prefilter = dict(name="none")  # none | decay | divergence, with oversample=4: this many children are generated for each one evaluated, the one with the best score by formula (search/prefilter.py)
     section.batch_size = 0  # candidates evaluated together; 0 = as many as memory allows
     section.memory_gb = 0.0  # memory available to the search, GiB per device; 0 = ask the device
-    section.compare = True  # score every baseline with its own and with the search's attention factor
+    section.compare = True  # measure the baselines, which are candidates too
     return section
 
 
@@ -281,14 +283,6 @@ def join() -> ConfigDict:
     """Combines the factors of several searches, by length, in one rope.json beside a model (the stage "join" of a recipe)."""
     section = ConfigDict()
     section.ropes = ()  # rope.json files, or workdirs with one: a sequence uses the factors of the shortest max_len that it fits into
-    return section
-
-
-def critical_search() -> ConfigDict:
-    """LongRoPE2's search.algorithm: NTK below the critical pair, factors in [s, 2s] from it on; its Algorithms 1 and 2."""
-    section = ConfigDict(search().algorithm.to_dict() | dict(name="critical", bound=2.0))
-    section.critical_low = 0  # lowest rotary pair, from 0, that may be critical; 0 = the first with less than 10 turns in training_len
-    section.critical_high = 0  # highest rotary pair that may be critical; 0 = the first with less than 1 turn, the theoretical one; equal to critical_low: only this pair
     return section
 
 

@@ -17,7 +17,7 @@ MODEL = "../shared/models/books-6m"
 LENGTHS = (512, 1024, 2048, 4096, 8192)
 # Budgets: steps of a descent, samples of the objective, fine-tuning (steps, rows) at 1,024 and at 2,048 tokens, windows, and trials of both retrieval tasks.
 BUDGETS = {
-    "whole": dict(steps=30, samples=4, finetune=((50, 16), (150, 8)), windows=16, passkeys=24, needles=96),
+    "whole": dict(steps=18, samples=4, finetune=((50, 16), (150, 8)), windows=16, passkeys=24, needles=96),
     "tiny": dict(steps=2, samples=2, finetune=((4, 4), (4, 4)), windows=2, passkeys=2, needles=2),
 }
 
@@ -41,11 +41,7 @@ def get_config(budget="whole"):
     config.optimizer.schedule = dict(name="linear", warmup_steps=min(5, spent["finetune"][0][0]), final_fraction=0.0)
     config.optimizer.b2 = 0.95
     config.checkpoint.every, config.checkpoint.keep_last = 25, 1
-    config.search.method = "gradient"
-    config.search.gradient.steps, config.search.gradient.batch = spent["steps"], 2
-    config.search.gradient.ramp_moves = 0  # as in the runs reported in docs/recipes.md
-    config.search.start_tokens = (0,)  # as in the paper's fine-tuned models; Hugging Face cannot express other values
-    config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
+    config.search.gradient.steps = spent["steps"]
     config.search.objective = dict(name="perplexity", num_samples=spent["samples"], offset_tokens=20_000)
     config.recipe = stages(spent)
     return config

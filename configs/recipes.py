@@ -8,7 +8,7 @@ import difflib
 
 from ml_collections import ConfigDict
 
-from jaxrope.configs import base
+from jaxrope.configs import base, longrope_paper
 
 DEFAULT = "llama2_7b"
 # Folders in Hugging Face layout. `presets`: the published factors by purpose; a model without them uses those of its search.
@@ -136,7 +136,7 @@ def finetune(length, model, mesh, *, folder, source, steps):
 
 
 def search(length, model, mesh, *, folder, source, quick):
-    """Returns the search for factors: Algorithm 1 with the numbers of section 4.1.
+    """Returns the search for factors: that of the paper, longrope_paper.algorithm_1.
 
     Args:
       length, model, mesh, folder, source: see `start`.
@@ -145,11 +145,9 @@ def search(length, model, mesh, *, folder, source, quick):
     config = start(length, model, mesh, folder=folder, source=source)
     config.data.train_files = (place(folder, "data/pg19/validation/*.txt"),)
     config.data.eval_files = ()
-    config.search.objective.num_samples = 5
-    algorithm = config.search.algorithm
-    algorithm.population, algorithm.mutations, algorithm.crossovers = 64, 16, 16
-    algorithm.parents, algorithm.iterations, algorithm.mutation_probability = 32, 40, 0.3
+    longrope_paper.algorithm_1(config.search)
     if quick:
+        algorithm = config.search.algorithm
         config.search.objective.num_samples = 3
         algorithm.population, algorithm.mutations, algorithm.crossovers = 32, 8, 8
         algorithm.parents, algorithm.iterations = 16, 12

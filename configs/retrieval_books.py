@@ -14,10 +14,10 @@ from jaxrope.configs import base
 MODEL = "../shared/models/books-6m"
 LENGTHS = (256, 512, 1024, 2048, 4096, 8192)
 TARGETS = LENGTHS[2:]
-# Budgets: steps and objective samples of a search, and items of each suite at each length.
+# Budgets: objective samples of a search, and items of each suite at each length.
 BUDGETS = {
-    "whole": dict(steps=30, samples=4, passkeys=24, needles=48, ruler=24),
-    "tiny": dict(steps=1, samples=1, passkeys=2, needles=2, ruler=1),
+    "whole": dict(samples=4, passkeys=24, needles=48, ruler=24),
+    "tiny": dict(samples=1, passkeys=2, needles=2, ruler=1),
 }
 
 
@@ -30,10 +30,6 @@ def get_config(recipe="runs/recipe_books"):
     config.model = base.checkpoint_model(MODEL)
     config.data.train_files = ("../shared/books/train/*.txt",)
     config.data.eval_files = ("../shared/books/val/*.txt",)
-    config.search.method = "gradient"
-    config.search.gradient.steps, config.search.gradient.batch = spent["steps"], 2
-    config.search.start_tokens = (0,)
-    config.search.attention_multiples = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)
     config.search.objective = dict(name="perplexity", num_samples=spent["samples"], offset_tokens=20_000)
     config.eval.suites = ()
     config.eval.lengths = LENGTHS[: len(targets) + 2]

@@ -9,7 +9,7 @@ import jax
 from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import attention, data, decoder, rope, schema
-from jaxrope.convert import Pretrained, pretrained
+from jaxrope.convert import Pretrained, lost_elsewhere, pretrained
 from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
@@ -207,6 +207,30 @@ def restated_notes(config: Config, model: DecoderConfig) -> list[str]:
         f"config.rope '{section.method}' states the whole rope: it takes the place of the model's "
         f"own scaling, {model.rope['method']}, which serves {own.length:,} tokens; a factor in it "
         f"counts from original_len, {model.original_len:,}"
+    ]
+
+
+def rope_notes(
+    config: Config, model: DecoderConfig, rope_fn: rope.RopeFn, expected: Expected = NOTHING
+) -> list[str]:
+    """Returns what the rope of a run means for its result: the file that it is from is unfinished,
+    or only jaxrope can run it.
+    """
+    section, notes = config.rope, []
+    if section.method == "file" and section.path not in expected.ropes:
+        provenance = rope.provenance(files.as_path(section.path))
+        notes += rope.unfinished_notes(f"config.rope, {section.path}", provenance)
+    return notes + elsewhere_notes(model, rope_fn)
+
+
+def elsewhere_notes(model: DecoderConfig, rope_fn: rope.RopeFn) -> list[str]:
+    """Returns what other programs cannot express of a rope; nothing where they can run it."""
+    lost = lost_elsewhere(model, rope_fn)
+    if not lost:
+        return []
+    return [
+        "only jaxrope can run this rope; what Hugging Face, llama.cpp and vLLM cannot express: "
+        + "; ".join(lost)
     ]
 
 

@@ -128,6 +128,7 @@ def fresh_windows(
     offset_tokens: int = 0,
     seed: int,
     bos_id: int | None,
+    part: str = "all",
 ) -> Windows:
     """Returns windows `numbers` of an endless list: every document once in the order of `seed`,
     then in another order, and so on, each window from a random place on.
@@ -136,6 +137,8 @@ def fresh_windows(
       documents: the text.
       length: tokens that are predicted in a window.
       numbers: of the windows, from 0.
+      part: which documents: "last", a quarter of them, "first", the others, or "all". No text is in
+        both parts; a single document is cut in two, where each half has room for a window.
       offset_tokens: tokens passed over at the start of each document.
       seed: of the order and the places.
       bos_id: see eval_windows.
@@ -148,14 +151,36 @@ def fresh_windows(
     doc_ids = np.flatnonzero(documents.lengths >= firsts + length)
     if not len(doc_ids):
         raise _too_little_text(documents, "windows", length, first, 0)
+    lasts = documents.lengths - length
+    doc_ids = _part(doc_ids, firsts, lasts, (part, length, seed))
     chosen, starts = [], []
     for number in numbers:
         epoch, place = divmod(number, len(doc_ids))
         chosen.append(doc_ids[permutation(len(doc_ids), seed=seed, epoch=epoch)[place]])
         draw = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, number])))
-        first, last = firsts[chosen[-1]], documents.lengths[chosen[-1]] - length
-        starts.append(draw.integers(first, last, endpoint=True))
+        starts.append(draw.integers(firsts[chosen[-1]], lasts[chosen[-1]], endpoint=True))
     return _cut(documents, np.array(chosen), np.array(starts), length, bos_id)
+
+
+def _part(doc_ids, firsts, lasts, asked: tuple[str, int, int]) -> np.ndarray:
+    """Returns the documents of a part; of a single one changes where its windows may start, in
+    place. The last part are the last documents in the order of epoch 0, which search_windows takes
+    its first ones from.
+    """
+    part, length, seed = asked
+    if part == "all":
+        return doc_ids
+    if len(doc_ids) > 1:
+        ordered = doc_ids[permutation(len(doc_ids), seed=seed, epoch=0)]
+        count = max(1, len(doc_ids) // 4)
+        return np.sort(ordered[-count:] if part == "last" else ordered[:-count])
+    (doc,) = doc_ids
+    room = lasts[doc] - firsts[doc] - length  # of starts in both halves
+    if room >= 0 and part == "last":
+        firsts[doc] = lasts[doc] - room // 4
+    elif room >= 0:
+        lasts[doc] = firsts[doc] + room - room // 4
+    return doc_ids
 
 
 def _check_at_least(*settings: tuple[str, int, int]) -> None:

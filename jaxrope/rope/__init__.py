@@ -12,7 +12,7 @@ from jaxrope.rope.base import (
     yarn_borders,
     yarn_on_top,
 )
-from jaxrope.rope.file import load, provenance, save
+from jaxrope.rope.file import load, provenance, save, unfinished_notes
 from jaxrope.rope.methods import METHODS, make, ntk_rcd
 from jaxrope.rope.presets import catalogue, preset
 from jaxrope.rope.rotary import (
@@ -66,6 +66,7 @@ __all__ = [
     "stack",
     "turn_words",
     "turns_in",
+    "unfinished_notes",
     "with_factors",
     "yarn_borders",
     "yarn_on_top",

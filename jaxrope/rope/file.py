@@ -15,6 +15,7 @@ that was written by hand has none.
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -99,6 +100,25 @@ def load(
 def provenance(path: Path | str) -> dict:
     """Returns the provenance that the file records."""
     return read(path)["provenance"]
+
+
+def unfinished_notes(source: Path | str, provenance: dict) -> list[str]:
+    """Returns a note where the rope of a file or a model is not final, by its provenance or by that
+    of a file which it is from; [] where nothing says so.
+    """
+    reason = _unfinished(provenance)
+    if not reason:
+        return []
+    return [f"{source}: its factors are unfinished, {reason}. Start the search again to end it"]
+
+
+def _unfinished(provenance: Any) -> str:
+    if isinstance(provenance, dict) and "unfinished" in provenance:
+        return str(provenance["unfinished"])
+    inside = provenance.values() if isinstance(provenance, dict) else provenance
+    if not isinstance(provenance, dict | list):
+        return ""
+    return next(filter(None, map(_unfinished, inside)), "")
 
 
 def read(path: Path | str) -> dict:

@@ -22,7 +22,9 @@ from jaxrope.schema.rules import (
 )
 
 METHODS = ("evolution", "gradient", "hybrid")
-LAWS = ("su", "yarn", "none", "rope")
+FORMS = ("monotone", "free", "yarn", "ntk", "piecewise", "critical")
+FREE = "free"  # the attention factor is searched like the factors
+LAWS = (FREE, "su", "yarn", "none", "rope")
 
 
 class _Objective(Section):
@@ -56,20 +58,26 @@ class Needle(_Objective):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Mix(_Objective):
-    """Both."""
+    """Several of them, weighted."""
 
     name: str = field(Choice(("mix",)))
-    num_samples: int = field(Whole(2, 2**20))
-    text_weight: float = field(Number(above=0))
-    needle_weight: float = field(Number(above=0))
+    num_samples: int = field(_SAMPLES)
+    text_weight: float = field(Number(least=0))
+    needle_weight: float = field(Number(least=0))
+    mass_weight: float = field(Number(least=0), default=0.0)
+    shift_weight: float = field(Number(least=0), default=0.0)
+    short_weight: float = field(Number(least=0), default=0.0)
     offset_tokens: int = field(_OFFSET)
     num_keys: int = field(_KEYS)
     place: str = field(_PLACE)
 
     def check(self) -> None:
-        """Half of the samples are text."""
-        rule = "be even for 'mix', half of text and half with needles"
-        self.require(self.num_samples % 2 == 0, "num_samples", rule)
+        """Each kind has as many samples."""
+        names = ("text", "needle", "mass", "shift", "short")
+        kinds = sum(getattr(self, f"{name}_weight") > 0 for name in names)
+        self.require(kinds > 1, "text_weight", "have another weight beside it above 0 for 'mix'")
+        rule = f"be a multiple of {kinds} for 'mix': each kind of sample has as many"
+        self.require(self.num_samples % kinds == 0, "num_samples", rule)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -117,7 +125,6 @@ class Algorithm(Section):
 
     PATH = "search.algorithm"
 
-    name: str = field(Choice(("monotone", "piecewise")))
     population: int = field(Whole(1, 2**20))
     mutations: int = field(Whole(0, 2**20))
     crossovers: int = field(Whole(0, 2**20))
@@ -161,18 +168,6 @@ class Algorithm(Section):
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Critical(Algorithm):
-    """LongRoPE2's evolution: also the pairs that may be critical."""
-
-    name: str = field(Choice(("critical",)))
-    critical_low: int = field(Whole(0))
-    critical_high: int = field(Whole(0))
-
-
-ALGORITHM = Select("name", {"monotone": Algorithm, "piecewise": Algorithm, "critical": Critical})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
 class Gradient(Section):
     """Descents along the gradient."""
 
@@ -181,11 +176,18 @@ class Gradient(Section):
     steps: int = field(Whole(1))
     batch: int = field(Whole(1, unit="samples"))
     starts: int = field(Whole(1))
-    ramp_moves: int = field(Whole(0))
-    learning_rate: float = field(Number(above=0))
-    attention_rate: float = field(Number(least=0))
-    b1: float = field(Number(least=0, below=1))
-    b2: float = field(Number(least=0, below=1))
+    ramps: int = field(Whole(0))
+    rate: float = field(Number(above=0))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judge(Section):
+    """The last word on what a search found."""
+
+    PATH = "search.judge"
+
+    num_samples: int = field(Whole(0, 2**20))
+    finalists: int = field(Whole(1, 2**10))
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -228,14 +230,17 @@ class Search(Section):
     PATH = "search"
 
     method: str = field(Choice(METHODS))
+    form: str = field(Choice(FORMS))
+    judge: Judge = field(One(Judge))
     gradient: Gradient = field(One(Gradient))
     racing: Racing = field(One(Racing))
     training_len: int = field(Whole(0, unit="tokens"))
-    algorithm: Any = field(ALGORITHM)
+    algorithm: Algorithm = field(One(Algorithm))
+    critical_pairs: tuple = field(Fixed((Whole(0), Whole(0)), "(lowest, highest)"))
     start_tokens: tuple = field(Many(Whole(0, unit="tokens"), least=1, ascending=True))
     attention_factor: str | float = field(NameOrNumber(Choice(LAWS), Number(above=0)))
-    attention_multiples: tuple = field(Many(Number(above=0), least=1, ascending=True))
     objective: Any = field(OBJECTIVE)
+    lowest: float = field(Number(above=0, most=1))
     highest: float = field(Number(least=0))
     multiply: bool = field(Switch())
     seeds: tuple = field(Many(Text(PLACES, least=1)))
@@ -252,10 +257,10 @@ class Search(Section):
                 "search.highest must be 0 (search.algorithm.bound * target_len / training_len) or "
                 f"above 1, got {self.highest:g}."
             )
-        if self.multiply and self.algorithm.name == "critical":
+        if self.multiply and self.form == "critical":
             raise InputError(
-                "search.multiply: the encoding 'critical' states all factors, and so multiplies "
-                "none. Set search.algorithm.name to monotone or piecewise, or multiply to False."
+                "search.multiply: the form 'critical' states all factors, and so multiplies none. "
+                "Set search.form to monotone or piecewise, or multiply to False."
             )
         if self.racing.first >= self.objective.num_samples:
             raise InputError(
@@ -263,17 +268,8 @@ class Search(Section):
                 f"candidate (search.objective.num_samples), got {self.racing.first}. Use 0 for no "
                 "race."
             )
-        if self.method != "evolution":
-            self._check_descents()
-
-    def _check_descents(self) -> None:
-        if not self.compare:
+        if self.method != "evolution" and not self.compare:
             raise InputError(
                 f"search.compare must be True for method '{self.method}': descents start from the "
                 "best of the methods compared."
-            )
-        if self.objective.name == "mix" and self.gradient.batch % 2:
-            raise InputError(
-                "search.gradient.batch must be even for the objective 'mix', half of text and half "
-                f"with needles, got {self.gradient.batch}."
             )

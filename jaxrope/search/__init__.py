@@ -13,20 +13,22 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from jaxrope.search import evaluator as evaluator
+    from jaxrope.search import gradient as gradient
     from jaxrope.search import plan as plan
     from jaxrope.search.cost import dry_run as dry_run
+    from jaxrope.search.preparing import prepare as prepare
     from jaxrope.search.problem import Problem as Problem
-    from jaxrope.search.problem import prepare as prepare
     from jaxrope.search.run import Result as Result
     from jaxrope.search.run import finished as finished
     from jaxrope.search.run import search as search
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["evaluator", "plan"],
+    submodules=["evaluator", "gradient", "plan"],
     submod_attrs={
         "cost": ["dry_run"],
-        "problem": ["Problem", "prepare"],
+        "preparing": ["prepare"],
+        "problem": ["Problem"],
         "run": ["Result", "finished", "search"],
     },
 )

@@ -1,12 +1,13 @@
-"""Searches rope factors for a longer window, without training (LongRoPE, Algorithm 1).
+"""Searches rope factors for a longer window, without training.
 
   python -m jaxrope.search --config=configs/base.py --workdir=runs/search \\
       --config.model.path=MODEL --config.target_len=4096 --config.data.train_files='books/*.txt'
 
 Writes rope.json (the factors, for train.py and for `python -m jaxrope.convert`), journal.jsonl,
-result.json and search.png, and prints their fitness beside that of none, PI, NTK and YaRN. Started
-again with the same --workdir it resumes where it was stopped or killed. `config.sweep` runs the
-product of listed values, each in a folder of its own.
+result.json and search.png, and prints the known methods, what was found, and whether it is better
+than they are, judged on text that chose nothing. Started again with the same --workdir it resumes
+where it was stopped or killed. configs/longrope_paper.py is Algorithm 1 of LongRoPE to the letter.
+`config.sweep` runs the product of listed values, each in a folder of its own.
 """
 
 from collections.abc import Sequence
@@ -28,7 +29,11 @@ def run(config, workdir) -> None:
     if not hosts.is_main():
         return
     report.search_figure(
-        result.generations, result.baselines, workdir / "search.png", factors=result.factors
+        result.generations,
+        result.baselines,
+        workdir / "search.png",
+        factors=result.factors,
+        descents=result.descents,
     )
     cli.print_line(result.table)
     cli.print_line(f"wrote rope.json, journal.jsonl, result.json and search.png into {workdir}")

@@ -16,6 +16,7 @@ from jaxrope.setup import NOTHING, Expected
 from jaxrope.store import files
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
+METHODS = ("pi", "ntk", "dynamic_ntk", "yarn")
 _YARN = schema.model.Yarn(method="yarn", factor=1.0)
 BETAS = dict(beta_fast=_YARN.beta_fast, beta_slow=_YARN.beta_slow)  # those of its paper
 
@@ -162,9 +163,9 @@ def _fine_tuned_len(config: Config, extended: Extension | None) -> int:
 def attention_factor(
     config: Config, model: decoder.DecoderConfig, extended: Extension | None
 ) -> float:
-    """Returns the attention factor of every candidate: a number, that of config.rope, or by a law
-    with target length / what the model reaches, times the one of its own scaling. (The su law does
-    not care in how many parts a length is reached.)
+    """Returns the attention factor of the search: a number, that of config.rope, or by a law (su
+    where it is searched) with target length / what the model reaches, times the one of its own
+    scaling. (The su law does not care in how many parts a length is reached.)
 
     Raises:
       InputError: it is to be that of config.rope, which has none.
@@ -177,10 +178,28 @@ def attention_factor(
         )
     if law == "rope":
         return extended.bucket.attention_factor
+    if not isinstance(law, str):
+        return law
+    law = "su" if law == schema.search.FREE else law
+    return decoder.own_base(model).attention_factor * _by_law(config, model, law)
+
+
+def attention_range(
+    config: Config, model: decoder.DecoderConfig, extended: Extension | None
+) -> tuple[float, float]:
+    """Returns the smallest and the largest attention factor of a candidate: the same number, or
+    where it is searched somewhat more than what lies between the model's own and that of the laws.
+    """
+    if config.search.attention_factor != schema.search.FREE:
+        return (attention_factor(config, model, extended),) * 2
+    own = decoder.own_base(model).attention_factor
+    return own * 0.9, own * 1.05 * max(_by_law(config, model, law) for law in ("su", "yarn"))
+
+
+def _by_law(config: Config, model: decoder.DecoderConfig, law: str) -> float:
     own = decoder.own_base(model)
-    factor = config.target_len / own.length
-    number = rope.attention_factor(law, factor=factor, original_len=own.length)
-    return number * own.attention_factor if isinstance(law, str) else number
+    factor = max(1.0, config.target_len / own.length)
+    return rope.attention_factor(law, factor=factor, original_len=own.length)
 
 
 def make(
@@ -207,11 +226,16 @@ def make(
         configured = _bucket(rope_fn, config.target_len)
         if configured.factors not in [baseline.bucket.factors for baseline in baselines]:
             baselines.append(Baseline("configured", configured, True))
-    return baselines + _listed(config, model, [baseline.name for baseline in baselines], expected)
+    baselines += _listed(config, model, [baseline.name for baseline in baselines], expected)
+    return [
+        Baseline(b.name, dataclasses.replace(b.bucket, max_len=config.target_len), b.is_seed)
+        for b in baselines
+    ]
 
 
 def _of_model(config: Config, model: decoder.DecoderConfig, trained: int, recovers: bool):
-    """Returns none, PI, NTK and YaRN on top of the model's own scaling.
+    """Returns none, PI, NTK, dynamic NTK and YaRN on top of the model's own scaling, and published
+    factors that fit.
 
     In a recovery the model's own are a seed; where the target length equals the training length,
     all methods coincide with them.
@@ -222,8 +246,30 @@ def _of_model(config: Config, model: decoder.DecoderConfig, trained: int, recove
     if target_len > trained:
         start = dataclasses.replace(decoder.own_base(model), length=trained)
         buckets = _methods(model, start, target_len)
-        baselines += [Baseline(name, buckets[name], True) for name in SEEDS]
+        baselines += [Baseline(name, buckets[name], name in SEEDS) for name in METHODS]
+        baselines += _published(model, target_len)
     return baselines
+
+
+def _published(model: decoder.DecoderConfig, target_len: int) -> list[Baseline]:
+    """Returns the published factors for the least length that reaches the target, of models of this
+    geometry that are not scaled otherwise.
+    """
+    if not decoder.own_base(model).is_plain:
+        return []
+    names = ("head_dim", "rotary_dim", "theta", "original_len")
+    ropes = {
+        name: rope.preset(name)
+        for name, entry in rope.catalogue().items()
+        if all(entry[key] == getattr(model, key) for key in names)
+    }
+    buckets = {
+        name: rope_fn.bucket(target_len)
+        for name, rope_fn in ropes.items()
+        if rope_fn.max_len >= target_len
+    }
+    least = min((bucket.max_len for bucket in buckets.values()), default=0)
+    return [Baseline(name, b, True) for name, b in buckets.items() if b.max_len == least]
 
 
 def _multiplied(config: Config, model: decoder.DecoderConfig, tuned: rope.Bucket, trained: int):
@@ -237,20 +283,19 @@ def _multiplied(config: Config, model: decoder.DecoderConfig, tuned: rope.Bucket
     start = rope.Base(tuned.factors, trained, tuned.start_tokens, tuned.attention_factor)
     buckets = _methods(model, start, config.target_len)
     baselines = [Baseline("none", tuned, True)]
-    for name in SEEDS:
-        bucket = dataclasses.replace(buckets[name], max_len=tuned.max_len)
-        baselines.append(Baseline(name, bucket, True))
+    for name in METHODS:
+        baselines.append(Baseline(name, buckets[name], name in SEEDS))
     return baselines
 
 
 def _methods(
     model: decoder.DecoderConfig, start: rope.Base, target_len: int
 ) -> dict[str, rope.Bucket]:
-    """Returns PI, NTK and YaRN from a base to `target_len`."""
+    """Returns PI, NTK, dynamic NTK and YaRN from a base to `target_len`."""
     geometry = dict(head_dim=model.head_dim, rotary_dim=model.rotary_dim, theta=model.theta)
     geometry |= dict(original_len=model.original_len)
     factor = target_len / start.length
-    ropes = {name: rope.extend(start, name, **geometry, factor=factor) for name in SEEDS}
+    ropes = {name: rope.extend(start, name, **geometry, factor=factor) for name in METHODS}
     return {name: _bucket(rope_fn, target_len) for name, rope_fn in ropes.items()}
 
 
@@ -275,17 +320,6 @@ def _listed(
             raise InputError(f"search.seeds: {error}") from None
         baselines.append(Baseline(name, _bucket(loaded, config.target_len), True))
     return baselines
-
-
-def comparisons(baselines: list[Baseline], number: float) -> list[tuple[str, rope.Bucket]]:
-    """Returns each baseline with its own attention factor, then with `number` if that differs."""
-    pairs = []
-    for baseline in baselines:
-        pairs.append((baseline.name, baseline.bucket))
-        if baseline.bucket.attention_factor != number:
-            changed = dataclasses.replace(baseline.bucket, attention_factor=number)
-            pairs.append((baseline.name, changed))
-    return pairs
 
 
 def _bucket(rope_fn: rope.RopeFn, target_len: int) -> rope.Bucket:

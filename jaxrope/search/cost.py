@@ -1,22 +1,37 @@
-"""What a search would cost; nothing is written."""
+"""What a search costs, phase by phase, and what the other methods would; nothing is written."""
 
 import dataclasses
 import time
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import AbstractMesh
 
-from jaxrope import decoder
+from jaxrope import decoder, schema
 from jaxrope.mesh import sharding
-from jaxrope.search import baselines, descent, evaluator, plan
-from jaxrope.search.problem import Problem, build_rope, prepare, seeds, weights
+from jaxrope.search import beside, compare, descent, evaluator, objective, plan, ramp, verdict
+from jaxrope.search.preparing import prepare
+from jaxrope.search.problem import METHODS, Problem, build_rope, seeds, weights
 from jaxrope.setup import NOTHING, Expected
 from jaxrope.shell import duration
 
 _GIB = 2**30
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.
 _CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 2e12, 1e15
+
+
+def planned(problem: Problem) -> dict[str, int]:
+    """Returns the forward tokens of each phase of a search, at most; a gradient counts three."""
+    judge, phases = problem.objective, {}
+    phases["baselines"] = compare.most(problem) * judge.candidate_tokens
+    if problem.gradient:
+        phases["ramp"] = ramp.most(problem) * judge.candidate_tokens
+        phases["descent"] = descent.planned(problem)
+    if problem.method.breeds:
+        phases["evolution"] = problem.settings.num_evaluations() * judge.candidate_tokens
+    phases["judging"] = verdict.most(problem) * verdict.tokens(problem)
+    phases["beside"] = beside.tokens(problem)
+    return phases
 
 
 def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -> str:
@@ -28,51 +43,39 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
       expected: what earlier stages of a recipe will leave.
 
     Raises:
-      InputError: see `problem.prepare`.
+      InputError: see `preparing.prepare`.
     """
     problem = prepare(config, expected)
     judge, model, space = problem.objective, problem.model, problem.space
-    documents, names = problem.task.documents, [seed.name for seed in seeds(problem)]
-    candidates, total = _candidates(problem)
-    sloped = descent.tokens(problem, descent.planned_steps(problem))
-    tokens = total * judge.candidate_tokens + sloped
+    phases, section = planned(problem), problem.config.search
+    target_len, tokens = problem.config.target_len, sum(phases.values())
     operations = decoder.forward_operations(model, judge.sample_tokens)
-    target_len = problem.config.target_len
+    lowest, highest = (gene / space.units for gene in (space.lowest, space.highest))
     rows = {
         "model": f"{problem.loaded.source}, {decoder.num_params(model):,} parameters, trained on "
         f"{problem.trained_len:,} tokens",
         "target": f"{target_len:,} tokens, {target_len / problem.trained_len:g} times as many; "
-        f"factors from 1 to {space.highest / space.units:g}"
+        f"factors from {lowest:g} to {highest:g}"
         + (" times those that are there" if space.multiplier else ""),
-        "method": f"{problem.config.search.method}, from {', '.join(names)}",
-        "text": documents.summary,
-        "candidates": candidates,
-        "forward tokens": f"{tokens:,} ({judge.num_samples} samples of "
-        f"{judge.sample_tokens:,} a candidate" + (f"; {sloped:,} by descents)" if sloped else ")"),
+        "method": f"{section.method}, form {section.form}, from "
+        + ", ".join(seed.name for seed in seeds(problem)),
+        "text": problem.task.documents.summary,
+        "forward tokens": f"{tokens:,} at most ("
+        + ", ".join(f"{phase} {count:,}" for phase, count in phases.items() if count)
+        + f"); a candidate reads {judge.num_samples} samples of {judge.sample_tokens:,}",
         "operations": f"{operations * tokens / judge.sample_tokens:.2e}",
         "batch": f"{_batch(problem)} candidates, {problem.per_device} on each of "
         f"{problem.num_groups} "
         f"{'devices' if problem.num_groups == problem.mesh.size else 'groups of devices'}",
         "memory": _memory(problem.memory),
     }
-    if untimed := _untimed(problem, expected, operations):
-        rows["time"] = f"not known: {untimed}"
+    unknown = _untimed(problem, expected)
+    if unknown:
+        rows["time"] = f"not known: {unknown}"
     elif timing:
-        rows["time"] = _time(problem, tokens / judge.candidate_tokens)
-    lines = [f"{name:<16}{text}" for name, text in rows.items()]
+        rows |= _times(problem, tokens)
+    lines = [f"{name:<20}{text}" for name, text in rows.items()]
     return "\n".join([*lines, *problem.remarks, *(f"note: {note}" for note in problem.notes)])
-
-
-def _candidates(problem: Problem) -> tuple[str, int]:
-    """Returns the candidates that are judged, in words and their number."""
-    seeded = len(seeds(problem)) + (problem.gradient.starts if problem.gradient else 0)
-    evolved = problem.settings.num_evaluations() if problem.method.breeds else seeded
-    compared = baselines.comparisons(problem.baselines, problem.attention_factor)
-    num_compared = len(compared) if problem.config.search.compare else 0
-    moved = descent.most_ramps(problem)
-    total = evolved + num_compared + moved
-    words = f"{total:,} ({evolved:,} by evolution, {num_compared} baselines"
-    return words + (f", at most {moved} to move YaRN's ramp)" if moved else ")"), total
 
 
 def _batch(problem: Problem) -> int:
@@ -89,8 +92,8 @@ def _memory(memory: plan.Memory) -> str:
     return f"{needs}{memory.available / _GIB:.1f} GiB may be used"
 
 
-def _untimed(problem: Problem, expected: Expected, operations: float) -> str:
-    """Returns why a batch cannot be measured here; "" where it can."""
+def _untimed(problem: Problem, expected: Expected) -> str:
+    """Returns why nothing can be measured here; "" where it can."""
     if isinstance(problem.mesh, AbstractMesh):
         return (
             f"the mesh has {problem.mesh.size} devices, this machine {len(jax.devices())}. Only "
@@ -99,28 +102,66 @@ def _untimed(problem: Problem, expected: Expected, operations: float) -> str:
     model = problem.config.model
     if model.source == "checkpoint" and model.path in expected.models:
         return "the model is not there yet"
+    return ""
+
+
+class Rate(NamedTuple):
+    """Forward tokens a second; `length`: of the sample that was measured, shorter than those of the
+    search where one of these takes too long; 0: as long."""
+
+    tokens: float
+    length: int
+
+
+def _times(problem: Problem, tokens: int) -> dict[str, str]:
+    """Returns the rows of the time: of this method and of the others."""
+    rate = _measured(problem)
+    how = f"extrapolated from {rate.length:,} tokens" if rate.length else "measured"
+    rows = {"time": f"{duration(tokens / rate.tokens)} ({rate.tokens:,.0f} tokens/s, {how})"}
+    for name in METHODS:
+        if name != problem.config.search.method:
+            changed = schema.replace(problem.config, {"search.method": name})
+            other = sum(planned(dataclasses.replace(problem, config=changed)).values())
+            rows[f"{name} instead"] = f"{other:,} forward tokens, {duration(other / rate.tokens)}"
+    return rows
+
+
+def _measured(problem: Problem) -> Rate:
+    """Measures one sample of one batch: of half the length, a quarter, ... where it is long."""
+    judge, length = problem.objective, problem.config.target_len
     is_cpu = sharding.platform(problem.mesh) == "cpu"
     limit = _CPU_OPERATIONS if is_cpu else _ACCELERATOR_OPERATIONS
-    is_long = operations * problem.per_device > limit
-    return "one batch is too long to be measured here" if is_long else ""
-
-
-def _time(problem: Problem, total: float) -> str:
-    """Measures one sample of one batch; `total`: candidates that the search costs."""
-    judge = problem.objective
-    samples = jax.tree.map(lambda leaf: leaf[:1], judge.samples)
+    least = 64 * problem.mesh.shape["context"]
+    while _operations(problem, length) > limit and length >= 2 * least:
+        length //= 2
+    if length < problem.config.target_len:
+        judge = _plain(problem, length)
     sample_evaluator = evaluator.make(
-        dataclasses.replace(judge, samples=samples),
+        judge,
         problem.model,
         weights(problem),
         per_device=problem.per_device,
         mesh=problem.mesh,
     )
+    sample_evaluator = evaluator.part(sample_evaluator, slice(judge.cycle))
     bucket = problem.baselines[0].bucket
     candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)
     evaluator.evaluate(sample_evaluator, [candidate])  # compiles
     start = time.perf_counter()
     evaluator.evaluate(sample_evaluator, [candidate])
-    rate = _batch(problem) / (time.perf_counter() - start) / judge.num_samples
-    tokens = rate * judge.candidate_tokens
-    return f"{duration(total / rate)} ({rate:.3g} candidates/s, {tokens:,.0f} tokens/s, measured)"
+    seconds = time.perf_counter() - start
+    if length == problem.config.target_len:
+        return Rate(_batch(problem) * judge.cycle * judge.sample_tokens / seconds, 0)
+    share = _operations(problem, problem.config.target_len) / _operations(problem, length)
+    return Rate(_batch(problem) * problem.config.target_len / (seconds * share), length)
+
+
+def _operations(problem: Problem, length: int) -> float:
+    return decoder.forward_operations(problem.model, length) * problem.per_device
+
+
+def _plain(problem: Problem, length: int) -> objective.Judge:
+    """Returns the perplexity of one sample of another length."""
+    task = dataclasses.replace(problem.task, target_len=length)
+    section = schema.search.Perplexity(name="perplexity", num_samples=1, offset_tokens=0)
+    return objective.perplexity(task, section)

@@ -3,7 +3,7 @@
 Rotary pairs whose period is longer than the training texts never completed a turn: they are
 interpolated by at least target / training length, and the pairs below them by NTK. The paper finds
 that the border lies lower than its theory predicts (pair 25 for 31 in Phi-3-mini, 30 for 35 in
-LLaMA3-8B), and searches for it. A search with the encoding "critical" evaluates "NTK below,
+LLaMA3-8B), and searches for it. An evolution of the form "critical" evaluates "NTK below,
 target / training length from there on" for every pair that may be critical, before anything else:
 the fitness of these is the measurement.
 
@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxrope import rope, schema
 from jaxrope.errors import InputError
-from jaxrope.search import evolution, genome
+from jaxrope.search import encodings, evolution, genome
 from jaxrope.search.baselines import Baseline
 
 _MANY_TURNS = 10  # in the training length: of the lowest candidate (LongRoPE2, Algorithm 1)
@@ -55,32 +55,33 @@ def _pair(space: genome.Space, theta: float, trained_len: int, turns: float = 1)
 
 def narrow(
     space: genome.Space,
-    settings: schema.search.Algorithm,
+    section: schema.search.Search,
     *,
     theta: float,
     trained_len: int,
     target_len: int,
 ) -> genome.Space:
-    """Returns the space with the pairs that may be critical; as it is for any other encoding.
+    """Returns the space with the pairs that may be critical; as it is for any other form.
 
     Raises:
       InputError: the pairs are out of range or order, or factors of target / training length are
         not in the space.
     """
-    if not isinstance(settings, schema.search.Critical):
+    if section.form != "critical":
         return space
-    low = settings.critical_low or _pair(space, theta, trained_len, _MANY_TURNS)
-    high = settings.critical_high or _pair(space, theta, trained_len)
+    lowest, highest = section.critical_pairs
+    low = lowest or _pair(space, theta, trained_len, _MANY_TURNS)
+    high = highest or _pair(space, theta, trained_len)
     if not 1 <= low <= high < space.num_pairs:
         raise InputError(
-            "search.algorithm.critical_low and critical_high must be 0 (by formula) or ascend "
-            f"within 1 to {space.num_pairs - 1} (rotary_dim / 2 - 1), got "
-            f"{settings.critical_low} and {settings.critical_high}, which are {low} and {high}."
+            "search.critical_pairs must be 0 (by formula) or ascend within 1 to "
+            f"{space.num_pairs - 1} (rotary_dim / 2 - 1), got ({lowest}, {highest}), which are "
+            f"{low} and {high}."
         )
     least = round(target_len / trained_len * space.units)
     if space.highest < least:
         raise InputError(
-            "search.algorithm.name 'critical' needs factors of at least target_len / training_len, "
+            "search.form 'critical' needs factors of at least target_len / training_len, "
             f"{least / space.units:g}, got {space.highest / space.units:g} at most. Raise "
             "search.algorithm.bound (LongRoPE2 has 2)."
         )
@@ -88,7 +89,7 @@ def narrow(
 
 
 def seeds(space: genome.Space, *, target_len: int, attention_factor: float) -> list[Baseline]:
-    """Returns a seed for every pair that may be critical: none for any other encoding."""
+    """Returns a seed for every pair that may be critical: none for any other form."""
     scale, own = space.scale / space.units, np.array(space.multiplier or 1.0)
     return [
         Baseline(
@@ -108,7 +109,7 @@ def seeds(space: genome.Space, *, target_len: int, attention_factor: float) -> l
 def report(
     state: evolution.SearchState, *, theta: float, trained_len: int, attention_factor: float
 ) -> dict[str, Any]:
-    """Returns what a search measured about the critical pair; {} for any other encoding.
+    """Returns what a search measured about the critical pair; {} for any other form.
 
     Returns:
       "critical_pair", the best as measured by the seeds (None: all of them failed);
@@ -119,7 +120,7 @@ def report(
     space = state.space
     if not space.critical_pairs:
         return {}
-    encoding = genome.ENCODINGS["critical"]
+    encoding = encodings.ENCODINGS["critical"]
     index_of = {genome.key(space, genome_G): i for i, genome_G in enumerate(state.seen_EG)}
     seed_fitness = []
     for seed in seeds(space, target_len=1, attention_factor=attention_factor):

@@ -1,15 +1,17 @@
 """Candidates on the devices: one compiled function for a whole search.
 
-Ropes are arguments of it, stacked and vmapped, spread over `data` and `fsdp`; each sample is spread
-over `context`, the parameters lie as in training. Samples are looped inside, so that memory is that
-of one sample for each candidate of a batch. Batches are filled up to one size. The arithmetic of a
-candidate depends on the number of candidates per device alone, not on the other candidates.
+Ropes are arguments of it, stacked and vmapped, spread over `data` and `fsdp`; the sample is spread
+over `context`, the parameters lie as in training. It is called once for each sample, so that memory
+is that of one sample for each candidate of a batch. Batches are filled up to one size. The
+arithmetic of a candidate depends on the number of candidates per device alone, not on the other
+candidates.
 
 Letters: P candidates, W samples, T length.
 """
 
 import dataclasses
 import functools
+import itertools
 import time
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -22,10 +24,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxrope import decoder, rope
 from jaxrope.mesh import sharding
 from jaxrope.search import objective as objectives
-from jaxrope.search.objective import Objective
+from jaxrope.search.objective import Judge
 
 _POLL_SECONDS = 0.002  # a signal is heard between polls; a blocking wait would hear it at its end
-_SPLIT, _SAMPLES = PartitionSpec(sharding.BATCH_AXES), PartitionSpec(None, "context")
+_SPLIT, _SAMPLE = PartitionSpec(sharding.BATCH_AXES), PartitionSpec("context")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,16 +35,18 @@ class Evaluator:
     """See the module.
 
     Attributes:
-      losses_fn: (params, ropes with leading P, samples) -> losses_PW; compiled at its first call.
-      params, samples: on all devices.
+      losses_fns: of each kind of sample (params, ropes with leading P, sample) -> losses_P;
+        compiled at their first call.
+      params: on all devices.
+      samples: W of them, {name: [T]} each, on all devices.
       num_groups: groups of devices that share a batch; those of a group share a sequence.
       per_device: candidates of a batch in each group: each of its devices computes a part of them.
       ropes_at: where ropes lie; None: where jax puts them.
     """
 
-    losses_fn: Callable[[Any, rope.Rope, Any], jax.Array]
+    losses_fns: tuple[Callable[[Any, rope.Rope, Any], jax.Array], ...]
     params: Any
-    samples: Any
+    samples: list[dict[str, jax.Array]]
     num_groups: int
     per_device: int
     ropes_at: NamedSharding | None = None
@@ -57,7 +61,7 @@ class OutOfMemory(Exception):
 
 
 def make(
-    objective: Objective, model: decoder.DecoderConfig, params: Any, *, per_device: int, mesh: Mesh
+    objective: Judge, model: decoder.DecoderConfig, params: Any, *, per_device: int, mesh: Mesh
 ) -> Evaluator:
     """Returns an evaluator; nothing is compiled yet.
 
@@ -69,13 +73,19 @@ def make(
       mesh: of sharding.make_mesh.
     """
     return Evaluator(
-        losses_fn=_losses_fn(objective.loss_fn, model, mesh),
+        losses_fns=tuple(_losses_fn(loss_fn, model, mesh) for loss_fn in objective.loss_fns),
         params=sharding.put(params, decoder.param_shardings(model, mesh)),
-        samples=sharding.put(objective.lay_out(objective.samples), NamedSharding(mesh, _SAMPLES)),
+        samples=place(objective, mesh),
         num_groups=sharding.ways(mesh, *sharding.BATCH_AXES),
         per_device=per_device,
         ropes_at=NamedSharding(mesh, _SPLIT),
     )
+
+
+def place(objective: Judge, mesh: Mesh) -> list[dict[str, jax.Array]]:
+    """Returns the samples of an objective, on all devices."""
+    where = NamedSharding(mesh, _SAMPLE)
+    return [sharding.put(sample, where) for sample in objective.laid()]
 
 
 def lower(
@@ -83,7 +93,7 @@ def lower(
     settings: decoder.ForwardSettings,
     mesh: Mesh,
     *,
-    sample_shape: tuple[int, int],
+    length: int,
     per_device: int,
 ) -> jax.stages.Lowered:
     """Returns the function of a search for perplexity, lowered; its devices need not be there.
@@ -92,7 +102,7 @@ def lower(
       model: its shape.
       settings: of setup.forward_settings, on this mesh.
       mesh: of sharding.make_mesh.
-      sample_shape: samples of one candidate, tokens of a sample.
+      length: tokens of a sample.
       per_device: candidates evaluated together in each group of devices.
     """
 
@@ -101,11 +111,10 @@ def lower(
 
     params = decoder.abstract_params(model, settings.compute_dtype)
     params = jax.tree.map(abstract, params, decoder.param_shardings(model, mesh))
-    num_samples, length = sample_shape
-    rows = (num_samples, decoder.legal_length(settings, length))
+    shape, where = (decoder.legal_length(settings, length),), NamedSharding(mesh, _SAMPLE)
     dtypes = dict.fromkeys(("tokens_BT", "targets_BT", "positions_BT"), jnp.int32)
-    samples = {
-        name: jax.ShapeDtypeStruct(rows, dtype, sharding=NamedSharding(mesh, _SAMPLES))
+    sample = {
+        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
         for name, dtype in (dtypes | {"weights_BT": jnp.float32}).items()
     }
     plain_rope = rope.build(np.ones(model.rotary_dim // 2), theta=model.theta)
@@ -114,38 +123,41 @@ def lower(
     split = NamedSharding(mesh, _SPLIT)
     ropes = jax.tree.map(lambda leaf: abstract(leaf, split), ropes)
     loss_fn = objectives.mean_nll(model, settings)
-    return _losses_fn(loss_fn, model, mesh).lower(params, ropes, samples)
+    return _losses_fn(loss_fn, model, mesh).lower(params, ropes, sample)
 
 
 def _losses_fn(loss_fn: Callable, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:
-    def losses_PW(params, ropes, samples):
-        def one_sample(sample):
-            return jax.vmap(lambda r: loss_fn(params, r, sample))(ropes)
-
-        return jax.lax.map(one_sample, samples).T
+    def losses_P(params, ropes, sample):
+        return jax.vmap(lambda r: loss_fn(params, r, sample))(ropes)
 
     specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(model, mesh))
     spread = jax.shard_map(
-        losses_PW,
+        losses_P,
         mesh=mesh,
-        in_specs=(specs, _SPLIT, _SAMPLES),
+        in_specs=(specs, _SPLIT, _SAMPLE),
         out_specs=_SPLIT,
         check_vma=False,  # scans inside start from constants, which vary nowhere
     )
     return jax.jit(spread, out_shardings=sharding.replicated(mesh))  # every process reads all
 
 
-def gradient_fn(objective: Objective, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:
-    """Returns (params, rope, sample) -> (loss, gradient in its factors, gradient in its attention
-    factor), compiled at its first call; params and sample (of decoder.lay_out, {name: [T]}) lie as
-    in an Evaluator.
+def gradient_fns(
+    objective: Judge, model: decoder.DecoderConfig, mesh: Mesh
+) -> tuple[Callable, ...]:
+    """Returns for each kind of sample (params, rope, sample) -> (loss, gradient in its factors,
+    gradient in its attention factor), compiled at its first call; params and sample (of
+    decoder.lay_out, {name: [T]}) lie as in an Evaluator.
     """
+    return tuple(_gradient_fn(loss_fn, model, mesh) for loss_fn in objective.loss_fns)
+
+
+def _gradient_fn(sample_loss_fn: Callable, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:
     specs = jax.tree.map(lambda where: where.spec, decoder.param_shardings(model, mesh))
     everywhere, tokens = PartitionSpec(), PartitionSpec("context")
 
     def loss_fn(params, r, sample):
         spread = jax.shard_map(
-            objective.loss_fn,
+            sample_loss_fn,
             mesh=mesh,
             in_specs=(specs, everywhere, tokens),
             out_specs=everywhere,
@@ -175,9 +187,10 @@ def halve(evaluator: Evaluator) -> Evaluator:
 
 
 def part(evaluator: Evaluator, chosen: slice) -> Evaluator:
-    """Returns an evaluator of some of the samples."""
-    samples = jax.tree.map(lambda leaf: leaf[chosen], evaluator.samples)
-    return dataclasses.replace(evaluator, samples=samples)
+    """Returns an evaluator of some of the samples, which follow one another."""
+    first = range(len(evaluator.samples))[chosen].start % len(evaluator.losses_fns)
+    losses_fns = evaluator.losses_fns[first:] + evaluator.losses_fns[:first]
+    return dataclasses.replace(evaluator, samples=evaluator.samples[chosen], losses_fns=losses_fns)
 
 
 def evaluate(evaluator: Evaluator, ropes: Sequence[rope.Rope]) -> np.ndarray:
@@ -191,10 +204,13 @@ def evaluate(evaluator: Evaluator, ropes: Sequence[rope.Rope]) -> np.ndarray:
     if evaluator.ropes_at is not None:
         stacked = sharding.put(stacked, evaluator.ropes_at)
     try:
-        losses_PW = evaluator.losses_fn(evaluator.params, stacked, evaluator.samples)
-        while not losses_PW.is_ready():
-            time.sleep(_POLL_SECONDS)
-        return np.asarray(losses_PW, np.float64)[: len(ropes)]
+        columns = []
+        for sample, losses_fn in zip(evaluator.samples, itertools.cycle(evaluator.losses_fns)):
+            losses_P = losses_fn(evaluator.params, stacked, sample)
+            while not losses_P.is_ready():
+                time.sleep(_POLL_SECONDS)
+            columns.append(np.asarray(losses_P, np.float64)[: len(ropes)])
+        return np.stack(columns, axis=1)
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" in str(error):
             raise OutOfMemory(str(error).splitlines()[0]) from None

@@ -16,6 +16,7 @@ import numpy as np
 
 from jaxrope import schema
 from jaxrope.errors import InputError
+from jaxrope.search import encodings
 from jaxrope.search import genome as genomes
 from jaxrope.search import prefilter as prefilters
 from jaxrope.search.prefilter import Prefilter
@@ -36,7 +37,7 @@ class SearchState:
       parent_fitness_K: theirs, float64.
       seen_EG: every candidate evaluated, in order.
       seen_fitness_E: theirs, float64; lower is better, +inf: failed.
-      seed, settings, space, prefilter: arguments of `init`.
+      seed, settings, form, space, prefilter: arguments of `init`.
     """
 
     generation: int
@@ -47,12 +48,14 @@ class SearchState:
     seen_fitness_E: np.ndarray
     seed: int = dataclasses.field(metadata={"static": True})
     settings: schema.search.Algorithm = dataclasses.field(metadata={"static": True})
+    form: str = dataclasses.field(metadata={"static": True})
     space: genomes.Space = dataclasses.field(metadata={"static": True})
     prefilter: Prefilter = dataclasses.field(metadata={"static": True})
 
 
 def init(
     settings: schema.search.Algorithm,
+    form: str,
     space: genomes.Space,
     seeds_SG: np.ndarray,
     seed: int,
@@ -67,7 +70,7 @@ def init(
     """
     first = distinct(space, seeds_SG)
     check_population(settings, len(first))
-    breed = _Breed(settings, space, prefilter, _stream(seed, 0), first)
+    breed = _Breed(settings, form, space, prefilter, _stream(seed, 0), first)
     children = [
         breed.child(lambda i=i: breed.beginning(first[i % len(first)]))
         for i in range(settings.population - len(first))
@@ -82,6 +85,7 @@ def init(
         seen_fitness_E=np.zeros(0),
         seed=seed,
         settings=settings,
+        form=form,
         space=space,
         prefilter=prefilter,
     )
@@ -90,7 +94,7 @@ def init(
 def check_population(settings: schema.search.Algorithm, num_seeds: int, num_ends: int = 0) -> None:
     """Refuses a population that cannot hold the seeds and the ends of descents."""
     if num_seeds + num_ends > settings.population:
-        ends = f" and {num_ends} ends of descents" if num_ends else ""
+        ends = f" and {num_ends} end{'s' * (num_ends > 1)} of descents" if num_ends else ""
         raise InputError(
             f"search.algorithm.population must hold the {num_seeds} seeds{ends}, got "
             f"{settings.population} (halved above halve_above). Raise it."
@@ -166,6 +170,7 @@ class _Breed:
     def __init__(
         self,
         settings: schema.search.Algorithm,
+        form: str,
         space: genomes.Space,
         prefilter: Prefilter,
         rng: np.random.Generator,
@@ -173,7 +178,7 @@ class _Breed:
     ):
         self.settings, self.space, self.prefilter, self.rng = settings, space, prefilter, rng
         self.used_keys = {genomes.key(space, genome_G) for genome_G in genomes_EG}
-        self.encoding = genomes.ENCODINGS[settings.name]
+        self.encoding = encodings.ENCODINGS[form]
 
     def child(self, breed_fn: Callable[[], np.ndarray | None]) -> np.ndarray | None:
         """Returns the best of `oversample` children by the pre-filter; None if all were None."""
@@ -217,7 +222,7 @@ class _Breed:
 def _next_population(state: SearchState) -> np.ndarray:
     """N1 mutations of random parents, then N2 crossovers of two different ones if there are."""
     settings, rng = state.settings, _stream(state.seed, state.generation)
-    breed = _Breed(settings, state.space, state.prefilter, rng, state.seen_EG)
+    breed = _Breed(settings, state.form, state.space, state.prefilter, rng, state.seen_EG)
     # A failed candidate has nothing to pass on.
     num_parents = int(np.sum(np.isfinite(state.parent_fitness_K)))
 

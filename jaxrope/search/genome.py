@@ -2,7 +2,7 @@
 
 A genome is int32 [G]. Its first L * R genes are the factors in grid steps (hundredths, with the
 paper's step of 0.01), layer after layer; one layer stands for all where they share their factors.
-Then come the genes that an encoding has of its own, layer after layer, then the attention gene, an
+Then come the genes that a form has of its own, layer after layer, then the attention gene, an
 index into `Space.attention_factors`, which is missing where there is nothing to choose, and last an
 index into `Space.start_tokens`. Genomes are always settled: the factors and the last two say
 everything that the model sees.
@@ -20,10 +20,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxrope import rope
 from jaxrope.errors import InputError
+from jaxrope.search import forms
 
-_SIGMA_PAIRS = 2.0  # of the Gaussian step of alpha and beta (microsoft/LongRoPE, dim_piece_mono)
+_ATTENTION_STEP = 0.015  # of ln(attention factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,9 +32,9 @@ class Space:
 
     Attributes:
       num_pairs: R.
-      units: grid steps in 1.0, which is also the smallest factor gene.
+      units: grid steps in 1.0.
       scale: target length / training length, in grid steps; at most `highest`.
-      highest: the largest factor gene.
+      lowest, highest: the smallest and the largest factor gene.
       start_tokens: what n̂ may be, in tokens.
       attention_factors: what cos and sin may be multiplied by.
       num_layers: L; 1: all layers share their factors.
@@ -46,6 +46,7 @@ class Space:
     num_pairs: int
     units: int
     scale: int
+    lowest: int
     highest: int
     start_tokens: tuple[int, ...]
     attention_factors: tuple[float, ...]
@@ -109,12 +110,24 @@ def make_space(
             f"one, bound * target_len / training_len = {highest:g}, is not. Use another bound."
         )
     scale = min(round(factor * units), most)
-    return Space(num_pairs, units, scale, most, start_tokens, attention_factors, num_layers)
+    return Space(num_pairs, units, scale, units, most, start_tokens, attention_factors, num_layers)
+
+
+def attention_grid(lowest: float, largest: float) -> tuple[float, ...]:
+    """Returns what the attention gene may choose: numbers about 1.5% apart."""
+    count = math.ceil(math.log(largest / lowest) / _ATTENTION_STEP) + 1
+    return tuple(np.geomspace(lowest, largest, count).tolist()) if count > 1 else (lowest,)
+
+
+def limits(space: Space) -> forms.Limits:
+    """Returns what factors may be."""
+    ends = (gene / space.units for gene in (space.lowest, space.highest, space.scale))
+    return forms.Limits(*ends, space.critical_pairs)
 
 
 @dataclasses.dataclass(frozen=True)
 class Encoding:
-    """How the factors of one layer become genes, and how those vary: one line each in ENCODINGS.
+    """How the factors of one layer become genes, and how those vary: one line each in encodings.py.
 
     The genes of a layer are two arrays, factors [R] and own genes [O]; all but `encode` write them
     in place.
@@ -122,8 +135,8 @@ class Encoding:
     Attributes:
       encode: (space, factors_R) -> (genes_R, own genes) nearest to them.
       mutate: (space, rng, genes_R, own_O, probability) -> None.
-      settle: (space, genes_R, own_O) -> whether crossed own genes are consistent; sets the factors
-        that they imply.
+      settle: (space, genes_R, own_O) -> whether crossed genes are of this form; sets the factors
+        that own genes imply.
       begin: as `mutate`, for the first population.
     """
 
@@ -185,7 +198,8 @@ def cross(
     so many layers would hardly ever ascend in all.
 
     Returns:
-      A genome; None where its factors would not ascend, or its own genes contradict each other.
+      A genome; None where it is not of this form: its factors would not ascend, or its own genes
+      contradict each other.
     """
     if space.num_layers > 1:
         is_first = _layer_mask(space, rng, len(first_G))
@@ -196,7 +210,7 @@ def cross(
     for genes_R, own_O in zip(genes_LR, own_LO, strict=True):
         if not encoding.settle(space, genes_R, own_O):
             return None
-    return child_G if np.all(np.diff(genes_LR, axis=1) >= 0) else None
+    return child_G
 
 
 def layers(space: Space, genome_G: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -228,142 +242,3 @@ def _layer_mask(space: Space, rng, num_genes: int) -> np.ndarray:
 
 def _nearest(values: tuple[float, ...], target: float) -> int:
     return int(np.argmin([abs(value - target) for value in values]))
-
-
-def _encode_monotone(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Returns the genes nearest to `factors_R`.
-
-    Rounded to the grid, clipped to [1, highest], each raised to the largest before it.
-    """
-    return _round_to_grid(space, factors_R, (space.units, space.highest)), []
-
-
-def _mutate_monotone(space: Space, rng, genes_R, own_O, probability: float) -> None:
-    """Mutation of LongRoPE, Algorithm 1.
-
-    Each gene with `probability`, uniform on the grid between its neighbours. Genes change from left
-    to right, so the left neighbour is already mutated and the right one is the old one: the factors
-    ascend by construction.
-    """
-    del own_O
-    _mutate_genes(rng, genes_R, (0, space.num_pairs), (space.units, space.highest), probability)
-
-
-def _settle_monotone(space: Space, genes_R, own_O) -> bool:
-    """Returns True: there are no genes but the factors."""
-    del space, genes_R, own_O
-    return True
-
-
-def _encode_piecewise(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Returns the piecewise genes of `factors_R`.
-
-    Alpha is the last pair with factor 1, beta the last one below target / training length.
-    """
-    genes_R = _round_to_grid(space, factors_R, (space.units, space.scale))
-    alpha = int(np.sum(genes_R == space.units)) - 1
-    beta = max(alpha, int(np.sum(genes_R < space.scale)) - 1)
-    return genes_R, [alpha, beta]
-
-
-def _mutate_piecewise(space: Space, rng, genes_R, own_O, probability: float) -> None:
-    """Mutation of microsoft/LongRoPE's dim_piece_mono.
-
-    The borders of the ramp take a Gaussian step, the genes of the ramp mutate as in Algorithm 1.
-    The authors never change the last two entries of their array; here every gene can change.
-    """
-    for border in (0, 1):
-        if rng.random() < probability:
-            moved = own_O[border] + round(rng.normal(0.0, _SIGMA_PAIRS))
-            own_O[border] = np.clip(moved, -1, space.num_pairs - 1)
-    own_O.sort()
-    _settle_piecewise(space, genes_R, own_O)
-    ramp = (own_O[0] + 1, own_O[1] + 1)
-    _mutate_genes(rng, genes_R, ramp, (space.units, space.scale), probability)
-
-
-def _settle_piecewise(space: Space, genes_R, own_O) -> bool:
-    """Writes the factors by the borders: 1 up to alpha, target / training length above beta.
-
-    Returns:
-      Whether the borders are in order.
-    """
-    alpha, beta = own_O
-    genes_R[: alpha + 1] = space.units
-    genes_R[beta + 1 :] = space.scale
-    return bool(alpha <= beta)
-
-
-def _encode_critical(space: Space, factors_R: np.ndarray) -> tuple[np.ndarray, list[int]]:
-    """Returns the critical genes nearest to `factors_R`, by the squares of the logs of factors."""
-    log_factors_R, candidates = np.log(np.maximum(factors_R, 1.0)), []
-    for pair in space.critical_pairs:
-        genes_R = _round_to_grid(space, factors_R, (space.scale, space.highest))
-        _settle_critical(space, genes_R, [pair])
-        distance = np.sum((np.log(genes_R / space.units) - log_factors_R) ** 2)
-        candidates.append((distance, pair, genes_R))
-    _, pair, genes_R = min(candidates, key=lambda candidate: candidate[:2])
-    return genes_R, [pair]
-
-
-def _mutate_critical(space: Space, rng, genes_R, own_O, probability: float) -> None:
-    """Mutation of LongRoPE2, Algorithm 2: from the critical pair on as in Algorithm 1 of LongRoPE,
-    between target / training length and `highest`; below it NTK.
-
-    The critical pair is a gene like the others, and takes any of its values.
-    """
-    if len(space.critical_pairs) > 1 and rng.random() < probability:
-        own_O[0] = rng.choice(space.critical_pairs)
-    _settle_critical(space, genes_R, own_O)
-    searched = (int(own_O[0]), space.num_pairs)
-    _mutate_genes(rng, genes_R, searched, (space.scale, space.highest), probability)
-    _settle_critical(space, genes_R, own_O)
-
-
-def _begin_critical(space: Space, rng, genes_R, own_O, probability: float) -> None:
-    """Initial population of LongRoPE2, Algorithm 1: any critical pair, one factor from there on,
-    uniform from target / training length to `highest`.
-    """
-    del probability
-    own_O[0] = rng.choice(space.critical_pairs)
-    genes_R[:] = rng.integers(space.scale, space.highest, endpoint=True)
-    _settle_critical(space, genes_R, own_O)
-
-
-def _settle_critical(space: Space, genes_R, own_O) -> bool:
-    """Writes NTK below the critical pair, and at least target / training length from it on."""
-    pair = int(own_O[0])
-    genes_R[pair:] = np.maximum(genes_R[pair:], space.scale)
-    below_R = rope.ntk_rcd(genes_R[pair] / space.units, pair, space.num_pairs)[:pair]
-    genes_R[:pair] = np.rint(below_R * space.units)
-    return True
-
-
-def _round_to_grid(space: Space, factors_R, limits: tuple[int, int]) -> np.ndarray:
-    """Returns factors in grid steps within `limits`, each raised to the largest before it."""
-    genes_R = np.rint(np.asarray(factors_R, np.float64) * space.units)
-    return np.maximum.accumulate(np.clip(genes_R, *limits)).astype(np.int32)
-
-
-def _mutate_genes(
-    rng, genes_R, pairs: tuple[int, int], limits: tuple[int, int], probability: float
-) -> None:
-    """Mutates in place the genes of pairs[0] <= pair < pairs[1].
-
-    `limits` stand for the neighbours that the first and the last do not have.
-    """
-    begin, end = pairs
-    is_chosen = rng.random(end - begin) < probability
-    for pair in begin + np.flatnonzero(is_chosen):
-        lower = genes_R[pair - 1] if pair > begin else limits[0]
-        upper = genes_R[pair + 1] if pair + 1 < end else limits[1]
-        genes_R[pair] = rng.integers(lower, upper, endpoint=True)
-
-
-ENCODINGS = {
-    "monotone": Encoding(_encode_monotone, _mutate_monotone, _settle_monotone, _mutate_monotone),
-    "piecewise": Encoding(
-        _encode_piecewise, _mutate_piecewise, _settle_piecewise, _mutate_piecewise
-    ),
-    "critical": Encoding(_encode_critical, _mutate_critical, _settle_critical, _begin_critical),
-}

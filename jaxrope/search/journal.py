@@ -3,11 +3,9 @@
 The first line is the header, which has the identity of the search: everything that the results
 depend on. Then, in order:
 
-    a known method   {"baseline", "factors", "start_tokens", "attention_factor", "losses",
-                      "fitness", ...}
-    a moved ramp     {"ramp", ... as a known method}
+    a candidate      {"baseline" or "ramp" or "judged": name, ...}, see candidates.py
     a step           {"descent", "step", ...}, see descent.py
-    a candidate      {"generation", "index", "genome", "factors", "start_tokens",
+    a child          {"generation", "index", "genome", "factors", "start_tokens",
                       "attention_factor", "losses", "fitness", "failure", "seconds"}
     a batch that     {"event": "out_of_memory", "generation", "batch_size", "seconds"}
     did not fit
@@ -120,6 +118,14 @@ def fitness_of(row: dict) -> float:
 def candidates(rows: list[dict]) -> list[dict]:
     """Returns the candidates' rows."""
     return [row for row in rows if "genome" in row]
+
+
+def described(rows: list[dict]) -> str:
+    """Returns what the journal has, in words."""
+    kinds = {"baseline": "baselines", "ramp": "ramps", "descent": "steps of descents"}
+    kinds |= {"genome": "candidates of the evolution", "judged": "judged"}
+    counts = {word: sum(kind in row for row in rows) for kind, word in kinds.items()}
+    return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 
 
 def spared(rows: list[dict], num_samples: int) -> int:

@@ -21,6 +21,7 @@ from jaxrope.data import needles
 from jaxrope.decoder import losses
 from jaxrope.mesh import collectives
 
+_LAST = 2**20  # number of the first document of the last part, above those of any descent
 CHUNK = 512  # positions whose logits exist at one time: 8 MiB with 4,096 words
 
 
@@ -47,7 +48,8 @@ class Task:
       tokenizer: of the documents.
       target_len: tokens that the factors are searched for.
       seed: of the samples drawn.
-      skip: samples to skip: those after them are fresh, for a gradient.
+      skip: samples to skip: those after them are fresh.
+      part: of the text that they are drawn from: "first", for descents, or "last", for judging.
       reference: what a candidate's attention is compared with; None: no comparison.
     """
 
@@ -58,22 +60,46 @@ class Task:
     target_len: int
     seed: int
     skip: int = 0
+    part: str = "first"
     reference: Reference | None = None
 
 
+class Judge:
+    """What candidates are judged by: losses of samples of one kind, or of several in turns.
+
+    Subclasses have the attributes `cycle` (kinds of samples, which take turns; a draw is one of
+    each), `weights` (of their losses), `num_samples`, `sample_tokens` (forward tokens of one
+    candidate on one sample, the mean over a cycle), `scored_tokens` (that the loss of a sample is
+    the mean of, about), `unit` (of the fitness, for tables), `fitness_fn` (mean loss -> fitness,
+    ascending; elementwise), `loss_fns` of the kinds, and `fingerprint`.
+    """
+
+    def mean(self, losses_PW: np.ndarray) -> np.ndarray:
+        """Returns mean losses_P of the candidates, which `fitness_fn` takes."""
+        weights_W = np.resize(self.weights, losses_PW.shape[1])
+        return np.average(losses_PW, axis=1, weights=weights_W)
+
+    def draws(self, losses_PW: np.ndarray) -> np.ndarray:
+        """Returns the losses of draws, [P, draws]."""
+        cycles = losses_PW.reshape(len(losses_PW), -1, self.cycle)
+        return np.average(cycles, axis=2, weights=self.weights)
+
+    @property
+    def candidate_tokens(self) -> int:
+        """Forward tokens of one candidate."""
+        return self.num_samples * self.sample_tokens
+
+
 @dataclasses.dataclass(frozen=True)
-class Objective:
-    """A way to judge candidates.
+class Objective(Judge):
+    """Samples of one kind.
 
     Attributes:
       loss_fn: (params, rope, sample) -> scalar float32; lower is better. A sample is {name: [T]},
         of what `lay_out` gives; with a mesh in the settings all arguments are this device's.
       samples: pytree of numpy arrays, first axis W.
       lay_out: samples -> {name: [W, T]}, laid out over the mesh.
-      fitness_fn: mean loss over the samples -> fitness, ascending; elementwise.
-      unit: of the fitness, for tables.
-      sample_tokens: forward tokens of one candidate on one sample.
-      weights_W: float64, weight of each sample's loss in a candidate's mean; None: equal weights.
+      fitness_fn, unit, sample_tokens, scored_tokens: see Judge.
     """
 
     loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
@@ -82,37 +108,83 @@ class Objective:
     fitness_fn: Callable[[np.ndarray], np.ndarray]
     unit: str
     sample_tokens: int
-    weights_W: np.ndarray | None = None
-
-    def mean(self, losses_PW: np.ndarray) -> np.ndarray:
-        """Returns mean losses_P of the candidates, which `fitness_fn` takes."""
-        if self.weights_W is None:
-            return losses_PW.mean(axis=1)
-        return np.average(losses_PW, axis=1, weights=self.weights_W)
+    scored_tokens: float
+    cycle = 1
+    weights = (1.0,)
 
     def first(self, count: int) -> "Objective":
         """Returns the objective of the first `count` samples alone."""
-        samples = jax.tree.map(lambda leaf: leaf[:count], self.samples)
-        weights_W = None if self.weights_W is None else self.weights_W[:count]
-        return dataclasses.replace(self, samples=samples, weights_W=weights_W)
+        return dataclasses.replace(self, samples=jax.tree.map(lambda x: x[:count], self.samples))
+
+    def laid(self) -> list[dict[str, np.ndarray]]:
+        """Returns the samples laid out over the mesh."""
+        rows = self.lay_out(self.samples)
+        return [{name: x_WT[i] for name, x_WT in rows.items()} for i in range(self.num_samples)]
+
+    @property
+    def loss_fns(self) -> tuple[Callable, ...]:
+        return (self.loss_fn,)
 
     @property
     def num_samples(self) -> int:
         return len(jax.tree.leaves(self.samples)[0])
 
     @property
-    def candidate_tokens(self) -> int:
-        """Forward tokens of one candidate."""
-        return self.num_samples * self.sample_tokens
+    def fingerprint(self) -> str:
+        """SHA-256 of the samples: only searches with the same one are comparable."""
+        digest = hashlib.sha256()
+        for leaf in jax.tree.leaves(self.samples):
+            digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + leaf.tobytes())
+        return digest.hexdigest()
+
+
+@dataclasses.dataclass(frozen=True)
+class Combined(Judge):
+    """Samples of several kinds, as many of each, in turns; the loss is the weighted mean.
+
+    Attributes:
+      parts: the kinds.
+      weights: theirs.
+      fitness_fn, unit: see Judge.
+    """
+
+    parts: tuple[Objective, ...]
+    weights: tuple[float, ...]
+    fitness_fn: Callable[[np.ndarray], np.ndarray]
+    unit: str
+
+    def laid(self) -> list[dict[str, np.ndarray]]:
+        """Returns the samples laid out over the mesh."""
+        return [
+            row for rows in zip(*(part.laid() for part in self.parts), strict=True) for row in rows
+        ]
+
+    @property
+    def cycle(self) -> int:
+        return len(self.parts)
+
+    @property
+    def loss_fns(self) -> tuple[Callable, ...]:
+        return tuple(part.loss_fn for part in self.parts)
+
+    @property
+    def num_samples(self) -> int:
+        return self.cycle * self.parts[0].num_samples
+
+    @property
+    def sample_tokens(self) -> int:
+        return sum(part.sample_tokens for part in self.parts) // self.cycle
+
+    @property
+    def scored_tokens(self) -> float:
+        """The geometric mean: the loss is one of many tokens and of few."""
+        return float(np.exp(np.mean(np.log([part.scored_tokens for part in self.parts]))))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 of the samples and of unequal weights: only searches with the same one are
-        comparable."""
-        digest = hashlib.sha256()
-        for leaf in jax.tree.leaves((self.samples, self.weights_W)):
-            digest.update(repr((leaf.shape, str(leaf.dtype))).encode() + leaf.tobytes())
-        return digest.hexdigest()
+        """SHA-256 of the samples and of their weights."""
+        content = [part.fingerprint for part in self.parts], self.weights
+        return hashlib.sha256(repr(content).encode()).hexdigest()
 
 
 def needle_documents(
@@ -134,6 +206,7 @@ def needle_documents(
       InputError: the text or the length is too short.
     """
     source = needles.Source(task.tokenizer, needles.text(task.documents), "search", setting)
+    first = task.skip + (_LAST if task.part == "last" else 0)
     return [
         needles.make_document(
             source,
@@ -143,7 +216,7 @@ def needle_documents(
             index=i,
             depth=PLACES[section.place](i),
         )
-        for i in range(task.skip, task.skip + section.num_samples)
+        for i in range(first, first + section.num_samples)
     ]
 
 

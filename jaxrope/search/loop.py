@@ -3,11 +3,13 @@
 Letters: P candidates, W samples.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from jax.sharding import Mesh
 
 from jaxrope import rope
 from jaxrope.errors import InputError
@@ -17,7 +19,8 @@ from jaxrope.search import evolution, journal
 from jaxrope.search.evaluator import Evaluator
 from jaxrope.search.evolution import SearchState
 from jaxrope.search.journal import Record
-from jaxrope.search.objective import Objective
+from jaxrope.search.meter import Meter
+from jaxrope.search.objective import Judge
 from jaxrope.search.race import Race
 
 
@@ -46,13 +49,24 @@ class Bench:
       evaluator: of the batch size that fits.
       objective: what it computes.
       record: the journal.
+      meter: what is told of every batch.
     """
 
-    def __init__(self, evaluator: Evaluator, objective: Objective, record: Record):
-        self.evaluator, self.objective, self.record = evaluator, objective, record
+    def __init__(self, evaluator: Evaluator, objective: Judge, record: Record, meter: Meter):
+        self.evaluator, self.objective = evaluator, objective
+        self.record, self.meter = record, meter
+
+    def on(self, objective: Judge, mesh: Mesh, per_device: int = 0) -> "Bench":
+        """Returns a bench of the same function with the samples of another objective, and another
+        batch size if one is given.
+        """
+        samples = evaluators.place(objective, mesh)
+        per_device = per_device or self.evaluator.per_device
+        evaluator = dataclasses.replace(self.evaluator, samples=samples, per_device=per_device)
+        return Bench(evaluator, objective, self.record, self.meter)
 
     def measure(
-        self, ropes: Sequence[rope.Rope], *, done: set[int], generation: int
+        self, ropes: Sequence[rope.Rope], *, done: set[int], generation: int = 0
     ) -> Iterator[Measured]:
         """Yields each batch of `ropes`.
 
@@ -70,6 +84,7 @@ class Bench:
                     self._halve_batch(generation, seconds)
                     continue
                 losses_PW, failure = outcome
+                self.meter.add(losses_PW.size * self.objective.sample_tokens)
                 yield Measured(indices, losses_PW, self.fitness(losses_PW), failure, seconds)
             begin += len(indices)
 
@@ -83,6 +98,7 @@ class Bench:
             else:
                 batches.append(batch[0])
                 done += len(batch[0])
+                self.meter.add(batch[0].size * self.objective.sample_tokens)
         return np.concatenate(batches)
 
     def _losses(

@@ -13,10 +13,12 @@ import numpy as np
 
 from jaxrope import data, decoder, schema
 from jaxrope.search import attention_objective, judging
-from jaxrope.search.judging import CHUNK, Objective, Reference, Task, mean_nll
+from jaxrope.search.judging import CHUNK, Combined, Judge, Objective, Reference, Task, mean_nll
 
 __all__ = [
     "CHUNK",
+    "Combined",
+    "Judge",
     "OBJECTIVES",
     "OF_ATTENTION",
     "Objective",
@@ -30,7 +32,7 @@ __all__ = [
 ]
 
 
-def make(section: schema.Section, task: Task) -> Objective:
+def make(section: schema.Section, task: Task) -> Judge:
     """Returns the objective of config.search.objective.
 
     Raises:
@@ -47,7 +49,9 @@ def perplexity(task: Task, section: schema.search.Perplexity) -> Objective:
     drawn = dict(seed=task.seed, bos_id=task.tokenizer.bos_id)
     if task.skip:
         numbers = range(task.skip, task.skip + section.num_samples)
-        windows = data.fresh_windows(task.documents, numbers=numbers, **text, **drawn)
+        windows = data.fresh_windows(
+            task.documents, numbers=numbers, part=task.part, **text, **drawn
+        )
     else:
         count = section.num_samples
         windows = data.search_windows(task.documents, num_windows=count, **text, **drawn)
@@ -58,6 +62,7 @@ def perplexity(task: Task, section: schema.search.Perplexity) -> Objective:
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=task.target_len,
+        scored_tokens=task.target_len,
     )
 
 
@@ -76,44 +81,53 @@ def needle(task: Task, section: schema.search.Needle) -> Objective:
     return Objective(
         loss_fn=mean_nll(task.config, task.settings),
         samples={"tokens_WT": tokens_WT, "weights_WT": weights_WT},
-        lay_out=functools.partial(_lay_out_weighted, task.settings),
+        lay_out=functools.partial(lay_out_weighted, task.settings),
         fitness_fn=np.exp,
         unit="needle perplexity",
         sample_tokens=task.target_len,
+        scored_tokens=float(weights_WT.sum(axis=1).mean()),
     )
 
 
-def mix(task: Task, section: schema.search.Mix) -> Objective:
-    """The exponential of a weighted mean of both losses: of text, and of answers.
-
-    Samples take turns, text first. With weights a and b the mean is (a * mean NLL of text + b *
-    mean NLL of answers) / (a + b), in nats a token.
+def mix(task: Task, section: schema.search.Mix) -> Combined:
+    """The exponential of a weighted mean of losses, nats: of text, of answers, of the needle mass
+    of the shift of entropy (which is a share), and of text of the trained length; those with weight
+    0 are left out.
     """
-    half = section.num_samples // 2
-    task = dataclasses.replace(task, skip=task.skip // 2)
-    text = perplexity(
-        task,
-        schema.search.Perplexity(
-            name="perplexity", num_samples=half, offset_tokens=section.offset_tokens
-        ),
-    )
-    answers = needle(
-        task,
-        schema.search.Needle(
-            name="needle", num_samples=half, num_keys=section.num_keys, place=section.place
-        ),
-    )
-    weights_WT = np.ones_like(answers.samples["weights_WT"])
-    pairs = {
-        "tokens_WT": (text.samples, answers.samples["tokens_WT"]),
-        "weights_WT": (weights_WT, answers.samples["weights_WT"]),
-    }
-    return dataclasses.replace(
-        answers,
-        samples={k: np.stack(both, axis=1).reshape(2 * half, -1) for k, both in pairs.items()},
-        weights_W=np.tile([section.text_weight, section.needle_weight], half),
+    weights = {name: getattr(section, f"{name}_weight") for name in _TERMS}
+    chosen = [name for name, weight in weights.items() if weight]
+    count = section.num_samples // len(chosen)
+    task = dataclasses.replace(task, skip=task.skip // len(chosen))
+    return Combined(
+        parts=tuple(_TERMS[name](task, section, count) for name in chosen),
+        weights=tuple(weights[name] for name in chosen),
+        fitness_fn=np.exp,
         unit="mixed perplexity",
     )
+
+
+def _text(task: Task, section: schema.search.Mix, count: int) -> Objective:
+    offset = dict(num_samples=count, offset_tokens=section.offset_tokens)
+    return perplexity(task, schema.search.Perplexity(name="perplexity", **offset))
+
+
+def _short(task: Task, section: schema.search.Mix, count: int) -> Objective:
+    """Text of the length that the model serves already."""
+    return _text(dataclasses.replace(task, target_len=task.reference.length), section, count)
+
+
+def _needles(task: Task, section: schema.search.Mix, count: int) -> Objective:
+    keys = dict(num_samples=count, num_keys=section.num_keys, place=section.place)
+    return needle(task, schema.search.Needle(name="needle", **keys))
+
+
+def _of_heads(name: str):
+    def of_heads(task: Task, section: schema.search.Mix, count: int) -> Objective:
+        keys = dict(num_samples=count, num_keys=section.num_keys, place=section.place)
+        heads = schema.search.OfHeads(name=name, needle_weight=0.0, heads=(), **keys)
+        return OF_ATTENTION[name](task, heads)
+
+    return of_heads
 
 
 OF_ATTENTION = {
@@ -121,8 +135,16 @@ OF_ATTENTION = {
     "pattern": attention_objective.pattern,
     "needle_mass": attention_objective.needle_mass,
 }
+_TERMS = {
+    "text": _text,
+    "needle": _needles,
+    "mass": _of_heads("needle_mass"),
+    "shift": _of_heads("entropy_shift"),
+    "short": _short,
+}
 OBJECTIVES = {"perplexity": perplexity, "needle": needle, "mix": mix} | OF_ATTENTION
 
 
-def _lay_out_weighted(settings: decoder.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+def lay_out_weighted(settings: decoder.ForwardSettings, samples: dict) -> dict[str, np.ndarray]:
+    """Returns samples {"tokens_WT", "weights_WT"} laid out over the mesh."""
     return decoder.lay_out(settings, samples["tokens_WT"], samples["weights_WT"])

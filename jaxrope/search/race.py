@@ -61,11 +61,9 @@ def make(
     settings: schema.search.Racing,
     *,
     candidates: int,
-    weights_W: np.ndarray | None,
-    num_samples: int,
+    weights_W: np.ndarray,
 ) -> Race:
-    """Returns the race of a search of `candidates`; weights_W as in Objective."""
-    weights_W = np.ones(num_samples) if weights_W is None else weights_W
+    """Returns the race of a search of `candidates`; weights_W of the losses of its samples."""
     return Race(settings.first, settings.risk / candidates, weights_W / weights_W.mean())
 
 

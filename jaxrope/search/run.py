@@ -1,15 +1,15 @@
-"""One search: baselines, evolution, and the files that it writes.
+"""One search: baselines, descents, evolution, the last word, and the files that it writes.
 
 A workdir gets config.json, journal.jsonl, rope.json and result.json. Nothing in them depends on how
 often the search was killed and resumed, except the seconds in the journal and in result.json.
+rope.json has the best so far from the first candidate on, marked as unfinished until the end.
 
 Several processes evaluate each batch together and all know its losses, so that they hold the same
 state. Process 0 alone writes; when a search resumes, it sends the others the rows of the journal.
 """
 
-import dataclasses
 import functools
-import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +18,37 @@ import numpy as np
 from jaxrope import rope, schema
 from jaxrope.errors import InputError
 from jaxrope.mesh import hosts, sharding
-from jaxrope.search import baselines, critical, descent, evaluator, evolution, journal, loop, race
+from jaxrope.search import (
+    beside,
+    candidates,
+    compare,
+    cost,
+    descent,
+    evaluator,
+    evolution,
+    forms,
+    genome,
+    journal,
+    loop,
+    meter,
+    race,
+    ramp,
+    result,
+    verdict,
+)
+from jaxrope.search.candidates import Candidate
 from jaxrope.search.evolution import SearchState
+from jaxrope.search.preparing import prepare
 from jaxrope.search.problem import (
     Problem,
     build_rope,
     first_state,
     header,
-    multiplied,
-    prepare,
-    versions,
     weights,
 )
-from jaxrope.shell import Progress, cli
+from jaxrope.search.result import FORMAT, Result
+from jaxrope.shell import cli
 from jaxrope.store import run_lock, sealed, write_json_atomic
-
-FORMAT = "jaxrope.search/2"
-
-
-@dataclasses.dataclass(frozen=True)
-class Result:
-    """The result of a search.
-
-    Attributes:
-      content: of result.json.
-      generations: "generation", "best" (of all so far) and "mean" (of it) of each.
-      baselines: name -> {"fitness", "factors"}, with the attention factor of the search.
-      factors: the best candidate's, [R], or [L, R] where every layer has its own.
-      table: every baseline beside the best found, as text.
-    """
-
-    content: dict[str, Any]
-    generations: list[dict]
-    baselines: dict[str, dict]
-    factors: list
-    table: str
 
 
 def search(config: Any, workdir: Path) -> Result:
@@ -78,21 +74,95 @@ def search(config: Any, workdir: Path) -> Result:
         cli.print_line(problem.task.documents.summary)
         for note in [*problem.notes, *record.notes, *notes]:
             cli.print_line(f"note: {note}")
-        bench = _bench(problem, record)
-        compared = _measure_baselines(problem, bench)
-        ends = descent.run(problem, bench, compared)
-        state = first_state(problem, [end.choice for end in ends])
-        state, done = journal.replay(record, state)
-        state = _evolve(problem, state, done, bench)
-        if not np.isfinite(evolution.best(state)[1]):
-            raise InputError(
-                f"search: {evolution.stop_reason(state)}; {record.path} says why. Check the model "
-                f"at target_len {config.target_len:,}, or give the search more memory."
-            )
-        fields = hosts.from_main(
-            "result", lambda: _write(problem, workdir, state, compared, record)
-        )
-        return Result(**fields)
+        if record.rows:
+            cli.print_line(f"going on from {record.path}: {journal.described(record.rows)}")
+        with meter.Meter(cost.planned(problem)) as told:
+            save_fn = functools.partial(_save_so_far, problem, workdir)
+            found, state = _phases(problem, _bench(problem, record, told), save_fn)
+        save = functools.partial(result.write, problem, workdir, found, state, record.rows)
+        return Result(**hosts.from_main("result", save))
+
+
+def _phases(
+    problem: Problem, bench: loop.Bench, save_fn: Callable[[Sequence[Candidate]], None]
+) -> tuple[verdict.Verdict, SearchState | None]:
+    """Returns the verdict, and the evolution if there was one; save_fn takes the best so far."""
+    rows, path = bench.record.rows, bench.record.path
+    bench.meter.begin("baselines", _done(problem, rows, "baseline"))
+    pool = compare.best(compare.run(problem, bench))
+    save_fn(pool)
+    if problem.gradient:
+        bench.meter.begin("ramp", _done(problem, rows, "ramp"))
+        moved = ramp.move(problem, bench, pool)
+        pool = sorted([*pool, *([moved] if moved else [])], key=lambda c: c.fitness)
+        save_fn(pool)
+        spared = descent.spared(problem, rows, pool)
+        bench.meter.begin("descent", descent.tokens_in(problem, rows), spared=spared)
+        pool += descent.run(problem, bench, pool)
+    state = None
+    if problem.method.breeds:
+        bench.meter.begin("evolution", _done(problem, rows, "genome"))
+        state = first_state(problem, [c.bucket for c in pool if np.isnan(c.fitness)])
+        state, done = journal.replay(bench.record, state)
+        lowest = min((c.fitness for c in pool if np.isfinite(c.fitness)), default=np.inf)
+        state = _evolve(problem, state, done, bench, save_fn, lowest)
+        pool += _bred(problem, state)
+    if not any(np.isfinite(c.fitness) or np.isnan(c.fitness) for c in pool):
+        raise _failed(problem, path, state)
+    bench.meter.begin("judging", _done(problem, rows, "judged"))
+    judge = verdict.judge_of(problem)
+    found = verdict.run(problem, bench, pool, judge)
+    if not np.isfinite(found.losses[0][1]):
+        raise _failed(problem, path, state)
+    bench.meter.begin("beside", sum(row.get("tokens", 0) for row in rows))
+    beside.run(problem, bench, judge, found.result)
+    return found, state
+
+
+def _failed(problem: Problem, path: Path, state: SearchState | None) -> InputError:
+    reason = evolution.stop_reason(state) if state else "all candidates failed"
+    return InputError(
+        f"search: {reason}; {path} says why. Check the model at target_len "
+        f"{problem.config.target_len:,}, or give the search more memory."
+    )
+
+
+def _done(problem: Problem, rows: Sequence[dict], kind: str) -> int:
+    """Returns the forward tokens of the rows of a kind."""
+    count = sum(row.get("raced", len(row["losses"])) for row in rows if kind in row)
+    return count * problem.objective.sample_tokens
+
+
+def _bred(problem: Problem, state: SearchState) -> list[Candidate]:
+    """Returns the best of an evolution, exact members of their form, best first."""
+    order, found = np.argsort(state.seen_fitness_E, kind="stable"), []
+    for place in order[: problem.config.search.judge.finalists]:
+        fitness = float(state.seen_fitness_E[place])
+        if np.isfinite(fitness):
+            bucket = _bucket(problem, evolution.decode(state, state.seen_EG[place]))
+            name = f"evolution {len(found) + 1}" if found else "evolution"
+            found.append(Candidate(name, bucket, fitness))
+    return found
+
+
+def _bucket(problem: Problem, choice: genome.Choice) -> rope.Bucket:
+    """Returns the bucket of a genome; of a form with a formula by that, not rounded to the grid."""
+    factors, form = choice.factors, problem.config.search.form
+    if form in forms.BY_FORMULA:
+        multiplier = np.array(problem.space.multiplier or 1.0)
+        factors = multiplier * forms.nearest(form, problem.limits, factors / multiplier)
+    length = problem.config.target_len
+    return rope.Bucket(
+        length, rope.as_factors(factors), choice.start_tokens, choice.attention_factor
+    )
+
+
+def _save_so_far(problem: Problem, workdir: Path, pool: Sequence[Candidate]) -> None:
+    """Writes the best of `pool` to rope.json, marked as unfinished, where there is no result."""
+    best = min((c for c in pool if np.isfinite(c.fitness)), key=lambda c: c.fitness, default=None)
+    if best is not None and _result(workdir)[0] is None:
+        save = functools.partial(result.save_unfinished, problem, workdir, best)
+        hosts.from_main("so far", save)
 
 
 def finished(config: Any, workdir: Path) -> dict[str, Any] | None:
@@ -109,7 +179,8 @@ def finished(config: Any, workdir: Path) -> dict[str, Any] | None:
         return None
     if schema.Identity.from_json(content["identity"]).changes(prepare(config).identity):
         return None
-    fitness = [row["fitness"] for row in content["baselines"] if row["fitness"] is not None]
+    known = [row["fitness"] for row in content["judged"] if row["is_baseline"]]  # of the same text
+    fitness = [number for number in known if number is not None]
     return {
         "unit": content["unit"],
         "fitness": content[content["unit"]],
@@ -155,7 +226,7 @@ def _remove_leftovers(workdir: Path) -> None:
         path.unlink()
 
 
-def _bench(problem: Problem, record: journal.Record) -> loop.Bench:
+def _bench(problem: Problem, record: journal.Record, told: meter.Meter) -> loop.Bench:
     """Returns the bench, with the batch size that an interrupted search had been reduced to."""
     per_device = problem.per_device
     failed = [row["batch_size"] for row in record.rows if row.get("event") == "out_of_memory"]
@@ -168,57 +239,32 @@ def _bench(problem: Problem, record: journal.Record) -> loop.Bench:
         per_device=per_device,
         mesh=problem.mesh,
     )
-    return loop.Bench(batch_evaluator, problem.objective, record)
+    return loop.Bench(batch_evaluator, problem.objective, record, told)
 
 
-def _measure_baselines(problem: Problem, bench: loop.Bench) -> list[dict]:
-    """Returns a row for every baseline with its own and with the search's attention factor."""
-    if not problem.config.search.compare:
-        return []
-    done = [row for row in bench.record.rows if "baseline" in row]
-    comparisons = baselines.comparisons(problem.baselines, problem.attention_factor)
-    ropes = [
-        build_rope(problem, bucket.factors, bucket.start_tokens, bucket.attention_factor)
-        for _, bucket in comparisons
-    ]
-    for batch in bench.measure(ropes, done=set(range(len(done))), generation=0):
-        new = []
-        for i, index in enumerate(batch.indices):
-            if index >= len(done):
-                name, bucket = comparisons[index]
-                row = {"baseline": name} | _plain(bucket)
-                row["losses"] = [journal.number(loss) for loss in batch.losses_PW[i]]
-                new.append(row | {"fitness": journal.number(batch.fitness_P[i])})
-        bench.record.append(new)
-        done += new
-    return done
-
-
-def _evolve(problem: Problem, state, done: dict, bench: loop.Bench) -> SearchState:
-    total, tokens = state.settings.num_evaluations(), problem.objective.candidate_tokens
-    before = len(state.seen_EG) + len(done)
-    fitness = [*state.seen_fitness_E.tolist(), *map(journal.fitness_of, done.values())]
-    clock = time.monotonic()
+def _evolve(
+    problem: Problem, state, done: dict, bench: loop.Bench, save_fn, lowest: float
+) -> SearchState:
+    """Returns the evolution at its end; `lowest`: the best fitness before it."""
+    best = [min([lowest, *state.seen_fitness_E, *map(journal.fitness_of, done.values())])]
 
     def report_fn(now: SearchState, rows: list[dict]) -> None:
-        fitness.extend(map(journal.fitness_of, rows))
-        seconds = time.monotonic() - clock
-        progress.update(
-            len(fitness),
-            generation=f"{now.generation + 1}/{now.settings.iterations}",
-            best=min(fitness),
-            **{"tokens/s": (len(fitness) - before) * tokens / max(seconds, 1e-9)},
-        )
+        leader = min(rows, key=journal.fitness_of, default=None)
+        if leader and journal.fitness_of(leader) < best[0]:
+            best[0] = journal.fitness_of(leader)
+            row = leader | {"max_len": problem.config.target_len}
+            save_fn([candidates.of_row(row, "evolution")])
+        generation = f"{now.generation + 1}/{now.settings.iterations}"
+        bench.meter.tell(generation=generation, best=best[0])
 
-    with Progress(total, unit="candidates", start=before) as progress:
-        return loop.evolve(
-            state,
-            done,
-            bench,
-            rope_fn=functools.partial(build_rope, problem),
-            report_fn=report_fn,
-            race=_race(problem, bench.record.rows),
-        )
+    return loop.evolve(
+        state,
+        done,
+        bench,
+        rope_fn=functools.partial(build_rope, problem),
+        report_fn=report_fn,
+        race=_race(problem, bench.record.rows),
+    )
 
 
 def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
@@ -229,144 +275,7 @@ def _race(problem: Problem, rows: list[dict]) -> race.Race | None:
     search_race = race.make(
         racing,
         candidates=problem.settings.num_evaluations(),
-        weights_W=problem.objective.weights_W,
-        num_samples=problem.objective.num_samples,
+        weights_W=np.resize(problem.objective.weights, problem.objective.num_samples),
     )
     search_race.remember(journal.candidates(rows))
     return search_race
-
-
-def _write(
-    problem: Problem,
-    workdir: Path,
-    state: SearchState,
-    compared: list[dict],
-    record: journal.Record,
-) -> dict:
-    """Writes rope.json and result.json; returns the fields of Result."""
-    unit = problem.objective.unit
-    genome_G, fitness = evolution.best(state)
-    choice = evolution.decode(state, genome_G)
-    bucket = rope.Bucket(
-        problem.config.target_len,
-        rope.as_factors(choice.factors),
-        choice.start_tokens,
-        choice.attention_factor,
-    )
-    rows = record.rows
-    provenance = _provenance(problem, state, compared, rows) | {unit: fitness}
-    provenance |= multiplied(problem, genome_G)
-    rope.save(workdir / "rope.json", _rope_fn(problem, bucket), provenance)
-    generations = _generations(rows)
-    content = {"format": FORMAT, "config": problem.config.to_dict(), "unit": unit} | provenance
-    content |= {"best": _plain(bucket), "generations": generations}
-    content |= critical.report(
-        state,
-        theta=problem.model.theta,
-        trained_len=problem.trained_len,
-        attention_factor=problem.attention_factor,
-    )
-    content |= {"failed": int(np.sum(~np.isfinite(state.seen_fitness_E)))}
-    content |= {"baselines": compared, "seconds": round(_batch_seconds(rows), 3)}
-    sealed.write_json(workdir / "result.json", content)
-    return dict(
-        content=content,
-        generations=generations,
-        baselines={row["baseline"]: row for row in compared if row["fitness"] is not None},
-        factors=np.array(bucket.factors).tolist(),
-        table=_table(problem, compared, bucket, fitness),
-    )
-
-
-def _rope_fn(problem: Problem, bucket: rope.Bucket) -> rope.RopeFn:
-    model = problem.model
-    return rope.make(
-        "longrope",
-        head_dim=model.head_dim,
-        rotary_dim=model.rotary_dim,
-        theta=model.theta,
-        original_len=model.original_len,
-        buckets=[_plain(bucket)],
-    )
-
-
-def _plain(bucket: rope.Bucket) -> dict[str, Any]:
-    """Returns a bucket as JSON reads it back."""
-    return dataclasses.asdict(bucket) | {"factors": np.array(bucket.factors).tolist()}
-
-
-def _provenance(
-    problem: Problem, state: SearchState, compared: list[dict], rows: list[dict]
-) -> dict[str, Any]:
-    """Returns how the factors came about; nothing in it differs between two runs of one search."""
-    judge, section = problem.objective, problem.config.search
-    evaluations = len(state.seen_EG) + len(compared) + sum("ramp" in row for row in rows)
-    brief = ("baseline", "attention_factor", "fitness")
-    return {
-        "made_by": "jaxrope search",
-        "versions": versions(),
-        "model": {"source": problem.loaded.source, "digest": problem.identity.content["weights"]},
-        "seed": problem.config.seed,
-        "search": {
-            "method": section.method,
-            **({"gradient": problem.gradient.to_dict()} if problem.gradient else {}),
-            "algorithm": state.settings.to_dict(),
-            "objective": section.objective.to_dict(),
-            "attention_factor": section.attention_factor,
-            "samples": judge.fingerprint,
-        },
-        "stop_reason": evolution.stop_reason(state),
-        "evaluations": evaluations,
-        "forward_tokens": evaluations * judge.candidate_tokens
-        + descent.tokens(problem, descent.steps_in(rows))
-        - journal.spared(rows, judge.num_samples) * judge.sample_tokens,
-        "baselines": [{name: row[name] for name in brief} for row in compared],
-        "identity": problem.identity.to_json(),
-    }
-
-
-def _generations(rows: list[dict]) -> list[dict]:
-    """Returns best so far and mean of each generation; candidates that failed are not counted."""
-    generations, lowest = [], np.inf
-    candidates = journal.candidates(rows)
-    for generation in sorted({row["generation"] for row in candidates}):
-        members = [row for row in candidates if row["generation"] == generation]
-        fitness = [row["fitness"] for row in members if row["fitness"] is not None]
-        lowest = min([lowest, *fitness])
-        mean = float(np.mean(fitness)) if fitness else None
-        generations.append({"generation": generation, "best": lowest, "mean": mean})
-    return generations
-
-
-def _batch_seconds(rows: list[dict]) -> float:
-    """The seconds of all batches; the rows of a batch are consecutive and have the same seconds."""
-    stamps = [(row["generation"], row["seconds"]) for row in journal.candidates(rows)]
-    batches = [stamp for i, stamp in enumerate(stamps) if i == 0 or stamp != stamps[i - 1]]
-    return sum(seconds for _, seconds in batches)
-
-
-def _table(problem: Problem, compared: list[dict], best: rope.Bucket, fitness: float) -> str:
-    """Returns the baselines by name, with both attention factors, and the best found."""
-    number = problem.attention_factor
-    unit = problem.objective.unit
-    lines = [f"{'method':<12}{'own factor':>12}{unit:>14}{f'with {number:.4f}':>16}"]
-    for baseline in problem.baselines if compared else ():
-        rows = [row for row in compared if row["baseline"] == baseline.name]
-        own_row, search_row = rows[0], rows[-1]
-        lines.append(
-            f"{baseline.name:<12}{own_row['attention_factor']:>12.4f}"
-            f"{_fitness_text(own_row):>14}{_fitness_text(search_row):>16}"
-        )
-    own_text, search_text = f"{fitness:.4f}", ""
-    if best.attention_factor == number:
-        own_text, search_text = search_text, own_text
-    lines.append(f"{'searched':<12}{best.attention_factor:>12.4f}{own_text:>14}{search_text:>16}")
-    lines.append(
-        f"start tokens {best.start_tokens}, factors {np.min(best.factors):g} to "
-        f"{np.max(best.factors):g}"
-    )
-    return "\n".join(lines)
-
-
-def _fitness_text(row: dict) -> str:
-    return "failed" if row["fitness"] is None else f"{row['fitness']:.4f}"

@@ -11,13 +11,15 @@ from jax.sharding import Mesh
 from jaxrope import decoder, schema, setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
-from jaxrope.search import evaluator, plan
+from jaxrope.search import evaluator, gradient, plan
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
 
 _GIB = 2**30
 _SHARE = 0.9  # of the usable memory that a search takes
+_BASELINES = 5  # none, PI, NTK, dynamic NTK, YaRN; two of them are judged in the end
+_SCANS = 4  # batches with other attention factors of the best two, where that is searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +106,6 @@ def search_job(config, mesh: Mesh) -> Job:
     algorithm = config.search.algorithm.halved(config.target_len)
     settings, remarks = setup.forward_settings(config, mesh, model)
     length = config.target_len or model.max_len
-    samples = objective.num_samples
     chip = chips.chip_of(mesh.devices.flat[0])
     device_gb = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device reports it
     space = plan.memory(
@@ -122,25 +123,44 @@ def search_job(config, mesh: Mesh) -> Job:
         mesh=mesh,
     )
     candidates = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
-    children = algorithm.mutations + algorithm.crossovers
-    batches = math.ceil(algorithm.population / candidates)
-    batches += (algorithm.iterations - 1) * math.ceil(children / candidates)
-    batch = (
-        f"batch         {candidates:,} candidates, each on {samples} samples of {length:,} tokens; "
-        f"{algorithm.num_evaluations():,} evaluations in all, in {batches:,} batches"
-    )
+    counts = _runs(config.search, algorithm, candidates)
+    batch = f"batch         {candidates:,} candidates, on one sample of {length:,} tokens"
+    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     return Job(
-        what="batch of a search",
-        lower=lambda: evaluator.lower(
-            model, settings, mesh, sample_shape=(samples, length), per_device=per_device
-        ),
-        work=roofline.forward_work(
-            model, dict(mesh.shape), rows=candidates * samples, seq_len=length, parts=samples
-        ),
+        what="batch of a search on one sample",
+        lower=lambda: evaluator.lower(model, settings, mesh, length=length, per_device=per_device),
+        work=roofline.forward_work(model, dict(mesh.shape), rows=candidates, seq_len=length),
         footprint=None,
-        remarks=(_model_line(model), batch, *remarks),
-        runs=batches,
+        remarks=(_model_line(model), batch, f"its runs      about {parts}", *remarks),
+        runs=sum(counts.values()),
     )
+
+
+def _runs(
+    section: schema.search.Search, algorithm: schema.search.Algorithm, candidates: int
+) -> dict[str, int]:
+    """Returns how often each phase of a search runs a batch on one sample, at most; a gradient
+    takes as long as three.
+    """
+    samples, runs = section.objective.num_samples, {}
+    judged = section.judge.finalists
+    if section.compare:
+        judged += 2
+        is_free = section.attention_factor == "free"
+        rows = _BASELINES if is_free else 2 * _BASELINES  # else with their own and with the stated
+        runs["baselines"] = samples * (math.ceil(rows / candidates) + is_free * _SCANS)
+    if section.method != "evolution":
+        descents = section.gradient
+        runs["moved ramps"] = samples * descents.ramps
+        draws = gradient.draws_before(descents, descents.steps + 1)
+        runs["gradients, three each"] = 3 * descents.starts * draws
+    if section.method != "gradient":
+        children = algorithm.mutations + algorithm.crossovers
+        batches = math.ceil(algorithm.population / candidates)
+        batches += (algorithm.iterations - 1) * math.ceil(children / candidates)
+        runs["evolution"] = samples * batches
+    fresh = section.judge.num_samples or samples
+    return runs | {"judging": fresh * math.ceil(judged / candidates)}
 
 
 def _model_line(model: decoder.DecoderConfig) -> str:
