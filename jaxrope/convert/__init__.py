@@ -8,9 +8,10 @@ if TYPE_CHECKING:
     from jaxrope.convert import importing as importing
     from jaxrope.convert import pretrained as pretrained
     from jaxrope.convert.pretrained import Pretrained as Pretrained
+    from jaxrope.convert.rope_export import lost_elsewhere as lost_elsewhere
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["importing", "pretrained"],
-    submod_attrs={"pretrained": ["Pretrained"]},
+    submod_attrs={"pretrained": ["Pretrained"], "rope_export": ["lost_elsewhere"]},
 )

@@ -92,7 +92,12 @@ def with_rope(model: Pretrained, path: Path | str) -> Pretrained:
       InputError: the file is broken, or for another model.
     """
     rope_fn, provenance = _read_rope(files.as_path(path), model.config)
-    return dataclasses.replace(model, rope_fn=rope_fn, rope_provenance=provenance)
+    before = tuple(rope.unfinished_notes("", model.rope_provenance))  # of whatever it came from
+    notes = [note for note in model.notes if not note.endswith(before)]
+    notes += rope.unfinished_notes(path, provenance)
+    return dataclasses.replace(
+        model, rope_fn=rope_fn, rope_provenance=provenance, notes=tuple(notes)
+    )
 
 
 def read_config(path: Path | str) -> DecoderConfig:
@@ -199,7 +204,8 @@ def _load_hf(folder: Path, dtype: str | None, weights: bool) -> Pretrained:
     params = importing.load_params(opened, dtype=dtype) if weights else {}
     rope_fn, provenance = _rope_of(folder, config)
     tokenizer_dir = _tokenizer_dir(folder) or _tokenizer_dir(opened.folder)
-    source, notes = folders.label(folder), opened.notes
+    source = folders.label(folder)
+    notes = (*opened.notes, *rope.unfinished_notes(source, provenance))
     return Pretrained(config, params, tokenizer_dir, rope_fn, source, provenance, notes)
 
 
@@ -219,6 +225,7 @@ def _load_workdir(
         params = decoder.adapters.merged(params) if merge else params
         params = jax.tree.map(lambda leaf: np.asarray(leaf, target_dtype), params)
     notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
+    notes = (*notes, *rope.unfinished_notes(str(folder), provenance))
     place = _tokenizer_dir(workdir)
     return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes)
 

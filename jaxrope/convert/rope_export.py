@@ -124,6 +124,18 @@ def check_shared(rope_fn: rope.RopeFn) -> None:
         )
 
 
+def lost_elsewhere(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> tuple[str, ...]:
+    """Returns what no other program can express of a rope, whatever is exported, a sentence each;
+    () where one can run it.
+    """
+    if any(np.ndim(bucket.factors) > 1 for bucket in rope_fn.buckets):
+        return ("factors of each layer's own: every layer would have one and the same set",)
+    if METHODS[rope_fn.method] is not as_longrope:
+        return ()
+    max_len = longest(config, rope_fn)
+    return tuple(_losses(rope_fn, rope_fn.bucket(max_len), max_len))
+
+
 def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -> None:
     """Refuses a rope that `reader` would apply wrongly.
 

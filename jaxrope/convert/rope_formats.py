@@ -118,8 +118,9 @@ def read(path: Path | str) -> Source:
         return _read_vllm(raw.decode("utf-8", "replace"), str(path))
     content = strict_json.parse(raw, where=str(path))
     if str(content.get("format")).startswith("jaxrope.rope/"):
-        rope_fn = rope.load(path)
-        return Source(rope_fn, rope_fn.max_len, rope.provenance(path))
+        rope_fn, provenance = rope.load(path), rope.provenance(path)
+        notes = rope.unfinished_notes(path, provenance)
+        return Source(rope_fn, rope_fn.max_len, provenance, tuple(notes))
     return _read_hf(Fields(content, str(path)))
 
 

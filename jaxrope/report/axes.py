@@ -15,13 +15,15 @@ STYLES = {
     "none": ("#7f7f7f", "o", "-"),
     "pi": ("#e69f00", "s", "-"),
     "ntk": ("#56b4e9", "^", "-"),
+    "dynamic_ntk": ("#cc79a7", "P", "-"),
     "yarn": ("#0072b2", "D", "-"),
     "longrope": ("#d55e00", "o", "-"),
     "sliding": ("#009e73", "v", "--"),
+    "ramp": ("#9a6fb0", "X", "-"),
 }
 SPARE = (
-    ("#cc79a7", "P", "-"),
-    ("#9a6fb0", "X", "-."),
+    ("#cc79a7", "p", "--"),
+    ("#9a6fb0", "d", "-."),
     ("#b8860b", "<", ":"),
     ("#009e73", ">", ":"),
     ("#d55e00", "h", "--"),
@@ -70,7 +72,7 @@ def plain_ticks(ax) -> None:
     from matplotlib.ticker import LogLocator, MaxNLocator
 
     low, high = ax.get_ylim()
-    base = 2 if high / low > 12 and ax.yaxis.get_transform().base == 2 else 10
+    base = 2 if high / low > 3 and ax.yaxis.get_transform().base == 2 else 10
     least = (1000, (1.0,)), (8, (1.0, 2.0, 5.0)), (1, (1.0, 1.5, 2.0, 3.0, 4.0, 5.0, 6.0, 8.0))
     steps = next(steps for ratio, steps in least if high / low > ratio)
     locator = LogLocator(base=base, subs=(1.0,) if base == 2 else steps)

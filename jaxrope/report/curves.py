@@ -5,7 +5,8 @@ import numpy as np
 from jaxrope.report import axes
 
 DOTS = "#7f7f7f"
-SMOOTHING = 15  # a descent's running mean is over a fifteenth of it to either side
+SMOOTHING = 15  # the training loss is a mean over a fifteenth of the run to either side
+DESCENT_SMOOTHING = 6  # that of a descent, whose steps are few and of other text each, over a sixth
 
 
 def draw_progress(ax, rows, baselines, candidates, unit):
@@ -50,16 +51,19 @@ def draw_progress(ax, rows, baselines, candidates, unit):
 
 
 def draw_descents(ax, descents):
-    """Loss of each step, a line for each start: as it was, and its running mean."""
+    """Loss of each draw, a dot, and its running mean by step, a line for each start."""
     styles, ends = axes.styles(descents), {}
     for name, rows in descents.items():
         steps, losses = np.array([(r["step"], r["loss"]) for r in rows], np.float64).T
-        smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
+        draws = [(r["step"], loss) for r in rows for loss in r.get("losses", [r["loss"]])]
+        weights = np.array([len(r.get("losses", [0])) for r in rows], np.float64)
+        smooth = axes.smooth(losses, weights, reach=len(losses) // DESCENT_SMOOTHING)
         colour = styles[name][0]
-        ax.plot(steps, losses, color=colour, alpha=0.35, linewidth=1)
-        ax.plot(steps, smooth, color=colour)
+        ax.plot(*zip(*draws, strict=True), color=colour, marker="o", linestyle="", alpha=0.4)
+        ax.plot(steps, smooth, color=colour, linewidth=2.2)
         ends[name] = (smooth[-1], colour)
-    ax.set(title="Descent", xlabel="step", ylabel="nats per token (running mean)")
+    ax.set(title="Descent, other text in every step", xlabel="step", ylabel="loss, running mean")
+    ax.xaxis.get_major_locator().set_params(integer=True)
     axes.name_ends(ax, ends)
 
 

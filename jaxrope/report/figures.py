@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.report import maps, panels
+from jaxrope.report import curves, maps, panels
 from jaxrope.report.axes import FOREGROUND
 from jaxrope.report.panels import Row
 from jaxrope.store import files
@@ -117,16 +117,19 @@ def search_figure(
     path: Path | None = None,
     *,
     factors: Sequence[float],
+    descents: Mapping[str, Sequence[Row]],
 ):
-    """Draws a search: fitness by generation, and the best factors, both against the baselines.
+    """Draws a search: fitness by generation, the loss of descents, and the factors of the result
+    beside the best baseline, YaRN and NTK. A single generation has no panel, nor have no descents.
 
     Args:
       rows: a mapping for each generation: "generation", "best" (of all so far), "mean" (of it).
       baselines: name -> {"fitness": ..., "factors": [...]}.
       path: .png or .svg to write; None = only return the figure.
-      factors: the best candidate's.
+      factors: of the result.
+      descents: name -> rows of its steps.
     """
-    return _panels(_search_draws(rows, baselines, factors), path)
+    return _panels(_search_draws(rows, baselines, factors, descents), path)
 
 
 def cost_figure(points: Sequence[Row], path: Path | None = None):
@@ -137,13 +140,6 @@ def cost_figure(points: Sequence[Row], path: Path | None = None):
 def tradeoff_figure(points: Sequence[Row], path: Path | None = None):
     """Draws needles found against perplexity; see panels.draw_tradeoff."""
     return _one(lambda ax: panels.draw_tradeoff(ax, points), path)
-
-
-def search_figures(
-    rows: Sequence[Row], baselines: Mapping[str, Row], *, factors: Sequence[float]
-) -> list:
-    """Returns what search_figure draws as figures of one panel each."""
-    return [_one(draw, None) for draw in _search_draws(rows, baselines, factors)]
 
 
 def svg_file(figure) -> str:
@@ -204,12 +200,11 @@ def _training_draws(rows):
     return [lambda ax: panels.draw_loss(ax, rows), lambda ax: panels.draw_rate(ax, rows)]
 
 
-def _search_draws(rows, baselines, factors):
-    curves = {name: row["factors"] for name, row in baselines.items()} | {"best": factors}
-    return [
-        lambda ax: panels.draw_fitness(ax, rows, baselines),
-        lambda ax: panels.draw_factors(ax, curves),
-    ]
+def _search_draws(rows, baselines, factors, descents):
+    named = panels.beside(baselines, factors) | {"result": factors}
+    draws = [lambda ax: panels.draw_fitness(ax, rows, baselines)] if len(rows) > 1 else []
+    draws += [lambda ax: curves.draw_descents(ax, descents)] if descents else []
+    return [*draws, lambda ax: panels.draw_factors(ax, named)]
 
 
 def _matplotlib():

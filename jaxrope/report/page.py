@@ -52,6 +52,7 @@ class Section:
       more: tables like `tables`, collapsed at first.
       is_folded: whether its figures are collapsed at first.
       stage: of a recipe that it belongs to, or "".
+      lead: a sentence under the title, or "".
     """
 
     title: str
@@ -62,6 +63,7 @@ class Section:
     more: Sequence[tuple[str, list[list[str]]]] = ()
     is_folded: bool = False
     stage: str = ""
+    lead: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -159,6 +161,8 @@ def _section(section: Section, place: tuple[int, int], drawn) -> str:
     prefix = f"f{place[0]}s{place[1]}"
     stage = f"<span>{_text(section.stage)}</span> " if section.stage else ""
     parts = [f'<h3 id="{prefix}">{stage}{_text(section.title)}</h3>']
+    if section.lead:
+        parts.append(f"<p>{_text(section.lead)}</p>")
     for title, cells in section.tables:
         parts.append(f'<p class="what">{_text(title)}</p>{_table(cells)}')
     figures = "".join(

@@ -223,6 +223,23 @@ def draw_fitness(ax, rows, baselines):
     axes.plain_ticks(ax)
 
 
+def beside(baselines: Mapping[str, Row], factors) -> dict[str, Any]:
+    """Returns {name: factors} of the baselines that are drawn beside a result: the best one, YaRN
+    and NTK, but none that has the very factors of the result.
+
+    Args:
+      baselines: name -> a row with its "fitness" and "factors".
+      factors: of the result; None: there is none.
+    """
+    scores = {name: row["fitness"] for name, row in baselines.items() if row["fitness"] is not None}
+    best = min(scores, key=scores.get, default=None)
+    return {
+        name: row["factors"]
+        for name, row in baselines.items()
+        if name in ("yarn", "ntk", best) and not np.array_equal(row["factors"], factors)
+    }
+
+
 def draw_factors(ax, curves):
     """Factors by rotary pair, a line for each name; with factors by layer a fainter one for each.
 

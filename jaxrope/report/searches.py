@@ -12,38 +12,45 @@ from jaxrope.report.page import Figure, Section
 from jaxrope.shell import duration
 
 Row = Mapping[str, Any]
-ON_TEXT = "On the text of the search; each method with its better attention factor"
+ON_TEXT = "On the text of the search; each method with its best attention factor"
 LOSSES = ("perplexity",)  # units of a fitness that is exp(mean loss)
+RESULT = "result"
 
 
 def of_journal(rows: Sequence[Row]) -> dict[str, Any] | None:
-    """Returns the content of result.json so far, from the journal of a search.
+    """Returns what a search has measured so far, from its journal.
 
     Args:
       rows: of journal.jsonl; the first one is its header.
 
     Returns:
-      "generations", "baselines", "descents", "candidates" (generation and fitness of each),
-      "target_len", "original_len"; "best" (a row) or None; "seconds". None: it has no header.
+      "generations", "baselines", "descents" (name of the start -> steps), "candidates" (generation
+      and fitness of each), "judged", "target_len", "original_len", "seconds"; "best", the best row
+      on the text of the search, with its "name", or None. None: the journal has no header.
     """
     if not rows or "target_len" not in rows[0]:
         return None
     header, rows = rows[0], rows[1:]
-    scored = [row for row in rows if "generation" in row and row.get("fitness") is not None]
-    scored = [row for row in scored if math.isfinite(row["fitness"])]
+    bred = [row for row in rows if "generation" in row and _is_number(row.get("fitness"))]
     descents: dict[str, list[Row]] = {}
     for row in rows:
         if "descent" in row and row.get("loss") is not None:
             descents.setdefault(row["descent"], []).append(row)
+    compared = [row for row in rows if "baseline" in row]
+    scored = [row | {"name": row["baseline"]} for row in compared if _is_number(row["fitness"])]
+    ramps = [row for row in rows if "ramp" in row and _is_number(row["fitness"])]
+    scored += [row | {"name": "ramp"} for row in ramps]
+    scored += [row | {"name": "evolution"} for row in bred]
     return {
         "target_len": header["target_len"],
         "original_len": header["original_len"],
-        "generations": _generations(scored),
-        "candidates": [(row["generation"], row["fitness"]) for row in scored],
-        "baselines": [row for row in rows if "baseline" in row],
+        "generations": _generations(bred),
+        "candidates": [(row["generation"], row["fitness"]) for row in bred],
+        "baselines": compared,
         "descents": descents,
+        "judged": [row for row in rows if "judged" in row],
         "best": min(scored, key=lambda row: row["fitness"], default=None),
-        "seconds": sum(row.get("seconds", 0.0) for row in rows),
+        "seconds": _seconds(rows),
     }
 
 
@@ -51,7 +58,7 @@ def baselines(rows: Sequence[Row]) -> dict[str, Row]:
     """Returns {name: the row with its lowest fitness} of those that did not fail."""
     lowest: dict[str, Row] = {}
     for row in rows:
-        if row["fitness"] is not None and math.isfinite(row["fitness"]):
+        if _is_number(row["fitness"]):
             best = lowest.get(row["baseline"])
             if best is None or row["fitness"] < best["fitness"]:
                 lowest[row["baseline"]] = row
@@ -70,38 +77,90 @@ def section(
       published: name -> factors to draw for comparison.
     """
     best, unit = content["best"], content["unit"]
-    fitness = content["generations"][-1]["best"]
-    cells = [["", "attention factor", unit]]
-    cells += [_line(row, name) for name, row in baselines(content["baselines"]).items()]
-    cells.append(["searched", f"{best['attention_factor']:.4f}", f"{fitness:.4f}"])
-    charts = _figures(
-        content["generations"],
-        journal or {"descents": {}, "candidates": []},
-        baselines(content["baselines"]),
-        unit,
+    compared = baselines(content["baselines"])
+    on_text = [["", "attention factor", unit]]
+    on_text += [_line(row, name) for name, row in compared.items()]
+    progress = journal or {"descents": {}, "candidates": []}
+    charts = _figures(content["generations"], progress, compared, unit)
+    beside = panels.beside(compared, best["factors"])
+    charts.append(factors_figure({**beside, **published, RESULT: best["factors"]}, best))
+    return Section(
+        f"Search to {best['max_len']:,} tokens",
+        [_finalists(content), *_at_short(content), (ON_TEXT, on_text)],
+        charts,
+        *origin,
+        lead=content["verdict"]["sentence"],
     )
-    baseline_factors = {row["baseline"]: row["factors"] for row in content["baselines"]}
-    charts.append(
-        factors_figure({**baseline_factors, **published, "searched": best["factors"]}, best)
-    )
-    title = f"Search to {best['max_len']:,} tokens"
-    return Section(title, [(ON_TEXT, cells)], charts, *origin)
 
 
 def running_section(journal: Row, *, origin: tuple[str, Row], published) -> Section:
     """Returns the section of a search that has a journal and no result yet. See section."""
-    baseline_factors = {row["baseline"]: row["factors"] for row in journal["baselines"]}
-    charts = _figures(journal["generations"], journal, baselines(journal["baselines"]), "fitness")
+    compared = baselines(journal["baselines"])
+    charts = _figures(journal["generations"], journal, compared, "fitness")
     best = journal["best"]
     cells = [["", "attention factor", "fitness"]]
-    cells += [_line(row, name) for name, row in baselines(journal["baselines"]).items()]
+    cells += [_line(row, name) for name, row in compared.items()]
     if best is not None:
-        cells.append(_line(best, "best so far"))
-        charts.append(
-            factors_figure({**baseline_factors, **published, "best so far": best["factors"]}, best)
-        )
+        cells.append(_line(best, f"best so far, {best['name']}"))
+        beside = panels.beside(compared, best["factors"])
+        charts.append(factors_figure({**beside, **published, "best so far": best["factors"]}, best))
+    shown = [(ON_TEXT, cells)]
+    if journal["judged"]:
+        judged = [_line(row, row["judged"]) for row in journal["judged"]]
+        shown = [("Judged so far", [["", "attention factor", "fitness"], *judged]), *shown]
     title = f"Search to {journal['target_len']:,} tokens, not finished"
-    return Section(title, [(ON_TEXT, cells)], charts, *origin)
+    return Section(title, shown, charts, *origin)
+
+
+def _finalists(content: Row) -> tuple[str, list[list[str]]]:
+    """Returns the table of those who were judged, best first."""
+    verdict, unit = content["verdict"], content["unit"]
+    losses = {row["name"]: row["loss"] for row in reversed(content["judged"])}
+    known = verdict["best_baseline"]
+    cells = [["", "attention factor", unit, *([f"loss less that of {known}"] if known else [])]]
+    for row in content["judged"]:
+        line = _line(row, row["name"])
+        if known:
+            line.append(_difference(row["loss"], losses[known]) if row["name"] != known else "")
+        cells.append(line)
+    for row in content["beside"]:
+        if "sliding" in row:
+            line = [f"its own {row['sliding']:,} tokens, sliding", "", f"{row['fitness']:.4f}"]
+            cells.append([*line, *_gaps(row, losses, known)])
+    if known and verdict["interval"]:
+        low, high = verdict["interval"]
+        star = "*" if verdict["is_better"] else ""
+        cells[1][-1] += f" [{low:+.4f}, {high:+.4f}]{star}"
+    fresh = "fresh samples, which chose nothing" if verdict["fresh"] else "samples of the search"
+    about = "; 95% interval of the result, * excludes 0" if known and verdict["interval"] else ""
+    return f"On {verdict['samples']} {fresh}{about}", cells
+
+
+def _at_short(content: Row) -> list[tuple[str, list[list[str]]]]:
+    """Returns the table of what the result costs where the model needs no extension; [] where that
+    was not measured.
+    """
+    shown = []
+    for row in content["beside"]:
+        if "short" in row:
+            change = _difference(_mean(row["losses"]), _mean(row["own_losses"]))
+            cells = [["", content["unit"], "loss less that of the model as it is"]]
+            cells.append(["result", f"{row['fitness']:.4f}", change])
+            cells.append(["the model as it is", f"{row['own_fitness']:.4f}", ""])
+            shown.append((f"At {row['short']:,} tokens, with the same factors", cells))
+    return shown
+
+
+def _gaps(row: Row, losses: Mapping[str, float], known: str | None) -> list[str]:
+    return [_difference(_mean(row["losses"]), losses[known])] if known else []
+
+
+def _mean(losses: Sequence[float]) -> float:
+    return sum(losses) / len(losses)
+
+
+def _difference(loss: float | None, known: float | None) -> str:
+    return "" if loss is None or known is None else f"{loss - known:+.4f}"
 
 
 def factors_figure(named_factors: Mapping[str, Any], best: Row | None) -> Figure:
@@ -122,16 +181,17 @@ def factors_figure(named_factors: Mapping[str, Any], best: Row | None) -> Figure
 
 def line(content: Row) -> dict[str, str]:
     """Returns the line of the summary for a finished search, by column."""
-    unit, fitness = content["unit"], content["generations"][-1]["best"]
-    others = [
-        f"{name} {tables.number(row['fitness'])}"
-        for name, row in baselines(content["baselines"]).items()
-        if name != "none"
-    ]
-    against = f" ({', '.join(others)})" if others else ""
+    unit, verdict = content["unit"], content["verdict"]
+    others = {
+        row["name"]: tables.number(row["fitness"])
+        for row in reversed(content["judged"])
+        if row["is_baseline"] and row["name"] != verdict["result"]
+    }
+    where = "on fresh text" if verdict["fresh"] else "on the text of the search"
+    told = ", ".join(f"{name} {score}" for name, score in reversed(others.items()))
     original = original_len(content)
     ends = f"{content['best']['max_len']:,}"
-    score = f"{tables.number(fitness)}{against} of the search"
+    score = f"{tables.number(content[unit])} ({where}{told and '; ' + told})"
     return {
         "What": "search",
         "Model": Path(content.get("model", {}).get("source", "")).name,
@@ -184,13 +244,24 @@ def _figures(generations, journal, baseline_rows, unit) -> list[Figure]:
             Figure(
                 name="descent",
                 drawing=figures.one(lambda ax: curves.draw_descents(ax, descents)),
-                alt=f"Loss of each step of the descents; at their ends: {ends} nats per token.",
-                caption="Loss of each step of the descent, fresh text in every step (pale), and "
-                "its running mean. A line is named after the method it began at.",
+                alt=f"Loss of each step of the descents; in their last steps: {ends}.",
+                caption="Loss of every draw (dots) and its running mean. A step reads text that "
+                "no other has read: most ups and downs are those of the texts. A line is named "
+                "after what it began at.",
                 numbers=tabulated.columns(rows, ("descent", "step", "loss", "attention_factor")),
             )
         )
     return charts
+
+
+def _is_number(fitness: float | None) -> bool:
+    return fitness is not None and math.isfinite(fitness)
+
+
+def _seconds(rows: Sequence[Row]) -> float:
+    """The rows of a batch are consecutive and have the same seconds."""
+    stamps = [row["seconds"] for row in rows if "seconds" in row]
+    return sum(stamp for i, stamp in enumerate(stamps) if i == 0 or stamp != stamps[i - 1])
 
 
 def _generations(scored: Sequence[Row]) -> list[dict]:

@@ -170,6 +170,7 @@ def prepare(
     rope_fn = setup.rope_fn(config, loaded.config, loaded.rope_fn, expected)
     model = loaded.config
     notes = _notes(config, model, rope_fn)
+    notes += [f"note: {note}" for note in setup.rope_notes(config, model, rope_fn, expected)]
     model = dataclasses.replace(model, max_len=setup.longest(config, model, rope_fn))
     _check_rope(config, model, rope_fn)
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, model.vocab_size)
