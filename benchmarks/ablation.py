@@ -183,8 +183,11 @@ def _config(args, spent: dict) -> ConfigDict:
     config.eval.num_windows, config.eval.windows_per_doc = spent["windows"], 1
     config.eval.offset_tokens = args.offset
     config.eval.needle_keys, config.eval.needle_trials = (args.keys,), spent["trials"]
-    config.search.start_tokens = (0,)
+    config.search.attention_factor = "su"  # what differs is where factors may
     config.search.gradient.steps, config.search.gradient.batch = spent["descent"], 2
+    config.search.judge.num_samples = min(8, spent["windows"])
+    if args.quick:
+        config.search.gradient.ramps = 0
     config.optimizer.learning_rate, config.optimizer.b2 = 5e-4, 0.95
     warmup = min(5, spent["steps"] // 4)
     config.optimizer.schedule = dict(name="linear", warmup_steps=warmup, final_fraction=0.0)
@@ -211,17 +214,22 @@ def _searches(args, spent: dict, base_len: int) -> tuple:
         return SEARCHED[label], "search", (("target_len", 8 * base_len), judged, *changes)
 
     def algorithm(bound: float, population: int, generations: int):
-        section = base.critical_search().to_dict() | dict(
+        numbers = dict(
             bound=bound,
-            critical_low=low,
-            critical_high=high,
             population=population,
             parents=max(1, population // 2),
             iterations=generations,
             mutations=children // 2,
             crossovers=children // 2,
         )
-        return (("search.algorithm", section),)
+        return (
+            ("search.method", "evolution"),
+            ("search.form", "critical"),
+            ("search.critical_pairs", (low, high)),
+            ("search.compare", False),  # the result is of this form, whatever is better
+            ("search.judge.num_samples", 0),
+            *((f"search.algorithm.{name}", number) for name, number in numbers.items()),
+        )
 
     descends = (("search.method", "gradient"),)
     alone = algorithm(1.0, high - low + 4, 1)  # every pair that may be critical, and the seeds

@@ -6,7 +6,8 @@ entropy shifts, how far its pattern of distances, and what it gives the needle; 
 
 All are evolutions with the same population and the same children, at equal forward cost: an
 objective of attention reads each document of the target length and a twin of the trained length,
-and both are counted, so that it has 8 generations where one of text alone has 9. Scored on
+and both are counted, so that it has 8 generations where one of text alone has 9 (judging the best
+three once more comes on top). Scored on
 held-out books by perplexity and by six-key needles, both paired. The stages are those of a recipe:
 the same command goes on where it was stopped, also with more --seeds. Prints tables with a sentence
 each and writes attention_objectives.md, .json and .png, and attention.json for the page of
@@ -40,8 +41,6 @@ BUDGETS = {
 TEXT = ("perplexity", "needle")
 ATTENTION = ("entropy_shift", "pattern", "needle_mass")
 BESIDE = ("ntk", "yarn")
-# Of su's attention factor; 1.04 of it is YaRN's own, to 1%, for 8 times 512 tokens.
-MULTIPLES = (0.92, 0.96, 1.0, 1.04)
 
 
 def add_arguments(parser) -> None:
@@ -232,8 +231,8 @@ def _config(args, spent: dict) -> ConfigDict:
     config.eval.offset_tokens = args.offset
     config.eval.needle_keys, config.eval.needle_trials = (args.keys,), spent["trials"]
     section, breed = config.search, spent["breed"]
-    section.compare, section.start_tokens = False, (0,)
-    section.attention_multiples = MULTIPLES
+    section.method, section.compare = "evolution", False
+    section.judge.num_samples = 0  # equal cost, whatever a document reads
     section.algorithm.update(
         population=breed,
         parents=max(1, breed // 2),

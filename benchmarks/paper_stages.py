@@ -124,9 +124,10 @@ def _config(source: Path, spent: dict) -> ConfigDict:
         config.optimizer.schedule = schedule
     config.eval.suites = ()
     config.eval.num_windows, config.eval.windows_per_doc = spent["windows"], 1
-    config.search.start_tokens = (0,)
+    config.search.attention_factor = "su"
     config.search.gradient.steps = spent["descent"][0]
-    config.search.gradient.ramp_moves = 0  # as in the run that docs/paper_tables.md tells of
+    config.search.judge.num_samples = min(8, spent["windows"])
+    config.search.gradient.ramps = 0  # as in the run that docs/paper_tables.md tells of
     algorithm = config.search.algorithm
     algorithm.population, children, algorithm.iterations = spent["evolution"]
     algorithm.parents = algorithm.population // 2

@@ -1,17 +1,17 @@
-"""What a search finds on books it has not seen, against what it costs: evolution as the paper has
-it (P 64, T 40: 1,312 candidates), descents along the gradient, and both; a candidate is judged by
---samples texts where the paper has five, and a step of a descent has as many, fresh ones.
+"""What a search finds on text that it has not seen, against what it costs: evolution as the paper
+has it (P 64, T 40: 1,312 candidates), and descents along the gradient in each form.
 
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
 MODEL is a Hugging Face folder; with the shipped one go the texts of the demo:
   --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
 
-All searches have the same samples, seed by seed, and the cost is counted alike: a token in a
-forward pass is 1, in a gradient 3. Each search is a folder of the workdir and goes on where it was
-killed; the traces of benchmarks/traces stand for evolutions that were run before (--traces="" runs
-them anew). Prints a table and writes points.jsonl and cost.png. --quick: one seed, a tenth of the
-generations and steps.
+The whole evolution has the attention factor of the su law and judges a candidate by --samples texts
+where the paper has five: its traces in benchmarks/traces stand for it (--traces="" runs it anew).
+Descents get a thirtieth and a tenth of its cost for everything: baselines, moved ramps, gradients
+and the last word on fresh text. A token in a forward pass is 1, in a gradient 3. Each search is a
+folder of the workdir and goes on where it was killed. Prints a table and writes points.jsonl and
+cost.png. --quick: one seed, fewer generations.
 """
 
 import json
@@ -23,11 +23,14 @@ from jaxrope.shell import Command, cli, heap
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
-DESCENTS = (1 / 20, 1 / 10)  # each is a descent of its own, its rate falling to zero
+# Settings of a search for a share of the cost: 88 and 262 texts of forward passes of --samples=2.
+DESCENTS = {
+    1 / 30: {"objective.num_samples": 2, "gradient.ramps": 5, "judge.num_samples": 5},
+    1 / 10: {"objective.num_samples": 2, "gradient.ramps": 12, "judge.num_samples": 8},
+}
 BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
-MULTIPLES = (0.92, 0.94, 0.96, 0.98, 1.0, 1.02)  # of the attention factor, for gradient and hybrid
-METHODS = ("evolution", "gradient", "hybrid")
+METHODS = ("evolution", "monotone", "free", "yarn")
 
 
 def add_arguments(parser) -> None:
@@ -39,7 +42,8 @@ def add_arguments(parser) -> None:
     parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
     parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
     parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
-    parser.add_argument("--methods", default="evolution,gradient,hybrid")
+    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--shares", default="30,10", help="of descents: 30 is a thirtieth")
     parser.add_argument("--traces", default="benchmarks/traces")
     parser.add_argument("--workdir", required=True)
     parser.add_argument("--quick", action="store_true")
@@ -78,50 +82,51 @@ def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dic
         kept = Path(args.traces) / f"{name}.jsonl"
         if args.traces and kept.exists():
             return {1.0: _read(kept)}
-        return {1.0: evolution_trace(_run(args, workdir / name, seed, {}))}
+        keys = {"search.method": "evolution", "search.attention_factor": "su"}
+        keys |= {"search.objective.num_samples": args.samples, "search.judge.num_samples": 0}
+        return {1.0: evolution_trace(_run(args, workdir / name, seed, keys))}
     found = {}
-    for share in DESCENTS:
-        steps = _steps(args, share, hybrid=method == "hybrid")
-        keys = {"search.method": method, "search.gradient.steps": steps}
-        keys |= {"search.gradient.batch": args.samples, "search.attention_multiples": MULTIPLES}
-        if method == "hybrid":
-            keys |= _short_evolution(args, share)
-        rows = _run(args, workdir / f"{name}_{steps}", seed, keys)
-        found[share] = [last_point(rows)]
+    for share, settings in DESCENTS.items():
+        if str(round(1 / share)) not in args.shares.split(","):
+            continue
+        keys = {"search.form": method} | {f"search.{k}": v for k, v in settings.items()}
+        keys["search.gradient.steps"] = _steps(args, share, keys)
+        folder = workdir / f"{name}_{round(1 / share)}"
+        _run(args, folder, seed, keys)
+        found[share] = [result_point(json.loads((folder / "result.json").read_text()))]
     return found
 
 
 def _full_cost(args) -> int:
-    return 1312 * _candidate_cost(args) // (10 if args.quick else 1)
+    length = args.factor * _original_len(args.model)
+    return 1312 * args.samples * length // (10 if args.quick else 1)
 
 
-def _candidate_cost(args) -> int:
-    return args.samples * args.factor * _original_len(args.model)
+def _steps(args, share: float, keys: dict) -> int:
+    """Returns the steps of a descent that, with everything else, cost `share` at most."""
+    from jaxrope.search import cost, prepare
 
-
-def _steps(args, share: float, *, hybrid: bool) -> int:
-    """Returns the steps of a descent that, with judging what there is, costs `share`; a hybrid
-    gives half of it to the evolution."""
-    judging = 30 * _candidate_cost(args)  # of baselines, moved ramps, seeds and the end
-    left = (share * _full_cost(args) - judging) * (0.5 if hybrid else 1.0)
-    return max(2, int(left / (GRADIENT_COST * _candidate_cost(args))))
-
-
-def _short_evolution(args, share: float) -> dict:
-    """Returns the settings of an evolution for half of `share`: small steps from a good start."""
-    candidates = max(12, int(share * _full_cost(args) / 2 / _candidate_cost(args)))
-    children = 8 if candidates < 100 else 16
-    algorithm = {"population": children, "parents": children // 2, "mutation_probability": 0.1}
-    algorithm |= {"mutations": children // 2, "crossovers": children // 2}
-    algorithm["iterations"] = max(1, candidates // children)
-    return {f"search.algorithm.{key}": value for key, value in algorithm.items()}
+    problem = prepare(_config(args, 0, keys | {"search.gradient.steps": 1}))
+    phases = cost.planned(problem)
+    step = GRADIENT_COST * problem.objective.sample_tokens
+    left = share * _full_cost(args) - sum(phases.values())
+    return max(1, 1 + int(left / step))
 
 
 def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     """Runs a search, or goes on with it; returns the rows of its journal."""
-    from configs import base
     from jaxrope import search
     from jaxrope.store import files
+
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "result.json").exists():
+        print(f"{folder.name}: searching", flush=True)
+        search.search(_config(args, seed, keys), folder)
+    return files.read_jsonl(folder / "journal.jsonl")
+
+
+def _config(args, seed: int, keys: dict):
+    from configs import base
 
     config = base.get_config()
     with config.unlocked():
@@ -129,17 +134,12 @@ def _run(args, folder: Path, seed: int, keys: dict) -> list[dict]:
     config.seed = seed
     config.target_len = args.factor * _original_len(args.model)
     config.data = _texts(args)
-    config.search.objective.num_samples = args.samples
     config.search.objective.offset_tokens = args.offset
     if args.quick:
         config.search.algorithm.iterations = 4
     with config.ignore_type():
         config.update_from_flattened_dict(keys)
-    folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "result.json").exists():
-        print(f"{folder.name}: searching", flush=True)
-        search.search(config, folder)
-    return files.read_jsonl(folder / "journal.jsonl")
+    return config
 
 
 def evolution_trace(rows: list[dict]) -> list[dict]:
@@ -156,18 +156,11 @@ def evolution_trace(rows: list[dict]) -> list[dict]:
     return found
 
 
-def last_point(rows: list[dict]) -> dict:
-    """Returns the best candidate of a whole search, with what all of it cost."""
-    tokens, length = 0, rows[0]["target_len"]
-    for row in rows:
-        if "descent" in row:
-            batch = rows[0]["identity"]["settings"]["search.gradient.batch"]
-            tokens += GRADIENT_COST * batch * length
-        elif "fitness" in row:
-            tokens += row.get("raced", len(row["losses"])) * length
-    judged = [row for row in rows if "genome" in row and row["fitness"] is not None]
-    best = min(judged, key=lambda row: row["fitness"])
-    return _point(best, tokens, best["attention_factor"])
+def result_point(content: dict) -> dict:
+    """Returns the result of a whole search, with what all of it cost."""
+    fitness = {"fitness": content[content["unit"]]}
+    best = content["best"]
+    return _point(best | fitness, content["forward_tokens"], best["attention_factor"])
 
 
 def _point(row: dict, tokens: int, attention_factor: float) -> dict:

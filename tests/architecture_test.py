@@ -64,7 +64,7 @@ ONLY_IN = {
     "tensorboardX": ("jaxrope/train/",),
     "lm_eval": ("jaxrope/evaluate/harness_lm.py",),
     "jinja2": ("jaxrope/data/chat.py",),
-    "optax": ("jaxrope/train/", "jaxrope/search/gradient.py"),
+    "optax": ("jaxrope/train/",),
 }
 MATHEMATICS = ("rope/", "decoder/losses.py", "attention/")  # jax and numpy, nothing else
 

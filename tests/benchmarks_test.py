@@ -1,6 +1,7 @@
 """The benchmarks run, and what they say of arithmetic is right."""
 
 import json
+import random
 import runpy
 import subprocess
 import sys
@@ -9,10 +10,22 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks import attention_statistics, ring_package, search, side_by_side, waste
+from benchmarks import (
+    attention_statistics,
+    ring_package,
+    search,
+    side_by_side,
+    small_models,
+    waste,
+)
+from jaxrope import data
+from jaxrope.search import cost, prepare
 from jaxrope.shell import heap
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+NOVELS = {"train": "train/*.txt", "held_out": "val/*.txt"}
 
 
 def run(name, *arguments):
@@ -139,10 +152,9 @@ def test_attention_statistics_of_two_lengths_in_one_command(tmp_path):
         assert all(0 < share < 1 for share in record["normalised_entropy"])
 
 
-def journal(**gradient):
+def journal():
     """A header, and three candidates judged by two texts, one of them by one text alone."""
-    settings = {f"search.gradient.{name}": value for name, value in gradient.items()}
-    header = {"target_len": 100, "attention_factor": 1.5, "identity": {"settings": settings}}
+    header = {"target_len": 100, "attention_factor": 1.5}
     known = dict(factors=[1.0, 2.0], start_tokens=0, attention_factor=1.2)
     return [
         header,
@@ -158,28 +170,37 @@ def test_a_trace_has_the_best_so_far_and_its_cost():
     assert [(p["fitness"], p["tokens"]) for p in points] == [(7.4, 400), (2.7, 500), (2.7, 700)]
 
 
-def test_a_descent_costs_three_passes_a_text_and_a_race_what_was_read():
-    rows = journal(batch=2)
-    rows += [{"descent": "yarn", "step": i, "loss": 1.0} for i in range(4)]
-    rows += [{"ramp": [1, 3], "losses": [2.0, 2.0], "fitness": 7.0}]
-    found = search.last_point(rows)
-    assert found["fitness"] == 2.7
-    assert found["tokens"] == 200 + 200 + 100 + 200 + 4 * 3 * 2 * 100 + 200
+def test_a_whole_search_is_one_point_with_all_of_its_cost():
+    best = dict(factors=[1.0, 2.0], start_tokens=0, attention_factor=1.2, max_len=100)
+    content = dict(unit="perplexity", perplexity=2.7, forward_tokens=700, best=best)
+    found = search.result_point(content)
+    assert (found["fitness"], found["tokens"], found["attention_factor"]) == (2.7, 700, 1.2)
+    assert (found["factors"], found["start_tokens"]) == ([1.0, 2.0], 0)
 
 
-@pytest.mark.parametrize(("samples", "factor"), [(2, 8), (1, 16)])
-def test_steps_of_a_descent_stay_within_their_share(samples, factor):
+@pytest.mark.parametrize("share", search.DESCENTS)
+def test_steps_of_a_descent_stay_within_their_share(share):
     args = SimpleNamespace(
-        samples=samples, factor=factor, quick=False, model=str(ROOT / "jaxrope/models/stdlib-2m")
+        samples=2,
+        factor=8,
+        quick=False,
+        offset=0,
+        model=str(ROOT / "jaxrope/models/stdlib-2m"),
+        train=search.STDLIB,
+        held_out=search.STDLIB,
     )
-    for share in search.DESCENTS:
-        judged = 30 * samples * factor * 256
-        cost = judged + search._steps(args, share, hybrid=False) * 3 * samples * factor * 256
-        assert 0.9 * share < cost / (1312 * samples * factor * 256) <= share
+    keys = {f"search.{name}": value for name, value in search.DESCENTS[share].items()}
+    steps = search._steps(args, share, keys)
+    keys["search.gradient.steps"] = steps
+    problem = prepare(search._config(args, 0, keys))
+    phases, whole = cost.planned(problem), 1312 * 2 * 8 * 256
+    planned = sum(phases.values())
+    assert steps > 1 and planned <= share * whole < planned + 2 * 3 * 8 * 256
 
 
 @pytest.mark.parametrize(
-    "name", ["ablation", "attention_objectives", "data_modes", "paper_tables", "search"]
+    "name",
+    ["ablation", "attention_objectives", "data_modes", "paper_tables", "search", "small_models"],
 )
 def test_a_benchmark_has_a_command_line(name, monkeypatch, capsys):
     monkeypatch.setattr(heap, "keep", lambda: None)
@@ -187,3 +208,55 @@ def test_a_benchmark_has_a_command_line(name, monkeypatch, capsys):
     with pytest.raises(SystemExit) as caught:
         runpy.run_module(f"benchmarks.{name}", run_name="__main__")
     assert caught.value.code in (0, None) and "--dry_run" in capsys.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory):
+    novel = tmp_path_factory.mktemp("novels") / "novel.txt"
+    novel.write_text("".join(random.Random(0).choices("abcdefgh ", k=10_000)))
+    return small_models.Rows(str(novel), data.load_tokenizer("bytes"))
+
+
+@pytest.mark.parametrize(("kind", "digits"), [("passkeys", (5,)), ("needles", range(7, 43, 7))])
+def test_what_counts_most_in_a_row_are_the_digits_of_numbers_in_it(rows, kind, digits):
+    batch = rows.of_kinds([kind] * 4, 1500, step=3)
+    for tokens, targets, weights in zip(*(value[0] for value in batch.values()), strict=True):
+        answer = rows.tokenizer.decode(targets[weights == small_models.ANSWER].tolist())
+        assert answer.isdigit() and len(answer) in digits
+        text, size = rows.tokenizer.decode(tokens.tolist()), digits[0]
+        numbers = [answer[first : first + size] for first in range(0, len(answer), size)]
+        occurring = 3 if kind == "passkeys" else 2  # its line and the answer
+        assert [text.count(number) for number in numbers] == [occurring] * len(numbers)
+
+
+def test_a_copy_counts_where_its_token_stood_before(rows):
+    batch = rows.of_kinds(["copies"] * 4, 128, step=5)
+    for tokens, targets, weights in zip(*(value[0] for value in batch.values()), strict=True):
+        places = (weights == small_models.COPY).nonzero()[0]
+        assert places[-1] == 126 and len(places) == 127 - places[0]
+        seven = tokens[places[0] + 1 : places[0] + 8]
+        begins = [i for i in range(places[0]) if (tokens[i : i + 7] == seven).all()]
+        assert begins and tokens[begins[0] - 1] == tokens[places[0]]  # the whole segment
+        assert weights[begins[0] - 1] == weights[places[0] - 1] == 0  # which nobody can foresee
+        assert (targets[:-1] == tokens[1:]).all()
+
+
+def test_rows_depend_on_the_number_of_their_step_alone(rows):
+    phase = small_models.Phase(64, 8, 1, (0.5, 0.5, 0, 0))
+    one, same, other = (rows.batch(phase, step)["tokens_BT"] for step in (1, 1, 2))
+    assert (one == same).all() and (one != other).any()
+
+
+@pytest.mark.slow
+def test_a_small_model_is_trained_and_exported_and_goes_on(shared, tmp_path):
+    transformers = pytest.importorskip("transformers")
+    places = [f"--{name}={shared / 'books' / part}" for name, part in NOVELS.items()]
+    places.append(f"--tokenizer={shared / 'models' / 'books-6m'}")
+    for _ in range(2):
+        text, code = run("small_models", "--model=qwen3", f"--workdir={tmp_path}", *places)
+        assert code == 0, text
+    assert [row["step"] for row in lines(tmp_path / "fresh.jsonl")] == [2]
+    network = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert network.config.model_type == "qwen3"
+    assert network.num_parameters() == 4_001_152
+    assert "perplexity at 512" in (tmp_path / "hf" / "README.md").read_text()

@@ -82,10 +82,15 @@ def test_compiling_alone_needs_no_workdir(tmp_path):
 
 def test_a_switch_without_a_value_and_one_with_no(tmp_path):
     calls = []
-    argv = [BASE, f"--workdir={tmp_path}", "--config.search.compare", "--noconfig.search.compare"]
+    argv = [
+        BASE,
+        f"--workdir={tmp_path}",
+        "--config.search.per_layer",
+        "--noconfig.search.per_layer",
+    ]
     cli.main(record(calls), argv=argv[:3])
     cli.main(record(calls), argv=argv)
-    assert [call[0].search.compare for call in calls] == [True, False]
+    assert [call[0].search.per_layer for call in calls] == [True, False]
 
 
 def test_tilde_and_a_relative_folder(tmp_path, monkeypatch):

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from jaxrope.data import TokenDocuments, eval_windows, search_windows
+from jaxrope.data import TokenDocuments, eval_windows, fresh_windows, search_windows
 from jaxrope.errors import InputError
 
 
@@ -121,3 +121,43 @@ def test_search_windows_are_of_different_documents_drawn_by_the_seed():
         search_windows(documents, seed=0, **(longest | {"length": 29}))
     everything = search_windows(documents, seed=0, **(settings | {"num_windows": 20}))
     assert sorted(everything.doc_ids_W.tolist()) == list(range(0, 40, 2))
+
+
+def fresh(documents, part, seed=0, numbers=range(40), length=5):
+    settings = dict(length=length, numbers=numbers, seed=seed, bos_id=1)
+    return fresh_windows(documents, part=part, **settings)
+
+
+@pytest.mark.parametrize("lengths", [(9, 30, 4, 50) * 10, (30, 40), (30,), (12,), (10,)], ids=len)
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_no_token_is_in_two_parts(lengths, seed):
+    """Of many documents, of two, and of a single one that has room for two windows."""
+    documents = documents_of(*lengths)
+    first, last = fresh(documents, "first", seed), fresh(documents, "last", seed)
+    assert not set(first.targets_WT.flat) & set(last.targets_WT.flat)
+    assert len(first) == len(last) == 40
+    # the list is endless and the same, wherever it is cut
+    tail = fresh(documents, "last", seed, range(30, 40))
+    assert np.array_equal(tail.tokens_WT, last.tokens_WT[30:])
+    whole = set(fresh(documents, "all", seed, range(400)).doc_ids_W.tolist())
+    parts = [set(fresh(documents, part, seed, range(400)).doc_ids_W) for part in ("first", "last")]
+    assert parts[0] | parts[1] == whole == {i for i, n in enumerate(lengths) if n >= 5}
+
+
+def test_the_last_part_is_a_quarter_of_the_documents():
+    documents = documents_of(*[20] * 16)
+    parts = {part: fresh(documents, part, numbers=range(48)) for part in ("first", "last")}
+    assert len(set(parts["last"].doc_ids_W)) == 4 and len(set(parts["first"].doc_ids_W)) == 12
+    # every document once before any comes again, each time from another place
+    assert len(set(parts["first"].doc_ids_W[:12])) == 12
+    assert len(set(parts["last"].starts_W)) > 5
+    # search_windows takes others first
+    chosen = search_windows(documents, length=5, num_windows=12, seed=0, bos_id=1)
+    assert not set(chosen.doc_ids_W) & set(parts["last"].doc_ids_W)
+
+
+def test_a_single_short_document_is_in_both_parts():
+    """Eight tokens have no room for two windows of five."""
+    documents = documents_of(8)
+    for part in ("first", "last"):
+        assert set(fresh(documents, part).starts_W) == {0, 1, 2, 3}

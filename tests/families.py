@@ -192,7 +192,7 @@ def config_of(case: Case):
 def search_cell(case: Case) -> str:
     config = config_of(case)
     config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=0)
-    config.search.start_tokens = (0,)
+    config.search.method, config.search.judge.num_samples = "evolution", 0
     config.search.algorithm.update(population=6, mutations=2, crossovers=2, parents=3, iterations=1)
     result = search.search(config, case.folder / "search")
     return f"{result.content['generations'][-1]['best']:.2f}"

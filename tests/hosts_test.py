@@ -399,6 +399,7 @@ def search(folder, name, *, processes_):
         "search.py",
         f"--config=tests/search_config.py:{folder}",
         f"--workdir={folder / name}",
+        "--config.search.method=hybrid",
         "--config.search.algorithm.iterations=12",
         "--config.search.batch_size=8",
         "--config.hosts.heartbeat_seconds=10",

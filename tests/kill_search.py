@@ -25,39 +25,44 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
 
+from jaxrope import search  # noqa: E402
 from jaxrope.search import journal, problem  # noqa: E402
-from tests.search_config import tiny  # noqa: E402
+from tests.search_config import get_config, tiny  # noqa: E402
 
 ITERATIONS = 30
-LINES = 1 + 8 + 6 + (ITERATIONS - 1) * 4  # header, baselines, candidates
+# of Algorithm 1: header, baselines, candidates, judged, beside; of descents at most: header,
+# baselines, ramps, steps, judged, beside
+LINES = {"": 1 + 10 + 6 + (ITERATIONS - 1) * 4 + 5 + 2, "default:": 1 + 11 + 1 + ITERATIONS + 4 + 2}
 KILLS_A_SEARCH = 5  # then it may finish
 
 
-def start(folder: Path, workdir: Path) -> subprocess.Popen:
-    """Starts search.py, or goes on with it."""
-    command = [sys.executable, str(ROOT / "search.py")]
-    command += [f"--config={ROOT / 'tests' / 'search_config.py'}:{folder}", f"--workdir={workdir}"]
+def start(folder: Path, workdir: Path, kind: str) -> subprocess.Popen:
+    """Starts search.py, or goes on with it; `kind`: of LINES."""
+    command = [sys.executable, str(ROOT / "search.py"), f"--workdir={workdir}"]
+    command += [f"--config={ROOT / 'tests' / 'search_config.py'}:{kind}{folder}"]
     command += [f"--config.search.algorithm.iterations={ITERATIONS}"]
+    command += [f"--config.search.gradient.steps={ITERATIONS - 1}"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
 
 
-def finish(folder: Path, workdir: Path) -> float:
+def finish(folder: Path, workdir: Path, kind: str) -> float:
     """Runs a search to its end; returns the seconds."""
     begin = time.monotonic()
-    process = start(folder, workdir)
+    process = start(folder, workdir, kind)
     _, errors = process.communicate()
     if process.returncode:
         raise SystemExit(f"search.py ended with {process.returncode}:\n{errors.decode()}")
     return time.monotonic() - begin
 
 
-def kill(folder: Path, workdir: Path, seconds: float, rng: random.Random) -> bool:
+def kill(folder: Path, workdir: Path, kind: str, seconds: float, rng: random.Random) -> bool:
     """Starts a search and kills it; False if it had already finished."""
     path = workdir / "journal.jsonl"
     have = num_lines(path)
-    wanted = rng.randint(have + 1, LINES) if have < LINES and rng.random() < 0.5 else None
+    most = LINES[kind]
+    wanted = rng.randint(have + 1, most) if have < most and rng.random() < 0.5 else None
     deadline = time.monotonic() + rng.uniform(0, seconds)
-    process = start(folder, workdir)
+    process = start(folder, workdir, kind)
     while process.poll() is None:
         if time.monotonic() > deadline if wanted is None else num_lines(path) >= wanted:
             time.sleep(rng.uniform(0, 0.01))
@@ -75,14 +80,17 @@ def num_lines(path: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
-def outcome(folder: Path, workdir: Path) -> dict:
+def outcome(folder: Path, workdir: Path, kind: str) -> dict:
     """Returns all that must be equal; the state's arrays as bytes."""
     result = json.loads((workdir / "result.json").read_text())
-    config = tiny(folder)
+    config = get_config(f"{kind}{folder}")
     config.search.algorithm.iterations = ITERATIONS
-    made = problem.prepare(config)
+    config.search.gradient.steps = ITERATIONS - 1
+    made = search.prepare(config)
     record = journal.Record(workdir / "journal.jsonl", problem.header(made))
-    state, _ = journal.replay(record, problem.first_state(made))
+    state = None
+    if made.method.breeds:
+        state, _ = journal.replay(record, problem.first_state(made))
     for row in record.rows:
         row.pop("seconds", None)
     del result["seconds"], result["sha256"]
@@ -102,23 +110,26 @@ def main(num_kills: int, seed: int) -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny(folder)
-        finish(folder, folder / "first")  # fills the cache of tokens
-        seconds = finish(folder, folder / "undisturbed")
-        expected = outcome(folder, folder / "undisturbed")
+        expected, seconds = {}, {}
+        for kind in LINES:
+            finish(folder, folder / f"first{kind}", kind)  # fills the cache of tokens
+            seconds[kind] = finish(folder, folder / f"undisturbed{kind}", kind)
+            expected[kind] = outcome(folder, folder / f"undisturbed{kind}", kind)
         kills, trials = 0, 0
         while kills < num_kills:
-            workdir = folder / f"killed{trials}"
+            workdir, kind = folder / f"killed{trials}", list(LINES)[trials % len(LINES)]
             moments = []
             while len(moments) < min(KILLS_A_SEARCH, num_kills - kills):
-                if not kill(folder, workdir, seconds, rng):
+                if not kill(folder, workdir, kind, seconds[kind], rng):
                     break  # it was faster than the killer
                 moments.append(num_lines(workdir / "journal.jsonl"))
-            seconds = min(seconds, finish(folder, workdir))  # the machine may be less busy now
-            found = outcome(folder, workdir)
-            different = [key for key, value in expected.items() if found[key] != value]
-            print(f"killed at line {moments} of {LINES}: {different or 'equal'}", flush=True)
+            # the machine may be less busy now
+            seconds[kind] = min(seconds[kind], finish(folder, workdir, kind))
+            found, wanted = outcome(folder, workdir, kind), expected[kind]
+            different = [key for key, value in wanted.items() if found[key] != value]
+            print(f"killed at line {moments} of {LINES[kind]}: {different or 'equal'}", flush=True)
             if different:
-                print(*(f"{k}:\n  {expected[k]}\n  {found[k]}" for k in different), sep="\n")
+                print(*(f"{k}:\n  {wanted[k]}\n  {found[k]}" for k in different), sep="\n")
                 return 1
             kills, trials = kills + len(moments), trials + 1
     print(f"{kills} kills in {trials} searches: every result equals the undisturbed one")

@@ -37,6 +37,7 @@ SLOW = {
     ),
     "search_race_test.py": ("test_a_raced_search_is_resumed_to_the_bit",),
     "search_ramp_test.py": ("test_a_killed_climb_goes_on_with_the_same_bytes",),
+    "search_verdict_test.py": ("test_a_killed_search_leaves_the_best_so_far",),
     "training_tasks_test.py": ("test_train_asks_a_task_as_it_asks_any_suite",),
     "training_test.py": ("test_a_run_goes_on_with_other_devices_and_eight_equal_one",),
 }

@@ -103,22 +103,24 @@ def test_the_place_of_needles(task):
 def test_more_samples_begin_with_the_fewer(task, section):
     few = objective_of(section | dict(num_samples=2), task)
     many = objective_of(section | dict(num_samples=6), task)
-    for name, rows in few.samples.items():
-        assert np.array_equal(rows, many.samples[name][:2])
-        assert len({row.tobytes() for row in many.samples["tokens_WT"]}) == 6
-    first = many.first(2)
-    assert first.fingerprint == few.fingerprint != many.fingerprint
-    losses_PW = np.array([[1.0, 5.0]])
-    assert first.mean(losses_PW) == few.mean(losses_PW)
+    for row, same in zip(few.laid(), many.laid()[:2], strict=True):
+        assert all(np.array_equal(row[name], same[name]) for name in row)
+    assert len({row["tokens_BT"].tobytes() for row in many.laid()}) == 6
+    assert few.fingerprint != many.fingerprint
+    if section is NEEDLE:
+        assert many.first(2).fingerprint == few.fingerprint
 
 
 def test_a_mix_takes_turns_and_weighs(task, tiny_model):
     judge = objective_of(MIX, task)
     text = objective_of(dict(name="perplexity", num_samples=2, offset_tokens=5), task)
     found = objective_of(dict(name="needle", num_samples=2, num_keys=1, place="start"), task)
-    assert np.array_equal(judge.samples["tokens_WT"][::2], text.samples)
-    assert np.array_equal(judge.samples["tokens_WT"][1::2], found.samples["tokens_WT"])
-    assert judge.weights_W.tolist() == [1.0, 3.0, 1.0, 3.0] and judge.unit == "mixed perplexity"
+    turns = judge.laid()[::2] + judge.laid()[1::2]
+    for row, alone in zip(turns, text.laid() + found.laid(), strict=True):
+        assert all(np.array_equal(row[name], alone[name]) for name in alone)
+    assert judge.weights == (1.0, 3.0) and judge.unit == "mixed perplexity"
+    assert (judge.cycle, judge.num_samples, judge.candidate_tokens) == (2, 4, 4 * LENGTH)
+    assert judge.scored_tokens == pytest.approx(np.sqrt(LENGTH * 7))
     ropes = ropes_of(task.config, 2)
     losses = {
         name: evaluator.evaluate(make(one, tiny_model, 2), ropes)
@@ -209,7 +211,7 @@ def test_a_whole_search(tmp_path, section):
     units = {"needle": "needle perplexity", "mix": "mixed perplexity"}
     assert result["unit"] == units[section["name"]]
     rows = rows_of(tmp_path / "run")
-    rows = [row for row in rows if "losses" in row]
+    rows = [row for row in rows if "losses" in row and "factors" in row]
     weights = [1.0, 1.0] if section["name"] == "needle" else [1.0, 3.0]
     for row in rows:
         wanted = np.exp(np.average(row["losses"], weights=weights))
@@ -223,9 +225,51 @@ def test_needles_need_room(task):
         objective_of(NEEDLE | dict(num_keys=6), task)
 
 
-def test_a_mix_has_as_many_of_both(task):
-    with pytest.raises(InputError, match="num_samples must be even for 'mix', .* got 3"):
-        objective_of(MIX | dict(num_samples=3), task)
+def test_four_kinds_in_turns(task, tiny_config):
+    """Text, answers, needle mass and entropy shift; a kind without weight is left out."""
+    reference = objective.Reference(rope.build(np.ones(4), theta=1e4), LENGTH - 20)
+    task = dataclasses.replace(task, reference=reference)
+    four = objective_of(MIX | dict(mass_weight=2.0, shift_weight=0.5), task)
+    assert (four.cycle, four.num_samples, four.weights) == (4, 4, (1.0, 3.0, 2.0, 0.5))
+    assert four.sample_tokens == (2 * LENGTH + 2 * (2 * LENGTH - 20)) // 4
+    two = objective_of(MIX | dict(needle_weight=0.0, mass_weight=2.0), task)
+    assert two.weights == (1.0, 2.0) and two.cycle == 2
+    assert len({four.fingerprint, two.fingerprint, objective_of(MIX, task).fingerprint}) == 3
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (dict(num_samples=3), "num_samples must be a multiple of 2 for 'mix': .* got 3"),
+        (dict(mass_weight=1.0), "num_samples must be a multiple of 3 for 'mix': .* got 4"),
+        (dict(needle_weight=0.0), "text_weight must have another weight beside it above 0"),
+    ],
+)
+def test_a_mix_has_as_many_of_each(task, changes, message):
+    with pytest.raises(InputError, match=message):
+        objective_of(MIX | changes, task)
+
+
+def test_what_judges_in_the_end_has_chosen_nothing(tmp_path):
+    """For needles, too: no document of the last word is one of the search or of its descents."""
+    config = search_config.tiny_default(tmp_path)
+    rng = np.random.default_rng(0)
+    for i in range(12):
+        words = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(200))
+        (tmp_path / "texts" / f"{i}.txt").write_text(" ".join(words))
+    config.target_len = 448
+    for section in (NEEDLE, MIX):
+        config.search.objective = section | dict(num_samples=2, num_keys=1)
+        made = search.prepare(config)
+
+        def tokens(judge):
+            return {row["tokens_BT"].tobytes() for row in judge.laid()}
+
+        chose = [made.objective, *(made.fresh(first, 1) for first in range(20))]
+        cycle, judges = made.objective.cycle, tokens(made.unseen())
+        assert len(judges) == config.search.judge.num_samples * cycle
+        assert len(set.union(*map(tokens, chose))) == 2 + 20 * cycle
+        assert not judges & set.union(*map(tokens, chose))
 
 
 def test_texts_must_fill_a_document(task):

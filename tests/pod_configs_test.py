@@ -136,7 +136,11 @@ def test_a_search_has_the_numbers_of_section_4_1(argument, numbers):
     found = config.search.algorithm
     sizes = (found.population, found.mutations, found.crossovers, found.parents, found.iterations)
     assert (*sizes, config.search.objective.num_samples) == numbers
-    assert (found.name, found.mutation_probability) == ("monotone", 0.3)
+    assert (found.mutation_probability, found.step, found.bound) == (0.3, 0.01, 1.25)
+    assert len(config.search.start_tokens) == 14 and config.search.start_tokens[-1] == 256
+    section = config.search
+    assert (section.method, section.form) == ("evolution", "monotone")
+    assert (section.attention_factor, section.judge.num_samples) == ("su", 0)
     assert config.target_len == SEARCH[name]
     assert not 0 < found.halve_above < config.target_len  # halved once, here
 

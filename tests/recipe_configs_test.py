@@ -49,6 +49,7 @@ def test_the_recipe_is_that_of_the_paper():
     assert found["finetune_256k"].config.rope.path == "{search_256k}/rope.json"
     assert found["second"].config.model.path == "{finetune_256k}"
     assert found["recover_1x"].config.search.highest == 5.0
+    assert found["recover_1x"].config.search.attention_factor == "rope"
     assert found["join"].uses == ("finetune_256k", "second", "recover_1x", "recover_2x")
 
 
@@ -67,6 +68,22 @@ def test_every_stage_fits_its_slice(model, hardware):
             assert train.batch_size == train.accumulation * mesh.fsdp
         if stage.kind == "search":
             assert stage.config.search.algorithm.iterations == 12  # quick
+
+
+def test_the_search_of_the_paper_is_that_of_its_recipe():
+    """LongRoPE, section 4.1: Algorithm 1 to the letter, wherever it is searched."""
+    file = str(ROOT / "configs" / "longrope_paper.py")
+    paper = experiment.load(file).search.to_dict()
+    assert paper["start_tokens"] == (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
+    assert (paper["method"], paper["form"], paper["attention_factor"]) == (
+        "evolution",
+        "monotone",
+        "su",
+    )
+    assert paper["judge"]["num_samples"] == 0 and paper["objective"]["num_samples"] == 5
+    section = stages_of("recipe_2m")["search_128k"].config.search.to_dict()
+    paper["objective"]["offset_tokens"] = 0  # of the novels
+    assert section == paper
 
 
 def test_places_of_a_pod():

@@ -104,7 +104,7 @@ def test_every_figure_lies_beside_the_page_with_its_numbers(written):
         "none,4096,107.1,90.0,126.0",
     ]
     (factors,) = (written / "report_files").glob("1-first-*-factors.csv")
-    assert factors.read_text() == "rotary pair,yarn,searched\n0,1.0,1.0\n1,8.0,2.0\n"
+    assert factors.read_text() == "rotary pair,yarn,result\n0,1.0,1.0\n1,8.0,2.0\n"
     (png,) = (written / "report_files").glob("*-rate.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (svg,) = (written / "report_files").glob("*-rate.svg")

@@ -13,7 +13,16 @@ from jaxrope.report import (
     figures,
     tables,
 )
-from tests.tiny_report import BASELINES, GENERATIONS, NEEDLES, ROWS, STEPS, lines_of, names_of
+from tests.tiny_report import (
+    BASELINES,
+    DESCENTS,
+    GENERATIONS,
+    NEEDLES,
+    ROWS,
+    STEPS,
+    lines_of,
+    names_of,
+)
 
 
 def test_perplexity_is_drawn_where_it_was_measured():
@@ -61,18 +70,52 @@ def test_needles_are_drawn_for_each_number_of_keys():
 
 
 def test_the_search_is_drawn_against_its_baselines():
-    figure = report.search_figure(GENERATIONS, BASELINES, factors=[1.0, 1.5, 7.0, 9.5])
-    assert names_of(figure) == {"best", "mean", "pi", "yarn"}
+    found = [1.0, 1.5, 7.0, 9.5]
+    figure = report.search_figure(GENERATIONS, BASELINES, factors=found, descents={})
+    assert names_of(figure) == {"best", "mean", "pi", "yarn", "result"}
     curves = {tuple(line.get_ydata()) for line in lines_of(figure)}
     assert {(1.0, 1.5, 7.0, 9.5), (60.0, 59.0, 58.0, 57.0, 56.0)} <= curves
     assert figure.axes[1].get_yscale() == "log"
 
 
 def test_a_baseline_or_generation_that_failed_is_left_out():
-    generations = [{"generation": 0, "best": 60.0, "mean": None}]
+    generations = [{"generation": i, "best": 60.0, "mean": None} for i in range(2)]
     failed = BASELINES | {"ntk": {"fitness": None, "factors": [1.0] * 4}}
-    figure = report.search_figure(generations, failed, factors=[1.0] * 4)
+    figure = report.search_figure(generations, failed, factors=[1.0] * 4, descents={})
     assert names_of(figure) >= {"best", "pi", "yarn"}
+    alone = report.search_figure(generations[:1], failed, factors=[1.0] * 4, descents={})
+    assert len(alone.axes) == 1  # a line of one point is none
+
+
+def test_what_a_search_did_not_do_has_no_panel():
+    descended = report.search_figure([], BASELINES, factors=[1.0] * 4, descents=DESCENTS)
+    assert [ax.get_xlabel() for ax in descended.axes] == [
+        "step",
+        "rotary pair, from fast to slow",
+    ]
+    dots, mean = descended.axes[0].get_lines()
+    assert dots.get_xydata().tolist() == [[0, 2], [0, 3], [0, 4], [1, 2.5]]
+    assert mean.get_xydata().tolist() == [[0, 3.0], [1, 2.5]]
+    neither = report.search_figure([], {}, factors=[1.0] * 4, descents={})
+    assert names_of(neither) == {"result"}
+
+
+def test_factors_are_drawn_beside_the_baselines_that_matter_in_their_colours():
+    rows = {
+        name: {"fitness": fitness, "factors": [1.0, place]}
+        for place, (name, fitness) in enumerate(
+            dict(none=9.0, pi=8.0, ntk=None, dynamic_ntk=5.0, yarn=6.0, mine=7.0).items(), start=2
+        )
+    }
+    for result, drawn in (
+        ([1.0, 1.5], {"ntk", "dynamic_ntk", "yarn"}),
+        ([1.0, 5.0], {"ntk", "yarn"}),
+    ):
+        figure = report.search_figure([], rows, factors=result, descents={})
+        assert names_of(figure) == drawn | {"result"}
+        colours = [line.get_color() for line in lines_of(figure)]
+        named = [axes.STYLES[name][0] for name in ("ntk", "dynamic_ntk", "yarn") if name in drawn]
+        assert colours == [*named, axes.STYLES["longrope"][0]]
 
 
 def test_training_is_drawn_step_by_step():

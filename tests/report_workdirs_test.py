@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import report_attention_test
 
-from jaxrope import rope
+from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.report import (
     collect,
@@ -16,6 +16,7 @@ from jaxrope.report import (
     page,
     ropes,
 )
+from tests import search_config
 from tests.tiny_report import (
     LABELS,
     lines_of,
@@ -34,7 +35,7 @@ def test_the_summary_comes_first_and_says_what_was_found(workdirs):
     first, second = (collect.collect(folder).lines for folder in workdirs)
     search, training = first
     assert search["What"] == "search" and search["Window"] == "to 4,096"
-    assert search["Perplexity"] == "56.00 (yarn 60.00) of the search"
+    assert search["Perplexity"] == "56.00 (on fresh text; yarn 60.00, pi inf)"
     assert search["Cost"] == "1m30s, 123,456 forward tokens"
     assert training["What"] == "training, loss 3.990 → 3.600"
     assert (training["Window"], training["Cost"]) == ("rows of 512", "40 steps, 2,560 tokens")
@@ -165,10 +166,48 @@ def test_a_recipe_that_is_broken_is_refused(recipe):
         collect.collect(recipe)
 
 
+def test_a_search_is_told_by_its_verdict_then_by_fresh_text(workdirs):
+    section = collect.collect(workdirs[0]).folder.sections[0]
+    assert section.lead == "Better than every baseline."
+    (fresh, judged), (short, at_short), (text, compared) = section.tables
+    assert fresh.startswith("On 8 fresh samples") and text.startswith("On the text of the search")
+    assert judged == [
+        ["", "attention factor", "perplexity", "loss less that of yarn"],
+        ["evolution", "1.1500", "56.0000", "-0.0690 [-0.0800, -0.0600]*"],
+        ["yarn", "1.1500", "60.0000", ""],
+        ["pi", "1.1500", "failed", ""],
+        ["its own 512 tokens, sliding", "", "57.4000", "-0.0440"],
+    ]
+    assert short == "At 512 tokens, with the same factors"
+    assert at_short[1:] == [
+        ["result", "33.1000", "+0.1000"],
+        ["the model as it is", "30.0000", ""],
+    ]
+    assert compared[1:] == [["yarn", "1.1500", "60.0000"]]  # with its best attention factor
+
+
+def test_a_search_without_a_baseline_or_better_than_none_says_so(workdirs):
+    path = workdirs[0] / "result.json"
+    content = json.loads(path.read_text())
+    verdict = content["verdict"] | {"best_baseline": None, "interval": None, "fresh": False}
+    content |= {"verdict": verdict, "judged": content["judged"][:1], "baselines": []}
+    content["beside"] = []
+    path.write_text(json.dumps(content | {"generations": []}))
+    found = collect.collect(workdirs[0])
+    section = found.folder.sections[0]
+    title, judged = section.tables[0]
+    assert title == "On 8 samples of the search" and judged[1:] == [
+        ["evolution", "1.1500", "56.0000"]
+    ]
+    assert [figure.name for figure in section.figures] == ["factors"]
+    assert found.lines[0]["Perplexity"] == "56.00 (on the text of the search)"
+
+
 def candidate(generation, fitness):
     return {"generation": generation, "factors": [1.0, fitness], "start_tokens": 2} | {
         "fitness": fitness,
-        "seconds": 30.0,
+        "seconds": 30.0 + generation,
+        "attention_factor": 1.1,
     }
 
 
@@ -178,8 +217,11 @@ def test_a_search_that_is_not_finished_is_shown_from_its_journal(tmp_path):
     lines = [
         {"format": "jaxrope.journal/1", "target_len": 4096, "original_len": 512},
         {"baseline": "pi", "fitness": 90.0, "factors": [8.0, 8.0], "attention_factor": 1.0},
+        {"baseline": "ntk", "fitness": None, "factors": [8.0, 8.0], "attention_factor": 1.0},
+        {"ramp": "1 3", "fitness": 65.0, "factors": [1.0, 8.0], "seconds": 2.5}
+        | {"attention_factor": 1.0, "start_tokens": 0},
         {"descent": "pi", "step": 0, "loss": 4.5, "seconds": 1.0},
-        {"descent": "pi", "step": 1, "loss": 4.25, "seconds": 1.0},
+        {"descent": "pi", "step": 1, "loss": 4.25, "seconds": 1.5},
         candidate(0, 60.0),
         candidate(0, 70.0),
         candidate(1, 50.0),
@@ -190,13 +232,31 @@ def test_a_search_that_is_not_finished_is_shown_from_its_journal(tmp_path):
     found = collect.collect(folder)
     assert found.lines[0]["What"] == "search, not finished"
     assert found.lines[0]["Perplexity"] == "fitness 50.00 so far"
-    assert found.lines[0]["Cost"] == "2m02s so far"
+    assert found.lines[0]["Cost"] == "1m06s so far"  # a batch counts once
     (section,) = found.folder.sections
     progress, descent, factors = section.figures
     assert progress.numbers[1:] == [[0, 60.0, 65.0], [1, 50.0, 50.0]]
+    assert section.tables[0][1][1:] == [
+        ["pi", "1.0000", "90.0000"],
+        ["best so far, evolution", "1.1000", "50.0000"],
+    ]
     assert [0.0, 0.0, 1.0] in [list(line.get_xdata()) for line in lines_of(progress.drawing)]
     assert "pi 4.250" in descent.alt
     assert factors.numbers == [["rotary pair", "pi", "best so far"], [0, 8.0, 1.0], [1, 8.0, 50.0]]
+    early = "".join(json.dumps(line) + "\n" for line in lines[:4])
+    judged = {"judged": "ramp", "fitness": 66.0, "attention_factor": 1.0, "seconds": 3.0}
+    (folder / "journal.jsonl").write_text(early + json.dumps(judged) + "\n")
+    (section,) = collect.collect(folder).folder.sections
+    fresh, on_text = section.tables
+    assert fresh == (
+        "Judged so far",
+        [["", "attention factor", "fitness"], ["ramp", "1.0000", "66.0000"]],
+    )
+    assert on_text[1][-1] == ["best so far, ramp", "1.0000", "65.0000"]
+    assert [figure.name for figure in section.figures] == ["factors"]
+    (folder / "journal.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines[:1]))
+    (section,) = collect.collect(folder).folder.sections
+    assert not section.figures and len(section.tables[0][1]) == 1  # nothing is measured yet
     (folder / "journal.jsonl").write_text('{"no": "header"}\n')
     with pytest.raises(InputError, match="journal.jsonl is not .* has no target_len"):
         collect.collect(folder)
@@ -274,3 +334,24 @@ def test_many_tasks_are_one_table():
     assert "◦ at floor" in title and len(cells) == 6
     assert cells[1] == ["task0, none ◦", "0.10 [0.00, 0.20]"]
     assert cells[2] == ["task1, none", "0.20 [0.10, 0.30]"]
+
+
+def test_what_a_search_writes_can_be_read(tmp_path):
+    config = search_config.tiny_default(tmp_path)
+    config.search.method = "hybrid"
+    search.search(config, tmp_path / "run")
+    journal, result = (tmp_path / "run" / n for n in ("journal.jsonl", "result.json"))
+    found = collect.collect(tmp_path / "run")
+    (section,) = found.folder.sections
+    assert section.lead == json.loads(result.read_text())["verdict"]["sentence"]
+    assert [figure.name for figure in section.figures] == ["progress", "descent", "factors"]
+    assert found.lines[0]["Perplexity"].split()[1:4] == ["(on", "fresh", "text;"]
+    seconds = found.lines[0]["Cost"].partition(",")[0]
+    result.unlink()  # as it was before its end
+    running = collect.collect(tmp_path / "run")
+    assert running.lines[0]["Cost"] == f"{seconds} so far"
+    assert [figure.name for figure in running.folder.sections[0].figures] == [
+        *("progress", "descent", "factors"),
+    ]
+    journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
+    assert collect.collect(tmp_path / "run").lines[0]["What"] == "search, not finished"

@@ -175,7 +175,7 @@ def test_minicpm4_by_transformers(shared):
     assert preset.max_len == preset.original_len == published["original_len"]
     torch = pytest.importorskip("torch", reason="torch is not installed")
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
-    from transformers.models.decoder.modeling_llama import LlamaRotaryEmbedding
+    from transformers.models.llama.modeling_llama import LlamaRotaryEmbedding
 
     sets = dict(short_factor=published["factors"], long_factor=published["factors"])
     parameters = dict(rope_type="longrope", rope_theta=1e4, **sets)

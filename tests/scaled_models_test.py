@@ -176,10 +176,11 @@ def extended(folder, own, target_len=128):
 
 @pytest.mark.parametrize("own", OWN)
 def test_a_search_starts_from_the_own_scaling(tmp_path, own):
-    made = problem.prepare(extended(tmp_path, own))
+    made = search.prepare(extended(tmp_path, own))
     start = decoder.own_base(made.model)
     known = {baseline.name: baseline.bucket for baseline in made.baselines}
-    assert list(known) == ["none", "pi", "ntk", "yarn"] and start.length == made.trained_len == 64
+    assert list(known) == ["none", "pi", "ntk", "dynamic_ntk", "yarn"]
+    assert start.length == made.trained_len == 64
     assert known["none"].factors == start.factors and not start.is_plain
     np.testing.assert_allclose(known["pi"].factors, 2 * np.array(start.factors), rtol=1e-12)
     grown = np.array(start.factors) * 2 ** (np.arange(4) / 3)
@@ -201,12 +202,12 @@ def test_a_search_starts_from_the_own_scaling(tmp_path, own):
 
 
 def test_su_of_longrope_is_that_of_the_whole_length(tmp_path):
-    made = problem.prepare(extended(tmp_path, "longrope"))
+    made = search.prepare(extended(tmp_path, "longrope"))
     whole = math.sqrt(1 + math.log(128 / 16) / math.log(16))
     assert made.attention_factor == pytest.approx(whole, rel=1e-12)
     config = extended(tmp_path, "longrope")
     config.search.attention_factor = 1.07
-    assert problem.prepare(config).attention_factor == 1.07
+    assert search.prepare(config).attention_factor == 1.07
 
 
 @pytest.mark.parametrize("own", OWN)
@@ -214,7 +215,7 @@ def test_su_of_longrope_is_that_of_the_whole_length(tmp_path):
 def test_what_it_serves_already_is_refused(tmp_path, own, target_len):
     message = rf"target_len must exceed what the model reaches .*: 64, got {target_len}"
     with pytest.raises(InputError, match=message):
-        problem.prepare(extended(tmp_path, own, target_len))
+        search.prepare(extended(tmp_path, own, target_len))
 
 
 def test_dynamic_starts_from_the_plain_model(tmp_path):
@@ -222,7 +223,7 @@ def test_dynamic_starts_from_the_plain_model(tmp_path):
     own = dict(type="dynamic", factor=4.0)
     write_model(tmp_path / "dynamic", rope_scaling=own, max_position_embeddings=16)
     config.model.path = str(tmp_path / "dynamic")
-    made = problem.prepare(config)
+    made = search.prepare(config)
     known = {baseline.name: baseline.bucket for baseline in made.baselines}
     assert made.space.multiplier == () and made.trained_len == 16
     np.testing.assert_allclose(known["pi"].factors, 8.0, rtol=1e-12)
@@ -231,13 +232,12 @@ def test_dynamic_starts_from_the_plain_model(tmp_path):
 
 def test_critical_pairs_count_the_turns_of_the_scaled_frequencies(tmp_path):
     config = extended(tmp_path, "linear")
-    section = config.search.algorithm.to_dict() | dict(name="critical", bound=2.0)
-    config.search.algorithm = section | dict(critical_low=0, critical_high=0)
-    made = problem.prepare(config)
+    config.search.form, config.search.algorithm.bound = "critical", 2.0
+    made = search.prepare(config)
     # linear 4 at 64 tokens turns as the plain model does at 16
     plain = tiny(tmp_path)
-    plain.target_len, plain.search.algorithm = 32, config.search.algorithm
-    assert made.space.critical_pairs == problem.prepare(plain).space.critical_pairs
+    plain.target_len, plain.search = 32, config.search
+    assert made.space.critical_pairs == search.prepare(plain).space.critical_pairs
     seeds = {seed.name: seed.bucket.factors for seed in problem.seeds(made)}
     pair = made.space.critical_pairs[0]
     expected = 4 * rope.ntk_rcd(2.0, pair, 4)
@@ -266,11 +266,11 @@ def test_result_is_absolute_and_can_be_searched_on(tmp_path, own):
     again = extended(tmp_path, own, 160)
     again.rope = dict(method="file", path=str(tmp_path / "first" / "rope.json"))
     again.search.multiply = True
-    second = problem.prepare(again)
+    second = search.prepare(again)
     assert second.space.multiplier == found.bucket(128).factors and second.trained_len == 128
     exported = extended(tmp_path, own, 160)
     exported.model.path, exported.data.tokenizer = str(tmp_path / "hf"), "bytes"
-    third = problem.prepare(exported)  # opened by config.json alone it is the base
+    third = search.prepare(exported)  # opened by config.json alone it is the base
     assert third.space.multiplier == found.bucket(128).factors and third.trained_len == 128
 
 
@@ -404,8 +404,9 @@ def test_a_window_shorter_than_the_target(tmp_path):
     config.target_len = 8  # what every query sees
     assert setup.window_notes(schema.read(config), setup.model_config(config)) == []
     config = windowed(tmp_path, "none")
-    made = problem.prepare(config)
-    assert made.model.sliding_window is None and not made.notes
+    made = search.prepare(config)
+    assert made.model.sliding_window is None
+    assert not any("sliding window" in line for line in made.notes)
     assert training.prepare(config).outcome.config.sliding_window is None
     assert setup.model_config(windowed(tmp_path, 64)).sliding_window == 64
     config = tiny(tmp_path)

@@ -41,10 +41,6 @@ OTHERS = {  # section -> what else it may select, so that every field of the sch
         MIXED | dict(num_keys=1, place="start"),
         *map(base.attention_objective, ("entropy_shift", "pattern", "needle_mass")),
     ],
-    "search.algorithm": [
-        base.search().algorithm.to_dict() | dict(name="piecewise"),
-        base.critical_search(),
-    ],
     "search.prefilter": [dict(name=n, oversample=4) for n in ("decay", "divergence")],
 }
 ELSEWHERE = (rules.Anything,)  # checked once it is known whose the value is

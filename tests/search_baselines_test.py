@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from jaxrope import rope
+from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import genome, problem
 from tests.search_config import tiny
@@ -81,10 +81,10 @@ def second(folder, **search):
 
 
 def test_baselines_of_a_second_search(tmp_path):
-    made = problem.prepare(second(tmp_path))
+    made = search.prepare(second(tmp_path))
     tuned = np.array([1.0, 1.13, 1.57, 2.3])
     buckets = {known.name: known.bucket for known in made.baselines}
-    assert list(buckets) == ["none", "pi", "ntk", "yarn"]
+    assert list(buckets) == ["none", "pi", "ntk", "dynamic_ntk", "yarn"]
     assert buckets["none"].factors == tuple(tuned)
     assert buckets["pi"].factors == tuple(2.0 * tuned)
     np.testing.assert_allclose(buckets["ntk"].factors, tuned * 2 ** (np.arange(4) / 3), rtol=1e-12)
@@ -93,26 +93,30 @@ def test_baselines_of_a_second_search(tmp_path):
     assert buckets["yarn"].factors == tuple(tuned * ramp)
     own = {name: bucket.attention_factor for name, bucket in buckets.items()}
     yarn_factor = 1.1 * (0.1 * math.log(2) + 1)
-    assert own == dict(none=1.1, pi=1.1, ntk=1.1, yarn=pytest.approx(yarn_factor, rel=1e-12))
+    assert own == dict(
+        none=1.1, pi=1.1, ntk=1.1, dynamic_ntk=1.1, yarn=pytest.approx(yarn_factor, rel=1e-12)
+    )
     assert all(bucket.start_tokens == 2 for bucket in buckets.values())
     assert made.attention_factor == math.sqrt(1 + math.log(64 / 16) / math.log(16))  # of the total
     assert made.space.highest == 250 and made.trained_len == 32  # 1.25 * 64 / 32
 
 
 def test_a_genome_of_a_second_search_is_lambda_2(tmp_path):
-    made = problem.prepare(second(tmp_path))
+    made = search.prepare(second(tmp_path))
     genomes = problem.seed_genomes(made)
     assert genomes[:2, :4].tolist() == [[100] * 4, [200] * 4]
     choice = genome.decode(made.space, np.array([100, 107, 150, 250, 1], np.int32))
     tuned = np.array([1.0, 1.13, 1.57, 2.3])
     assert np.array_equal(choice.factors, np.array([1.0, 1.07, 1.5, 2.5]) * tuned)
-    told = problem.multiplied(made, np.array([100, 107, 150, 250, 1], np.int32))["multiplied"]
-    assert told["lambda_2"] == [1.0, 1.07, 1.5, 2.5] and told["fine_tuned"] == tuple(tuned)
+    total = rope.Bucket(64, rope.as_factors(choice.factors), 0, 1.1)
+    told = problem.multiplied(made, total)["multiplied"]
+    assert told["lambda_2"] == pytest.approx([1.0, 1.07, 1.5, 2.5], rel=1e-12)
+    assert told["fine_tuned"] == tuple(tuned)
     assert problem.header(made)["multiplied"] == tuple(tuned)
 
 
 def test_highest_bounds_lambda_2_and_training_len_may_be_given(tmp_path):
-    made = problem.prepare(second(tmp_path, highest=1.7, training_len=40))
+    made = search.prepare(second(tmp_path, highest=1.7, training_len=40))
     assert made.space.highest == 170 and made.trained_len == 40
     pi = next(known for known in made.baselines if known.name == "pi")
     np.testing.assert_allclose(pi.bucket.factors, np.array([1.0, 1.13, 1.57, 2.3]) * 64 / 40)
@@ -123,7 +127,7 @@ def test_seeds_from_files(tmp_path):
     for name in ("a", "b"):
         write_rope(tmp_path / name / "rope.json", [1.0, 1.5, 2.0, 4.0 + (name == "b")], 64)
     config.search.seeds = (str(tmp_path / "a"), str(tmp_path / "b" / "rope.json"))
-    made = problem.prepare(config)
+    made = search.prepare(config)
     assert [known.name for known in problem.seeds(made)] == ["pi", "ntk", "yarn", "a", "b"]
     assert problem.seed_genomes(made)[3:, :5].tolist() == [
         [100, 150, 200, 400, 1],
@@ -131,7 +135,7 @@ def test_seeds_from_files(tmp_path):
     ]
     config.search.seeds = (str(tmp_path / "c"),)
     with pytest.raises(InputError, match=r"search\.seeds: .*c: there is no such file"):
-        problem.prepare(config)
+        search.prepare(config)
 
 
 def recovery(folder, **changes):
@@ -147,12 +151,12 @@ def recovery(folder, **changes):
 
 
 def test_recovery_at_the_original_length(tmp_path):
-    made = problem.prepare(recovery(tmp_path, attention_factor="rope"))
+    made = search.prepare(recovery(tmp_path, attention_factor="rope"))
     assert [known.name for known in problem.seeds(made)] == ["none", "configured"]
     assert problem.seed_genomes(made)[:, :4].tolist() == [[100] * 4, [100, 113, 150, 150]]
     assert made.space.highest == 150 and made.attention_factor == 1.1
-    assert problem.prepare(recovery(tmp_path)).attention_factor == 1.0  # su of 16 / 16
-    longer = problem.prepare(recovery(tmp_path, target_len=32))
+    assert search.prepare(recovery(tmp_path)).attention_factor == 1.0  # su of 16 / 16
+    longer = search.prepare(recovery(tmp_path, target_len=32))
     names = [known.name for known in problem.seeds(longer)]
     assert names == ["none", "pi", "ntk", "yarn", "configured"]
 
@@ -187,12 +191,11 @@ def test_recovery_at_the_original_length(tmp_path):
 )
 def test_messages(tmp_path, make, changes, message):
     with pytest.raises(InputError, match=message):
-        problem.prepare(make(tmp_path, **changes))
+        search.prepare(make(tmp_path, **changes))
 
 
 def test_the_critical_encoding_multiplies_nothing(tmp_path):
     config = second(tmp_path)
-    section = config.search.algorithm.to_dict() | dict(name="critical")
-    config.search.algorithm = section | dict(critical_low=1, critical_high=2)
-    with pytest.raises(InputError, match=r"search\.multiply: the encoding 'critical' states all"):
-        problem.prepare(config)
+    config.search.form = "critical"
+    with pytest.raises(InputError, match=r"search\.multiply: the form 'critical' states all"):
+        search.prepare(config)

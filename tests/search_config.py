@@ -26,19 +26,23 @@ HF_CONFIG = dict(
     bos_token_id=256,
     eos_token_id=257,
 )
-_SHAPES = {
-    "self_attn.q_proj": (16, 16),
-    "self_attn.k_proj": (8, 16),
-    "self_attn.v_proj": (8, 16),
-    "self_attn.o_proj": (16, 16),
-    "mlp.gate_proj": (24, 16),
-    "mlp.up_proj": (24, 16),
-    "mlp.down_proj": (16, 24),
-}
+_MLP = {"mlp.gate_proj": (24, 16), "mlp.up_proj": (24, 16), "mlp.down_proj": (16, 24)}
 
 
 def tiny(folder):
-    """Returns an unlocked config; the model, its texts and cached tokens are in `folder`."""
+    """Returns Algorithm 1 of LongRoPE to the letter, as an unlocked config; the model, its texts
+    and cached tokens are in `folder`.
+    """
+    config = tiny_default(folder)
+    config.search.method = "evolution"
+    config.search.attention_factor = "su"
+    config.search.judge.num_samples = 0
+    config.search.start_tokens = (0, 2, 8)
+    return config
+
+
+def tiny_default(folder):
+    """Returns a search with default settings, but few steps, of the same model."""
     model = folder / "model"
     if not model.exists():
         write_model(model)
@@ -51,8 +55,8 @@ def tiny(folder):
     config.data.train_files = (str(folder / "texts" / "*.txt"),)
     config.data.tokenizer = "bytes"
     config.data.cache_dir = str(folder / "cache")
-    config.search.start_tokens = (0, 2, 8)
     config.search.objective = dict(name="perplexity", num_samples=2, offset_tokens=0)
+    config.search.gradient.update(steps=3, ramps=1)
     config.search.algorithm.update(population=6, mutations=2, crossovers=2, parents=3, iterations=3)
     return config
 
@@ -68,10 +72,15 @@ def write_model(folder, **changes):
     rng = np.random.default_rng(0)
     config = HF_CONFIG | changes
     layers = [f"model.layers.{i}." for i in range(config["num_hidden_layers"])]
+    head = config["head_dim"]
+    shapes = dict(
+        q_proj=(2 * head, 16), k_proj=(head, 16), v_proj=(head, 16), o_proj=(16, 2 * head)
+    )
+    shapes = {f"self_attn.{name}": shape for name, shape in shapes.items()} | _MLP
     tensors = {
         f"{layer}{name}.weight": rng.normal(0, 0.3, shape)
         for layer in layers
-        for name, shape in _SHAPES.items()
+        for name, shape in shapes.items()
     }
     tensors["model.embed_tokens.weight"] = rng.normal(0, 1, (264, 16))
     tensors["model.norm.weight"] = np.ones(16)
@@ -93,5 +102,7 @@ def write_texts(folder, seed=0):
 
 
 def get_config(folder):
-    """For search.py: --config=tests/search_config.py:FOLDER."""
+    """For search.py: --config=tests/search_config.py:FOLDER, or default:FOLDER."""
+    if folder.startswith("default:"):
+        return tiny_default(Path(folder.removeprefix("default:")))
     return tiny(Path(folder))

@@ -9,7 +9,7 @@ from configs import base
 from jaxrope import rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.search import critical, evolution, genome, journal, problem
-from jaxrope.search.genome import ENCODINGS
+from jaxrope.search.encodings import ENCODINGS
 from tests.search_config import rows_of, tiny
 from tests.search_spaces import encode, space_of, stream
 
@@ -23,9 +23,10 @@ MODELS = {
 }
 
 
-def settings_of(**changes):
-    section = base.critical_search().to_dict() | changes
-    return schema.search.ALGORITHM.read(section, "search.algorithm")
+def section_of(**changes):
+    changes = dict(form="critical", start_tokens=(0,)) | changes
+    config = schema.read(base.get_config())
+    return schema.replace(config, {f"search.{name}": x for name, x in changes.items()}).search
 
 
 def space_at(pairs, num_pairs=8, factor=4.0, **more):
@@ -55,27 +56,26 @@ def test_candidates_by_formula_hold_what_the_paper_found(name, low):
     dim, theta, trained_len, high = MODELS[name]
     space = space_of(num_pairs=dim // 2, factor=32.0, bound=2.0)
     lengths = dict(theta=theta, trained_len=trained_len, target_len=32 * trained_len)
-    narrowed = critical.narrow(space, settings_of(), **lengths)
+    narrowed = critical.narrow(space, section_of(), **lengths)
     assert narrowed.critical_pairs == tuple(range(low, high + 1))
-    fixed = critical.narrow(space, settings_of(critical_low=25, critical_high=25), **lengths)
+    fixed = critical.narrow(space, section_of(critical_pairs=(25, 25)), **lengths)
     assert fixed.critical_pairs == (25,)
-    monotone = schema.read(base.get_config()).search.algorithm
-    assert critical.narrow(space, monotone, **lengths) is space
+    assert critical.narrow(space, section_of(form="monotone"), **lengths) is space
 
 
 @pytest.mark.parametrize(
     ("changes", "highest", "message"),
     [
-        (dict(critical_low=5, critical_high=4), 8.0, r"within 1 to 7 .*, got 5 and 4, which are"),
-        (dict(critical_low=2, critical_high=8), 8.0, r"critical_high must be 0 .* got 2 and 8"),
-        (dict(critical_low=7), 8.0, r"critical_low and critical_high must be .* which are 7 and 4"),
+        (dict(critical_pairs=(5, 4)), 8.0, r"within 1 to 7 .*, got \(5, 4\), which are 5 and 4"),
+        (dict(critical_pairs=(2, 8)), 8.0, r"critical_pairs must be 0 .* got \(2, 8\)"),
+        (dict(critical_pairs=(7, 0)), 8.0, r"critical_pairs must be .* \(7, 0\), .* 7 and 4"),
         (dict(), 3.0, r"needs factors of at least target_len / training_len, 4, got 3 at most"),
     ],
 )
 def test_messages(changes, highest, message):
     space = space_of(bound=highest / 4)
     with pytest.raises(InputError, match=message):
-        critical.narrow(space, settings_of(**changes), theta=1e4, trained_len=256, target_len=1024)
+        critical.narrow(space, section_of(**changes), theta=1e4, trained_len=256, target_len=1024)
 
 
 def test_encode_takes_the_nearest_pair():
@@ -179,8 +179,8 @@ def found(tmp_path_factory):
     folder = tmp_path_factory.mktemp("critical")
     config = tiny(folder)
     algorithm = dict(population=8, mutations=2, crossovers=2, parents=3, iterations=2)
-    config.search.algorithm = base.critical_search().to_dict() | algorithm
-    config.search.algorithm.update(critical_low=1, critical_high=3)
+    config.search.algorithm.update(algorithm, bound=2.0)
+    config.search.update(form="critical", critical_pairs=(1, 3))
     return config, folder / "run", search.search(config, folder / "run")
 
 
@@ -207,9 +207,8 @@ def test_a_search_measures_the_critical_pair(found):
 def test_the_critical_pair_alone(found, tmp_path):
     """One fixed pair, nothing else searched: the rope method ntk_rcd, rounded to the grid."""
     config = found[0].copy_and_resolve_references().unlock()
-    alone = dict(critical_low=2, critical_high=2, bound=1.0, population=1, parents=1, iterations=1)
-    config.search.algorithm.update(alone)
-    config.search.start_tokens = (0,)
+    config.search.algorithm.update(bound=1.0, population=1, parents=1, iterations=1)
+    config.search.update(critical_pairs=(2, 2), start_tokens=(0,), compare=False)
     result = search.search(config, tmp_path / "run")
     geometry = dict(head_dim=8, theta=1e4, original_len=16)
     made = rope.make("ntk_rcd", **geometry, factor=4.0, critical_pair=2)
@@ -224,7 +223,8 @@ def test_a_failed_pair_has_no_fitness():
         for s in critical.seeds(space, target_len=1, attention_factor=1.0)
     ]
     seeds_SG = np.stack([genome.encode(CRITICAL, space, choice) for choice in made])
-    state = evolution.init(settings_of(population=3, parents=1), space, seeds_SG, 0)
+    settings = dataclasses.replace(section_of().algorithm, population=3, parents=1)
+    state = evolution.init(settings, "critical", space, seeds_SG, 0)
     told = evolution.tell(state, [np.nan, 7.0, 5.0])
     report = critical.report(told, theta=1e4, trained_len=256, attention_factor=1.0)
     assert report["critical_pairs"] == [dict(pair=2, fitness=None), dict(pair=3, fitness=7.0)]
@@ -232,6 +232,6 @@ def test_a_failed_pair_has_no_fitness():
 
 
 def test_seeds_of_a_search_are_the_known_methods_and_one_of_each_pair(found):
-    made = problem.prepare(found[0])
+    made = search.prepare(found[0])
     names = [seed.name for seed in problem.seeds(made)]
     assert names == ["pi", "ntk", "yarn", "critical_1", "critical_2", "critical_3"]

@@ -11,7 +11,7 @@ import pytest
 from jaxrope import decoder, rope
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.search import evaluator, objective, plan
+from jaxrope.search import evaluator, judging, objective, plan
 
 LENGTH = 96
 
@@ -28,6 +28,7 @@ def judge_of(config, num_samples=3, length=LENGTH, settings=SETTINGS):
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=length,
+        scored_tokens=length,
     )
 
 
@@ -64,6 +65,28 @@ def test_losses_are_those_of_the_plain_forward_pass(tiny_model):
         log_prob = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
         picked = np.take_along_axis(log_prob, judge.samples[:, 1:, None], axis=-1)
         np.testing.assert_allclose(found[p], -picked.mean(axis=(1, 2)), rtol=2e-6)
+
+
+def test_a_part_of_samples_of_several_kinds(tiny_model):
+    """Every sample has the loss of its kind, wherever a race cuts."""
+    config, params = tiny_model
+    plain, ropes = judge_of(config, 2), ropes_of(config, 2)
+
+    def twice(*args):
+        return 2 * plain.loss_fn(*args)
+
+    parts = (plain, dataclasses.replace(judge_of(config, 2), loss_fn=twice))
+    judge = judging.Combined(parts, (1.0, 3.0), np.exp, "mixed")
+    whole = evaluator.evaluate(make(judge, tiny_model, 2), ropes)
+    alone = evaluator.evaluate(make(plain, tiny_model, 2), ropes)
+    np.testing.assert_allclose(whole, np.repeat(alone, 2, axis=1) * [1, 2, 1, 2], rtol=2e-6)
+    for cut in range(1, 4):
+        for chosen in (slice(cut), slice(cut, None)):
+            part = evaluator.part(make(judge, tiny_model, 2), chosen)
+            assert np.array_equal(evaluator.evaluate(part, ropes), whole[:, chosen])
+    means = (alone + 3 * 2 * alone) / 4
+    np.testing.assert_allclose(judge.draws(whole), means, rtol=2e-6)
+    np.testing.assert_allclose(judge.mean(whole), means.mean(axis=1), rtol=2e-6)
 
 
 @pytest.mark.parametrize("per_device", [1, 4])
@@ -114,9 +137,9 @@ def test_losses_are_the_same_on_every_mesh(tiny_model, sizes, backend):
 def test_lowering_needs_no_samples(tiny_config):
     mesh = mesh_of(8, context=2)
     settings = dataclasses.replace(SETTINGS, mesh=mesh, attention="ring")
-    lowered = evaluator.lower(tiny_config, settings, mesh, sample_shape=(3, 62), per_device=2)
+    lowered = evaluator.lower(tiny_config, settings, mesh, length=62, per_device=2)
     inputs = jax.tree.leaves(lowered.in_avals)
-    assert {leaf.shape for leaf in inputs} >= {(3, 64), (8, 4), (8, 4, 2)}
+    assert {leaf.shape for leaf in inputs} >= {(64,), (8, 4), (8, 4, 2)}
 
 
 def test_one_trace_for_a_whole_search(tiny_model):
@@ -130,7 +153,7 @@ def test_one_trace_for_a_whole_search(tiny_model):
     made = make(dataclasses.replace(judge, loss_fn=counted), tiny_model, 2, num_devices=2)
     for size in (4, 1, 3, 4, 2):
         evaluator.evaluate(made, ropes_of(config, size, seed=size))
-    assert count[0] == 1 and made.losses_fn._cache_size() == 1
+    assert count[0] == 1 and made.losses_fns[0]._cache_size() == 1
 
 
 def test_half_a_batch_compiles_once_more(tiny_model):
@@ -141,7 +164,7 @@ def test_half_a_batch_compiles_once_more(tiny_model):
     half = evaluator.halve(made)
     assert half.per_device == 2 and half.batch_size == 2
     np.testing.assert_allclose(evaluator.evaluate(half, ropes), whole, rtol=1e-6)
-    assert made.losses_fn._cache_size() == 2
+    assert made.losses_fns[0]._cache_size() == 2
 
 
 def test_only_resource_exhausted_is_out_of_memory(tiny_model):
@@ -152,7 +175,7 @@ def test_only_resource_exhausted_is_out_of_memory(tiny_model):
         def losses_fn(*_):
             raise jax.errors.JaxRuntimeError(text)
 
-        return dataclasses.replace(made, losses_fn=losses_fn)
+        return dataclasses.replace(made, losses_fns=(losses_fn,))
 
     ropes = ropes_of(config, 1)
     with pytest.raises(evaluator.OutOfMemory, match="RESOURCE_EXHAUSTED: 3 GiB"):
@@ -184,7 +207,7 @@ def test_memory_estimate_bounds_what_xla_allots(tiny_model, attention, length):
     judge = judge_of(config, 2, length, settings)
     made = make(judge, (config, params), 2)
     stacked = rope.stack(ropes_of(config, 2))
-    compiled = made.losses_fn.lower(made.params, stacked, made.samples).compile()
+    compiled = made.losses_fns[0].lower(made.params, stacked, made.samples[0]).compile()
     allotted = compiled.memory_analysis().temp_size_in_bytes / 2
     needs = dict(sample_tokens=length, memory_gb=0.0, mesh=mesh_of(1))
     told = plan.memory(config, settings, **needs)

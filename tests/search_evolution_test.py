@@ -9,11 +9,10 @@ import pytest
 from jaxrope import schema
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome
-from jaxrope.search.genome import ENCODINGS
+from jaxrope.search.encodings import ENCODINGS
 from tests.search_spaces import seeds_of, space_for, space_of, stream
 
 PAPER = dict(
-    name="monotone",
     population=64,
     mutations=16,
     crossovers=16,
@@ -28,12 +27,11 @@ PAPER = dict(
 
 
 def settings_of(**changes):
-    return schema.search.ALGORITHM.read(PAPER | changes, "search.algorithm")
+    return schema.search.Algorithm(**(PAPER | changes))
 
 
-def named(name):
-    """The name of an encoding and what it has beside the others."""
-    return dict(name=name) | (dict(critical_low=2, critical_high=5) if name == "critical" else {})
+def init(settings, space, seeds_SG, seed=0, form="monotone", **more):
+    return evolution.init(settings, form, space, seeds_SG, seed, **more)
 
 
 def run(state, fitness_fn):
@@ -44,7 +42,7 @@ def run(state, fitness_fn):
 
 def test_whole_search_evaluates_1312_different_candidates():
     space = space_of(num_pairs=32, factor=8.0)
-    state = evolution.init(settings_of(), space, seeds_of(space), seed=0)
+    state = init(settings_of(), space, seeds_of(space), seed=0)
     assert state.settings.num_evaluations() == 1312
     assert np.array_equal(state.population_PG[:3], seeds_of(space))
     sizes = []
@@ -62,7 +60,7 @@ def test_whole_search_evaluates_1312_different_candidates():
 
 def test_first_population_mutates_each_seed_in_turn():
     space = space_of(num_pairs=64, factor=100.0)
-    state = evolution.init(settings_of(mutation_probability=0.02), space, seeds_of(space), seed=0)
+    state = init(settings_of(mutation_probability=0.02), space, seeds_of(space), seed=0)
     seeds = state.population_PG[:3]
     nearest = [
         int(np.argmin([np.sum(child != seed) for seed in seeds]))
@@ -75,12 +73,8 @@ def test_first_population_mutates_each_seed_in_turn():
 def test_parents_are_elitist_and_children_come_from_them(name):
     """With fitness = -sum, a parent's factors never leave the best so far."""
     space = space_for(name, num_pairs=6)
-    state = evolution.init(
-        settings_of(population=12, parents=4, mutations=3, crossovers=3, **named(name)),
-        space,
-        seeds_of(space, name),
-        1,
-    )
+    settings = settings_of(population=12, parents=4, mutations=3, crossovers=3)
+    state = init(settings, space, seeds_of(space, name), 1, name)
     best = np.inf
     for _ in range(10):
         state = evolution.tell(state, -state.population_PG[:, :6].sum(axis=1))
@@ -91,7 +85,7 @@ def test_parents_are_elitist_and_children_come_from_them(name):
 
 def test_equal_fitness_keeps_the_one_seen_first():
     space = space_of()
-    state = evolution.init(settings_of(population=8, parents=3), space, seeds_of(space), 0)
+    state = init(settings_of(population=8, parents=3), space, seeds_of(space), 0)
     state = evolution.tell(state, np.ones(8))
     assert np.array_equal(state.parents_KG, state.seen_EG[:3])
 
@@ -105,7 +99,7 @@ def test_beats_every_seed_on_a_quadratic():
         candidates = evolution.ask(state)
         return np.mean((candidates[:, :16] - target) ** 2, axis=1) + 50 * (candidates[:, -1] != 4)
 
-    state = evolution.init(settings_of(), space, seeds_of(space), seed=0)
+    state = init(settings_of(), space, seeds_of(space), seed=0)
     seeds_best = fitness(state)[:3].min()
     state = run(state, fitness)
     assert evolution.best(state)[1] < seeds_best / 10
@@ -116,7 +110,7 @@ def test_same_seed_same_search_other_seed_another():
     space = space_of()
 
     def final(seed):
-        state = evolution.init(settings_of(iterations=5), space, seeds_of(space), seed)
+        state = init(settings_of(iterations=5), space, seeds_of(space), seed)
         return run(state, lambda state: np.sin(state.population_PG.sum(axis=1)))
 
     first, again, other = final(3), final(3), final(4)
@@ -130,7 +124,7 @@ def test_every_generation_has_a_stream_of_its_own(monkeypatch):
     monkeypatch.setattr(evolution, "_stream", lambda *a: calls.append(a) or stream_fn(*a))
     space = space_of()
     run(
-        evolution.init(settings_of(iterations=4), space, seeds_of(space), 7),
+        init(settings_of(iterations=4), space, seeds_of(space), 7),
         lambda state: state.population_PG.sum(axis=1),
     )
     assert calls == [(7, 0), (7, 1), (7, 2), (7, 3)]
@@ -140,7 +134,7 @@ def test_every_generation_has_a_stream_of_its_own(monkeypatch):
 
 def test_functions_are_pure():
     space = space_of()
-    state = evolution.init(settings_of(), space, seeds_of(space), 0)
+    state = init(settings_of(), space, seeds_of(space), 0)
     before = jax.tree.map(np.copy, state)
     told = evolution.tell(state, np.arange(64.0))
     again = evolution.tell(state, np.arange(64.0))
@@ -151,7 +145,7 @@ def test_functions_are_pure():
 
 def test_failed_candidates_are_infinite_and_no_parents():
     space = space_of()
-    state = evolution.init(settings_of(population=8, parents=8), space, seeds_of(space), 0)
+    state = init(settings_of(population=8, parents=8), space, seeds_of(space), 0)
     state = evolution.tell(
         state, np.array([np.nan, 5.0, np.inf, -np.inf, 4.0, np.nan, np.nan, np.nan])
     )
@@ -171,19 +165,17 @@ def test_failed_candidates_are_infinite_and_no_parents():
 
 def test_stops_when_all_failed_when_done_and_when_exhausted():
     space = space_of()
-    state = evolution.init(settings_of(population=8, parents=8), space, seeds_of(space), 0)
+    state = init(settings_of(population=8, parents=8), space, seeds_of(space), 0)
     failed = evolution.tell(state, np.full(8, np.nan))
     assert evolution.stop_reason(failed) == "all 8 candidates failed"
-    once = evolution.init(settings_of(iterations=1), space, seeds_of(space), 0)
+    once = init(settings_of(iterations=1), space, seeds_of(space), 0)
     assert (
         evolution.stop_reason(evolution.tell(once, np.zeros(64)))
         == "all 1 generations were evaluated"
     )
 
-    small = genome.Space(2, 2, 3, 3, start_tokens=(0,), attention_factors=(1.0,))
-    state = evolution.init(
-        settings_of(population=2, parents=2), small, np.array([[2, 2, 0]], np.int32), 0
-    )
+    small = genome.Space(2, 2, 3, 2, 3, start_tokens=(0,), attention_factors=(1.0,))
+    state = init(settings_of(population=2, parents=2), small, np.array([[2, 2, 0]], np.int32), 0)
     state = run(state, lambda state: state.population_PG[:, 0].astype(float))
     assert len(state.seen_EG) == 3  # (1, 1), (1, 1.5), (1.5, 1.5): all there are
     assert "no new candidate" in evolution.stop_reason(state)
@@ -192,7 +184,7 @@ def test_stops_when_all_failed_when_done_and_when_exhausted():
 def test_duplicate_seeds_are_evaluated_once():
     space = space_of()
     doubled = np.concatenate([seeds_of(space), seeds_of(space)])
-    state = evolution.init(settings_of(), space, doubled, 0)
+    state = init(settings_of(), space, doubled, 0)
     assert len({genome.key(space, row) for row in state.population_PG}) == 64
     assert np.array_equal(state.population_PG[:3], seeds_of(space))
 
@@ -232,7 +224,7 @@ def test_settings_that_do_not_go_together(changes, message):
 def test_population_must_hold_the_seeds():
     space = space_of()
     with pytest.raises(InputError, match="must hold the 3 seeds, got 2"):
-        evolution.init(settings_of(population=2, parents=2), space, seeds_of(space), 0)
+        init(settings_of(population=2, parents=2), space, seeds_of(space), 0)
 
 
 @pytest.mark.parametrize(
@@ -247,7 +239,7 @@ def test_population_must_hold_the_seeds():
 def test_a_gene_with_one_choice_leaves_the_random_stream_alone(name, num_pairs, factor, digest):
     """What searches drew before there was an attention gene: their journals are still theirs."""
     space = space_of(num_pairs=num_pairs, factor=factor)
-    state = evolution.init(settings_of(name=name, iterations=6), space, seeds_of(space, name), 5)
+    state = init(settings_of(iterations=6), space, seeds_of(space, name), 5, name)
     state = run(state, lambda state: np.sin(state.population_PG.sum(axis=1)))
     genomes = state.seen_EG.astype("<i4").tobytes()
     assert hashlib.sha256(genomes).hexdigest()[:16] == digest
@@ -260,7 +252,7 @@ def test_the_search_finds_the_attention_factor_too():
         choices = [evolution.decode(state, genome) for genome in evolution.ask(state)]
         return [abs(c.attention_factor - 1.21) + 0.01 * c.start_tokens for c in choices]
 
-    state = evolution.init(settings_of(iterations=6), space, seeds_of(space), seed=0)
+    state = init(settings_of(iterations=6), space, seeds_of(space), seed=0)
     assert {row[-2] for row in state.population_PG} == {0, 1, 2, 3}
     found = evolution.decode(state, evolution.best(run(state, fitness))[0])
     assert (found.attention_factor, found.start_tokens) == (1.2, 0)

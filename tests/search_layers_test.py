@@ -62,7 +62,7 @@ def test_rope_json_has_a_row_for_every_layer(found):
 def test_a_candidate_is_what_its_layers_say(base_config, found):
     """The fitness of a row, computed anew from one Rope for each layer, without vmap."""
     workdir, _ = found
-    made = problem.prepare(base_config)
+    made = search.prepare(base_config)
     unlike = next(row for row in rows_of(workdir) if row["factors"][0] != row["factors"][1])
     build = functools.partial(
         rope.build,
@@ -135,7 +135,7 @@ def test_it_is_refused_where_layers_share_their_factors(base_config, found, tmp_
     with pytest.raises(InputError, match=r"search\.per_layer must be True: .*'configured' are of"):
         search.search(config, tmp_path)
     config.search.per_layer = True
-    made = problem.prepare(config)
+    made = search.prepare(config)
     names = [seed.name for seed in problem.seeds(made)]
     assert names[-1] == "configured" and np.ndim(made.baselines[-1].bucket.factors) == 2
     (loaded,) = rope.load(found[0] / "rope.json").buckets
@@ -162,19 +162,18 @@ def test_a_file_for_another_number_of_layers_is_refused(base_config, tmp_path):
 def test_the_figure_draws_every_layer(found, tmp_path):
     _, result = found
     path = tmp_path / "search.png"
-    report.search_figure(result.generations, result.baselines, path, factors=result.factors)
+    drawn = dict(factors=result.factors, descents=result.descents)
+    report.search_figure(result.generations, result.baselines, path, **drawn)
     assert path.stat().st_size > 1000
 
 
 @pytest.mark.parametrize("name", ["piecewise", "critical"])
 def test_every_encoding_has_layers(base_config, tmp_path, name):
     config = changed(base_config)
-    from configs import base
-
+    config.search.form = name
     if name == "critical":
-        config.search.algorithm = base.critical_search().to_dict() | SEARCH | dict(population=9)
-        config.search.algorithm.update(critical_low=1, critical_high=3)
-    config.search.algorithm.name = name
+        config.search.algorithm.update(population=9, bound=2.0)
+        config.search.critical_pairs = (1, 3)
     result = search.search(config, tmp_path)
     assert np.shape(result.factors) == (2, 4)
     if name == "critical":

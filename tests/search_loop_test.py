@@ -10,11 +10,10 @@ import pytest
 
 from jaxrope import rope, schema
 from jaxrope.errors import InputError
-from jaxrope.search import evaluator, evolution, genome, journal, loop, objective
+from jaxrope.search import evaluator, evolution, genome, journal, loop, meter, objective
 from jaxrope.store.journal import read_rows
 
 SETTINGS = schema.search.Algorithm(
-    name="monotone",
     population=7,
     mutations=3,
     crossovers=2,
@@ -44,16 +43,17 @@ HEADER = {"identity": IDENTITY, "target_len": 64, "versions": {"jax": "1"}}
 TOTAL = 7 + 3 * 5
 
 
-def losses(params, ropes, samples):
-    """Two samples: distances of the factors from two hidden vectors."""
+SAMPLES = [jnp.array([1.0, 2.0, 3.0, 4.0]), jnp.array([1.1, 1.9, 3.2, 4.5])]
+
+
+def losses(params, ropes, sample):
+    """The distance of the factors from a hidden vector, the sample."""
     del params
-    hidden = jnp.array([[1.0, 2.0, 3.0, 4.0], [1.1, 1.9, 3.2, 4.5]])
-    distance = ((ropes.factors_R[:, None] - hidden[None]) ** 2).mean(axis=-1)
-    return distance + ropes.start_tokens[:, None] * 0.01 + samples[None, :, 0]
+    return ((ropes.factors_R - sample[None]) ** 2).mean(axis=-1) + ropes.start_tokens * 0.01
 
 
 def toy_evaluator(per_device=2, losses_fn=losses):
-    return evaluator.Evaluator(losses_fn, None, np.zeros((2, 1), np.float32), 1, per_device)
+    return evaluator.Evaluator((losses_fn,), None, SAMPLES, 1, per_device)
 
 
 JUDGE = objective.Objective(
@@ -63,14 +63,21 @@ JUDGE = objective.Objective(
     fitness_fn=np.exp,
     unit="perplexity",
     sample_tokens=64,
+    scored_tokens=64,
 )
+
+
+def first_state():
+    return evolution.init(SETTINGS, "monotone", SPACE, SEEDS, 0)
 
 
 def run(path, per_device=2, losses_fn=losses, header=HEADER):
     """Returns (state, rows) of a search in `path`, begun or resumed."""
     record = journal.Record(path, header)
-    state, known = journal.replay(record, evolution.init(SETTINGS, SPACE, SEEDS, 0))
-    bench = loop.Bench(toy_evaluator(per_device, losses_fn), JUDGE, record)
+    state, known = journal.replay(record, first_state())
+    told = meter.Meter({"evolution": TOTAL * JUDGE.candidate_tokens})
+    told.begin("evolution")
+    bench = loop.Bench(toy_evaluator(per_device, losses_fn), JUDGE, record, told)
 
     def rope_fn(factors_R, start_tokens, attention_factor):
         return rope.build(
@@ -127,19 +134,19 @@ def test_resumes_bit_for_bit_from_every_cut(tmp_path):
 def test_resumed_search_evaluates_only_what_is_missing(tmp_path):
     path, calls = tmp_path / "journal.jsonl", []
 
-    def counted(params, ropes, samples):
+    def counted(*args):
         calls.append(1)
-        return losses(params, ropes, samples)
+        return losses(*args)
 
     run(path, losses_fn=counted)
-    assert len(calls) == 4 + 3 * 3  # 7 and 5 candidates in batches of 2
+    assert len(calls) == 2 * (4 + 3 * 3)  # 7 and 5 candidates in batches of 2, two samples
     calls.clear()
     run(path, losses_fn=counted)
     assert not calls
     lines = path.read_text().splitlines(keepends=True)
     path.write_text("".join(lines[: 1 + 7 + 2]))
     run(path, losses_fn=counted)
-    assert len(calls) == 3 * 3 - 1
+    assert len(calls) == 2 * (3 * 3 - 1)
 
 
 def test_batch_size_changes_nothing(tmp_path):
@@ -152,9 +159,8 @@ def test_batch_size_changes_nothing(tmp_path):
 def test_candidate_that_is_not_a_number_fails_alone(tmp_path, bad):
     """1e6 nats overflow the exponential."""
 
-    def sometimes(params, ropes, samples):
-        found = losses(params, ropes, samples)
-        return jnp.where((ropes.start_tokens == 4)[:, None], bad, found)
+    def sometimes(params, ropes, sample):
+        return jnp.where(ropes.start_tokens == 4, bad, losses(params, ropes, sample))
 
     state, rows = run(tmp_path / "journal.jsonl", losses_fn=sometimes)
     found = journal.candidates(rows)
@@ -168,10 +174,10 @@ def test_candidate_that_is_not_a_number_fails_alone(tmp_path, bad):
 
 
 def out_of_memory_above(limit):
-    def losses_fn(params, ropes, samples):
+    def losses_fn(params, ropes, sample):
         if len(ropes.factors_R) > limit:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
-        return losses(params, ropes, samples)
+        return losses(params, ropes, sample)
 
     return losses_fn
 
@@ -200,12 +206,12 @@ def test_out_of_memory_at_one_candidate_is_a_failure(tmp_path):
 def test_rows_are_on_disk_before_the_next_batch(tmp_path):
     path, seen = tmp_path / "journal.jsonl", []
 
-    def watching(params, ropes, samples):
+    def watching(*args):
         seen.append(len(journal.candidates(read_rows(path, journal.FORMAT))))
-        return losses(params, ropes, samples)
+        return losses(*args)
 
     run(path, losses_fn=watching)
-    assert seen == [0, 2, 4, 6, 7, 9, 11, 12, 14, 16, 17, 19, 21]
+    assert seen[::2] == seen[1::2] == [0, 2, 4, 6, 7, 9, 11, 12, 14, 16, 17, 19, 21]
 
 
 def other(**changes):
@@ -253,7 +259,7 @@ def test_rows_of_other_candidates_are_refused(tmp_path, change):
     record = journal.Record(path, HEADER)
     record.rows[4] = record.rows[4] | change
     with pytest.raises(InputError, match="is not the candidate that this search would ask for"):
-        journal.replay(record, evolution.init(SETTINGS, SPACE, SEEDS, 0))
+        journal.replay(record, first_state())
 
 
 @pytest.mark.parametrize("line", [2, 9, 1 + TOTAL])
@@ -284,7 +290,7 @@ def test_a_journal_without_a_whole_header_is_refused(tmp_path):
 
 def test_fitness_reads_back_exactly(tmp_path):
     """Every float64 survives the journal."""
-    state = evolution.init(SETTINGS, SPACE, SEEDS, 0)
+    state = first_state()
     values = np.random.default_rng(0).uniform(1, 1e3, 7)
     rows = [
         journal.candidate_row(state, i, values[i : i + 1], fitness=v, failure="", seconds=0.0)

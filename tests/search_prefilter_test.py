@@ -8,9 +8,9 @@ import pytest
 from jaxrope import rope, search
 from jaxrope.errors import InputError
 from jaxrope.search import evolution, genome, journal, prefilter
-from jaxrope.search.genome import ENCODINGS
+from jaxrope.search.encodings import ENCODINGS
 from tests.search_config import rows_of, tiny
-from tests.search_evolution_test import run, settings_of
+from tests.search_evolution_test import init, run, settings_of
 from tests.search_spaces import seeds_of, space_of, stream
 
 PLAIN = dict(theta=1e4, trained_factors=(1.0,) * 8, trained_len=64, target_len=256)
@@ -126,7 +126,7 @@ def test_the_best_of_the_bred_is_kept():
     """The stream of the first generation, replayed: of four new ones the least score wins."""
     space, sieve = space_of(), made("decay", theta=100.0)
     settings = settings_of(population=9, parents=3)
-    state = evolution.init(settings, space, seeds_of(space), 5, sieve)
+    state = init(settings, space, seeds_of(space), 5, prefilter=sieve)
     assert np.array_equal(state.population_PG[:3], seeds_of(space))  # seeds are never filtered
     rng, seeds = evolution._stream(5, 0), seeds_of(space)
     taken = {genome.key(space, seed) for seed in seeds}
@@ -146,7 +146,7 @@ def test_a_filtered_search_has_as_many_candidates_and_better_scores(name):
     space, sieve = space_of(), made(name, theta=100.0)
 
     def search_with(chosen):
-        state = evolution.init(settings_of(iterations=6), space, seeds_of(space), 0, chosen)
+        state = init(settings_of(iterations=6), space, seeds_of(space), prefilter=chosen)
         return run(state, lambda s: np.sin(s.population_PG.sum(axis=1)))
 
     def mean_score(state):

@@ -2,7 +2,6 @@
 
 import json
 import math
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,15 +9,15 @@ from search_config import rows_of
 from search_gradient_test import descending
 
 from jaxrope import rope, search
-from jaxrope.search import baselines, descent, problem
+from jaxrope.search import ramp
 
 
 def recorded(fitness_fn):
     asked = []
 
-    def measure(ramps):
-        asked.append(list(ramps))
-        return [fitness_fn(*one) for one in ramps]
+    def measure(one):
+        asked.append(one)
+        return fitness_fn(*one)
 
     return asked, measure
 
@@ -27,33 +26,52 @@ def bowl(low, high):
     return (low - 5) ** 2 + (high - 14) ** 2
 
 
-@pytest.mark.parametrize(
-    ("moves", "found", "candidates"),
-    [(0, (3, 16), 1), (1, (4, 15), 9), (2, (5, 14), 14), (3, (5, 14), 19), (9, (5, 14), 19)],
-)
-def test_a_climb_takes_the_best_neighbour_while_it_is_better(moves, found, candidates):
+@pytest.mark.parametrize("count", [9, 12, 40])
+def test_a_climb_ends_soon_after_its_last_move(count):
+    asked, measure = recorded(lambda low, high: -(low == 4))  # one move, then a plateau
+    assert ramp.climb((3, 16), count, measure) == (4, 17)
+    assert len(asked) - 1 - asked.index((4, 17)) == min(count // 2, 7)  # the start is a neighbour
+
+
+def test_a_climb_takes_the_first_better_neighbour_in_the_last_direction_first():
     asked, measure = recorded(bowl)
-    assert descent.climb((3, 16), moves, measure) == found
-    asked = [one for ramps in asked for one in ramps]
-    assert len(asked) == len(set(asked)) == candidates
+    found = ramp.climb((3, 16), 99, measure)
+    assert found == min(asked, key=lambda one: bowl(*one)) and bowl(*found) <= 1
+    assert len(asked) == len(set(asked))
+    assert asked[:4] == [(3, 16), (4, 17), (2, 15), (3, 17)]  # both up, both down, one border
+    first = next(one for one in asked if bowl(*one) < bowl(3, 16))
+    step = np.subtract(first, (3, 16))
+    assert asked[asked.index(first) + 1] == tuple(first + step)
+    assert all(low < high and low >= 0 for low, high in asked)
+
+
+@pytest.mark.parametrize("count", range(12))
+def test_a_climb_measures_no_more_than_it_may(count):
+    """And ends at the best of what it measured."""
+    asked, measure = recorded(bowl)
+    found = ramp.climb((3, 16), count, measure)
+    assert len(asked) <= 1 + count and found == min(asked, key=lambda one: bowl(*one))
+    whole, measure = recorded(bowl)
+    ramp.climb((3, 16), 99, measure)
+    assert asked == whole[: 1 + count]
 
 
 def test_a_climb_stays_where_nothing_is_better():
     asked, measure = recorded(lambda low, high: 1.0)
-    assert descent.climb((3, 16), 5, measure) == (3, 16)
-    assert len(asked) == 2
+    assert ramp.climb((3, 16), 99, measure) == (3, 16)
+    assert len(asked) == 9  # itself and all neighbours
 
 
 def test_a_climb_passes_over_what_failed():
     fitness = {(3, 16): 2.0, (3, 17): 1.0}
     _, measure = recorded(lambda *one: fitness.get(one, math.inf))
-    assert descent.climb((3, 16), 5, measure) == (3, 17)
+    assert ramp.climb((3, 16), 20, measure) == (3, 17)
 
 
 def test_borders_stay_in_order():
     asked, measure = recorded(lambda low, high: high - low)
-    assert descent.climb((3, 5), 9, measure) == (3, 4)
-    assert all(low < high for ramps in asked for low, high in ramps)
+    low, high = ramp.climb((3, 5), 99, measure)
+    assert high - low == 1 and all(0 <= low < high for low, high in asked)
 
 
 @pytest.mark.parametrize("factor", [4.0, 8.0])
@@ -74,63 +92,55 @@ def test_a_ramp_by_hand():
 
 
 def moving(tmp_path, **keys):
-    return descending(tmp_path, search__gradient__ramp_moves=2, **keys)
+    keys = dict(search__gradient__ramps=5, search__gradient__steps=1) | keys
+    return descending(tmp_path, **keys)
 
 
-def test_moved_ramps_are_in_the_journal_and_in_the_cost(tmp_path):
-    config = moving(tmp_path)
-    result = search.search(config, tmp_path / "run")
-    rows = rows_of(tmp_path / "run")
+@pytest.fixture(scope="module")
+def moved(tmp_path_factory):
+    """(config, workdir, result) of a search that moves its ramp."""
+    folder = tmp_path_factory.mktemp("ramp")
+    config = moving(folder)
+    return config, folder / "run", search.search(config, folder / "run")
+
+
+def test_moved_ramps_are_in_the_journal_and_in_the_cost(moved):
+    config, workdir, result = moved
+    rows, made = rows_of(workdir), search.prepare(config)
     ramps = [row for row in rows if "ramp" in row]
-    assert 8 <= len(ramps) <= descent.most_ramps(problem.prepare(config)) == 13
-    yarn = [row for row in rows if row.get("baseline") == "yarn"][-1]
+    assert 1 <= len(ramps) <= ramp.most(made) == 5
+    assert len({row["ramp"] for row in ramps}) == len(ramps)
+    yarn = min((row for row in rows if row.get("baseline") == "yarn"), key=lambda r: r["fitness"])
     for row in ramps:
         assert row["attention_factor"] == yarn["attention_factor"]
-        assert row["factors"] == sorted(row["factors"])
-    judged = [row for row in rows if "genome" in row]
+        low, high = map(int, row["ramp"].split())
+        np.testing.assert_allclose(row["factors"], rope.ramp_factors(low, high, 4, 4.0))
     least = min([yarn, *ramps], key=lambda row: row["fitness"])
     begun = next(row for row in rows if "descent" in row)
-    assert (begun["descent"] == "ramp") == (least is not yarn)
-    baseline_rows = [row for row in rows if "baseline" in row]
-    evaluations = len(ramps) + len(judged) + len(baseline_rows)
-    assert result.content["evaluations"] == evaluations
-    steps = 3 * 4 * config.target_len
-    assert result.content["forward_tokens"] == evaluations * 2 * config.target_len + steps
+    seeds = [row for row in rows if row.get("baseline") in ("pi", "ntk", "yarn")]
+    best = min([*seeds, least], key=lambda row: row["fitness"])
+    assert begun["descent"] == best.get("baseline", "ramp")
+    judged = {row["judged"] for row in rows if "judged" in row}
+    assert ("ramp" in judged) == (least is not yarn)
+    measured = [row for row in rows if "losses" in row and "factors" in row and "step" not in row]
+    assert result.content["evaluations"] == len(measured)
 
 
-RECORDED = SimpleNamespace(record=SimpleNamespace(rows=[]))
-
-
-@pytest.mark.parametrize(("fitness", "ends"), [(0.5, ["ramp"]), (2.0, ["yarn", "ramp"])])
-def test_a_moved_ramp_is_an_end_only_where_no_descent_began(tmp_path, monkeypatch, fitness, ends):
-    found = problem.prepare(moving(tmp_path))
-    yarn = next(known for known in found.baselines if known.name == "yarn")
-    compared = [
-        {"baseline": known.name, "fitness": 1.0 if known.name == "yarn" else 3.0}
-        for known in found.baselines
-    ]
-    moved = descent.Moved(baselines.Baseline("ramp", yarn.bucket, True), fitness)
-    monkeypatch.setattr(descent, "move_ramp", lambda *_: moved)
-    monkeypatch.setattr(descent, "_descend", lambda *args: descent.End(args[2].name, None))
-    assert [end.name for end in descent.run(found, RECORDED, compared)] == ends
-
-
-def test_a_killed_climb_goes_on_with_the_same_bytes(tmp_path):
-    config = moving(tmp_path)
-    search.search(config, tmp_path / "whole")
-    lines = (tmp_path / "whole" / "journal.jsonl").read_text().splitlines(keepends=True)
+def test_a_killed_climb_goes_on_with_the_same_bytes(moved, tmp_path):
+    config, workdir, _ = moved
+    lines = (workdir / "journal.jsonl").read_text().splitlines(keepends=True)
     ramps = [i for i, line in enumerate(lines) if "ramp" in json.loads(line)]
-    for kept in (ramps[0], ramps[3], ramps[-1] + 1):
+    for kept in {ramps[0], ramps[len(ramps) // 2], ramps[-1] + 1}:
         again = tmp_path / f"again{kept}"
         again.mkdir()
         (again / "journal.jsonl").write_text("".join(lines[:kept]))
         search.search(config, again)
-        assert (again / "rope.json").read_bytes() == (tmp_path / "whole/rope.json").read_bytes()
+        assert (again / "rope.json").read_bytes() == (workdir / "rope.json").read_bytes()
 
 
-def test_there_is_no_ramp_without_descents(tmp_path):
-    evolving = moving(tmp_path, search__method="evolution")
-    assert descent.most_ramps(problem.prepare(evolving)) == 0
-    search.search(evolving, tmp_path / "run")
-    rows = rows_of(tmp_path / "run")
-    assert not [row for row in rows if "ramp" in row]
+@pytest.mark.parametrize(
+    "keys", [dict(search__method="evolution"), dict(search__gradient__ramps=0)], ids=str
+)
+def test_there_is_no_ramp_where_none_is_asked_for(tmp_path, keys):
+    config = moving(tmp_path, **keys)
+    assert ramp.most(search.prepare(config)) == 0

@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from jaxrope.search import genome
-from jaxrope.search.genome import ENCODINGS, Choice
+from jaxrope.search.encodings import ENCODINGS
+from jaxrope.search.genome import Choice
 
 START_TOKENS = (0, 1, 2, 4, 8, 12, 16, 20, 24, 28, 32, 64, 128, 256)
 

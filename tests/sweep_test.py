@@ -136,8 +136,8 @@ def test_folders_are_readable_and_each_has_its_own():
         ("search.prefilter", plain),
         ("data.tokenizer", ("bytes", "a b/c", "a_b_c")),
         ("eval.lengths", ((512, 1024), (2048,))),
-        ("search.gradient.b1", (0.5,)),
-        ("optimizer.b1", (0.5,)),
+        ("search.gradient.steps", (5,)),
+        ("train.steps", (5,)),
     )
     names = list(sweep.members(config))
     assert len(set(names)) == len(names) == 24
@@ -145,7 +145,7 @@ def test_folders_are_readable_and_each_has_its_own():
     assert first[0].startswith("objective=perplexity-") and len(first[0]) == 29
     assert first[1:] == [
         *("prefilter=none", "tokenizer=bytes", "lengths=512+1024"),
-        *("search.gradient.b1=0.5", "optimizer.b1=0.5"),
+        *("search.gradient.steps=5", "train.steps=5"),
     ]
     tokenizers = {part for name in names for part in name.split(",") if part.startswith("tokeniz")}
     assert {t.partition("-")[0] for t in tokenizers} == {"tokenizer=bytes", "tokenizer=a_b_c"}

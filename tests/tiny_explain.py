@@ -41,9 +41,8 @@ def get_config(folder: str):
     """Returns the configuration of the experiments."""
     config = _common(Path(folder))
     config.model = base.checkpoint_model(str(Path(folder) / "first"))
-    config.search.method = "gradient"
-    config.search.gradient.steps = 1
-    config.search.start_tokens = (0,)
+    config.search.gradient.update(steps=1, ramps=0)
+    config.search.judge.num_samples = 1
     config.search.objective.num_samples = 1
     config.eval.niah.depths = 2
     config.eval.niah.max_new_tokens = 4

@@ -80,7 +80,8 @@ def make_config(texts: Path):
     config.train.eval_every = 0
     config.optimizer.schedule = dict(name="constant", warmup_steps=0)
     config.forward.attention_block = 32
-    config.search.start_tokens = (0,)
+    config.search.method, config.search.attention_factor = "evolution", "su"
+    config.search.judge.num_samples = 1
     config.search.objective = dict(name="perplexity", num_samples=1, offset_tokens=0)
     config.search.algorithm.update(population=6, mutations=2, crossovers=1, parents=3, iterations=2)
     config.recipe = stages()
