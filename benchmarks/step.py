@@ -133,6 +133,7 @@ def evaluation(model, rows, tokens, block):
         fitness_fn=np.exp,
         unit="perplexity",
         sample_tokens=tokens,
+        scored_tokens=tokens,
     )
     made = evaluator.make(judge, config, model.params, per_device=rows, mesh=mesh)
 

@@ -61,7 +61,8 @@ def test_a_raced_search_is_resumed_to_the_bit(tmp_path):
     assert raced and all(rows[i]["losses"][2] is None for i in raced)
     spared = len(raced) * config.target_len
     asked = result.content["evaluations"] * 3 * config.target_len
-    assert result.content["forward_tokens"] == asked - spared
+    beside = sum(row.get("tokens", 0) for row in rows)
+    assert result.content["forward_tokens"] == asked - spared + beside
     for kept in {raced[0], raced[0] + 1, len(lines) - 1}:
         again = tmp_path / f"again{kept}"
         again.mkdir()
