@@ -61,6 +61,17 @@ def tiny_default(folder):
     return config
 
 
+def changed(config, **changes):
+    """Returns a copy of a config with `section__leaf` values."""
+    other = config.copy_and_resolve_references().unlock()
+    for key, value in changes.items():
+        section, _, leaf = key.rpartition("__")
+        target = other[section] if section else other
+        with target.ignore_type():
+            target[leaf] = value
+    return other
+
+
 def rows_of(workdir):
     """Returns the rows of a search's journal, behind its header."""
     return read_rows(workdir / "journal.jsonl", journal.FORMAT)

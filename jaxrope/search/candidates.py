@@ -17,8 +17,6 @@ from jaxrope.search import journal
 from jaxrope.search.loop import Bench
 from jaxrope.search.problem import Problem, build_rope
 
-KINDS = ("baseline", "ramp", "end", "judged")
-
 
 class Candidate(NamedTuple):
     """What may be the result of a search.
@@ -47,7 +45,7 @@ def measure(
     Args:
       problem: of the search.
       bench: measures.
-      kind: of KINDS.
+      kind: "baseline", "ramp" or "judged".
       named: names and factors.
       before: rows of this kind in front of these.
     """

@@ -57,8 +57,7 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         "target": f"{target_len:,} tokens, {target_len / problem.trained_len:g} times as many; "
         f"factors from {lowest:g} to {highest:g}"
         + (" times those that are there" if space.multiplier else ""),
-        "method": f"{section.method}, form {section.form}, from "
-        + ", ".join(seed.name for seed in seeds(problem)),
+        "method": f"{section.method}, form {section.form}, from " + _starts(problem),
         "text": problem.task.documents.summary,
         "forward tokens": f"{tokens:,} at most ("
         + ", ".join(f"{phase} {count:,}" for phase, count in phases.items() if count)
@@ -76,6 +75,12 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         rows |= _times(problem, tokens)
     lines = [f"{name:<20}{text}" for name, text in rows.items()]
     return "\n".join([*lines, *problem.remarks, *(f"note: {note}" for note in problem.notes)])
+
+
+def _starts(problem: Problem) -> str:
+    if problem.gradient:
+        return "the best of " + ", ".join(baseline.name for baseline in problem.baselines)
+    return ", ".join(seed.name for seed in seeds(problem))
 
 
 def _batch(problem: Problem) -> int:
