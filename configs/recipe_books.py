@@ -4,7 +4,7 @@
 
 Searches 2x and 4x on the base, fine-tunes at 1,024 and then at 2,048, searches another 4x without training, searches short factors for
 512 and 1,024 again, and joins all of them: runs/recipe_books/join is the extended model, runs/recipe_books/compare compares it with the base.
-56 minutes on two cores under heavy load; 3.3 M trained and 6.1 M forward tokens. Perplexity of 16 held-out novels at 512,
+With the search before the natural gradient, 56 minutes on two cores under heavy load; 3.3 M trained and 6.1 M forward tokens. Perplexity of 16 held-out novels at 512,
 1,024, 2,048, 4,096, 8,192: 38.15 38.05 36.39 37.73 37.58; the base sliding its window 38.62 39.52 38.51 39.09 39.37. One of six needles:
 0.98 0.95 0.94 0.92 0.88, the base at 500 tokens 0.89 (docs/recipes.md has the rest).
 --dry_run prints the cost of each stage, --config.stages=NAME,NAME runs some of them. A trial of some minutes, whose numbers are
