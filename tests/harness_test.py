@@ -10,6 +10,7 @@ import pytest
 from tiny_harness import eval_model, ids, make_bench, make_reader
 
 from jaxrope import generate, rope
+from jaxrope.data import sliding
 from jaxrope.errors import InputError
 from jaxrope.evaluate import harness, harness_run, perplexity, rows, scoring, suites
 from jaxrope.evaluate.__main__ import main, with_tasks
@@ -61,8 +62,8 @@ LM_EVAL_WINDOWS = {
 @pytest.mark.parametrize("num_tokens, size, context", LM_EVAL_WINDOWS)
 def test_rolling_windows_are_those_of_lm_eval(num_tokens, size, context):
     tokens = np.arange(-1, num_tokens)  # -1 is the prefix
-    plan = perplexity.spans(num_tokens, window=size, stride=size - context + 1)
-    read = perplexity.sliding_rows(tokens, plan, bos_per_window=False)
+    plan = sliding.spans(num_tokens, window=size, stride=size - context + 1)
+    read = sliding.rows(tokens, plan, bos_per_window=False)
     found = [
         (row[:-1].tolist(), row[span.scored - span.end :].tolist())
         for row, span in zip(read, plan, strict=True)

@@ -7,10 +7,10 @@ import pytest
 
 from jaxrope import data, decoder
 from jaxrope.convert import pretrained
-from jaxrope.data import BytesTokenizer
+from jaxrope.data import BytesTokenizer, sliding
+from jaxrope.data.sliding import Span, spans
 from jaxrope.errors import InputError
 from jaxrope.evaluate import perplexity, rows, scoring, statistics
-from jaxrope.evaluate.perplexity import Span, spans
 from jaxrope.evaluate.scoring import EvalModel
 from tests.benches import make_bench
 
@@ -69,7 +69,7 @@ def test_every_token_is_scored_once(num_tokens, window, stride):
 def test_disjoint_windows_without_bos_are_those_of_lm_eval():
     # tests/test_utils.py of lm-evaluation-harness: 34 tokens, max_seq_len 10, context_len 1
     tokens = np.array([-100, *range(34)], np.int32)
-    found = perplexity.sliding_rows(tokens, spans(34, window=10, stride=10), bos_per_window=False)
+    found = sliding.rows(tokens, spans(34, window=10, stride=10), bos_per_window=False)
     assert found[:, :-1].tolist() == [
         [-100, *range(9)],
         list(range(9, 19)),
@@ -82,7 +82,7 @@ def test_disjoint_windows_without_bos_are_those_of_lm_eval():
 
 def test_every_window_begins_with_bos_if_asked():
     tokens = np.array([99, *range(10)], np.int32)
-    found = perplexity.sliding_rows(tokens, spans(10, window=4, stride=3), bos_per_window=True)
+    found = sliding.rows(tokens, spans(10, window=4, stride=3), bos_per_window=True)
     assert found.tolist() == [[99, 0, 1, 2, 3], [99, 3, 4, 5, 6], [99, 6, 7, 8, 9]]
 
 

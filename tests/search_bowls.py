@@ -87,7 +87,7 @@ class Stand:
         monkeypatch.setattr(evaluator, "place", lambda judge, mesh: list(judge.samples))
         monkeypatch.setattr(evaluator, "evaluate", self._evaluate)
         monkeypatch.setattr(evaluator, "gradient_fns", lambda *_: (self._gradient,))
-        monkeypatch.setattr(beside, "applies", lambda problem: False)
+        monkeypatch.setattr(beside, "kinds", lambda problem: [])
         config = tiny_default(folder)
         write_model(folder / "wide", head_dim=2 * PAIRS, max_position_embeddings=64)
         config.model.path, config.target_len = str(folder / "wide"), 512

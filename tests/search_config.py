@@ -103,13 +103,13 @@ def write_model(folder, **changes):
     (folder / "config.json").write_text(json.dumps(config))
 
 
-def write_texts(folder, seed=0):
-    """Writes three documents of 200 characters."""
+def write_texts(folder, seed=0, documents=3, words=40, first=0):
+    """Writes documents of five characters a word, from number `first` on."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
-    for i in range(3):
-        words = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(40))
-        (folder / f"{i}.txt").write_text(" ".join(words))
+    for i in range(first, first + documents):
+        drawn = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(words))
+        (folder / f"{i}.txt").write_text(" ".join(drawn))
 
 
 def get_config(folder):

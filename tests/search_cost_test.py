@@ -3,7 +3,7 @@
 import pytest
 
 from jaxrope import search
-from jaxrope.search import cost
+from jaxrope.search import cost, verdict
 from tests.search_config import changed, rows_of, tiny, tiny_default
 from tests.search_run_test import BASELINES, BESIDE, EVALUATIONS, JUDGED
 
@@ -23,9 +23,12 @@ def test_estimate_tells_tokens_memory_and_time(tmp_path):
 
 @pytest.mark.parametrize("method", ["evolution", "gradient", "hybrid"])
 def test_the_estimate_bounds_what_the_search_costs(tmp_path, method):
-    """And every phase but descents: what the journal has is no more than was planned."""
+    """And every phase but descents: what the journal has is no more than was planned, and for
+    judging what it may need beyond."""
     config = changed(tiny_default(tmp_path), search__method=method)
-    planned = cost.planned(search.prepare(config))
+    problem = search.prepare(config)
+    planned = cost.planned(problem)
+    planned["judging"] += verdict.most_beyond(problem)
     content = search.search(config, tmp_path / "run").content
     rows, kinds = rows_of(tmp_path / "run"), dict(baselines="baseline", judging="judged")
     kinds |= dict(
@@ -35,6 +38,7 @@ def test_the_estimate_bounds_what_the_search_costs(tmp_path, method):
         phase: sum(row.get("tokens", 64 * len(row["losses"])) for row in rows if kind in row)
         for phase, kind in kinds.items()
     }
+    spent["judging"] += sum(64 * len(row["losses"]) for row in rows if "judged again" in row)
     spent["descent"] *= 3
     spent["beside"] = spent.pop("sliding") + spent.pop("short")
     spared = {phase: count - spent[phase] for phase, count in planned.items()}

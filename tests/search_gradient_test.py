@@ -280,7 +280,7 @@ def test_a_step_of_a_search_is_the_formula(tmp_path, make):
     number = np.clip(first["attention_factor"] * np.exp(change[-1]), *made.attention_range)
     assert then["attention_factor"] == pytest.approx(number, rel=1e-3)
     assert np.shape(first["factors"]) == ((2, 4) if make is layered else (4,))
-    assert result.content["verdict"]["samples"] == 8
+    assert result.content["verdict"]["samples"] in (8, 24)
     start = min(
         (r for r in rows_of(tmp_path / "run") if r.get("baseline") == first["descent"]),
         key=lambda row: row["fitness"],
@@ -332,12 +332,16 @@ def test_the_end_of_a_descent_is_judged_beside_the_baselines(tmp_path):
     last = [row for row in rows if "descent" in row][-1]
     judged = {row["judged"]: row for row in rows if "judged" in row}
     end = judged.pop(f"{last['descent']}, descended")
-    assert 1 <= len(judged) <= 2
+    assert 1 <= len(judged) <= 6
     assert set(judged) <= {row["baseline"] for row in rows if "baseline" in row}
     assert np.max(np.abs(np.log(end["factors"]) - np.log(last["factors"]))) <= 0.3
-    best = min([end, *judged.values()], key=lambda row: row["fitness"])
-    assert result.content["perplexity"] == pytest.approx(best["fitness"], rel=1e-12)
-    assert result.content["verdict"]["result"] == best["judged"]
+    again = {row["judged again"]: row["losses"] for row in rows if "judged again" in row}
+    read = {row["judged"]: row["losses"] for row in (end, *judged.values())}
+    read = {name: read[name] + losses for name, losses in again.items()} or read
+    best = min(read, key=lambda name: np.mean(read[name]))
+    wanted = np.exp(np.mean(read[best]))
+    assert result.content["perplexity"] == pytest.approx(wanted, rel=1e-12)
+    assert result.content["verdict"]["result"] == best
     (steps,) = result.descents.values()
     assert list(result.descents) == [last["descent"]] and len(steps) == last["step"] + 1 >= 4
     assert not result.generations

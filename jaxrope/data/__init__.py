@@ -57,7 +57,7 @@ that count.
   its token.
 """
 
-from jaxrope.data import chat, needles, tokenizer_spec
+from jaxrope.data import chat, needles, sliding, tokenizer_spec
 from jaxrope.data.cache import default_cache_dir
 from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
@@ -106,6 +106,7 @@ __all__ = [
     "overlap",
     "read_documents",
     "search_windows",
+    "sliding",
     "tokenizer_spec",
     "with_bos",
 ]

@@ -18,8 +18,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxrope.data import sliding
 from jaxrope.errors import InputError
-from jaxrope.evaluate import answering, perplexity, scoring
+from jaxrope.evaluate import answering, scoring
 from jaxrope.evaluate.journal import Place, row_digest
 from jaxrope.evaluate.scoring import Bench, EvalModel
 
@@ -60,7 +61,7 @@ def rolling_pairs(tokens: np.ndarray, *, prefix: int, max_length: int) -> list[P
     whole = np.concatenate([[prefix], tokens]).astype(np.int32)
     return [
         Pair(whole[span.begin : span.scored + 1], whole[span.scored + 1 : span.end + 1])
-        for span in perplexity.spans(len(tokens), window=size, stride=size)
+        for span in sliding.spans(len(tokens), window=size, stride=size)
     ]
 
 

@@ -14,79 +14,24 @@ Legend: W windows of text, T scored tokens of one, M forward windows over all of
 """
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 import numpy as np
 
 from jaxrope import data
-from jaxrope.errors import InputError
+from jaxrope.data import sliding
 from jaxrope.evaluate import protocols, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 
 
-class Span(NamedTuple):
-    """A forward window: it predicts tokens begin .. end - 1 and scores scored .. end - 1."""
-
-    begin: int
-    end: int
-    scored: int
-
-
-def spans(num_tokens: int, *, window: int, stride: int) -> list[Span]:
-    """Returns the forward windows that score each of `num_tokens` tokens once.
-
-    All have `window` tokens, the last one too: it begins early enough rather than being short.
-    It is how lm-evaluation-harness cuts rolling windows; the scripts of YaRN and LongRoPE keep
-    the stride and let the last one be shorter, with less context.
-
-    Args:
-      num_tokens: of the text.
-      window: tokens of a forward window, at most num_tokens.
-      stride: tokens from one to the next.
-
-    Raises:
-      InputError: the stride is longer than the window.
-    """
-    assert 1 <= window <= num_tokens and stride >= 1
-    if window == num_tokens:
-        return [Span(0, window, 0)]
-    if stride > window:
-        raise InputError(
-            f"eval.stride is 1 to the window's {window} tokens, got {stride}: "
-            "a longer step would leave tokens unscored."
-        )
-    plan = [Span(0, window, 0)]
-    while plan[-1].end < num_tokens:
-        scored = plan[-1].end
-        end = min(scored + stride, num_tokens)
-        plan.append(Span(end - window, end, scored))
-    return plan
-
-
-def sliding_rows(tokens: np.ndarray, plan: list[Span], *, bos_per_window: bool) -> np.ndarray:
-    """Returns the token rows of the forward windows, window + 1 columns each.
-
-    Args:
-      tokens: one window of text, int32 [T + 1]: bos, then the tokens to be scored.
-      plan: see `spans`.
-      bos_per_window: each row begins with bos, else (but for the first) with the token of text
-        before it.
-    """
-    rows = np.stack([tokens[span.begin : span.end + 1] for span in plan])
-    if bos_per_window:
-        rows[:, 0] = tokens[0]
-    return rows
-
-
 def score_windows(
     model: EvalModel, tokens_WT: np.ndarray, bench: Bench
-) -> tuple[np.ndarray, np.ndarray, list[Span]]:
+) -> tuple[np.ndarray, np.ndarray, list[sliding.Span]]:
     """Returns (nll_WT, hit_WT, the forward windows); `tokens_WT` has a column more, bos first."""
     num_tokens = tokens_WT.shape[1] - 1
     window = min(model.window, num_tokens) or num_tokens
-    plan = spans(num_tokens, window=window, stride=bench.options.stride)
+    plan = sliding.spans(num_tokens, window=window, stride=bench.options.stride)
     bos_first = bench.options.bos_per_window
-    rows = np.concatenate([sliding_rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
+    rows = np.concatenate([sliding.rows(row, plan, bos_per_window=bos_first) for row in tokens_WT])
     arrays = scoring.score_with_journal(model, bench, rows, suite="perplexity", length=num_tokens)
     nll_WT, hit_WT = (
         np.concatenate(
@@ -169,7 +114,7 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     if bench.options.protocol:
         return protocols.forward_tokens(model, bench, length)
     window = min(model.window, length) or length
-    plan = spans(length, window=window, stride=bench.options.stride)
+    plan = sliding.spans(length, window=window, stride=bench.options.stride)
     return bench.options.num_windows * window * len(plan)
 
 

@@ -5,7 +5,8 @@ window has to beat it to be worth having; it is no candidate, for a program that
 cannot use what lies before its window. Windows move by half their length, so that a token is
 predicted from half a window at least:
 
-    {"sliding": tokens of the window, "losses", "fitness", "tokens", "seconds"}
+    {"sliding": tokens of the window, "name": of the result, "losses", "result_losses", "fitness",
+     "tokens", "seconds"}
 
 And what the result costs at the length that the model serves already, where a program has one set
 of factors for all lengths:
@@ -24,7 +25,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from jaxrope import decoder, rope
-from jaxrope.search import candidates, objective
+from jaxrope.data import sliding
+from jaxrope.search import candidates, evaluator, objective
 from jaxrope.search.candidates import Candidate
 from jaxrope.search.judging import Judge, Objective
 from jaxrope.search.loop import Bench
@@ -40,50 +42,83 @@ def run(problem: Problem, bench: Bench, judge: Judge, result: Candidate) -> None
       judge: the samples that judged.
       result: of the search.
     """
-    if not applies(problem):
+    missing = set(kinds(problem)) - set().union(*bench.record.rows)
+    if not missing:
         return
+    on_text = _on_text(problem, bench)
     for kind, measure_fn in (("sliding", _sliding), ("short", _short)):
-        if not any(kind in row for row in bench.record.rows):
-            bench.record.append([measure_fn(problem, bench, judge, result)])
+        if kind in missing:
+            bench.record.append([measure_fn(problem, on_text, judge, result)])
 
 
-def applies(problem: Problem) -> bool:
-    """Returns whether a window of its own is shorter than the text, and the objective its text."""
-    section = problem.config.search
-    reach = decoder.own_base(problem.model).length
-    return section.objective.name == "perplexity" and 1 < reach < problem.config.target_len
+def kinds(problem: Problem) -> list[str]:
+    """Returns what is reported: where a window of the model's own is shorter than the text, and a
+    document is long enough (documents with needles are made of several).
+    """
+    reach, length = decoder.own_base(problem.model).length, problem.config.target_len
+    longest = max(problem.task.documents.lengths, default=0)
+    needed = {"sliding": length, "short": reach} if 1 < reach < length else {}
+    return [kind for kind, least in needed.items() if longest >= least]
 
 
 def tokens(problem: Problem) -> int:
     """Returns the forward tokens that it costs."""
-    if not applies(problem):
-        return 0
-    reach = decoder.own_base(problem.model).length
-    count = len(_starts(problem.config.target_len, reach))
-    return _num_samples(problem) * (count + 2) * reach
+    reach, length, cost = decoder.own_base(problem.model).length, problem.config.target_len, 0
+    for kind in kinds(problem):
+        if kind == "short":
+            cost += 2 * reach
+        else:
+            cost += len(_plan(length, reach)) * reach + (0 if _text_judges(problem) else length)
+    return _num_samples(problem) * cost
 
 
 def _num_samples(problem: Problem) -> int:
     return problem.config.search.judge.num_samples or problem.objective.num_samples
 
 
-def _sliding(problem: Problem, bench: Bench, judge: Objective, result: Candidate) -> dict:
-    del result
+def _text_judges(problem: Problem) -> bool:
+    return problem.config.search.objective.name == "perplexity"
+
+
+def _on_text(problem: Problem, bench: Bench) -> Bench:
+    """Returns a bench for the perplexity of text, whatever the objective, a candidate at a time."""
+    if _text_judges(problem):
+        return bench.on(problem.objective, problem.mesh, per_device=1)
+    text = problem.unseen_at(decoder.own_base(problem.model).length, 1)
+    on_text = bench.on(text, problem.mesh, per_device=1)
+    fns = evaluator.losses_fns(text, problem.model, problem.mesh)
+    on_text.evaluator = dataclasses.replace(on_text.evaluator, losses_fns=fns)
+    return on_text
+
+
+def _sliding(problem: Problem, bench: Bench, judge: Judge, result: Candidate) -> dict:
+    """Measures the model's own window, and what the judging lacks of the result."""
     reach = decoder.own_base(problem.model).length
+    row = {"sliding": reach, "name": result.name}
+    if _text_judges(problem):
+        judged = (row for row in bench.record.rows if row.get("judged") == result.name)
+        losses_W, tokens, seconds = np.array(next(judged)["losses"]), 0, 0.0
+    else:
+        judge = problem.unseen_at(problem.config.target_len, _num_samples(problem))
+        own = candidates.rope_of(problem, result.bucket)
+        (losses_W,), seconds = _measure(problem, bench, judge, [own])
+        tokens = judge.candidate_tokens
     windows, weights_WN = of_windows(judge, problem.task.settings, reach)
-    losses_P, seconds = _measure(problem, bench, windows, [_own(problem)])
-    losses_W = np.average(losses_P[0].reshape(weights_WN.shape), axis=1, weights=weights_WN)
-    row = {"sliding": reach, "losses": losses_W.tolist()}
-    row |= {"fitness": float(judge.fitness_fn(losses_W.mean()))}
-    return row | {"tokens": windows.num_samples * reach, "seconds": seconds}
+    losses_P, more = _measure(problem, bench, windows, [_own(problem)])
+    sliding_W = np.average(losses_P[0].reshape(weights_WN.shape), axis=1, weights=weights_WN)
+    row |= {"losses": sliding_W.tolist(), "result_losses": losses_W.tolist()}
+    row |= {"fitness": float(np.exp(sliding_W.mean()))}
+    tokens += windows.num_samples * reach
+    return row | {"tokens": tokens, "seconds": round(seconds + more, 3)}
 
 
-def _short(problem: Problem, bench: Bench, judge: Objective, result: Candidate) -> dict:
+def _short(problem: Problem, bench: Bench, judge: Judge, result: Candidate) -> dict:
+    del judge
     reach = decoder.own_base(problem.model).length
     text = problem.unseen_at(reach, _num_samples(problem))
     ropes = [candidates.rope_of(problem, result.bucket), _own(problem)]
     losses_PW, seconds = _measure(problem, bench, text, ropes)
-    fitness, own_fitness = judge.fitness_fn(losses_PW.mean(axis=1)).tolist()
+    fitness, own_fitness = np.exp(losses_PW.mean(axis=1)).tolist()
     row = {"short": reach, "name": result.name, "fitness": fitness, "own_fitness": own_fitness}
     row |= {"losses": losses_PW[0].tolist(), "own_losses": losses_PW[1].tolist()}
     return row | {"tokens": losses_PW.size * reach, "seconds": seconds}
@@ -94,9 +129,9 @@ def _own(problem: Problem) -> rope.Rope:
     return candidates.rope_of(problem, decoder.own_rope(problem.model).bucket(reach))
 
 
-def _measure(problem: Problem, bench: Bench, judge: Judge, ropes) -> tuple[np.ndarray, float]:
-    """Returns (losses_PW, seconds), one candidate at a time on each group of devices."""
-    on_text, start = bench.on(judge, problem.mesh, per_device=1), time.perf_counter()
+def _measure(problem: Problem, bench: Bench, text: Judge, ropes) -> tuple[np.ndarray, float]:
+    """Returns (losses_PW, seconds)."""
+    on_text, start = bench.on(text, problem.mesh), time.perf_counter()
     losses = [batch.losses_PW for batch in on_text.measure(ropes, done=set())]
     return np.concatenate(losses), round(time.perf_counter() - start, 3)
 
@@ -106,39 +141,33 @@ def of_windows(judge: Objective, settings, reach: int) -> tuple[Objective, np.nd
     scores, [W, N]. Every window begins with the first token of its sample, the begin token.
     """
     tokens_WT = judge.samples
-    num_samples, length = tokens_WT.shape[0], tokens_WT.shape[1] - 1
-    rows, weights = [], []
-    for sample_T in tokens_WT:
-        scored = 0
-        for start in _starts(length, reach):
-            text = sample_T[start + 1 : start + 1 + reach]
-            rows.append(np.concatenate([sample_T[:1], text]))
-            weights.append((np.arange(reach) >= scored - start).astype(np.float32))
-            scored = start + reach
-    samples = {"tokens_WT": np.stack(rows), "weights_WT": np.stack(weights)}
+    plan = _plan(tokens_WT.shape[1] - 1, reach)
+    rows = [sliding.rows(sample_T, plan, bos_per_window=True) for sample_T in tokens_WT]
+    scored = [np.arange(span.begin, span.end) >= span.scored for span in plan]
+    weights = np.tile(np.array(scored, np.float32), (len(tokens_WT), 1))
     windows = dataclasses.replace(
         judge,
-        samples=samples,
+        samples={"tokens_WT": np.concatenate(rows), "weights_WT": weights},
         lay_out=functools.partial(objective.lay_out_weighted, settings),
         sample_tokens=reach,
         scored_tokens=float(reach),
     )
-    return windows, samples["weights_WT"].sum(axis=1).reshape(num_samples, -1)
+    return windows, weights.sum(axis=1).reshape(len(tokens_WT), -1)
 
 
-def _starts(length: int, reach: int) -> list[int]:
-    """Returns where windows start: every half window, the last one such that it ends the text."""
-    return [*range(0, length - reach, max(1, reach // 2)), length - reach]
+def _plan(length: int, reach: int) -> list[sliding.Span]:
+    return sliding.spans(length, window=reach, stride=max(1, reach // 2))
 
 
-def sentences(rows: Sequence[dict], loss: float) -> list[str]:
-    """Returns the rows of this module in words; `loss`: of the result on the text that judged."""
+def sentences(rows: Sequence[dict]) -> list[str]:
+    """Returns the rows of this module in words."""
     lines = []
     for row in rows:
         if "sliding" in row:
+            difference = np.mean(row["result_losses"]) - np.mean(row["losses"])
             lines.append(
                 f"The model's own window of {row['sliding']:,} tokens, sliding over the same text: "
-                f"{row['fitness']:.4f}; the result is {loss - np.mean(row['losses']):+.4f} nats "
+                f"{row['fitness']:.4f}; the result is {difference:+.4f} nats "
                 "from it."
             )
         if "short" in row:

@@ -26,12 +26,14 @@ class Candidate(NamedTuple):
       bucket: its factors.
       fitness: on the samples of the objective; inf: it failed; nan: not measured.
       is_baseline: it was there before the search.
+      losses: on the samples of the objective; () where it was not measured or failed.
     """
 
     name: str
     bucket: rope.Bucket
     fitness: float
     is_baseline: bool = False
+    losses: tuple[float, ...] = ()
 
 
 Named = tuple[str, rope.Bucket]
@@ -45,7 +47,7 @@ def measure(
     Args:
       problem: of the search.
       bench: measures.
-      kind: "baseline", "ramp" or "judged".
+      kind: "baseline", "ramp", "judged" or "judged again".
       named: names and factors.
       before: rows of this kind in front of these.
     """
@@ -67,7 +69,8 @@ def of_row(row: dict, name: str, *, is_baseline: bool = False) -> Candidate:
     """Returns the candidate of a row of the journal."""
     factors = rope.as_factors(np.array(row["factors"]))
     bucket = rope.Bucket(row["max_len"], factors, row["start_tokens"], row["attention_factor"])
-    return Candidate(name, bucket, journal.fitness_of(row), is_baseline)
+    losses = () if row["fitness"] is None else tuple(row["losses"])
+    return Candidate(name, bucket, journal.fitness_of(row), is_baseline, losses)
 
 
 def rope_of(problem: Problem, bucket: rope.Bucket) -> rope.Rope:

@@ -61,7 +61,8 @@ def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -
         "text": problem.task.documents.summary,
         "forward tokens": f"{tokens:,} at most ("
         + ", ".join(f"{phase} {count:,}" for phase, count in phases.items() if count)
-        + f"); a candidate reads {judge.num_samples} samples of {judge.sample_tokens:,}",
+        + f"); a candidate reads {judge.num_samples} samples of {judge.sample_tokens:,}; judging "
+        f"up to {verdict.most_beyond(problem):,} more where candidates are as good as baselines",
         "operations": f"{operations * tokens / judge.sample_tokens:.2e}",
         "batch": f"{_batch(problem)} candidates, {problem.per_device} on each of "
         f"{problem.num_groups} "

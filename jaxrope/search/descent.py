@@ -65,19 +65,20 @@ def run(problem: Problem, bench: Bench, compared: Sequence[Candidate]) -> list[C
         return []
     gradient_fns = evaluator.gradient_fns(problem.objective, problem.model, problem.mesh)
     starts = _starts(problem, compared)[: settings.starts]
-    more = spared(problem, bench.record.rows, compared) // (settings.batch * draw_tokens(problem))
+    tokens = sum(spared(problem, bench.record.rows, compared).values())
+    more = tokens // (settings.batch * draw_tokens(problem))
     steps = settings.steps + more // max(1, len(starts))
     return [_descend(problem, bench, start, gradient_fns, steps) for start in starts]
 
 
-def spared(problem: Problem, rows: Sequence[dict], compared: Sequence[Candidate]) -> int:
-    """Returns the forward tokens that were planned for baselines and ramps and are not needed.
-    Descents spend them: a search costs what its dry run says.
+def spared(problem: Problem, rows: Sequence[dict], compared: Sequence[Candidate]) -> dict[str, int]:
+    """Returns by phase the forward tokens that were planned and are not needed. Descents spend
+    them: a search costs what its dry run says.
     """
     count = sum("baseline" in row or ramp.NAME in row for row in rows)
     left = compare.most(problem) + ramp.most(problem) - count
-    unjudged = verdict.spared(problem, compared)
-    return max(0, left) * problem.objective.candidate_tokens + unjudged
+    unmeasured = max(0, left) * problem.objective.candidate_tokens
+    return {"baselines": unmeasured, "judging": verdict.spared(problem, compared)}
 
 
 def _starts(problem: Problem, compared: Sequence[Candidate]) -> list[Candidate]:

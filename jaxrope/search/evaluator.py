@@ -73,7 +73,7 @@ def make(
       mesh: of sharding.make_mesh.
     """
     return Evaluator(
-        losses_fns=tuple(_losses_fn(loss_fn, model, mesh) for loss_fn in objective.loss_fns),
+        losses_fns=losses_fns(objective, model, mesh),
         params=sharding.put(params, decoder.param_shardings(model, mesh)),
         samples=place(objective, mesh),
         num_groups=sharding.ways(mesh, *sharding.BATCH_AXES),
@@ -124,6 +124,11 @@ def lower(
     ropes = jax.tree.map(lambda leaf: abstract(leaf, split), ropes)
     loss_fn = objectives.mean_nll(model, settings)
     return _losses_fn(loss_fn, model, mesh).lower(params, ropes, sample)
+
+
+def losses_fns(objective: Judge, model: decoder.DecoderConfig, mesh: Mesh) -> tuple[Callable, ...]:
+    """Returns the functions of an Evaluator for this objective."""
+    return tuple(_losses_fn(loss_fn, model, mesh) for loss_fn in objective.loss_fns)
 
 
 def _losses_fn(loss_fn: Callable, model: decoder.DecoderConfig, mesh: Mesh) -> Callable:

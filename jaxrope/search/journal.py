@@ -3,7 +3,7 @@
 The first line is the header, which has the identity of the search: everything that the results
 depend on. Then, in order:
 
-    a candidate      {"baseline" or "ramp" or "judged": name, ...}, see candidates.py
+    a candidate      {"baseline", "ramp", "judged" or "judged again": name, ...}, see candidates.py
     a step           {"descent", "step", ...}, see descent.py
     a child          {"generation", "index", "genome", "factors", "start_tokens",
                       "attention_factor", "losses", "fitness", "failure", "seconds"}
@@ -123,7 +123,11 @@ def candidates(rows: list[dict]) -> list[dict]:
 def described(rows: list[dict]) -> str:
     """Returns what the journal has, in words."""
     kinds = {"baseline": "baselines", "ramp": "ramps", "descent": "steps of descents"}
-    kinds |= {"genome": "candidates of the evolution", "judged": "judged"}
+    kinds |= {
+        "genome": "candidates of the evolution",
+        "judged": "judged",
+        "judged again": "judged again",
+    }
     counts = {word: sum(kind in row for row in rows) for kind, word in kinds.items()}
     return ", ".join(f"{count} {word}" for word, count in counts.items() if count)
 

@@ -25,16 +25,22 @@ class Meter:
     def __exit__(self, *_) -> None:
         self._progress.close()
 
-    def begin(self, phase: str, done: int = 0, *, spared: int = 0) -> None:
+    def begin(self, phase: str, done: int = 0, *, spared: dict[str, int] | None = None) -> None:
         """Begins a phase, whose first `done` tokens an earlier run has computed; `spared`: tokens
-        of earlier phases that it spends.
+        of other phases, by name, that it spends.
         """
         names = list(self._planned)
-        self._planned[names[0]] -= spared
-        self._planned[phase] += spared
+        for name, tokens in (spared or {}).items():
+            self._planned[name] -= tokens
+            self._planned[phase] += tokens
         before = sum(self._planned[name] for name in names[: names.index(phase)])
         self._progress.skip(before + done - self._before - self._spent)
         self._phase, self._before, self._spent, self._fields = phase, before, done, {}
+
+    def extend(self, phase: str, tokens: int) -> None:
+        """Adds to what is planned for a phase."""
+        self._planned[phase] += tokens
+        self._progress.extend(tokens)
 
     def add(self, tokens: int) -> None:
         """Counts what was computed, and tells of it."""

@@ -136,10 +136,12 @@ class Problem:
         """
         return self._drawn(self.config.search.objective.num_samples, first, count)
 
-    def unseen(self) -> objective.Judge:
-        """Returns the objective with text that chose nothing: for the last word."""
-        section = self.config.search
-        return self._drawn(section.objective.num_samples, 0, section.judge.num_samples, last=True)
+    def unseen(self, first: int, count: int) -> objective.Judge:
+        """Returns the objective with `count` draws of text that chose nothing, from number `first`
+        on: for the last word.
+        """
+        num_samples = self.config.search.objective.num_samples
+        return self._drawn(num_samples, first, count, last=True)
 
     def unseen_at(self, length: int, count: int) -> objective.Objective:
         """Returns text of another length for the perplexity of the last word."""

@@ -92,9 +92,7 @@ def write(
         baselines={name: row for name, row in by_name.items() if row["fitness"] is not None},
         descents=_descents(rows),
         factors=np.array(best.bucket.factors).tolist(),
-        table="\n".join(
-            [_table(problem, by_name, found), *beside.sentences(other, found.losses[0][1])]
-        ),
+        table="\n".join([_table(problem, by_name, found), *beside.sentences(other)]),
     )
 
 

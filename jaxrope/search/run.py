@@ -109,7 +109,8 @@ def _phases(
         pool += _bred(problem, state)
     if not any(np.isfinite(c.fitness) or np.isnan(c.fitness) for c in pool):
         raise _failed(problem, path, state)
-    bench.meter.begin("judging", _done(problem, rows, "judged"))
+    done = sum(_done(problem, rows, kind) for kind in (verdict.FIRST_LOOK, verdict.SECOND_LOOK))
+    bench.meter.begin("judging", done)
     judge = verdict.judge_of(problem)
     found = verdict.run(problem, bench, pool, judge)
     if not np.isfinite(found.losses[0][1]):

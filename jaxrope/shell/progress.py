@@ -67,6 +67,10 @@ class Progress:
         """Reports that `amount` more had been done before: it counts, but not for the rate."""
         self._history = collections.deque((then, done + amount) for then, done in self._history)
 
+    def extend(self, amount):
+        """Reports that `amount` more is to be done."""
+        self._total += amount
+
     def write(self, text):
         """Writes a whole line of its own; the live line goes on below it."""
         self._put(f"\r{' ' * self._width}\r{text}\n" if self._live and self._width else f"{text}\n")
