@@ -85,13 +85,14 @@ def phases(window: int, quick: bool) -> list[Phase]:
     copies, retrieval, novels = (0.5, 0.5, 0, 0), (0.4, 0.2, 0.15, 0.25), (0.7, 0.05, 0.05, 0.2)
     if quick:
         return [Phase(64, 2, 1, copies), Phase(256, 2, 1, retrieval)]
+    half, whole = (1000, 500) if window > 512 else (600, 300)  # flat after so many
     return [
         Phase(128, 32, 400, copies),
         Phase(64, 64, 200, (0.1, 0.9, 0, 0)),
         Phase(128, 32, 200, retrieval),
         Phase(256, 16, 400, retrieval),
-        Phase(512, 8, 1000, novels),
-        Phase(window, 8192 // window, 500, novels),
+        Phase(512, 8, half, novels),
+        Phase(window, 8192 // window, whole, novels),
     ]
 
 
