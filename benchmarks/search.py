@@ -18,6 +18,7 @@ import json
 import sys
 from pathlib import Path
 
+from benchmarks import on_books
 from jaxrope.errors import choose
 from jaxrope.shell import Command, cli, heap
 
@@ -28,8 +29,6 @@ DESCENTS = {
     1 / 30: {"objective.num_samples": 2, "gradient.ramps": 5, "judge.num_samples": 5},
     1 / 10: {"objective.num_samples": 2, "gradient.ramps": 12, "judge.num_samples": 8},
 }
-BOOKS = ("../shared/books/train/*.txt", "../shared/books/val/*.txt")
-STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
 METHODS = ("evolution", "monotone", "free", "yarn")
 
 
@@ -39,9 +38,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=2, help="texts of a candidate, of a step")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
-    parser.add_argument("--train", default=BOOKS[0], help="files that are searched on; or stdlib")
-    parser.add_argument("--held_out", default=BOOKS[1], help="files; or stdlib")
-    parser.add_argument("--offset", type=int, default=20_000, help="tokens passed over in a book")
+    on_books.add_text_arguments(parser)
     parser.add_argument("--methods", default=",".join(METHODS))
     parser.add_argument("--shares", default="30,10", help="of descents: 30 is a thirtieth")
     parser.add_argument("--traces", default="benchmarks/traces")
@@ -133,7 +130,7 @@ def _config(args, seed: int, keys: dict):
         config.model = base.checkpoint_model(args.model)
     config.seed = seed
     config.target_len = args.factor * _original_len(args.model)
-    config.data = _texts(args)
+    config.data = on_books.texts(args)
     config.search.objective.offset_tokens = args.offset
     if args.quick:
         config.search.algorithm.iterations = 4
@@ -211,7 +208,7 @@ class HeldOut:
         loaded = pretrained.load(Path(args.model), dtype="float32")
         tokenizer = data.load_tokenizer(loaded.tokenizer_dir, vocab_size=loaded.config.vocab_size)
         documents = data.load_documents(
-            _texts(args).eval_files, tokenizer, settings=data.ReadSettings("--held_out")
+            on_books.texts(args).eval_files, tokenizer, settings=data.ReadSettings("--held_out")
         )
         windows = data.eval_windows(
             documents,
@@ -293,19 +290,6 @@ def _at_mean_cost(points: list[dict]) -> list[dict]:
         for point in points
         if point["tokens"]
     ]
-
-
-def _texts(args):
-    """Returns config.data with the files that are searched on, and those held out."""
-    from configs import base, demo_pretrain
-
-    section = base.data()
-    demo_pretrain.texts(section)
-    if args.train != STDLIB:
-        section.train_files, section.exclude = (args.train,), ()
-    if args.held_out != STDLIB:
-        section.eval_files = (args.held_out,)
-    return section
 
 
 def _original_len(model: str) -> int:

@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     attention_statistics,
+    on_books,
     ring_package,
     search,
     side_by_side,
@@ -186,8 +187,8 @@ def test_steps_of_a_descent_stay_within_their_share(share):
         quick=False,
         offset=0,
         model=str(ROOT / "jaxrope/models/stdlib-2m"),
-        train=search.STDLIB,
-        held_out=search.STDLIB,
+        train=on_books.STDLIB,
+        held_out=on_books.STDLIB,
     )
     keys = {f"search.{name}": value for name, value in search.DESCENTS[share].items()}
     steps = search._steps(args, share, keys)
