@@ -64,6 +64,7 @@ def data() -> ConfigDict:
     section.train_files = ()  # files or globs: text, JSON Lines, JSON, Parquet, Arrow, packed or not; their content decides, not their names
     section.sources = ()  # in place of train_files: (("files or glob", weight), ...), each with its share of the rows
     section.eval_files = ()  # files or globs, held out
+    section.held_out = 0.0  # share of the tokens of train_files, their last documents, that evaluations read, and no search and no training: in place of eval_files
     section.exclude = ()  # globs of files to leave out of train_files, for example those of eval_files
     section.format = "auto"  # auto: by content | text: every file that looks like JSON is one text, as it stands
     section.text_field = ""  # field of a record that holds its text, or its conversation; "" = look for it
@@ -231,7 +232,7 @@ def checkpoint() -> ConfigDict:
 
 
 def search() -> ConfigDict:
-    """The search for factors (LongRoPE, Algorithm 1, with the constants of section 4.1)."""
+    """The search for factors; `algorithm` is LongRoPE's Algorithm 1 with the constants of section 4.1, all of which longrope_paper.py has."""
     section = ConfigDict()
     section.method = "gradient"  # gradient: descents from the best known methods | evolution: Algorithm 1 | hybrid: descents, then an evolution from their end points
     section.form = "monotone"  # what the factors may be: monotone (ascending) | free (a factor for each pair) | yarn (its two borders and factor) | ntk (a base) | piecewise (the authors' dim_piece_mono) | critical (LongRoPE2: NTK below a critical pair)
@@ -243,7 +244,7 @@ def search() -> ConfigDict:
         rate=1.0,  # of a step: 1 = as far as the spread of the gradients says
     )
     section.judge = dict(
-        num_samples=8,  # fresh ones, which chose nothing, on which the best candidates and baselines are judged in the end; 0 = on the samples of the objective
+        num_samples=8,  # fresh ones, which chose nothing, on which the best candidates and baselines are judged in the end, and twice as many more where that leaves it open; 0 = on the samples of the objective
         finalists=3,  # candidates of the search that are judged, at most, beside the best baselines
     )
     section.racing = dict(

@@ -284,7 +284,22 @@ def train_documents(config, tokenizer, place) -> data.TokenDocuments:
     section, setting = config.data, "data.sources" if config.data.sources else "data.train_files"
     patterns = [pattern for pattern, _ in section.sources] or section.train_files
     read = dict(setting=setting, exclude=section.exclude)
-    return documents(config, patterns, tokenizer, place, **read)
+    whole = documents(config, patterns, tokenizer, place, **read)
+    return data.split(whole, section.held_out)[0] if section.held_out else whole
+
+
+def held_out_documents(config, tokenizer, place) -> data.TokenDocuments:
+    """Returns the text that is evaluated on; `place` is that of `tokenizer`.
+
+    Raises:
+      InputError: there is none.
+    """
+    section = config.data
+    if section.held_out:
+        read = dict(setting="data.train_files", exclude=section.exclude)
+        whole = documents(config, section.train_files, tokenizer, place, **read)
+        return data.split(whole, section.held_out)[1]
+    return documents(config, section.eval_files, tokenizer, place, setting="data.eval_files")
 
 
 def documents(

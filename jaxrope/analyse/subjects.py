@@ -131,8 +131,7 @@ def text_and_tokenizer(study: Study) -> tuple[data.TokenDocuments, data.Tokenize
     config = study.config
     model = setup.load_model(config, weights=False)
     tokenizer, place = setup.tokenizer(config, model.tokenizer_dir, study.shape.vocab_size)
-    files, setting = config.data.eval_files, "data.eval_files"
-    return setup.documents(config, files, tokenizer, place, setting=setting), tokenizer
+    return setup.held_out_documents(config, tokenizer, place), tokenizer
 
 
 def windows(study: Study, documents: data.TokenDocuments, tokenizer, longest: int) -> np.ndarray:

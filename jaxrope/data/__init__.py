@@ -59,7 +59,7 @@ that count.
 
 from jaxrope.data import chat, needles, sliding, tokenizer_spec
 from jaxrope.data.cache import default_cache_dir
-from jaxrope.data.corpus import TokenDocuments, load_documents, overlap
+from jaxrope.data.corpus import TokenDocuments, load_documents, overlap, split
 from jaxrope.data.documents import ReadCounts, ReadSettings, check_bad_lines, read_documents
 from jaxrope.data.groups import Group, make_groups
 from jaxrope.data.loader import TrainLoader
@@ -107,6 +107,7 @@ __all__ = [
     "read_documents",
     "search_windows",
     "sliding",
+    "split",
     "tokenizer_spec",
     "with_bos",
 ]

@@ -243,6 +243,44 @@ def _read_new(folder: Path, tokenizer: Tokenizer):
         ) from None
 
 
+def split(documents: TokenDocuments, share: float) -> tuple[TokenDocuments, TokenDocuments]:
+    """Returns (the first documents, the last ones with about `share` of the tokens); at least one
+    in each. A single document is cut.
+
+    Raises:
+      InputError: it cannot be cut: it is a conversation, or too short.
+    """
+    count, first = len(documents), (1 - share) * len(documents.ids)
+    if count == 1:
+        if documents.is_chat(0) or not 1 <= int(first) < len(documents.ids):
+            raise InputError(
+                f"{documents.setting}: one conversation, or one text of few tokens, cannot be cut "
+                "in two for data.held_out. Give more text, or files for data.eval_files."
+            )
+        cut, names = int(first), (documents.names[0], f"{documents.names[0]}, its end")
+        offsets = np.array([0, cut, len(documents.ids)])
+        documents, place = dataclasses.replace(documents, offsets=offsets, names=names), 1
+    else:
+        place = int(np.searchsorted(documents.offsets, first, side="right")) - 1
+        place = min(max(place, 1), count - 1)
+    held_out = dataclasses.replace(documents, setting=f"the held-out part of {documents.setting}")
+    return _part(documents, slice(0, place)), _part(held_out, slice(place, None))
+
+
+def _part(documents: TokenDocuments, chosen: slice) -> TokenDocuments:
+    """Returns documents that follow one another."""
+    begins, ends = documents.offsets[:-1][chosen], documents.offsets[1:][chosen]
+    span, roles = slice(int(begins[0]), int(ends[-1])), documents.roles
+    return dataclasses.replace(
+        documents,
+        ids=documents.ids[span],
+        offsets=np.append(begins, ends[-1]) - begins[0],
+        names=documents.names[chosen],
+        fingerprint=_digest([documents.fingerprint, span.start, span.stop]),
+        roles=None if roles is None else roles[span],
+    )
+
+
 def overlap(train_documents: TokenDocuments, eval_documents: TokenDocuments) -> list[str]:
     """Returns the names of the evaluation files whose contents are also trained on."""
     trained = {file.sha256 for file in train_documents.files if file.size}

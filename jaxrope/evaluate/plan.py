@@ -205,8 +205,7 @@ def prepare(config, expected: Expected = NOTHING) -> Plan:
         decoder.param_shardings(loaded.config, mesh)  # refuses what does not divide
     documents = None
     if suites.needs_text(config.eval):
-        patterns = config.data.eval_files
-        documents = setup.documents(config, patterns, tokenizer, place, setting="data.eval_files")
+        documents = setup.held_out_documents(config, tokenizer, place)
     bench = Bench(config.eval, config.seed, documents, tokenizer_dir=str(place))
     plan = Plan(config, tuple(specs), models, tokenizer, bench, mesh, expected)
     for spec in specs:

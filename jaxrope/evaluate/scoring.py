@@ -101,7 +101,7 @@ class Bench:
           InputError: there are none.
         """
         if self.documents is None:
-            raise InputError(f"{setting}, which needs text: set data.eval_files.")
+            raise InputError(f"{setting}, which needs text: set data.eval_files, or data.held_out.")
         return self.documents
 
 

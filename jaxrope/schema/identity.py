@@ -23,6 +23,7 @@ FREE = (
     "data.cache_dir",
     "data.eval_files",
     "data.exclude",
+    "data.held_out",  # of the text, which is content
     "data.sources",  # their shares are in the digest of the batches
     "data.skip_bad_lines",  # it refuses text, or reads it as it is
     "data.tokenizer",

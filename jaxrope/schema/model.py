@@ -311,6 +311,7 @@ class Mesh(Section):
 
 _FILES = Many(Text(PLACES, least=1))
 _SHARE = Number(least=0, most=1)
+_HELD_OUT = Number(least=0, below=1)
 _SOURCE = Fixed((Text(PLACES, least=1), Number(above=0)), '("books/*.txt", 2.0)')
 
 
@@ -322,6 +323,7 @@ class Data(Section):
 
     train_files: tuple = field(_FILES)
     eval_files: tuple = field(_FILES)
+    held_out: float = field(_HELD_OUT)
     exclude: tuple = field(_FILES)
     sources: tuple = field(Many(_SOURCE))
     format: str = field(Choice(("auto", "text")))
@@ -342,6 +344,12 @@ class Data(Section):
         if self.sources and self.train_files:
             raise InputError(
                 "data.sources and data.train_files both name what is trained on. Set one of them."
+            )
+        if self.held_out and (self.eval_files or self.sources):
+            other = "eval_files" if self.eval_files else "sources"
+            raise InputError(
+                f"data.held_out is a share of data.train_files, in place of data.eval_files, got "
+                f"{self.held_out:g} beside data.{other}. Leave one of them out."
             )
         if self.needle_share + self.short_share > 1:
             raise InputError(

@@ -322,17 +322,17 @@ def _with_special_ids(model: decoder.DecoderConfig, tokenizer) -> decoder.Decode
 
 def _bench(config, tokenizer, place, train_documents):
     """Returns (what is evaluated on the way, or None; remarks)."""
-    nothing = None, ("no data.eval_files or no eval.suites: nothing is evaluated on the way",)
+    remark = "no held-out text, or no eval.suites: nothing is evaluated on the way"
+    nothing = None, (remark,)
     if not config.eval.suites:
         return nothing
     bench = evaluate.Bench(config.eval, config.seed)
     if not evaluate.needs_text(bench.options):
         return bench, ()
-    if not config.data.eval_files:
+    if not config.data.eval_files and not config.data.held_out:
         return nothing
-    files, setting = config.data.eval_files, "data.eval_files"
-    held_out = setup.documents(config, files, tokenizer, place, setting=setting)
-    shared = data.overlap(train_documents, held_out)
+    held_out = setup.held_out_documents(config, tokenizer, place)
+    shared = data.overlap(train_documents, held_out) if config.data.eval_files else []
     remarks = [held_out.summary]
     remarks += [f"data.eval_files: {name} is trained on as well" for name in shared[:3]]
     return dataclasses.replace(bench, documents=held_out), remarks
