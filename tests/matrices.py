@@ -13,6 +13,7 @@ SLOW = {
     "evaluate_resume_test.py": ("test_a_run_that_ended_anywhere_goes_on_from_there",),
     "evaluate_test.py": ("test_rows_of_another_checkpoint_answer_the_same_items",),
     "evaluation_test.py": ("test_rows_over_eight_devices_score_as_on_one",),
+    "extend_test.py": ("test_a_model_is_extended_and_goes_on",),
     "generate_test.py": ("test_a_pass_key_is_found_when_decoding_crosses_a_border",),
     "hosts_test.py": ("test_a_run_with_a_wrong_copy_stops",),
     "lora_test.py": ("test_a_step_is_the_same_on_every_mesh",),

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.convert import exporting as exporting
     from jaxrope.convert import importing as importing
     from jaxrope.convert import pretrained as pretrained
     from jaxrope.convert.pretrained import Pretrained as Pretrained
@@ -12,6 +13,6 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["importing", "pretrained"],
+    submodules=["exporting", "importing", "pretrained"],
     submod_attrs={"pretrained": ["Pretrained"], "rope_export": ["lost_elsewhere"]},
 )

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from jaxrope.search import gradient as gradient
     from jaxrope.search import plan as plan
     from jaxrope.search.cost import dry_run as dry_run
+    from jaxrope.search.cost import planned as planned
+    from jaxrope.search.cost import speed as speed
     from jaxrope.search.preparing import prepare as prepare
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.run import Result as Result
@@ -26,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["evaluator", "gradient", "plan"],
     submod_attrs={
-        "cost": ["dry_run"],
+        "cost": ["dry_run", "planned", "speed"],
         "preparing": ["prepare"],
         "problem": ["Problem"],
         "run": ["Result", "finished", "search"],

@@ -121,7 +121,7 @@ class Rate(NamedTuple):
 
 def _times(problem: Problem, tokens: int) -> dict[str, str]:
     """Returns the rows of the time: of this method and of the others."""
-    rate = _measured(problem)
+    rate = measured(problem)
     how = f"extrapolated from {rate.length:,} tokens" if rate.length else "measured"
     rows = {"time": f"{duration(tokens / rate.tokens)} ({rate.tokens:,.0f} tokens/s, {how})"}
     for name in METHODS:
@@ -132,7 +132,12 @@ def _times(problem: Problem, tokens: int) -> dict[str, str]:
     return rows
 
 
-def _measured(problem: Problem) -> Rate:
+def speed(problem: Problem) -> float:
+    """Returns forward tokens a second, measured for a minute at most."""
+    return measured(problem).tokens
+
+
+def measured(problem: Problem) -> Rate:
     """Measures one sample of one batch: of half the length, a quarter, ... where it is long."""
     judge, length = problem.objective, problem.config.target_len
     is_cpu = sharding.platform(problem.mesh) == "cpu"

@@ -1,0 +1,195 @@
+"""The plan of an extension: how much of everything fits the budget on this machine.
+
+Forward tokens a second are measured at the target length, for up to a minute. Everything else is
+counted in them: a search as its own dry run says, a trained token as four (forward, backward, and
+once more for what was not kept), an evaluation as what it reads. The plan is the most that fits
+`_SHARE` of the budget, the search first. It is stored, and never measured again.
+"""
+
+import dataclasses
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+from jaxrope import decoder, schema, search, setup
+from jaxrope.errors import InputError
+from jaxrope.extend import recipes
+from jaxrope.extend.request import Request
+from jaxrope.shell import duration
+from jaxrope.store import files, sealed
+
+FORMAT = "jaxrope.extend/1"
+_SHARE = 0.75  # of a budget that is planned for: the rest is for what was not foreseen
+_TRAINED = 4  # forward passes that a trained token costs
+_STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
+_LAST = 30.0  # seconds for exports and the page
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done.
+
+    Attributes:
+      request: what was asked for.
+      facts: about the model: what recipes need.
+      effort: how much of everything.
+      seconds: of each phase, foreseen.
+      speed: forward tokens a second.
+      notes: what the user should know.
+    """
+
+    request: Request
+    facts: recipes.Facts
+    effort: recipes.Effort
+    seconds: dict[str, float]
+    speed: float
+    notes: tuple[str, ...]
+
+    def text(self) -> str:
+        """Returns the plan in words."""
+        request, facts, effort = self.request, self.facts, self.effort
+        rows = {
+            "model": f"{request.model}, {facts.num_params:,} parameters, {facts.length:,} tokens",
+            "target": f"{request.target_len:,} tokens, "
+            f"{request.target_len / facts.length:g} times as many",
+            "search": f"{effort.steps} steps, {effort.samples} texts a candidate",
+            "training": f"{effort.train_steps} steps of {effort.rows} x {request.target_len:,} "
+            f"tokens, {request.finetune}"
+            if effort.train_steps
+            else "none",
+            "measurement": f"{effort.windows} held-out texts at "
+            f"{', '.join(f'{n:,}' for n in effort.lengths)} tokens"
+            + (f", {effort.trials} pass keys and needles" if effort.trials else ""),
+            "for": ", ".join(request.programs),
+            "time": f"about {duration(sum(self.seconds.values()))}: "
+            + ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
+            + (f"; the budget is {duration(request.budget)}" if request.budget else ""),
+        }
+        lines = [f"{name:<14}{text}" for name, text in rows.items()]
+        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)])
+
+
+def stored(request: Request, folder: Path) -> Plan | None:
+    """Returns the plan that is in a folder.
+
+    Raises:
+      InputError: it is of another request.
+    """
+    path = folder / "plan.json"
+    if not path.exists():
+        return None
+    content = sealed.read_json(path, form=FORMAT)
+    plan = _of_json(content)
+    for name, asked in dataclasses.asdict(request).items():
+        before = getattr(plan.request, name)
+        if before != asked:
+            raise InputError(
+                f"{folder} has an extension with {name} {before!r}, got {asked!r}. Ask for the "
+                "same, or give another --out."
+            )
+    return plan
+
+
+def make(request: Request, folder: Path) -> Plan:
+    """Returns the plan: the stored one, or a new one; nothing is written.
+
+    Raises:
+      InputError: the model, the text or the target do not fit; the budget is too small.
+    """
+    plan = stored(request, folder)
+    return plan or _new(request)
+
+
+def store(plan: Plan, folder: Path) -> None:
+    """Writes plan.json and the recipe, config.py, where they are not there yet."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not (folder / "plan.json").exists():
+        text = recipes.text(plan.request, plan.facts, plan.effort)
+        files.write_text_atomic(folder / "config.py", text)
+        sealed.write_json(folder / "plan.json", {"format": FORMAT, **_to_json(plan)})
+
+
+def _new(request: Request) -> Plan:
+    config = _search_config(request, recipes.SEARCHES[0])
+    problem = search.prepare(config)
+    facts, notes = _facts(request, config, problem)
+    start = time.monotonic()
+    speed = search.speed(problem)
+    setting_up = time.monotonic() - start
+    best = None
+    for effort in recipes.efforts(request, facts):
+        seconds = _foreseen(request, facts, effort, speed, setting_up)
+        best = Plan(request, facts, effort, seconds, speed, notes)
+        if not request.budget or sum(seconds.values()) <= _SHARE * request.budget - setting_up:
+            return best
+    least = (sum(best.seconds.values()) + setting_up) / _SHARE
+    raise InputError(
+        f"--budget={duration(request.budget)} is too small: the least that is worth doing takes "
+        f"{duration(least)} here. Raise it, or lower --target_len."
+    )
+
+
+def _search_config(request: Request, effort: dict[str, int]) -> schema.Config:
+    return schema.read(recipes.base_config(request, effort))
+
+
+def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str, ...]]:
+    """Returns what recipes need to know of the model and the text, and notes."""
+    model, length = problem.model, decoder.own_base(problem.model).length
+    tokenizer, place = setup.tokenizer(
+        config, problem.loaded.tokenizer_dir, problem.model.vocab_size
+    )
+    held_out = setup.held_out_documents(config, tokenizer, place)
+    whole = held_out.lengths // request.target_len
+    num_windows = int(whole.clip(max=recipes.WINDOWS_PER_DOCUMENT).sum())
+    if not num_windows:
+        raise InputError(
+            f"{held_out.setting}: no text has {request.target_len:,} tokens, the longest has "
+            f"{int(held_out.lengths.max()):,}. Give longer texts in --eval_text or --text."
+        )
+    notes = [*problem.notes, *problem.loaded.notes]
+    if not request.eval_text:
+        notes.append(
+            f"no --eval_text: {len(held_out)} of the documents of --text, the last ones, are held "
+            "out: no search and no training reads them"
+        )
+    facts = recipes.Facts(
+        length=length,
+        num_params=decoder.num_params(model),
+        num_windows=num_windows,
+    )
+    return facts, tuple(notes)
+
+
+def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[str, float]:
+    """Returns the seconds of each phase."""
+    problem = search.prepare(_search_config(request, dataclasses.asdict(effort)))
+    tokens = {"search": sum(search.planned(problem).values())}
+    if effort.train_steps:
+        trained = effort.train_steps * effort.rows * request.target_len
+        tokens["training"] = _TRAINED * trained
+    texts = effort.windows * sum(effort.lengths)
+    trials = 2 * effort.trials * sum(recipes.retrieval_lengths(effort))
+    rows = len(recipes.METHODS) + 1 + bool(effort.train_steps)
+    tokens["measurement"] = rows * (texts + trials)
+    seconds = {name: count / speed + _STAGE * setting_up for name, count in tokens.items()}
+    return {name: math.ceil(value) for name, value in (seconds | {"exports": _LAST}).items()}
+
+
+def _to_json(plan: Plan) -> dict[str, Any]:
+    return dataclasses.asdict(plan)
+
+
+def _of_json(content: dict[str, Any]) -> Plan:
+    def tuples(section: dict) -> dict:
+        return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
+
+    return Plan(
+        request=Request(**tuples(content["request"])),
+        facts=recipes.Facts(**content["facts"]),
+        effort=recipes.Effort(**tuples(content["effort"])),
+        seconds=content["seconds"],
+        speed=content["speed"],
+        notes=tuple(content["notes"]),
+    )

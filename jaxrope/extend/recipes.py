@@ -1,0 +1,233 @@
+"""How much of everything an extension may do, and the recipe that does it.
+
+The recipe is written as an experiment file: whoever wants to change a stage edits that, and runs
+the same command, or `python -m jaxrope.train --config=DIR/config.py --workdir=DIR`.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxrope.configs import base
+from jaxrope.extend.request import Request
+
+# Of a search, from the default down: texts of a candidate, YaRNs with other borders, steps, texts
+# of the last word.
+SEARCHES = (
+    dict(samples=2, ramps=10, steps=18, judged=8),
+    dict(samples=2, ramps=5, steps=9, judged=5),
+    dict(samples=1, ramps=3, steps=4, judged=5),
+)
+# Of the measurement: texts, lengths, trials of each kind of retrieval.
+MEASUREMENTS = (
+    dict(windows=16, num_lengths=5, trials=24),
+    dict(windows=16, num_lengths=3, trials=12),
+    dict(windows=8, num_lengths=2, trials=6),
+    dict(windows=5, num_lengths=2, trials=0),
+)
+_PAIRS = ((0, 0), (0, 1), (1, 1), (1, 2), (2, 2), (2, 3))  # of the two, from the richest down
+_STEPS = (200, 100, 60, 30, 15)  # of a training
+_ROWS = 8
+WINDOWS_PER_DOCUMENT = 4
+METHODS = ("none", "ntk", "yarn", "sliding")  # rows of the measurement, beside the result
+HELD_OUT = 0.1  # share of the text, where none is given
+_LEAST_KEYS = 400  # tokens of a document with six needles
+# Learning rates by the number of parameters: LongRoPE's for a 7B, larger ones for smaller models.
+_RATES = ((2e9, 2e-5), (2e8, 1e-4), (0, 5e-4))
+_LORA_RATE, _LORA_RANK = 2e-4, 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Facts:
+    """About the model and the text.
+
+    Attributes:
+      length: tokens that the model serves.
+      num_params: of it.
+      num_windows: of the target length in the held-out text, a few of a document at most.
+    """
+
+    length: int
+    num_params: int
+    num_windows: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Effort:
+    """How much of everything.
+
+    Attributes:
+      samples, ramps, steps, judged: of the search, see SEARCHES.
+      train_steps: of the training; 0: there is none.
+      rows: of a batch.
+      windows: texts of the measurement.
+      lengths: at which it measures, tokens.
+      trials: pass keys, and needles, at the first and the last length.
+    """
+
+    samples: int
+    ramps: int
+    steps: int
+    judged: int
+    train_steps: int
+    rows: int
+    windows: int
+    lengths: tuple[int, ...]
+    trials: int
+
+
+def efforts(request: Request, facts: Facts) -> Iterator[Effort]:
+    """Yields what may be spent, from the most to the least that is worth doing: half of a training
+    goes for a step down of the rest.
+    """
+    steps = (1,) if request.finetune == "none" else _STEPS
+    choices = [(place, count) for place in range(len(_PAIRS)) for count in steps]
+    for place, count in sorted(choices, key=lambda choice: choice[0] - math.log2(choice[1])):
+        searching, measuring = _PAIRS[place]
+        measured = MEASUREMENTS[measuring]
+        yield Effort(
+            **SEARCHES[searching],
+            train_steps=0 if request.finetune == "none" else count,
+            rows=_ROWS,
+            windows=min(measured["windows"], facts.num_windows),
+            lengths=lengths(facts.length, request.target_len, measured["num_lengths"]),
+            trials=measured["trials"],
+        )
+
+
+def lengths(first: int, last: int, count: int) -> tuple[int, ...]:
+    """Returns `count` lengths at most: doublings of the first, and the last."""
+    doubled = [first]
+    while 2 * doubled[-1] < last:
+        doubled.append(2 * doubled[-1])
+    doubled.append(last)
+    while len(doubled) > count:
+        del doubled[len(doubled) // 2]
+    return tuple(doubled)
+
+
+def base_config(request: Request, effort: dict[str, Any]) -> ConfigDict:
+    """Returns configs/base.py for the model, the text and the search of an effort."""
+    config = base.get_config()
+    for key, value in _base_keys(request, effort).items():
+        _set(config, key, value)
+    return config
+
+
+def text(request: Request, facts: Facts, effort: Effort) -> str:
+    """Returns the experiment file."""
+    lines = [f"    {line}" for line in _lines(request, facts, effort)]
+    return "\n".join([_HEAD.format(target=f"{request.target_len:,}", model=request.model), *lines])
+
+
+_HEAD = '''"""{model} for {target} tokens: the recipe that jaxrope-extend wrote here.
+
+  python -m jaxrope.train --config=config.py --workdir=.     the stages
+Every key can be changed; jaxrope/configs/base.py says what each means.
+"""
+
+from jaxrope.configs import base
+
+
+def get_config():
+    """Returns the recipe."""
+    config = base.get_config()'''
+
+
+def _lines(request: Request, facts: Facts, effort: Effort) -> Iterator[str]:
+    for key, value in _base_keys(request, dataclasses.asdict(effort)).items():
+        yield f"config.{key} = {value!r}"
+    for key, value in _training_keys(request, facts, effort).items():
+        yield f"config.{key} = {value!r}"
+    yield "config.recipe = ("
+    for stage in _stages(request, effort):
+        yield f"    {stage!r},"
+    yield ")"
+    yield "return config"
+
+
+def _base_keys(request: Request, effort: dict[str, Any]) -> dict[str, Any]:
+    keys = {
+        "model.path": request.model,
+        "target_len": request.target_len,
+        "data.train_files": request.text,
+        "search.objective.num_samples": effort["samples"],
+        "search.gradient.ramps": effort["ramps"],
+        "search.gradient.steps": effort["steps"],
+        "search.judge.num_samples": effort["judged"],
+        "eval.suites": (),
+    }
+    held_out = {"data.eval_files": request.eval_text} if request.eval_text else {}
+    return keys | (held_out or {"data.held_out": HELD_OUT})
+
+
+def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, Any]:
+    if not effort.train_steps:
+        return {}
+    rate = next(rate for least, rate in _RATES if facts.num_params >= least)
+    keys = {
+        "train.seq_len": request.target_len,
+        "train.batch_size": effort.rows,
+        "train.accumulation": effort.rows,
+        "train.steps": effort.train_steps,
+        "optimizer.learning_rate": rate if request.finetune == "full" else _LORA_RATE,
+        "optimizer.schedule": dict(
+            name="linear", warmup_steps=max(1, effort.train_steps // 10), final_fraction=0.0
+        ),
+        "optimizer.b2": 0.95,
+        "data.short_share": 0.25,
+        "checkpoint.every": max(1, effort.train_steps // 6),
+        "checkpoint.keep_last": 1,
+    }
+    if request.target_len >= _LEAST_KEYS:
+        keys |= {"data.needle_share": 0.25}
+    return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
+
+
+def retrieval_lengths(effort: Effort) -> tuple[int, ...]:
+    """Returns at which lengths pass keys and needles are asked for; six needles need room."""
+    ends = dict.fromkeys((effort.lengths[0], effort.lengths[-1]))
+    return tuple(n for n in ends if n >= _LEAST_KEYS) if effort.trials else ()
+
+
+def _stages(request: Request, effort: Effort) -> Iterator[tuple]:
+    found = ("rope", dict(method="file", path="{search}/rope.json"))
+    yield "search", "search", ()
+    rows = ()
+    if effort.train_steps:
+        yield "tuned", "train", (found,)
+        rows = (("fine-tuned", "{tuned}", "model"),)
+    measured = (
+        found,
+        ("eval.label", "searched"),
+        ("eval.checkpoints", rows),
+        ("eval.rope_len", request.target_len),
+        ("eval.baseline", "sliding"),
+    )
+    text = (
+        ("eval.suites", ("perplexity",)),
+        ("eval.methods", METHODS),
+        ("eval.lengths", effort.lengths),
+        ("eval.num_windows", effort.windows),
+        ("eval.windows_per_doc", WINDOWS_PER_DOCUMENT),
+    )
+    yield "scores", "evaluate", (*measured, *text)
+    if retrieval_lengths(effort):
+        trials = (
+            ("eval.suites", ("passkey", "needle")),
+            ("eval.methods", tuple(name for name in METHODS if name != "sliding")),
+            ("eval.lengths", retrieval_lengths(effort)),
+            ("eval.passkey_trials", effort.trials),
+            ("eval.needle_trials", effort.trials),
+        )
+        yield "retrieval", "evaluate", (*measured, *trials)
+
+
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    section, _, leaf = key.rpartition(".")
+    for name in filter(None, section.split(".")):
+        config = config[name]
+    config[leaf] = value

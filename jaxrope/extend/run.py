@@ -1,0 +1,47 @@
+"""Runs a plan: the recipe, the exports, the page; killed at any moment, it goes on."""
+
+from pathlib import Path
+
+from jaxrope import recipe, report, schema, setup
+from jaxrope.extend import consumers
+from jaxrope.extend.planning import Plan
+from jaxrope.shell import cli, load
+
+_OPENED = 4096  # tokens of what is compared with other programs, at most
+
+
+def run(plan: Plan, folder: Path) -> int:
+    """Does what the plan says, or what is left of it; returns the exit code.
+
+    Args:
+      plan: stored in `folder`.
+      folder: of the results.
+
+    Raises:
+      InputError: of a stage.
+    """
+    config = schema.read(load(str(folder / "config.py")))
+    code = recipe.run(config, folder)
+    if code:
+        return code
+    tuned = folder / "tuned"
+    source, rope = (str(tuned), "") if plan.effort.train_steps else (plan.request.model, "")
+    if not plan.effort.train_steps:
+        rope = str(folder / "search" / "rope.json")
+    cli.print_line("")
+    consumers.write(
+        plan.request.programs, source, rope, folder, plan.request.target_len, _texts(plan, config)
+    )
+    report.write([folder], folder / "report.html")
+    cli.print_line(f"wrote {folder}: report.html is the page")
+    return 0
+
+
+def _texts(plan: Plan, config: schema.Config):
+    """Returns held-out text, shorter and longer than the model's own length."""
+    loaded = setup.load_model(config, weights=False)
+    tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
+    documents = setup.held_out_documents(config, tokenizer, place)
+    inside = max(1, min(plan.facts.length // 2, _OPENED // 2))
+    beyond = min(plan.request.target_len, max(2 * plan.facts.length, inside))
+    return consumers.held_out(documents, tokenizer.bos_id, inside, min(beyond, _OPENED))

@@ -1,0 +1,151 @@
+"""python -m jaxrope.extend: the request, the plan, the recipe, the exports, and going on."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jaxrope import rope, schema, search
+from jaxrope.errors import InputError
+from jaxrope.extend import __main__ as extend
+from jaxrope.extend import recipes, request
+from jaxrope.extend.recipes import Facts
+from jaxrope.shell import load
+from tests.search_config import write_texts
+
+MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-2m"
+
+
+@pytest.mark.parametrize(
+    "text, wanted", [("45m", 2700), ("2h", 7200), ("90s", 90), ("1h30m", 5400), (" 5M ", 300)]
+)
+def test_budgets_are_times(text, wanted):
+    assert request.seconds(text) == wanted
+
+
+@pytest.mark.parametrize("text", ["", "45", "m", "0m", "-5m", "1m1h", "soon"])
+def test_what_is_no_time_is_refused(text):
+    with pytest.raises(InputError, match="--budget must be a time such as 45m"):
+        request.seconds(text)
+
+
+@pytest.mark.parametrize(
+    "first, last, count, wanted",
+    [
+        (512, 4096, 5, (512, 1024, 2048, 4096)),
+        (512, 8192, 5, (512, 1024, 2048, 4096, 8192)),
+        (512, 8192, 3, (512, 1024, 8192)),
+        (512, 8192, 2, (512, 8192)),
+        (384, 3000, 5, (384, 768, 1536, 3000)),
+        (512, 700, 5, (512, 700)),
+    ],
+)
+def test_lengths_are_doublings_and_the_last(first, last, count, wanted):
+    assert recipes.lengths(first, last, count) == wanted
+
+
+def asked(**changes) -> request.Request:
+    fields = dict(
+        model="m", target_len=4096, text=("a.txt",), eval_text=(), budget=0, finetune="none"
+    )
+    return request.Request(**fields | dict(programs=("transformers",)) | changes)
+
+
+FACTS = Facts(length=512, num_params=10**6, num_windows=16)
+
+
+@pytest.mark.parametrize("finetune", request.FINETUNES)
+def test_efforts_go_down(finetune):
+    """From the default settings of a search to the least; a training loses a half for a step."""
+    efforts = list(recipes.efforts(asked(finetune=finetune), FACTS))
+    first, last = efforts[0], efforts[-1]
+    assert (first.samples, first.ramps, first.steps, first.judged) == (2, 10, 18, 8)
+    assert first.windows == 16 and last.windows == 5 and not last.trials
+    assert (first.train_steps, last.train_steps) == ((0, 0) if finetune == "none" else (200, 15))
+    few = list(recipes.efforts(asked(), Facts(512, 10**6, num_windows=3)))
+    assert {effort.windows for effort in few} == {3}
+
+
+@pytest.mark.parametrize(
+    "finetune, params, rate",
+    [("full", 7e9, 2e-5), ("full", 5e8, 1e-4), ("full", 6e6, 5e-4), ("lora", 7e9, 2e-4)],
+)
+def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
+    """That the schema reads, with the stages of what was asked for."""
+    wanted = asked(finetune=finetune, eval_text=("b.txt",))
+    facts = Facts(512, int(params), 16)
+    effort = next(recipes.efforts(wanted, facts))
+    (tmp_path / "config.py").write_text(recipes.text(wanted, facts, effort))
+    config = schema.read(load(str(tmp_path / "config.py")))
+    assert [name for name, _, _ in config.recipe] == ["search", "tuned", "scores", "retrieval"]
+    assert config.optimizer.learning_rate == rate and config.train.seq_len == 4096
+    assert config.lora.rank == (8 if finetune == "lora" else 0)
+    assert config.data.eval_files == ("b.txt",) and not config.data.held_out
+    assert config.search.gradient.steps == 18 and config.train.steps == effort.train_steps
+
+
+@pytest.fixture
+def place(tmp_path):
+    """The arguments of an extension of the shipped model from 256 to 512 tokens."""
+    write_texts(tmp_path / "texts", documents=12, words=800)
+    arguments = [str(MODEL), "--target_len=512", f"--text={tmp_path}/texts/*.txt"]
+    return [*arguments, f"--out={tmp_path / 'out'}"]
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--target_len=0"], "--target_len must be 1 token or more, got 0"),
+        (["--target_len=256"], "target_len must exceed original_len 256"),
+        (["--for=ollama"], "Unknown --for 'ollama'"),
+        (["--finetune=some"], "Unknown --finetune 'some'"),
+        (["--text="], "--text names no file"),
+        (["--text=none/*.txt"], "data.train_files"),
+        (["--target_len=9000"], "need documents of 9,000 tokens"),
+        (["--budget=1s"], "--budget=1s is too small: the least that is worth doing takes"),
+    ],
+)
+def test_what_cannot_be_is_said_first(place, more, message, tmp_path, capsys, monkeypatch):
+    """Before anything is written."""
+    monkeypatch.setattr(search, "speed", lambda problem: 1000.0)
+    with pytest.raises(SystemExit) as stopped:
+        extend.main([*place, *more])
+    assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def content(folder):
+    """What must be the same however often it was killed."""
+    (bucket,) = rope.load(folder / "search" / "rope.json").buckets
+    rows = json.loads((folder / "scores" / "eval.json").read_text())["rows"]
+    scores = [(row["label"], row["length"], row["metrics"]) for row in rows]
+    weights = (folder / "hf" / "model.safetensors").read_bytes()
+    exports = json.loads((folder / "exports.json").read_text())["exports"]
+    return bucket, scores, weights, [row["largest"] for row in exports]
+
+
+def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
+    """All of it once; then the rest after the exports are lost, with the plan that is there."""
+    facts = Facts(256, 10**6, num_windows=16)
+    *_, least = recipes.efforts(asked(target_len=512), facts)
+    monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
+    extend.main([*place, "--for=transformers,vllm"])
+    folder, printed = tmp_path / "out", capsys.readouterr().out
+    assert "of the documents of --text, the last ones, are held out" in printed
+    assert f"vllm serve {folder / 'hf'} --max-model-len=512" in printed
+    assert f"wrote {folder}: report.html is the page" in printed
+    rows = {
+        row["program"]: row for row in json.loads((folder / "exports.json").read_text())["exports"]
+    }
+    if rows["transformers"]["largest"] is not None:
+        assert rows["transformers"]["largest"] < 1e-3 and "are the same" in printed
+    before = content(folder)
+    for name in ("exports.json", "report.html"):
+        (folder / name).unlink()
+    (folder / "search" / "result.json").unlink()
+    monkeypatch.setattr(search, "speed", None)  # the plan is stored
+    extend.main([*place, "--for=transformers,vllm"])
+    assert content(folder) == before
+    with pytest.raises(SystemExit):
+        extend.main([*place, "--finetune=full"])
+    assert "has an extension with" in capsys.readouterr().err
