@@ -33,7 +33,7 @@ FLOORS = {
     8: ("analysis", "search", "train"),
     9: ("topology",),
     10: ("recipe",),
-    11: ("analyse",),
+    11: ("analyse", "extend"),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -44,7 +44,7 @@ PROGRAMS = (
     "jaxrope/demo.py",
     *(
         f"jaxrope/{name}/__main__.py"
-        for name in "analyse analysis convert evaluate generate recipe report search train".split()
+        for name in "analyse analysis convert evaluate extend generate recipe report search train".split()
     ),
 )
 
@@ -52,8 +52,8 @@ PROGRAMS = (
 ONLY_IN = {
     "orbax": ("jaxrope/store/checkpoint.py",),
     "matplotlib": ("jaxrope/report/",),
-    "torch": (),
-    "transformers": (),
+    "torch": ("jaxrope/extend/consumers.py",),  # opens exports there
+    "transformers": ("jaxrope/extend/consumers.py",),
     "absl": ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py"),
     "argparse": ("jaxrope/shell/cli.py",),
     "safetensors": ("jaxrope/convert/",),
@@ -189,7 +189,7 @@ def test_the_mathematics_needs_only_jax_and_numpy(part):
 
 def test_pictures_are_drawn_only_for_programs():
     users = {name for name, tree in SOURCES.items() if "report" in own_imports(tree)}
-    runs_programs = ("jaxrope/report/", "jaxrope/recipe/", "jaxrope/analyse/")
+    runs_programs = ("jaxrope/report/", "jaxrope/recipe/", "jaxrope/analyse/", "jaxrope/extend/")
     runs_programs += ("jaxrope/evaluate/program.py",)
     assert {name for name in users if not name.startswith(runs_programs)} <= set(PROGRAMS)
 

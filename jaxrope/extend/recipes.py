@@ -11,8 +11,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jaxrope.configs import base
 from jaxrope.extend.request import Request
+from jaxrope.shell import load
 
 # Of a search, from the default down: texts of a candidate, YaRNs with other borders, steps, texts
 # of the last word.
@@ -111,7 +111,7 @@ def lengths(first: int, last: int, count: int) -> tuple[int, ...]:
 
 def base_config(request: Request, effort: dict[str, Any]) -> ConfigDict:
     """Returns configs/base.py for the model, the text and the search of an effort."""
-    config = base.get_config()
+    config = load("configs/base.py")
     for key, value in _base_keys(request, effort).items():
         _set(config, key, value)
     return config
