@@ -6,8 +6,8 @@
 "mha" is a Llama with as many key heads as heads, head_dim 32, theta 500,000 and a window of 1,024;
 "qwen3" a Qwen3 with theta 1,000,000 and a window of 512. Each has 4 M parameters, is trained on
 --train alone and written to WORKDIR/hf (--out) in Hugging Face format, with perplexity on
---held_out, pass keys and six-key needles at its own length in its README.md. About an hour each on
-two cores. The same command goes on where it was stopped. --quick: to see it run.
+--held_out, pass keys and six-key needles at its own length in its README.md. About an hour on two
+cores, half of that for qwen3. The same command goes on where it was stopped. --quick: to see it run.
 
 A model copies before it answers: half of the first rows have segments that come again. Those of a
 novel come first: of random tokens alone nothing is copied after 350 steps, of novels after 120.
@@ -85,12 +85,12 @@ def phases(window: int, quick: bool) -> list[Phase]:
     copies, retrieval, novels = (0.5, 0.5, 0, 0), (0.4, 0.2, 0.15, 0.25), (0.7, 0.05, 0.05, 0.2)
     if quick:
         return [Phase(64, 2, 1, copies), Phase(256, 2, 1, retrieval)]
-    half, whole = (1000, 500) if window > 512 else (600, 300)  # flat after so many
+    quarter, half, whole = (400, 1000, 500) if window > 512 else (200, 300, 200)
     return [
         Phase(128, 32, 400, copies),
         Phase(64, 64, 200, (0.1, 0.9, 0, 0)),
         Phase(128, 32, 200, retrieval),
-        Phase(256, 16, 400, retrieval),
+        Phase(256, 16, quarter, retrieval),
         Phase(512, 8, half, novels),
         Phase(window, 8192 // window, whole, novels),
     ]
