@@ -48,9 +48,9 @@ def add_arguments(parser) -> None:
     parser.add_argument(
         "--for",
         dest="programs",
-        default="transformers",
+        default="transformers,vllm",
         metavar="NAMES",
-        help="transformers, llama.cpp, vllm: what to export for; transformers by default",
+        help="of transformers, vllm, llama.cpp: what to export for; the first two by default",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="folder of the results")
 
