@@ -1,7 +1,9 @@
 """python -m jaxrope.extend: the request, the plan, the recipe, the exports, and going on."""
 
 import json
+import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -111,6 +113,14 @@ def test_what_cannot_be_is_said_first(place, more, message, tmp_path, capsys, mo
     with pytest.raises(SystemExit) as stopped:
         extend.main([*place, *more])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_full_disk_is_said_first(place, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: SimpleNamespace(free=2**20))
+    with pytest.raises(SystemExit):
+        extend.main(place)
+    assert "the results take about 0.0 GiB, and 0.0 GiB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
 
 

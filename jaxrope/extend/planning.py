@@ -8,6 +8,7 @@ once more for what was not kept), an evaluation as what it reads. The plan is th
 
 import dataclasses
 import math
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,9 @@ _SHARE = 0.75  # of a budget that is planned for: the rest is for what was not f
 _TRAINED = 4  # forward passes that a trained token costs
 _STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
 _LAST = 30.0  # seconds for exports and the page
+# Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
+# moments, while one of them is replaced.
+_EXPORTED, _CHECKPOINTS = 4, 2 * 3 * 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +102,7 @@ def make(request: Request, folder: Path) -> Plan:
       InputError: the model, the text or the target do not fit; the budget is too small.
     """
     plan = stored(request, folder)
-    return plan or _new(request)
+    return plan or _new(request, folder)
 
 
 def store(plan: Plan, folder: Path) -> None:
@@ -110,10 +114,11 @@ def store(plan: Plan, folder: Path) -> None:
         sealed.write_json(folder / "plan.json", {"format": FORMAT, **_to_json(plan)})
 
 
-def _new(request: Request) -> Plan:
+def _new(request: Request, folder: Path) -> Plan:
     config = _search_config(request, recipes.SEARCHES[0])
     problem = search.prepare(config)
     facts, notes = _facts(request, config, problem)
+    _check_disk(request, facts, folder)
     start = time.monotonic()
     speed = search.speed(problem)
     setting_up = time.monotonic() - start
@@ -128,6 +133,20 @@ def _new(request: Request) -> Plan:
         f"--budget={duration(request.budget)} is too small: the least that is worth doing takes "
         f"{duration(least)} here. Raise it, or lower --target_len."
     )
+
+
+def _check_disk(request: Request, facts: recipes.Facts, folder: Path) -> None:
+    """Refuses a folder without room for what is written."""
+    if files.is_remote(folder):
+        return
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    size = _EXPORTED + (0 if request.finetune == "none" else _CHECKPOINTS)
+    needed, free = size * facts.num_params, shutil.disk_usage(there).free
+    if needed > free:
+        raise InputError(
+            f"--out={folder}: the results take about {needed / 2**30:.1f} GiB, and "
+            f"{free / 2**30:.1f} GiB are free. Make room, or give another folder."
+        )
 
 
 def _search_config(request: Request, effort: dict[str, int]) -> schema.Config:

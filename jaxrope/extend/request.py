@@ -4,6 +4,7 @@ import dataclasses
 import re
 
 from jaxrope.errors import InputError, choose
+from jaxrope.store import files
 
 FINETUNES = ("none", "lora", "full")
 PROGRAMS = ("transformers", "llama.cpp", "vllm")
@@ -49,10 +50,10 @@ def of(args) -> Request:
     if not text:
         raise InputError("--text names no file. Give the text to search on, such as 'books/*.txt'.")
     return Request(
-        model=args.model,
+        model=located(args.model) if files.as_path(args.model).exists() else args.model,
         target_len=args.target_len,
-        text=text,
-        eval_text=listed(args.eval_text),
+        text=tuple(map(located, text)),
+        eval_text=tuple(map(located, listed(args.eval_text))),
         budget=seconds(args.budget) if args.budget else 0,
         finetune=args.finetune,
         programs=programs,
@@ -62,6 +63,11 @@ def of(args) -> Request:
 def listed(text: str) -> tuple[str, ...]:
     """Returns the names of a list with commas."""
     return tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def located(name: str) -> str:
+    """Returns a path or a glob that is the same in every folder."""
+    return str(files.absolute(name))
 
 
 def seconds(text: str) -> int:
