@@ -29,7 +29,8 @@ DESCENTS = {
     1 / 30: {"objective.num_samples": 2, "gradient.ramps": 5, "judge.num_samples": 5},
     1 / 10: {"objective.num_samples": 2, "gradient.ramps": 12, "judge.num_samples": 8},
 }
-METHODS = ("evolution", "monotone", "free", "yarn")
+FORMS = ("monotone", "free", "yarn", "ntk", "piecewise", "critical")
+METHODS = ("evolution", *FORMS)
 
 
 def add_arguments(parser) -> None:
@@ -39,7 +40,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--samples", type=int, default=2, help="texts of a candidate, of a step")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
     on_books.add_text_arguments(parser)
-    parser.add_argument("--methods", default=",".join(METHODS))
+    parser.add_argument("--methods", default="evolution,monotone,free,yarn", help="or other forms")
     parser.add_argument("--shares", default="30,10", help="of descents: 30 is a thirtieth")
     parser.add_argument("--traces", default="benchmarks/traces")
     parser.add_argument("--workdir", required=True)

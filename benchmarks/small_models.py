@@ -7,7 +7,8 @@
 "qwen3" a Qwen3 with theta 1,000,000 and a window of 512. Each has 4 M parameters, is trained on
 --train alone and written to WORKDIR/hf (--out) in Hugging Face format, with perplexity on
 --held_out, pass keys and six-key needles at its own length in its README.md. About an hour on two
-cores, half of that for qwen3. The same command goes on where it was stopped. --quick: to see it run.
+cores, half of that for qwen3. The same command goes on where it was stopped. --quick: to see it
+run.
 
 A model copies before it answers: half of the first rows have segments that come again. Those of a
 novel come first: of random tokens alone nothing is copied after 350 steps, of novels after 120.

@@ -44,7 +44,9 @@ PROGRAMS = (
     "jaxrope/demo.py",
     *(
         f"jaxrope/{name}/__main__.py"
-        for name in "analyse analysis convert evaluate extend generate recipe report search train".split()
+        for name in (
+            "analyse analysis convert evaluate extend generate recipe report search train"
+        ).split()
     ),
 )
 
