@@ -108,7 +108,7 @@ def express(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
     check_shared(rope_fn)
     if FAMILIES[config.family].longrope_alone and rope_fn.method not in ("none", "ntk", "abf"):
         return as_longrope(config, rope_fn)
-    return METHODS[rope_fn.method](config, rope_fn)
+    return _express_fn(rope_fn)(config, rope_fn)
 
 
 def check_shared(rope_fn: rope.RopeFn) -> None:
@@ -130,7 +130,7 @@ def lost_elsewhere(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> tupl
     """
     if any(np.ndim(bucket.factors) > 1 for bucket in rope_fn.buckets):
         return ("factors of each layer's own: every layer would have one and the same set",)
-    if METHODS[rope_fn.method] is not as_longrope:
+    if _express_fn(rope_fn) is not as_longrope:
         return ()
     max_len = longest(config, rope_fn)
     return tuple(_losses(rope_fn, rope_fn.bucket(max_len), max_len))
@@ -321,6 +321,11 @@ def difference(rope_fn: rope.RopeFn, other_fn: rope.RopeFn) -> float:
 def _frequencies(rope_fn: rope.RopeFn, length: int) -> tuple[np.ndarray, float]:
     bucket = rope_fn.bucket(length)
     return rope_fn.geometry.base_inv_freq / np.asarray(bucket.factors), bucket.attention_factor
+
+
+def _express_fn(rope_fn: rope.RopeFn) -> Callable:
+    """Methods that users have added are written as a table of factors."""
+    return METHODS.get(rope_fn.method, as_longrope)
 
 
 METHODS: dict[str, Callable[[DecoderConfig | Layout, rope.RopeFn], HfRope]] = {

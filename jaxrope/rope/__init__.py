@@ -13,7 +13,7 @@ from jaxrope.rope.base import (
     yarn_on_top,
 )
 from jaxrope.rope.file import load, provenance, save, unfinished_notes
-from jaxrope.rope.methods import METHODS, make, ntk_rcd
+from jaxrope.rope.methods import METHODS, make, ntk_rcd, register
 from jaxrope.rope.presets import catalogue, preset
 from jaxrope.rope.rotary import (
     Rope,
@@ -58,6 +58,7 @@ __all__ = [
     "ntk_rcd",
     "preset",
     "provenance",
+    "register",
     "ramp_factors",
     "reach",
     "remarks",

@@ -58,6 +58,29 @@ def make(
     return RopeFn(method, constants, geometry, table(schedule_or_buckets), schedule_or_buckets)
 
 
+def register(name: str, factors_fn: Callable[..., tuple[np.ndarray, float]]) -> None:
+    """Adds a method, for `make` and config.rope; an experiment file may do it.
+
+    Args:
+      name: of the method.
+      factors_fn: (geometry, *, constants) -> (factors_R, attention factor). Its other arguments
+        are the method's constants: annotated with float, int, bool or str, with a default or not.
+        geometry has rotary_dim (2 R), theta, original_len (tokens) and base_inv_freq (float64 [R],
+        radians a token).
+
+    Raises:
+      InputError: there is one of that name, or an argument is not annotated so.
+    """
+
+    def method(geometry: Geometry, given: schema.Section):
+        constants = {key: value for key, value in given.to_dict().items() if key != "method"}
+        factors_R, number = factors_fn(geometry, **constants)
+        return (geometry.bucket(geometry.base_inv_freq / np.asarray(factors_R), number),)
+
+    schema.registered.method(name, factors_fn)
+    METHODS[name] = method
+
+
 def _none(geometry: Geometry, given: schema.model.Plain):
     return (geometry.bucket(geometry.base_inv_freq),)
 

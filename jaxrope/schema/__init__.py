@@ -8,7 +8,7 @@ identify("search", config, {"weights": digest, ...}).digest
 jax is not imported here: the config is checked before any heavy import.
 """
 
-from jaxrope.schema import evaluation, model, rules, training
+from jaxrope.schema import evaluation, model, registered, rules, training
 from jaxrope.schema.config import KINDS, Config, get, leaves, read, replace, rule_of
 from jaxrope.schema.identity import FREE, UNREAD, Identity, identify
 from jaxrope.schema.model import Mesh
@@ -28,6 +28,7 @@ __all__ = [
     "leaves",
     "model",
     "read",
+    "registered",
     "replace",
     "rule_of",
     "rules",

@@ -140,7 +140,7 @@ class _Rope(Section):
     PATH = "rope"
 
 
-_FACTOR = Number(least=1, most=1e6, unit="target length / original length")
+FACTOR = Number(least=1, most=1e6, unit="target length / original length")
 _TURNS = Number(least=1e-6, most=1e6, unit="turns")
 
 
@@ -179,7 +179,7 @@ class Scaled(_Rope):
     """Methods with one constant."""
 
     method: str = field(Choice(("pi", "ntk", "dynamic_ntk")))
-    factor: float = field(_FACTOR)
+    factor: float = field(FACTOR)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -187,7 +187,7 @@ class NtkRcd(_Rope):
     """LongRoPE2's NTK up to a critical pair."""
 
     method: str = field(Choice(("ntk_rcd",)))
-    factor: float = field(_FACTOR)
+    factor: float = field(FACTOR)
     critical_pair: int = field(Whole(1))
 
 
@@ -196,7 +196,7 @@ class Yarn(_Rope):
     """YaRN; the defaults of beta_fast and beta_slow, turns, are those of its paper."""
 
     method: str = field(Choice(("yarn",)))
-    factor: float = field(_FACTOR)
+    factor: float = field(FACTOR)
     beta_fast: float = field(_TURNS, default=32.0)
     beta_slow: float = field(_TURNS, default=1.0)
     attention_factor: float | None = field(Maybe(Number(above=0)), default=None)
@@ -217,7 +217,7 @@ class Llama3(_Rope):
     """
 
     method: str = field(Choice(("llama3",)))
-    factor: float = field(_FACTOR)
+    factor: float = field(FACTOR)
     low_freq_factor: float = field(Number(above=0))
     high_freq_factor: float = field(Number(above=0))
     max_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)

@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from jaxrope.search.cost import dry_run as dry_run
     from jaxrope.search.cost import planned as planned
     from jaxrope.search.cost import speed as speed
+    from jaxrope.search.objective import Objective as Objective
+    from jaxrope.search.objective import Task as Task
+    from jaxrope.search.objective import lay_out_weighted as lay_out_weighted
+    from jaxrope.search.objective import perplexity as perplexity
+    from jaxrope.search.objective import register as register
     from jaxrope.search.preparing import prepare as prepare
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.run import Result as Result
@@ -29,6 +34,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["evaluator", "gradient", "plan"],
     submod_attrs={
         "cost": ["dry_run", "planned", "speed"],
+        "objective": ["Objective", "Task", "lay_out_weighted", "perplexity", "register"],
         "preparing": ["prepare"],
         "problem": ["Problem"],
         "run": ["Result", "finished", "search"],

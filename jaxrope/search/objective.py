@@ -8,6 +8,7 @@ Letters: W samples, T length.
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -24,11 +25,13 @@ __all__ = [
     "Objective",
     "Reference",
     "Task",
+    "lay_out_weighted",
     "make",
     "mean_nll",
     "mix",
     "needle",
     "perplexity",
+    "register",
 ]
 
 
@@ -39,6 +42,26 @@ def make(section: schema.Section, task: Task) -> Judge:
       InputError: documents that are too short, or what does not fit the model.
     """
     return OBJECTIVES[section.name](task, section)
+
+
+def register(name: str, objective_fn: Callable[..., Objective]) -> None:
+    """Adds an objective, for config.search.objective; an experiment file may do it.
+
+    Args:
+      name: of the objective.
+      objective_fn: (task, *, num_samples, ...) -> Objective. Its other arguments are keys of the
+        config: annotated with float, int, bool or str, with a default or not.
+
+    Raises:
+      InputError: there is one of that name, no num_samples, or an argument is not annotated so.
+    """
+
+    def make_fn(task: Task, section: schema.Section) -> Objective:
+        keys = {key: value for key, value in section.to_dict().items() if key != "name"}
+        return objective_fn(task, **keys)
+
+    schema.registered.objective(name, objective_fn)
+    OBJECTIVES[name] = make_fn
 
 
 def perplexity(task: Task, section: schema.search.Perplexity) -> Objective:
