@@ -1,5 +1,6 @@
 """python -m jaxrope.extend: the request, the plan, the recipe, the exports, and going on."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -53,7 +54,7 @@ def asked(**changes) -> request.Request:
     return request.Request(**fields | dict(programs=("transformers",)) | changes)
 
 
-FACTS = Facts(length=512, num_params=10**6, num_windows=16)
+FACTS = Facts(length=512, num_params=10**6, num_windows=16, taught_keys=6, least_asked=400)
 
 
 @pytest.mark.parametrize("finetune", request.FINETUNES)
@@ -64,7 +65,7 @@ def test_efforts_go_down(finetune):
     assert (first.samples, first.ramps, first.steps, first.judged) == (2, 10, 18, 8)
     assert first.windows == 16 and last.windows == 5 and not last.trials
     assert (first.train_steps, last.train_steps) == ((0, 0) if finetune == "none" else (200, 15))
-    few = list(recipes.efforts(asked(), Facts(512, 10**6, num_windows=3)))
+    few = list(recipes.efforts(asked(), dataclasses.replace(FACTS, num_windows=3)))
     assert {effort.windows for effort in few} == {3}
 
 
@@ -75,7 +76,7 @@ def test_efforts_go_down(finetune):
 def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     """That the schema reads, with the stages of what was asked for."""
     wanted = asked(finetune=finetune, eval_text=("b.txt",))
-    facts = Facts(512, int(params), 16)
+    facts = dataclasses.replace(FACTS, num_params=int(params))
     effort = next(recipes.efforts(wanted, facts))
     (tmp_path / "config.py").write_text(recipes.text(wanted, facts, effort))
     config = schema.read(load(str(tmp_path / "config.py")))
@@ -84,6 +85,19 @@ def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     assert config.lora.rank == (8 if finetune == "lora" else 0)
     assert config.data.eval_files == ("b.txt",) and not config.data.held_out
     assert config.search.gradient.steps == 18 and config.train.steps == effort.train_steps
+
+
+def test_needles_are_taught_and_asked_for_where_they_have_room():
+    wanted = asked(finetune="full")
+    for keys, share in ((6, 0.25), (2, 0.25), (0, None)):
+        facts = dataclasses.replace(FACTS, taught_keys=keys)
+        made = recipes._training_keys(wanted, facts, next(recipes.efforts(wanted, facts)))
+        assert made.get("data.needle_share") == share
+        assert made.get("data.needle_keys") == (keys or None)
+    effort = next(recipes.efforts(wanted, FACTS))
+    for least, lengths in ((400, (512, 4096)), (600, (4096,)), (5000, ())):
+        facts = dataclasses.replace(FACTS, least_asked=least)
+        assert recipes.retrieval_lengths(facts, effort) == lengths
 
 
 @pytest.fixture
@@ -136,7 +150,7 @@ def content(folder):
 
 def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     """All of it once; then the rest after the exports are lost, with the plan that is there."""
-    facts = Facts(256, 10**6, num_windows=16)
+    facts = dataclasses.replace(FACTS, length=256)
     *_, least = recipes.efforts(asked(target_len=512), facts)
     monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
     extend.main([*place, "--for=transformers,vllm"])

@@ -1,7 +1,7 @@
 """The result in the programs that people use: exported for each, opened in those that are here.
 
 What is compared is text that nothing was searched or trained on: the log-probability of every token
-by that program, and by our own forward pass.
+by that program, and by our own forward pass of the same file.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import jax
 import numpy as np
 
 from jaxrope import data, decoder
@@ -63,7 +62,7 @@ def write(
         if make_fn not in exports:
             exports[make_fn] = make_fn(model, folder)
         path, notes = exports[make_fn]
-        rows.append(_opened(_EXPORTS[name](path, length), model, texts) | {"notes": notes})
+        rows.append(_opened(_EXPORTS[name](path, length), texts) | {"notes": notes})
         cli.print_line(sentence(rows[-1]))
     sealed.write_json(folder / "exports.json", {"format": FORMAT, "exports": rows})
     return rows
@@ -102,15 +101,16 @@ _EXPORTS: dict[str, Callable[[Path, int], Export]] = {
 }
 
 
-def _opened(export: Export, model: Pretrained, texts: list[np.ndarray]) -> dict[str, Any]:
+def _opened(export: Export, texts: list[np.ndarray]) -> dict[str, Any]:
     row = {"program": export.program, "path": str(export.path), "how": export.how}
     row |= {"lengths": [len(tokens_T) - 1 for tokens_T in texts], "largest": None, "why": ""}
     if export.log_probs is None:
         return row | {"why": "that takes a server"}
     if importlib.util.find_spec(export.package) is None:
         return row | {"why": f"{export.package} is not installed"}
+    ours = pretrained.load(str(export.path), dtype="float32")
     differences = [
-        np.abs(export.log_probs(export.path, tokens_T) - _ours(model, tokens_T)).max()
+        np.abs(export.log_probs(export.path, tokens_T) - _ours(ours, tokens_T)).max()
         for tokens_T in texts
     ]
     return row | {"largest": float(max(differences))}
@@ -118,10 +118,9 @@ def _opened(export: Export, model: Pretrained, texts: list[np.ndarray]) -> dict[
 
 def _ours(model: Pretrained, tokens_T: np.ndarray) -> np.ndarray:
     settings = decoder.ForwardSettings()
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), model.params)
     rope = model.rope_fn(len(tokens_T) - 1)
-    x_BTD = decoder.hidden(model.config, params, tokens_T[None, :-1], rope, settings=settings)
-    head_DV = decoder.head_DV(model.config, params)
+    x_BTD = decoder.hidden(model.config, model.params, tokens_T[None, :-1], rope, settings=settings)
+    head_DV = decoder.head_DV(model.config, model.params)
     nll_BT, _ = decoder.losses.nll_and_hits(x_BTD, head_DV, tokens_T[None, 1:], chunk=512)
     return -np.asarray(nll_BT[0])
 

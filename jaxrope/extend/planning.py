@@ -13,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxrope import decoder, schema, search, setup
+from jaxrope import data, decoder, schema, search, setup
 from jaxrope.errors import InputError
 from jaxrope.extend import recipes
 from jaxrope.extend.request import Request
@@ -24,6 +24,7 @@ FORMAT = "jaxrope.extend/1"
 _SHARE = 0.75  # of a budget that is planned for: the rest is for what was not foreseen
 _TRAINED = 4  # forward passes that a trained token costs
 _STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
+_LONGER = 1.25  # times as long may words of the training text be
 _LAST = 30.0  # seconds for exports and the page
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
 # moments, while one of them is replaced.
@@ -177,8 +178,25 @@ def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str,
         length=length,
         num_params=decoder.num_params(model),
         num_windows=num_windows,
+        taught_keys=_keys_with_room(tokenizer, request.target_len),
+        least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
     )
     return facts, tuple(notes)
+
+
+def _keys_with_room(tokenizer: data.Tokenizer, length: int) -> int:
+    """Returns how many needles, all asked for, a row has room for; its words may be longer."""
+    source = _source(tokenizer, "training")
+    fitting = (
+        keys
+        for keys in range(recipes.KEYS, 0, -1)
+        if _LONGER * data.needles.most_tokens(source, keys, keys) <= length
+    )
+    return next(fitting, 0)
+
+
+def _source(tokenizer: data.Tokenizer, use: str) -> data.needles.Source:
+    return data.needles.Source(tokenizer, data.needles.grass(tokenizer), use, "--target_len")
 
 
 def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[str, float]:
@@ -189,7 +207,7 @@ def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[s
         trained = effort.train_steps * effort.rows * request.target_len
         tokens["training"] = _TRAINED * trained
     texts = effort.windows * sum(effort.lengths)
-    trials = 2 * effort.trials * sum(recipes.retrieval_lengths(effort))
+    trials = 2 * effort.trials * sum(recipes.retrieval_lengths(facts, effort))
     rows = len(recipes.METHODS) + 1 + bool(effort.train_steps)
     tokens["measurement"] = rows * (texts + trials)
     seconds = {name: count / speed + _STAGE * setting_up for name, count in tokens.items()}

@@ -34,7 +34,7 @@ _ROWS = 8
 WINDOWS_PER_DOCUMENT = 4
 METHODS = ("none", "ntk", "yarn", "sliding")  # rows of the measurement, beside the result
 HELD_OUT = 0.1  # share of the text, where none is given
-_LEAST_KEYS = 400  # tokens of a document with six needles
+KEYS = 6  # needles of a document, at most
 # Learning rates by the number of parameters: LongRoPE's for a 7B, larger ones for smaller models.
 _RATES = ((2e9, 2e-5), (2e8, 1e-4), (0, 5e-4))
 _LORA_RATE, _LORA_RANK = 2e-4, 8
@@ -48,11 +48,15 @@ class Facts:
       length: tokens that the model serves.
       num_params: of it.
       num_windows: of the target length in the held-out text, a few of a document at most.
+      taught_keys: needles that a row of training has room for; 0: none.
+      least_asked: tokens of a document with KEYS needles, at least.
     """
 
     length: int
     num_params: int
     num_windows: int
+    taught_keys: int
+    least_asked: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,7 +147,7 @@ def _lines(request: Request, facts: Facts, effort: Effort) -> Iterator[str]:
     for key, value in _training_keys(request, facts, effort).items():
         yield f"config.{key} = {value!r}"
     yield "config.recipe = ("
-    for stage in _stages(request, effort):
+    for stage in _stages(request, facts, effort):
         yield f"    {stage!r},"
     yield ")"
     yield "return config"
@@ -182,18 +186,18 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
         "checkpoint.every": max(1, effort.train_steps // 6),
         "checkpoint.keep_last": 1,
     }
-    if request.target_len >= _LEAST_KEYS:
-        keys |= {"data.needle_share": 0.25}
+    if facts.taught_keys:
+        keys |= {"data.needle_share": 0.25, "data.needle_keys": facts.taught_keys}
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
 
 
-def retrieval_lengths(effort: Effort) -> tuple[int, ...]:
-    """Returns at which lengths pass keys and needles are asked for; six needles need room."""
+def retrieval_lengths(facts: Facts, effort: Effort) -> tuple[int, ...]:
+    """Returns at which lengths pass keys and needles are asked for; needles need room."""
     ends = dict.fromkeys((effort.lengths[0], effort.lengths[-1]))
-    return tuple(n for n in ends if n >= _LEAST_KEYS) if effort.trials else ()
+    return tuple(n for n in ends if n >= facts.least_asked) if effort.trials else ()
 
 
-def _stages(request: Request, effort: Effort) -> Iterator[tuple]:
+def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     found = ("rope", dict(method="file", path="{search}/rope.json"))
     yield "search", "search", ()
     rows = ()
@@ -215,11 +219,11 @@ def _stages(request: Request, effort: Effort) -> Iterator[tuple]:
         ("eval.windows_per_doc", WINDOWS_PER_DOCUMENT),
     )
     yield "scores", "evaluate", (*measured, *text)
-    if retrieval_lengths(effort):
+    if retrieval_lengths(facts, effort):
         trials = (
             ("eval.suites", ("passkey", "needle")),
             ("eval.methods", tuple(name for name in METHODS if name != "sliding")),
-            ("eval.lengths", retrieval_lengths(effort)),
+            ("eval.lengths", retrieval_lengths(facts, effort)),
             ("eval.passkey_trials", effort.trials),
             ("eval.needle_trials", effort.trials),
         )

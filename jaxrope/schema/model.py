@@ -212,14 +212,14 @@ class Yarn(_Rope):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Llama3(_Rope):
-    """Llama 3.1's scaling; max_len: tokens that a checkpoint with it serves, which the other
-    constants do not say.
+    """Llama 3.1's scaling, with its own two constants by default; max_len: tokens that a checkpoint
+    with it serves, which the other constants do not say.
     """
 
     method: str = field(Choice(("llama3",)))
     factor: float = field(FACTOR)
-    low_freq_factor: float = field(Number(above=0))
-    high_freq_factor: float = field(Number(above=0))
+    low_freq_factor: float = field(Number(above=0), default=1.0)
+    high_freq_factor: float = field(Number(above=0), default=4.0)
     max_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
 
     def check(self) -> None:
