@@ -5,7 +5,7 @@
 Searches of eight times the model's length without training, one for each of three seeds, all
 settings as in configs/base.py. Then the model as it is, NTK, YaRN, its own window sliding, the
 results and the best baseline of each (with the attention factor that suited it best) at five
-lengths, on --windows held-out books, each with one set of factors for all lengths; pass keys and
+lengths, on --windows held-out texts, each with one set of factors for all lengths; pass keys and
 six-key needles at the model's own length and at the longest. For the shipped model:
   --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
 Prints tables and writes
@@ -35,7 +35,7 @@ RETRIEVAL = ("passkey", f"needle-{KEYS}")
 def add_arguments(parser) -> None:
     on_books.add_arguments(parser)
     parser.add_argument("--seeds", type=int, default=3, help="of the searches, from 0 on")
-    parser.add_argument("--windows", type=int, default=16, help="of perplexity, a book each")
+    parser.add_argument("--windows", type=int, default=16, help="of perplexity, a text each")
     parser.add_argument("--trials", type=int, default=24, help="pass keys, needles, at a length")
 
 
@@ -159,7 +159,7 @@ def _about(args, results: list[dict]) -> dict:
     return {
         "title": f"The default search on {Path(args.model).name}, {FACTOR} times longer",
         "what": (
-            f"No training. Perplexity of {args.windows} held-out books, a window each, with one "
+            f"No training. Perplexity of {args.windows} held-out texts, a window each, with one "
             f"set of factors for all lengths. Forward tokens of the searches: {tokens}."
         ),
     }
