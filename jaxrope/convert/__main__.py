@@ -1,10 +1,13 @@
-"""Converts models between Hugging Face folders and workdirs, and ropes between file formats.
+"""Converts models between Hugging Face folders, GGUF files and workdirs, and ropes between file
+formats.
 
 python -m jaxrope.convert import HF_DIR OUT
 python -m jaxrope.convert import model.gguf OUT
 python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
 python -m jaxrope.convert export WORKDIR OUT_PEFT_DIR --adapter
-python -m jaxrope.convert rope rope.json rope.gguf --format=gguf
+python -m jaxrope.convert export MODEL OUT.gguf --to=gguf --rope=rope.json
+python -m jaxrope.convert gguf MODEL.gguf OUT.gguf --rope=rope.json
+python -m jaxrope.convert rope rope.json config.json --format=hf-phi3
 """
 
 import os
@@ -14,8 +17,8 @@ from collections.abc import Sequence
 
 from jaxrope.shell import Command, cli
 
-FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "gguf", "vllm")  # of rope_formats, for --help
-ARCHITECTURES = ("phi3", "phimoe", "minicpm", "minicpm3")  # of rope_gguf, for --help
+FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "vllm")  # of rope_formats, for --help
+_TARGETS = ("hf", "gguf")
 _SOURCES = "config.json and safetensors, a GGUF file, or a model of the hub (ORG/NAME)"
 
 
@@ -55,10 +58,20 @@ def _export_arguments(parser) -> None:
         help=f"a workdir, one step of it, or a folder with {_SOURCES}",
     )
     parser.add_argument(
-        "target", metavar="OUT_HF_DIR", help="folder to make; must not exist, or be empty"
+        "target",
+        metavar="OUT",
+        help="folder to make; must not exist, or be empty. With --to=gguf the file to make",
     )
     parser.add_argument(
-        "--dtype", help="float32, bfloat16 or float16; by default as the weights are"
+        "--to",
+        default="hf",
+        help="hf (a Hugging Face folder) or gguf (a file that runs in llama.cpp, with the"
+        " tokenizer); hf by default",
+    )
+    parser.add_argument(
+        "--dtype",
+        help="float32, bfloat16 or float16, with --to=gguf q8_0 too (also f32, bf16, f16); by"
+        " default as the weights are",
     )
     parser.add_argument(
         "--arch",
@@ -89,7 +102,9 @@ def _export_arguments(parser) -> None:
         " training began with",
     )
     parser.add_argument(
-        "--overwrite", action="store_true", help="replace a Hugging Face folder that is there"
+        "--overwrite",
+        action="store_true",
+        help="replace a Hugging Face folder or file that is there",
     )
 
 
@@ -108,20 +123,32 @@ def _export_adapter(args) -> None:
 
 
 def _check_adapter_arguments(args) -> None:
-    from jaxrope.errors import InputError
+    from jaxrope.errors import InputError, choose
 
+    choose("--to", args.to, _TARGETS)
+    if args.adapter and args.to != "hf":
+        raise InputError("--adapter is a PEFT folder: leave --to out.")
     if args.base and not args.adapter:
         raise InputError("--base is of a PEFT folder: pass --adapter with it.")
     if args.adapter and args.arch is not None:
         raise InputError("--adapter has the layout of its base: leave --arch out.")
 
 
+def _check_target(args) -> None:
+    from jaxrope.convert import folders, gguf_export
+
+    if args.to == "gguf":
+        gguf_export.check_target(args.target, args.overwrite)
+    else:
+        folders.check_target(args.target, overwrite=args.overwrite)
+
+
 def _export(args) -> None:
-    """Make a Hugging Face folder from a workdir or a checkpoint."""
-    from jaxrope.convert import exporting, folders, pretrained
+    """Make a Hugging Face folder or a GGUF file from a workdir, a checkpoint or another model."""
+    from jaxrope.convert import exporting, gguf_export, pretrained
 
     _check_adapter_arguments(args)
-    folders.check_target(args.target, overwrite=args.overwrite)  # before minutes of reading
+    _check_target(args)  # before minutes of reading
     if args.adapter:
         _export_adapter(args)
         return
@@ -136,19 +163,28 @@ def _export(args) -> None:
         overwrite=args.overwrite,
         arch=args.arch,
     )
-    notes = exporting.export_folder(model, args.target, settings)
+    export_fn = gguf_export.export if args.to == "gguf" else exporting.export_folder
+    notes = export_fn(model, args.target, settings)
     _report([*model.notes, *notes], args.target)
 
 
 def _export_dry_run(args) -> str:
     from jaxrope import decoder
-    from jaxrope.convert import exporting, folders, pretrained, rope_export
+    from jaxrope.convert import exporting, gguf_export, pretrained, rope_export
 
     _check_adapter_arguments(args)
-    folders.check_target(args.target, overwrite=args.overwrite)
-    model = pretrained.load(args.source, dtype=args.dtype, weights=False)
+    _check_target(args)
+    model = pretrained.load(args.source, dtype=None, weights=False)
     if args.rope is not None:
         model = pretrained.with_rope(model, args.rope)
+    if args.to == "gguf":
+        settings = exporting.Settings(
+            dtype=args.dtype, allow_lossy=args.allow_lossy, arch=args.arch
+        )
+        made = gguf_export.plan(model, settings, "model")
+        lines = [f"{args.source}: {made.values['general.architecture']} of llama.cpp"]
+        notes = [*model.notes, *made.notes]
+        return _would_write([*lines, *(f"note: {note}" for note in notes)], args.target)
     config = exporting.check_arch(args.arch or model.config.family, model.config)
     hf_rope = rope_export.express(config, model.rope_fn)
     rope_export.check(hf_rope, allow_lossy=args.allow_lossy)
@@ -167,11 +203,6 @@ def _rope_arguments(parser) -> None:
     parser.add_argument("target", metavar="OUT", help="file to make")
     parser.add_argument("--format", required=True, help=f"what to write: {', '.join(FORMATS)}")
     parser.add_argument(
-        "--arch",
-        default="phi3",
-        help=f"of a GGUF: {', '.join(ARCHITECTURES)}; phi3 by default",
-    )
-    parser.add_argument(
         "--allow_lossy",
         action="store_true",
         help="write although the format cannot express all of the rope",
@@ -184,14 +215,9 @@ def _rope(args) -> None:
     from jaxrope.convert import rope_formats
 
     settings = rope_formats.Settings(
-        args.format, args.arch, allow_lossy=args.allow_lossy, overwrite=args.overwrite
+        args.format, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )
-    lines = rope_formats.convert(args.source, args.target, settings)
-    notes = [line.removeprefix("note: ") for line in lines if line.startswith("note: ")]
-    for line in lines:
-        if not line.startswith("note: "):
-            print(line)
-    _report(notes, args.target)
+    _report_lines(rope_formats.convert(args.source, args.target, settings), args.target)
 
 
 def _rope_dry_run(args) -> str:
@@ -199,15 +225,53 @@ def _rope_dry_run(args) -> str:
     from jaxrope.convert import rope_formats
 
     rope_formats.check_target(args.target, args.overwrite)
-    settings = rope_formats.Settings(args.format, args.arch, allow_lossy=args.allow_lossy)
+    settings = rope_formats.Settings(args.format, allow_lossy=args.allow_lossy)
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, os.path.basename(args.target))
         lines = rope_formats.convert(args.source, target, settings)
     return _would_write(lines, args.target)
 
 
+def _gguf_arguments(parser) -> None:
+    parser.add_argument("source", metavar="MODEL.gguf", help="a GGUF file, quantised or not")
+    parser.add_argument("target", metavar="OUT.gguf", help="file to make")
+    parser.add_argument(
+        "--rope", metavar="rope.json", required=True, help="the factors to put into it"
+    )
+    parser.add_argument(
+        "--allow_lossy",
+        action="store_true",
+        help="write although llama.cpp cannot express all of the rope",
+    )
+    parser.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+
+
+def _gguf(args) -> None:
+    """Put factors into a GGUF file of others' making: its tensors are copied as they are."""
+    from jaxrope.convert import gguf_patch
+
+    how = dict(allow_lossy=args.allow_lossy, overwrite=args.overwrite)
+    _report_lines(gguf_patch.patch(args.source, args.target, args.rope, **how), args.target)
+
+
+def _gguf_dry_run(args) -> str:
+    from jaxrope.convert import gguf_export, gguf_patch
+
+    gguf_export.check_target(args.target, args.overwrite)
+    _, lines = gguf_patch.plan(args.source, args.rope, allow_lossy=args.allow_lossy)
+    return _would_write(lines, args.target)
+
+
 def _would_write(lines: list[str], target: str) -> str:
     return "\n".join([*lines, f"would write {target}"])
+
+
+def _report_lines(lines: list[str], target: str) -> None:
+    """Prints what is said of the result, and notes as notes."""
+    for line in lines:
+        if not line.startswith("note: "):
+            print(line)
+    _report([line.removeprefix("note: ") for line in lines if line.startswith("note: ")], target)
 
 
 def _report(notes: list[str], target: str) -> None:
@@ -219,6 +283,7 @@ def _report(notes: list[str], target: str) -> None:
 COMMANDS = {
     "import": Command(arguments=_import_arguments, run=_import, dry_run=_import_dry_run),
     "export": Command(arguments=_export_arguments, run=_export, dry_run=_export_dry_run),
+    "gguf": Command(arguments=_gguf_arguments, run=_gguf, dry_run=_gguf_dry_run),
     "rope": Command(arguments=_rope_arguments, run=_rope, dry_run=_rope_dry_run),
 }
 

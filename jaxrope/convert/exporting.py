@@ -95,7 +95,7 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
             digests = _write_weights(staging, model, dtype, settings.shard_bytes)
         except SafetensorError as error:  # also for a full disk
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
-        notes += _write_texts(staging, model, hf_rope, dtype or _main_dtype(model.params))
+        notes += _write_texts(staging, model, hf_rope, dtype or main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
         text = card.text(name, model, hf_rope)
         (staging / "README.md").write_text(text, encoding="utf-8")
@@ -138,7 +138,7 @@ def export_adapter(
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         peft.write(staging, model.params, model.config, base=base, dtype=dtype)
-        stored = np.dtype(model.config.stored_dtype or _main_dtype(model.params).name)
+        stored = np.dtype(model.config.stored_dtype or main_dtype(model.params).name)
         notes = _write_texts(staging, model, hf_rope, stored)
         _flush(staging)
     return [
@@ -241,14 +241,15 @@ def _dtype(model: Model, name: str | None) -> tuple[np.dtype | None, list[str]]:
     """Returns (the dtype of all weights; None: as they are stored; notes)."""
     if name is not None:
         return choose("dtype", name, safetensors_io.BY_NAME), []
-    came, stored = model.config.stored_dtype, _main_dtype(model.params).name
+    came, stored = model.config.stored_dtype, main_dtype(model.params).name
     if came in (None, stored):
         return None, []
     note = f"the weights are {stored}, and written as {came}, as they came in; --dtype={stored}"
     return safetensors_io.BY_NAME[came], [f"{note} keeps them"]
 
 
-def _main_dtype(params: dict) -> np.dtype:
+def main_dtype(params: dict) -> np.dtype:
+    """Returns the dtype of most values."""
     counts = Counter()
     for leaf in jax.tree.leaves(params):
         counts[leaf.dtype] += leaf.size
@@ -292,27 +293,38 @@ def _lengthen_tokenizer(path: Path, max_len: int) -> list[str]:
 
 
 def _verify_rope(staging: Path, model: Model, hf_rope: HfRope) -> None:
-    """Reads config.json as an import would, and compares its rope with the exported one."""
+    """Reads config.json as an import would, and compares it with the exported model."""
     config, _ = hf_config.read(staging)
-    difference = rope_export.difference(decoder.own_rope(config), model.rope_fn)
-    if not hf_rope.losses and difference > _SAME:
-        raise RuntimeError(
-            f"{staging}: config.json does not mean the rope it was written for (relative difference"
-            f" {difference:.2g})"
-        )
+    wrong = unlike(config, model, tolerance=_SAME, lossless=not hf_rope.losses)
+    if wrong:
+        raise RuntimeError(f"{staging}: config.json reads back with another {min(wrong)}")
+
+
+def unlike(
+    config: DecoderConfig, model: Model, *, tolerance: float, lossless: bool = True
+) -> set[str]:
+    """Returns in what the config of an export differs from the model's, as fields and "rope" and
+    "sliding_rope".
+
+    Args:
+      config: as it is read back.
+      model: what was exported.
+      tolerance: of frequencies and attention factors, relative.
+      lossless: the rope is compared as well.
+    """
+    wrong = set()
+    if lossless:
+        if rope_export.difference(decoder.own_rope(config), model.rope_fn) > tolerance:
+            wrong.add("rope")
     of_window = [decoder.sliding_rope(c) for c in (config, model.config) if "sliding" in c.layers]
-    if of_window and rope_export.difference(*of_window) > _SAME:
-        raise RuntimeError(f"{staging}: config.json does not mean the rope of sliding layers")
+    if len(of_window) == 2 and rope_export.difference(*of_window) > tolerance:
+        wrong.add("sliding_rope")
     # the fields that an extension changes, that of sliding layers, which may be spelled in another
     # way, and one that is not of config.json
     changed = {"theta", "original_len", "max_len", "rope"}
     changed |= {"sliding_rope", "sliding_theta", "stored_dtype"}
-    unchanged = [
-        field.name for field in dataclasses.fields(DecoderConfig) if field.name not in changed
-    ]
-    unlike = [name for name in unchanged if getattr(config, name) != getattr(model.config, name)]
-    if unlike:
-        raise RuntimeError(f"{staging}: config.json reads back with another {unlike[0]}")
+    names = {field.name for field in dataclasses.fields(DecoderConfig)} - changed
+    return wrong | {name for name in names if getattr(config, name) != getattr(model.config, name)}
 
 
 def _flush(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The metadata and the tensor names of a GGUF file in Hugging Face's terms.
+"""The metadata and the tensor names of a GGUF file in Hugging Face's terms, and back.
 
 An architecture is a row of `ARCHITECTURES`: its model_type, the names of its tensors, and what
 llama.cpp's converter did to them (rows of q and k reordered for the rotary layout, norms stored
@@ -18,6 +18,15 @@ from jaxrope.errors import InputError, choose
 
 _LISTED = ("attention.head_count", "attention.head_count_kv", "feed_forward_length")
 _PATTERN = "attention.sliding_window_pattern"
+# What both call otherwise and count alike: GGUF's key -> that of config.json.
+_SIZES = {
+    "context_length": "max_position_embeddings",
+    "embedding_length": "hidden_size",
+    "block_count": "num_hidden_layers",
+    "feed_forward_length": "intermediate_size",
+    "attention.head_count": "num_attention_heads",
+}
+_EPS = "attention.layer_norm_rms_epsilon"
 _LAYER = re.compile(r"blk\.(\d+)\.([a-z0-9_]+)\.(weight|bias)")
 _ENDS = {
     "token_embd.weight": "model.embed_tokens.weight",
@@ -90,12 +99,14 @@ class Architecture:
       config_fn: (metadata, tensor names, the config so far) -> the keys of this family.
       permuted: the rows of q and k are in ggml's rotary order.
       norm_offset: added to all norms.
+      metadata_fn: config.json -> metadata of this family, keys without the architecture.
     """
 
     names: dict[str, str]
     config_fn: Callable[[Fields, list[str], dict], dict]
     permuted: bool = False
     norm_offset: float = 0.0
+    metadata_fn: Callable[[dict], dict] = lambda config: {}
 
 
 def array_keys(architecture: str) -> tuple[str, ...]:
@@ -140,21 +151,16 @@ def _fields(path: Path, header: gguf_header.Header, name: str) -> Fields:
 
 
 def _common(fields: Fields, header: gguf_header.Header) -> dict:
-    heads, width = fields.count("attention.head_count"), fields.count("embedding_length")
-    head_dim = fields.count("attention.key_length", None)
+    sizes = {name: fields.count(key) for key, name in _SIZES.items()}
+    heads, head_dim = sizes["num_attention_heads"], fields.count("attention.key_length", None)
     embed = header.places.get("token_embd.weight")
     if embed is None:
         raise InputError(f"{fields.where}: holds no token_embd.weight, so it is no language model.")
-    config = {
+    config = sizes | {
         "vocab_size": embed.shape[0],
-        "hidden_size": width,
-        "num_hidden_layers": fields.count("block_count"),
-        "num_attention_heads": heads,
         "num_key_value_heads": fields.count("attention.head_count_kv", heads),
-        "head_dim": head_dim or max(1, width // heads),
-        "intermediate_size": fields.count("feed_forward_length"),
-        "rms_norm_eps": fields.number("attention.layer_norm_rms_epsilon"),
-        "max_position_embeddings": fields.count("context_length"),
+        "head_dim": head_dim or max(1, sizes["hidden_size"] // heads),
+        "rms_norm_eps": fields.number(_EPS),
         "tie_word_embeddings": "output.weight" not in header.places,
     }
     for token, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding")):
@@ -220,6 +226,16 @@ def _gemma3(fields: Fields, tensors: list[str], config: dict) -> dict:
     }
 
 
+def _gemma3_metadata(config: dict) -> dict:
+    sliding = config["rope_parameters"]["sliding_attention"]
+    return {
+        "attention.sliding_window": config["sliding_window"],
+        _PATTERN: [kind == "sliding_attention" for kind in config["layer_types"]],
+        "rope.freq_base_swa": float(sliding["rope_theta"]),
+        "final_logit_softcapping": config["final_logit_softcapping"],
+    }
+
+
 def _layer_types(fields: Fields, layers: int) -> list[str]:
     """Returns the kind of each layer: every 6th is full, unless the file says otherwise."""
     pattern = fields.get(_PATTERN)
@@ -239,9 +255,49 @@ ARCHITECTURES = {
     "llama": Architecture(_LLAMA, _llama, permuted=True),
     "qwen2": Architecture(_LLAMA, _qwen2),
     "qwen3": Architecture(_LLAMA | _QK_NORMS, _qwen3),
-    "phi3": Architecture(_LLAMA | _PHI3, _phi3),
-    "gemma3": Architecture(_LLAMA | _QK_NORMS | _GEMMA3, _gemma3, norm_offset=1.0),
+    # llama.cpp wants the key; 0 tells a Phi-4 from others
+    "phi3": Architecture(
+        _LLAMA | _PHI3, _phi3, metadata_fn=lambda config: {"attention.sliding_window": 0}
+    ),
+    "gemma3": Architecture(
+        _LLAMA | _QK_NORMS | _GEMMA3, _gemma3, norm_offset=1.0, metadata_fn=_gemma3_metadata
+    ),
 }
+
+
+def metadata(name: str, config: dict) -> dict:
+    """Returns what a config.json says, but for the rope and the tokens.
+
+    Args:
+      name: of the architecture.
+      config: the content of config.json.
+
+    Returns:
+      By key, without the architecture.
+    """
+    values = {key: config[name] for key, name in _SIZES.items()}
+    values |= {
+        "vocab_size": config["vocab_size"],
+        "attention.head_count_kv": config["num_key_value_heads"],
+        "attention.key_length": config["head_dim"],
+        "attention.value_length": config["head_dim"],
+        _EPS: float(config["rms_norm_eps"]),
+    }
+    values |= ARCHITECTURES[name].metadata_fn(config)
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def origins(name: str, config: dict) -> dict[str, Origin]:
+    """Returns how an architecture holds each tensor that it can have, by Hugging Face's names.
+
+    Args:
+      name: of the architecture.
+      config: the content of config.json.
+    """
+    architecture, layers = ARCHITECTURES[name], range(config["num_hidden_layers"])
+    kinds = ("weight", "bias")
+    names = [f"blk.{i}.{stem}.{k}" for i in layers for stem in architecture.names for k in kinds]
+    return _origins(architecture, [*_ENDS, *names], config)
 
 
 def _origins(architecture: Architecture, tensors: list[str], config: dict) -> dict[str, Origin]:

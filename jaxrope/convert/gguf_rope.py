@@ -19,11 +19,11 @@ from jaxrope.convert.config_keys import fraction
 from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError, choose
 
-_LONG, _SHORT, _FREQS = "rope_factors_long", "rope_factors_short", "rope_freqs"
-TENSORS = tuple(f"{name}.weight" for name in (_LONG, _SHORT, _FREQS))
+LONG, SHORT, FREQS = "rope_factors_long", "rope_factors_short", "rope_freqs"
+TENSORS = tuple(f"{name}.weight" for name in (LONG, SHORT, FREQS))
 MOST = 1e30  # of a number, which is float32 there
 _KINDS = dict.fromkeys(("none", "linear", "yarn", "longrope"))
-_ORIGINAL = "rope.scaling.original_context_length"
+ORIGINAL = "rope.scaling.original_context_length"
 # Of Llama 3.1 and its successors; a file holds the factors that these make, not the constants.
 _LLAMA3 = {
     "low_freq_factor": 1.0,
@@ -101,38 +101,37 @@ def _rotary_dim(fields: Fields, config: dict) -> int:
 def _scaling(fields: Fields, kind: str, factor: float, factors: dict, theta: float, config: dict):
     attention = fields.number("rope.scaling.attn_factor", None, high=MOST) or 1.0
     length = config["max_position_embeddings"]
-    original = fields.count(_ORIGINAL, length)
-    if (_LONG in factors) != (_SHORT in factors) or (kind == "longrope" and not factors):
+    original = fields.count(ORIGINAL, length)
+    if (LONG in factors) != (SHORT in factors) or (kind == "longrope" and LONG not in factors):
         raise InputError(
-            f"{fields.where}: a longrope needs both {_LONG} and {_SHORT}: llama.cpp runs it with"
+            f"{fields.where}: a longrope needs both {LONG} and {SHORT}: llama.cpp runs it with"
             " plain frequencies. Convert the Hugging Face folder again."
         )
     if kind == "yarn":
         return _yarn(fields, factor, factors, attention, original)
     if not factors and attention == 1.0:
         return _linear(factor, fields)
-    if _FREQS in factors:
-        llama3 = _as_llama3(factors[_FREQS], theta, config["head_dim"])
+    if FREQS in factors:
+        llama3 = _as_llama3(factors[FREQS], theta, config["head_dim"])
         if llama3 and factor == attention == 1.0:
             return llama3
-        factors = dict.fromkeys((_LONG, _SHORT), factors[_FREQS])
+        factors = dict.fromkeys((LONG, SHORT), factors[FREQS])
     law = rope.attention_factor("su", factor=max(length / original, 1), original_len=original)
     pairs = _rotary_dim(fields, config) // 2
     return {
         "rope_type": "longrope",
-        "long_factor": [value * factor for value in factors.get(_LONG, [1.0] * pairs)],
-        "short_factor": [value * factor for value in factors.get(_SHORT, [1.0] * pairs)],
+        "long_factor": [value * factor for value in factors.get(LONG, [1.0] * pairs)],
+        "short_factor": [value * factor for value in factors.get(SHORT, [1.0] * pairs)],
         "attention_factor": law if abs(attention / law - 1) < _SAME_FLOAT32 else attention,
         "original_max_position_embeddings": original,
     }
 
 
 def _linear(factor: float, fields: Fields) -> dict:
-    if factor == 1:
-        return {"rope_type": "default"}
-    original = fields.count(_ORIGINAL, None)
-    known = {} if original is None else {"original_max_position_embeddings": original}
-    return {"rope_type": "linear", "factor": factor} | known
+    original = fields.count(ORIGINAL, None)
+    length = {} if original is None else {"original_max_position_embeddings": original}
+    kind = {"rope_type": "default"} if factor == 1 else {"rope_type": "linear", "factor": factor}
+    return kind | length
 
 
 def _yarn(fields: Fields, factor: float, factors: dict, attention: float, original: int) -> dict:

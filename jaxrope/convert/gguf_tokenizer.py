@@ -12,9 +12,9 @@ from jaxrope.convert.gguf_splits import FLAGGED, GROUPS, SPLITS
 from jaxrope.data import tokenizer_spec
 from jaxrope.errors import InputError
 
-_KEY = "tokenizer.ggml."
-ARRAYS = tuple(_KEY + name for name in ("tokens", "scores", "token_type", "merges"))
-_NORMAL, _UNKNOWN, _CONTROL, _USER = 1, 2, 3, 4  # token_type
+KEY = "tokenizer.ggml."
+ARRAYS = tuple(KEY + name for name in ("tokens", "scores", "token_type", "merges"))
+NORMAL, UNKNOWN, CONTROL, USER, UNUSED, BYTE = range(1, 7)  # token_type
 # Tokens that end an answer, whatever a file says of them: as the published generation configs.
 _ENDS = (
     *("<|eot_id|>", "<|eom_id|>", "<|end_of_text|>", "<|im_end|>", "<|endoftext|>", "<|end|>"),
@@ -41,9 +41,9 @@ class _Vocabulary:
 
     def id_of(self, name: str) -> int | None:
         """Returns the id under a key such as "bos_token_id"; None: there is none."""
-        number = self.fields.count(f"{_KEY}{name}", None, low=0)
+        number = self.fields.count(f"{KEY}{name}", None, low=0)
         if number is not None and number >= len(self.tokens):
-            raise self.fields.wrong(f"{_KEY}{name}", f"be below {len(self.tokens)}, the tokens")
+            raise self.fields.wrong(f"{KEY}{name}", f"be below {len(self.tokens)}, the tokens")
         return number
 
     def token(self, name: str) -> str | None:
@@ -63,22 +63,22 @@ def files(header: gguf_header.Header, where: str) -> tuple[dict[str, dict], list
       InputError: the tokenizer's metadata contradict each other.
     """
     fields = Fields(header.values, where)
-    kind = fields.text(f"{_KEY}model", None)
+    kind = fields.text(f"{KEY}model", None)
     if kind not in ("gpt2", "llama"):
         return {}, [
             f"{where} has a tokenizer of kind {kind}, which is not read (gpt2 and llama are)"
         ]
     vocabulary = _vocabulary(header, fields)
-    split = fields.text(f"{_KEY}pre", None) or "default"
+    split = fields.text(f"{KEY}pre", None) or "default"
     if kind == "gpt2" and split not in GROUPS:
         return {}, [
-            f"{where}: how its tokenizer splits text ({_KEY}pre, '{split[:60]}') is not known, so"
+            f"{where}: how its tokenizer splits text ({KEY}pre, '{split[:60]}') is not known, so"
             " it comes without one; name the tokenizer.json of the original model"
         ]
     is_flagged = kind == "llama" or GROUPS.get(split) in FLAGGED
     adds = {
-        "bos": fields.flag(f"{_KEY}add_bos_token", is_flagged),
-        "eos": fields.flag(f"{_KEY}add_eos_token", False),
+        "bos": fields.flag(f"{KEY}add_bos_token", is_flagged),
+        "eos": fields.flag(f"{KEY}add_eos_token", False),
     }
     body = _byte_level(vocabulary, split) if kind == "gpt2" else _sentencepiece(vocabulary)
     ends = [
@@ -96,22 +96,20 @@ def files(header: gguf_header.Header, where: str) -> tuple[dict[str, dict], list
 
 
 def _vocabulary(header: gguf_header.Header, fields: Fields) -> _Vocabulary:
-    arrays = {key.removeprefix(_KEY): header.arrays.get(key, []) for key in ARRAYS}
-    tokens, kinds = arrays["tokens"], arrays["token_type"] or [_NORMAL] * len(arrays["tokens"])
+    arrays = {key.removeprefix(KEY): header.arrays.get(key, []) for key in ARRAYS}
+    tokens, kinds = arrays["tokens"], arrays["token_type"] or [NORMAL] * len(arrays["tokens"])
     if not tokens or not all(isinstance(token, str) for token in tokens):
-        raise InputError(f"{fields.path(_KEY + 'tokens')} must be a list of texts.")
+        raise InputError(f"{fields.path(KEY + 'tokens')} must be a list of texts.")
     for name, items in (("token_type", kinds), ("scores", arrays["scores"] or tokens)):
         if len(items) != len(tokens) or (items is not tokens and isinstance(items[0], str)):
             raise InputError(
-                f"{fields.path(_KEY + name)} must be {len(tokens)} numbers, one a token, got"
+                f"{fields.path(KEY + name)} must be {len(tokens)} numbers, one a token, got"
                 f" {len(items)} items."
             )
     tokens = [token or f"[EMPTY_{number}]" for number, token in enumerate(tokens)]
     if len({*tokens}) < len(tokens):
-        raise InputError(f"{fields.path(_KEY + 'tokens')} must all be different.")
-    kinds = [
-        _CONTROL if token in _ENDS else kind for token, kind in zip(tokens, kinds, strict=True)
-    ]
+        raise InputError(f"{fields.path(KEY + 'tokens')} must all be different.")
+    kinds = [CONTROL if token in _ENDS else kind for token, kind in zip(tokens, kinds, strict=True)]
     return _Vocabulary(fields, tokens, kinds, arrays)
 
 
@@ -119,10 +117,16 @@ def _byte_level(vocabulary: _Vocabulary, split: str) -> dict:
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     pairs = [_pair(merge, vocabulary.fields) for merge in vocabulary.arrays["merges"]]
     pairs = [pair for pair in pairs if ids.keys() >= {*pair, "".join(pair)}]
-    regexes = SPLITS[GROUPS[split]]
+    return splitting(GROUPS[split]) | {
+        "model": tokenizer_spec.bpe(ids, pairs, None, ignore_merges=GROUPS[split] in FLAGGED)
+    }
+
+
+def splitting(group: str) -> dict:
+    """Returns the parts of a tokenizer.json that split a text as a group of `SPLITS` does."""
     pieces = [
         {"type": "Split", "pattern": {"Regex": regex}, "behavior": "Isolated", "invert": False}
-        for regex in regexes
+        for regex in SPLITS[group]
     ]
     bytes_ = {"add_prefix_space": False, "trim_offsets": True, "use_regex": False}
     bytes_ = {"type": "ByteLevel"} | bytes_
@@ -130,22 +134,21 @@ def _byte_level(vocabulary: _Vocabulary, split: str) -> dict:
         "normalizer": None,
         "pre_tokenizer": {"type": "Sequence", "pretokenizers": [*pieces, bytes_]},
         "decoder": bytes_,
-        "model": tokenizer_spec.bpe(ids, pairs, None, ignore_merges=GROUPS[split] in FLAGGED),
     }
 
 
 def _pair(merge: object, fields: Fields) -> list[str]:
     at = merge.find(" ", 1) if isinstance(merge, str) else -1
     if at < 0:
-        raise InputError(f"{fields.path(_KEY + 'merges')} must be pairs of tokens with a space.")
+        raise InputError(f"{fields.path(KEY + 'merges')} must be pairs of tokens with a space.")
     return [merge[:at], merge[at + 1 :]]
 
 
 def _sentencepiece(vocabulary: _Vocabulary) -> dict:
     scores = vocabulary.arrays["scores"]
     if not scores:
-        raise InputError(f"{vocabulary.fields.path(_KEY + 'scores')} is missing.")
-    prefix = vocabulary.fields.flag(f"{_KEY}add_space_prefix", True)
+        raise InputError(f"{vocabulary.fields.path(KEY + 'scores')} is missing.")
+    prefix = vocabulary.fields.flag(f"{KEY}add_space_prefix", True)
     ids = {token: number for number, token in enumerate(vocabulary.tokens)}
     ranked = sorted(range(len(scores)), key=lambda number: -scores[number])
     tokens = vocabulary.tokens
@@ -168,9 +171,9 @@ def _added(vocabulary: _Vocabulary) -> list[dict]:
     strips = strips if "phi-3" in name or "phi3" in name else set()  # as llama.cpp, by the name
     rows = enumerate(zip(vocabulary.tokens, vocabulary.kinds, strict=True))
     return [
-        tokenizer_spec.added(number, token, special=kind != _USER, rstrip=token in strips)
+        tokenizer_spec.added(number, token, special=kind != USER, rstrip=token in strips)
         for number, (token, kind) in rows
-        if kind in (_UNKNOWN, _CONTROL, _USER)
+        if kind in (UNKNOWN, CONTROL, USER)
     ]
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a GGUF file as Hugging Face would hold them, one at a time.
+"""The tensors of a GGUF file as Hugging Face would hold them, one at a time, and back.
 
 What is quantised is read as float32, exactly as the package gguf dequantises it; float16 and
 bfloat16 stay what they are, unless an offset is taken off.
@@ -19,6 +19,10 @@ from jaxrope.errors import InputError
 
 _PLAIN = {0: np.dtype("<f4"), 1: np.dtype("<f2"), 30: np.dtype(ml_dtypes.bfloat16)}  # by ggml type
 _FLOAT32 = np.dtype(np.float32)
+_Q8_0 = 8
+# Of the matrices of a file that is written: its name -> ggml's type.
+KINDS = {"float32": 0, "float16": 1, "bfloat16": 30, "q8_0": _Q8_0}
+KINDS |= {"f32": 0, "f16": 1, "bf16": 30}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +103,31 @@ def _in_halves(values: np.ndarray, heads: int) -> np.ndarray:
     """Returns the rows of each head with the first of every rotary pair before the second."""
     pairs = values.reshape(heads, -1, 2, *values.shape[1:])
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
+
+
+def kind_of(shape: tuple[int, ...], kind: int) -> int:
+    """Returns the type of a tensor where matrices have type `kind`: vectors are float32 to
+    llama.cpp, and float16 is for rows that a block does not divide, as with its own converter.
+    """
+    if len(shape) < 2:
+        return 0
+    return 1 if shape[-1] % _block(kind, "")[0] else kind
+
+
+def stored(name: str, values: np.ndarray, origin: Origin, kind: int) -> np.ndarray:
+    """Returns a tensor of Hugging Face's as a file holds it, in the bytes of type `kind`.
+
+    Raises:
+      InputError: a value is beyond the range of the type.
+    """
+    if origin.offset:
+        values = values.astype(np.float32) + np.float32(origin.offset)
+    if origin.heads:
+        halves = values.reshape(origin.heads, 2, -1, *values.shape[1:])
+        values = halves.swapaxes(1, 2).reshape(values.shape)
+    if kind in _PLAIN:
+        return np.ascontiguousarray(safetensors_io.cast(name, values, _PLAIN[kind]))
+    return _package().quantize(np.float32(values), _quantisation(kind))
 
 
 def quantisation_name(kind: int) -> str:

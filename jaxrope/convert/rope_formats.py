@@ -1,4 +1,4 @@
-"""Converts a rope between file formats: rope.json, config.json, GGUF, vLLM.
+"""Converts a rope between file formats: rope.json, config.json, vLLM; GGUF is read.
 
 Each file is read again and compared before the conversion is reported.
 """
@@ -19,7 +19,6 @@ from jaxrope.convert import (
     lookup,
     rope_config,
     rope_export,
-    rope_gguf,
 )
 from jaxrope.convert.families import FAMILIES, Family
 from jaxrope.convert.fields import Fields
@@ -30,7 +29,7 @@ from jaxrope.store import files, strict_json
 _FLAG = "--hf-overrides"  # of vLLM
 _VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them
 _ANY = Family("", partial_rotary=1.0)  # of a rope that comes without a model
-_SAME, _SAME_FLOAT32 = 1e-8, 3e-7  # relative
+_SAME = 1e-8  # relative
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,13 +59,11 @@ class Settings:
 
     Attributes:
       form: a name in FORMATS.
-      architecture: of a GGUF, see rope_gguf.ARCHITECTURES.
       allow_lossy: write although the format cannot express all of the rope.
       overwrite: replace a file that is there.
     """
 
     form: str
-    architecture: str = "phi3"
     allow_lossy: bool = False
     overwrite: bool = False
 
@@ -86,13 +83,17 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
     Raises:
       InputError: a broken source, a target in use, or a rope that `form` cannot express.
     """
-    writer = choose("--format", settings.form, FORMATS)
     if settings.form == "gguf":
-        rope_gguf.check_architecture(settings.architecture)
+        raise InputError(
+            "--format=gguf: no program loads a GGUF of a rope alone. Put it into a model's file:"
+            " python -m jaxrope.convert gguf MODEL.gguf OUT.gguf --rope=rope.json; or write the"
+            " model: export MODEL OUT.gguf --to=gguf --rope=rope.json."
+        )
+    writer = choose("--format", settings.form, FORMATS)
     path = check_target(target, settings.overwrite)
     rope_source = read(source)
     lines, lossless = writer(rope_source, path, settings)
-    _verify(path, rope_source, settings, lossless=lossless)
+    _verify(path, rope_source, lossless=lossless)
     return [*lines, *(f"note: {note}" for note in rope_source.notes)]
 
 
@@ -189,22 +190,6 @@ def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str]
     return _lines(hf_rope, family, settings), not hf_rope.losses
 
 
-def _write_gguf(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
-    rope_fn, layout = source.rope_fn, _layout(source, "phi3")
-    by_constants = rope_fn.method == "yarn" and rope_fn.constants.get("truncate", True)
-    hf_rope = (rope_export.as_yarn if by_constants else rope_export.as_longrope)(layout, rope_fn)
-    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="llama.cpp")
-    rope_gguf.write(path, hf_rope, rope_fn.geometry, architecture=settings.architecture)
-    alone = (
-        "The file holds the rope alone, no weights. llama.cpp's converter writes the same for an"
-        " export with --arch=phi3, where the attention factor is the usual one."
-    )
-    if by_constants:
-        alone = "The file holds the rope alone, no weights; llama.cpp's converter writes the same."
-        return [alone], True
-    return [*_lines(hf_rope, "phi3", settings), alone], not hf_rope.losses
-
-
 def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
     rope_fn, layout = source.rope_fn, _layout(source, "phi3")
     by_constants = rope_fn.method in ("yarn", "dynamic_ntk")  # types that vLLM has too
@@ -234,7 +219,6 @@ FORMATS: dict[str, _Writer] = {
     "jaxrope": _write_jaxrope,
     "hf-llama": _write_hf,
     "hf-phi3": _write_hf,
-    "gguf": _write_gguf,
     "vllm": _write_vllm,
 }
 
@@ -270,12 +254,11 @@ def check_target(target: Path | str, overwrite: bool) -> Path:
     return path
 
 
-def _verify(path: Path, source: Source, settings: Settings, *, lossless: bool) -> None:
+def _verify(path: Path, source: Source, *, lossless: bool) -> None:
     """Reads what was written, and compares."""
     again = read(path)
-    limit = _SAME_FLOAT32 if settings.form == "gguf" else _SAME
     difference = rope_export.difference(again.rope_fn, source.rope_fn)
-    if lossless and difference > limit:
+    if lossless and difference > _SAME:
         path.unlink()
         raise RuntimeError(
             f"{path}: does not mean the rope it was written for (relative difference"

@@ -1,110 +1,140 @@
-"""A rope as a GGUF file that holds nothing else; the way back is gguf_rope.py.
+"""A rope as metadata and tensors of a GGUF file; the way back is gguf_rope.py.
 
-llama.cpp divides the frequencies by the tensors rope_factors_short or rope_factors_long and
-multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is not written beside
-them: it would divide every position once more, whatever the scaling type. YaRN is its constants,
-where attn_factor multiplies YaRN's own attention factor.
+llama.cpp divides the frequencies by the tensor rope_freqs, or by rope_factors_short or
+rope_factors_long, and multiplies cos and sin by rope.scaling.attn_factor. `rope.scaling.factor` is
+not written beside them: it would divide every position once more, whatever the scaling type. YaRN
+is its constants, where attn_factor multiplies YaRN's own attention factor.
+
+One set of factors is rope_freqs, which every build reads; two sets are read by builds since April
+2026 (by those of Phi-3's kinds, ever since), and older ones refuse the file.
 """
 
-import os
-import tempfile
-from pathlib import Path
+import dataclasses
 
 import numpy as np
 
 from jaxrope import rope
-from jaxrope.convert.rope_export import HfRope
-from jaxrope.errors import InputError, choose
+from jaxrope.convert import gguf_rope, rope_export
+from jaxrope.convert.rope_export import HfRope, Layout
+from jaxrope.decoder import DecoderConfig
+from jaxrope.errors import InputError
 
-ARCHITECTURES = {  # with rope_factors_long and rope_factors_short in llama.cpp
-    "phi3": "Phi-3, Phi-3.5, Phi-4-mini",
-    "phimoe": "Phi-3.5-MoE",
-    "minicpm": "MiniCPM",
-    "minicpm3": "MiniCPM3",
-}
-_SHORT, _LONG = "rope_factors_short", "rope_factors_long"
+# Architectures whose rope llama.cpp divides by rope_freqs, and by rope_factors_long and _short.
+ONE_SET = ("llama", "granite", "minicpm", "mistral3")
+TWO_SETS = (*ONE_SET, "minicpm3", "phi3", "phimoe")
+_ONE_SCALE = ("gemma3",)  # whose sliding layers the attention factor would scale as well
+_BY_CONSTANTS = ("none", "abf", "ntk", "pi")
+_ATTENTION = "rope.scaling.attn_factor"
+_KEYS = ("context_length", "rope.freq_base", "rope.dimension_count", "rope.scale_linear")
 _SAME = 2e-7  # relative: two float32 apart
 
 
-def check_architecture(name: str) -> None:
-    """Refuses architectures for which llama.cpp has no factors.
+@dataclasses.dataclass(frozen=True)
+class GgufRope:
+    """A rope as a file holds it.
 
-    Raises:
-      InputError: `name` is none of ARCHITECTURES.
+    Attributes:
+      values: metadata, keys without the architecture.
+      tensors: float32, by name.
+      hf_rope: the same as config.json would express it, with what is lost.
     """
-    if name == "llama":
-        raise InputError(
-            "--arch=llama: llama.cpp has no longrope for it, a GGUF would load and ignore the"
-            " factors. Export the model with --arch=phi3, and take that architecture here."
-        )
-    choose("--arch", name, ARCHITECTURES)
+
+    values: dict[str, str | int | float]
+    tensors: dict[str, np.ndarray]
+    hf_rope: HfRope
 
 
-def write(path: Path, hf_rope: HfRope, geometry: rope.Geometry, *, architecture: str) -> None:
-    """Writes a GGUF file with the rope's metadata and tensors, atomically.
+def express(
+    config: DecoderConfig | Layout, rope_fn: rope.RopeFn, architecture: str, *, allow_lossy: bool
+) -> GgufRope:
+    """Returns `rope_fn` as a file of an architecture holds it.
 
     Args:
-      path: of the file.
-      hf_rope: a longrope or a YaRN.
-      geometry: the dims of the heads.
-      architecture: of ARCHITECTURES.
+      config: the model, or its layout alone.
+      rope_fn: any method.
+      architecture: llama.cpp's name.
+      allow_lossy: also if llama.cpp cannot express all of it.
 
     Raises:
-      InputError: the package gguf is not installed, or another architecture.
+      InputError: llama.cpp would apply it wrongly, or not at all.
     """
-    gguf = _package()
-    check_architecture(architecture)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name[:80]}.", suffix=".tmp")
-    os.close(handle)
-    try:
-        writer = gguf.GGUFWriter(name, architecture)
-        writer.add_context_length(hf_rope.max_len)
-        writer.add_key_length(geometry.head_dim)
-        writer.add_value_length(geometry.head_dim)
-        writer.add_rope_dimension_count(geometry.rotary_dim)
-        writer.add_rope_freq_base(hf_rope.theta)
-        writer.add_rope_scaling_orig_ctx_len(hf_rope.original_len)
-        if hf_rope.section["rope_type"] == "yarn":
-            _add_yarn(writer, hf_rope.section)
-        else:
-            _add_longrope(writer, hf_rope.section)
-        writer.write_header_to_file()
-        writer.write_kv_data_to_file()
-        writer.write_tensors_to_file()
-        writer.close()
-        os.chmod(name, 0o644)  # mkstemp makes 0600: a result is for everybody to read
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _add_longrope(writer, section: dict) -> None:
-    writer.add_rope_scaling_type(_package().RopeScalingType.LONGROPE)
-    writer.add_rope_scaling_attn_factors(section["attention_factor"])
-    for tensor, key in ((_LONG, "long_factor"), (_SHORT, "short_factor")):
-        writer.add_tensor(f"{tensor}.weight", np.asarray(section[key], np.float32))
-
-
-def _add_yarn(writer, section: dict) -> None:
-    factor, usual = section["factor"], _yarn_attention(section["factor"])
-    writer.add_rope_scaling_type(_package().RopeScalingType.YARN)
-    writer.add_rope_scaling_factor(factor)
-    if abs(section["attention_factor"] / usual - 1) >= _SAME:
-        writer.add_rope_scaling_attn_factors(section["attention_factor"] / usual)
-    if (section["beta_fast"], section["beta_slow"]) != (32.0, 1.0):  # llama.cpp's own
-        writer.add_rope_scaling_yarn_beta_fast(section["beta_fast"])
-        writer.add_rope_scaling_yarn_beta_slow(section["beta_slow"])
-
-
-def _yarn_attention(factor: float) -> float:
-    return rope.attention_factor("yarn", factor=factor, original_len=2)
-
-
-def _package():
-    try:
-        import gguf
-    except ImportError:
+    hf_rope = _as_hf(config, rope_fn)
+    rope_export.check(hf_rope, allow_lossy=allow_lossy, reader="llama.cpp")
+    values = {
+        "context_length": hf_rope.max_len,
+        "rope.freq_base": hf_rope.theta,
+        "rope.dimension_count": rope_fn.rotary_dim,
+    }
+    if hf_rope.original_len:
+        values[gguf_rope.ORIGINAL] = hf_rope.original_len
+    scaling, factors = _SCALINGS[hf_rope.section["rope_type"]](hf_rope.section, architecture)
+    if architecture in _ONE_SCALE and _ATTENTION in scaling:
         raise InputError(
-            "GGUF needs the package gguf. Install it (pip install jaxrope[gguf])."
-        ) from None
-    return gguf
+            f"rope: llama.cpp scales the sliding layers of {architecture} by the attention factor"
+            " too. Search with the usual one (search.attention_factor), or serve with another"
+            " program."
+        )
+    tensors = {f"{name}.weight": np.asarray(row, np.float32) for name, row in factors.items()}
+    return GgufRope(values | scaling, tensors, hf_rope)
+
+
+def needs_factors(rope_fn: rope.RopeFn) -> bool:
+    """Returns whether a rope is no formula of llama.cpp's, so that factors have to be written."""
+    is_yarn = rope_fn.method == "yarn" and rope_fn.constants.get("truncate", True)
+    return not is_yarn and rope_fn.method not in _BY_CONSTANTS
+
+
+def is_of_rope(key: str) -> bool:
+    """Returns whether a key without the architecture says something of the rope."""
+    return key in _KEYS or key.startswith("rope.scaling.")
+
+
+def _as_hf(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
+    if needs_factors(rope_fn):
+        return rope_export.as_longrope(config, rope_fn)
+    rope_export.check_shared(rope_fn)
+    return rope_export.METHODS[rope_fn.method](config, rope_fn)
+
+
+def _default(section: dict, architecture: str) -> tuple[dict, dict]:
+    del section, architecture
+    return {}, {}
+
+
+def _linear(section: dict, architecture: str) -> tuple[dict, dict]:
+    del architecture
+    return {"rope.scaling.type": "linear", "rope.scaling.factor": float(section["factor"])}, {}
+
+
+def _yarn(section: dict, architecture: str) -> tuple[dict, dict]:
+    del architecture
+    factor = float(section["factor"])
+    own = section["attention_factor"] / rope.attention_factor(
+        "yarn", factor=factor, original_len=section["original_max_position_embeddings"]
+    )
+    values = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
+    if abs(own - 1) >= _SAME:
+        values[_ATTENTION] = float(own)
+    for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
+        if section[key] != usual:
+            values[f"rope.scaling.yarn_{key}"] = float(section[key])
+    return values, {}
+
+
+def _longrope(section: dict, architecture: str) -> tuple[dict, dict]:
+    short, long = section["short_factor"], section["long_factor"]
+    attention = float(section["attention_factor"])
+    values = {} if attention == 1 else {_ATTENTION: attention}
+    if short == long and architecture in ONE_SET:
+        return values, {gguf_rope.FREQS: long}
+    if architecture in TWO_SETS:
+        kind = {"rope.scaling.type": "longrope"}
+        return kind | values, {gguf_rope.LONG: long, gguf_rope.SHORT: short}
+    raise InputError(
+        f"rope: llama.cpp has no factors for the architecture {architecture}"
+        f" (for {', '.join(TWO_SETS)} it has), only YaRN by its constants. Search with"
+        " search.form='yarn', or serve the model with another program."
+    )
+
+
+_SCALINGS = {"default": _default, "linear": _linear, "yarn": _yarn, "longrope": _longrope}
