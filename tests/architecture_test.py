@@ -59,7 +59,7 @@ ONLY_IN = {
     "absl": ("jaxrope/shell/cli.py", "jaxrope/shell/experiment.py"),
     "argparse": ("jaxrope/shell/cli.py",),
     "safetensors": ("jaxrope/convert/",),
-    "gguf": ("jaxrope/convert/rope_gguf.py", "jaxrope/convert/gguf_weights.py"),
+    "gguf": ("jaxrope/convert/gguf_weights.py",),
     "sentencepiece": ("jaxrope/data/pieces.py",),
     "huggingface_hub": ("jaxrope/convert/hub.py",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own

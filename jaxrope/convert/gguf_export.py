@@ -149,7 +149,7 @@ def _architecture(config: DecoderConfig, model: exporting.Model) -> str:
             " Face folder, and convert it with llama.cpp's own program."
         )
     is_square = config.num_heads * config.head_dim == config.embed_dim
-    if family == "qwen2" and (rope_gguf.needs_factors(model.rope_fn) or not is_square):
+    if family == "qwen2" and (rope_gguf.needs_factors(model.rope_fn, family) or not is_square):
         family = "llama"
     if family in _SQUARE and not is_square:
         raise InputError(

@@ -132,10 +132,8 @@ _NAMES = {group: name for name, group in reversed(GROUPS.items())}  # the first 
 
 
 def _split(group: str) -> list[str]:
-    import tokenizers
-
     body = gguf_tokenizer.splitting(group) | {"model": tokenizer_spec.bpe({"a": 0}, [], None)}
-    backend = tokenizers.Tokenizer.from_str(json.dumps(tokenizer_spec.document([], None, **body)))
+    backend = data.backend_of(tokenizer_spec.document([], None, **body))
     return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PLAIN)]
 
 
@@ -160,15 +158,13 @@ def _pieces(spec: dict, values: dict[str, Any]) -> list[dict[str, Any]]:
 
 def _again(values: dict[str, Any], where: str):
     """Returns the tokenizer that is read from the metadata; None: they cannot be read."""
-    import tokenizers
-
     arrays = {key: value for key, value in values.items() if isinstance(value, list)}
     firsts = {key: value[0] for key, value in arrays.items()}
     context = {"general.architecture": "llama", "llama.context_length": 1}
     contents, _ = gguf_tokenizer.files(Header(values | firsts | context, arrays, {}, {}), where)
     if "tokenizer.json" not in contents:
         return None
-    return tokenizers.Tokenizer.from_str(json.dumps(contents["tokenizer.json"]))
+    return data.backend_of(contents["tokenizer.json"])
 
 
 def _same(tokenizer: data.Tokenizer, again, texts: list[str]) -> bool:

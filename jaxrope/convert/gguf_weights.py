@@ -96,7 +96,7 @@ def _dequantised(raw: np.ndarray, item: Entry) -> np.ndarray:
         return raw.view(_PLAIN[item.place.kind])
     rows = raw.reshape(math.prod(item.shape[:-1]), -1)  # the package goes through 16 at a time
     with np.errstate(all="ignore"):  # scales of a damaged file; what comes of them is checked
-        return _package().dequantize(rows, _quantisation(item.place.kind))
+        return package().dequantize(rows, _quantisation(item.place.kind))
 
 
 def _in_halves(values: np.ndarray, heads: int) -> np.ndarray:
@@ -127,7 +127,7 @@ def stored(name: str, values: np.ndarray, origin: Origin, kind: int) -> np.ndarr
         values = halves.swapaxes(1, 2).reshape(values.shape)
     if kind in _PLAIN:
         return np.ascontiguousarray(safetensors_io.cast(name, values, _PLAIN[kind]))
-    return _package().quantize(np.float32(values), _quantisation(kind))
+    return package().quantize(np.float32(values), _quantisation(kind))
 
 
 def quantisation_name(kind: int) -> str:
@@ -146,18 +146,18 @@ def _block(kind: int, where: str) -> tuple[int, int]:
             f"{where} is of type {name}, which the package gguf cannot dequantise. Take another"
             " quantisation of the model."
         )
-    return _package().GGML_QUANT_SIZES[quantisation]
+    return package().GGML_QUANT_SIZES[quantisation]
 
 
 def _quantisation(kind: int):
     """Returns the package's name of a type; None: it has none."""
-    types = _package().GGMLQuantizationType
+    types = package().GGMLQuantizationType
     return types(kind) if kind in set(map(int, types)) else None
 
 
 @functools.cache
 def _is_readable(quantisation) -> bool:
-    gguf = _package()
+    gguf = package()
     _, block_bytes = gguf.GGML_QUANT_SIZES[quantisation]
     try:
         gguf.dequantize(np.zeros(block_bytes, np.uint8), quantisation)
@@ -166,12 +166,16 @@ def _is_readable(quantisation) -> bool:
         return False
 
 
-def _package():
+def package(what: str = "Quantised weights of GGUF need"):
+    """Returns the package gguf.
+
+    Raises:
+      InputError: it is not installed; `what` needs it.
+    """
     try:
         import gguf
     except ImportError:
         raise InputError(
-            "Quantised weights of GGUF need the package gguf. Install it (pip install"
-            " jaxrope[gguf])."
+            f"{what} the package gguf. Install it (pip install jaxrope[gguf])."
         ) from None
     return gguf

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxrope.convert import gguf_weights
 from jaxrope.errors import InputError
 
 _ALIGNMENT = "general.alignment"
@@ -97,15 +98,5 @@ def _types(gguf, value: Any) -> tuple[Any, ...]:
 
 
 def package():
-    """Returns the package gguf.
-
-    Raises:
-      InputError: it is not installed.
-    """
-    try:
-        import gguf
-    except ImportError:
-        raise InputError(
-            "GGUF needs the package gguf. Install it (pip install jaxrope[gguf])."
-        ) from None
-    return gguf
+    """Returns the package gguf, see `gguf_weights.package`."""
+    return gguf_weights.package("Writing GGUF needs")

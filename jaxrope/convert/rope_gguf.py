@@ -23,7 +23,8 @@ from jaxrope.errors import InputError
 ONE_SET = ("llama", "granite", "minicpm", "mistral3")
 TWO_SETS = (*ONE_SET, "minicpm3", "phi3", "phimoe")
 _ONE_SCALE = ("gemma3",)  # whose sliding layers the attention factor would scale as well
-_BY_CONSTANTS = ("none", "abf", "ntk", "pi")
+_FACTORS_ALONE = ("phi3", "phimoe")  # whose config.json knows no other scaling
+_BY_THETA = ("none", "abf", "ntk")
 _ATTENTION = "rope.scaling.attn_factor"
 _KEYS = ("context_length", "rope.freq_base", "rope.dimension_count", "rope.scale_linear")
 _SAME = 2e-7  # relative: two float32 apart
@@ -58,7 +59,7 @@ def express(
     Raises:
       InputError: llama.cpp would apply it wrongly, or not at all.
     """
-    hf_rope = _as_hf(config, rope_fn)
+    hf_rope = _as_hf(config, rope_fn, architecture)
     rope_export.check(hf_rope, allow_lossy=allow_lossy, reader="llama.cpp")
     values = {
         "context_length": hf_rope.max_len,
@@ -78,10 +79,12 @@ def express(
     return GgufRope(values | scaling, tensors, hf_rope)
 
 
-def needs_factors(rope_fn: rope.RopeFn) -> bool:
+def needs_factors(rope_fn: rope.RopeFn, architecture: str) -> bool:
     """Returns whether a rope is no formula of llama.cpp's, so that factors have to be written."""
+    if rope_fn.method in _BY_THETA:
+        return False
     is_yarn = rope_fn.method == "yarn" and rope_fn.constants.get("truncate", True)
-    return not is_yarn and rope_fn.method not in _BY_CONSTANTS
+    return not (is_yarn or rope_fn.method == "pi") or architecture in _FACTORS_ALONE
 
 
 def is_of_rope(key: str) -> bool:
@@ -89,8 +92,8 @@ def is_of_rope(key: str) -> bool:
     return key in _KEYS or key.startswith("rope.scaling.")
 
 
-def _as_hf(config: DecoderConfig | Layout, rope_fn: rope.RopeFn) -> HfRope:
-    if needs_factors(rope_fn):
+def _as_hf(config: DecoderConfig | Layout, rope_fn: rope.RopeFn, architecture: str) -> HfRope:
+    if needs_factors(rope_fn, architecture):
         return rope_export.as_longrope(config, rope_fn)
     rope_export.check_shared(rope_fn)
     return rope_export.METHODS[rope_fn.method](config, rope_fn)

@@ -69,6 +69,7 @@ from jaxrope.data.sources import find_files
 from jaxrope.data.tokenizer import (
     BytesTokenizer,
     Tokenizer,
+    backend_of,
     continuation,
     load_tokenizer,
     with_bos,
@@ -91,6 +92,7 @@ __all__ = [
     "Tokenizer",
     "TrainLoader",
     "Windows",
+    "backend_of",
     "chat",
     "check_bad_lines",
     "check_shares",

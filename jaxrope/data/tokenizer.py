@@ -8,6 +8,7 @@ transformers.
 
 import contextlib
 import hashlib
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -232,6 +233,11 @@ def load_tokenizer(path: Path | str, *, vocab_size: int | None = None) -> Tokeni
         suffix=suffix,
         notes=(*notes, *special.older_reading(file, bos_id)),
     )
+
+
+def backend_of(spec: dict) -> Any:
+    """Returns the tokenizers.Tokenizer of the content of a tokenizer.json."""
+    return _backend(json.dumps(spec).encode(), Path("tokenizer.json"))
 
 
 def with_bos(tokenizer: Tokenizer, ids: np.ndarray) -> np.ndarray:
