@@ -3,7 +3,8 @@
 from jaxrope.convert import consumers
 from jaxrope.convert.rope_export import HfRope
 
-_MAX_PROVENANCE_ROWS = 30
+_MAX_PROVENANCE_ROWS = 40
+_FOR_PROGRAMS = ("identity", "versions")
 
 
 def text(name: str, model, hf_rope: HfRope) -> str:
@@ -17,6 +18,7 @@ def text(name: str, model, hf_rope: HfRope) -> str:
     parts = [
         f"---\nlibrary_name: transformers\npipeline_tag: text-generation\n---\n\n# {name}\n",
         _facts(model, hf_rope),
+        _unfinished(model),
         _losses(hf_rope),
         _consumers(model, hf_rope),
         _provenance(model.rope_provenance),
@@ -59,15 +61,30 @@ def _consumers(model, hf_rope: HfRope) -> str:
     return "## What programs do with it\n\n" + "".join(f"- {row}\n" for row in rows)
 
 
+def _unfinished(model) -> str:
+    if not model.unfinished:
+        return ""
+    return "## Unfinished\n\n" + "".join(f"- {sentence}\n" for sentence in model.unfinished)
+
+
 def _provenance(provenance: dict) -> str:
-    rows = [
-        (key, value)
-        for key, value in provenance.items()
-        if isinstance(value, int | float)
-        or (isinstance(value, str) and len(value) <= 80 and "/" not in value and "|" not in value)
-    ]
+    rows = list(_scalars(provenance))
     if not rows:
         return ""
     return "## How the factors were found\n\n| | |\n|---|---|\n" + "".join(
         f"| {key} | {value} |\n" for key, value in rows[:_MAX_PROVENANCE_ROWS]
     )
+
+
+def _scalars(provenance: dict, above: str = ""):
+    """Yields numbers and short words, also those of what it was made from, the nearest first."""
+    inside = []
+    for key, value in provenance.items():
+        items = value if isinstance(value, list) else [value]
+        inside += [(key, item) for item in items if isinstance(item, dict)]
+        is_word = isinstance(value, str) and len(value) <= 80
+        if isinstance(value, int | float) or (is_word and not {"/", "|"} & {*value}):
+            yield above + key, value
+    for key, value in inside:
+        if key not in _FOR_PROGRAMS:
+            yield from _scalars(value, f"{above}{key}.")

@@ -1,6 +1,7 @@
 """How each program applies a rope: to short prompts, to long ones, and where it switches.
 
-As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLang and llama.cpp.
+As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLang and llama.cpp;
+GGUF files as run by llama.cpp 0.6 (`make serve`).
 """
 
 import math
@@ -11,7 +12,6 @@ from jaxrope.convert.rope_export import HfRope
 
 _ALL = ("transformers", "vLLM", "SGLang", "llama.cpp")
 _READERS = {"gguf": ("llama.cpp",), "vllm": ("vLLM",)}  # of formats that not all programs read
-_FROM_METADATA = ("gguf",)  # where llama.cpp reads attn_factor, and no converter computes it
 
 
 def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]:
@@ -23,11 +23,10 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
       form: format it is written in; None: a whole Hugging Face folder.
     """
     kind = hf_rope.section["rope_type"]
-    describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic}
-    if kind not in describe_fns:
-        return ["Every program uses the same frequencies at every length."]
-    if kind == "yarn" and form == "vllm":
-        return ["vLLM uses the same frequencies and attention factor at every length."]
+    describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic, "linear": _linear}
+    if kind not in describe_fns or (kind in ("linear", "yarn") and form in _READERS):
+        program = _READERS.get(form, ("Every program",))[0]
+        return [f"{program} uses the same frequencies and attention factor at every length."]
     if kind != "longrope":
         return describe_fns[kind](hf_rope)
     return _longrope(hf_rope, FAMILIES[family], form)
@@ -53,7 +52,9 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
             " short and long."
         ]
     else:
-        sentences = [line for name in programs for line in _choice(name, hf_rope.original_len, row)]
+        sentences = [
+            line for name in programs for line in _choice(name, hf_rope.original_len, row, form)
+        ]
     if "transformers" in programs:
         sentences.append(
             "transformers applies the attention factor at every length, short ones as well."
@@ -63,22 +64,26 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
             "The attention factor is not the usual sqrt(1 + ln factor / ln original),"
             f" {law(hf_rope):.6g}. transformers reads `attention_factor`, vLLM `short_mscale` and"
             " `long_mscale` (both are written; transformers calls the latter unrecognised keys and"
-            " passes over them); llama.cpp computes the usual one and will differ."
+            " passes over them); llama.cpp's converter computes the usual one. A file of export"
+            " --to=gguf has it."
         )
     if row.longrope_alone and not by_law and form not in ("gguf", "vllm"):
         sentences.append(
             "transformers 4 refuses this config: its Phi-3 knows no attention factor of its own."
             " Use transformers 5."
         )
-    if "llama.cpp" in programs and not row.longrope_alone and form not in _FROM_METADATA:
+    if form not in _READERS:
         sentences.append(
-            "llama.cpp's converter drops the factors of this architecture without a word (it keeps"
-            " them for Phi-3): do not convert it to GGUF."
+            "llama.cpp's converter takes a Phi-3's tokenizer from tokenizer.model, or byte pairs if"
+            " tokenizer_class is GPT2Tokenizer: write a file for llama.cpp with export --to=gguf."
+            if row.longrope_alone
+            else "llama.cpp's converter drops the factors of this architecture without a word (it"
+            " keeps them for Phi-3): write a file for llama.cpp with export --to=gguf."
         )
     return sentences
 
 
-def _choice(program: str, original: int, row: Family) -> list[str]:
+def _choice(program: str, original: int, row: Family, form: str | None) -> list[str]:
     """Returns when a program takes short and when long factors; empty if it takes neither."""
     if program == "transformers":
         crossing = (
@@ -102,11 +107,21 @@ def _choice(program: str, original: int, row: Family) -> list[str]:
             f" {original + 1} tokens, `short_factor` otherwise, and keeps the keys cached before."
             f" Token {original + 1} itself, where it comes last, is given the phase of position 0."
         ]
-    if not row.longrope_alone:
+    if not (row.longrope_alone or form == "gguf"):
         return []
     return [
-        "llama.cpp takes one set for a context, by its allocated size (`-c`) and not by the"
-        f" prompt's length: beyond {original}, `long_factor`, for short prompts as well."
+        "llama.cpp takes one set for a context, by its allocated size (`-c`, a multiple of 256,"
+        f" shared by the slots of a server) and not by the prompt's length: beyond {original},"
+        " `long_factor`, for short prompts as well."
+    ]
+
+
+def _linear(hf_rope: HfRope) -> list[str]:
+    max_len = hf_rope.max_len
+    return [
+        "Every program uses the same frequencies at every length, but vLLM multiplies"
+        f" max_position_embeddings, {max_len}, by the factor once more: pass"
+        f" --max-model-len={max_len}."
     ]
 
 
@@ -124,9 +139,9 @@ def _yarn(hf_rope: HfRope) -> list[str]:
     )
     if not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
         sentences.append(
-            f"llama.cpp and older vLLM compute the attention factor as 0.1 ln(factor) + 1,"
-            f" {usual:.6g}, and will differ from {section['attention_factor']:.6g}; vLLM 0.32 reads"
-            " it."
+            f"llama.cpp's converter and older vLLM compute the attention factor as 0.1 ln(factor) +"
+            f" 1, {usual:.6g}, and will differ from {section['attention_factor']:.6g}; vLLM 0.32"
+            " reads it, and a file of export --to=gguf has it."
         )
     return sentences
 

@@ -21,6 +21,7 @@ from jaxrope import decoder, rope
 from jaxrope.convert import (
     card,
     config_keys,
+    consumers,
     folders,
     importing,
     layout,
@@ -66,6 +67,8 @@ class Model(Protocol):
     rope_fn: rope.RopeFn
     rope_provenance: dict
     source: str
+    stopped: str
+    unfinished: tuple[str, ...]
 
 
 def export_folder(model: Model, target: Path | str, settings: Settings | None = None) -> list[str]:
@@ -102,7 +105,15 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
         safetensors_io.verify(staging, digests)
         _verify_rope(staging, model, hf_rope)
         _flush(staging)
-    return [*(f"lost: {loss}" for loss in hf_rope.losses), *notes]
+    if hf_rope.section["rope_type"] != "default":
+        notes += consumers.lines(hf_rope, model.config.family)
+    return [*remarks(model, hf_rope), *notes]
+
+
+def remarks(model: Model, hf_rope: HfRope) -> list[str]:
+    """Returns what is lost of a model, and whether its training has ended, a line each."""
+    losses = [f"lost: {loss}" for loss in hf_rope.losses]
+    return [*losses, model.stopped] if model.stopped else losses
 
 
 def export_adapter(
@@ -142,7 +153,7 @@ def export_adapter(
         notes = _write_texts(staging, model, hf_rope, stored)
         _flush(staging)
     return [
-        *(f"lost: {loss}" for loss in hf_rope.losses),
+        *remarks(model, hf_rope),
         *notes,
         "PEFT opens the base with the base's own rope: give it this folder's config.json,"
         " AutoModelForCausalLM.from_pretrained(BASE, config=AutoConfig.from_pretrained(FOLDER)),"
@@ -275,7 +286,8 @@ def _write_texts(staging: Path, model: Model, hf_rope: HfRope, dtype: np.dtype) 
             },
         }
         files.write_json_atomic(staging / "generation_config.json", content)
-    return _lengthen_tokenizer(staging / "tokenizer_config.json", hf_rope.max_len)
+    longest = rope_export.longest(config, model.rope_fn)  # dynamic NTK's max_len is the original
+    return _lengthen_tokenizer(staging / "tokenizer_config.json", longest)
 
 
 def _lengthen_tokenizer(path: Path, max_len: int) -> list[str]:

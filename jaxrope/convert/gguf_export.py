@@ -14,6 +14,7 @@ import numpy as np
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import (
     config_keys,
+    consumers,
     exporting,
     gguf_config,
     gguf_header,
@@ -115,7 +116,9 @@ def export(
     path = check_target(target, settings.overwrite)
     made = plan(model, settings, path.stem)
     gguf_writer.write(path, made.values, made.tensors, _arrays(made, model))
-    return [*(f"lost: {loss}" for loss in made.rope.hf_rope.losses), *made.notes]
+    hf_rope = made.rope.hf_rope
+    said = consumers.lines(hf_rope, made.config.family, form="gguf")
+    return [*exporting.remarks(model, hf_rope), *made.notes, *said]
 
 
 def check_target(target: Path | str, overwrite: bool) -> Path:

@@ -36,6 +36,7 @@ class Pretrained:
       source: the folder, for messages.
       rope_provenance: how rope.json was made; empty for the model's own rope.
       notes: what was assumed in reading it.
+      stopped: where its training stopped before its end, "" if it did not.
     """
 
     config: DecoderConfig
@@ -45,6 +46,13 @@ class Pretrained:
     source: str
     rope_provenance: dict = dataclasses.field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    stopped: str = ""
+
+    @property
+    def unfinished(self) -> tuple[str, ...]:
+        """What of it is not final, a sentence each."""
+        factors = rope.unfinished_notes("rope.json", self.rope_provenance)
+        return tuple(filter(None, (*factors, self.stopped)))
 
 
 def load(
@@ -214,7 +222,8 @@ def _load_workdir(
 ) -> Pretrained:
     config = _model_json(workdir)
     rope_fn, provenance = _rope_of(workdir, config)
-    stored = checkpoint.describe(folder, step)["leaves"]["params"]
+    described = checkpoint.describe(folder, step)
+    stored = described["leaves"]["params"]
     target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, decoder.DTYPES))
     params, abstract = {}, _as_stored(config, stored)
     leaves.compare(checkpoint.find_step(folder, step), "params", stored, abstract)
@@ -227,7 +236,20 @@ def _load_workdir(
     notes = steps.passed_over(workdir) if step is None and folder == workdir else ()
     notes = (*notes, *rope.unfinished_notes(str(folder), provenance))
     place = _tokenizer_dir(workdir)
-    return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes)
+    stopped = _stopped(workdir, described)
+    return Pretrained(config, params, place, rope_fn, str(folder), provenance, notes, stopped)
+
+
+def _stopped(workdir: Path, described: dict) -> str:
+    """Returns where a training stopped; "" at its end, and for what no training made."""
+    path = workdir / "config.json"
+    if "opt_state" not in described["leaves"] or not path.is_file():
+        return ""
+    section = sealed.read_json(path, sealed=False).get("train")
+    steps = section.get("steps") if isinstance(section, dict) else None
+    if not isinstance(steps, int) or described["step"] >= steps:
+        return ""
+    return f"the training is at step {described['step']} of {steps}. Start it again to end it"
 
 
 def _as_stored(config: DecoderConfig, stored: dict) -> dict:
