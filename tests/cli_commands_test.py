@@ -137,10 +137,9 @@ def test_help_and_mistakes_are_answered_before_jax_is_imported(tmp_path):
 
 
 def test_the_help_of_convert_lists_what_there_is():
-    from jaxrope.convert import __main__, rope_formats, rope_gguf
+    from jaxrope.convert import __main__, rope_formats
 
     assert tuple(rope_formats.FORMATS) == __main__.FORMATS
-    assert tuple(rope_gguf.ARCHITECTURES) == __main__.ARCHITECTURES
 
 
 MODEL = str(ROOT / "jaxrope" / "models" / "stdlib-2m")

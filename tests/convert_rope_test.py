@@ -16,7 +16,19 @@ from jaxrope.convert import config as hf_config
 from jaxrope.convert import exporting, pretrained, rope_export
 from jaxrope.convert.rope_formats import FORMATS, Settings, convert, read
 from jaxrope.errors import InputError
-from tests.rope_samples import GEOMETRIES, LONG, SHORT, needs, rope_of, rows, run, same, saved
+from tests.rope_samples import (
+    GEOMETRIES,
+    LONG,
+    SHORT,
+    into_gguf,
+    needs,
+    rope_of,
+    rows,
+    run,
+    same,
+    saved,
+    written,
+)
 
 
 @pytest.mark.parametrize("name", GEOMETRIES)
@@ -108,7 +120,7 @@ def test_phi35_moe_has_two_mscales(tmp_path):
     message = r"llama.cpp cannot express this rope: differing attention factors \(1.24316, 1.3\)"
     needs("gguf")
     with pytest.raises(InputError, match=message):
-        convert(tmp_path, tmp_path / "out", Settings("gguf"))
+        into_gguf(tmp_path, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -125,14 +137,12 @@ SAID = {
         "llama.cpp takes one set for a context, by its allocated size (`-c`)",
         "transformers 4 refuses this config",
     ),
-    "gguf": ("llama.cpp takes one set for a context", "holds the rope alone, no weights"),
     "vllm": ("vLLM takes one set for good",),
     "jaxrope": ("each sequence takes the factors of its own length, up to 32, 256 tokens",),
 }
 UNSAID = {
     "hf-llama": "computes the whole cache anew",
     "hf-phi3": "drops the factors",
-    "gguf": "transformers",
     "vllm": "llama.cpp",
     "jaxrope": "vLLM",
 }
@@ -150,7 +160,7 @@ def test_what_each_program_will_do(tmp_path, form):
 def test_one_set_of_factors_cannot_be_chosen_wrongly(tmp_path):
     path = saved(tmp_path, rope_of(buckets=rows(256, attention=("su", "su"))))
     told = convert(path, tmp_path / "out", Settings("hf-phi3"))
-    assert "The factors are the same at every length" in told[0] and len(told) == 2
+    assert "The factors are the same at every length" in told[0] and len(told) == 3
     assert convert(path, tmp_path / "again", Settings("jaxrope")) == [
         "jaxrope: one set of factors for sequences of up to 256 tokens."
     ]
@@ -175,9 +185,9 @@ def test_what_would_be_silently_wrong(tmp_path, name, form):
         return  # it has one for each set: test_what_vllm_reads
     reader = READERS.get(form, "vLLM")
     with pytest.raises(InputError, match=f"^{reader} cannot express this rope: {message}"):
-        convert(path, tmp_path / "out", Settings(form))
+        written(path, tmp_path / "out", form)
     assert not (tmp_path / "out").exists()
-    told = convert(path, tmp_path / "out", Settings(form, allow_lossy=True))
+    told = written(path, tmp_path / "out", form, allow_lossy=True)
     assert any(line.startswith("note: lost: ") for line in told)
     assert read(tmp_path / "out").rope_fn.bucket(256).factors == tuple(LONG)
 
@@ -188,7 +198,7 @@ def test_factors_of_each_layer(tmp_path):
     for form in ("hf-llama", "hf-phi3", "gguf", "vllm"):
         needs(form)
         with pytest.raises(InputError, match="factors of each layer's own cannot be written"):
-            convert(path, tmp_path / "out", Settings(form, allow_lossy=True))
+            written(path, tmp_path / "out", form, allow_lossy=True)
     convert(path, tmp_path / "out", Settings("jaxrope"))
     same(read(tmp_path / "out").rope_fn, rope_of(buckets=layered))
     write(tmp_path / "in", CASES["llama"])
@@ -242,8 +252,8 @@ def test_a_scaling_that_grows_is_of_vllms_own_type(tmp_path, factor):
     needs("gguf")
     for source in (path, tmp_path / "hf"):
         with pytest.raises(InputError, match="llama.cpp cannot express this rope: method 'dynamic"):
-            convert(source, tmp_path / "x", Settings("gguf", overwrite=True))
-        convert(source, tmp_path / "x", Settings("gguf", allow_lossy=True, overwrite=True))
+            into_gguf(source, tmp_path / "x")
+        into_gguf(source, tmp_path / "x", allow_lossy=True)
         long = read(tmp_path / "x").rope_fn.bucket(int(longest))
         np.testing.assert_allclose(long.factors, rope_fn.bucket(int(longest)).factors, rtol=1e-6)
 
@@ -259,15 +269,11 @@ def test_lengths_of_factors(tmp_path):
 
 MISTAKES = {
     "no file": (("IN", "out", "--format=vllm"), "holds no rope. Name a rope.json, a config.json"),
-    "format": (("rope.json", "out", "--format=ggu"), "Unknown --format 'ggu'. Did you mean 'gguf'"),
+    "format": (("rope.json", "out", "--format=ggu"), "Unknown --format 'ggu'. Known: hf-llama"),
     "no format": (("rope.json", "out"), "arguments are required: --format"),
-    "arch": (
-        ("rope.json", "out", "--format=gguf", "--arch=llama"),
-        "--arch=llama: llama.cpp has no longrope for it, a GGUF would load and ignore the factors",
-    ),
-    "other arch": (
-        ("rope.json", "out", "--format=gguf", "--arch=phi4"),
-        "Unknown --arch 'phi4'. Did you mean 'phi3'? Known: minicpm, minicpm3, phi3, phimoe",
+    "gguf": (
+        ("rope.json", "out", "--format=gguf"),
+        "no program loads a GGUF of a rope alone. Put it into a model's file",
     ),
     "taken": (("rope.json", "rope.json", "--format=vllm"), "exists. Name another, or pass"),
     "folder": (("rope.json", ".", "--format=vllm"), "is a folder. Name a file in it"),
@@ -294,12 +300,6 @@ def test_command_line(tmp_path, capsys):
     lossy = ("rope", path, tmp_path / "out", "--format=vllm", "--overwrite", "--allow_lossy")
     code, _, err = run(capsys, *lossy)
     assert code == 0 and err.startswith("note: lost: the border between the buckets")
-
-
-def test_without_the_package(tmp_path, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
-    with pytest.raises(InputError, match=r"GGUF needs the package gguf. Install it \(pip install"):
-        convert(saved(tmp_path, rope_of()), tmp_path / "out", Settings("gguf"))
 
 
 def test_what_was_written_is_read_again(tmp_path, monkeypatch):

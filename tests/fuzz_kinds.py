@@ -220,7 +220,7 @@ def _rope(folder, documents, rng):
 def _forms(folder: Path):
     path = rope_samples.saved(folder, rope_samples.rope_of())
     for form in ("gguf", "vllm"):
-        rope_formats.convert(path, folder / form, rope_formats.Settings(form))
+        rope_samples.written(path, folder / form, form)
     line = shlex.split((folder / "vllm").read_text())
     return (folder / "gguf").read_bytes(), json.loads(line[1])
 

@@ -6,6 +6,7 @@ import pytest
 
 from jaxrope import rope
 from jaxrope.convert import __main__ as program
+from jaxrope.convert import gguf_writer, rope_export, rope_formats, rope_gguf
 
 SHORT = [1.0, 1.05, 1.1, 1.3, 1.31, 1.5, 1.7, 2.05]
 LONG = [1.03, 1.2, 2.06, 3.1, 4.77, 5.0, 6.3, 7.99]
@@ -39,6 +40,35 @@ def saved(folder, rope_fn):
 def needs(*forms):
     if "gguf" in forms:
         pytest.importorskip("gguf", reason="needs the package gguf (the test extra has it)")
+
+
+def into_gguf(source, target, arch="llama", *, allow_lossy=False):
+    """Writes the rope of a file or folder as the GGUF of a model holds it, without the model."""
+    rope_source = rope_formats.read(source)
+    geometry = rope_source.rope_fn.geometry
+    own = {"method": rope_source.rope_fn.method, **rope_source.rope_fn.constants}
+    layout = rope_export.Layout(
+        arch if arch == "phi3" else "llama",
+        geometry.head_dim,
+        geometry.rotary_dim,
+        rope_source.longest,
+        rope=own if rope_source.max_len else {},
+    )
+    written = rope_gguf.express(layout, rope_source.rope_fn, arch, allow_lossy=allow_lossy)
+    values = {f"{arch}.{key}": value for key, value in written.values.items()}
+    values |= {"general.architecture": arch, f"{arch}.attention.key_length": geometry.head_dim}
+    tensors = [gguf_writer.Tensor(name, row.shape, 0) for name, row in written.tensors.items()]
+    gguf_writer.write(target, values, tensors, written.tensors.values())
+    return written
+
+
+def written(source, target, form, *, allow_lossy=False):
+    """Writes a rope in a form, or as a GGUF holds it; returns what is said."""
+    if form == "gguf":
+        hf_rope = into_gguf(source, target, allow_lossy=allow_lossy).hf_rope
+        return [f"note: lost: {loss}" for loss in hf_rope.losses]
+    settings = rope_formats.Settings(form, allow_lossy=allow_lossy, overwrite=True)
+    return rope_formats.convert(source, target, settings)
 
 
 def same(one, two):

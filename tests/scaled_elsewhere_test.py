@@ -8,11 +8,11 @@ from configs import base
 from jaxrope import decoder, schema, setup
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import pretrained, rope_export
-from jaxrope.convert.rope_formats import Settings, convert, read
+from jaxrope.convert.rope_formats import read
 from jaxrope.evaluate import rows
 from jaxrope.generate.__main__ import main as generate
 from jaxrope.search import baselines
-from tests.rope_samples import needs
+from tests.rope_samples import needs, written
 from tests.scaled_models_test import CHECKPOINTS, LLAMA, LONGROPE, PRE, SHORT, USUAL, YARN
 from tests.search_config import tiny, write_model
 
@@ -21,7 +21,7 @@ from tests.search_config import tiny, write_model
 def test_yarn_of_a_model_card_for_other_programs(tmp_path, form):
     needs(form)
     write(tmp_path / "in", LLAMA | {"rope_scaling": YARN | {PRE: 128}})
-    convert(tmp_path / "in", tmp_path / "out", Settings(form))
+    written(tmp_path / "in", tmp_path / "out", form)
     again = read(tmp_path / "out")
     own = pretrained.load(tmp_path / "in").rope_fn.bucket(512)
     found = again.rope_fn.bucket(512)
@@ -44,7 +44,7 @@ def test_other_scalings_for_other_programs(tmp_path, name, form):
     keys = keys | dict(max_position_embeddings=max_len, rope_scaling=section)
     write(tmp_path / "in", LLAMA | keys)
     own = read(tmp_path / "in")
-    convert(tmp_path / "in", tmp_path / "out", Settings(form))
+    written(tmp_path / "in", tmp_path / "out", form)
     again = read(tmp_path / "out")
     assert (again.longest, again.rope_fn.original_len) == (longest, original)
     assert rope_export.difference(again.rope_fn, own.rope_fn) < 3e-7
@@ -55,9 +55,9 @@ def test_yarn_in_gguf(tmp_path, changes):
     """llama.cpp multiplies attn_factor with YaRN's own attention factor."""
     gguf = pytest.importorskip("gguf", reason="needs the package gguf")
     write(tmp_path / "in", LLAMA | {"rope_scaling": YARN | {PRE: 128} | changes})
-    convert(tmp_path / "in", tmp_path / "out", Settings("gguf"))
+    written(tmp_path / "in", tmp_path / "out", "gguf")
     fields = gguf.GGUFReader(tmp_path / "out").fields
-    values = {name.partition("phi3.")[2]: field.contents() for name, field in fields.items()}
+    values = {name.partition("llama.")[2]: field.contents() for name, field in fields.items()}
     assert values["rope.scaling.type"] == "yarn" and values["rope.scaling.factor"] == 4.0
     assert values["rope.scaling.original_context_length"] == 128
     assert values["context_length"] == 512
@@ -93,7 +93,7 @@ def test_case_01_qwen25_yarn_recipe(shared, tmp_path, capsys):
     capsys.readouterr()
     for form in ("vllm", "gguf"):
         needs(form)
-        convert(folder, tmp_path / form, Settings(form))
+        written(folder, tmp_path / form, form)
         assert read(tmp_path / form).rope_fn.constants["factor"] == 4.0
 
 

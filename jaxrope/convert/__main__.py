@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from jaxrope.shell import Command, cli
 
 FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "vllm")  # of rope_formats, for --help
-_TARGETS = ("hf", "gguf")
+_TARGETS = dict.fromkeys(("hf", "gguf"))
 _SOURCES = "config.json and safetensors, a GGUF file, or a model of the hub (ORG/NAME)"
 
 
@@ -165,6 +165,8 @@ def _export(args) -> None:
     )
     export_fn = gguf_export.export if args.to == "gguf" else exporting.export_folder
     notes = export_fn(model, args.target, settings)
+    for line in exporting.applied(model, settings) if args.to == "hf" else ():
+        print(line)
     _report([*model.notes, *notes], args.target)
 
 

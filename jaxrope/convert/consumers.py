@@ -75,10 +75,10 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
     if form not in _READERS:
         sentences.append(
             "llama.cpp's converter takes a Phi-3's tokenizer from tokenizer.model, or byte pairs if"
-            " tokenizer_class is GPT2Tokenizer: write a file for llama.cpp with export --to=gguf."
+            " tokenizer_class is GPT2Tokenizer: write the GGUF with export --to=gguf."
             if row.longrope_alone
             else "llama.cpp's converter drops the factors of this architecture without a word (it"
-            " keeps them for Phi-3): write a file for llama.cpp with export --to=gguf."
+            " keeps them for Phi-3): write the GGUF with export --to=gguf."
         )
     return sentences
 
@@ -110,8 +110,8 @@ def _choice(program: str, original: int, row: Family, form: str | None) -> list[
     if not (row.longrope_alone or form == "gguf"):
         return []
     return [
-        "llama.cpp takes one set for a context, by its allocated size (`-c`, a multiple of 256,"
-        f" shared by the slots of a server) and not by the prompt's length: beyond {original},"
+        "llama.cpp takes one set for a context, by its allocated size (`-c`), a multiple of 256"
+        f" that the slots of a server share, and not by the prompt's length: beyond {original},"
         " `long_factor`, for short prompts as well."
     ]
 

@@ -105,9 +105,15 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
         safetensors_io.verify(staging, digests)
         _verify_rope(staging, model, hf_rope)
         _flush(staging)
-    if hf_rope.section["rope_type"] != "default":
-        notes += consumers.lines(hf_rope, model.config.family)
     return [*remarks(model, hf_rope), *notes]
+
+
+def applied(model: Model, settings: Settings) -> list[str]:
+    """Returns how each program applies the rope of an export, a line each; [] for a plain one."""
+    config = check_arch(settings.arch, model.config) if settings.arch else model.config
+    hf_rope = rope_export.express(config, model.rope_fn)
+    is_plain = hf_rope.section["rope_type"] == "default"
+    return [] if is_plain else consumers.lines(hf_rope, config.family)
 
 
 def remarks(model: Model, hf_rope: HfRope) -> list[str]:
