@@ -36,7 +36,7 @@ def _sets(*factors, attention=1.0):
 
 
 _YARN = dict(method="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0)
-_OWN_YARN = _YARN | dict(beta_fast=20.0, beta_slow=0.5, attention_factor=1.25)
+OWN_YARN = _YARN | dict(beta_fast=20.0, beta_slow=0.5, attention_factor=1.25)
 _LLAMA3 = dict(method="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0)
 _LLAMA3 |= dict(max_len=LONGEST)
 _ONE, _TWO = _sets(LONG, attention=1.17), _sets(SHORT, LONG, attention=1.1)
@@ -46,20 +46,20 @@ ROUTES = {
     "llama, one set": (_LLAMA, _ONE, "llama"),
     "llama, two sets": (_LLAMA, _TWO, "llama"),
     "llama, yarn": (_LLAMA, _YARN, "llama"),
-    "llama, own yarn": (_LLAMA, _OWN_YARN, "llama"),
+    "llama, own yarn": (_LLAMA, OWN_YARN, "llama"),
     "llama, fractional yarn": (_LLAMA, _YARN | dict(truncate=False), "llama"),
     "llama, pi": (_LLAMA, dict(method="pi", factor=4.0), "llama"),
     "llama, ntk": (_LLAMA, dict(method="ntk", factor=4.0), "llama"),
     "llama, llama3": (_LLAMA, _LLAMA3, "llama"),
     "llama with biases": (_LLAMA | _BIASED, _TWO, "llama"),
     "mistral": (_WINDOW, _ONE, "llama"),
-    "qwen2, yarn": (_QWEN2, _OWN_YARN, "qwen2"),
+    "qwen2, yarn": (_QWEN2, OWN_YARN, "qwen2"),
     "qwen2, two sets": (_QWEN2, _TWO, "llama"),
     "qwen2, other heads": (_QWEN2 | dict(head_dim=24), dict(method="none"), "llama"),
-    "qwen3, own yarn": (_QWEN3, _OWN_YARN, "qwen3"),
+    "qwen3, own yarn": (_QWEN3, OWN_YARN, "qwen3"),
     "phi3, one set": (_PHI3, _ONE, "phi3"),
     "phi3, two sets": (_PHI3, _TWO, "phi3"),
-    "phi3, yarn": (_PHI3, _OWN_YARN, "phi3"),
+    "phi3, yarn": (_PHI3, OWN_YARN, "phi3"),
     "phi3, half turns": (_PARTIAL, _sets(SHORT[:4], LONG[:4], attention=1.2), "phi3"),
     "gemma3, yarn": (_GEMMA, _YARN, "gemma3"),
     "gemma3, pi": (_GEMMA, dict(method="pi", factor=4.0), "gemma3"),

@@ -163,11 +163,12 @@ def _export(args) -> None:
         overwrite=args.overwrite,
         arch=args.arch,
     )
-    export_fn = gguf_export.export if args.to == "gguf" else exporting.export_folder
-    notes = export_fn(model, args.target, settings)
-    for line in exporting.applied(model, settings) if args.to == "hf" else ():
-        print(line)
-    _report([*model.notes, *notes], args.target)
+    if args.to == "gguf":
+        lines = gguf_export.export(model, args.target, settings)
+    else:
+        lines = [f"note: {note}" for note in exporting.export_folder(model, args.target, settings)]
+        lines += exporting.applied(model, settings)
+    _report_lines([*(f"note: {note}" for note in model.notes), *lines], args.target)
 
 
 def _export_dry_run(args) -> str:

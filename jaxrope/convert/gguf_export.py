@@ -106,7 +106,8 @@ def export(
       settings: dtype (those of `gguf_weights.KINDS`), allow_lossy, arch and overwrite are used.
 
     Returns:
-      What is lost, and what differs from what came in, a line each.
+      What llama.cpp does with the rope, then what is lost and what differs from what came in
+      ("note: ...").
 
     Raises:
       InputError: a target in use, see `plan`, or weights that are not finite or do not fit the
@@ -118,7 +119,7 @@ def export(
     gguf_writer.write(path, made.values, made.tensors, _arrays(made, model))
     hf_rope = made.rope.hf_rope
     said = consumers.lines(hf_rope, made.config.family, form="gguf")
-    return [*exporting.remarks(model, hf_rope), *made.notes, *said]
+    return [*said, *(f"note: {note}" for note in exporting.remarks(model, hf_rope) + made.notes)]
 
 
 def check_target(target: Path | str, overwrite: bool) -> Path:
@@ -129,7 +130,7 @@ def check_target(target: Path | str, overwrite: bool) -> Path:
     """
     path = rope_formats.check_target(target, overwrite)
     if path.suffix != ".gguf":
-        raise InputError(f"{path}: a GGUF is called so. Name a file that ends in .gguf.")
+        raise InputError(f"{path} must end in .gguf. Name the file so.")
     return path
 
 

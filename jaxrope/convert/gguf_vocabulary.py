@@ -28,7 +28,7 @@ PLAIN = (
 # What llama.cpp is known to treat otherwise than some tokenizers.
 _SPECIAL_CASES = {
     "letters in two characters (e\u0301)": "e\u0301a\u0308 cafe\u0301",
-    "marks and capitals beyond ASCII": "हिन्दी ไทย приВет ÀÉÎoñÑ",
+    "marks and capitals beyond ASCII": (MARKS := "हिन्दी ไทย приВет ÀÉÎoñÑ"),
     "spaces at the ends": "  two before,  two behind  ",
 }
 _MOST_SPECIAL = 100  # tokens that are tried
@@ -52,7 +52,12 @@ def metadata(place: Path | str | None, config: DecoderConfig) -> tuple[dict[str,
         raise InputError("The model has no tokenizer, and llama.cpp runs none without. Add one.")
     tokenizer = data.load_tokenizer(place, vocab_size=config.vocab_size)
     spec = json.loads(tokenizer.backend.to_str())
-    is_pieces = spec["model"]["type"] == "BPE" and spec["model"].get("byte_fallback", False)
+    if spec["model"]["type"] != "BPE":
+        raise InputError(
+            f"{place}: only tokenizers that merge pairs are written for llama.cpp, this one is of"
+            f" type {spec['model']['type']}. Serve the model with another program."
+        )
+    is_pieces = spec["model"]["byte_fallback"]
     values, notes = _ids(tokenizer, place)
     if config.pad_id is not None and 0 <= config.pad_id < config.vocab_size:
         values[f"{KEY}padding_token_id"] = config.pad_id
@@ -118,11 +123,15 @@ def _tokens(
 def _byte_level(spec: dict, tokenizer: data.Tokenizer) -> list[dict[str, Any]]:
     """Returns the metadata of each of llama.cpp's ways to split that splits as this tokenizer."""
     model, before = spec["model"], tokenizer.backend.pre_tokenizer
-    if model["type"] != "BPE" or before is None or not model["merges"]:
+    if before is None or not model["merges"]:
         return []
-    expected = [piece for piece, _ in before.pre_tokenize_str(PLAIN)]
-    groups = [group for group in SPLITS if _split(group) == expected]
-    groups.sort(key=lambda group: (group in FLAGGED) != model["ignore_merges"])
+    groups = [group for group in SPLITS if _is_split(before, group, PLAIN)]
+    groups.sort(
+        key=lambda group: (
+            not _is_split(before, group, MARKS),
+            (group in FLAGGED) != model["ignore_merges"],
+        )
+    )
     merges = [" ".join(pair) for pair in model["merges"]]
     values = {f"{KEY}model": "gpt2", f"{KEY}merges": merges}
     return [values | {f"{KEY}pre": _NAMES[group]} for group in groups]
@@ -131,10 +140,16 @@ def _byte_level(spec: dict, tokenizer: data.Tokenizer) -> list[dict[str, Any]]:
 _NAMES = {group: name for name, group in reversed(GROUPS.items())}  # the first of each group
 
 
-def _split(group: str) -> list[str]:
+def _is_split(before, group: str, text: str) -> bool:
+    """Returns whether a pre-tokenizer splits a text as llama.cpp does for a group."""
+    return [piece for piece, _ in before.pre_tokenize_str(text)] == split(group, text)
+
+
+def split(group: str, text: str) -> list[str]:
+    """Returns a text as llama.cpp splits it for a group of `SPLITS`."""
     body = gguf_tokenizer.splitting(group) | {"model": tokenizer_spec.bpe({"a": 0}, [], None)}
     backend = data.backend_of(tokenizer_spec.document([], None, **body))
-    return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(PLAIN)]
+    return [piece for piece, _ in backend.pre_tokenizer.pre_tokenize_str(text)]
 
 
 def _pieces(spec: dict, values: dict[str, Any]) -> list[dict[str, Any]]:
