@@ -164,8 +164,7 @@ def test_every_way_of_splitting_a_text_is_told_apart():
 
 @pytest.mark.parametrize("group", of_tokenizers.LLAMA_CPP)
 def test_byte_level_tokenizers_keep_the_ids_of_llama_cpp(tmp_path, group):
-    name = next(name for name, of in gguf_splits.GROUPS.items() if of == group)
-    model = of_vocabulary(tmp_path, gguf_vocabularies.byte_level(name))
+    model = of_vocabulary(tmp_path, gguf_vocabularies.byte_level(gguf_splits.NAMES[group]))
     path, _ = written(model, tmp_path)
     assert gguf_splits.GROUPS[opened(path)[0]["tokenizer.ggml.pre"]] == group
     assert of_tokenizers.digest(folders.open_folder(path)) == of_tokenizers.LLAMA_CPP[group]

@@ -56,4 +56,5 @@ _NAMES = {
     "deepseek-v3": "deepseek-v3 hunyuan-dense joyai-llm",
     "qwen35": "qwen35",
 }
+NAMES = {group: names.split()[0] for group, names in _NAMES.items()}  # one for each
 GROUPS = {name: group for group, names in _NAMES.items() for name in names.split()}

@@ -12,7 +12,7 @@ from typing import Any
 from jaxrope import data
 from jaxrope.convert import gguf_tokenizer
 from jaxrope.convert.gguf_header import Header
-from jaxrope.convert.gguf_splits import FLAGGED, GROUPS, SPLITS
+from jaxrope.convert.gguf_splits import FLAGGED, NAMES, SPLITS
 from jaxrope.convert.gguf_tokenizer import BYTE, CONTROL, KEY, NORMAL, UNKNOWN, UNUSED, USER
 from jaxrope.data import tokenizer_spec
 from jaxrope.decoder import DecoderConfig
@@ -134,10 +134,7 @@ def _byte_level(spec: dict, tokenizer: data.Tokenizer) -> list[dict[str, Any]]:
     )
     merges = [" ".join(pair) for pair in model["merges"]]
     values = {f"{KEY}model": "gpt2", f"{KEY}merges": merges}
-    return [values | {f"{KEY}pre": _NAMES[group]} for group in groups]
-
-
-_NAMES = {group: name for name, group in reversed(GROUPS.items())}  # the first of each group
+    return [values | {f"{KEY}pre": NAMES[group]} for group in groups]
 
 
 def _is_split(before, group: str, text: str) -> bool:
