@@ -6,6 +6,7 @@
 #   make full                                        slow tests too, all rows of all matrices, compiled in full
 #   make versions                                    what depends on the versions of Python and jax
 #   make harness                                     the tests that need lm-evaluation-harness
+#   make serve                                       our files in llama.cpp, and how near its numbers are
 #   make mutate FAULTS=40                            which small faults in the package tests catch
 #   make fuzz                                        2,000 damaged files, odd configs and flags
 #   make families                                    the table of docs/families.md, with transformers 4.57 and 5
@@ -46,12 +47,13 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
 EXTRAS := test,parquet,zstd,tensorboard
 
 HARNESS := $(VENV)-harness
+SERVE := $(VENV)-serve
 OLD := $(VENV)-transformers4
 # An environment on top of $(VENV): what that has is not installed again.
 ON_TOP = $(BIN)/python -m venv $(@D) && $(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
   "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 
-.PHONY: help demo environment test slow full versions harness environment_part mutate fuzz kill families lint clean parity aot proof
+.PHONY: help demo environment test slow full versions harness serve environment_part mutate fuzz kill families lint clean parity aot proof
 .DEFAULT_GOAL := help
 
 help:
@@ -92,6 +94,11 @@ harness:
 	@$(PART) harness $(HARNESS)/bin/python -m pytest $(PYTEST_ARGS) tests/harness_*test.py
 	$(TABLE)
 
+serve: $(VENV)/.test
+	@$(PART) "environment $(SERVE)" $(MAKE) --no-print-directory $(SERVE)/.done
+	@SERVE_PYTHON=$(abspath $(SERVE))/bin/python $(PART) serve $(BIN)/python -m pytest tests/serve
+	$(TABLE)
+
 mutate: environment
 	$(BIN)/python tests/mutate.py --faults=$(FAULTS) --seed=$(SEED)
 
@@ -114,7 +121,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(HARNESS) $(OLD)
+	rm -rf $(VENV) $(HARNESS) $(SERVE) $(OLD)
 
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'
@@ -148,6 +155,14 @@ $(HARNESS)/.done: $(VENV)/.test | parity
 	$(HARNESS)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  $$($(BIN)/python -c 'import tomllib; \
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["harness"])')
+	touch $@
+
+# Programs that serve models, apart from everything else.
+$(SERVE)/.done: pyproject.toml
+	$(PYTHON) -m venv $(SERVE)
+	$(SERVE)/bin/python -m pip --disable-pip-version-check install --quiet \
+	  $$($(BIN)/python -c 'import tomllib; \
+	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["serve"])')
 	touch $@
 
 $(OLD)/.done: $(VENV)/.test | parity

@@ -50,7 +50,7 @@ LIMITS = {"f32": (1e-4, 1e-3), "gemma3": (5e-4, 5e-3)}
 
 
 @pytest.mark.parametrize("name", gguf_routes.ROUTES)
-def test_every_rope_on_both_sides_of_the_switch(tmp_path, name):
+def test_every_rope_on_both_sides_of_the_switch(tmp_path, record, name):
     """Inside the original length and twice beyond it, and a short text in a long context."""
     model, file = gguf_routes.model(tmp_path, name), tmp_path / "m.gguf"
     gguf_export.export(model, file, exporting.Settings(dtype="f32"))
@@ -65,7 +65,8 @@ def test_every_rope_on_both_sides_of_the_switch(tmp_path, name):
             continue
         ours = gguf_routes.logits(model, ids[:length], min(context, 1000))
         off = off_by(ours, answers[f"{number}_logits"], ids[:length])
-        print(f"{name}, {length} in {context}: median {np.median(off):.1e}, most {off.max():.1e}")
+        found = dict(median=np.median(off), most=off.max())
+        record(name, f"llama.cpp {answers['version']}", f"{length} in {context}", found)
         assert np.median(off) < median and off.max() < most
 
 
@@ -98,7 +99,7 @@ def answers_to(folder: Path, files: list[Path], ids: np.ndarray) -> dict[str, np
 
 
 def compare(model, ids, length: int, answers: dict, number: int) -> dict:
-    """Our probabilities and choices against those of an answer."""
+    """Our probabilities and choices against those of an answer; clear choices must be equal."""
     greedy, theirs = answers[f"{number}_greedy"], answers[f"{number}_logits"]
     mine = gguf_routes.logits(model, np.concatenate([ids[:length], greedy]))
     off, both = off_by(mine[:length], theirs, ids[:length]), log_probs(mine[:length])
@@ -110,13 +111,12 @@ def compare(model, ids, length: int, answers: dict, number: int) -> dict:
     found |= dict(
         divergence=divergence, same=(mine[:length].argmax(-1) == theirs.argmax(-1)).mean()
     )
-    print(length, {key: float(f"{value:.2g}") for key, value in found.items()}, agree.sum())
     assert agree.all()
-    return found
+    return found | dict(greedy=agree.sum())
 
 
 @pytest.mark.parametrize("kind", ["one set", "two sets", "yarn"])
-def test_a_real_model_on_a_book(tmp_path, books_6m, text, kind):
+def test_a_real_model_on_a_book(tmp_path, record, books_6m, text, kind):
     """Its probabilities and its continuations, on both sides of the switch."""
     model, file = extended(books_6m, kind), tmp_path / "m.gguf"
     gguf_export.export(model, file, exporting.Settings(dtype="f32"))
@@ -124,6 +124,7 @@ def test_a_real_model_on_a_book(tmp_path, books_6m, text, kind):
     answers = answers_to(tmp_path, [file], ids)
     for number, length in enumerate((300, 1000, 2000)):
         found = compare(model, ids, length, answers, number)
+        record(f"books-6m, {kind}, f32", f"llama.cpp {answers['version']}", length, found)
         assert found["median"] < 1e-4 and found["most"] < 1e-3
 
 
@@ -133,7 +134,7 @@ SAME = {"f16": 0.995, "bf16": 0.99, "q8_0": 0.975}
 
 
 @pytest.mark.parametrize("dtype", SAME)
-def test_a_real_model_in_other_dtypes(tmp_path, books_6m, text, dtype):
+def test_a_real_model_in_other_dtypes(tmp_path, record, books_6m, text, dtype):
     model = extended(books_6m, "two sets")
     files = [tmp_path / f"{name}.gguf" for name in (dtype, "dequantised")]
     gguf_export.export(model, files[0], exporting.Settings(dtype=dtype))
@@ -143,6 +144,7 @@ def test_a_real_model_in_other_dtypes(tmp_path, books_6m, text, dtype):
     answers = answers_to(tmp_path, files, ids)
     for number, length in enumerate((300, 1000, 2000)):
         found = compare(dequantised, ids, length, answers, number)
+        record(f"books-6m, two sets, {dtype}", f"llama.cpp {answers['version']}", length, found)
         assert found["divergence"] < 1e-3 and found["same"] > SAME[dtype]
         assert dtype != "f16" or found["rare"] < 5e-3
         found = compare(dequantised, ids, length, answers, number + 3)
