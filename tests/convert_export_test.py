@@ -24,6 +24,7 @@ from jaxrope.convert import (
     safetensors_io,
 )
 from jaxrope.errors import InputError
+from tests import tiny_tokenizers
 from tests.rope_samples import run
 
 LLAMA, PHI3 = CASES["llama"], CASES["phi3"]
@@ -343,6 +344,32 @@ def test_only_what_has_no_owner_is_swept(tmp_path):
         shutil.rmtree(tmp_path / "out")
     left = sorted(path.name for path in tmp_path.iterdir())
     assert left == [".other.abcdefgh.tmp", ".out.tmp", "out"]
+
+
+def test_the_card_says_how_the_factors_were_found(tmp_path):
+    """Also those that a training took from a search, and a join from several."""
+    model = model_of(tmp_path / "in", LLAMA)
+    search = {"made_by": "search", "seed": 7, "search": {"form": "yarn", "samples": "/a/b"}}
+    search |= {"identity": {"settings": {"seed": 7}}, "unfinished": "the best so far"}
+    found = {"made_by": "train.py", "file": search, "joined": [{"file": "x.json", "length": 64}]}
+    rope.save(tmp_path / "rope.json", with_method(model, "pi", factor=4.0).rope_fn, found)
+    model = pretrained.with_rope(model, tmp_path / "rope.json")
+    exporting.export_folder(model, tmp_path / "out")
+    card = (tmp_path / "out" / "README.md").read_text()
+    for row in ("file.seed | 7", "file.search.form | yarn", "joined.length | 64"):
+        assert f"| {row} |" in card
+    assert "identity" not in card and "/a/b" not in card
+    assert "## Unfinished\n\n- rope.json: its factors are unfinished, the best so far." in card
+
+
+def test_a_growing_rope_is_not_cut_off_by_the_tokenizer(tmp_path):
+    """max_position_embeddings has to be the original length there."""
+    model = with_method(model_of(tmp_path / "in", LLAMA), "dynamic_ntk", factor=4.0)
+    place = tiny_tokenizers.write(tmp_path / "t", tokenizer_config={"model_max_length": 32})
+    exporting.export_folder(dataclasses.replace(model, tokenizer_dir=place), tmp_path / "out")
+    settings = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert (config["max_position_embeddings"], settings["model_max_length"]) == (32, 128)
 
 
 def test_command_line(tmp_path, capsys):

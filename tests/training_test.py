@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from jaxrope import decoder, rope, schema, train
-from jaxrope.convert import pretrained
+from jaxrope.convert import exporting, pretrained
 from jaxrope.data import TrainLoader
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
@@ -77,6 +77,18 @@ def test_a_run_writes_what_it_is_and_what_it_did(undisturbed, texts):
     assert loaded.config.bos_id == 256 and loaded.config.original_len == 32
     assert not (undisturbed / "rope.json").exists()
     assert (undisturbed / "config.json").exists()
+
+
+def test_an_export_says_that_the_training_has_not_ended(undisturbed, tmp_path):
+    sentence = "the training is at step 9 of 12. Start it again to end it"
+    for place, expected in (
+        (undisturbed / "checkpoints" / "00000009", [sentence]),
+        (undisturbed, []),
+    ):
+        out = tmp_path / place.name
+        notes = exporting.export_folder(pretrained.load(place, dtype=None), out)
+        assert [note for note in notes if "training" in note] == expected
+        assert (sentence in (out / "README.md").read_text()) == bool(expected)
 
 
 @pytest.mark.parametrize("step", (1, 4, 8, 11))
