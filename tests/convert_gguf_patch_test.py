@@ -1,13 +1,23 @@
 """Factors that are put into a GGUF file of others' making: nothing else of it changes."""
 
+import dataclasses
+
 import gguf_models
+import gguf_routes
 import hf_models
 import numpy as np
 import pytest
 from convert_gguf_model_test import block_bytes, split
 
 from jaxrope import rope
-from jaxrope.convert import gguf_patch, pretrained, rope_export
+from jaxrope.convert import (
+    exporting,
+    gguf_export,
+    gguf_header,
+    gguf_patch,
+    pretrained,
+    rope_export,
+)
 from jaxrope.errors import InputError
 from tests.rope_samples import LONG, SHORT, rope_of, rows, run, saved
 
@@ -112,6 +122,23 @@ def test_a_file_that_is_replaced_by_itself(tmp_path, capsys):
     assert code == 0 and out.startswith("llama.cpp takes one set for a context")
     assert "note: the rope that the file had, longrope, is replaced" in out
     assert not (tmp_path / "n.gguf").exists()
+
+
+def test_a_qwen2_becomes_the_llama_that_an_export_makes(tmp_path):
+    model = gguf_routes.model(tmp_path, "qwen2, two sets")
+    plain = rope.make("none", **dataclasses.asdict(model.rope_fn.geometry))
+    for dtype in ("f32", "q8_0"):
+        settings = exporting.Settings(dtype=dtype, overwrite=True)
+        gguf_export.export(dataclasses.replace(model, rope_fn=plain), tmp_path / "q.gguf", settings)
+        gguf_export.export(model, tmp_path / "whole.gguf", settings)
+        assert gguf_header.read(tmp_path / "q.gguf", ()).values["general.architecture"] == "qwen2"
+        path, out = saved(tmp_path, model.rope_fn), tmp_path / "put.gguf"
+        said = gguf_patch.patch(tmp_path / "q.gguf", out, path, overwrite=True)
+        assert any("it is written as a llama with biases" in line for line in said)
+        (values, tensors), (others, expected) = content(out), content(tmp_path / "whole.gguf")
+        assert tensors == expected
+        unlike = {key for key in {*values, *others} if values.get(key) != others.get(key)}
+        assert unlike == {"general.name", "jaxrope.provenance"}
 
 
 def test_what_cannot_be_put_into_a_file_is_one_line(tmp_path):

@@ -1,12 +1,17 @@
 """Puts a rope into a GGUF file that somebody else made and quantised.
 
-Tensors are copied as they are; only those of the rope and the metadata about it change.
+Tensors are copied as they are; only those of the rope and the metadata about it change. A Qwen2,
+for which llama.cpp has no factors, becomes the same model as a Llama with biases: its keys have
+another name, and rows of q and k another order.
 """
 
+import itertools
 import json
 import math
 from pathlib import Path
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from jaxrope import rope
 from jaxrope.convert import (
@@ -15,11 +20,13 @@ from jaxrope.convert import (
     gguf_folder,
     gguf_header,
     gguf_rope,
+    gguf_weights,
     gguf_writer,
     rope_export,
     rope_formats,
     rope_gguf,
 )
+from jaxrope.convert.fields import Fields
 from jaxrope.errors import InputError
 from jaxrope.store import files
 
@@ -67,13 +74,16 @@ class Plan(NamedTuple):
     Attributes:
       rope_fn: the rope.
       written: the same as the file holds it.
-      architecture: of the model.
+      architecture: of the model; `becomes`: of what is written.
+      heads: of q and k, by the stem of the tensor, where rows change their order.
       provenance: of the rope.
     """
 
     rope_fn: rope.RopeFn
     written: rope_gguf.GgufRope
     architecture: str
+    becomes: str
+    heads: dict[str, int]
     provenance: dict
 
 
@@ -86,17 +96,27 @@ def plan(
     before = rope_formats.read(source)
     rope_fn, provenance = _load(rope_file, before.rope_fn), rope.provenance(rope_file)
     geometry, architecture = rope_fn.geometry, str(header.values["general.architecture"])
+    is_renamed = architecture == "qwen2" and rope_gguf.needs_factors(rope_fn, architecture)
+    becomes, heads = ("llama", _heads(header, source)) if is_renamed else (architecture, {})
     layout = rope_export.Layout(
         "llama", geometry.head_dim, geometry.rotary_dim, rope_fn.max_len or before.longest
     )
-    written = rope_gguf.express(layout, rope_fn, architecture, allow_lossy=allow_lossy)
+    written = rope_gguf.express(layout, rope_fn, becomes, allow_lossy=allow_lossy)
     notes = [f"lost: {loss}" for loss in written.hf_rope.losses]
     notes += rope.unfinished_notes(rope_file, provenance)
     if before.rope_fn.method != "none":
         notes.append(f"the rope that the file had, {before.rope_fn.method}, is replaced")
+    if is_renamed:
+        notes.append("llama.cpp has no factors for qwen2: it is written as a llama with biases")
     lines = consumers.lines(written.hf_rope, "llama", form="gguf")
     lines += [f"note: {note}" for note in notes]
-    return Plan(rope_fn, written, architecture, provenance), lines
+    return Plan(rope_fn, written, architecture, becomes, heads, provenance), lines
+
+
+def _heads(header: gguf_header.Header, source: Path) -> dict[str, int]:
+    fields = Fields(gguf_rope.metadata(header), str(source))
+    count = fields.count("attention.head_count")
+    return {"attn_q": count, "attn_k": fields.count("attention.head_count_kv", count)}
 
 
 def _header(source: Path) -> gguf_header.Header:
@@ -121,7 +141,7 @@ def _load(rope_file: Path | str, own: rope.RopeFn) -> rope.RopeFn:
 
 def _copy(source: Path, target: Path, made: Plan) -> None:
     """Writes the file with another rope."""
-    gguf, written, architecture = gguf_writer.package(), made.written, made.architecture
+    gguf, written = gguf_writer.package(), made.written
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, KeyError, IndexError) as error:
@@ -129,13 +149,13 @@ def _copy(source: Path, target: Path, made: Plan) -> None:
             f"{source}: the package gguf cannot read it ({str(error)[:120]}). Install a newer one."
         ) from None
     values: dict[str, Any] = {
-        key: _value(gguf, field)
+        _renamed(key, made): _value(gguf, field)
         for key, field in reader.fields.items()
-        if not key.startswith("GGUF.") and not _is_replaced(key, architecture)
+        if not key.startswith("GGUF.") and not _is_replaced(key, made.architecture)
     }
     values = {key: value for key, value in values.items() if value.value != []}
-    values["general.architecture"] = architecture
-    values |= {f"{architecture}.{key}": value for key, value in written.values.items()}
+    values["general.architecture"] = made.becomes
+    values |= {f"{made.becomes}.{key}": value for key, value in written.values.items()}
     values["jaxrope.provenance"] = json.dumps(made.provenance)
     kept = [tensor for tensor in reader.tensors if tensor.name not in gguf_rope.TENSORS]
     tensors = [gguf_writer.Tensor(key, row.shape, 0) for key, row in written.tensors.items()]
@@ -143,8 +163,19 @@ def _copy(source: Path, target: Path, made: Plan) -> None:
         gguf_writer.Tensor(t.name, tuple(map(int, reversed(t.shape))), int(t.tensor_type))
         for t in kept
     ]
-    arrays = [*written.tensors.values(), *(tensor.data for tensor in kept)]
-    gguf_writer.write(target, values, tensors, arrays)
+    arrays = (_array(tensor, made) for tensor in kept)
+    gguf_writer.write(target, values, tensors, itertools.chain(written.tensors.values(), arrays))
+
+
+def _array(tensor, made: Plan) -> np.ndarray:
+    stem = tensor.name.split(".")[-2]
+    heads = made.heads.get(stem)
+    return gguf_weights.in_pairs(tensor.data, heads) if heads else tensor.data
+
+
+def _renamed(key: str, made: Plan) -> str:
+    prefix, _, rest = key.partition(".")
+    return f"{made.becomes}.{rest}" if prefix == made.architecture else key
 
 
 def _is_replaced(key: str, architecture: str) -> bool:

@@ -33,6 +33,7 @@ _SPECIAL_CASES = {
 }
 _MOST_SPECIAL = 100  # tokens that are tried
 _BYTE = re.compile(r"<0x[0-9A-F]{2}>")
+_OF_PHI3 = {"<unk>", "<s>", "</s>", "<|endoftext|>"}  # llama.cpp loads no Phi-3 without
 _UNREACHED = -1e6  # score of a token that no merge makes
 
 
@@ -163,8 +164,9 @@ def _pieces(spec: dict, values: dict[str, Any]) -> list[dict[str, Any]]:
     unknown = numbers.get(spec["model"]["unk_token"])
     common = {f"{KEY}model": "llama", f"{KEY}pre": "default", f"{KEY}scores": scores}
     common |= {} if unknown is None else {f"{KEY}unknown_token_id": unknown}
-    if any(row["rstrip"] and row["special"] for row in spec["added_tokens"]):
-        common["general.name"] = "phi-3"  # by which llama.cpp strips behind special tokens
+    strips = any(row["rstrip"] and row["special"] for row in spec["added_tokens"])
+    if strips and _OF_PHI3 <= numbers.keys():  # llama.cpp strips behind special tokens by the name
+        common["general.name"] = "phi-3"
     return [common | {f"{KEY}add_space_prefix": prefix} for prefix in (True, False)]
 
 

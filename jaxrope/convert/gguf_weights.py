@@ -105,6 +105,14 @@ def _in_halves(values: np.ndarray, heads: int) -> np.ndarray:
     return np.ascontiguousarray(pairs.swapaxes(1, 2)).reshape(values.shape)
 
 
+def in_pairs(values: np.ndarray, heads: int) -> np.ndarray:
+    """Returns the rows of each head with the two of every rotary pair side by side; a row may be
+    the bytes of a quantised one.
+    """
+    halves = values.reshape(heads, 2, -1, *values.shape[1:])
+    return np.ascontiguousarray(halves.swapaxes(1, 2)).reshape(values.shape)
+
+
 def kind_of(shape: tuple[int, ...], kind: int) -> int:
     """Returns the type of a tensor where matrices have type `kind`: vectors are float32 to
     llama.cpp, and float16 is for rows that a block does not divide, as with its own converter.
@@ -122,9 +130,7 @@ def stored(name: str, values: np.ndarray, origin: Origin, kind: int) -> np.ndarr
     """
     if origin.offset:
         values = values.astype(np.float32) + np.float32(origin.offset)
-    if origin.heads:
-        halves = values.reshape(origin.heads, 2, -1, *values.shape[1:])
-        values = halves.swapaxes(1, 2).reshape(values.shape)
+    values = in_pairs(values, origin.heads) if origin.heads else values
     if kind in _PLAIN:
         return np.ascontiguousarray(safetensors_io.cast(name, values, _PLAIN[kind]))
     return package().quantize(np.float32(values), _quantisation(kind))
