@@ -211,6 +211,55 @@ def test_published_splits_have_their_names(tmp_path):
         assert any("letters in two characters" in line for line in said) == (name == "qwen2")
 
 
+def metaspace(scheme):
+    return None, pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False)
+
+
+GEMMA = (
+    tokenizers.normalizers.Replace(" ", "▁"),
+    pre_tokenizers.Split(" ", "merged_with_previous"),
+)
+AROUND = "other tokens than this tokenizer to a text around '<unk>'"
+# How published files write SentencePiece's: (normalizer, pre-tokenizer), whether llama.cpp puts a
+# space in front, whether it differs around special tokens.
+PIECES = {
+    "mistral": (metaspace("first"), True, True),
+    "no space": (metaspace("never"), False, False),
+    "gemma": (GEMMA, False, False),
+}
+
+
+@pytest.mark.parametrize("name", PIECES)
+def test_pieces_as_others_write_them(tmp_path, name):
+    (normalizer, before), prefix, expected = PIECES[name]
+    model = of_vocabulary(tmp_path, gguf_vocabularies.sentencepiece())
+    tokenizer = tiny_tokenizers.backend(model.tokenizer_dir)
+    tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, before
+    place = tiny_tokenizers.write(tmp_path / "other", tokenizer, tokenizer_config={})
+    path, said = written(dataclasses.replace(model, tokenizer_dir=place), tmp_path)
+    assert opened(path)[0]["tokenizer.ggml.add_space_prefix"] == prefix
+    assert any(AROUND in line for line in said) == expected
+
+
+def test_special_tokens_that_strip_are_told_by_the_name(tmp_path):
+    model = of_vocabulary(tmp_path, gguf_vocabularies.sentencepiece())
+    place = tiny_tokenizers.write(
+        tmp_path / "other", tiny_tokenizers.backend(model.tokenizer_dir), tokenizer_config={}
+    )
+    spec = json.loads((place / "tokenizer.json").read_text())
+    for token in spec["added_tokens"]:
+        token["rstrip"] = token["special"] and token["content"] != "<|endoftext|>"
+    (place / "tokenizer.json").write_text(json.dumps(spec))
+    model = dataclasses.replace(model, tokenizer_dir=place)
+    assert opened(written(model, tmp_path)[0])[0]["general.name"] == "phi-3"
+    for token in spec["added_tokens"]:  # llama.cpp refuses a Phi-3 without it
+        token["content"] = token["content"].replace("<|endoftext|>", "<|end|>")
+    spec["model"]["vocab"]["<|end|>"] = spec["model"]["vocab"].pop("<|endoftext|>")
+    (place / "tokenizer.json").write_text(json.dumps(spec))
+    path, said = written(model, tmp_path)
+    assert opened(path)[0]["general.name"] == "m" and any("around" in line for line in said)
+
+
 def test_begin_end_and_template(tmp_path):
     template = "{{ messages[0].content }}"
     tokenizer = tiny_tokenizers.bpe(tiny_tokenizers.template("<s> $A </s>"))

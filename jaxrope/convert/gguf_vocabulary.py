@@ -64,9 +64,10 @@ def metadata(place: Path | str | None, config: DecoderConfig) -> tuple[dict[str,
         values[f"{KEY}padding_token_id"] = config.pad_id
     values |= _tokens(spec, tokenizer, config.vocab_size, is_pieces=is_pieces)
     choices = _pieces(spec, values) if is_pieces else _byte_level(spec, tokenizer)
+    plain = _without_added(PLAIN, spec)
     for choice in choices:
         again = _again(values | choice, str(place))
-        if again is not None and _same(tokenizer, again, [PLAIN]):
+        if again is not None and _same(tokenizer, again, plain):
             return values | choice, notes + _remarks(tokenizer, again, spec)
     raise InputError(
         f"{place}: llama.cpp has no tokenizer that splits and merges a text like this one. Serve"
@@ -179,6 +180,13 @@ def _again(values: dict[str, Any], where: str):
     if "tokenizer.json" not in contents:
         return None
     return data.backend_of(contents["tokenizer.json"])
+
+
+def _without_added(text: str, spec: dict) -> list[str]:
+    """Returns the parts of a text between tokens that are found before it is split."""
+    added = [re.escape(row["content"]) for row in spec["added_tokens"]]
+    parts = re.split("|".join(sorted(added, key=len, reverse=True)), text) if added else [text]
+    return [part.strip() for part in parts if part.strip()]
 
 
 def _same(tokenizer: data.Tokenizer, again, texts: list[str]) -> bool:
