@@ -131,7 +131,9 @@ def test_dtypes(tmp_path):
     rows = {t.name: layout.write_tensor(t, model.params) for t in layout.tensors(config)}
     name, hf_name = "blk.0.attn_output.weight", "model.layers.0.self_attn.o_proj.weight"
     for dtype, kind in dict(f32="F32", f16="F16", bf16="BF16", q8_0="Q8_0", float16="F16").items():
-        values, tensors = opened(written(model, tmp_path, dtype=dtype)[0])
+        path, said = written(model, tmp_path, dtype=dtype)
+        values, tensors = opened(path)
+        assert any("2 matrices, blk.0.ffn_down.weight" in x for x in said) == (kind == "Q8_0")
         assert {t.tensor_type.name for t in tensors.values() if len(t.shape) == 1} == {"F32"}
         matrices = {k: t.tensor_type.name for k, t in tensors.items() if len(t.shape) == 2}
         odd = {k for k in matrices if "ffn_down" in k}
@@ -143,7 +145,9 @@ def test_dtypes(tmp_path):
     with pytest.raises(InputError, match="Unknown --dtype 'q4_0'"):
         written(model, tmp_path, dtype="q4_0")
     stored = dataclasses.replace(config, stored_dtype="bfloat16")
-    tensors = opened(written(dataclasses.replace(model, config=stored), tmp_path)[0])[1]
+    path, said = written(dataclasses.replace(model, config=stored), tmp_path)
+    assert any("are float32, and written as bfloat16, as they came in" in line for line in said)
+    tensors = opened(path)[1]
     assert tensors[name].tensor_type.name == "BF16"  # as they came in
 
 

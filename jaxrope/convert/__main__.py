@@ -184,9 +184,9 @@ def _export_dry_run(args) -> str:
         settings = exporting.Settings(
             dtype=args.dtype, allow_lossy=args.allow_lossy, arch=args.arch
         )
-        made = gguf_export.plan(model, settings, "model")
-        lines = [f"{args.source}: {made.values['general.architecture']} of llama.cpp"]
-        notes = [*model.notes, *made.notes]
+        content = gguf_export.plan(model, settings, "model")
+        lines = [f"{args.source}: {content.values['general.architecture']} of llama.cpp"]
+        notes = [*model.notes, *content.notes]
         return _would_write([*lines, *(f"note: {note}" for note in notes)], args.target)
     config = exporting.check_arch(args.arch or model.config.family, model.config)
     hf_rope = rope_export.express(config, model.rope_fn)

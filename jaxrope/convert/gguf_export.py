@@ -39,7 +39,7 @@ _SQUARE = ("qwen2", "phi3")  # where all heads together are as wide as the model
 
 
 @dataclasses.dataclass(frozen=True)
-class Plan:
+class Content:
     """A file that is to be written.
 
     Attributes:
@@ -59,7 +59,7 @@ class Plan:
     notes: list[str]
 
 
-def plan(model: exporting.Model, settings: exporting.Settings, name: str) -> Plan:
+def plan(model: exporting.Model, settings: exporting.Settings, name: str) -> Content:
     """Returns what the file of a model holds; nothing is written.
 
     Args:
@@ -76,23 +76,25 @@ def plan(model: exporting.Model, settings: exporting.Settings, name: str) -> Pla
         config = exporting.check_arch(settings.arch, config)
     model = dataclasses.replace(model, config=config)
     architecture = _architecture(config, model)
-    kind = choose("--dtype", settings.dtype or _dtype(model), gguf_weights.KINDS)
+    dtype, more = (settings.dtype, []) if settings.dtype else _dtype(model)
+    kind = choose("--dtype", dtype, gguf_weights.KINDS)
     rope = rope_gguf.express(config, model.rope_fn, architecture, allow_lossy=settings.allow_lossy)
     hf = config_keys.to_hf(config, dtype="float32")
     hf |= config_keys.rope_keys(config, rope.hf_rope.keys(config))
-    own = gguf_config.metadata(architecture, hf) | rope.values
-    tokens, more = gguf_vocabulary.metadata(model.tokenizer_dir, config)
+    keys = gguf_config.metadata(architecture, hf) | rope.values
+    tokens, remarks = gguf_vocabulary.metadata(model.tokenizer_dir, config)
     values = {"general.architecture": architecture, "general.name": _named(name)}
     values |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
-    values |= {f"{architecture}.{key}": value for key, value in own.items()} | tokens
+    values |= {f"{architecture}.{key}": value for key, value in keys.items()} | tokens
     if model.rope_provenance:
         values["jaxrope.provenance"] = json.dumps(model.rope_provenance)
     origins = gguf_config.origins(architecture, hf)
     tensors = _tensors(config, architecture, origins, kind)
+    more += _odd_rows(tensors, kind)
     of_rope = [gguf_writer.Tensor(key, row.shape, 0) for key, row in rope.tensors.items()]
-    made = Plan(config, values, rope, origins, of_rope + tensors, notes + more)
-    _check(made, model)
-    return made
+    content = Content(config, values, rope, origins, of_rope + tensors, notes + more + remarks)
+    _check(content, model)
+    return content
 
 
 def export(
@@ -115,11 +117,11 @@ def export(
     """
     settings = settings or exporting.Settings()
     path = check_target(target, settings.overwrite)
-    made = plan(model, settings, path.stem)
-    gguf_writer.write(path, made.values, made.tensors, _arrays(made, model))
-    hf_rope = made.rope.hf_rope
-    said = consumers.lines(hf_rope, made.config.family, form="gguf")
-    return [*said, *(f"note: {note}" for note in exporting.remarks(model, hf_rope) + made.notes)]
+    content = plan(model, settings, path.stem)
+    gguf_writer.write(path, content.values, content.tensors, _arrays(content, model))
+    hf_rope = content.rope.hf_rope
+    said = consumers.lines(hf_rope, content.config.family, form="gguf")
+    return [*said, *(f"note: {note}" for note in exporting.remarks(model, hf_rope) + content.notes)]
 
 
 def check_target(target: Path | str, overwrite: bool) -> Path:
@@ -168,12 +170,25 @@ def _architecture(config: DecoderConfig, model: exporting.Model) -> str:
     return family
 
 
-def _dtype(model: exporting.Model) -> str:
-    """Returns the dtype that the weights came in, else that they have."""
-    came = model.config.stored_dtype
-    if came is None and model.params:
-        came = exporting.main_dtype(model.params).name
-    return came if came in gguf_weights.KINDS else "float32"
+def _dtype(model: exporting.Model) -> tuple[str, list[str]]:
+    """Returns the dtype that the weights came in, else that they have, and notes."""
+    stored = exporting.main_dtype(model.params).name if model.params else None
+    came = model.config.stored_dtype or stored
+    came = came if came in gguf_weights.KINDS else "float32"
+    if stored in (None, came):
+        return came, []
+    note = f"the weights are {stored}, and written as {came}, as they came in; --dtype={stored}"
+    return came, [f"{note} keeps them"]
+
+
+def _odd_rows(tensors: list[gguf_writer.Tensor], kind: int) -> list[str]:
+    odd = [tensor for tensor in tensors if len(tensor.shape) > 1 and tensor.kind != kind]
+    if not odd:
+        return []
+    return [
+        f"{len(odd)} matrices, {odd[0].name} first, are float16: their rows are no multiple of a"
+        " block of the quantisation"
+    ]
 
 
 def _named(name: str) -> str:
@@ -206,33 +221,33 @@ def _tensors(
     ]
 
 
-def _arrays(made: Plan, model: exporting.Model) -> Iterator[np.ndarray]:
-    yield from made.rope.tensors.values()
-    kinds = {tensor.name: tensor.kind for tensor in made.tensors}
-    for tensor in layout.tensors(made.config):
+def _arrays(content: Content, model: exporting.Model) -> Iterator[np.ndarray]:
+    yield from content.rope.tensors.values()
+    kinds = {tensor.name: tensor.kind for tensor in content.tensors}
+    for tensor in layout.tensors(content.config):
         values = layout.write_tensor(tensor, model.params)
         safetensors_io.check_finite("export", tensor.name, values)
-        origin = made.origins[tensor.name]
+        origin = content.origins[tensor.name]
         yield gguf_weights.stored(tensor.name, values, origin, kinds[origin.name])
 
 
-def _check(made: Plan, model: exporting.Model) -> None:
+def _check(content: Content, model: exporting.Model) -> None:
     """Reads the metadata back, as those of a file, and compares.
 
     Raises:
       InputError: the architecture cannot say something of the model.
     """
-    arrays = {key: value for key, value in made.values.items() if isinstance(value, list)}
+    arrays = {key: value for key, value in content.values.items() if isinstance(value, list)}
     firsts = {key: value[0] for key, value in arrays.items()}
-    places = {t.name: gguf_header.Place(t.shape, t.kind, 0) for t in made.tensors}
-    header = gguf_header.Header(made.values | firsts, arrays, made.rope.tensors, places)
-    content = gguf_config.translate(Path("GGUF"), header).config
-    config, _ = hf_config.from_hf(Fields(content, "GGUF"))
-    losses = made.rope.hf_rope.losses
+    places = {t.name: gguf_header.Place(t.shape, t.kind, 0) for t in content.tensors}
+    header = gguf_header.Header(content.values | firsts, arrays, content.rope.tensors, places)
+    read = gguf_config.translate(Path("GGUF"), header).config
+    config, _ = hf_config.from_hf(Fields(read, "GGUF"))
+    losses = content.rope.hf_rope.losses
     unlike = exporting.unlike(config, model, tolerance=_SAME_FLOAT32, lossless=not losses)
     unlike -= {"family", "bos_id", "eos_id", "pad_id"}  # one computes as the other; the tokenizer's
     if unlike:
-        architecture = made.values["general.architecture"]
+        architecture = content.values["general.architecture"]
         raise InputError(
             f"--to=gguf: llama.cpp's {architecture} cannot express {min(unlike)} of this model."
             " Serve it with another program."

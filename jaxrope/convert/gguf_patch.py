@@ -58,17 +58,17 @@ def patch(
         not apply to this architecture.
     """
     path, source = gguf_export.check_target(target, overwrite), files.as_path(source)
-    made, lines = plan(source, rope_file, allow_lossy=allow_lossy)
-    _copy(source, path, made)
+    change, lines = plan(source, rope_file, allow_lossy=allow_lossy)
+    _copy(source, path, change)
     again = rope_formats.read(path).rope_fn
-    is_lossless = not made.written.hf_rope.losses
-    if is_lossless and rope_export.difference(again, made.rope_fn) > _SAME_FLOAT32:
+    is_lossless = not change.written.hf_rope.losses
+    if is_lossless and rope_export.difference(again, change.rope_fn) > _SAME_FLOAT32:
         path.unlink()
         raise RuntimeError(f"{path}: does not mean the rope it was written for")
     return lines
 
 
-class Plan(NamedTuple):
+class Change(NamedTuple):
     """What is put into a file.
 
     Attributes:
@@ -89,7 +89,7 @@ class Plan(NamedTuple):
 
 def plan(
     source: Path | str, rope_file: Path | str, *, allow_lossy: bool = False
-) -> tuple[Plan, list[str]]:
+) -> tuple[Change, list[str]]:
     """Returns what `patch` does, and what it says; the arguments and errors are its."""
     source = files.as_path(source)
     header = _header(source)
@@ -110,10 +110,15 @@ def plan(
         notes.append("llama.cpp has no factors for qwen2: it is written as a llama with biases")
     lines = consumers.lines(written.hf_rope, "llama", form="gguf")
     lines += [f"note: {note}" for note in notes]
-    return Plan(rope_fn, written, architecture, becomes, heads, provenance), lines
+    return Change(rope_fn, written, architecture, becomes, heads, provenance), lines
 
 
 def _heads(header: gguf_header.Header, source: Path) -> dict[str, int]:
+    if any(_stem(name) == "attn_qkv" for name in header.places):
+        raise InputError(
+            f"{source}: q, k and v are one tensor, whose rows cannot be put in the order of a"
+            " llama: llama.cpp has no factors for a qwen2. Take a file with three."
+        )
     fields = Fields(gguf_rope.metadata(header), str(source))
     count = fields.count("attention.head_count")
     return {"attn_q": count, "attn_k": fields.count("attention.head_count_kv", count)}
@@ -131,17 +136,17 @@ def _header(source: Path) -> gguf_header.Header:
     return header
 
 
-def _load(rope_file: Path | str, own: rope.RopeFn) -> rope.RopeFn:
+def _load(rope_file: Path | str, of_model: rope.RopeFn) -> rope.RopeFn:
     """Returns the rope of a file; theta is compared as float32, which a GGUF holds."""
     theta = rope.load(rope_file).theta
-    same = math.isclose(theta, own.theta, rel_tol=_SAME_FLOAT32)
-    geometry = dict(head_dim=own.head_dim, rotary_dim=own.rotary_dim)
-    return rope.load(rope_file, **geometry, theta=theta if same else own.theta)
+    same = math.isclose(theta, of_model.theta, rel_tol=_SAME_FLOAT32)
+    geometry = dict(head_dim=of_model.head_dim, rotary_dim=of_model.rotary_dim)
+    return rope.load(rope_file, **geometry, theta=theta if same else of_model.theta)
 
 
-def _copy(source: Path, target: Path, made: Plan) -> None:
+def _copy(source: Path, target: Path, change: Change) -> None:
     """Writes the file with another rope."""
-    gguf, written = gguf_writer.package(), made.written
+    gguf, written = gguf_writer.package(), change.written
     try:
         reader = gguf.GGUFReader(source)
     except (ValueError, KeyError, IndexError) as error:
@@ -149,33 +154,36 @@ def _copy(source: Path, target: Path, made: Plan) -> None:
             f"{source}: the package gguf cannot read it ({str(error)[:120]}). Install a newer one."
         ) from None
     values: dict[str, Any] = {
-        _renamed(key, made): _value(gguf, field)
+        _renamed(key, change): _value(gguf, field)
         for key, field in reader.fields.items()
-        if not key.startswith("GGUF.") and not _is_replaced(key, made.architecture)
+        if not key.startswith("GGUF.") and not _is_replaced(key, change.architecture)
     }
     values = {key: value for key, value in values.items() if value.value != []}
-    values["general.architecture"] = made.becomes
-    values |= {f"{made.becomes}.{key}": value for key, value in written.values.items()}
-    values["jaxrope.provenance"] = json.dumps(made.provenance)
-    kept = [tensor for tensor in reader.tensors if tensor.name not in gguf_rope.TENSORS]
+    values["general.architecture"] = change.becomes
+    values |= {f"{change.becomes}.{key}": value for key, value in written.values.items()}
+    values["jaxrope.provenance"] = json.dumps(change.provenance)
+    others = [tensor for tensor in reader.tensors if tensor.name not in gguf_rope.TENSORS]
     tensors = [gguf_writer.Tensor(key, row.shape, 0) for key, row in written.tensors.items()]
     tensors += [
         gguf_writer.Tensor(t.name, tuple(map(int, reversed(t.shape))), int(t.tensor_type))
-        for t in kept
+        for t in others
     ]
-    arrays = (_array(tensor, made) for tensor in kept)
+    arrays = (_array(tensor, change) for tensor in others)
     gguf_writer.write(target, values, tensors, itertools.chain(written.tensors.values(), arrays))
 
 
-def _array(tensor, made: Plan) -> np.ndarray:
-    stem = tensor.name.split(".")[-2]
-    heads = made.heads.get(stem)
+def _array(tensor, change: Change) -> np.ndarray:
+    heads = change.heads.get(_stem(tensor.name))
     return gguf_weights.in_pairs(tensor.data, heads) if heads else tensor.data
 
 
-def _renamed(key: str, made: Plan) -> str:
+def _stem(name: str) -> str:
+    return name.rpartition(".")[0].rpartition(".")[2]
+
+
+def _renamed(key: str, change: Change) -> str:
     prefix, _, rest = key.partition(".")
-    return f"{made.becomes}.{rest}" if prefix == made.architecture else key
+    return f"{change.becomes}.{rest}" if prefix == change.architecture else key
 
 
 def _is_replaced(key: str, architecture: str) -> bool:

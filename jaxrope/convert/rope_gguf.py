@@ -112,12 +112,12 @@ def _linear(section: dict, architecture: str) -> tuple[dict, dict]:
 def _yarn(section: dict, architecture: str) -> tuple[dict, dict]:
     del architecture
     factor = float(section["factor"])
-    own = section["attention_factor"] / rope.attention_factor(
+    multiple = section["attention_factor"] / rope.attention_factor(
         "yarn", factor=factor, original_len=section["original_max_position_embeddings"]
     )
     values = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
-    if abs(own - 1) >= _SAME:
-        values[_ATTENTION] = float(own)
+    if abs(multiple - 1) >= _SAME:
+        values[_ATTENTION] = float(multiple)
     for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
         if section[key] != usual:
             values[f"rope.scaling.yarn_{key}"] = float(section[key])
