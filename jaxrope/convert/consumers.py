@@ -1,7 +1,7 @@
 """How each program applies a rope: to short prompts, to long ones, and where it switches.
 
-As read in the sources of transformers 5.23, vLLM since pull request 27431, SGLang and llama.cpp;
-GGUF files as run by llama.cpp 0.6 (`make serve`).
+As read in the sources of transformers 5.23, vLLM since pull request 27431 and SGLang; as run by
+llama.cpp 0.6, with our GGUF files (`make serve`) and with its converter's of October 2026.
 """
 
 import math
