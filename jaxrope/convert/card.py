@@ -68,7 +68,7 @@ def _unfinished(model) -> str:
 
 
 def _provenance(provenance: dict) -> str:
-    rows = list(_scalars(provenance))
+    rows = list(scalars(provenance))
     if not rows:
         return ""
     return "## How the factors were found\n\n| | |\n|---|---|\n" + "".join(
@@ -76,8 +76,10 @@ def _provenance(provenance: dict) -> str:
     )
 
 
-def _scalars(provenance: dict, above: str = ""):
-    """Yields numbers and short words, also those of what it was made from, the nearest first."""
+def scalars(provenance: dict, above: str = ""):
+    """Yields (key, value) of numbers and short words that are no paths, also of what it was made
+    from, the nearest first.
+    """
     inside = []
     for key, value in provenance.items():
         items = value if isinstance(value, list) else [value]
@@ -87,4 +89,4 @@ def _scalars(provenance: dict, above: str = ""):
             yield above + key, value
     for key, value in inside:
         if key not in _FOR_PROGRAMS:
-            yield from _scalars(value, f"{above}{key}.")
+            yield from scalars(value, f"{above}{key}.")

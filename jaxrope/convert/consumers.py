@@ -55,6 +55,11 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
         sentences = [
             line for name in programs for line in _choice(name, hf_rope.original_len, row, form)
         ]
+    if "vLLM" in programs:
+        sentences.append(
+            f"vLLM opens at {hf_rope.original_len} tokens unless it is told: pass"
+            f" --max-model-len={hf_rope.max_len}."
+        )
     if "transformers" in programs:
         sentences.append(
             "transformers applies the attention factor at every length, short ones as well."

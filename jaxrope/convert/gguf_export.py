@@ -11,8 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxrope.convert import config as hf_config
 from jaxrope.convert import (
+    card,
     config_keys,
     consumers,
     exporting,
@@ -27,6 +27,7 @@ from jaxrope.convert import (
     rope_gguf,
     safetensors_io,
 )
+from jaxrope.convert import config as hf_config
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.gguf_config import Origin
 from jaxrope.decoder import DecoderConfig
@@ -87,7 +88,7 @@ def plan(model: exporting.Model, settings: exporting.Settings, name: str) -> Con
     values |= {"general.file_type": _FILE_TYPES[kind], "general.quantization_version": 2}
     values |= {f"{architecture}.{key}": value for key, value in keys.items()} | tokens
     if model.rope_provenance:
-        values["jaxrope.provenance"] = json.dumps(model.rope_provenance)
+        values["jaxrope.provenance"] = json.dumps(dict(card.scalars(model.rope_provenance)))
     origins = gguf_config.origins(architecture, hf)
     tensors = _tensors(config, architecture, origins, kind)
     more += _odd_rows(tensors, kind)

@@ -15,6 +15,7 @@ import numpy as np
 
 from jaxrope import rope
 from jaxrope.convert import (
+    card,
     consumers,
     gguf_export,
     gguf_folder,
@@ -161,7 +162,7 @@ def _copy(source: Path, target: Path, change: Change) -> None:
     values = {key: value for key, value in values.items() if value.value != []}
     values["general.architecture"] = change.becomes
     values |= {f"{change.becomes}.{key}": value for key, value in written.values.items()}
-    values["jaxrope.provenance"] = json.dumps(change.provenance)
+    values["jaxrope.provenance"] = json.dumps(dict(card.scalars(change.provenance)))
     others = [tensor for tensor in reader.tensors if tensor.name not in gguf_rope.TENSORS]
     tensors = [gguf_writer.Tensor(key, row.shape, 0) for key, row in written.tensors.items()]
     tensors += [
