@@ -54,7 +54,9 @@ def asked(**changes) -> request.Request:
     return request.Request(**fields | dict(programs=("transformers",)) | changes)
 
 
-FACTS = Facts(length=512, num_params=10**6, num_windows=16, taught_keys=6, least_asked=400)
+FACTS = Facts(
+    length=512, num_params=10**6, num_windows=16, form="monotone", taught_keys=6, least_asked=400
+)
 
 
 @pytest.mark.parametrize("finetune", request.FINETUNES)
@@ -153,7 +155,7 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     facts = dataclasses.replace(FACTS, length=256)
     *_, least = recipes.efforts(asked(target_len=512), facts)
     monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
-    extend.main([*place, "--for=transformers,vllm"])
+    extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     folder, printed = tmp_path / "out", capsys.readouterr().out
     assert "of the documents of --text, the last ones, are held out" in printed
     assert f"vllm serve {folder / 'hf'} --max-model-len=512" in printed
@@ -168,7 +170,7 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
         (folder / name).unlink()
     (folder / "search" / "result.json").unlink()
     monkeypatch.setattr(search, "speed", None)  # the plan is stored
-    extend.main([*place, "--for=transformers,vllm"])
+    extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     assert content(folder) == before
     with pytest.raises(SystemExit):
         extend.main([*place, "--finetune=full"])

@@ -6,6 +6,7 @@ import lazy_loader
 
 if TYPE_CHECKING:
     from jaxrope.convert import exporting as exporting
+    from jaxrope.convert import gguf_export as gguf_export
     from jaxrope.convert import importing as importing
     from jaxrope.convert import pretrained as pretrained
     from jaxrope.convert.pretrained import Pretrained as Pretrained
@@ -13,6 +14,6 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["exporting", "importing", "pretrained"],
+    submodules=["exporting", "gguf_export", "importing", "pretrained"],
     submod_attrs={"pretrained": ["Pretrained"], "rope_export": ["lost_elsewhere"]},
 )

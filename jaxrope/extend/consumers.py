@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxrope import data, decoder
-from jaxrope.convert import Pretrained, exporting, pretrained
+from jaxrope.convert import Pretrained, exporting, gguf_export, pretrained
 from jaxrope.shell import cli
 from jaxrope.store import sealed
 
@@ -86,7 +86,12 @@ def _hugging_face(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
     return folder / "hf", exporting.export_folder(model, folder / "hf", settings)
 
 
-_MAKERS = {"transformers": _hugging_face, "vllm": _hugging_face}
+def _gguf(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
+    path, settings = folder / "model.gguf", exporting.Settings(overwrite=True)
+    return path, gguf_export.export(model, path, settings)
+
+
+_MAKERS = {"transformers": _hugging_face, "vllm": _hugging_face, "llama.cpp": _gguf}
 _EXPORTS: dict[str, Callable[[Path, int], Export]] = {
     "transformers": lambda path, length: Export(
         "transformers",
@@ -97,6 +102,9 @@ _EXPORTS: dict[str, Callable[[Path, int], Export]] = {
     ),
     "vllm": lambda path, length: Export(
         "vllm", path, f"vllm serve {path} --max-model-len={length}", "vllm"
+    ),
+    "llama.cpp": lambda path, length: Export(
+        "llama.cpp", path, f"llama-server -m {path} -c {length}", "xllamacpp"
     ),
 }
 

@@ -13,7 +13,10 @@ import time
 from pathlib import Path
 from typing import Any
 
-from jaxrope import data, decoder, schema, search, setup
+import numpy as np
+
+from jaxrope import data, decoder, rope, schema, search, setup
+from jaxrope.convert import exporting, gguf_export
 from jaxrope.errors import InputError
 from jaxrope.extend import recipes
 from jaxrope.extend.request import Request
@@ -24,6 +27,7 @@ FORMAT = "jaxrope.extend/1"
 _SHARE = 0.75  # of a budget that is planned for: the rest is for what was not foreseen
 _TRAINED = 4  # forward passes that a trained token costs
 _STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
+_FORM = "monotone"  # of the factors, by default
 _LONGER = 1.25  # times as long may words of the training text be
 _LAST = 30.0  # seconds for exports and the page
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
@@ -174,14 +178,50 @@ def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str,
             f"no --eval_text: {len(held_out)} of the documents of --text, the last ones, are held "
             "out: no search and no training reads them"
         )
+    form = _form(request, problem)
+    if form != _FORM:
+        notes.append(
+            f"llama.cpp applies no factors to {problem.model.family}: the search is for YaRN's "
+            "constants, which it does apply"
+        )
     facts = recipes.Facts(
         length=length,
         num_params=decoder.num_params(model),
         num_windows=num_windows,
+        form=form,
         taught_keys=_keys_with_room(tokenizer, request.target_len),
         least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
     )
     return facts, tuple(notes)
+
+
+def _form(request: Request, problem: search.Problem) -> str:
+    """Returns the form of the factors: the default, or what all programs asked for can run.
+
+    Raises:
+      InputError: one of them can run none.
+    """
+    if "llama.cpp" not in request.programs:
+        return _FORM
+    model, target_len = problem.model, request.target_len
+    geometry = dict(
+        head_dim=model.head_dim,
+        rotary_dim=model.rotary_dim,
+        theta=model.theta,
+        original_len=model.original_len,
+    )
+    factor = target_len / model.original_len
+    factors = rope.as_factors(np.linspace(1.0, factor, model.rotary_dim // 2))
+    bucket = dict(max_len=target_len, factors=factors, start_tokens=0, attention_factor=1.0)
+    table = rope.make("longrope", **geometry, buckets=[bucket])
+    for form, rope_fn in ((_FORM, table), ("yarn", rope.make("yarn", **geometry, factor=factor))):
+        try:
+            exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
+            gguf_export.plan(exported, exporting.Settings(), "model")
+            return form
+        except InputError as error:
+            refused = error
+    raise InputError(f"--for=llama.cpp: {refused}")
 
 
 def _keys_with_room(tokenizer: data.Tokenizer, length: int) -> int:

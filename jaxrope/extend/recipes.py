@@ -48,6 +48,7 @@ class Facts:
       length: tokens that the model serves.
       num_params: of it.
       num_windows: of the target length in the held-out text, a few of a document at most.
+      form: of the factors: what all programs can run.
       taught_keys: needles that a row of training has room for; 0: none.
       least_asked: tokens of a document with KEYS needles, at least.
     """
@@ -55,6 +56,7 @@ class Facts:
     length: int
     num_params: int
     num_windows: int
+    form: str
     taught_keys: int
     least_asked: int
 
@@ -144,6 +146,7 @@ def get_config():
 def _lines(request: Request, facts: Facts, effort: Effort) -> Iterator[str]:
     for key, value in _base_keys(request, dataclasses.asdict(effort)).items():
         yield f"config.{key} = {value!r}"
+    yield f"config.search.form = {facts.form!r}"
     for key, value in _training_keys(request, facts, effort).items():
         yield f"config.{key} = {value!r}"
     yield "config.recipe = ("
