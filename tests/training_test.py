@@ -358,6 +358,7 @@ def test_sigterm_to_the_program_saves_and_exits_with_143(texts, tmp_path):
     newest = steps.whole_steps(tmp_path / "out" / "run")[-1]
     assert tiny_run.rows(tmp_path / "out" / "run")[-1]["step"] == newest
     assert "SIGTERM: saving and stopping" in said
+    assert (tmp_path / "out" / "run" / "loss.png").stat().st_size > 10_000  # of what was done
 
 
 @pytest.mark.slow

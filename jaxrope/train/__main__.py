@@ -25,18 +25,17 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def run(config, workdir) -> int:
-    """Trains, and draws the loss."""
+    """Trains, and draws the loss, also of a run that was stopped."""
     from jaxrope import report, train
     from jaxrope.mesh import hosts
     from jaxrope.train import metrics
 
     code = train.train(config, workdir)
-    if code or not hosts.is_main():
-        return code
-    rows, _ = metrics.read(workdir / metrics.FILE)
-    report.training_figure([row for row in rows if "loss" in row], workdir / "loss.png")
-    cli.print_line(f"wrote checkpoints, metrics.jsonl and loss.png into {workdir}")
-    return 0
+    rows = metrics.read(workdir / metrics.FILE)[0] if hosts.is_main() else []
+    if rows := [row for row in rows if row.get("loss") is not None]:
+        report.training_figure(rows, workdir / "loss.png")
+        cli.print_line(f"wrote checkpoints, metrics.jsonl and loss.png into {workdir}")
+    return code
 
 
 def check(config) -> None:
