@@ -132,7 +132,9 @@ def test_findings_come_first():
     told = "not decided: the interval includes 0"
     assert [row[1] for row in cells] == ["Here", "holds", told]
     assert cells[2][2] == "+0.1 [-0.2, +0.4]"
-    assert all("<a>" in one.command and one.config == {"seed": 3} for one in found.values())
+    assert all(
+        "<a>" in one.origin.command and one.origin.config == {"seed": 3} for one in found.values()
+    )
 
 
 def test_a_statistic_is_drawn_against_length_with_its_interval():

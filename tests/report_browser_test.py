@@ -9,6 +9,7 @@ from pathlib import Path
 import browser
 import pytest
 import report_attention_test
+import report_headline_test
 import tiny_report
 
 from jaxrope import report
@@ -16,6 +17,8 @@ from jaxrope import report
 WIDTHS, THEMES = (390, 1280), ("light", "dark")
 LEAST_PIXELS = 8.5  # of the height of the smallest letters
 LEAST_CONTRAST = 4.5  # WCAG 2, level AA
+SCREENS = {390: 844, 1280: 900}  # pixels of the first screen
+MOST_PIXELS = 4000  # of the height of a usual extension
 PROGRAM = browser.find()
 pytestmark = pytest.mark.skipif(
     not PROGRAM, reason="no Chromium: install one, or say where it is in $CHROMIUM"
@@ -36,6 +39,14 @@ def page(tmp_path_factory):
     third.mkdir()
     (third / "attention.json").write_text(json.dumps(report_attention_test.content()))
     report.write([*workdirs, third], folder / "report.html")
+    return folder / "report.html"
+
+
+@pytest.fixture(scope="module")
+def usual(tmp_path_factory):
+    """The page of a usual extension: search, training, evaluation."""
+    folder = tmp_path_factory.mktemp("usual")
+    report.write(report_headline_test.workdirs(folder), folder / "report.html")
     return folder / "report.html"
 
 
@@ -66,6 +77,68 @@ def test_the_page_is_whole_and_can_be_read(chromium, page, width, theme):
     asked = [e for e in shown.events if e.get("method") == "Network.requestWillBeSent"]
     urls = {event["params"]["request"]["url"].partition(":")[0] for event in asked}
     assert urls <= {"file", "data"} and sum("html" in str(event) for event in asked) >= 1
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_a_usual_extension_is_told_on_the_first_screen_and_is_short(chromium, usual, width):
+    shown = opened(chromium, usual, width, "light")
+    assert shown.evaluate(CHECK)[1] == []
+    verdict, table = shown.evaluate(
+        "['.verdict', '.first table'].map(of => document.querySelector(of).getBoundingClientRect())"
+        ".map(box => [box.top, box.bottom])"
+    )
+    assert 0 < verdict[0] < verdict[1] < table[0] < SCREENS[width]
+    drawn = "document.querySelector('.first figure').getBoundingClientRect().bottom"
+    if width == 1280:
+        assert shown.evaluate(drawn) < SCREENS[width]
+        assert shown.evaluate("document.documentElement.scrollHeight") < MOST_PIXELS
+    else:
+        assert table[1] < SCREENS[width]
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+@pytest.mark.parametrize("name", ["page", "usual"])
+def test_no_table_is_cut_off(chromium, request, name, width):
+    shown = opened(chromium, request.getfixturevalue(name), width, "light")
+    shown.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    wide = "[...document.querySelectorAll('.wide')].map(e => [e.scrollWidth - e.clientWidth, e])"
+    cut = f"{wide}.filter(([more]) => more > 1).map(([more, e]) => more + ' ' + e.innerText)"
+    assert shown.evaluate(cut) == []
+
+
+@pytest.mark.parametrize("name", ["page", "usual"])
+def test_captions_are_sentences(chromium, request, name):
+    shown = opened(chromium, request.getfixturevalue(name), 1280, "light")
+    said = shown.evaluate(
+        "[...document.querySelectorAll('figcaption, .verdict')].map(one => one.textContent)"
+    )
+    assert len(said) > 5
+    for text in said:
+        assert text.endswith(".") and "  " not in text
+        for first, last in ("()", "[]"):
+            depth = [
+                text[: i + 1].count(first) - text[: i + 1].count(last) for i in range(len(text))
+            ]
+            assert min(depth) == 0 == depth[-1], text
+
+
+def test_a_row_has_one_colour_in_all_tables_and_figures(chromium, usual):
+    shown = opened(chromium, usual, 1280, "light")
+    marks = shown.evaluate(
+        "[...document.querySelectorAll('td i')].map(one => [one.closest('td').textContent,"
+        " getComputedStyle(one).backgroundColor])"
+    )
+    colours: dict[str, set[str]] = {}
+    for text, colour in marks:
+        colours.setdefault(text.rpartition(", ")[2], set()).add(colour)
+    assert {"searched", "tuned", "sliding", "yarn", "yarn@su", "ntk"} <= colours.keys()
+    assert all(len(of) == 1 for of in colours.values())
+    assert len(set.union(*colours.values())) == len(colours)
+    strokes = (
+        "[...document.querySelectorAll('figure svg path')].map(p => getComputedStyle(p).stroke)"
+    )
+    drawn = set(shown.evaluate(strokes))
+    assert set.union(*colours.values()) <= drawn
 
 
 @pytest.mark.parametrize("theme", THEMES)

@@ -78,16 +78,16 @@ def test_a_teacher_forced_suite_has_its_map_of_what_was_found():
     assert shown.cells[:, 0].tolist() == [1.0, 0.0]
 
 
-def test_the_colours_are_fus_and_a_line_stands_at_the_trained_length(tmp_path):
+def test_the_colours_are_no_red_and_green_and_a_line_stands_at_the_trained_length(tmp_path):
     figure = report.maps_figure(ROWS, tmp_path / "maps.svg", original_len=512)
     drawn, yarn = (ax for ax in figure.axes if ax.get_title(loc="left").startswith("niah"))
     mesh = yarn.collections[0]
     assert mesh.get_clim() == (0, 1)
     colours = [to_hex(mesh.cmap(value)).upper() for value in (0.0, 0.5, 1.0)]
-    assert colours[0] == "#F0496E" and colours[2] == "#0CD79F"
-    assert np.allclose(mesh.cmap(0.5)[:3], [0xEB / 255, 0xB8 / 255, 0x39 / 255], atol=0.01)
+    assert colours[0] == "#E08214" and colours[2] == "#5FA8DC"  # orange and blue
+    assert len([ax for ax in figure.axes if ax.get_ylabel() == "share found"]) == 1  # one bar
     (line,) = yarn.get_lines()
-    assert line.get_xdata()[0] == 1 and line.get_color() == "white"  # between 512 and 2,048
+    assert line.get_xdata()[0] == 1 and line.get_color() == maps.LINE  # between 512 and 2,048
     top, bottom = yarn.get_ylim()[::-1]
     assert top < bottom  # depth 0 is at the top
     assert [tick.get_text() for tick in yarn.get_xticklabels()] == ["512", "2,048"]
@@ -172,7 +172,12 @@ def test_rows_of_older_files_have_neither_map_nor_floor():
 
 def test_every_task_has_a_curve():
     drawn = figures.evaluation_figures(ROWS, original_len=512)
-    assert list(drawn) == ["niah", "kv", "map of niah, none: depth", "map of niah, yarn: depth"]
+    assert list(drawn) == ["niah", "kv"]
+    shown = evaluations.charts(ROWS, 512)
+    assert [figure.name for figure in shown] == ["niah", "map of niah: depth"]
+    none, yarn = shown[1].drawing.axes  # beside each other, in colours that the caption names
+    assert none.get_title(loc="left") == "none" and yarn.get_title(loc="left") == "yarn"
+    assert shown[1].numbers[1] == ["none", 512, "0", 1.0]
     lines = {tuple(line.get_ydata()) for line in drawn["niah"].axes[0].get_lines()}
     assert {(1.0, 0.0), (1.0, 0.25)} <= lines
     assert len(report.evaluation_figure(ROWS, original_len=512).axes) == 2
@@ -208,8 +213,9 @@ def test_captions_and_alts_name_the_task():
     assert evaluations.alt("niah", ROWS) == (
         "niah: mean score with its 95% interval. At 2,048 tokens: none 0.00, yarn 0.25."
     )
-    assert evaluations.alt("map of niah, none: depth", ROWS) == (
-        "Map of niah, none: depth: mean score by length, from 0 (red) to 1 (green)."
+    assert evaluations.alt("map of niah: depth", ROWS) == (
+        "Map of niah: depth down, length across, mean score from 0 (orange) to 1 (blue); "
+        "dashed after the trained lengths."
     )
 
 

@@ -19,15 +19,15 @@ from tests.tiny_report import ROWS, write_workdirs
 
 
 def test_an_svg_follows_the_theme_and_its_column():
-    made = figures.svg_file(report.passkey_figure(ROWS))
+    made = figures.svg_file(figures.evaluation_figures(ROWS)["passkey"])
     svg = theme.paint(figures.svg_element(made))
     root = ElementTree.fromstring(svg)
     assert "width" not in root.attrib and "height" not in root.attrib and "viewBox" in root.attrib
     assert "currentColor" in svg and axes.FOREGROUND not in svg
     assert "#ffffff" not in svg  # no white ground on a dark page
-    assert "var(--blue)" in svg and "font-family" not in svg
+    assert "var(--grey)" in svg and "font-family" not in svg
     assert "#ffffff" in made and axes.FOREGROUND in made and "<text" in made  # for itself
-    assert made == figures.svg_file(report.passkey_figure(ROWS))
+    assert made == figures.svg_file(figures.evaluation_figures(ROWS)["passkey"])
 
 
 @pytest.fixture
@@ -48,7 +48,7 @@ def written(tmp_path_factory):
 class Checker(HTMLParser):
     """Collects what a page has, and sees to it that every element is closed."""
 
-    VOID = {"meta", "br", "hr", "img", "link", "input"}
+    VOID = {"meta", "br", "wbr", "hr", "img", "link", "input"}
 
     def __init__(self):
         super().__init__()
@@ -86,7 +86,8 @@ def test_the_page_is_whole_and_by_itself(written):
     used |= {load[1:] for load in checker.loads if load.startswith("#")}
     assert used <= set(checker.ids)
     assert all((written / link).is_file() for link in checker.links if link[0] != "#")
-    assert checker.tags.count("figure") == 2 + 2 + 4 == html.count('role="img" aria-label="')
+    assert {link[1:] for link in checker.links if link[0] == "#"} <= set(checker.ids)
+    assert checker.tags.count("figure") == 2 + 2 + 2 == html.count('role="img" aria-label="')
     assert "<b>" not in html and "&lt;b&gt;" in html and "mine &amp; &lt;co&gt;" in html
     assert "prefers-color-scheme: dark" in html and "@media print" in html
     assert 'name="viewport"' in html and "<script" not in html
@@ -96,28 +97,36 @@ def test_the_page_is_whole_and_by_itself(written):
 def test_every_figure_lies_beside_the_page_with_its_numbers(written):
     made = sorted(path.name for path in (written / "report_files").iterdir())
     assert {Path(name).suffix for name in made} == {".svg", ".png", ".csv", ".json"}
-    assert len(made) == 3 * 8 + 1
-    (csv,) = (written / "report_files").glob("2-second-*-perplexity.csv")
+    assert len(made) == 3 * 6 + 1
+    (csv,) = (written / "report_files").glob("0-*-perplexity.csv")
     assert csv.read_text().splitlines()[:3] == [
         "label,length,perplexity,low,high",
         "none,512,32.9,30.0,36.0",
         "none,4096,107.1,90.0,126.0",
     ]
-    (factors,) = (written / "report_files").glob("1-first-*-factors.csv")
-    assert factors.read_text() == "rotary pair,yarn,result\n0,1.0,1.0\n1,8.0,2.0\n"
+    (factors,) = (written / "report_files").glob("*-first-factors.csv")
+    assert factors.read_text() == "rotary pair,yarn,searched\n0,1.0,1.0\n1,8.0,2.0\n"
     (png,) = (written / "report_files").glob("*-rate.png")
     assert png.read_bytes().startswith(b"\x89PNG")
     (svg,) = (written / "report_files").glob("*-rate.svg")
-    assert ElementTree.parse(svg).getroot().get("width") == "316.8pt"
+    assert ElementTree.parse(svg).getroot().get("width") == "295.2pt"
 
 
-def test_every_figure_has_the_command_and_the_config_behind_it(written):
+def test_every_figure_leads_to_the_command_and_the_config_behind_it(written):
     html = (written / "report.html").read_text(encoding="utf-8")
-    figures_of = [part.partition("</figure>")[0] for part in html.split("<figure")[1:]]
-    assert [("search.py" in one, "jaxrope.evaluate" in one) for one in figures_of] == (
-        [(True, False)] * 4 + [(False, True)] * 4
+    _, *parts = html.split("<figure")
+    figures_of = [part.partition("</figure>")[0] for part in parts]
+    assert all("<table" in one for one in figures_of)
+    found = [re.findall(r'href="#(o\d+)"', one) for one in figures_of]
+    assert found[0] == [] and all(len(links) == 1 for links in found[1:])
+    inventory = html.partition('id="inventory"')[2]
+    pieces = {piece[:2]: piece for piece in inventory.split('<div id="')[1:]}
+    told = [("search.py" in pieces[of[0]], "jaxrope.evaluate" in pieces[of[0]]) for of in found[1:]]
+    assert sorted(told) == [(False, True)] + [(True, False)] * 4
+    assert (
+        "&quot;files&quot;: &quot;command.txt" in inventory
+        and "<pre>" not in html.split('id="inv')[0]
     )
-    assert all("<pre>{" in one and "<table" in one for one in figures_of)
 
 
 def test_files_that_are_no_longer_made_are_removed_and_others_stay(tmp_path):

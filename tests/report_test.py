@@ -11,6 +11,7 @@ from jaxrope.report import (
     axes,
     evaluations,
     figures,
+    panels,
     tables,
 )
 from tests.tiny_report import (
@@ -20,48 +21,68 @@ from tests.tiny_report import (
     NEEDLES,
     ROWS,
     STEPS,
+    gap,
     lines_of,
     names_of,
+    row,
 )
 
 
 def test_perplexity_is_drawn_where_it_was_measured():
     figure = report.perplexity_figure(ROWS, original_len=512)
     drawn = {tuple(np.round(line.get_ydata(), 1)) for line in lines_of(figure)}
-    assert {(32.9, 107.1), (32.9, 40.3)} <= drawn
-    assert names_of(figure) == {"none", "yarn", "trained"}  # what is not finite has no line
-    (ax,) = figure.axes
-    assert ax.get_yscale() == "log"  # 32.9 to 107.1 is more than a factor of 3
+    assert (32.9, 40.3) in drawn and (32.9, 107.1) not in drawn
+    assert names_of(figure) == {"yarn", "trained"}
+    (ax,) = figure.axes  # what would compress all others, and what is not finite, is said
+    said = "not drawn, far off at 4,096: mine & <co> inf, none 107.10"
+    assert ax.get_xlabel().replace("\n", " ") == f"length, tokens {said}"
     assert [tick.get_text() for tick in ax.get_xticklabels()] == ["512", "4,096"]
 
 
 def test_the_difference_figure_names_its_baseline():
-    figure = report.difference_figure(ROWS)
-    assert "yarn" in figure.axes[0].get_title(loc="left")
-    assert names_of(figure) == {"none", "mine & <co>"}
+    assert "difference" not in figures.evaluation_figures(ROWS)  # all of them are far off
+    near = [row("perplexity", "mine", 4096, 39.0, 34.0, 44.0, **gap(-0.02, -0.03, -0.01))]
+    figure = figures.evaluation_figures([*ROWS, *near])["difference"]
+    assert "yarn" in figure.axes[0].get_title(loc="left") and names_of(figure) == {"mine"}
+    assert "far off: mine & <co>, none" in figure.axes[0].get_xlabel()
+
+
+def test_what_was_made_sets_the_scale_and_far_methods_are_said():
+    rows = [row("perplexity", label, 64, score, score, score) for label, score in SCORES.items()]
+    assert panels.far(rows) == {"pi": "pi 40.00", "ntk@1.2": "ntk@1.2 36.00"}
+    assert "pi" not in panels.far([*rows, row("perplexity", "mine", 64, 50.0, 50.0, 50.0)])
+    crossing = [row("perplexity", "pi", 32, 90.0, 90.0, 90.0)]
+    assert panels.far([*rows, *crossing])["pi"] == "pi 40.00"
+    low = row("perplexity", "dynamic_ntk", 64, 19.0, 19.0, 19.0)
+    high = row("perplexity", "dynamic_ntk", 32, 31.0, 31.0, 31.0)
+    assert panels.far([*rows, low, high])["dynamic_ntk"] == "dynamic_ntk 19.00, 31.00 before"
+
+
+SCORES = {"sliding": 18.0, "searched": 20.0, "yarn": 21.0, "ntk@1.2": 36.0, "pi": 40.0}
 
 
 def test_position_is_drawn_for_the_longest_length():
-    figure = report.position_figure(ROWS)
+    figure = figures.evaluation_figures(ROWS)["position"]
     assert "4,096" in figure.axes[0].get_title(loc="left")
-    assert len(lines_of(figure)) == 3
+    assert len(lines_of(figure)) == 1  # none and what is not finite are far off
 
 
 def test_an_evaluation_has_a_panel_for_what_it_measured():
-    assert len(report.evaluation_figure(ROWS).axes) == 4
+    assert len(report.evaluation_figure(ROWS).axes) == 3  # no difference that is near
     only = [r for r in ROWS if r["suite"] == "passkey"]
     assert len(report.evaluation_figure(only).axes) == 1
-    assert len(report.evaluation_figure([*ROWS, *NEEDLES]).axes[:5]) == 5
+    near = row("perplexity", "near", 4096, 39.0, 34.0, 44.0, **gap(-0.02, -0.03, -0.01))
+    assert len(report.evaluation_figure([*ROWS, near, *NEEDLES]).axes[:5]) == 5
 
 
 def test_needles_are_drawn_for_each_number_of_keys():
-    figure = report.needle_figure(NEEDLES[:2])
+    figure = figures.evaluation_figures(NEEDLES[:2])["needle"]
     assert {tuple(line.get_ydata()) for line in lines_of(figure)} == {(0.96, 0.79)}
     assert names_of(figure) == {"yarn"}
-    figure = report.needle_figure(NEEDLES)
+    figure = figures.evaluation_figures(NEEDLES)["needle"]
     assert {tuple(line.get_ydata()) for line in lines_of(figure)} == {(0.96, 0.79), (1.0,)}
     assert names_of(figure) == {"yarn, 6 keys", "yarn, 1 keys"}
-    assert figure.axes[0].get_title(loc="left") == "Needle found"
+    assert figure.axes[0].get_title(loc="left") == "Needles found"
     titles = [title for title, _ in tables.evaluation_tables(NEEDLES)]
     assert titles == [f"Needle-{k}: accuracy [95% interval]" for k in (6, 1)]
     assert evaluations.alt("needle", NEEDLES) == (
@@ -72,7 +93,7 @@ def test_needles_are_drawn_for_each_number_of_keys():
 def test_the_search_is_drawn_against_its_baselines():
     found = [1.0, 1.5, 7.0, 9.5]
     figure = report.search_figure(GENERATIONS, BASELINES, factors=found, descents={})
-    assert names_of(figure) == {"best", "mean", "pi", "yarn", "result"}
+    assert names_of(figure) == {"best", "mean", "pi", "yarn", "searched"}
     curves = {tuple(line.get_ydata()) for line in lines_of(figure)}
     assert {(1.0, 1.5, 7.0, 9.5), (60.0, 59.0, 58.0, 57.0, 56.0)} <= curves
     assert figure.axes[1].get_yscale() == "log"
@@ -97,7 +118,7 @@ def test_what_a_search_did_not_do_has_no_panel():
     assert dots.get_xydata().tolist() == [[0, 2], [0, 3], [0, 4], [1, 2.5]]
     assert mean.get_xydata().tolist() == [[0, 3.0], [1, 2.5]]
     neither = report.search_figure([], {}, factors=[1.0] * 4, descents={})
-    assert names_of(neither) == {"result"}
+    assert names_of(neither) == {"searched"}
 
 
 def test_factors_are_drawn_beside_the_baselines_that_matter_in_their_colours():
@@ -112,7 +133,7 @@ def test_factors_are_drawn_beside_the_baselines_that_matter_in_their_colours():
         ([1.0, 5.0], {"ntk", "yarn"}),
     ):
         figure = report.search_figure([], rows, factors=result, descents={})
-        assert names_of(figure) == drawn | {"result"}
+        assert names_of(figure) == drawn | {"searched"}
         colours = [line.get_color() for line in lines_of(figure)]
         named = [axes.STYLES[name][0] for name in ("ntk", "dynamic_ntk", "yarn") if name in drawn]
         assert colours == [*named, axes.STYLES["longrope"][0]]
@@ -161,8 +182,49 @@ def test_a_figure_has_room_for_all_names(count):
 
 
 def test_each_label_has_a_look_of_its_own():
-    labels = ["none", "pi", "ntk", "yarn", "longrope", "sliding", *"abcde"]
+    labels = ["none", "pi", "ntk", "yarn", "yarn@su", "longrope", "sliding", *"abcde"]
     assert len(set(axes.styles(labels).values())) == len(labels)
+    colours = [colour for colour, *_ in axes.styles([*labels[:7], "a", "b", "c"]).values()]
+    assert len(set(colours)) == len(colours)
+
+
+def test_a_label_keeps_its_look_on_a_page():
+    with axes.one_look() as looks:
+        first = axes.styles(["searched", "yarn"])
+        assert axes.styles(["tuned", "yarn", "searched"]) == first | {"tuned": axes.SPARE[0]}
+        with axes.one_look():  # of a figure of the page
+            assert axes.styles(["tuned"]) == {"tuned": axes.SPARE[0]}
+    assert list(looks) == ["yarn", "searched", "tuned"]
+    assert axes.styles(["tuned"]) == {"tuned": axes.SUBJECT}
+
+
+def test_kinds_of_a_row_have_its_colour():
+    looks = axes.styles_of_kinds({"yarn, a": "yarn", "yarn, b": "yarn", "mine, a": "mine"})
+    assert looks["yarn, a"][0] == looks["yarn, b"][0] == axes.STYLES["yarn"][0]
+    assert looks["yarn, a"][2] != looks["yarn, b"][2] and looks["mine, a"] == axes.SUBJECT
+
+
+def test_lines_on_top_of_each_other_are_one_with_both_names():
+    curves = {"a": [1.0, 2.0], "b": [1.0, 2.0], "c": [1.0, 3.0]}
+    assert axes.together(curves) == {"a": "a = b", "c": "c"}
+    figure = figures.one(lambda ax: panels.draw_factors(ax, curves))
+    assert names_of(figure) == {"a = b", "c"} and len(lines_of(figure)) == 2
+    same = [row("passkey", label, n, 1.0, 0.8, 1.0) for label in ("yarn", "pi") for n in (8, 16)]
+    assert names_of(figures.evaluation_figures(same)["passkey"]) == {"yarn = pi"}
+
+
+@pytest.mark.parametrize("count", [4, 5])
+def test_few_windows_have_no_interval_and_no_star(count):
+    items = {"window_nll": [3.0] * count}
+    one = row("perplexity", "mine", 64, 33.0, 30.0, 36.0, **gap(-0.02, -0.03, -0.01))
+    (title, score), (about, difference) = tables.evaluation_tables([one | {"items": items}])
+    assert score[2] == difference[2] == ["windows", str(count)]
+    if count < 5:
+        assert (score[1][1], difference[1][1]) == ("33.00", "-0.0200")
+        assert "no interval" in title and "no interval" in about and "*" not in about
+    else:
+        assert (score[1][1], difference[1][1][-1]) == ("33.00 [30.00, 36.00]", "*")
+        assert "[95% interval]" in title and "excludes 0" in about
 
 
 @pytest.mark.parametrize("suffix", [".png", ".svg"])
@@ -175,7 +237,7 @@ def test_a_figure_is_written(tmp_path, suffix):
 def test_figures_say_what_is_missing(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "matplotlib", None)
     with pytest.raises(InputError, match="need matplotlib.*pip install matplotlib"):
-        report.passkey_figure(ROWS)
+        report.evaluation_figure(ROWS)
 
 
 def test_tables_by_hand():

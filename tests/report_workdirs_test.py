@@ -13,6 +13,7 @@ from jaxrope.report import (
     collect,
     comparison,
     evaluations,
+    names,
     page,
     ropes,
 )
@@ -31,20 +32,17 @@ def workdirs(tmp_path):
     return write_workdirs(tmp_path)
 
 
-def test_the_summary_comes_first_and_says_what_was_found(workdirs):
+def test_the_inventory_says_what_there_is(workdirs):
     first, second = (collect.collect(folder).lines for folder in workdirs)
     search, training = first
     assert search["What"] == "search" and search["Window"] == "to 4,096"
-    assert search["Perplexity"] == "56.00 (on fresh text; yarn 60.00, pi inf)"
     assert search["Cost"] == "1m30s, 123,456 forward tokens"
     assert training["What"] == "training, loss 3.990 → 3.600"
     assert (training["Window"], training["Cost"]) == ("rows of 512", "40 steps, 2,560 tokens")
-    assert [line["What"] for line in second] == [f"evaluation, {n}" for n in LABELS]
-    none, yarn, mine = second
-    assert none["Window"] == "512 → 4,096" and none["Model"] == "base"
-    assert (none["Perplexity"], mine["Perplexity"]) == ("107.10 at 4,096", "inf at 4,096")
-    assert (yarn["Pass key"], mine["Pass key"]) == ("1.00 at 512", "")
-    assert none["Cost"] == "14s, 7,000 forward tokens" and yarn["Cost"] == ""
+    (evaluation,) = second
+    assert evaluation["What"] == f"evaluation of {', '.join(LABELS)}"
+    assert evaluation["Window"] == "512 → 4,096" and evaluation["Model"] == "base"
+    assert evaluation["Cost"] == "14s, 7,000 forward tokens"
 
 
 def test_every_figure_says_in_words_what_it_shows(workdirs):
@@ -59,15 +57,19 @@ def test_every_figure_says_in_words_what_it_shows(workdirs):
 def test_two_figures_on_a_page_keep_their_own_shapes():
     figure = page.Figure("n", None, "", "", [])
     drawn = page.Drawn('<svg><path id="m"/><use href="#m"/><g clip-path="url(#m)"/></svg>', [])
-    section = page.Section("t", [], [figure, figure], "", {})
-    folder = page.Folder("x", "x", [], [section])
-    html = page.render("t", "", [["a"]], [folder], {(0, 0, 0): drawn, (0, 0, 1): drawn})
+    section = page.Section("t", [], [figure, figure], page.Origin())
+    art = page.Art({(0, 0, 0): drawn, (0, 0, 1): drawn})
+    html = page.render("t", [["a"]], [page.Folder("x", "x", [section])], art)
     assert 'id="f0s0g0-m"' in html and 'href="#f0s0g1-m"' in html and "url(#f0s0g1-m)" in html
 
 
-def test_a_score_stands_above_its_interval_and_a_workdir_is_a_link():
+def test_a_score_stands_above_its_interval_and_a_row_has_its_colour():
     assert page._cell("-0.02 [-0.03, -0.01]*") == "-0.02*<small>[-0.03, -0.01]</small>"
-    assert page._cell("#1 <run>") == '<a href="#f1">&lt;run&gt;</a>'
+    assert page._cell("better, -2.0% [-3.0, -1.0]").startswith("better, -2.0%<small>")
+    marked = page._table(
+        [["", "8"], ["yarn", "1"], ["niah, yarn", "2"], ["ntk", "3"]], {"yarn": "blue"}
+    )
+    assert marked.count("var(--blue)") == 2
     assert page._cell("37.26 at 8,192") == "37.26 at\u00a08,192"
     assert page._cell(None) == ""
 
@@ -118,16 +120,13 @@ def recipe(tmp_path, workdirs):
 def test_a_recipe_is_one_line_and_expands_into_its_stages(recipe):
     found = collect.collect(recipe)
     stages = [section.stage for section in found.folder.sections]
-    assert stages == ["compare", "search_a", "search_b"]  # the result first, and what it is of
+    # the result first, and what it is of
+    assert stages == ["compare", "compare", "search_a", "search_b"]
     first, *others = found.lines
-    assert first["What"] == "recipe of 3 of 4 stages, none" and len(others) == 2
-    assert first["Cost"] == "3h00m, 3,000 forward tokens"
-    assert first["Perplexity"] == "107.10 at 4,096" and others[0]["What"] == "yarn"
-    facts = {name: (value, remark) for name, value, remark in found.folder.facts}
-    assert facts["Window"][0] == "512 → 4,096"
-    assert facts["Perplexity"] == ("107.10", "at 4,096; yarn 40.30; mine & <co> inf")
-    commands = [section.command for section in found.folder.sections]
-    assert commands[1:] == [
+    assert first["What"] == "recipe of 3 of 4 stages" and len(others) == 3
+    assert first["Cost"] == "3h00m, 3,000 forward tokens" and first["Window"] == "512 → 4,096"
+    commands = [section.origin.command for section in found.folder.sections]
+    assert commands[2:] == [
         f"python train.py --config=r.py --workdir=run --config.stages={name}"
         for name in ("search_a", "search_b")
     ]
@@ -144,7 +143,8 @@ def test_an_analysis_is_told_by_the_evaluation_of_its_own_model(recipe):
         one["length"] //= 8
     shutil.copytree(recipe / "compare", recipe / "other")
     (recipe / "other" / "eval.json").write_text(json.dumps(content))
-    assert collect.collect(recipe).lines[0]["Window"] == "64 → 512"
+    told = [line["What"] for line in collect.collect(recipe).lines]
+    assert told[1].startswith("other: evaluation")
     attention = report_attention_test.content() | {"evaluation": "compare"}
     (recipe / "attention.json").write_text(json.dumps(attention))
     found = collect.collect(recipe)
@@ -156,7 +156,8 @@ def test_an_analysis_is_told_by_the_evaluation_of_its_own_model(recipe):
 
 def test_a_folder_of_workdirs_expands_too(tmp_path, workdirs):
     found = collect.collect(tmp_path)
-    assert [section.stage for section in found.folder.sections] == ["first", "first", "second"]
+    stages = [section.stage for section in found.folder.sections]
+    assert stages == ["first", "first", "second", "second"]
     assert found.lines[0]["What"] == "first: search"
 
 
@@ -167,21 +168,22 @@ def test_a_recipe_that_is_broken_is_refused(recipe):
 
 
 def test_a_search_is_told_by_its_verdict_then_by_fresh_text(workdirs):
-    section = collect.collect(workdirs[0]).folder.sections[0]
+    section, _ = collect.collect(workdirs[0]).folder.sections
     assert section.lead == "Better than every baseline."
-    (fresh, judged), (short, at_short), (text, compared) = section.tables
+    (fresh, judged), (short, at_short), (text, compared) = [*section.tables, *section.more]
+    assert fresh.endswith("; searched is evolution; sliding: its own 512 tokens")
     assert fresh.startswith("On 8 fresh samples") and text.startswith("On the text of the search")
     assert judged == [
         ["", "attention factor", "perplexity", "loss less that of yarn"],
-        ["evolution", "1.1500", "56.0000", "-0.0690 [-0.0800, -0.0600]*"],
+        ["searched", "1.1500", "56.0000", "-0.0690 [-0.0800, -0.0600]*"],
         ["yarn", "1.1500", "60.0000", ""],
         ["pi", "1.1500", "failed", ""],
-        ["its own 512 tokens, sliding", "", "57.4000", "-0.0440"],
+        ["sliding", "", "57.4000", "-0.0440"],
     ]
     assert short == "At 512 tokens, with the same factors"
     assert at_short[1:] == [
-        ["result", "33.1000", "+0.1000"],
-        ["the model as it is", "30.0000", ""],
+        ["searched", "33.1000", "+0.1000"],
+        ["none", "30.0000", ""],
     ]
     assert compared[1:] == [["yarn", "1.1500", "60.0000"]]  # with its best attention factor
 
@@ -194,13 +196,11 @@ def test_a_search_without_a_baseline_or_better_than_none_says_so(workdirs):
     content["beside"] = []
     path.write_text(json.dumps(content | {"generations": []}))
     found = collect.collect(workdirs[0])
-    section = found.folder.sections[0]
+    section, _ = found.folder.sections
     title, judged = section.tables[0]
-    assert title == "On 8 samples of the search" and judged[1:] == [
-        ["evolution", "1.1500", "56.0000"]
-    ]
+    assert title == "On 8 samples of the search; searched is evolution"
+    assert judged[1:] == [["searched", "1.1500", "56.0000"]]
     assert [figure.name for figure in section.figures] == ["factors"]
-    assert found.lines[0]["Perplexity"] == "56.00 (on the text of the search)"
 
 
 def candidate(generation, fitness):
@@ -231,18 +231,17 @@ def test_a_search_that_is_not_finished_is_shown_from_its_journal(tmp_path):
     (folder / "journal.jsonl").write_text(text + '{"generation": 2, "fit')  # torn
     found = collect.collect(folder)
     assert found.lines[0]["What"] == "search, not finished"
-    assert found.lines[0]["Perplexity"] == "fitness 50.00 so far"
     assert found.lines[0]["Cost"] == "1m06s so far"  # a batch counts once
     (section,) = found.folder.sections
-    progress, descent, factors = section.figures
+    factors, progress, descent = section.figures
     assert progress.numbers[1:] == [[0, 60.0, 65.0], [1, 50.0, 50.0]]
     assert section.tables[0][1][1:] == [
         ["pi", "1.0000", "90.0000"],
         ["best so far, evolution", "1.1000", "50.0000"],
     ]
     assert [0.0, 0.0, 1.0] in [list(line.get_xdata()) for line in lines_of(progress.drawing)]
-    assert "pi 4.250" in descent.alt
-    assert factors.numbers == [["rotary pair", "pi", "best so far"], [0, 8.0, 1.0], [1, 8.0, 50.0]]
+    assert "pi, descended 4.250" in descent.alt
+    assert factors.numbers == [["rotary pair", "pi", "searched"], [0, 8.0, 1.0], [1, 8.0, 50.0]]
     early = "".join(json.dumps(line) + "\n" for line in lines[:4])
     judged = {"judged": "ramp", "fitness": 66.0, "attention_factor": 1.0, "seconds": 3.0}
     (folder / "journal.jsonl").write_text(early + json.dumps(judged) + "\n")
@@ -272,46 +271,53 @@ def test_a_rope_is_shown_beside_the_methods_by_their_formulas(tmp_path, workdirs
     rope.save(path, rope.make("longrope", **geometry, buckets=buckets), {})
     figure = collect.collect(workdirs[1]).folder.sections[0].figures[0]
     header, *rows = figure.numbers
-    assert header == ["rotary pair", "pi", "ntk", "yarn", "to 1,024", "to 4,096"]
+    lengths = ["training, to 1,024", "training, to 4,096"]
+    assert header == ["rotary pair", "pi", "ntk", "yarn", *lengths]
     found = dict(zip(header, zip(*rows, strict=True), strict=True))
-    assert found["to 4,096"] == (1.0, 2.0, 7.0, 8.0) and found["pi"] == (8.0,) * 4
+    assert found[lengths[1]] == (1.0, 2.0, 7.0, 8.0) and found["pi"] == (8.0,) * 4
     np.testing.assert_allclose(found["ntk"], 8.0 ** (np.arange(4) / 3))
     assert found["yarn"][0] == 1.0 and found["yarn"][-1] == 8.0
     beside = ropes.published([str(path), "2048k_la2_256k"])
     assert list(beside) == ["second", "published 2048k_la2_256k"]
-    figure = collect.collect(workdirs[0], beside).folder.sections[0].figures[-1]
+    figure = collect.collect(workdirs[0], beside).folder.sections[0].figures[0]
     assert figure.numbers[0][2:4] == ["second", "published 2048k_la2_256k"]
     assert len(figure.numbers) == 1 + 64
 
 
 def test_workdirs_are_compared_on_common_axes(workdirs, recipe, tmp_path):
-    both = [collect.collect(folder) for folder in (workdirs[0], recipe)]
-    found = comparison.folder(["first", "run"], [one.part for one in both])
-    assert [section.title for section in found.sections] == ["Factors", "Searches"]
-    factors, searches = (section.figures[0] for section in found.sections)
-    assert factors.numbers[0] == ["rotary pair", "first", "run"]
-    assert names_of(searches.drawing) == {"first", "run/search_a", "run/search_b"}
+    called = names.read([workdirs[0], recipe])
+    both = [collect.collect(folder, {}, called) for folder in (workdirs[0], recipe)]
+    (searches,) = comparison.sections(["first", "run"], [one.part for one in both])
+    assert searches.kind == "search"  # their factors are the same
+    made = {f"searched, {tmp_path.name}/first", "searched, run/search_a", "searched, run/search_b"}
+    assert {name.replace("\n", " ") for name in names_of(searches.figures[0].drawing)} == made
+    content = json.loads((recipe / "search_a" / "result.json").read_text())
+    content["best"]["factors"] = [1.0, 3.0]
+    (recipe / "search_a" / "result.json").write_text(json.dumps(content))
+    both[1] = collect.collect(recipe, {}, called)
+    factors, _ = comparison.sections(["first", "run"], [one.part for one in both])
+    assert factors.figures[0].numbers[0][2] == "searched, run/search_a"
 
     other = json.loads((workdirs[1] / "eval.json").read_text())
     other["rows"][3]["metrics"]["perplexity"] = 38.5
     (tmp_path / "third").mkdir()
     (tmp_path / "third" / "eval.json").write_text(json.dumps(other))
     both = [collect.collect(folder) for folder in (workdirs[1], tmp_path / "third")]
-    (section,) = comparison.folder(["a", "b"], [one.part for one in both]).sections
+    (section,) = comparison.sections(["a", "b"], [one.part for one in both])
     rows = section.figures[0].numbers[1:]
     assert ["yarn, a", 4096, 40.3, 34.0, 48.0] in rows and ["yarn, b", 4096, 38.5, 34, 48] in rows
     assert len(rows) == 5 + 1  # what both have measured is shown once
-    assert section.title == "Evaluations"
+    assert section.title == "Side by side"
     other["rows"][3]["fingerprint"] = "of another text"
     (tmp_path / "third" / "eval.json").write_text(json.dumps(other))
     both[1] = collect.collect(tmp_path / "third")
-    (section,) = comparison.folder(["a", "b"], [one.part for one in both]).sections
-    assert section.title == "Evaluations, not all of them of the same text"
+    (section,) = comparison.sections(["a", "b"], [one.part for one in both])
+    assert section.title == "Side by side, not all of them of the same text"
 
 
 def test_nothing_in_common_is_not_compared(workdirs):
     parts = [collect.collect(folder).part for folder in workdirs]
-    assert comparison.folder(["a", "b"], parts) is None
+    assert comparison.sections(["a", "b"], parts) == []
 
 
 def test_older_evaluations_have_maps_too():
@@ -319,7 +325,7 @@ def test_older_evaluations_have_maps_too():
     (one,) = evaluations.complete([row("passkey", "none", 512, 0.5, 0.1, 0.9, items=items)])
     assert one["columns"] == ["depth"]
     names = [figure.name for figure in evaluations.charts([one], 512)]
-    assert names == ["passkey", "map of passkey, none: depth"]
+    assert names == ["map of passkey: depth"]
 
 
 def test_many_tasks_are_one_table():
@@ -344,14 +350,12 @@ def test_what_a_search_writes_can_be_read(tmp_path):
     found = collect.collect(tmp_path / "run")
     (section,) = found.folder.sections
     assert section.lead == json.loads(result.read_text())["verdict"]["sentence"]
-    assert [figure.name for figure in section.figures] == ["progress", "descent", "factors"]
-    assert found.lines[0]["Perplexity"].split()[1:4] == ["(on", "fresh", "text;"]
+    assert [figure.name for figure in section.figures] == ["factors", "progress", "descent"]
     seconds = found.lines[0]["Cost"].partition(",")[0]
     result.unlink()  # as it was before its end
     running = collect.collect(tmp_path / "run")
     assert running.lines[0]["Cost"] == f"{seconds} so far"
-    assert [figure.name for figure in running.folder.sections[0].figures] == [
-        *("progress", "descent", "factors"),
-    ]
+    (section,) = running.folder.sections
+    assert [figure.name for figure in section.figures] == ["factors", "progress", "descent"]
     journal.write_text("".join(journal.read_text().splitlines(keepends=True)[:2]))
     assert collect.collect(tmp_path / "run").lines[0]["What"] == "search, not finished"

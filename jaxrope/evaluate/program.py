@@ -169,9 +169,10 @@ def _counted(bench: Bench, progress: Progress, journal: Journal | None) -> Bench
 
 def _line(result: Result) -> str:
     name, score = next(iter(result.metrics.items()))
-    rate = result.tokens / result.seconds
+    rate, ends = result.tokens / result.seconds, ""
+    if tables.has_interval({"items": result.items}):
+        ends = f" [{result.metrics['low']:.4g}, {result.metrics['high']:.4g}]"
     return (
-        f"{result.suite} {result.label} {result.length:,}: {name} {score:.4g} "
-        f"[{result.metrics['low']:.4g}, {result.metrics['high']:.4g}]  "
+        f"{result.suite} {result.label} {result.length:,}: {name} {score:.4g}{ends}  "
         f"{duration(result.seconds)}, {rate:,.0f} tokens/s"
     )

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from jaxrope.report import tabulated as tabulated
     from jaxrope.report.document import write as write
     from jaxrope.report.figures import cost_figure as cost_figure
-    from jaxrope.report.figures import difference_figure as difference_figure
     from jaxrope.report.figures import evaluation_figure as evaluation_figure
     from jaxrope.report.figures import maps_figure as maps_figure
-    from jaxrope.report.figures import needle_figure as needle_figure
-    from jaxrope.report.figures import passkey_figure as passkey_figure
     from jaxrope.report.figures import perplexity_figure as perplexity_figure
-    from jaxrope.report.figures import position_figure as position_figure
     from jaxrope.report.figures import search_figure as search_figure
     from jaxrope.report.figures import tradeoff_figure as tradeoff_figure
     from jaxrope.report.figures import training_figure as training_figure
@@ -33,13 +29,9 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "document": ["write"],
         "figures": [
             "cost_figure",
-            "difference_figure",
             "evaluation_figure",
             "maps_figure",
-            "needle_figure",
-            "passkey_figure",
             "perplexity_figure",
-            "position_figure",
             "search_figure",
             "tradeoff_figure",
             "training_figure",

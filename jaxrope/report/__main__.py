@@ -4,9 +4,10 @@
   python -m jaxrope.report runs/search --published=128k_la2,runs/other/rope.json
 
 A workdir is that of a search, a training, an evaluation, an analysis or a recipe, or a folder with
-such folders in it; several are compared. The page needs nothing beside itself: it can be mailed,
-printed, and opened without a network. Its figures also lie beside it, in report_files, as SVG, PNG
-and CSV.
+such folders in it; several are compared. The first screen says whether extending worked, against
+the model's own sliding window, YaRN and NTK at the longest length; what was run, with its config,
+comes last. The page needs nothing beside itself: it can be mailed, printed, and opened without a
+network. Its figures also lie beside it, in report_files, as SVG, PNG and CSV.
 """
 
 from collections.abc import Sequence

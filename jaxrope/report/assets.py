@@ -20,7 +20,8 @@ def folder_of(out: Path) -> Path:
 
 
 def make(folders: Sequence[Folder], beside: str) -> tuple[dict, dict[str, bytes]]:
-    """Returns ({(folder, section, figure): Drawn}, {name of a file: its bytes}).
+    """Returns ({(folder, section, figure): Drawn}, {name of a file: its bytes}), whose names begin
+    with the numbers of their chapter and section.
 
     Args:
       folders: of the page.
@@ -30,7 +31,7 @@ def make(folders: Sequence[Folder], beside: str) -> tuple[dict, dict[str, bytes]
     for f, folder in enumerate(folders):
         for s, section in enumerate(folder.sections):
             for g, figure in enumerate(section.figures):
-                stem = _slug(f"{f + 1} {folder.title} {s + 1} {section.title} {figure.name}")
+                stem = _slug(f"{f} {folder.title} {s} {section.stage} {figure.name}")
                 while f"{stem}.svg" in contents:
                     stem += "-"
                 svg = figures.svg_file(figure.drawing)

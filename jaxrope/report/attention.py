@@ -38,7 +38,7 @@ from typing import Any, NamedTuple
 
 from jaxrope.report import attention_panels as draw
 from jaxrope.report import evaluations, figures, tables, tabulated
-from jaxrope.report.page import Figure, Section
+from jaxrope.report.page import Figure, Origin, Section
 
 FORMAT = "jaxrope.attention/1"
 MOST_TABLES = 2  # of a section that are open at first
@@ -63,7 +63,7 @@ class Attention(NamedTuple):
       original_len: tokens the rope was trained on.
       evaluation: the stage with the perplexity of its settings, or "".
       trained_lens: label -> tokens of the continual training.
-      origin: the command, and the config.
+      origin: of its sections.
       lists: name of LISTS -> rows.
     """
 
@@ -71,7 +71,7 @@ class Attention(NamedTuple):
     original_len: int
     evaluation: str
     trained_lens: Mapping[str, int]
-    origin: tuple[str, Row]
+    origin: Origin
     lists: Mapping[str, list[Row]]
 
 
@@ -94,13 +94,13 @@ def read(content: Row) -> Attention:
         original_len=int(model["original_len"]),
         evaluation=str(content.get("evaluation") or ""),
         trained_lens=content.get("trained_lens") or {},
-        origin=(content.get("command") or "", content.get("config") or {}),
+        origin=Origin(content.get("command") or "", content.get("config") or {}),
         lists=lists,
     )
 
 
 def line(analysis: Attention) -> dict[str, str]:
-    """Returns its line of the summary, by column."""
+    """Returns its line of the inventory, by column."""
     lengths = [row["length"] for rows in analysis.lists.values() for row in rows if "length" in row]
     verdicts = [row["holds"] for row in analysis.lists["findings"]]
     held = f", {sum(map(bool, verdicts))} of {len(verdicts)} findings hold" if verdicts else ""
@@ -128,7 +128,7 @@ def sections(analysis: Attention) -> list[Section]:
             open_tables, more = all_tables[:MOST_TABLES], all_tables[MOST_TABLES:]
             folded = len(charts) > evaluations.MOST_OPEN
             page_sections.append(
-                Section(title, open_tables, charts, *analysis.origin, more=more, is_folded=folded)
+                Section(title, open_tables, charts, analysis.origin, more=more, is_folded=folded)
             )
     return page_sections
 
@@ -261,8 +261,8 @@ def _needles(analysis: Attention):
                     draw.BROAD,
                 ),
                 alt=f"Needle found by {label}, by length and depth: {mean:.2f} of all cells.",
-                caption=f"{label}: share found, from 0 (red) to 1 (green); the number in a cell is "
-                "the mean attention entropy of the answer, nats"
+                caption=f"{label}: share found, from 0 (orange) to 1 (blue); the number in a cell "
+                "is the mean attention entropy of the answer, nats"
                 + (f". Dashed: the {trained:,} tokens of its training." if trained else "."),
                 numbers=tabulated.columns(
                     label_rows, ("label", "length", "depth", "score", "entropy")

@@ -84,7 +84,7 @@ def draw_heads(ax, row):
     x, mass = _curve(row)
     for head in np.asarray(row["heads"], np.float64):
         ax.plot(x, np.where(head > 0, head, np.nan), color=HEADS, alpha=0.3, linewidth=0.7)
-    colour = axes.STYLES["longrope"][0]
+    colour = axes.styles([row["label"]])[row["label"]][0]
     ax.plot(x, mass, color=colour, linewidth=2.2)
     _scale(ax, row, f"{row['label']}, {row['length']:,} tokens")
     axes.name_ends(ax, {"mean": (mass[-1], colour)} if mass[-1] > 0 else {})
@@ -155,7 +155,7 @@ def draw_objectives(ax, rows):
 
 def size_of(rows) -> tuple[float, float]:
     """Returns inches of a figure with a line for each of `rows`."""
-    return 4.4, 1.1 + 0.34 * len(rows)
+    return 4.1, 1.3 + 0.34 * len(rows)
 
 
 def bar(ax, drawn, unit, ticks=None):
@@ -174,7 +174,7 @@ def bar(ax, drawn, unit, ticks=None):
 
 
 def _dots(ax, names, rows, key):
-    colour = axes.STYLES["yarn"][0]
+    colour = axes.FOREGROUND  # these are no rows of a table of methods
     for place, row in enumerate(rows):
         low, high = (row[key] if row.get(k) is None else row[k] for k in ("low", "high"))
         ax.plot([low, high], [place, place], color=colour, alpha=0.5, linewidth=3)

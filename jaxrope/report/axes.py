@@ -1,33 +1,39 @@
 """Shared by all panels: styles of lines, their names, ticks and marks on a matplotlib Axes.
 
-Colours are Okabe and Ito's, which people with any colour vision tell apart; each method has the
-same colour, marker and dash everywhere, and lines are named at their ends.
+People with any colour vision tell the colours apart, and there is no green beside the red. A row
+of a table has the same colour, marker and dash in all figures of a page, and lines are named at
+their ends.
 """
 
+import contextlib
+import contextvars
+import itertools
 import re
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 
-# method -> (colour, marker, dash); other labels take the rest, in order of appearance
-STYLES = {
+Look = tuple[str, str, str]  # colour, marker, dash
+SUBJECT = ("#d55e00", "o", "-")  # of the first label that is no method
+STYLES: dict[str, Look] = {
     "none": ("#7f7f7f", "o", "-"),
     "pi": ("#e69f00", "s", "-"),
     "ntk": ("#56b4e9", "^", "-"),
-    "dynamic_ntk": ("#cc79a7", "P", "-"),
+    "dynamic_ntk": ("#8c6d1f", "P", "-"),
     "yarn": ("#0072b2", "D", "-"),
-    "longrope": ("#d55e00", "o", "-"),
-    "sliding": ("#009e73", "v", "--"),
-    "ramp": ("#9a6fb0", "X", "-"),
+    "yarn@su": ("#6a5acd", "d", "-"),
+    "longrope": SUBJECT,
+    "sliding": ("#3d4a57", "v", "--"),
+    "ramp": ("#cc79a7", "X", "-"),
 }
-SPARE = (
-    ("#cc79a7", "p", "--"),
-    ("#9a6fb0", "d", "-."),
-    ("#b8860b", "<", ":"),
-    ("#009e73", ">", ":"),
-    ("#d55e00", "h", "--"),
+SPARE: tuple[Look, ...] = (
+    ("#a8237f", "p", "-"),
+    ("#008b9a", "<", "-"),
+    ("#8a4b2a", ">", "-"),
 )
+DASHES = ("--", "-.", ":")
 NAME_WIDTH = 16  # characters of a name beside a line; a longer one is broken
 _NAME_INCHES = 0.2  # of a name of one line: 9.5 points of text, and some room
 _LINE_INCHES = 0.16  # of each further line
@@ -35,24 +41,69 @@ _PUSHES = 1000  # of names that are moved apart
 FOREGROUND = "#0a0b0c"  # axes and text; a page makes it currentColor, which follows the theme
 
 
-def styles(labels: Iterable[str]) -> dict[str, tuple[str, str, str]]:
+_looks: contextvars.ContextVar[dict[str, Look]] = contextvars.ContextVar("looks of a page")
+
+
+@contextlib.contextmanager
+def one_look() -> Iterator[dict[str, Look]]:
+    """Within it a label has one look, whatever the figure; yields {label: look} as it grows."""
+    if (outer := _looks.get(None)) is not None:
+        yield outer
+        return
+    token = _looks.set({})
+    try:
+        yield _looks.get()
+    finally:
+        _looks.reset(token)
+
+
+def styles(labels: Iterable[str]) -> dict[str, Look]:
     """Returns {label: (colour, marker, dash)}, which no two labels share before they run out.
 
-    A label that names a method ("base, yarn@su") has that method's style; the first one that names
-    none is the subject of the page, and has that of "longrope".
+    A label that names a method ("base, yarn") has that method's look; the first one that names none
+    is the subject of the page, and has that of "longrope". See `one_look`.
     """
-    labels, looks = list(labels), {}
-    free = dict(STYLES)
+    labels, looks = list(dict.fromkeys(labels)), _looks.get({})
     for label in labels:  # labels that are exactly a method's name come first
-        if label in free:
-            looks[label] = free.pop(label)
+        if label in STYLES and STYLES[label] not in looks.values():
+            looks.setdefault(label, STYLES[label])
     for label in labels:
-        words = [word for word in re.split(r"[^a-z0-9]+", label.lower()) if word in free]
-        if label not in looks and words:
-            looks[label] = free.pop(words[0])
-    subject_look = [free["longrope"]] if "longrope" in free else []
-    spare = iter(subject_look + list(SPARE) * (1 + len(labels) // len(SPARE)))
-    return {label: looks[label] if label in looks else next(spare) for label in labels}
+        if label not in looks:
+            taken = set(looks.values())
+            looks[label] = next((look for look in _candidates(label) if look not in taken), SUBJECT)
+    return {label: looks[label] for label in labels}
+
+
+def _candidates(label: str) -> Iterator[Look]:
+    words = [word for word in re.split(r"[^a-z0-9_@]+", label.lower()) if word in STYLES]
+    yield from (STYLES[word] for word in words[:1])
+    yield SUBJECT
+    yield from SPARE
+    for dash, (colour, marker, _) in itertools.product(DASHES, (*SPARE, *STYLES.values())):
+        yield colour, marker, dash
+
+
+def styles_of_kinds(kinds: Mapping[str, str]) -> dict[str, Look]:
+    """Returns looks of labels that are kinds of a row ("yarn, 6 keys" of "yarn"): they have the
+    colour of their row, and differ in their dash.
+    """
+    looks, shown = styles(kinds.values()), {}
+    for label, row in kinds.items():
+        colour, marker, dash = looks[row]
+        number = sum(of == row for of in shown.values())
+        dashes = (dash, *(other for other in ("-", *DASHES) if other != dash))
+        shown[label], looks[label] = row, (colour, marker, dashes[number % len(dashes)])
+    return {label: looks[label] for label in kinds}
+
+
+def together(curves: Mapping[str, Any]) -> dict[str, str]:
+    """Returns {label: "label = other"} of the first label of each line, with all those that would
+    lie on top of it."""
+    names: dict[str, list[str]] = {}
+    for label, curve in curves.items():
+        same = (first for first in names if np.array_equal(curves[first], curve))
+        names.setdefault(next(same, label), []).append(label)
+    return {label: " = ".join(labels) for label, labels in names.items()}
 
 
 def smooth(values: np.ndarray, weights: np.ndarray, reach: int = 4) -> np.ndarray:

@@ -7,15 +7,25 @@ from typing import Any
 
 from jaxrope.errors import InputError
 from jaxrope.report import attention, evaluations, ropes, searches, tables, trainings
-from jaxrope.report.page import Folder, Section
+from jaxrope.report.names import Names
+from jaxrope.report.page import Folder, Origin, Section
 from jaxrope.shell import duration
 from jaxrope.store import files, sealed
 
-COLUMNS = ("What", "Model", "Window", "Perplexity", "Pass key", "Needle", "RULER", "Cost")
+COLUMNS = ("What", "Model", "Window", "Cost")
 NAMES = ("result.json", "journal.jsonl", "metrics.jsonl", "eval.json", "attention.json")
 
 Row = Mapping[str, Any]
-Line = dict[str, str]  # of the summary, by COLUMNS
+Line = dict[str, str]  # of the inventory, by COLUMNS
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """What a finished search wrote, and the name of its result."""
+
+    content: Row
+    journal: Row | None
+    name: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,11 +34,11 @@ class Part:
 
     Attributes:
       sections: of the page.
-      lines: of the summary.
-      scores: the lines of evaluations alone.
-      rows: of evaluations.
-      factors: the result of a search, by rotary pair, or None.
-      steps: of trainings: name of a stage, or "" -> rows.
+      lines: of the inventory.
+      evaluations: contents of eval.json, their rows complete.
+      searches: those that are finished.
+      factors: the results of searches: name -> factors by rotary pair.
+      steps: of trainings: name of what they made -> rows.
       generations: of searches, in the same way.
       original_len: tokens, or None.
       evaluation: of an analysis: the stage with the perplexity of its settings, else "".
@@ -36,49 +46,53 @@ class Part:
 
     sections: list[Section] = dataclasses.field(default_factory=list)
     lines: list[Line] = dataclasses.field(default_factory=list)
-    scores: list[Line] = dataclasses.field(default_factory=list)
-    rows: list[Row] = dataclasses.field(default_factory=list)
-    factors: Any = None
+    evaluations: list[Row] = dataclasses.field(default_factory=list)
+    searches: list[Search] = dataclasses.field(default_factory=list)
+    factors: dict[str, Any] = dataclasses.field(default_factory=dict)
     steps: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     generations: dict[str, list[Row]] = dataclasses.field(default_factory=dict)
     original_len: int | None = None
     evaluation: str = ""
 
+    @property
+    def rows(self) -> list[Row]:
+        """Returns the rows of all evaluations."""
+        return evaluations.joined(self.evaluations)["rows"] if self.evaluations else []
+
 
 @dataclasses.dataclass(frozen=True)
 class Workdir:
-    """A workdir: its part of the page, its lines of the summary, and what can be compared."""
+    """A workdir: its part of the page, its lines of the inventory, and what can be compared."""
 
     folder: Folder
     lines: list[Line]
     part: Part
 
 
-def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
+def collect(
+    path: Path, published: Mapping[str, Any] | None = None, names: Names | None = None
+) -> Workdir:
     """Returns the results in a workdir, or in the folders in it.
 
     Args:
       path: of the workdir: of one program, of a recipe, or a folder of such folders.
       published: name -> factors to draw beside the results.
+      names: of the rows of the page.
 
     Raises:
       InputError: there are no results, or a file is broken.
     """
     if not path.is_dir():
         raise InputError(f"{path}: no such folder. Give a workdir of search.py, train.py, ...")
-    stages = _recipe(path)
+    stages, page = _recipe(path), (published or {}, names or Names())
     inside = sorted(p.name for p in path.iterdir() if p.is_dir() and _has_results(p))
-    searched = any((path / name / "journal.jsonl").is_file() for name in (".", *inside))
-    root_part = _read(path, published or {}, searched) if _has_results(path) else None
-    names = [
+    root_part = _read(path, *page) if _has_results(path) else None
+    order = [
         name for name in _order(stages, root_part.evaluation if root_part else "") if name in inside
     ]
-    names += [name for name in inside if name not in names]
+    order += [name for name in inside if name not in order]
     parts = [root_part] if root_part else []
-    parts += [
-        _named(_read(path / name, published or {}, searched), name, stages.get(name, {}))
-        for name in names
-    ]
+    parts += [_named(_read(path / name, *page), name, stages.get(name, {})) for name in order]
     if not parts:
         raise InputError(
             f"{path} has none of {', '.join(NAMES)}, nor has a folder in it. Give a workdir of "
@@ -87,9 +101,8 @@ def collect(path: Path, published: Mapping[str, Any] | None = None) -> Workdir:
     part = _joined(parts)
     if root_part and root_part.original_len:
         part = dataclasses.replace(part, original_len=root_part.original_len)
-    lines = _recipe_lines(part, list(stages.values())) if stages and part.scores else part.lines
-    sections = _with_commands(part.sections)
-    folder = Folder(path.name or str(path), str(path), _facts(lines), sections)
+    lines = [*_recipe_line(part, list(stages.values())), *part.lines]
+    folder = Folder(path.name or str(path), str(path), _with_commands(part.sections))
     return Workdir(folder, lines, part)
 
 
@@ -116,25 +129,26 @@ def _order(stages: Mapping[str, Row], first: str) -> list[str]:
     return list(dict.fromkeys([last, *stages[last].get("uses", ()), *stages]))
 
 
-def _read(folder: Path, published: Row, searched: bool) -> Part:
-    """Returns the part of one folder; `searched`: the page has searches, which show factors."""
-    origin = _origin(folder)
+def _read(folder: Path, published: Row, names: Names) -> Part:
+    """Returns the part of one folder."""
+    origin, where = _origin(folder), folder.resolve()
     result, journal = folder / "result.json", folder / "journal.jsonl"
     makers: list[tuple[Path, Callable[[Path], Part]]] = []
+    searched, trained = names.of_search(where), names.of_training(where)
     if result.is_file():
-        makers.append((result, lambda path: _search(path, journal, origin, published)))
+        makers.append((result, lambda path: _search(path, journal, origin, searched, published)))
     elif journal.is_file():
-        makers.append((journal, lambda path: _running(path, origin, published)))
+        makers.append((journal, lambda path: _running(path, origin, searched, published)))
     else:
         rope = folder / "rope.json"
-        makers.append((rope, lambda path: _rope(path, origin, published, searched)))
-    makers.append((folder / "metrics.jsonl", lambda path: _training(path, origin)))
-    makers.append((folder / "eval.json", _evaluation))
+        makers.append((rope, lambda path: _rope(path, origin, trained, published)))
+    makers.append((folder / "metrics.jsonl", lambda path: _training(path, origin, trained)))
+    makers.append((folder / "eval.json", lambda path: _evaluation(path, origin)))
     makers.append((folder / "attention.json", _attention))
     return _joined([_parsed(p, lambda p=p, f=f: f(p)) for p, f in makers if p.is_file()])
 
 
-def _search(path: Path, journal: Path, origin, published: Row) -> Part:
+def _search(path: Path, journal: Path, origin: Origin, name: str, published: Row) -> Part:
     content = _json(path)
     progress = searches.of_journal(_rows(journal)) if journal.is_file() else None
     if progress is not None:
@@ -142,53 +156,59 @@ def _search(path: Path, journal: Path, origin, published: Row) -> Part:
     rope = path.with_name("rope.json")
     if rope.is_file():
         published = {**ropes.matching(rope), **published}
-    origin = origin[0], content["config"]
+    about = {**origin.about, "versions": content.get("versions"), "model": content.get("model")}
+    origin = Origin(origin.command, content["config"], about)
     return Part(
-        sections=[searches.section(content, progress, origin=origin, published=published)],
+        sections=[
+            searches.section(content, progress, name=name, origin=origin, published=published)
+        ],
         lines=[searches.line(content)],
-        factors=content["best"]["factors"],
-        generations={"": content["generations"]},
+        searches=[Search(content, progress, name)],
+        factors={name: content["best"]["factors"]},
+        generations={name: content["generations"]},
         original_len=searches.original_len(content) or None,
     )
 
 
-def _running(path: Path, origin, published: Row) -> Part:
+def _running(path: Path, origin: Origin, name: str, published: Row) -> Part:
     progress = searches.of_journal(_rows(path))
     if progress is None:
         raise ValueError("its first line has no target_len")
+    best = progress["best"]
     return Part(
-        sections=[searches.running_section(progress, origin=origin, published=published)],
-        lines=[searches.running_line(progress, origin[1])],
-        factors=progress["best"] and progress["best"]["factors"],
-        generations={"": progress["generations"]},
+        sections=[
+            searches.running_section(progress, name=name, origin=origin, published=published)
+        ],
+        lines=[searches.running_line(progress, origin.config)],
+        factors={name: best["factors"]} if best else {},
+        generations={name: progress["generations"]},
         original_len=progress["original_len"],
     )
 
 
-def _rope(path: Path, origin, published: Row, searched: bool) -> Part:
-    section, factors, buckets = ropes.section(path, origin=origin, published=published)
-    if searched and buckets == 1:
-        return Part()  # the section of the search has shown them
-    return Part(sections=[section], factors=factors)
+def _rope(path: Path, origin: Origin, name: str, published: Row) -> Part:
+    section, factors = ropes.section(path, name=name, origin=origin, published=published)
+    return Part(sections=[section], factors={name: factors})
 
 
-def _training(path: Path, origin) -> Part:
+def _training(path: Path, origin: Origin, name: str) -> Part:
     rows = _rows(path)
     return Part(
-        sections=[trainings.section(rows, origin=origin)],
-        lines=[trainings.line(rows, origin[1])],
-        steps={"": trainings.steps(rows)},
+        sections=[trainings.section(rows, name=name, origin=origin)],
+        lines=[trainings.line(rows, origin.config)],
+        steps={name: trainings.steps(rows)},
     )
 
 
-def _evaluation(path: Path) -> Part:
+def _evaluation(path: Path, origin: Origin) -> Part:
     content = _json(path)
-    lines = evaluations.lines(content)
+    content = {**content, "rows": evaluations.complete(content["rows"])}
+    about = {**origin.about, "model": content["model"]}
+    origin = Origin(content["command"], content["config"], about)
     return Part(
-        sections=[evaluations.section(content)],
-        lines=lines,
-        scores=lines,
-        rows=evaluations.complete(content["rows"]),
+        sections=evaluations.sections(content, origin),
+        lines=evaluations.lines(content),
+        evaluations=[content],
         original_len=tables.trained_len(content["model"]),
     )
 
@@ -204,17 +224,13 @@ def _attention(path: Path) -> Part:
 
 
 def _joined(parts: Sequence[Part]) -> Part:
-    """Joins parts. The rows of a suite, and the factors, are those of the first part with any."""
-    rows: list[Row] = []
-    for part in parts:
-        suites = {row["suite"] for row in rows}
-        rows += [row for row in part.rows if row["suite"] not in suites]
+    """Joins parts."""
     return Part(
         sections=[section for part in parts for section in part.sections],
         lines=[line for part in parts for line in part.lines],
-        scores=[line for part in parts for line in part.scores],
-        rows=rows,
-        factors=next((part.factors for part in parts if part.factors is not None), None),
+        evaluations=[content for part in parts for content in part.evaluations],
+        searches=[search for part in parts for search in part.searches],
+        factors={name: factors for part in parts for name, factors in part.factors.items()},
         steps={name: rows for part in parts for name, rows in part.steps.items()},
         generations={name: rows for part in parts for name, rows in part.generations.items()},
         original_len=min((part.original_len for part in parts if part.original_len), default=None),
@@ -231,31 +247,21 @@ def _named(part: Part, name: str, stage: Row) -> Part:
         part,
         sections=[dataclasses.replace(section, stage=name) for section in part.sections],
         lines=lines,
-        steps={name + key: rows for key, rows in part.steps.items()},
-        generations={name + key: rows for key, rows in part.generations.items()},
     )
 
 
-def _recipe_lines(part: Part, stages: Sequence[Row]) -> list[Line]:
-    """Returns the lines of the summary for a recipe: its last evaluation, and the total cost.
-
-    A score that is missing there is the first one that a stage has, in the order of the page.
-    """
-    starts = [i for i, line in enumerate(part.scores) if line["Cost"]]
-    stop = starts[1] if len(starts) > 1 else None
-    lines = [dict(line) for line in part.scores[:stop]]
-    for column in ("Perplexity", "Pass key", "Needle", "RULER"):
-        scores = [part.scores[i][column] for i in starts if part.scores[i][column]]
-        lines[0][column] = lines[0][column] or (scores[0] if scores else "")
+def _recipe_line(part: Part, stages: Sequence[Row]) -> list[Line]:
+    """Returns the line of the inventory with the total cost of a recipe; [] if there is none."""
+    if not stages:
+        return []
     done = [stage for stage in stages if "seconds" in stage]
     count = str(len(done)) if len(done) == len(stages) else f"{len(done)} of {len(stages)}"
     models = [line["Model"] for line in part.lines if line.get("Model")]
     base = next((name for name in models if name not in {stage["name"] for stage in stages}), "")
-    for line in lines:
-        line |= {"What": line["What"].removeprefix("evaluation, "), "Model": base, "Cost": ""}
-    lines[0]["What"] = f"recipe of {count} stages, {lines[0]['What']}"
-    lines[0]["Cost"] = _cost(done)
-    return lines
+    lines = [line for content in part.evaluations for line in evaluations.lines(content)]
+    windows = [line["Window"] for line in (*lines, *part.lines) if "→" in line.get("Window", "")]
+    line = {"What": f"recipe of {count} stages", "Model": base, "Cost": _cost(done)}
+    return [{**line, "Window": windows[0] if windows else ""}]
 
 
 def _cost(stages: Sequence[Row]) -> str:
@@ -267,56 +273,27 @@ def _cost(stages: Sequence[Row]) -> str:
     return ", ".join(filter(None, [*words, f"{forward:,} forward tokens" if forward else ""]))
 
 
-def _facts(lines: Sequence[Line]) -> list[tuple[str, str, str]]:
-    """Returns the numbers at the top of a folder: those of the first line that has scores."""
-    first = next((line for line in lines if line.get("Perplexity")), lines[0] if lines else {})
-    facts = []
-    for column in COLUMNS[2:]:
-        value = first.get(column, "")
-        if column == "Cost" and not value:
-            value = next((line["Cost"] for line in lines if line.get("Cost")), "")
-        if not value:
-            continue
-        mark = next((mark for mark in (" at ", " (", ", ") if mark in value), "")
-        number, _, rest = value.partition(mark) if mark else (value, "", "")
-        remark = rest.removesuffix(")") if mark == " (" else f"{mark.strip(' ,')} {rest}".strip()
-        if column == "Perplexity":
-            remark = "; ".join([remark, *_others(first, lines)])
-        facts.append((column, number, remark))
-    return facts
-
-
-def _others(first: Line, lines: Sequence[Line]) -> list[str]:
-    """Returns the perplexities of the other labels of an evaluation, if they are few."""
-    other_lines = [
-        line for line in lines if line is not first and " at " in line.get("Perplexity", "")
-    ]
-    if len(other_lines) > 3:
-        return []
-    return [f"{_label(line)} {line['Perplexity'].partition(' at ')[0]}" for line in other_lines]
-
-
-def _label(line: Line) -> str:
-    return line["What"].partition("evaluation, ")[2] or line["What"]
-
-
 def _with_commands(sections: Sequence[Section]) -> list[Section]:
     """Returns the sections; those of stages without a command have the recipe's."""
-    commands = [section.command for section in sections if " train.py " in section.command]
+    commands = [s.origin.command for s in sections if " train.py " in s.origin.command]
     completed = []
     for section in sections:
-        if commands and section.stage and not section.command:
+        if commands and section.stage and not section.origin.command:
             command = f"{commands[0]} --config.stages={section.stage}"
-            section = dataclasses.replace(section, command=command)
+            origin = dataclasses.replace(section.origin, command=command)
+            section = dataclasses.replace(section, origin=origin)
         completed.append(section)
     return completed
 
 
-def _origin(folder: Path) -> tuple[str, Row]:
-    """Returns the command, or "", and the config, or {}, of a folder."""
+def _origin(folder: Path) -> Origin:
+    """Returns the command, the config and the files of a folder, as far as it has them."""
     command, config = folder / "command.txt", folder / "config.json"
     typed = command.read_text(encoding="utf-8").strip() if command.is_file() else ""
-    return typed, _parsed(config, lambda: dict(_json(config))) if config.is_file() else {}
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    about = {"folder": str(folder), "files": ", ".join(names)}
+    stated = _parsed(config, lambda: dict(_json(config))) if config.is_file() else {}
+    return Origin(typed, stated, about)
 
 
 def _parsed(path: Path, make_fn: Callable[[], Any]) -> Any:

@@ -3,15 +3,17 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from jaxrope.report import curves, evaluations, figures, searches
-from jaxrope.report.page import Figure, Folder, Section
+from jaxrope.report.page import Figure, Origin, Section
 
 Row = Mapping[str, Any]
 MOST_LINES = 8  # of runs in one figure; more cannot be distinguished
 
 
-def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
-    """Returns the part of the page that compares workdirs; None if no figure has common axes.
+def sections(names: Sequence[str], parts: Sequence[Any]) -> list[Section]:
+    """Returns the sections that compare workdirs; [] if no figure has common axes.
 
     Args:
       names: of the workdirs.
@@ -19,12 +21,11 @@ def folder(names: Sequence[str], parts: Sequence[Any]) -> Folder | None:
     """
     optional_sections = [
         _evaluations(names, parts),
-        _factors(names, parts),
-        _runs("Searches", curves.draw_searches, _lines(names, parts, "generations", least=2)),
-        _runs("Training", curves.draw_losses, _lines(names, parts, "steps", least=1)),
+        _factors(_named(names, parts, "factors")),
+        _runs("Searches", curves.draw_searches, _named(names, parts, "generations"), "search"),
+        _runs("Trainings", curves.draw_losses, _named(names, parts, "steps"), "training"),
     ]
-    sections = [section for section in optional_sections if section is not None]
-    return Folder("Side by side", ", ".join(names), [], sections) if sections else None
+    return [section for section in optional_sections if section is not None]
 
 
 def _evaluations(names, parts) -> Section | None:
@@ -42,7 +43,8 @@ def _evaluations(names, parts) -> Section | None:
                 continue
             measured[same] = row
             plain = {key: value for key, value in row.items() if key != "difference"}
-            rows.append({**plain, "label": f"{row['label']}, {name}", "columns": []})
+            of = {"of": row["label"], "label": f"{row['label']}, {name}", "columns": []}
+            rows.append(plain | of)
     shared = {suite for suite in {row["suite"] for row in rows} if _shares(having, suite)}
     rows = [row for row in rows if row["suite"] in shared]
     if not rows:
@@ -51,32 +53,36 @@ def _evaluations(names, parts) -> Section | None:
         len(fingerprints) > 1 for (suite, _), fingerprints in texts.items() if suite in shared
     )
     charts = evaluations.charts(rows, lengths.pop() if len(lengths) == 1 else None)
-    title = "Evaluations, not all of them of the same text" if other else "Evaluations"
-    return Section(title, [], charts, "", {})
+    title = "Side by side" + (", not all of them of the same text" if other else "")
+    return Section(title, [], charts, Origin(), kind="evaluation")
 
 
 def _shares(having, suite: str) -> bool:
     return sum(any(row["suite"] == suite for row in rows) for _, rows in having) > 1
 
 
-def _factors(names, parts) -> Section | None:
-    run_factors = {n: p.factors for n, p in zip(names, parts, strict=True) if p.factors is not None}
-    if len(run_factors) < 2:
+def _factors(named: Mapping[str, Any]) -> Section | None:
+    different: dict[str, Any] = {}
+    for name, factors in named.items():
+        if not any(np.array_equal(factors, other) for other in different.values()):
+            different[name] = factors
+    if len(different) < 2:
         return None
-    return Section("Factors", [], [searches.factors_figure(run_factors, None)], "", {})
+    figure = searches.factors_figure(different, None)
+    return Section("Side by side", [], [figure], Origin(), kind="factors")
 
 
-def _lines(names, parts, kind: str, *, least: int) -> dict[str, list[Row]]:
-    """Returns {workdir, or workdir/stage: rows}, of runs with `least` rows at least."""
-    runs = {}
-    for name, part in zip(names, parts, strict=True):
-        for stage, rows in getattr(part, kind).items():
-            if len(rows) >= least:
-                runs[f"{name}/{stage}" if stage else name] = rows
+def _named(names, parts, kind: str) -> dict[str, Any]:
+    """Returns {name: what a run has of `kind`}, with the workdir where two have one name."""
+    runs: dict[str, Any] = {}
+    for workdir, part in zip(names, parts, strict=True):
+        for name, run in getattr(part, kind).items():
+            runs[f"{name}, {workdir}" if name in runs else name] = run
     return runs
 
 
-def _runs(title: str, draw, runs: Mapping[str, list[Row]]) -> Section | None:
+def _runs(title: str, draw, runs: Mapping[str, list[Row]], kind: str) -> Section | None:
+    runs = {name: rows for name, rows in runs.items() if len(rows) > 1}
     if not 2 <= len(runs) <= MOST_LINES:
         return None
     key = "best" if "best" in next(iter(runs.values()))[0] else "loss"
@@ -91,4 +97,4 @@ def _runs(title: str, draw, runs: Mapping[str, list[Row]]) -> Section | None:
         caption=f"{title}: at the end {ends}.",
         numbers=numbers,
     )
-    return Section(title, [], [figure], "", {})
+    return Section("Side by side", [], [figure], Origin(), kind=kind)

@@ -2,24 +2,26 @@
 
 import numpy as np
 
-from jaxrope.report import axes
+from jaxrope.report import axes, panels
 
+NEAR = 2.0  # times the best fitness; a baseline farther off would compress the search
 DOTS = "#7f7f7f"
-SMOOTHING = 15  # the training loss is a mean over a fifteenth of the run to either side
 DESCENT_SMOOTHING = 6  # that of a descent, whose steps are few and of other text each, over a sixth
 
 
-def draw_progress(ax, rows, baselines, candidates, unit):
-    """Fitness by generation: every candidate, the best so far, the mean, and the baselines.
+def draw_progress(ax, rows, baselines, name, unit, candidates=()):
+    """Fitness by generation: every candidate, the best so far, the mean, and the baselines that
+    are near.
 
     Args:
       ax: where.
       rows: "generation", "best" and "mean" of each.
-      baselines: name -> a row with its "fitness".
-      candidates: (generation, fitness) of each.
+      baselines: name -> a row with its "fitness", a number.
+      name: of the row of the page that is the result.
       unit: of a fitness.
+      candidates: (generation, fitness) of each.
     """
-    colour = axes.STYLES["longrope"][0]
+    colour = axes.styles([name])[name][0]
     generations = [row["generation"] for row in rows]
     best = [row["best"] for row in rows]
     mean = [np.nan if row["mean"] is None else row["mean"] for row in rows]
@@ -31,10 +33,12 @@ def draw_progress(ax, rows, baselines, candidates, unit):
     ends = {"best": (best[-1], colour)}
     if np.isfinite(mean[-1]):
         ends["mean"] = (mean[-1], colour)
-    styles = axes.styles(baselines)
-    for name, row in baselines.items():
-        ax.axhline(row["fitness"], color=styles[name][0], linewidth=1.2)
-        ends[name] = (row["fitness"], styles[name][0])
+    limit = NEAR * best[-1] if best[-1] > 1 else np.inf  # a share is never far off
+    near = {label: row for label, row in baselines.items() if row["fitness"] < limit}
+    styles = axes.styles(near)
+    for baseline, row in near.items():
+        ax.axhline(row["fitness"], color=styles[baseline][0], linewidth=1.2)
+        ends[baseline] = (row["fitness"], styles[baseline][0])
     levels = np.array([*best, *mean, *(value for value, _ in ends.values())])
     levels = levels[np.isfinite(levels)]
     low, high = levels.min(), levels.max()
@@ -46,12 +50,14 @@ def draw_progress(ax, rows, baselines, candidates, unit):
         ax.set_ylim(low - room, high + room)
     ax.set(title="Search", xlabel="generation", ylabel=f"{unit}, lower is better")
     ax.xaxis.get_major_locator().set_params(integer=True)
+    if others := ", ".join(name for name in baselines if name not in near):
+        panels.say_below(ax, f"not drawn, far off: {others}")
     axes.name_ends(ax, ends)
     axes.plain_ticks(ax)
 
 
 def draw_descents(ax, descents):
-    """Loss of each draw, a dot, and its running mean by step, a line for each start."""
+    """Loss of each draw, a dot, and its running mean by step, a line for each descent."""
     styles, ends = axes.styles(descents), {}
     for name, rows in descents.items():
         steps, losses = np.array([(r["step"], r["loss"]) for r in rows], np.float64).T
@@ -73,7 +79,7 @@ def draw_losses(ax, runs):
     for name, rows in runs.items():
         losses = np.array([row["loss"] for row in rows], np.float64)
         tokens = np.cumsum([row["tokens"] for row in rows])
-        smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // SMOOTHING)
+        smooth = axes.smooth(losses, np.ones(len(losses)), reach=len(losses) // panels.SMOOTHING)
         ax.plot(tokens, smooth, color=styles[name][0], linestyle=styles[name][2])
         ends[name] = (smooth[-1], styles[name][0])
     ax.set(title="Training loss", xlabel="trained tokens", ylabel="nats per token (running mean)")

@@ -5,16 +5,17 @@ from pathlib import Path
 from typing import Any
 
 from jaxrope.report import figures, floors, maps, panels, tables, tabulated
-from jaxrope.report.page import Figure, Section
+from jaxrope.report.page import Figure, Origin, Section
 from jaxrope.shell import duration
 
 Row = Mapping[str, Any]
 MOST_TABLES = 3  # of tasks; more are one table
+SCORES = ("perplexity", "longppl")  # suites of losses; all others look for something
 MOST_OPEN = 16  # figures of one evaluation that are open at first
 CAPTIONS = {
-    "perplexity": "Perplexity with its 95% interval over windows.",
-    "difference": "Paired difference of mean NLL with its 95% interval over windows.",
-    "position": "Loss by position in the longest window, smoothed.",
+    "perplexity": "Perplexity by length; the table has the numbers.",
+    "difference": "Paired difference of mean loss, with its 95% interval from 5 windows on.",
+    "position": "Loss by position in the longest windows, smoothed.",
     "passkey": "Share of keys found, with Wilson's 95% interval.",
     "needle": "Share of needles found, with Wilson's 95% interval.",
 }
@@ -25,79 +26,81 @@ def complete(rows: Sequence[Row]) -> list[Row]:
     return [row if "columns" in row else {**row, "columns": _columns(row["items"])} for row in rows]
 
 
-def section(content: Row) -> Section:
-    """Returns the section of an evaluation; `content` is that of eval.json."""
-    rows, original_len = complete(content["rows"]), tables.trained_len(content["model"])
-    section_tables = _tables(rows, original_len)
-    if content.get("ruler"):
-        section_tables.append(tables.ruler_table(content["ruler"]))
-    section_figures = charts(rows, original_len)
-    return Section(
-        f"Evaluation of {Path(content['model']['source']).name}",
-        section_tables,
-        section_figures,
-        content["command"],
-        content["config"],
-        more=[tables.cost_table(rows)],
-        is_folded=len(section_figures) > MOST_OPEN,
-    )
+def joined(contents: Sequence[Row]) -> Row:
+    """Returns the first of several eval.json, with the suites of the others that it lacks."""
+    rows: list[Row] = []
+    for content in contents:
+        suites = {row["suite"] for row in rows}
+        rows += [row for row in content["rows"] if row["suite"] not in suites]
+    ruler = next((content["ruler"] for content in contents if content.get("ruler")), {})
+    return {**contents[0], "rows": rows, "ruler": ruler}
+
+
+def sections(content: Row, origin: Origin) -> list[Section]:
+    """Returns the sections of an evaluation: its scores, and what it has found in long texts.
+
+    Args:
+      content: of eval.json, its rows `complete`.
+      origin: of the sections.
+    """
+    rows, original_len = content["rows"], tables.trained_len(content["model"])
+    retrieval = [row for row in rows if row["suite"] not in SCORES]
+    scores = [row for row in rows if row["suite"] in SCORES]
+    name, sections = Path(content["model"]["source"]).name, []
+    for kind, title, kind_rows in (
+        ("evaluation", f"Evaluation of {name}", scores),
+        ("retrieval", f"Retrieval and tasks of {name}", retrieval),
+    ):
+        if kind_rows:
+            shown = _tables(kind_rows, original_len)
+            more = [table for table in shown if table[0].startswith(tables.DIFFERENCE)]
+            shown = [table for table in shown if table not in more]  # its figure is open
+            if kind == "retrieval" and content.get("ruler"):
+                shown.append(tables.ruler_table(content["ruler"]))
+            drawn = charts(kind_rows, original_len)
+            folded = len(drawn) > MOST_OPEN
+            look = dict(kind=kind, is_folded=folded, more=[*more, tables.cost_table(kind_rows)])
+            sections.append(Section(title, shown, drawn, origin, **look))
+    return sections
 
 
 def charts(rows: Sequence[Row], original_len: int | None) -> list[Figure]:
-    """Returns every figure of the rows: curves, then maps. A task at floor is named above its
-    table, and has no figure."""
-    drawn = figures.evaluation_figures(rows, original_len=original_len)
-    maps_by_name = {
-        f"map of {retrieval_map.title}": retrieval_map
-        for retrieval_map in maps.collect(rows, original_len)
-    }
-    return [
-        Figure(
-            name=name,
-            drawing=drawing,
-            alt=alt(name, rows),
-            caption=caption(name),
-            numbers=tabulated.of_map(maps_by_name[name])
-            if name in maps_by_name
-            else _numbers(name, rows),
-        )
-        for name, drawing in drawn.items()
-        if any(ax.axison for ax in drawing.axes)
-    ]
+    """Returns every figure of the rows: curves, then the maps of each suite. A task at floor is
+    named above its table, and has no figure; what has one length only has no curve."""
+    shown = []
+    for name, drawing in figures.evaluation_figures(rows, original_len=original_len).items():
+        numbers = _numbers(name, rows)
+        places = {line[1] for line in numbers[1:]}
+        if drawing.axes[0].axison and (len(places) > 1 or name == "perplexity"):
+            shown.append(Figure(name, drawing, alt(name, rows), caption(name), numbers))
+    groups: dict[str, list[maps.Map]] = {}
+    for each in maps.collect(rows, original_len):
+        if not each.sentence:
+            groups.setdefault(f"map of {each.suite}: {each.column}", []).append(each)
+    for name, group in groups.items():
+        drawing, numbers = figures.maps_of_suite(group, original_len), tabulated.of_maps(group)
+        shown.append(Figure(name, drawing, alt(name, rows), caption(name), numbers))
+    return shown
 
 
 def lines(content: Row) -> list[dict[str, str]]:
-    """Returns the lines of the summary for an evaluation, by column: a line for each label."""
+    """Returns the line of the inventory for an evaluation, by column."""
     rows, model = content["rows"], content["model"]
-    trained_len = tables.trained_len(model)
     cost = f"{sum(row['tokens'] for row in rows):,} forward tokens"
-    cost = f"{duration(sum(row['seconds'] for row in rows))}, {cost}"
-    summary = []
-    for label in dict.fromkeys(row["label"] for row in rows):
-        label_rows = [row for row in rows if row["label"] == label]
-        longest = max(row["length"] for row in label_rows)
-        scores = {
-            "Perplexity": _score(label_rows, "perplexity"),
-            "Pass key": _score(label_rows, "passkey", rows, trained_len),
-            "Needle": _needles(label_rows, rows, trained_len),
-            "RULER": _ruler(content, label),
-        }
-        summary.append(
-            {
-                "What": f"evaluation, {label}",
-                "Model": Path(model["source"]).name,
-                "Window": _window(trained_len, longest),
-                **scores,
-                "Cost": "" if summary else cost,
-            }
-        )
-    return summary
+    line = {
+        "What": f"evaluation of {', '.join(dict.fromkeys(row['label'] for row in rows))}",
+        "Model": Path(model["source"]).name,
+        "Window": _window(tables.trained_len(model), max(row["length"] for row in rows)),
+        "Cost": f"{duration(sum(row['seconds'] for row in rows))}, {cost}",
+    }
+    return [line]
 
 
 def caption(name: str) -> str:
     """Returns the caption of a figure, a sentence."""
     if name.startswith("map of "):
-        return f"{name[0].upper()}{name[1:]}: mean score by length, from 0 (red) to 1 (green)."
+        scale = "mean score from 0 (orange) to 1 (blue); dashed after the trained lengths"
+        return f"{name[0].upper()}{name[1:]} down, length across, {scale}."
     return CAPTIONS.get(name, f"{name}: mean score with its 95% interval.")
 
 
@@ -158,32 +161,3 @@ def _tables(rows: Sequence[Row], original_len: int | None) -> list[tables.Table]
     title = "Mean score of each task [95% interval]"
     title += "; ◦ at floor inside the model's own window, and not drawn" if low else ""
     return [*tables.evaluation_tables(others, original_len=original_len), (title, marked)]
-
-
-def _score(
-    label_rows, suite: str, rows: Sequence[Row] = (), original_len: int | None = None
-) -> str:
-    """Returns the score at the longest length of one label's rows, or ""."""
-    suite_rows = [row for row in label_rows if row["suite"] == suite]
-    if not suite_rows:
-        return ""
-    row = max(suite_rows, key=lambda row: row["length"])
-    if row["label"] in floors.labels([r for r in rows if r["suite"] == suite], original_len):
-        return "at floor in its own window"
-    return f"{tables.number(next(iter(row['metrics'].values())))} at {row['length']:,}"
-
-
-def _ruler(content: Row, label: str) -> str:
-    scores = (content.get("ruler") or {}).get(label)
-    if not scores:
-        return ""
-    length, mean = list(scores["mean"].items())[-1]
-    return f"{mean:.1f} at {int(length):,}, {len(scores['tasks'])} tasks"
-
-
-def _needles(label_rows, rows: Sequence[Row], original_len: int) -> str:
-    suites = dict.fromkeys(row["suite"] for row in label_rows if row["suite"].startswith("needle-"))
-    return "; ".join(
-        f"{_score(label_rows, suite, rows, original_len)}, one of {suite.removeprefix('needle-')}"
-        for suite in suites
-    )

@@ -1,5 +1,6 @@
 """Every figure of the project: panels put together, as a file or as an element of a page."""
 
+import functools
 import io
 import itertools
 import math
@@ -8,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from jaxrope.errors import InputError
-from jaxrope.report import curves, maps, panels
+from jaxrope.report import axes, curves, maps, panels
 from jaxrope.report.axes import FOREGROUND
 from jaxrope.report.panels import Row
 from jaxrope.store import files
 
-PANEL = (4.4, 3.2)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
+SEARCHED = "searched"  # the name of a search's result that no evaluation has named
+MAP = (2.05, 1.5)  # inches, of one of several maps
+PANEL = (4.1, 3.0)  # inches; 72 dots an inch make it as wide as a phone, so text stays legible
 _RC = {
     "axes.edgecolor": FOREGROUND,
     "axes.formatter.useoffset": False,  # a narrow range has full numbers, not offsets from one
@@ -39,7 +42,14 @@ _RC = {
 def perplexity_figure(
     rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
 ):
-    """Draws perplexity against length, a line for each label, with 95% intervals.
+    """Draws perplexity against length, a line for each label. See evaluation_figure."""
+    return _panels([lambda ax: panels.draw_perplexity(ax, rows, original_len)], path)
+
+
+def evaluation_figure(
+    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
+):
+    """Draws all scores of an evaluation against length, a panel each.
 
     Args:
       rows: of eval.json.
@@ -49,66 +59,40 @@ def perplexity_figure(
     Returns:
       The matplotlib Figure, as every function here.
     """
-    return _one(lambda ax: panels.draw_perplexity(ax, rows, original_len), path)
-
-
-def difference_figure(
-    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
-):
-    """Draws the paired difference of mean NLL from the baseline. See perplexity_figure."""
-    return _one(lambda ax: panels.draw_difference(ax, rows, original_len), path)
-
-
-def position_figure(
-    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
-):
-    """Draws the smoothed loss against position at the longest length. See perplexity_figure."""
-    return _one(lambda ax: panels.draw_position(ax, rows, original_len), path)
-
-
-def passkey_figure(
-    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
-):
-    """Draws pass key accuracy against length, with Wilson's intervals. See perplexity_figure."""
-    return _one(lambda ax: panels.draw_passkey(ax, rows, original_len), path)
-
-
-def needle_figure(
-    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
-):
-    """Draws needle accuracy against length, with Wilson's intervals. See perplexity_figure."""
-    return _one(lambda ax: panels.draw_needle(ax, rows, original_len), path)
-
-
-def evaluation_figure(
-    rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None
-):
-    """Draws all scores of an evaluation against length, a panel each. See perplexity_figure."""
     return _panels(list(_evaluation_draws(rows, original_len).values()), path)
 
 
 def maps_figure(rows: Sequence[Row], path: Path | None = None, *, original_len: int | None = None):
     """Draws maps of length and depth, a panel each; None, and no file, if there are none. See
-    perplexity_figure.
+    evaluation_figure.
     """
-    draws = _map_draws(rows, original_len)
-    return _panels(list(draws.values()), path) if draws else None
+    drawn = maps.collect(rows, original_len)
+    draws = [_map_draw(each, original_len, True, not place) for place, each in enumerate(drawn)]
+    return _panels(draws, path) if draws else None
+
+
+def maps_of_suite(retrieval_maps: Sequence[maps.Map], original_len: int | None):
+    """Draws maps of one suite beside each other, named after their rows; a caption says what they
+    are of, and what their colours are.
+    """
+    draws = [_map_draw(each, original_len, False, False) for each in retrieval_maps]
+    return _panels(draws, None, MAP if len(draws) > 1 else PANEL)
 
 
 def evaluation_figures(rows: Sequence[Row], *, original_len: int | None = None) -> dict:
-    """Returns what evaluation_figure and maps_figure draw as figures of one panel each, by name."""
-    draws = _evaluation_draws(rows, original_len) | _map_draws(rows, original_len)
-    return {name: _one(draw, None) for name, draw in draws.items()}
+    """Returns what evaluation_figure draws as figures of one panel each, by name."""
+    return {n: _panels([draw], None) for n, draw in _evaluation_draws(rows, original_len).items()}
 
 
 def training_figure(rows: Sequence[Row], path: Path | None = None):
     """Draws the training loss, as it was and smoothed, and the rate; rows of metrics.jsonl."""
-    return _panels(_training_draws(rows), path)
+    return _panels(_training_draws(rows, panels.TRAINING), path)
 
 
-def training_figures(rows: Sequence[Row]) -> list:
-    """Returns what training_figure draws as figures of one panel each."""
-    return [_one(draw, None) for draw in _training_draws(rows)]
+def training_figures(rows: Sequence[Row], name: str) -> list:
+    """Returns what training_figure draws as figures of one panel each; `name` is of the row of the
+    page that the training made."""
+    return [_panels([draw], None) for draw in _training_draws(rows, name)]
 
 
 def search_figure(
@@ -129,17 +113,23 @@ def search_figure(
       factors: of the result.
       descents: name -> rows of its steps.
     """
-    return _panels(_search_draws(rows, baselines, factors, descents), path)
+    finite = {n: r for n, r in baselines.items() if r["fitness"] and math.isfinite(r["fitness"])}
+    named = panels.beside(baselines, factors) | {SEARCHED: factors}
+    draws = []
+    if len(rows) > 1:
+        draws.append(lambda ax: curves.draw_progress(ax, rows, finite, SEARCHED, "fitness"))
+    draws += [lambda ax: curves.draw_descents(ax, descents)] if descents else []
+    return _panels([*draws, lambda ax: panels.draw_factors(ax, named)], path)
 
 
 def cost_figure(points: Sequence[Row], path: Path | None = None):
     """Draws held-out perplexity against the cost of searches; see panels.draw_cost."""
-    return _one(lambda ax: panels.draw_cost(ax, points), path)
+    return _panels([lambda ax: panels.draw_cost(ax, points)], path)
 
 
 def tradeoff_figure(points: Sequence[Row], path: Path | None = None):
     """Draws needles found against perplexity; see panels.draw_tradeoff."""
-    return _one(lambda ax: panels.draw_tradeoff(ax, points), path)
+    return _panels([lambda ax: panels.draw_tradeoff(ax, points)], path)
 
 
 def svg_file(figure) -> str:
@@ -186,25 +176,13 @@ def _evaluation_draws(rows, original_len):
     }
 
 
-def _map_draws(rows, original_len):
-    retrieval_maps = maps.collect(rows, original_len)
-    return {
-        f"map of {retrieval_map.title}": lambda ax, retrieval_map=retrieval_map: maps.draw(
-            ax, retrieval_map, original_len
-        )
-        for retrieval_map in retrieval_maps
-    }
+def _map_draw(each: maps.Map, original_len: int | None, has_words: bool, has_bar: bool):
+    return lambda ax: maps.draw(ax, each, original_len, has_words=has_words, has_bar=has_bar)
 
 
-def _training_draws(rows):
-    return [lambda ax: panels.draw_loss(ax, rows), lambda ax: panels.draw_rate(ax, rows)]
-
-
-def _search_draws(rows, baselines, factors, descents):
-    named = panels.beside(baselines, factors) | {"result": factors}
-    draws = [lambda ax: panels.draw_fitness(ax, rows, baselines)] if len(rows) > 1 else []
-    draws += [lambda ax: curves.draw_descents(ax, descents)] if descents else []
-    return [*draws, lambda ax: panels.draw_factors(ax, named)]
+def _training_draws(rows, name):
+    draws = panels.draw_loss, panels.draw_rate
+    return [functools.partial(draw, rows=rows, name=name) for draw in draws]
 
 
 def _matplotlib():
@@ -226,22 +204,18 @@ def one(draw, size: tuple[float, float] = PANEL):
     return _panels([draw], None, size)
 
 
-def _one(draw, path):
-    return _panels([draw], path)
-
-
 def _panels(draws, path, panel=PANEL):
     """Returns a figure with a panel for each of `draws`, and writes it to `path` if given."""
     _matplotlib()
     from matplotlib.figure import Figure
 
-    with _style():
+    with _style(), axes.one_look():
         columns = min(2, len(draws))
         lines = math.ceil(len(draws) / columns)
         size = (panel[0] * columns, panel[1] * lines)
         figure = Figure(figsize=size, layout="constrained")
-        axes = figure.subplots(lines, columns, squeeze=False).flat
-        for draw, ax in itertools.zip_longest(draws, axes):
+        places = figure.subplots(lines, columns, squeeze=False).flat
+        for draw, ax in itertools.zip_longest(draws, places):
             if draw is None:
                 ax.remove()
             else:

@@ -1,7 +1,7 @@
 """Maps of retrieval: the mean score in each cell of length and depth (or another column of items).
 
-Colours and scale are those of Fu et al. (2024, "Data Engineering for Scaling Language Models to
-128K Context"), whose maps many papers show: red at 0, amber, green at 1.
+The maps are those of Fu et al. (2024, "Data Engineering for Scaling Language Models to 128K
+Context"), in colours that everybody tells apart: orange at 0, blue at 1.
 """
 
 import math
@@ -13,7 +13,10 @@ import numpy as np
 
 from jaxrope.report import floors
 
-COLOURS = ("#F0496E", "#EBB839", "#0CD79F")  # at 0, 0.5 and 1
+COLOURS = ("#E08214", "#F2E8D5", "#5FA8DC")  # at 0, 0.5 and 1
+LINE = "#1f2328"  # at the trained length; on the colours, in either theme
+MOST_LEVEL = 3  # lengths below a map that are not turned
+MOST_NAMES = 6  # beside a map; of more, every second one
 MOST_CELLS = 10  # of a column of numbers; more values share cells of equal width
 
 Row = Mapping[str, Any]
@@ -23,18 +26,25 @@ class Map(NamedTuple):
     """The content of one map.
 
     Attributes:
-      title: of the panel.
+      suite, label, column: whose scores, and of what.
       lengths: tokens, of each column of cells.
       names: of each row of cells, the first one at the top.
       cells: mean scores [names, lengths], NaN where there is no item.
       sentence: to write instead of the cells, or "".
     """
 
-    title: str
+    suite: str
+    label: str
+    column: str
     lengths: list[int]
     names: list[str]
     cells: np.ndarray
     sentence: str
+
+    @property
+    def title(self) -> str:
+        """Returns what the map is of."""
+        return f"{self.suite}, {self.label}: {self.column}" if self.label else self.suite
 
 
 def collect(rows: Sequence[Row], original_len: int | None) -> list[Map]:
@@ -50,20 +60,22 @@ def collect(rows: Sequence[Row], original_len: int | None) -> list[Map]:
         low = floors.labels(suite_rows, original_len)
         if low:
             sentence = floors.sentence(suite_rows, original_len)
-            retrieval_maps.append(Map(suite, [], [], np.zeros((0, 0)), sentence))
+            retrieval_maps.append(Map(suite, "", "", [], [], np.zeros((0, 0)), sentence))
         for label in dict.fromkeys(row["label"] for row in suite_rows if row["label"] not in low):
             label_rows = sorted(
                 (r for r in suite_rows if r["label"] == label), key=lambda row: row["length"]
             )
-            retrieval_maps += [
-                _map(label_rows, f"{suite}, {label}", column) for column in label_rows[0]["columns"]
-            ]
+            retrieval_maps += [_map(label_rows, column) for column in label_rows[0]["columns"]]
     return retrieval_maps
 
 
-def draw(ax, retrieval_map: Map, original_len: int | None) -> None:
-    """Draws a map; a white line stands between the lengths up to the trained one and the others."""
-    ax.set_title(retrieval_map.title)
+def draw(
+    ax, retrieval_map: Map, original_len: int | None, *, has_words: bool, has_bar: bool
+) -> None:
+    """Draws a map; a line stands between the lengths up to the trained one and the others. Without
+    `has_words` a caption says what it is of.
+    """
+    ax.set_title(retrieval_map.title if has_words else retrieval_map.label)
     if retrieval_map.sentence:
         say(ax, retrieval_map.sentence)
         return
@@ -76,13 +88,18 @@ def draw(ax, retrieval_map: Map, original_len: int | None) -> None:
     mesh = ax.pcolormesh(*edges, retrieval_map.cells, cmap=colours, vmin=0, vmax=1, **border)
     ax.invert_yaxis()  # depth 0, the beginning of the text, is at the top
     ax.grid(False)
-    ax.set_xticks(np.arange(width) + 0.5, [f"{n:,}" for n in retrieval_map.lengths], rotation=45)
-    ax.set_yticks(np.arange(height) + 0.5, retrieval_map.names)
+    turn = 90 if width > MOST_LEVEL else 0
+    lengths = [f"{n:,}" for n in retrieval_map.lengths]
+    ax.set_xticks(np.arange(width) + 0.5, lengths, rotation=turn)
+    few = slice(None, None, 1 + (height > MOST_NAMES))
+    ax.set_yticks(np.arange(height)[few] + 0.5, retrieval_map.names[few])
     inside = sum(n <= original_len for n in retrieval_map.lengths) if original_len else 0
     if inside:
-        ax.axvline(inside, color="white", linestyle="--", linewidth=2)
-    ax.set(xlabel="length, tokens")
-    ax.figure.colorbar(mesh, ax=ax, ticks=(0, 0.5, 1))
+        ax.axvline(inside, color=LINE, linestyle="--", linewidth=2)
+    if has_words:
+        ax.set(xlabel="length, tokens" + ("; dashed: trained" if inside else ""))
+    if has_bar:
+        ax.figure.colorbar(mesh, ax=ax, ticks=(0, 0.5, 1), label="share found")
 
 
 def say(ax, text: str) -> None:
@@ -97,7 +114,7 @@ def write(ax, text: str, place: tuple[float, float], width: int = 60) -> None:
     ax.text(*place, textwrap.fill(text, width), transform=ax.transAxes, va="top", fontsize=8)
 
 
-def _map(rows: Sequence[Row], title: str, column: str) -> Map:
+def _map(rows: Sequence[Row], column: str) -> Map:
     values = [value for row in rows for value in row["items"][column] if value is not None]
     names, place_fn = _cells(values)
     cells = np.full((len(names), len(rows)), math.nan)
@@ -110,7 +127,8 @@ def _map(rows: Sequence[Row], title: str, column: str) -> Map:
                 by_place.setdefault(place_fn(value), []).append(float(score))
         for y, cell_scores in by_place.items():
             cells[y, x] = np.mean(cell_scores)
-    return Map(f"{title}: {column}", [row["length"] for row in rows], names, cells, "")
+    suite, label = rows[0]["suite"], rows[0]["label"]
+    return Map(suite, label, column, [row["length"] for row in rows], names, cells, "")
 
 
 def _cells(values: Sequence[float | str]):

@@ -9,20 +9,21 @@ import numpy as np
 from jaxrope import rope
 from jaxrope.errors import InputError
 from jaxrope.report import searches
-from jaxrope.report.page import Section
+from jaxrope.report.page import Origin, Section
 from jaxrope.store import files
 
 METHODS = ("pi", "ntk", "yarn")  # drawn beside factors, at the usual constants
 
 
 def section(
-    path: Path, *, origin: tuple[str, Mapping], published: Mapping[str, Any]
-) -> tuple[Section, Any, int]:
-    """Returns (the section of a rope.json, the factors of its last bucket, its buckets).
+    path: Path, *, name: str, origin: Origin, published: Mapping[str, Any]
+) -> tuple[Section, Any]:
+    """Returns (the section of a rope.json, the factors of its last bucket).
 
     Args:
       path: of the file.
-      origin: the command, or "", and the config.
+      name: of the row of the page that has this rope.
+      origin: of the section.
       published: name -> factors to draw for comparison.
     """
     rope_fn = rope.load(path)
@@ -32,13 +33,15 @@ def section(
         factors, reach = np.asarray(bucket.factors), f"{bucket.max_len:,}"
         extent = f"{factors.min():g} to {factors.max():g}"
         cells.append([reach, str(bucket.start_tokens), f"{bucket.attention_factor:.4f}", extent])
-        curves[f"to {reach}"] = bucket.factors
+        curves[f"{name}, to {reach}"] = bucket.factors
     last = rope_fn.buckets[-1]
+    if len(rope_fn.buckets) == 1:
+        curves = {name: last.factors}
     curves = {**by_formula(rope_fn, last.max_len), **published, **curves}
     figure = searches.factors_figure(curves, {"start_tokens": last.start_tokens})
     title = f"Rope to {last.max_len:,} tokens"
     tables = [("The factors of each length", cells)]
-    return Section(title, tables, [figure], *origin), last.factors, len(rope_fn.buckets)
+    return Section(title, tables, [figure], origin, kind="factors"), last.factors
 
 
 def by_formula(rope_fn: rope.RopeFn, max_len: int) -> dict[str, Any]:

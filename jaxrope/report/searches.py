@@ -8,13 +8,11 @@ from typing import Any
 import numpy as np
 
 from jaxrope.report import curves, figures, panels, tables, tabulated
-from jaxrope.report.page import Figure, Section
+from jaxrope.report.page import Figure, Origin, Section
 from jaxrope.shell import duration
 
 Row = Mapping[str, Any]
 ON_TEXT = "On the text of the search; each method with its best attention factor"
-LOSSES = ("perplexity",)  # units of a fitness that is exp(mean loss)
-RESULT = "result"
 
 
 def of_journal(rows: Sequence[Row]) -> dict[str, Any] | None:
@@ -66,77 +64,95 @@ def baselines(rows: Sequence[Row]) -> dict[str, Row]:
 
 
 def section(
-    content: Row, journal: Row | None, *, origin: tuple[str, Row], published: Mapping[str, Any]
+    content: Row, journal: Row | None, *, name: str, origin: Origin, published: Mapping[str, Any]
 ) -> Section:
     """Returns the section of a finished search.
 
     Args:
       content: of result.json.
       journal: as `of_journal` has it, or None.
-      origin: the command, or "", and the config.
+      name: of the result on the page.
+      origin: of the section.
       published: name -> factors to draw for comparison.
     """
     best, unit = content["best"], content["unit"]
     compared = baselines(content["baselines"])
     on_text = [["", "attention factor", unit]]
-    on_text += [_line(row, name) for name, row in compared.items()]
+    on_text += [_line(row, label) for label, row in compared.items()]
     progress = journal or {"descents": {}, "candidates": []}
-    charts = _figures(content["generations"], progress, compared, unit)
+    progress = {**progress, "descents": _named(progress["descents"], content, name)}
     beside = panels.beside(compared, best["factors"])
-    charts.append(factors_figure({**beside, **published, RESULT: best["factors"]}, best))
+    curves = {**beside, **published, name: best["factors"]}
+    charts = [factors_figure(curves, best)]
+    charts += _figures(content["generations"], progress, compared, name, unit)
     return Section(
         f"Search to {best['max_len']:,} tokens",
-        [_finalists(content), *_at_short(content), (ON_TEXT, on_text)],
+        [_finalists(content, name)],
         charts,
-        *origin,
+        origin,
+        kind="search",
+        more=[*_at_short(content, name), (ON_TEXT, on_text)],
         lead=content["verdict"]["sentence"],
     )
 
 
-def running_section(journal: Row, *, origin: tuple[str, Row], published) -> Section:
+def running_section(journal: Row, *, name: str, origin: Origin, published) -> Section:
     """Returns the section of a search that has a journal and no result yet. See section."""
     compared = baselines(journal["baselines"])
-    charts = _figures(journal["generations"], journal, compared, "fitness")
-    best = journal["best"]
+    best, charts = journal["best"], []
     cells = [["", "attention factor", "fitness"]]
-    cells += [_line(row, name) for name, row in compared.items()]
+    cells += [_line(row, label) for label, row in compared.items()]
     if best is not None:
         cells.append(_line(best, f"best so far, {best['name']}"))
         beside = panels.beside(compared, best["factors"])
-        charts.append(factors_figure({**beside, **published, "best so far": best["factors"]}, best))
+        charts.append(factors_figure({**beside, **published, name: best["factors"]}, best))
+    named = {**journal, "descents": _named(journal["descents"], None, name)}
+    charts += _figures(journal["generations"], named, compared, name, "fitness")
     shown = [(ON_TEXT, cells)]
     if journal["judged"]:
         judged = [_line(row, row["judged"]) for row in journal["judged"]]
         shown = [("Judged so far", [["", "attention factor", "fitness"], *judged]), *shown]
     title = f"Search to {journal['target_len']:,} tokens, not finished"
-    return Section(title, shown, charts, *origin)
+    return Section(title, shown, charts, origin, kind="search")
 
 
-def _finalists(content: Row) -> tuple[str, list[list[str]]]:
-    """Returns the table of those who were judged, best first."""
+def _named(descents: Mapping[str, Any], content: Row | None, name: str) -> dict[str, Any]:
+    """Returns the descents under the names of what they lead to, as the tables have them."""
+    result = content and content["verdict"]["result"]
+    ends = {start: f"{start}, descended" for start in descents}
+    return {name if ends[k] == result else ends[k]: rows for k, rows in descents.items()}
+
+
+def _finalists(content: Row, name: str) -> tuple[str, list[list[str]]]:
+    """Returns the table of those who were judged, best first; the result, if it is no known method,
+    has its name on the page.
+    """
     verdict, unit = content["verdict"], content["unit"]
     losses = {row["name"]: row["loss"] for row in reversed(content["judged"])}
     known = verdict["best_baseline"]
     cells = [["", "attention factor", unit, *([f"loss less that of {known}"] if known else [])]]
+    renamed = {} if verdict.get("is_baseline") else {verdict["result"]: name}
+    origin = "".join(f"; {new} is {old}" for old, new in renamed.items())
     for row in content["judged"]:
-        line = _line(row, row["name"])
+        line = _line(row, renamed.get(row["name"], row["name"]))
         if known:
             line.append(_difference(row["loss"], losses[known]) if row["name"] != known else "")
         cells.append(line)
     for row in content["beside"]:
         if "sliding" in row:
-            line = [f"its own {row['sliding']:,} tokens, sliding", "", f"{row['fitness']:.4f}"]
-            cells.append([*line, *_gaps(row, losses, known)])
+            gaps = [_difference(_mean(row["losses"]), losses[known])] if known else []
+            cells.append(["sliding", "", f"{row['fitness']:.4f}", *gaps])
+            origin += f"; sliding: its own {row['sliding']:,} tokens"
     if known and verdict["interval"]:
         low, high = verdict["interval"]
-        star = "*" if verdict["is_better"] else ""
+        star = "*" if low > 0 or high < 0 else ""
         cells[1][-1] += f" [{low:+.4f}, {high:+.4f}]{star}"
     fresh = "fresh samples, which chose nothing" if verdict["fresh"] else "samples of the search"
     about = "; 95% interval of the result, * excludes 0" if known and verdict["interval"] else ""
-    return f"On {verdict['samples']} {fresh}{about}", cells
+    return f"On {verdict['samples']} {fresh}{about}{origin}", cells
 
 
-def _at_short(content: Row) -> list[tuple[str, list[list[str]]]]:
+def _at_short(content: Row, name: str) -> list[tuple[str, list[list[str]]]]:
     """Returns the table of what the result costs where the model needs no extension; [] where that
     was not measured.
     """
@@ -144,15 +160,11 @@ def _at_short(content: Row) -> list[tuple[str, list[list[str]]]]:
     for row in content["beside"]:
         if "short" in row:
             change = _difference(_mean(row["losses"]), _mean(row["own_losses"]))
-            cells = [["", content["unit"], "loss less that of the model as it is"]]
-            cells.append(["result", f"{row['fitness']:.4f}", change])
-            cells.append(["the model as it is", f"{row['own_fitness']:.4f}", ""])
+            cells = [["", content["unit"], "loss less that of none"]]
+            cells.append([name, f"{row['fitness']:.4f}", change])
+            cells.append(["none", f"{row['own_fitness']:.4f}", ""])
             shown.append((f"At {row['short']:,} tokens, with the same factors", cells))
     return shown
-
-
-def _gaps(row: Row, losses: Mapping[str, float], known: str | None) -> list[str]:
-    return [_difference(_mean(row["losses"]), losses[known])] if known else []
 
 
 def _mean(losses: Sequence[float]) -> float:
@@ -180,36 +192,23 @@ def factors_figure(named_factors: Mapping[str, Any], best: Row | None) -> Figure
 
 
 def line(content: Row) -> dict[str, str]:
-    """Returns the line of the summary for a finished search, by column."""
-    unit, verdict = content["unit"], content["verdict"]
-    others = {
-        row["name"]: tables.number(row["fitness"])
-        for row in reversed(content["judged"])
-        if row["is_baseline"] and row["name"] != verdict["result"]
-    }
-    where = "on fresh text" if verdict["fresh"] else "on the text of the search"
-    told = ", ".join(f"{name} {score}" for name, score in reversed(others.items()))
-    original = original_len(content)
-    ends = f"{content['best']['max_len']:,}"
-    score = f"{tables.number(content[unit])} ({where}{told and '; ' + told})"
+    """Returns the line of the inventory for a finished search, by column."""
+    original, ends = original_len(content), f"{content['best']['max_len']:,}"
     return {
         "What": "search",
         "Model": Path(content.get("model", {}).get("source", "")).name,
         "Window": f"{original:,} → {ends}" if original else f"to {ends}",
-        "Perplexity": score if unit in LOSSES else f"{unit} {score}",
         "Cost": f"{duration(content['seconds'])}, {content['forward_tokens']:,} forward tokens",
     }
 
 
 def running_line(journal: Row, config: Row) -> dict[str, str]:
-    """Returns the line of the summary for a search that is not finished."""
-    best = journal["best"]
+    """Returns the line of the inventory for a search that is not finished."""
     path = config["model"].get("path", "") if "model" in config else ""
     return {
         "What": "search, not finished",
         "Model": Path(path).name,
         "Window": f"{journal['original_len']:,} → {journal['target_len']:,}",
-        "Perplexity": "" if best is None else f"fitness {tables.number(best['fitness'])} so far",
         "Cost": f"{duration(journal['seconds'])} so far",
     }
 
@@ -219,7 +218,7 @@ def original_len(content: Row) -> int:
     return int(content.get("original_len") or 0)
 
 
-def _figures(generations, journal, baseline_rows, unit) -> list[Figure]:
+def _figures(generations, journal, baseline_rows, name, unit) -> list[Figure]:
     charts = []
     if len(generations) > 1:
         best_text = f"best {tables.number(generations[-1]['best'])}"
@@ -228,7 +227,7 @@ def _figures(generations, journal, baseline_rows, unit) -> list[Figure]:
                 name="progress",
                 drawing=figures.one(
                     lambda ax: curves.draw_progress(
-                        ax, generations, baseline_rows, journal["candidates"], unit
+                        ax, generations, baseline_rows, name, unit, journal["candidates"]
                     )
                 ),
                 alt=f"{unit.capitalize()} by generation: {best_text} after {len(generations)}.",
@@ -245,9 +244,7 @@ def _figures(generations, journal, baseline_rows, unit) -> list[Figure]:
                 name="descent",
                 drawing=figures.one(lambda ax: curves.draw_descents(ax, descents)),
                 alt=f"Loss of each step of the descents; in their last steps: {ends}.",
-                caption="Loss of every draw (dots) and its running mean. A step reads text that "
-                "no other has read: most ups and downs are those of the texts. A line is named "
-                "after what it began at.",
+                caption="Loss of every draw (dots), each of other text, and its running mean.",
                 numbers=tabulated.columns(rows, ("descent", "step", "loss", "attention_factor")),
             )
         )

@@ -10,6 +10,9 @@ from typing import Any
 
 from jaxrope.report import floors
 
+DIFFERENCE = "Mean NLL minus that of"  # beginning of a title
+LEAST_WINDOWS = 5  # of an interval over windows: fewer say nothing about their spread
+
 Row = Mapping[str, Any]
 Table = tuple[str, list[list[str]]]  # title, cells; the first row of cells is the header
 
@@ -39,16 +42,34 @@ def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -
         name = next(iter(chosen[0]["metrics"]))
         title = name.capitalize() if name == suite else f"{suite.capitalize()}: {name}"
         sentence = floors.sentence(chosen, original_len)
-        heading = f"{title} [95% interval]" + (f". {sentence}" if sentence else "")
-        tables.append((heading, _cells(chosen, _score)))
+        heading = title + _about(chosen) + (f". {sentence}" if sentence else "")
+        tables.append((heading, _cells(chosen, score)))
     compared = [row for row in rows if row.get("difference")]
     if compared:
-        title = (
-            f"Mean NLL minus that of {compared[0]['difference']['baseline']}, nats per token "
-            "[95% interval, paired over windows]; below 0 is better, * excludes 0"
-        )
+        title = f"{DIFFERENCE} {compared[0]['difference']['baseline']}, nats per token"
+        title += _about(compared, ", paired over windows") + "; below 0 is better"
+        title += ", * excludes 0" if any(map(has_interval, compared)) else ""
         tables.append((title, _cells(compared, _gap)))
     return tables
+
+
+def num_windows(row: Row) -> int | None:
+    """Returns how many windows of text a row has scored; None: it has scored no windows, or an
+    older file does not say."""
+    windows = row["items"].get("window_nll")
+    return None if windows is None else len(windows)
+
+
+def has_interval(row: Row) -> bool:
+    """Returns whether a row has windows enough for an interval."""
+    count = num_windows(row)
+    return count is None or count >= LEAST_WINDOWS
+
+
+def _about(rows: Sequence[Row], how: str = "") -> str:
+    if any(map(has_interval, rows)):
+        return f" [95% interval{how}]"
+    return f"; no interval, for there are fewer than {LEAST_WINDOWS} windows"
 
 
 def ruler_table(ruler_scores: Mapping[str, Mapping[str, Any]]) -> Table:
@@ -138,16 +159,32 @@ def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]
     by_place = {(row["label"], row["length"]): cell_fn(row) for row in rows}
     labels = dict.fromkeys(row["label"] for row in rows)
     header = ["", *(f"{length:,}" for length in lengths)]
-    return [header] + [
-        [label, *(by_place.get((label, length), "") for length in lengths)] for label in labels
-    ]
+    cells = [[label, *(by_place.get((label, n), "") for n in lengths)] for label in labels]
+    return [header, *cells, *_counts(rows, lengths)]
 
 
-def _score(row: Row) -> str:
+def _counts(rows: Sequence[Row], lengths: Sequence[int]) -> list[list[str]]:
+    """Returns the line with the number of windows, or of trials, at each length; [] if unknown."""
+    name = "trials" if all(num_windows(row) is None for row in rows) else "windows"
+    counts: dict[int, set[int]] = {length: set() for length in lengths}
+    for row in rows:
+        kind = next((k for k in ("window_nll", "found", "score") if k in row["items"]), None)
+        if kind:
+            counts[row["length"]].add(len(row["items"][kind]))
+    if not any(counts.values()):
+        return []
+    ends = [sorted(numbers)[:: max(len(numbers) - 1, 1)] for numbers in counts.values()]
+    return [[name, *(" to ".join(map(str, numbers)) for numbers in ends)]]
+
+
+def score(row: Row) -> str:
+    """Returns a row's score with its interval, if it has one."""
     metrics = row["metrics"]
     score = next(iter(metrics.values()))
     if metrics.get("n_key_token") == 0:  # of LongPPL
         return "no key token"
+    if not has_interval(row):
+        return number(score)
     return f"{number(score)} [{number(metrics['low'])}, {number(metrics['high'])}]"
 
 
@@ -164,5 +201,7 @@ def _gap(row: Row) -> str:
     if None in values:
         return "inf"
     mean, low, high = values
+    if not has_interval(row):
+        return f"{mean:+.4f}"
     star = "*" if low > 0 or high < 0 else ""
     return f"{mean:+.4f} [{low:+.4f}, {high:+.4f}]{star}"

@@ -54,11 +54,13 @@ def positions(rows: Sequence[Row]) -> Numbers:
     return numbers
 
 
-def of_map(retrieval_map: Map) -> Numbers:
-    """Returns a map: a row for each of its rows, a column for each length."""
-    numbers: Numbers = [[retrieval_map.title, *retrieval_map.lengths]]
-    for name, cells in zip(retrieval_map.names, retrieval_map.cells.tolist(), strict=True):
-        numbers.append([name, *cells])
+def of_maps(retrieval_maps: Sequence[Map]) -> Numbers:
+    """Returns maps of one suite: a row for each cell."""
+    numbers: Numbers = [["label", "length", retrieval_maps[0].column, "score"]]
+    for each in retrieval_maps:
+        for name, cells in zip(each.names, each.cells.tolist(), strict=True):
+            places = zip(each.lengths, cells, strict=True)
+            numbers += [[each.label, length, name, score] for length, score in places]
     return numbers
 
 

@@ -13,12 +13,15 @@ SHADES = {
     "#7f7f7f": ("grey", "#6f7276", "#a3a8ad"),
     "#e69f00": ("orange", "#bf8000", "#f2b23d"),
     "#56b4e9": ("sky", "#2d93cf", "#74c7f7"),
-    "#0072b2": ("blue", "#0068a6", "#5a9fe6"),
+    "#0072b2": ("blue", "#0068a6", "#4f8fe8"),
+    "#6a5acd": ("indigo", "#6a5acd", "#a99bff"),
     "#d55e00": ("red", "#cf5a00", "#ff8b45"),
-    "#009e73": ("green", "#008f68", "#34c99c"),
-    "#cc79a7": ("pink", "#bd6496", "#e796c2"),
-    "#9a6fb0": ("violet", "#8b5da3", "#bd96d3"),
-    "#b8860b": ("gold", "#96700f", "#d8b04a"),
+    "#3d4a57": ("slate", "#3d4a57", "#dbe3ea"),
+    "#cc79a7": ("pink", "#bd6496", "#f0aed2"),
+    "#8c6d1f": ("gold", "#8c6d1f", "#cdb35f"),
+    "#a8237f": ("magenta", "#a8237f", "#e86cc4"),
+    "#008b9a": ("cyan", "#007f8d", "#35c3d4"),
+    "#8a4b2a": ("brown", "#8a4b2a", "#c98b68"),
 }
 # variable -> (on a light page, on a dark page)
 SURFACES = {
@@ -38,6 +41,11 @@ def paint(svg: str) -> str:
         svg = svg.replace(colour, f"var(--{name})")
     svg = svg.replace(FOREGROUND, "currentColor")
     return re.sub(r"fill: ?#ffffff", "fill: none", svg)
+
+
+def variable(colour: str) -> str:
+    """Returns the name of a figure's colour on the page."""
+    return SHADES[colour][0]
 
 
 def css() -> str:
@@ -70,54 +78,61 @@ main { min-width: 0; }
 h1, h2, h3 { line-height: 1.25; letter-spacing: -.011em; overflow-wrap: anywhere;
   scroll-margin-top: 1rem; }
 h1 { font-size: 1.75rem; margin: 0 0 .25rem; }
-h2 { font-size: 1.35rem; margin: 3rem 0 .25rem; }
-h3 { font-size: 1.1rem; margin: 2.25rem 0 .5rem; }
-h3 span { font: 600 .78rem/1 ui-monospace, "SF Mono", Menlo, Consolas, monospace; letter-spacing: 0;
+h2 { font-size: 1.35rem; margin: 1.7rem 0 .25rem; }
+h3 { font-size: 1.02rem; margin: 1rem 0 .4rem; }
+h2 span, h3 span { font: 600 .78rem/1 ui-monospace, "SF Mono", Menlo, Consolas, monospace;
+  letter-spacing: 0;
   color: var(--soft); border: 1px solid var(--line); border-radius: .35rem; padding: .22rem .45rem;
   background: var(--card); vertical-align: .12em; margin-right: .3rem; }
 p { margin: .5rem 0; max-width: 48rem; }
 a { color: var(--link); text-underline-offset: .15em; }
-.lead { margin: 0 0 1rem; }
-.lead, .path, .what { color: var(--soft); overflow-wrap: anywhere; }
-.path { font-size: .9rem; margin-top: 0; }
-.what { font-size: .9rem; margin: .75rem 0 .35rem; max-width: none; }
+.what { color: var(--soft); overflow-wrap: anywhere; font-size: .9rem; margin: .75rem 0 .35rem;
+  max-width: none; }
 nav { margin: 1.25rem 0 0; font-size: .9rem; }
 nav ul { list-style: none; margin: 0; padding: 0 0 .3rem; display: flex; gap: .4rem;
   overflow-x: auto; }
 nav a { display: block; white-space: nowrap; padding: .2rem .65rem; border: 1px solid var(--line);
   border-radius: 1rem; background: var(--card); color: var(--ink); text-decoration: none; }
 nav a:hover { border-color: var(--link); color: var(--link); }
-.card, figure, .wide { background: var(--card); border: 1px solid var(--line);
+figure, .wide { background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; }
-.facts { display: grid; grid-template-columns: repeat(auto-fit, minmax(9.5rem, 1fr)); gap: .75rem;
-  margin: 1rem 0; }
-.facts > div { padding: .7rem .9rem; }
-.facts dt { font-size: .8rem; color: var(--soft); }
-.facts dd { margin: 0; font-size: 1.3rem; font-weight: 650; letter-spacing: -.015em;
-  font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
-.facts small { display: block; font-size: .8rem; font-weight: 400; letter-spacing: 0;
-  color: var(--soft); line-height: 1.35; }
+.first { margin: 1rem 0 0; }
+.first .drawing { max-width: 34rem; margin: 0 auto; }
+.first figure { align-self: start; }
+.first > div > .what:first-child { margin-top: 0; }
+.verdict { font-size: 1.12rem; line-height: 1.5; max-width: none; margin: 0 0 1rem;
+  padding: .75rem 1rem; background: var(--card); border: 1px solid var(--line);
+  border-left: .35rem solid var(--grey); border-radius: .6rem; }
+.verdict.better { border-left-color: var(--blue); }
+.verdict.worse { border-left-color: var(--red); }
+td span, th span { white-space: nowrap; }
+td i, th i { display: inline-block; width: .62em; height: .62em; border-radius: 50%;
+  margin-right: .4em; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
   min-width: 100%; }
-th, td { padding: .42rem .8rem; text-align: right; border-bottom: 1px solid var(--line);
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid var(--line);
   white-space: nowrap; vertical-align: top; }
 tbody tr:last-child td { border-bottom: 0; }
-th { font-weight: 600; color: var(--soft); font-size: .82rem; }
+th { font-weight: 600; color: var(--soft); font-size: .82rem; white-space: normal; }
 th:first-child, td:first-child { text-align: left; }
 td:first-child { font-weight: 600; }
 .text, .words th, .words td { text-align: left; white-space: normal; }
 .words td { min-width: 6rem; }
-td small { display: block; color: var(--soft); font-size: .85em; }
-td[data-label="Model"], td[data-label="Window"] { white-space: nowrap; }
-.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 25rem), 1fr));
+td small { display: block; color: var(--soft); font-size: .85em; white-space: nowrap; }
+.narrow { display: grid; gap: 0 1rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 26rem), 1fr)); }
+.beside { display: grid; gap: 1rem; margin: .5rem 0; align-items: start; }
+.beside > div > div:first-child .what { margin-top: 0; }
+.figures { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 18.5rem), 1fr));
   gap: 1rem; margin: .75rem 0; align-items: start; }
-figure { margin: 0; padding: .8rem .9rem .6rem; min-width: 0; }
+figure { margin: 0; padding: .6rem .5rem .5rem; min-width: 0; }
 figure.broad { grid-column: 1 / -1; }
 .drawing { overflow-x: auto; }
 figure svg * { stroke-linejoin: round; }
 figure svg { width: 100%; height: auto; display: block; }
 figure.broad svg { max-width: 60rem; margin: 0 auto; }
+figcaption, figure > details { padding: 0 .3rem; }
 figcaption { font-size: .86rem; color: var(--soft); margin-top: .35rem; line-height: 1.45; }
 details { font-size: .86rem; }
 figure details { margin-top: .3rem; }
@@ -128,14 +143,13 @@ pre { background: var(--code); padding: .6rem .7rem; border-radius: .4rem; overf
   white-space: pre-wrap; overflow-wrap: anywhere; max-height: 24rem; }
 details .wide { max-height: 20rem; margin: .35rem 0; }
 details table { font-size: .8rem; }
-details th, details td { padding: .2rem .6rem; }
-.holds { font-weight: 600; }
-footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
+details th, details td { padding: .2rem .4rem; white-space: normal; overflow-wrap: anywhere; }
+footer { margin-top: 1.5rem; padding-top: .6rem; border-top: 1px solid var(--line);
   color: var(--soft); font-size: .86rem; }
 :focus-visible { outline: 2px solid var(--link); outline-offset: 2px; }
 @media (min-width: 72rem) {
-  .frame { padding: 2rem 2rem 4rem; display: grid; grid-template-columns: 13.5rem minmax(0, 1fr);
-    column-gap: 2.5rem; }
+  .frame { padding: 1.5rem 2rem; display: grid; column-gap: 2.5rem;
+    grid-template-columns: 13.5rem minmax(0, 1fr); }
   header, main, footer { grid-column: 2; }
   nav { grid-column: 1; grid-row: 1 / span 3; position: sticky; top: 2rem; margin: 0;
     align-self: start; max-height: calc(100vh - 4rem); overflow-y: auto; }
@@ -144,24 +158,39 @@ footer { margin-top: 3rem; padding-top: 1rem; border-top: 1px solid var(--line);
     border-left: 2px solid var(--line); border-radius: 0; background: none;
     display: block; padding: .25rem .8rem; color: var(--soft); }
   nav a:hover { border-color: var(--link); }
-  nav .folder a { color: var(--ink); font-weight: 650; margin-top: .6rem; }
+  nav .chapter a { color: var(--ink); font-weight: 650; }
+  .first { display: grid; grid-template-columns: minmax(0, 1.25fr) minmax(0, 1fr); gap: 0 1rem; }
+  .verdict { grid-column: 1 / -1; }
+  .beside { grid-template-columns: minmax(0, 2fr) minmax(0, 1fr); }
+  table { font-size: .86rem; }
+  th, td { padding: .3rem .55rem; }
+  td small { display: inline; margin-left: .4em; }
+  .numbers td, .first td { white-space: normal; }
+  .first td small, .beside td small { display: block; }
 }
 @media (max-width: 44rem) {
   figure { padding: .6rem .55rem .5rem; }
   h1 { font-size: 1.45rem; }
-  .words thead { display: none; }
-  .words, .words tbody, .words tr, .words td { display: block; }
-  .words tr { border-bottom: 1px solid var(--line); padding: .55rem .8rem; }
-  .words tr:last-child { border-bottom: 0; }
-  .words td { border: 0; padding: .1rem 0; min-width: 0; display: flex; gap: .75rem;
-    justify-content: space-between; text-align: right; overflow-wrap: anywhere; }
-  .words td::before { content: attr(data-label); color: var(--soft); font-weight: 400;
-    flex: none; text-align: left; }
-  .words td.long { display: block; text-align: left; padding: .25rem 0; }
-  .words td.long::before { display: block; font-size: .85em; }
-  .words td:empty { display: none; }
-  .words td:first-child { font-weight: 650; text-align: left; }
-  .words td:first-child::before { content: none; }
+  .frame { padding: 1rem .75rem 2rem; }
+  table { font-size: .78rem; }
+  .first table { font-size: .74rem; }
+  .verdict { font-size: 1rem; line-height: 1.45; }
+  th { font-size: .74rem; }
+  th, td { padding: .3rem .25rem; white-space: normal; }
+  .cards thead { display: none; }
+  .cards, .cards tbody, .cards tr, .cards td { display: block; }
+  .cards tr { border-bottom: 1px solid var(--line); padding: .5rem .7rem; }
+  .cards tr:last-child { border-bottom: 0; }
+  .cards td, .cards.words td { border: 0; padding: .08rem 0; min-width: 0; display: flex;
+    gap: .4rem; justify-content: flex-end; text-align: right; overflow-wrap: anywhere; }
+  .cards td::before { content: attr(data-label); color: var(--soft); font-weight: 400;
+    margin-right: auto; text-align: left; flex: 0 0 auto; max-width: 60%; }
+  .cards td.long { display: block; text-align: left; padding: .25rem 0; }
+  .cards td.long::before { display: block; font-size: .85em; }
+  .cards td:empty { display: none; }
+  .cards td:first-child { font-weight: 650; text-align: left; justify-content: flex-start;
+    align-items: baseline; }
+  .cards td:first-child::before { content: none; }
   figure.broad svg { width: 40rem; max-width: none; }
 }
 """
@@ -172,7 +201,7 @@ _PRINT = """
   nav { display: none; }
   h2 { margin-top: 1.5rem; }
   .figures { grid-template-columns: 1fr 1fr; gap: .6rem; }
-  figure, .facts > div, tr { break-inside: avoid; }
+  figure, tr { break-inside: avoid; }
   h2, h3, .what { break-after: avoid; }
   .wide, .drawing, pre { overflow: visible; max-height: none; }
   figure details { display: none; }

@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxrope.report import figures, tables, tabulated
-from jaxrope.report.page import Figure, Section
+from jaxrope.report import figures, panels, tables, tabulated
+from jaxrope.report.page import Figure, Origin, Section
 
 Row = Mapping[str, Any]
 
@@ -15,8 +15,8 @@ def steps(rows: Sequence[Row]) -> list[Row]:
     return [row for row in rows if row.get("loss") is not None]
 
 
-def section(rows: Sequence[Row], *, origin: tuple[str, Row]) -> Section:
-    """Returns the section of a training; `origin` is the command, or "", and the config."""
+def section(rows: Sequence[Row], *, name: str, origin: Origin) -> Section:
+    """Returns the section of a training that made the row `name` of the page."""
     step_rows = steps(rows)
     last = step_rows[-1]
     numbers = tabulated.columns(step_rows, ("step", "loss", "lr", "grad_norm", "tokens"))
@@ -25,18 +25,18 @@ def section(rows: Sequence[Row], *, origin: tuple[str, Row]) -> Section:
             "loss",
             f"Training loss from {step_rows[0]['loss']:.3f} to {last['loss']:.3f} in "
             f"{last['step']} steps.",
-            "Loss of each step (pale) and its running mean.",
+            "Loss of each step (pale), and its running mean.",
         ),
         (
             "rate",
             f"Learning rate by step, at most {max(row['lr'] for row in step_rows):.3g}.",
-            "Learning rate.",
+            "Learning rate by step.",
         ),
     )
     charts = [
         Figure(name=name, drawing=drawing, alt=alt, caption=caption, numbers=numbers)
         for drawing, (name, alt, caption) in zip(
-            figures.training_figures(step_rows), words, strict=True
+            figures.training_figures(step_rows, name), words, strict=True
         )
     ]
     section_tables, scores = [], [row for row in rows if "eval" in row]
@@ -47,11 +47,13 @@ def section(rows: Sequence[Row], *, origin: tuple[str, Row]) -> Section:
             for row in scores
         ]
         section_tables.append(("Evaluations on the way", cells))
-    return Section(f"Training, {last['step']:,} steps", section_tables, charts, *origin)
+    title = f"Training of {name}" if name != panels.TRAINING else "Training"
+    title += f", {last['step']:,} steps"
+    return Section(title, section_tables, charts, origin, kind="training")
 
 
 def line(rows: Sequence[Row], config: Row) -> dict[str, str]:
-    """Returns the line of the summary for a training, by column."""
+    """Returns the line of the inventory for a training, by column."""
     step_rows = steps(rows)
     last, tokens = step_rows[-1], sum(row["tokens"] for row in step_rows)
     path = config["model"].get("path", "") if "model" in config else ""
