@@ -1,6 +1,7 @@
 """python -m jaxrope.extend: the request, the plan, the recipe, the exports, and going on."""
 
 import dataclasses
+import html
 import json
 import shutil
 from pathlib import Path
@@ -160,6 +161,9 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     assert "of the documents of --text, the last ones, are held out" in printed
     assert f"vllm serve {folder / 'hf'} --max-model-len=512" in printed
     assert f"wrote {folder}: report.html is the page" in printed
+    verdict = next(line for line in printed.splitlines() if "at 512 tokens searched is" in line)
+    page = (folder / "report.html").read_text()
+    assert "sliding window" in verdict and verdict.partition(" (")[0] in html.unescape(page)
     rows = {
         row["program"]: row for row in json.loads((folder / "exports.json").read_text())["exports"]
     }

@@ -6,6 +6,7 @@ from jaxrope import recipe, report, schema, setup
 from jaxrope.extend import consumers
 from jaxrope.extend.planning import Plan
 from jaxrope.shell import cli, load
+from jaxrope.store import sealed
 
 _OPENED = 4096  # tokens of what is compared with other programs, at most
 
@@ -33,6 +34,8 @@ def run(plan: Plan, folder: Path) -> int:
         plan.request.programs, source, rope, folder, plan.request.target_len, _texts(plan, config)
     )
     report.write([folder], folder / "report.html")
+    scores = sealed.read_json(folder / "scores" / "eval.json")
+    cli.print_line(f"\n{report.headline.of_evaluation(scores).sentence}")
     cli.print_line(f"wrote {folder}: report.html is the page")
     return 0
 
