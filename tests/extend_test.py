@@ -86,7 +86,8 @@ def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     assert [name for name, _, _ in config.recipe] == ["search", "tuned", "scores", "retrieval"]
     assert config.optimizer.learning_rate == rate and config.train.seq_len == 4096
     assert config.lora.rank == (8 if finetune == "lora" else 0)
-    assert config.data.eval_files == ("b.txt",) and not config.data.held_out
+    assert config.data.eval_files == config.data.exclude == ("b.txt",)
+    assert not config.data.held_out
     assert config.search.gradient.steps == 18 and config.train.steps == effort.train_steps
 
 

@@ -167,8 +167,9 @@ def _base_keys(request: Request, effort: dict[str, Any]) -> dict[str, Any]:
         "search.judge.num_samples": effort["judged"],
         "eval.suites": (),
     }
-    held_out = {"data.eval_files": request.eval_text} if request.eval_text else {}
-    return keys | (held_out or {"data.held_out": HELD_OUT})
+    if not request.eval_text:
+        return keys | {"data.held_out": HELD_OUT}
+    return keys | {"data.eval_files": request.eval_text, "data.exclude": request.eval_text}
 
 
 def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, Any]:
