@@ -22,7 +22,7 @@ from jaxrope.shell import cli, experiment
 from jaxrope.train.__main__ import PROGRAM
 from tests.processes import ROOT, environment
 
-PROGRAMS = "analyse convert demo evaluate generate recipe report search train".split()
+PROGRAMS = "analyse convert demo evaluate extend generate recipe report search train".split()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Files that nothing imports unless the user asks for what an extra is for.
 OF_AN_EXTRA = ("jaxrope/evaluate/harness_lm.py",)
