@@ -266,15 +266,12 @@ def test_what_judges_in_the_end_has_chosen_nothing(tmp_path):
             return {row["tokens_BT"].tobytes() for row in judge.laid()}
 
         chose = [made.objective, *(made.fresh(first, 1) for first in range(20))]
-        cycle, judges = (
-            made.objective.cycle,
-            tokens(made.unseen(0, config.search.judge.num_samples)),
-        )
-        assert len(judges) == config.search.judge.num_samples * cycle
+        cycle, count = made.objective.cycle, config.search.judge.num_samples
+        judges, again = tokens(made.unseen(0, count)), tokens(made.unseen(count, 2 * count))
+        assert len(judges) == count * cycle and len(again) == 2 * count * cycle
         assert len(set.union(*map(tokens, chose))) == 2 + 20 * cycle
-        assert not judges & set.union(*map(tokens, chose))
-        again = tokens(made.unseen(config.search.judge.num_samples, 16))
-        assert not again & set.union(judges, *map(tokens, chose)) and len(again) == 16 * cycle
+        assert not (judges | again) & set.union(*map(tokens, chose))
+        assert len(judges & again) <= 1  # by chance: of three short texts
 
 
 def test_texts_must_fill_a_document(task):
