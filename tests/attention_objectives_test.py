@@ -175,7 +175,7 @@ def test_it_runs_and_goes_on_with_another_seed(tmp_path):
     }
     bred = 36 * 4096
     assert bred == 32 * (4096 + 512) and len(read) == 5
-    assert all(bred <= tokens < 1.15 * bred for tokens in read.values())  # judging comes on top
+    assert all(bred <= tokens < 1.4 * bred for tokens in read.values())  # judging comes on top
     assert (workdir / "attention_objectives.png").stat().st_size > 10_000
     found = collect.collect(workdir)
     titles = [section.title for section in found.folder.sections]

@@ -77,7 +77,11 @@ def _named(names, parts, kind: str) -> dict[str, Any]:
     runs: dict[str, Any] = {}
     for workdir, part in zip(names, parts, strict=True):
         for name, run in getattr(part, kind).items():
-            runs[f"{name}, {workdir}" if name in runs else name] = run
+            if name in runs:
+                name = f"{name}, {workdir}"
+            while name in runs:
+                name += "'"
+            runs[name] = run
     return runs
 
 

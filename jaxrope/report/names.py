@@ -51,7 +51,8 @@ def read(workdirs: Sequence[Path]) -> Names:
                 stated += _stated(content["config"], content["rows"][0]["label"])
             except (InputError, KeyError, TypeError, IndexError, ValueError, AttributeError):
                 continue
-    searches = sum((folder / "journal.jsonl").is_file() for folder in folders)
+    of_search = ("journal.jsonl", "result.json")  # of one that is not finished, the first alone
+    searches = sum(any((f / name).is_file() for name in of_search) for f in folders)
     return Names(stated, searches, sum((f / "metrics.jsonl").is_file() for f in folders))
 
 
@@ -66,6 +67,8 @@ def _stated(settings, first: str) -> list[tuple[str, str]]:
 
 
 def _is_same(stated: str, path: Path) -> bool:
-    """Returns whether a path of a config, which may be relative to any folder, means `path`."""
+    """Returns whether a path of a config, which may be relative to any folder, means `path`; a file
+    without any folder may be that of every run.
+    """
     parts = tuple(part for part in Path(stated).parts if part not in ("..", "/"))
-    return bool(parts) and path.parts[-len(parts) :] == parts
+    return len(parts) > bool(path.suffix) and path.parts[-len(parts) :] == parts
