@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from jaxrope import rope, schema, search
+from jaxrope import data, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.extend import __main__ as extend
-from jaxrope.extend import recipes, request
+from jaxrope.extend import consumers, recipes, request
 from jaxrope.extend.recipes import Facts
 from jaxrope.shell import load
 from tests.search_config import write_texts
@@ -140,6 +140,17 @@ def test_a_full_disk_is_said_first(place, tmp_path, capsys, monkeypatch):
         extend.main(place)
     assert "the results take about 0.0 GiB, and 0.0 GiB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("bos_id", [None, 0])
+def test_texts_to_compare_on_begin_as_the_model_wants_them(tmp_path, bos_id):
+    """A model without a begin token has none there."""
+    write_texts(tmp_path)
+    tokenizer = data.load_tokenizer("bytes")
+    documents = data.load_documents([f"{tmp_path}/*.txt"], tokenizer, cache_dir=tmp_path / "cache")
+    texts = consumers.held_out(documents, bos_id, 20, 50)
+    assert [len(tokens_T) for tokens_T in texts] == [21, 51]
+    assert all((tokens_T[0] == bos_id) == (bos_id is not None) for tokens_T in texts)
 
 
 def content(folder):

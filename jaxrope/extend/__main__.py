@@ -8,8 +8,8 @@ MODEL is a Hugging Face folder, a GGUF file, a model of the hub (ORG/NAME) or a 
 the budget on this machine is measured first, for a minute, and is kept: plan.json, and the recipe,
 config.py, every key of which can be changed. Then factors are searched, the model is trained on if
 asked for, measured beside NTK, YaRN and its own window on text that nothing has read, exported for
-each program, opened in those that are here, and shown on a page, report.html. The same command
-goes on after a kill. --dry_run prints the plan.
+each program, opened in transformers if that is here, and shown on a page, report.html. The same
+command goes on after a kill. --dry_run prints the plan.
 """
 
 from collections.abc import Sequence

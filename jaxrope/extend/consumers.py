@@ -1,12 +1,10 @@
-"""The result in the programs that people use: exported for each, opened in those that are here.
+"""The result in the programs that people use: exported for each, and opened in transformers.
 
 What is compared is text that nothing was searched or trained on: the log-probability of every token
 by that program, and by our own forward pass of the same file.
 """
 
-import dataclasses
 import importlib.util
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,30 +19,10 @@ FORMAT = "jaxrope.extend.exports/1"
 _NEAR = 1e-3  # nats: of the largest difference of a token, with weights of float32
 
 
-@dataclasses.dataclass(frozen=True)
-class Export:
-    """What was made for a program.
-
-    Attributes:
-      program: its name.
-      path: what it opens.
-      how: what to type.
-      package: of Python, that opens it here.
-      log_probs: (path, tokens_T) -> log-probability of each token but the first; None: this program
-        is not opened from here.
-    """
-
-    program: str
-    path: Path
-    how: str
-    package: str
-    log_probs: Callable[[Path, np.ndarray], np.ndarray] | None = None
-
-
 def write(
     programs, source: str, rope: str, folder: Path, length: int, texts: list[np.ndarray]
 ) -> list[dict[str, Any]]:
-    """Exports a model, and opens the exports; returns a row for each program.
+    """Exports a model, and opens the export in transformers; returns a row for each program.
 
     Args:
       programs: names of request.PROGRAMS.
@@ -61,9 +39,10 @@ def write(
         make_fn = _MAKERS[name]
         if make_fn not in exports:
             exports[make_fn] = make_fn(model, folder)
-        path, notes = exports[make_fn]
-        rows.append(_opened(_EXPORTS[name](path, length), texts) | {"notes": notes})
-        cli.print_line(sentence(rows[-1]))
+        path, lines = exports[make_fn]
+        row = {"program": name, "path": str(path), "how": _HOW[name].format(path, length)}
+        rows.append(row | _opened(name, path, texts) | {"notes": lines})
+        cli.print_line("\n".join([sentence(rows[-1]), *(f"  {line}" for line in lines)]))
     sealed.write_json(folder / "exports.json", {"format": FORMAT, "exports": rows})
     return rows
 
@@ -92,34 +71,22 @@ def _gguf(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
 
 
 _MAKERS = {"transformers": _hugging_face, "vllm": _hugging_face, "llama.cpp": _gguf}
-_EXPORTS: dict[str, Callable[[Path, int], Export]] = {
-    "transformers": lambda path, length: Export(
-        "transformers",
-        path,
-        f'AutoModelForCausalLM.from_pretrained("{path}")',
-        "transformers",
-        _by_transformers,
-    ),
-    "vllm": lambda path, length: Export(
-        "vllm", path, f"vllm serve {path} --max-model-len={length}", "vllm"
-    ),
-    "llama.cpp": lambda path, length: Export(
-        "llama.cpp", path, f"llama-server -m {path} -c {length}", "xllamacpp"
-    ),
+_HOW = {  # what to type; of the path and the length
+    "transformers": 'AutoModelForCausalLM.from_pretrained("{}")',
+    "vllm": "vllm serve {} --max-model-len={}",
+    "llama.cpp": "llama-server -m {} -c {}",
 }
 
 
-def _opened(export: Export, texts: list[np.ndarray]) -> dict[str, Any]:
-    row = {"program": export.program, "path": str(export.path), "how": export.how}
-    row |= {"lengths": [len(tokens_T) - 1 for tokens_T in texts], "largest": None, "why": ""}
-    if export.log_probs is None:
+def _opened(program: str, path: Path, texts: list[np.ndarray]) -> dict[str, Any]:
+    row = {"lengths": [len(tokens_T) - 1 for tokens_T in texts], "largest": None, "why": ""}
+    if program != "transformers":
         return row | {"why": "that takes a server"}
-    if importlib.util.find_spec(export.package) is None:
-        return row | {"why": f"{export.package} is not installed"}
-    ours = pretrained.load(str(export.path), dtype="float32")
+    if importlib.util.find_spec("transformers") is None:
+        return row | {"why": "transformers is not installed"}
+    ours = pretrained.load(str(path), dtype="float32")
     differences = [
-        np.abs(export.log_probs(export.path, tokens_T) - _ours(ours, tokens_T)).max()
-        for tokens_T in texts
+        np.abs(_by_transformers(path, tokens_T) - _ours(ours, tokens_T)).max() for tokens_T in texts
     ]
     return row | {"largest": float(max(differences))}
 
@@ -144,9 +111,11 @@ def _by_transformers(path: Path, tokens_T: np.ndarray) -> np.ndarray:
     return logits.gather(-1, tokens[:, 1:, None])[0, :, 0].numpy()
 
 
-def held_out(documents: data.TokenDocuments, bos_id: int, *lengths: int) -> list[np.ndarray]:
-    """Returns the beginning of the longest text, bos first, `length` + 1 tokens each."""
-    index = int(np.argmax(documents.lengths))
-    return [
-        np.append(bos_id, documents.tokens(index, 0, length)).astype(np.int32) for length in lengths
-    ]
+def held_out(documents: data.TokenDocuments, bos_id: int | None, *lengths: int) -> list[np.ndarray]:
+    """Returns the beginning of the longest text, `length` + 1 tokens each, bos first if the model
+    has one."""
+    windows = (
+        data.eval_windows(documents, length=length, num_windows=1, bos_id=bos_id)
+        for length in lengths
+    )
+    return [window.tokens_WT[0].astype(np.int32) for window in windows]

@@ -106,8 +106,7 @@ def make(request: Request, folder: Path) -> Plan:
     Raises:
       InputError: the model, the text or the target do not fit; the budget is too small.
     """
-    plan = stored(request, folder)
-    return plan or _new(request, folder)
+    return stored(request, folder) or _new(request, folder)
 
 
 def store(plan: Plan, folder: Path) -> None:
@@ -116,7 +115,7 @@ def store(plan: Plan, folder: Path) -> None:
     if not (folder / "plan.json").exists():
         text = recipes.text(plan.request, plan.facts, plan.effort)
         files.write_text_atomic(folder / "config.py", text)
-        sealed.write_json(folder / "plan.json", {"format": FORMAT, **_to_json(plan)})
+        sealed.write_json(folder / "plan.json", {"format": FORMAT, **dataclasses.asdict(plan)})
 
 
 def _new(request: Request, folder: Path) -> Plan:
@@ -127,7 +126,6 @@ def _new(request: Request, folder: Path) -> Plan:
     start = time.monotonic()
     speed = search.speed(problem)
     setting_up = time.monotonic() - start
-    best = None
     for effort in recipes.efforts(request, facts):
         seconds = _foreseen(request, facts, effort, speed, setting_up)
         best = Plan(request, facts, effort, seconds, speed, notes)
@@ -252,10 +250,6 @@ def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[s
     tokens["measurement"] = rows * (texts + trials)
     seconds = {name: count / speed + _STAGE * setting_up for name, count in tokens.items()}
     return {name: math.ceil(value) for name, value in (seconds | {"exports": _LAST}).items()}
-
-
-def _to_json(plan: Plan) -> dict[str, Any]:
-    return dataclasses.asdict(plan)
 
 
 def _of_json(content: dict[str, Any]) -> Plan:

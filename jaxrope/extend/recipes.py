@@ -126,10 +126,10 @@ def base_config(request: Request, effort: dict[str, Any]) -> ConfigDict:
 def text(request: Request, facts: Facts, effort: Effort) -> str:
     """Returns the experiment file."""
     lines = [f"    {line}" for line in _lines(request, facts, effort)]
-    return "\n".join([_HEAD.format(target=f"{request.target_len:,}", model=request.model), *lines])
+    return "\n".join([_HEAD.format(target=f"{request.target_len:,}"), *lines])
 
 
-_HEAD = '''"""{model} for {target} tokens: the recipe that jaxrope-extend wrote here.
+_HEAD = '''"""A model for {target} tokens: the recipe that jaxrope-extend wrote here.
 
   python -m jaxrope.train --config=config.py --workdir=.     the stages
 Every key can be changed; jaxrope/configs/base.py says what each means.
