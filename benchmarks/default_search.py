@@ -107,7 +107,7 @@ def _evaluations(config: ConfigDict, results: list[dict], workdir: Path, base_le
         bucket["attention_factor"] = row["attention_factor"]
         path = workdir / "ropes" / f"{best_known(result)}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        known = rope.make("longrope", **paper_stages.geometry(shape), buckets=[bucket])
+        known = rope.make("longrope", **shape.geometry, buckets=[bucket])
         rope.save(path, known, {"made_by": "benchmarks.default_search"})
         rows += [(searched(seed), f"{{{stage(seed)}}}/rope.json"), (best_known(result), str(path))]
     rows += [(name, name) for name in BESIDE]

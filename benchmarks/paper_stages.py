@@ -95,7 +95,7 @@ def write_known(config: ConfigDict, names, folder: Path, length: int) -> list[tu
     for name in names:
         path = folder / f"{name}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        made = rope.make(name, **geometry(shape), factor=length / shape.original_len)
+        made = rope.make(name, **shape.geometry, factor=length / shape.original_len)
         rope.save(path, made, {"made_by": "benchmarks.paper_stages"})
         found.append((name, str(path)))
     return found
@@ -307,7 +307,7 @@ def _write_starts(config: ConfigDict, folder: Path, lengths) -> None:
         buckets = []
         for length in lengths[1:3]:
             factor = length / shape.original_len
-            made = rope.make(method, **geometry(shape), factor=factor)
+            made = rope.make(method, **shape.geometry, factor=factor)
             buckets.append(dataclasses.replace(made.bucket(length), max_len=length))
         for start in STARTS:
             changed = [dataclasses.replace(bucket, start_tokens=start) for bucket in buckets]
@@ -343,13 +343,7 @@ def _write_beyond(config: ConfigDict, source: Path, folder: Path, lengths) -> No
 
 def _save(path: Path, shape, buckets) -> None:
     made = rope.make(
-        "longrope", **geometry(shape), buckets=[dataclasses.asdict(bucket) for bucket in buckets]
+        "longrope", **shape.geometry, buckets=[dataclasses.asdict(bucket) for bucket in buckets]
     )
     path.parent.mkdir(parents=True, exist_ok=True)
     rope.save(path, made, {"made_by": "benchmarks.paper_tables"})
-
-
-def geometry(shape) -> dict[str, Any]:
-    """Returns what rope.make needs to know of a model."""
-    names = ("head_dim", "rotary_dim", "theta", "original_len")
-    return {name: getattr(shape, name) for name in names}

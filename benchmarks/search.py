@@ -229,13 +229,7 @@ class HeldOut:
         from jaxrope import rope
 
         model, factor = self.model, self.length / self.model.original_len
-        geometry = dict(
-            head_dim=model.head_dim,
-            rotary_dim=model.rotary_dim,
-            theta=model.theta,
-            original_len=model.original_len,
-        )
-        bucket = rope.make("yarn", **geometry, factor=factor).bucket(self.length)
+        bucket = rope.make("yarn", **model.geometry, factor=factor).bucket(self.length)
         su = rope.attention_factor("su", factor=factor, original_len=model.original_len)
         plain = {"factors": bucket.factors, "start_tokens": 0}
         return {

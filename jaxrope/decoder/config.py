@@ -119,6 +119,12 @@ class DecoderConfig:
         )  # `rope` is a dict; a config is a static argument of jit
 
     @property
+    def geometry(self) -> dict[str, Any]:
+        """What rope.make needs to know of the model."""
+        names = ("head_dim", "rotary_dim", "theta", "original_len")
+        return {name: getattr(self, name) for name in names}
+
+    @property
     def eos_ids(self) -> tuple[int, ...]:
         """Every id that ends a text."""
         if self.eos_id is None:

@@ -202,17 +202,14 @@ def _form(request: Request, problem: search.Problem) -> str:
     if "llama.cpp" not in request.programs:
         return _FORM
     model, target_len = problem.model, request.target_len
-    geometry = dict(
-        head_dim=model.head_dim,
-        rotary_dim=model.rotary_dim,
-        theta=model.theta,
-        original_len=model.original_len,
-    )
     factor = target_len / model.original_len
     factors = rope.as_factors(np.linspace(1.0, factor, model.rotary_dim // 2))
     bucket = dict(max_len=target_len, factors=factors, start_tokens=0, attention_factor=1.0)
-    table = rope.make("longrope", **geometry, buckets=[bucket])
-    for form, rope_fn in ((_FORM, table), ("yarn", rope.make("yarn", **geometry, factor=factor))):
+    ropes = {
+        _FORM: rope.make("longrope", **model.geometry, buckets=[bucket]),
+        "yarn": rope.make("yarn", **model.geometry, factor=factor),
+    }
+    for form, rope_fn in ropes.items():
         try:
             exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
             gguf_export.plan(exported, exporting.Settings(), "model")

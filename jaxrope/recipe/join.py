@@ -133,10 +133,7 @@ def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: DecoderConfig) -> rop
             buckets.append(dataclasses.asdict(bucket))
     return rope.make(
         "longrope",
-        head_dim=model.head_dim,
-        rotary_dim=model.rotary_dim,
-        theta=model.theta,
-        original_len=model.original_len,
+        **model.geometry,
         buckets=sorted(buckets, key=lambda bucket: bucket["max_len"]),
     )
 

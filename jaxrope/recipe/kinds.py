@@ -134,7 +134,7 @@ def _search_leaves(prepared: Any, config: Config, folder: Path, expected: Expect
         factors = np.tile(factors, (model.num_layers, 1))
     bucket = dict(max_len=config.target_len, factors=rope.as_factors(factors))
     bucket |= dict(start_tokens=config.search.start_tokens[0], attention_factor=1.0)
-    rope_fn = rope.make("longrope", **_geometry(model), buckets=[bucket])
+    rope_fn = rope.make("longrope", **model.geometry, buckets=[bucket])
     return _with_rope(expected, folder, rope_fn)
 
 
@@ -150,11 +150,6 @@ def _leaves_outcome(prepared: Any, config: Config, folder: Path, expected: Expec
 
 def _has_model(folder: Path) -> bool:
     return bool(steps.whole_steps(folder))
-
-
-def _geometry(model: Any) -> dict[str, Any]:
-    names = ("head_dim", "rotary_dim", "theta", "original_len")
-    return {name: getattr(model, name) for name in names}
 
 
 def _with_rope(expected: Expected, folder: Path, rope_fn: rope.RopeFn) -> Expected:

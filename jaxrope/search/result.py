@@ -101,12 +101,6 @@ def rope_fn(problem: Problem, found: Candidate) -> rope.RopeFn:
     constants, which every program reads, where nothing was multiplied.
     """
     model, bucket = problem.model, found.bucket
-    geometry = dict(
-        head_dim=model.head_dim,
-        rotary_dim=model.rotary_dim,
-        theta=model.theta,
-        original_len=model.original_len,
-    )
     factors = np.array(bucket.factors)
     own = problem.config.search.form == "yarn" and not problem.space.multiplier
     if own and not bucket.start_tokens and factors.ndim == 1:
@@ -114,11 +108,11 @@ def rope_fn(problem: Problem, found: Candidate) -> rope.RopeFn:
         factor = float(np.exp(shape.numbers_fn(np.log(factors))[0]))
         number = bucket.attention_factor
         yarn = forms.of_rope(
-            shape.constants["borders"], factor, attention_factor=number, **geometry
+            shape.constants["borders"], factor, attention_factor=number, **model.geometry
         )
         if np.allclose(yarn.bucket(bucket.max_len).factors, factors, rtol=1e-6):
             return yarn
-    return rope.make("longrope", **geometry, buckets=[candidates.plain(bucket)])
+    return rope.make("longrope", **model.geometry, buckets=[candidates.plain(bucket)])
 
 
 def _origin(problem: Problem) -> dict[str, Any]:
