@@ -311,7 +311,7 @@ def _write_starts(config: ConfigDict, folder: Path, lengths) -> None:
             buckets.append(dataclasses.replace(made.bucket(length), max_len=length))
         for start in STARTS:
             changed = [dataclasses.replace(bucket, start_tokens=start) for bucket in buckets]
-            _save(folder / f"{method}_{start}.json", shape, changed)
+            _save(folder / f"{method}_{start}.json", shape.geometry, changed)
 
 
 def _write_stretched(source: Path, folder: Path, lengths) -> None:
@@ -319,7 +319,7 @@ def _write_stretched(source: Path, folder: Path, lengths) -> None:
     for name in ("finetune_2x", "finetune_4x", "second"):
         loaded = rope.load(source / name / "rope.json")
         bucket = dataclasses.replace(loaded.buckets[-1], max_len=lengths[-1])
-        _save(folder / f"{name}.json", loaded, [bucket])
+        _save(folder / f"{name}.json", dataclasses.asdict(loaded.geometry), [bucket])
 
 
 def _write_beyond(config: ConfigDict, source: Path, folder: Path, lengths) -> None:
@@ -338,12 +338,11 @@ def _write_beyond(config: ConfigDict, source: Path, folder: Path, lengths) -> No
                 bucket = dataclasses.replace(known.bucket, max_len=length)
                 found[known.name].append(bucket)
     for name, buckets in found.items():
-        _save(folder / f"{name}_on_top.json", loaded.config, buckets)
+        _save(folder / f"{name}_on_top.json", loaded.config.geometry, buckets)
 
 
-def _save(path: Path, shape, buckets) -> None:
-    made = rope.make(
-        "longrope", **shape.geometry, buckets=[dataclasses.asdict(bucket) for bucket in buckets]
-    )
+def _save(path: Path, geometry: dict, buckets) -> None:
+    rows = [dataclasses.asdict(bucket) for bucket in buckets]
+    made = rope.make("longrope", **geometry, buckets=rows)
     path.parent.mkdir(parents=True, exist_ok=True)
     rope.save(path, made, {"made_by": "benchmarks.paper_tables"})
