@@ -24,10 +24,17 @@ from jaxrope.shell import Command, cli, heap
 
 GRADIENT_COST = 3
 SHARES = (1 / 40, 1 / 20, 1 / 10, 1 / 4, 1 / 2, 1)  # of the cost of the paper's search
-# Settings of a search for a share of the cost: 88 and 262 texts of forward passes of --samples=2.
+# Settings of a search for a share of the cost, by --samples: 44 and 131 texts of forward passes of
+# one sample, 88 and 262 of two.
 DESCENTS = {
-    1 / 30: {"objective.num_samples": 2, "gradient.ramps": 5, "judge.num_samples": 5},
-    1 / 10: {"objective.num_samples": 2, "gradient.ramps": 12, "judge.num_samples": 8},
+    1: {
+        1 / 30: {"objective.num_samples": 1, "gradient.ramps": 3, "judge.num_samples": 1},
+        1 / 10: {"objective.num_samples": 1, "gradient.ramps": 12, "judge.num_samples": 5},
+    },
+    2: {
+        1 / 30: {"objective.num_samples": 2, "gradient.ramps": 5, "judge.num_samples": 5},
+        1 / 10: {"objective.num_samples": 2, "gradient.ramps": 12, "judge.num_samples": 8},
+    },
 }
 FORMS = ("monotone", "free", "yarn", "ntk", "piecewise", "critical")
 METHODS = ("evolution", *FORMS)
@@ -37,7 +44,7 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, default=2, help="texts of a candidate, of a step")
+    parser.add_argument("--samples", type=int, choices=tuple(DESCENTS), default=2, help="of a candidate")
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
     on_books.add_text_arguments(parser)
     parser.add_argument("--methods", default="evolution,monotone,free,yarn", help="or other forms")
@@ -84,7 +91,7 @@ def _traces(args, workdir: Path, method: str, seed: int) -> dict[float, list[dic
         keys |= {"search.objective.num_samples": args.samples, "search.judge.num_samples": 0}
         return {1.0: evolution_trace(_run(args, workdir / name, seed, keys))}
     found = {}
-    for share, settings in DESCENTS.items():
+    for share, settings in DESCENTS[args.samples].items():
         if str(round(1 / share)) not in args.shares.split(","):
             continue
         keys = {"search.form": method} | {f"search.{k}": v for k, v in settings.items()}

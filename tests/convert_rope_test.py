@@ -268,7 +268,7 @@ def test_lengths_of_factors(tmp_path):
 
 
 MISTAKES = {
-    "no file": (("IN", "out", "--format=vllm"), "holds no rope. Name a rope.json, a config.json"),
+    "no file": (("IN", "out", "--format=vllm"), "there is no such file. Name a rope.json"),
     "format": (("rope.json", "out", "--format=ggu"), "Unknown --format 'ggu'. Known: hf-llama"),
     "no format": (("rope.json", "out"), "arguments are required: --format"),
     "gguf": (

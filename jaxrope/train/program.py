@@ -102,8 +102,10 @@ def _lora_remarks(model: decoder.DecoderConfig, lora: lora_lib.Lora | None) -> l
         return []
     trained = lora_lib.num_trained(model, lora)
     share = trained / decoder.num_params(model)
+    embedding = model.vocab_size * model.embed_dim if lora.train_embeddings else 0
+    of_them = f" ({embedding:,} of them the embedding: lora.train_embeddings)" if embedding else ""
     return [
-        f"lora: {trained:,} parameters are trained, {share:.2%} of the"
+        f"lora: {trained:,} parameters{of_them} are trained, {share:.2%} of the"
         f" model's; frozen ones are {lora.frozen_dtype}"
     ]
 
