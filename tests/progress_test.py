@@ -55,6 +55,21 @@ def test_what_was_done_before_counts_but_not_for_the_rate(clock):
     assert stream.getvalue().splitlines()[-1] == "500/1,000 tokens  5 tokens/s  ETA 1m40s"
 
 
+def test_the_rate_leaves_out_the_first_report_with_its_compilation(clock):
+    stream = io.StringIO()
+    progress = Progress(100, unit="items", stream=stream, clock=clock)
+    clock.now += 50  # of which 45 compile
+    progress.update(10)
+    clock.now += 5
+    progress.update(20)
+    clock.now += 5
+    progress.update(30)
+    progress.close()
+    first, last = stream.getvalue().splitlines()
+    assert first.endswith("0.2 items/s  ETA 7m30s")
+    assert last == "30/100 items  2 items/s  ETA 35s"
+
+
 def test_the_rate_is_that_of_the_last_minute(clock):
     stream = io.StringIO()
     progress = Progress(0, unit="items", stream=stream, clock=clock)

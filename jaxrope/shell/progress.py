@@ -13,7 +13,7 @@ import time
 from jaxrope.mesh import hosts
 
 _REDRAW_SECONDS = 0.1  # a faster redraw is not visible and costs time on a slow link
-# The rate is that of the last minute: the first step's compilation drops out.
+# The rate is that of the last minute, without the first report, in which programs were compiled.
 _WINDOW_SECONDS = 60.0
 
 
@@ -41,6 +41,7 @@ class Progress:
         self._clock = clock
         self._live = _is_terminal(self._stream)
         self._history = collections.deque([(clock(), start)])
+        self._reports = 0
         self._drawn_at = None  # seconds; when a line was last written
         self._width = 0  # characters of the live line that are on the screen
         self._pending = None  # the newest line, if it was not written
@@ -55,6 +56,9 @@ class Progress:
         """Reports that `done` of the total is done, with `fields` (numbers or text) beside it."""
         now = self._clock()
         self._history.append((now, done))
+        self._reports += 1
+        if self._reports == 2:
+            self._history.popleft()
         while len(self._history) > 2 and now - self._history[1][0] > _WINDOW_SECONDS:
             self._history.popleft()
         self._pending = self._line(done, fields)
