@@ -44,7 +44,9 @@ def add_arguments(parser) -> None:
     parser.add_argument("--model", default="../shared/models/books-6m", help="a folder")
     parser.add_argument("--factor", type=int, default=8, help="target / original length")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--samples", type=int, choices=tuple(DESCENTS), default=2, help="of a candidate")
+    parser.add_argument(
+        "--samples", type=int, choices=tuple(DESCENTS), default=2, help="of a candidate"
+    )
     parser.add_argument("--windows", type=int, default=16, help="held-out books, a window each")
     on_books.add_text_arguments(parser)
     parser.add_argument("--methods", default="evolution,monotone,free,yarn", help="or other forms")

@@ -108,7 +108,7 @@ def read(path: Path | str) -> Source:
         inside = [lookup.find(path, name) for name in _IN_FOLDER] + gguf_folder.models_in(path)
         path = next(filter(None, inside), path)
     elif not path.exists():
-        raise InputError(f"{path}: there is no such file. Name a rope.json, or a file that has a rope.")
+        raise InputError(f"{path}: there is no such file. Name a rope.json, or a file with a rope.")
     if not path.is_file():
         raise InputError(
             f"{path}: holds no rope. Name a rope.json, a config.json, a GGUF, a vLLM line, or a"
