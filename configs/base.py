@@ -284,6 +284,7 @@ def join() -> ConfigDict:
     """Combines the factors of several searches, by length, in one rope.json beside a model (the stage "join" of a recipe)."""
     section = ConfigDict()
     section.ropes = ()  # rope.json files, or workdirs with one: a sequence uses the factors of the shortest max_len that it fits into
+    section.weights = True  # also a copy of the model's weights, which make the folder a model; False: rope.json alone
     return section
 
 

@@ -1,5 +1,6 @@
 """A whole recipe of a tiny random model: what each stage leaves, going on, one stage, messages."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -167,9 +168,10 @@ def test_join_has_every_bucket(whole):
         wanted = own_rope(whole, owner).buckets[0]
         previous = length // 2
         for tokens in (previous + 1, length):
-            assert joined.bucket(tokens) == wanted
+            same = dict(max_len=joined.bucket(tokens).max_len)
+            assert joined.bucket(tokens) == dataclasses.replace(wanted, **same)
         assert wanted.max_len == length
-    assert joined.bucket(1) == own_rope(whole, "recover_1x").buckets[0]
+    assert joined.bucket(1) == joined.bucket(32)
     with pytest.raises(InputError, match="257 tokens is longer than the last length bucket"):
         joined.bucket(257)
     told = rope.provenance(whole / "join" / "rope.json")["joined"]
@@ -179,7 +181,8 @@ def test_join_has_every_bucket(whole):
 def test_join_is_a_model(whole):
     loaded = pretrained.load(whole / "join")
     assert loaded.config.max_len == 256 and loaded.config.original_len == 32
-    assert [bucket.max_len for bucket in loaded.rope_fn.buckets] == [32, 64, 128, 256]
+    # a sample decides nothing, so that short lengths keep what the model was fine-tuned with
+    assert [bucket.max_len for bucket in loaded.rope_fn.buckets] == [128, 256]
     ours, theirs = (tiny_run.final_arrays(whole / name) for name in ("join", "finetune_4x"))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)

@@ -20,20 +20,19 @@ _NEAR = 1e-3  # nats: of the largest difference of a token, with weights of floa
 
 
 def write(
-    programs, source: str, rope: str, folder: Path, length: int, texts: list[np.ndarray]
+    programs, source: str, rope: Path, folder: Path, length: int, texts: list[np.ndarray]
 ) -> list[dict[str, Any]]:
     """Exports a model, and opens the export in transformers; returns a row for each program.
 
     Args:
       programs: names of request.PROGRAMS.
       source: the model.
-      rope: rope.json, or "": the model's own.
+      rope: rope.json.
       folder: where to.
       length: tokens that the model is to serve.
       texts: tokens_T, to compare on.
     """
-    model = pretrained.load(source, dtype=None)
-    model = pretrained.with_rope(model, rope) if rope else model
+    model = pretrained.with_rope(pretrained.load(source, dtype=None), str(rope))
     rows, exports = [], {}
     for name in programs:
         make_fn = _MAKERS[name]

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from jaxrope import data, decoder, rope, schema, search, setup
-from jaxrope.convert import exporting, gguf_export
+from jaxrope.convert import exporting, gguf_export, rope_export
 from jaxrope.errors import InputError
 from jaxrope.extend import recipes
 from jaxrope.extend.request import Request
@@ -28,6 +28,10 @@ _SHARE = 0.75  # of a budget that is planned for: the rest is for what was not f
 _TRAINED = 4  # forward passes that a trained token costs
 _STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
 _FORM = "monotone"  # of the factors, by default
+_ONE_SET = {  # programs that do not choose a set for each prompt
+    "vllm": "vLLM gives all prompts the one for long texts",
+    "llama.cpp": "llama.cpp takes one by the size of its context (-c)",
+}
 _LONGER = 1.25  # times as long may words of the training text be
 _LAST = 30.0  # seconds for exports and the page
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
@@ -62,7 +66,8 @@ class Plan:
             "model": f"{request.model}, {facts.num_params:,} parameters, {facts.length:,} tokens",
             "target": f"{request.target_len:,} tokens, "
             f"{request.target_len / facts.length:g} times as many",
-            "search": f"{effort.steps} steps, {effort.samples} texts a candidate",
+            "search": f"{effort.steps} steps, {effort.samples} texts a candidate"
+            + (f"; again for {facts.length:,} tokens" if effort.recovers else ""),
             "training": f"{effort.train_steps} steps of {effort.rows} x {request.target_len:,} "
             f"tokens, {request.finetune}"
             if effort.train_steps
@@ -176,47 +181,66 @@ def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str,
             f"no --eval_text: {len(held_out)} of the documents of --text, the last ones, are held "
             "out: no search and no training reads them"
         )
-    form = _form(request, problem)
-    if form != _FORM:
-        notes.append(
-            f"llama.cpp applies no factors to {problem.model.family}: the search is for YaRN's "
-            "constants, which it does apply"
-        )
+    form, two_sets, more = _sets(request, problem, length)
     facts = recipes.Facts(
         length=length,
         num_params=decoder.num_params(model),
         num_windows=num_windows,
         form=form,
+        two_sets=two_sets,
         taught_keys=_keys_with_room(tokenizer, request.target_len),
         least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
     )
-    return facts, tuple(notes)
+    return facts, (*notes, *more)
 
 
-def _form(request: Request, problem: search.Problem) -> str:
-    """Returns the form of the factors: the default, or what all programs asked for can run.
+def _sets(request: Request, problem: search.Problem, length: int) -> tuple[str, bool, list[str]]:
+    """Returns the form of the factors, the default or what all programs asked for can run, whether
+    they can have two sets, and notes.
 
     Raises:
-      InputError: one of them can run none.
+      InputError: a program can run none.
     """
-    if "llama.cpp" not in request.programs:
-        return _FORM
-    model, target_len = problem.model, request.target_len
-    factor = target_len / model.original_len
-    factors = rope.as_factors(np.linspace(1.0, factor, model.rotary_dim // 2))
-    bucket = dict(max_len=target_len, factors=factors, start_tokens=0, attention_factor=1.0)
-    ropes = {
-        _FORM: rope.make("longrope", **model.geometry, buckets=[bucket]),
-        "yarn": rope.make("yarn", **model.geometry, factor=factor),
-    }
-    for form, rope_fn in ropes.items():
-        try:
-            exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
+    model, programs = problem.model, request.programs
+    yarn = rope.make("yarn", **model.geometry, factor=request.target_len / model.original_len)
+    refused = _refusal(request, problem, _trial(problem, request.target_len))
+    if refused:
+        if _refusal(request, problem, yarn):
+            raise InputError(f"--for={','.join(programs)}: {refused}")
+        note = "the search is for YaRN's constants, which all programs read, for there is one that "
+        note += f"cannot read factors: {refused} Short lengths have the same constants"
+        return "yarn", False, [note]
+    refused = _refusal(request, problem, _trial(problem, length, request.target_len))
+    if refused:
+        return _FORM, False, [f"one set of factors for all lengths: {refused}"]
+    notes = [_ONE_SET[name] for name in programs if name in _ONE_SET]
+    return _FORM, True, [f"of two sets of factors, {' and '.join(notes)}"] if notes else []
+
+
+def _refusal(request: Request, problem: search.Problem, rope_fn: rope.RopeFn) -> str:
+    """Returns why one of the programs could not run a rope; "": all could."""
+    exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
+    try:
+        losses = rope_export.express(problem.model, rope_fn).losses
+        if losses and request.programs != ("llama.cpp",):
+            return f"transformers and vLLM cannot express {'; '.join(losses)}."
+        if "llama.cpp" in request.programs:
             gguf_export.plan(exported, exporting.Settings(), "model")
-            return form
-        except InputError as error:
-            refused = error
-    raise InputError(f"--for=llama.cpp: {refused}")
+    except InputError as error:
+        return str(error)
+    return ""
+
+
+def _trial(problem: search.Problem, *lengths: int) -> rope.RopeFn:
+    """Returns a rope with a set of ascending factors for each of some lengths."""
+    model = problem.model
+    factors = np.linspace(1.0, lengths[-1] / model.original_len, model.rotary_dim // 2)
+    bucket = dict(start_tokens=0, attention_factor=1.0)
+    buckets = [
+        bucket | dict(max_len=length, factors=rope.as_factors(factors * length / lengths[-1]))
+        for length in lengths
+    ]
+    return rope.make("longrope", **model.geometry, buckets=buckets)
 
 
 def _keys_with_room(tokenizer: data.Tokenizer, length: int) -> int:
@@ -241,12 +265,23 @@ def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[s
     if effort.train_steps:
         trained = effort.train_steps * effort.rows * request.target_len
         tokens["training"] = _TRAINED * trained
+    if effort.recovers:
+        tokens["recovery"] = _recovery_tokens(request, facts, effort, problem)
     texts = effort.windows * sum(effort.lengths)
     trials = 2 * effort.trials * sum(recipes.retrieval_lengths(facts, effort))
     rows = len(recipes.METHODS) + 1 + bool(effort.train_steps)
     tokens["measurement"] = rows * (texts + trials)
     seconds = {name: count / speed + _STAGE * setting_up for name, count in tokens.items()}
     return {name: math.ceil(value) for name, value in (seconds | {"exports": _LAST}).items()}
+
+
+def _recovery_tokens(request, facts, effort, problem: search.Problem) -> int:
+    """Returns the forward tokens of the search at the model's own length."""
+    section = dict(method="file", path="rope.json")  # that is not there yet
+    changes = {**recipes.recovery(request, facts), "rope": section}
+    expected = setup.Expected(ropes={section["path"]: _trial(problem, request.target_len)})
+    config = schema.replace(problem.config, changes)
+    return sum(search.planned(search.prepare(config, expected)).values())
 
 
 def _of_json(content: dict[str, Any]) -> Plan:

@@ -15,12 +15,20 @@ from jaxrope.extend.request import Request
 from jaxrope.shell import load
 
 # Of a search, from the default down: texts of a candidate, YaRNs with other borders, steps, texts
-# of the last word.
+# of the last word, and whether short lengths are recovered.
 SEARCHES = (
-    dict(samples=2, ramps=10, steps=18, judged=8),
-    dict(samples=2, ramps=5, steps=9, judged=5),
-    dict(samples=1, ramps=3, steps=4, judged=5),
+    dict(samples=2, ramps=10, steps=18, judged=8, recovers=True),
+    dict(samples=2, ramps=5, steps=9, judged=5, recovers=True),
+    dict(samples=1, ramps=3, steps=4, judged=5, recovers=False),
 )
+# Of a recovery: its texts are short, so there may be more of them.
+_RECOVERY = {
+    "search.attention_factor": "rope",
+    "search.objective.num_samples": 8,
+    "search.gradient.batch": 4,
+    "search.judge.num_samples": 32,
+}
+_BOUND = 1.25  # times the extension: the largest factor of a recovery
 # Of the measurement: texts, lengths, trials of each kind of retrieval.
 MEASUREMENTS = (
     dict(windows=16, num_lengths=5, trials=24),
@@ -49,6 +57,7 @@ class Facts:
       num_params: of it.
       num_windows: of the target length in the held-out text, a few of a document at most.
       form: of the factors: what all programs can run.
+      two_sets: they can take factors for short lengths and others for long ones.
       taught_keys: needles that a row of training has room for; 0: none.
       least_asked: tokens of a document with KEYS needles, at least.
     """
@@ -57,6 +66,7 @@ class Facts:
     num_params: int
     num_windows: int
     form: str
+    two_sets: bool
     taught_keys: int
     least_asked: int
 
@@ -67,6 +77,7 @@ class Effort:
 
     Attributes:
       samples, ramps, steps, judged: of the search, see SEARCHES.
+      recovers: short lengths have a search of their own.
       train_steps: of the training; 0: there is none.
       rows: of a batch.
       windows: texts of the measurement.
@@ -78,6 +89,7 @@ class Effort:
     ramps: int
     steps: int
     judged: int
+    recovers: bool
     train_steps: int
     rows: int
     windows: int
@@ -94,8 +106,9 @@ def efforts(request: Request, facts: Facts) -> Iterator[Effort]:
     for place, count in sorted(choices, key=lambda choice: choice[0] - math.log2(choice[1])):
         searching, measuring = _PAIRS[place]
         measured = MEASUREMENTS[measuring]
+        search = SEARCHES[searching]
         yield Effort(
-            **SEARCHES[searching],
+            **search | dict(recovers=search["recovers"] and facts.two_sets),
             train_steps=0 if request.finetune == "none" else count,
             rows=_ROWS,
             windows=min(measured["windows"], facts.num_windows),
@@ -201,15 +214,28 @@ def retrieval_lengths(facts: Facts, effort: Effort) -> tuple[int, ...]:
     return tuple(n for n in ends if n >= facts.least_asked) if effort.trials else ()
 
 
+def recovery(request: Request, facts: Facts) -> dict[str, Any]:
+    """Returns the keys of the search for factors at the model's own length, beside those of `text`,
+    the model and its rope.
+    """
+    highest = _BOUND * request.target_len / facts.length
+    return {"target_len": facts.length, "search.highest": highest} | _RECOVERY
+
+
 def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
-    found = ("rope", dict(method="file", path="{search}/rope.json"))
+    searched, method = _file("search"), "model"
     yield "search", "search", ()
-    rows = ()
     if effort.train_steps:
-        yield "tuned", "train", (found,)
-        rows = (("fine-tuned", "{tuned}", "model"),)
+        yield "tuned", "train", (searched,)
+    if effort.recovers:
+        of = ("model.path", "{tuned}") if effort.train_steps else searched
+        yield "recovery", "search", (of, *recovery(request, facts).items())
+        sets = ("{recovery}", "{tuned}" if effort.train_steps else "{search}")
+        yield "join", "join", (of, ("join.ropes", sets), ("join.weights", False))
+        method = "{join}/rope.json"
+    rows = (("fine-tuned", "{tuned}", method),) if effort.train_steps else ()
     measured = (
-        found,
+        _file("join") if effort.recovers and not effort.train_steps else searched,
         ("eval.label", "searched"),
         ("eval.checkpoints", rows),
         ("eval.rope_len", request.target_len),
@@ -232,6 +258,10 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
             ("eval.needle_trials", effort.trials),
         )
         yield "retrieval", "evaluate", (*measured, *trials)
+
+
+def _file(stage: str) -> tuple[str, dict]:
+    return "rope", dict(method="file", path=f"{{{stage}}}/rope.json")
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

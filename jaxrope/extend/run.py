@@ -25,13 +25,19 @@ def run(plan: Plan, folder: Path) -> int:
     code = recipe.run(config, folder)
     if code:
         return code
-    tuned = folder / "tuned"
-    source, rope = (str(tuned), "") if plan.effort.train_steps else (plan.request.model, "")
-    if not plan.effort.train_steps:
-        rope = str(folder / "search" / "rope.json")
+    source, ropes = plan.request.model, folder / "search"
+    if plan.effort.train_steps:
+        source = ropes = folder / "tuned"
+    if plan.effort.recovers:
+        ropes = folder / "join"
     cli.print_line("")
     consumers.write(
-        plan.request.programs, source, rope, folder, plan.request.target_len, _texts(plan, config)
+        plan.request.programs,
+        str(source),
+        ropes / "rope.json",
+        folder,
+        plan.request.target_len,
+        _texts(plan, config),
     )
     report.write([folder], folder / "report.html")
     scores = sealed.read_json(folder / "scores" / "eval.json")
