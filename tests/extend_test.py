@@ -14,6 +14,7 @@ from jaxrope.errors import InputError
 from jaxrope.extend import __main__ as extend
 from jaxrope.extend import consumers, recipes, request
 from jaxrope.extend.recipes import Facts
+from jaxrope.recipe.stages import parse
 from jaxrope.shell import load
 from tests.search_config import write_texts
 
@@ -52,11 +53,20 @@ def asked(**changes) -> request.Request:
     fields = dict(
         model="m", target_len=4096, text=("a.txt",), eval_text=(), budget=0, finetune="none"
     )
-    return request.Request(**fields | dict(programs=("transformers",)) | changes)
+    fields |= dict(programs=("transformers",), chat=())
+    return request.Request(**fields | changes)
 
 
 FACTS = Facts(
-    length=512, num_params=10**6, num_windows=16, form="monotone", taught_keys=6, least_asked=400
+    length=512,
+    num_params=10**6,
+    num_windows=16,
+    form="monotone",
+    taught_keys=6,
+    least_asked=400,
+    two_sets=True,
+    chat_len=256,
+    num_chats=16,
 )
 
 
@@ -74,21 +84,39 @@ def test_efforts_go_down(finetune):
 
 @pytest.mark.parametrize(
     "finetune, params, rate",
-    [("full", 7e9, 2e-5), ("full", 5e8, 1e-4), ("full", 6e6, 5e-4), ("lora", 7e9, 2e-4)],
+    [
+        ("full", 7e9, 2e-5),
+        ("full", 5e8, 1e-4),
+        ("full", 6e6, 5e-4),
+        ("lora", 7e9, 2e-4),
+        ("none", 7e9, 2e-5),
+    ],
 )
 def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     """That the schema reads, with the stages of what was asked for."""
-    wanted = asked(finetune=finetune, eval_text=("b.txt",))
+    wanted = asked(finetune=finetune, eval_text=("b.txt",), chat=("c.jsonl",))
     facts = dataclasses.replace(FACTS, num_params=int(params))
     effort = next(recipes.efforts(wanted, facts))
     (tmp_path / "config.py").write_text(recipes.text(wanted, facts, effort))
     config = schema.read(load(str(tmp_path / "config.py")))
-    assert [name for name, _, _ in config.recipe] == ["search", "tuned", "scores", "retrieval"]
-    assert config.optimizer.learning_rate == rate and config.train.seq_len == 4096
+    trained = ["tuned"] * bool(effort.train_steps)
+    measured = ["recovery", "join", "conversations", "scores", "retrieval"]
+    assert [name for name, _, _ in config.recipe] == ["search", *trained, *measured]
+    stages = {stage.name: stage.config for stage in parse(config)}
+    assert stages["recovery"].target_len == 512 and not stages["join"].join.weights
+    spoken = stages["conversations"]
+    assert spoken.data.train_files == ("c.jsonl",) and spoken.eval.lengths == (256,)
+    if trained:
+        mixed = stages["tuned"].data  # a tenth of all rows, half of which are text
+        assert mixed.train_files == ("a.txt", "c.jsonl") and mixed.chat_share == 0.2
+        assert mixed.mode == "pack" and mixed.held_out == 0.1
+    assert config.optimizer.learning_rate == rate
+    assert config.train.seq_len == (4096 if trained else 512)
     assert config.lora.rank == (8 if finetune == "lora" else 0)
     assert config.data.eval_files == config.data.exclude == ("b.txt",)
     assert not config.data.held_out
-    assert config.search.gradient.steps == 18 and config.train.steps == effort.train_steps
+    assert config.search.gradient.steps == 18
+    assert not trained or config.train.steps == effort.train_steps
 
 
 def test_needles_are_taught_and_asked_for_where_they_have_room():

@@ -6,6 +6,7 @@ once more for what was not kept), an evaluation as what it reads. The plan is th
 `_SHARE` of the budget, the search first. It is stored, and never measured again.
 """
 
+import contextlib
 import dataclasses
 import math
 import shutil
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from jaxrope import data, decoder, rope, schema, search, setup
-from jaxrope.convert import exporting, gguf_export, rope_export
+from jaxrope.convert import exporting, gguf_export, lost_elsewhere
 from jaxrope.errors import InputError
 from jaxrope.extend import recipes
 from jaxrope.extend.request import Request
@@ -28,6 +29,11 @@ _SHARE = 0.75  # of a budget that is planned for: the rest is for what was not f
 _TRAINED = 4  # forward passes that a trained token costs
 _STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
 _FORM = "monotone"  # of the factors, by default
+_SHORTEST, _LEAST = 16, 5  # tokens and number of conversations that are measured
+_UNLEARNS = (
+    "the model has a chat template, and the training reads plain text alone: it will unlearn some "
+    "of how it answers. Give conversations too (--chat=FILES): a tenth of the rows are theirs"
+)
 _ONE_SET = {  # programs that do not choose a set for each prompt
     "vllm": "vLLM gives all prompts the one for long texts",
     "llama.cpp": "llama.cpp takes one by the size of its context (-c)",
@@ -182,6 +188,13 @@ def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str,
             "out: no search and no training reads them"
         )
     form, two_sets, more = _sets(request, problem, length)
+    chat_len, num_chats = (
+        _chats(request, config, tokenizer, place, length) if request.chat else (0, 0)
+    )
+    if request.chat and problem.task.documents.are_chats.any():
+        raise InputError("--text has conversations. Name their files in --chat alone.")
+    if request.finetune != "none" and not request.chat and _speaks(place):
+        notes.append(_UNLEARNS)
     facts = recipes.Facts(
         length=length,
         num_params=decoder.num_params(model),
@@ -190,8 +203,41 @@ def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str,
         two_sets=two_sets,
         taught_keys=_keys_with_room(tokenizer, request.target_len),
         least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
+        chat_len=chat_len,
+        num_chats=num_chats,
     )
     return facts, (*notes, *more)
+
+
+def _chats(request: Request, config, tokenizer, place, length: int) -> tuple[int, int]:
+    """Returns at what length held-out conversations are measured, `length` or a half of it, a
+    quarter, ... as they are long, and how many.
+
+    Raises:
+      InputError: there are no conversations, or too few.
+    """
+    config = schema.replace(config, recipes.chat_keys(request))
+    held_out = setup.held_out_documents(config, tokenizer, place)
+    if not held_out.are_chats.all():
+        raise InputError(f"--chat: {held_out.names[0]} is no conversation. Name it in --text.")
+    most = recipes.MEASUREMENTS[0]["windows"]
+    while length >= _SHORTEST:
+        for count in (most, _LEAST):
+            with contextlib.suppress(InputError):  # too few are so long
+                data.eval_windows(held_out, length=length, num_windows=count, bos_id=None)
+                return length, count
+        length //= 2
+    raise InputError(
+        f"--chat: {len(held_out)} conversations are held out, a tenth, and fewer than {_LEAST} of "
+        "them have an answer near their beginning. Give more."
+    )
+
+
+def _speaks(place) -> bool:
+    try:
+        return data.chat.load_template(place) is not None
+    except InputError:
+        return False
 
 
 def _sets(request: Request, problem: search.Problem, length: int) -> tuple[str, bool, list[str]]:
@@ -219,11 +265,11 @@ def _sets(request: Request, problem: search.Problem, length: int) -> tuple[str, 
 
 def _refusal(request: Request, problem: search.Problem, rope_fn: rope.RopeFn) -> str:
     """Returns why one of the programs could not run a rope; "": all could."""
-    exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
+    lost = lost_elsewhere(problem.model, rope_fn)
+    if lost:
+        return f"no other program can express {'; '.join(lost)}."
     try:
-        losses = rope_export.express(problem.model, rope_fn).losses
-        if losses and request.programs != ("llama.cpp",):
-            return f"transformers and vLLM cannot express {'; '.join(losses)}."
+        exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
         if "llama.cpp" in request.programs:
             gguf_export.plan(exported, exporting.Settings(), "model")
     except InputError as error:
@@ -268,6 +314,7 @@ def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[s
     if effort.recovers:
         tokens["recovery"] = _recovery_tokens(request, facts, effort, problem)
     texts = effort.windows * sum(effort.lengths)
+    texts += facts.num_chats * facts.chat_len
     trials = 2 * effort.trials * sum(recipes.retrieval_lengths(facts, effort))
     rows = len(recipes.METHODS) + 1 + bool(effort.train_steps)
     tokens["measurement"] = rows * (texts + trials)

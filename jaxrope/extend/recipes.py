@@ -27,6 +27,7 @@ _RECOVERY = {
     "search.objective.num_samples": 8,
     "search.gradient.batch": 4,
     "search.judge.num_samples": 32,
+    "search.batch_size": 2,  # candidates: more are never measured at once
 }
 _BOUND = 1.25  # times the extension: the largest factor of a recovery
 # Of the measurement: texts, lengths, trials of each kind of retrieval.
@@ -41,7 +42,9 @@ _STEPS = (200, 100, 60, 30, 15)  # of a training
 _ROWS = 8
 WINDOWS_PER_DOCUMENT = 4
 METHODS = ("none", "ntk", "yarn", "sliding")  # rows of the measurement, beside the result
-HELD_OUT = 0.1  # share of the text, where none is given
+HELD_OUT = 0.1  # share of the text, where none is given, and of the conversations
+_CHATS = 0.1  # share of the rows of a training
+_SHORT, _NEEDLES = 0.25, 0.25
 KEYS = 6  # needles of a document, at most
 # Learning rates by the number of parameters: LongRoPE's for a 7B, larger ones for smaller models.
 _RATES = ((2e9, 2e-5), (2e8, 1e-4), (0, 5e-4))
@@ -60,6 +63,7 @@ class Facts:
       two_sets: they can take factors for short lengths and others for long ones.
       taught_keys: needles that a row of training has room for; 0: none.
       least_asked: tokens of a document with KEYS needles, at least.
+      chat_len, num_chats: of the held-out conversations that are measured; 0: there are none.
     """
 
     length: int
@@ -69,6 +73,8 @@ class Facts:
     two_sets: bool
     taught_keys: int
     least_asked: int
+    chat_len: int
+    num_chats: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,12 +205,12 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
             name="linear", warmup_steps=max(1, effort.train_steps // 10), final_fraction=0.0
         ),
         "optimizer.b2": 0.95,
-        "data.short_share": 0.25,
+        "data.short_share": _SHORT,
         "checkpoint.every": max(1, effort.train_steps // 6),
         "checkpoint.keep_last": 1,
     }
     if facts.taught_keys:
-        keys |= {"data.needle_share": 0.25, "data.needle_keys": facts.taught_keys}
+        keys |= {"data.needle_share": _NEEDLES, "data.needle_keys": facts.taught_keys}
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
 
 
@@ -226,7 +232,7 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     searched, method = _file("search"), "model"
     yield "search", "search", ()
     if effort.train_steps:
-        yield "tuned", "train", (searched,)
+        yield "tuned", "train", (searched, *_with_chats(request, facts))
     if effort.recovers:
         of = ("model.path", "{tuned}") if effort.train_steps else searched
         yield "recovery", "search", (of, *recovery(request, facts).items())
@@ -239,11 +245,21 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
         ("eval.label", "searched"),
         ("eval.checkpoints", rows),
         ("eval.rope_len", request.target_len),
-        ("eval.baseline", "sliding"),
     )
+    if request.chat:
+        spoken = (
+            *chat_keys(request).items(),
+            ("eval.suites", ("perplexity",)),
+            ("eval.methods", ("none",)),
+            ("eval.baseline", "none"),
+            ("eval.lengths", (facts.chat_len,)),
+            ("eval.num_windows", facts.num_chats),
+        )
+        yield "conversations", "evaluate", (*measured, *spoken)
     text = (
         ("eval.suites", ("perplexity",)),
         ("eval.methods", METHODS),
+        ("eval.baseline", "sliding"),
         ("eval.lengths", effort.lengths),
         ("eval.num_windows", effort.windows),
         ("eval.windows_per_doc", WINDOWS_PER_DOCUMENT),
@@ -258,6 +274,23 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
             ("eval.needle_trials", effort.trials),
         )
         yield "retrieval", "evaluate", (*measured, *trials)
+
+
+def chat_keys(request: Request) -> dict[str, Any]:
+    """Returns the keys that read the conversations alone, a part of them held out."""
+    read = {"data.train_files": request.chat, "data.held_out": HELD_OUT}
+    return read | {"data.eval_files": (), "data.exclude": ()}
+
+
+def _with_chats(request: Request, facts: Facts) -> tuple[tuple[str, Any], ...]:
+    """Returns the keys of a training on text and conversations, the rows of which are packed."""
+    if not request.chat:
+        return ()
+    of_text = 1 - _SHORT - (_NEEDLES if facts.taught_keys else 0)
+    files = ("data.train_files", (*request.text, *request.chat))
+    share = ("data.chat_share", round(_CHATS / of_text, 4))
+    held_out = (("data.held_out", HELD_OUT), ("data.eval_files", ()))
+    return files, share, ("data.mode", "pack"), *held_out
 
 
 def _file(stage: str) -> tuple[str, dict]:

@@ -41,7 +41,9 @@ def run(plan: Plan, folder: Path) -> int:
     )
     report.write([folder], folder / "report.html")
     scores = sealed.read_json(folder / "scores" / "eval.json")
-    cli.print_line(f"\n{report.headline.of_evaluation(scores).sentence}")
+    stages = ("conversations",) if plan.request.chat else ()
+    inside = [sealed.read_json(folder / name / "eval.json") | {"stage": name} for name in stages]
+    cli.print_line(f"\n{report.headline.of_evaluation(scores, inside).sentence}")
     cli.print_line(f"wrote {folder}: report.html is the page")
     return 0
 
