@@ -155,7 +155,7 @@ def place(tmp_path):
 )
 def test_what_cannot_be_is_said_first(place, more, message, tmp_path, capsys, monkeypatch):
     """Before anything is written."""
-    monkeypatch.setattr(search, "speed", lambda problem: 1000.0)
+    monkeypatch.setattr(search, "measured", lambda *_: SimpleNamespace(tokens=1000.0, ready=1.0))
     with pytest.raises(SystemExit) as stopped:
         extend.main([*place, *more])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -213,7 +213,7 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     for name in ("exports.json", "report.html"):
         (folder / name).unlink()
     (folder / "search" / "result.json").unlink()
-    monkeypatch.setattr(search, "speed", None)  # the plan is stored
+    monkeypatch.setattr(search, "measured", None)  # the plan is stored
     extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     assert content(folder) == before
     with pytest.raises(SystemExit):

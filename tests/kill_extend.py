@@ -25,7 +25,7 @@ import numpy as np  # noqa: E402
 
 from tests import search_config, tiny_instruct, tiny_run  # noqa: E402
 
-TIMES = ("seconds", "speed", "timing", "tokens_per_second", "sha256")
+TIMES = ("seconds", "speed", "ready", "timing", "tokens_per_second", "sha256")
 # pictures, tables with speeds, and what orders compilations or processes
 PASSED_OVER = (".png", ".md", ".html", ".lock", "command.txt")
 FINETUNE = ("full", "lora")  # of runs, in turns
@@ -40,8 +40,9 @@ def start(folder: Path, finetune: str) -> subprocess.Popen:
         "JAX_COMPILATION_CACHE_DIR": str(folder / "xla"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
-    command = [sys.executable, "-m", "jaxrope.extend", str(folder / "model"), "--target_len=512"]
+    command = [sys.executable, "-m", "jaxrope.extend", str(folder / "model"), "--target_len=256"]
     command += [f"--text={folder}/texts/*.txt", f"--finetune={finetune}", f"--out={folder}/out"]
+    command += [f"--chat={folder}/chat.jsonl"]
     with open(folder / "log", "a") as log:
         return subprocess.Popen(
             command, env=environment, stderr=log, stdout=log, start_new_session=True
@@ -86,8 +87,8 @@ def content(folder: Path) -> dict:
         name = str(path.relative_to(folder))
         if name.endswith(PASSED_OVER) or path.name.startswith("."):
             continue
-        if "checkpoints/" in name:
-            continue
+        if {"checkpoints", "tensorboard"} & set(path.relative_to(folder).parts):
+            continue  # of the former below; the latter logs every start
         if path.suffix == ".json":
             found[name] = timeless(json.loads(path.read_text()))
         elif path.suffix == ".jsonl":
@@ -123,7 +124,9 @@ def main(num_kills: int, seed: int) -> int:
         folder = Path(name)
         (folder / "model").mkdir()
         tiny_instruct.write_base(folder / "model", ids=tiny_instruct.IDS | dict(pad_token_id=3))
+        (folder / "model" / "chat_template.jinja").write_text(tiny_instruct.TEMPLATE)
         search_config.write_texts(folder / "texts", documents=12, words=800)
+        tiny_instruct.write_chats(folder / "chat.jsonl")
         for finetune in FINETUNE:
             finish(folder, finetune, f"first-{finetune}")  # compiles
             seconds[finetune] = finish(folder, finetune, finetune)

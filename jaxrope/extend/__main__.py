@@ -69,7 +69,8 @@ def run(args) -> int:
     asked, folder = request.of(args), files.absolute(args.out)
     plan = planning.make(asked, folder)
     cli.print_line(plan.text())
-    planning.store(plan, folder)
+    if not (folder / "plan.json").exists():
+        planning.store(plan, folder)
     return run_plan(plan, folder)
 
 

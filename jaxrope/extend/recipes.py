@@ -111,16 +111,29 @@ def efforts(request: Request, facts: Facts) -> Iterator[Effort]:
     choices = [(place, count) for place in range(len(_PAIRS)) for count in steps]
     for place, count in sorted(choices, key=lambda choice: choice[0] - math.log2(choice[1])):
         searching, measuring = _PAIRS[place]
-        measured = MEASUREMENTS[measuring]
         search = SEARCHES[searching]
         yield Effort(
             **search | dict(recovers=search["recovers"] and facts.two_sets),
             train_steps=0 if request.finetune == "none" else count,
             rows=_ROWS,
-            windows=min(measured["windows"], facts.num_windows),
-            lengths=lengths(facts.length, request.target_len, measured["num_lengths"]),
-            trials=measured["trials"],
+            **_measurement(request, facts, MEASUREMENTS[measuring]),
         )
+
+
+def with_less_measured(request: Request, facts: Facts, effort: Effort) -> Iterator[Effort]:
+    """Yields an effort, and then with less and less to measure."""
+    choices = [_measurement(request, facts, measured) for measured in MEASUREMENTS]
+    own = {name: getattr(effort, name) for name in choices[0]}
+    for choice in choices[choices.index(own) :]:
+        yield dataclasses.replace(effort, **choice)
+
+
+def _measurement(request: Request, facts: Facts, measured: dict[str, int]) -> dict[str, Any]:
+    return {
+        "windows": min(measured["windows"], facts.num_windows),
+        "lengths": lengths(facts.length, request.target_len, measured["num_lengths"]),
+        "trials": measured["trials"],
+    }
 
 
 def lengths(first: int, last: int, count: int) -> tuple[int, ...]:
@@ -214,6 +227,11 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
 
 
+def stride(facts: Facts) -> int:
+    """Returns by how many tokens the model's own window slides over a text."""
+    return max(1, facts.length // 4)
+
+
 def retrieval_lengths(facts: Facts, effort: Effort) -> tuple[int, ...]:
     """Returns at which lengths pass keys and needles are asked for; needles need room."""
     ends = dict.fromkeys((effort.lengths[0], effort.lengths[-1]))
@@ -259,6 +277,7 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     text = (
         ("eval.suites", ("perplexity",)),
         ("eval.methods", METHODS),
+        ("eval.stride", stride(facts)),
         ("eval.baseline", "sliding"),
         ("eval.lengths", effort.lengths),
         ("eval.num_windows", effort.windows),
