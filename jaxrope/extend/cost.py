@@ -16,8 +16,8 @@ from jaxrope.extend.request import Request
 _TRAINED = 4  # forward passes that a trained token costs
 # What each phase loads and compiles, in times what it takes to load the weights and to compile a
 # forward pass; a measurement also once for every length and kind of text.
-_READY = {"search": 5, "training": 5, "recovery": 5, "measurement": 4, "exports": 4}
-_AGAIN = 4  # times the samples of its last word that a search may need more, for two candidates
+_READY = {"search": 4, "training": 4, "recovery": 4, "measurement": 2, "exports": 3}
+_AGAIN = 4  # times the samples of its last word that a recovery needs more, for two candidates
 _LAST = 30.0  # seconds for exports and the page
 _OPENED = 4096  # tokens of what is compared with other programs, at most
 _STATE = 3 * 4  # bytes of a trained parameter in memory: its gradient and both moments
@@ -36,8 +36,7 @@ def seconds(
       ready: seconds that it takes to load the weights and to compile.
     """
     problem = search.prepare(recipes.base_config(request, dataclasses.asdict(effort)))
-    judged = _AGAIN * effort.judged * request.target_len
-    tokens = {"search": sum(search.planned(problem).values()) + judged}
+    tokens = {"search": sum(search.planned(problem).values())}
     if effort.train_steps:
         trained = effort.train_steps * effort.rows * request.target_len
         tokens["training"] = _TRAINED * trained

@@ -23,7 +23,7 @@ from jaxrope.shell import duration
 from jaxrope.store import files, sealed
 
 FORMAT = "jaxrope.extend/1"
-_SHARE = 0.75  # of a budget that is planned for: the rest is for what was not foreseen
+_SHARE = 0.9  # of a budget that is planned for
 _FOLDERS = {"search": "search", "training": "tuned", "recovery": "recovery"}  # of phases
 _MEASURING = 5.0  # seconds that the speed is measured, at least
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both

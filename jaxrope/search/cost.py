@@ -134,9 +134,9 @@ def _times(problem: Problem, tokens: int) -> dict[str, str]:
     return rows
 
 
-def measured(problem: Problem, least: float = 0.0) -> Rate:
-    """Measures one sample of one batch, again and again for `least` seconds: of half the length, a
-    quarter, ... where it is long.
+def measured(problem: Problem, lasting: float = 0.0) -> Rate:
+    """Measures one sample of one batch, again and again for `lasting` seconds: of half the length,
+    a quarter, ... where it is long.
     """
     begin = time.perf_counter()
     judge, length = problem.objective, problem.config.target_len
@@ -159,7 +159,7 @@ def measured(problem: Problem, least: float = 0.0) -> Rate:
     candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)
     evaluator.evaluate(sample_evaluator, [candidate])  # compiles
     start, count = time.perf_counter(), 0
-    while not count or time.perf_counter() < start + least:
+    while not count or time.perf_counter() < start + lasting:
         evaluator.evaluate(sample_evaluator, [candidate])
         count += 1
     seconds = (time.perf_counter() - start) / count
