@@ -12,10 +12,11 @@ import pytest
 from jaxrope import data, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.extend import __main__ as extend
-from jaxrope.extend import consumers, recipes, request
+from jaxrope.extend import consumers, cost, planning, recipes, request
 from jaxrope.extend.recipes import Facts
 from jaxrope.recipe.stages import parse
-from jaxrope.shell import load
+from jaxrope.shell import duration, load
+from jaxrope.store import sealed
 from tests.search_config import write_texts
 
 MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-2m"
@@ -170,6 +171,35 @@ def test_a_full_disk_is_said_first(place, tmp_path, capsys, monkeypatch):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(
+    "took, windows, trials",
+    [(60, 16, 24), (120, 16, 12), (300, 5, 0), (900, 5, 0)],
+)
+def test_less_is_measured_where_the_clock_ran_away(tmp_path, monkeypatch, took, windows, trials):
+    """100 s were planned for the search, 4 s for each text of the measurement, of 300 s in all."""
+
+    def seconds(request, facts, effort, *, speed, ready):
+        measured = 4 * effort.windows + 4 * effort.trials
+        return {"search": 100, "measurement": measured, "exports": 5}
+
+    monkeypatch.setattr(cost, "seconds", seconds)
+    wanted = asked(budget=300)
+    effort = next(recipes.efforts(wanted, FACTS))
+    plan = planning.Plan(wanted, FACTS, effort, {"planning": 5}, 1.0, 1.0, "", ())
+    plan = dataclasses.replace(plan, seconds=plan.seconds | plan.foreseen)
+    planning.store(plan, tmp_path)
+    (tmp_path / "search").mkdir()
+    sealed.write_json(tmp_path / "search" / "stage.json", {"seconds": took})
+    shorter = planning.cut_down(plan, tmp_path)
+    assert (shorter.effort.windows, shorter.effort.trials) == (windows, trials)
+    assert planning.stored(wanted, tmp_path) == shorter
+    assert f"config.search.gradient.steps = {effort.steps}" in (tmp_path / "config.py").read_text()
+    if shorter != plan:
+        assert shorter.notes[-1].startswith(f"so far it took {duration(took)}")
+        (tmp_path / "config.py").write_text("# edited")
+        assert planning.cut_down(plan, tmp_path) is plan  # it is the user's now
+
+
 @pytest.mark.parametrize("bos_id", [None, 0])
 def test_texts_to_compare_on_begin_as_the_model_wants_them(tmp_path, bos_id):
     """A model without a begin token has none there."""
@@ -183,18 +213,19 @@ def test_texts_to_compare_on_begin_as_the_model_wants_them(tmp_path, bos_id):
 
 def content(folder):
     """What must be the same however often it was killed."""
-    (bucket,) = rope.load(folder / "search" / "rope.json").buckets
+    buckets = rope.load(folder / "join" / "rope.json").buckets
     rows = json.loads((folder / "scores" / "eval.json").read_text())["rows"]
     scores = [(row["label"], row["length"], row["metrics"]) for row in rows]
     weights = (folder / "hf" / "model.safetensors").read_bytes()
     exports = json.loads((folder / "exports.json").read_text())["exports"]
-    return bucket, scores, weights, [row["largest"] for row in exports]
+    return buckets, scores, weights, [row["largest"] for row in exports]
 
 
 def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     """All of it once; then the rest after the exports are lost, with the plan that is there."""
     facts = dataclasses.replace(FACTS, length=256)
     *_, least = recipes.efforts(asked(target_len=512), facts)
+    least = dataclasses.replace(least, recovers=True)
     monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
     extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     folder, printed = tmp_path / "out", capsys.readouterr().out
@@ -203,7 +234,9 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     assert f"wrote {folder}: report.html is the page" in printed
     verdict = next(line for line in printed.splitlines() if "at 512 tokens searched is" in line)
     page = (folder / "report.html").read_text()
-    assert "sliding window" in verdict and verdict.partition(" (")[0] in html.unescape(page)
+    assert "sliding window" in verdict and "; loss at 256: " in verdict
+    assert "memory" in printed and "; again for 256 tokens" in printed
+    assert verdict.partition(" (")[0] in html.unescape(page)
     rows = {
         row["program"]: row for row in json.loads((folder / "exports.json").read_text())["exports"]
     }

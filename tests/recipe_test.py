@@ -190,6 +190,31 @@ def test_join_is_a_model(whole):
     assert labels == {"longrope", "base", "4x"}
 
 
+def test_a_join_without_weights_is_a_rope_alone(whole, texts, tmp_path):
+    """And lengths with the same factors have one bucket, the rope of the longest as it is."""
+    config = schema.replace(
+        schema.read(tiny_recipe.make_config(texts)),
+        {
+            "model": dict(source="checkpoint", path=str(whole / "finetune_4x")),
+            "join.ropes": (str(whole / "recover_1x"), str(whole / "finetune_4x")),
+            "join.weights": False,
+            "recipe": (),
+        },
+    )
+    tuned, model = own_rope(whole, "finetune_4x"), join.prepare(config).model.config
+    (tmp_path / "join").mkdir()
+    assert join.finished(config, tmp_path / "join") is None
+    join.run(config, tmp_path / "join")
+    assert own_rope(tmp_path, "join").buckets == tuned.buckets
+    assert {path.name for path in (tmp_path / "join").iterdir()} >= {"rope.json", "config.json"}
+    assert not (tmp_path / "join" / "checkpoints").exists()
+    assert join.finished(config, tmp_path / "join") == {"buckets": 1}
+    (long,) = tuned.buckets
+    shorter = dataclasses.replace(long, max_len=32, factors=tuple(np.array(long.factors) * 0.9))
+    short = rope.make("longrope", **model.geometry, buckets=[dataclasses.asdict(shorter)])
+    assert join.merge([("a", tuned), ("b", short)], model).buckets == (shorter, long)
+
+
 def test_a_model_is_evaluated_with_its_own_rope(texts, tmp_path):
     """Whatever config.rope was for the stage that made it."""
     config = schema.read(tiny_recipe.make_config(texts))
