@@ -61,6 +61,7 @@ def asked(**changes) -> request.Request:
 FACTS = Facts(
     length=512,
     num_params=10**6,
+    num_texts=5,
     num_windows=16,
     form="monotone",
     taught_keys=6,
@@ -105,6 +106,7 @@ def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     assert [name for name, _, _ in config.recipe] == ["search", *trained, *measured]
     stages = {stage.name: stage.config for stage in parse(config)}
     assert stages["recovery"].target_len == 512 and not stages["join"].join.weights
+    assert stages["recovery"].search.objective.num_samples == 5  # there are no more texts
     spoken = stages["conversations"]
     assert spoken.data.train_files == ("c.jsonl",) and spoken.eval.lengths == (256,)
     if trained:

@@ -56,6 +56,7 @@ def make(request: Request, problem: search.Problem) -> tuple[recipes.Facts, tupl
     facts = recipes.Facts(
         length=length,
         num_params=decoder.num_params(model),
+        num_texts=int(np.count_nonzero(problem.task.documents.lengths > length)),
         num_windows=num_windows,
         form=form,
         two_sets=two_sets,

@@ -22,7 +22,7 @@ from jaxrope.extend.request import Request
 from jaxrope.shell import duration
 from jaxrope.store import files, sealed
 
-FORMAT = "jaxrope.extend/1"
+FORMAT = "jaxrope.extend/2"
 _SHARE = 0.9  # of a budget that is planned for
 _FOLDERS = {"search": "search", "training": "tuned", "recovery": "recovery"}  # of phases
 _MEASURING = 5.0  # seconds that the speed is measured, at least

@@ -24,11 +24,11 @@ SEARCHES = (
 # Of a recovery: its texts are short, so there may be more of them.
 _RECOVERY = {
     "search.attention_factor": "rope",
-    "search.objective.num_samples": 8,
     "search.gradient.batch": 4,
     "search.judge.num_samples": 32,
     "search.batch_size": 2,  # candidates: more are never measured at once
 }
+_SAMPLES = 8  # of different texts, where there are as many
 _BOUND = 1.25  # times the extension: the largest factor of a recovery
 # Of the measurement: texts, lengths, trials of each kind of retrieval.
 MEASUREMENTS = (
@@ -58,6 +58,7 @@ class Facts:
     Attributes:
       length: tokens that the model serves.
       num_params: of it.
+      num_texts: documents to search on that have more tokens than that.
       num_windows: of the target length in the held-out text, a few of a document at most.
       form: of the factors: what all programs can run.
       two_sets: they can take factors for short lengths and others for long ones.
@@ -68,6 +69,7 @@ class Facts:
 
     length: int
     num_params: int
+    num_texts: int
     num_windows: int
     form: str
     two_sets: bool
@@ -243,7 +245,8 @@ def recovery(request: Request, facts: Facts) -> dict[str, Any]:
     the model and its rope.
     """
     highest = _BOUND * request.target_len / facts.length
-    return {"target_len": facts.length, "search.highest": highest} | _RECOVERY
+    samples = {"search.objective.num_samples": min(_SAMPLES, facts.num_texts)}
+    return {"target_len": facts.length, "search.highest": highest} | samples | _RECOVERY
 
 
 def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
