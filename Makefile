@@ -109,6 +109,7 @@ kill: $(VENV)/.test
 	$(BIN)/python tests/kill.py --count=500 --programs=60 --seed=$(SEED)
 	$(BIN)/python tests/kill_search.py --kills=20
 	$(BIN)/python tests/kill_train.py --kills=20
+	$(BIN)/python tests/kill_extend.py --kills=20
 
 families: $(OLD)/.done
 	$(BIN)/python tests/families.py --old=$(OLD)/bin/python --write

@@ -74,6 +74,7 @@ def data() -> ConfigDict:
     section.mode = "chunk"  # chunk: each row is cut from one document | pack: whole documents packed, each attending to itself | concat: documents joined, attending across
     section.long_share = 0.0  # share of the rows (of each source) from long documents, the others from short ones; 0 = length does not matter
     section.long_tokens = 0  # tokens of a long document, at least; 0 = train.seq_len
+    section.chat_share = 0.0  # share of those rows that have no needles and are not short, for the conversations in train_files, the others for text; 0 = as they come
     section.needle_share = 0.0  # share of the rows of a batch that are documents of the row's length with magic numbers hidden in text, all asked for at the end
     section.needle_keys = 6  # needles in such a row: 1, 2, ... up to this many, in turn
     section.needle_weight = 1.0  # loss weight of a digit of an answer; all other tokens have weight 1
@@ -284,6 +285,7 @@ def join() -> ConfigDict:
     """Combines the factors of several searches, by length, in one rope.json beside a model (the stage "join" of a recipe)."""
     section = ConfigDict()
     section.ropes = ()  # rope.json files, or workdirs with one: a sequence uses the factors of the shortest max_len that it fits into
+    section.weights = True  # also a copy of the model's weights, which make the folder a model; False: rope.json alone
     return section
 
 

@@ -54,12 +54,27 @@ def test_one_document_is_cut(tmp_path):
 
 def test_roles_are_split_with_their_tokens(tmp_path):
     whole = corpus(tmp_path, "aaaa", "bb", "cccc")
-    roles = np.arange(10, dtype=np.uint8) % 3
+    roles = np.array([0, 1, 2, 0, 0, 2, 0, 1, 2, 1], dtype=np.uint8)  # all begin as text
     rest, held_out = data.split(dataclasses.replace(whole, roles=roles), 0.4)
     assert (
         rest.roles.tolist() == roles[:6].tolist() and held_out.roles.tolist() == roles[6:].tolist()
     )
     assert [held_out.counted(0, 1, 3).tolist()] == [(roles[7:9] != 1).tolist()]
+
+
+def test_text_and_conversations_are_split_apart(tmp_path):
+    """The last of each kind, wherever they lie, with their roles."""
+    texts = ("aaaa", "bb", "cccc", "dd", "eeee")
+    whole = corpus(tmp_path, *texts)
+    roles = np.repeat(np.array([0, 1, 0, 1, 1], np.uint8), [4, 2, 4, 2, 4])
+    whole = dataclasses.replace(whole, roles=roles)
+    rest, held_out = data.split(whole, 0.3)
+    for part, wanted in ((rest, ("aaaa", "bb", "dd")), (held_out, ("cccc", "eeee"))):
+        read = [bytes(part.doc(i).tolist()).decode() for i in range(len(part))]
+        assert read == list(wanted)
+    assert rest.roles.tolist() == [0] * 4 + [1] * 4 and held_out.are_chats.tolist() == [False, True]
+    alone = dataclasses.replace(corpus(tmp_path, "bb", "dd", "eeee"), roles=np.ones(8, np.uint8))
+    assert [part.lengths.tolist() for part in data.split(alone, 0.3)] == [[2, 2], [4]]
 
 
 def test_programs_read_one_part_each(tmp_path):

@@ -1,5 +1,6 @@
 """Rows: documents joined, sources with weights, a mix by length, conversations."""
 
+import dataclasses
 from collections import Counter
 from fractions import Fraction
 
@@ -180,6 +181,17 @@ def test_sources_are_told_apart_by_their_files(corpus):
     twice = ((f"{folder}/a/*", 3.0), (f"{folder}/**/0.txt", 1.0), (f"{folder}/b/[12]*", 1.0))
     with pytest.raises(InputError, match="a/0.txt' belongs to two sources, '.*/a/.*' and '"):
         make_groups(documents, twice, long_share=0.0, long_tokens=0)
+
+
+def test_conversations_have_their_share(corpus):
+    _, documents = corpus
+    begins = np.isin(np.arange(len(documents)), [1, 3]).astype(np.uint8)
+    chats = dataclasses.replace(documents, roles=np.repeat(begins, documents.lengths))
+    text, spoken = make_groups(chats, (), long_share=0.0, long_tokens=0, chat_share=0.2)
+    assert spoken.docs.tolist() == [1, 3] and len(text.docs) == len(documents) - 2
+    assert (text.share, spoken.share) == (Fraction(4, 5), Fraction(1, 5))
+    with pytest.raises(InputError, match="data.chat_share is 0.2, and .* has no conversations"):
+        make_groups(documents, (), long_share=0.0, long_tokens=0, chat_share=0.2)
 
 
 def test_long_documents_have_their_share_of_every_source(corpus):

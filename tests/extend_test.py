@@ -12,9 +12,11 @@ import pytest
 from jaxrope import data, rope, schema, search
 from jaxrope.errors import InputError
 from jaxrope.extend import __main__ as extend
-from jaxrope.extend import consumers, recipes, request
+from jaxrope.extend import consumers, cost, planning, recipes, request
 from jaxrope.extend.recipes import Facts
-from jaxrope.shell import load
+from jaxrope.recipe.stages import parse
+from jaxrope.shell import duration, load
+from jaxrope.store import sealed
 from tests.search_config import write_texts
 
 MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-2m"
@@ -52,11 +54,21 @@ def asked(**changes) -> request.Request:
     fields = dict(
         model="m", target_len=4096, text=("a.txt",), eval_text=(), budget=0, finetune="none"
     )
-    return request.Request(**fields | dict(programs=("transformers",)) | changes)
+    fields |= dict(programs=("transformers",), chat=())
+    return request.Request(**fields | changes)
 
 
 FACTS = Facts(
-    length=512, num_params=10**6, num_windows=16, form="monotone", taught_keys=6, least_asked=400
+    length=512,
+    num_params=10**6,
+    num_texts=5,
+    num_windows=16,
+    form="monotone",
+    taught_keys=6,
+    least_asked=400,
+    two_sets=True,
+    chat_len=256,
+    num_chats=16,
 )
 
 
@@ -74,21 +86,40 @@ def test_efforts_go_down(finetune):
 
 @pytest.mark.parametrize(
     "finetune, params, rate",
-    [("full", 7e9, 2e-5), ("full", 5e8, 1e-4), ("full", 6e6, 5e-4), ("lora", 7e9, 2e-4)],
+    [
+        ("full", 7e9, 2e-5),
+        ("full", 5e8, 1e-4),
+        ("full", 6e6, 5e-4),
+        ("lora", 7e9, 2e-4),
+        ("none", 7e9, 2e-5),
+    ],
 )
 def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     """That the schema reads, with the stages of what was asked for."""
-    wanted = asked(finetune=finetune, eval_text=("b.txt",))
+    wanted = asked(finetune=finetune, eval_text=("b.txt",), chat=("c.jsonl",))
     facts = dataclasses.replace(FACTS, num_params=int(params))
     effort = next(recipes.efforts(wanted, facts))
     (tmp_path / "config.py").write_text(recipes.text(wanted, facts, effort))
     config = schema.read(load(str(tmp_path / "config.py")))
-    assert [name for name, _, _ in config.recipe] == ["search", "tuned", "scores", "retrieval"]
-    assert config.optimizer.learning_rate == rate and config.train.seq_len == 4096
+    trained = ["tuned"] * bool(effort.train_steps)
+    measured = ["recovery", "join", "conversations", "scores", "retrieval"]
+    assert [name for name, _, _ in config.recipe] == ["search", *trained, *measured]
+    stages = {stage.name: stage.config for stage in parse(config)}
+    assert stages["recovery"].target_len == 512 and not stages["join"].join.weights
+    assert stages["recovery"].search.objective.num_samples == 5  # there are no more texts
+    spoken = stages["conversations"]
+    assert spoken.data.train_files == ("c.jsonl",) and spoken.eval.lengths == (256,)
+    if trained:
+        mixed = stages["tuned"].data  # a tenth of all rows, half of which are text
+        assert mixed.train_files == ("a.txt", "c.jsonl") and mixed.chat_share == 0.2
+        assert mixed.mode == "pack" and mixed.held_out == 0.1
+    assert config.optimizer.learning_rate == rate
+    assert config.train.seq_len == (4096 if trained else 512)
     assert config.lora.rank == (8 if finetune == "lora" else 0)
     assert config.data.eval_files == config.data.exclude == ("b.txt",)
     assert not config.data.held_out
-    assert config.search.gradient.steps == 18 and config.train.steps == effort.train_steps
+    assert config.search.gradient.steps == 18
+    assert not trained or config.train.steps == effort.train_steps
 
 
 def test_needles_are_taught_and_asked_for_where_they_have_room():
@@ -127,7 +158,7 @@ def place(tmp_path):
 )
 def test_what_cannot_be_is_said_first(place, more, message, tmp_path, capsys, monkeypatch):
     """Before anything is written."""
-    monkeypatch.setattr(search, "speed", lambda problem: 1000.0)
+    monkeypatch.setattr(search, "measured", lambda *_: SimpleNamespace(tokens=1000.0, ready=1.0))
     with pytest.raises(SystemExit) as stopped:
         extend.main([*place, *more])
     assert stopped.value.code == 2 and message in capsys.readouterr().err
@@ -140,6 +171,35 @@ def test_a_full_disk_is_said_first(place, tmp_path, capsys, monkeypatch):
         extend.main(place)
     assert "the results take about 0.0 GiB, and 0.0 GiB are free" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "took, windows, trials",
+    [(60, 16, 24), (120, 16, 12), (300, 5, 0), (900, 5, 0)],
+)
+def test_less_is_measured_where_the_clock_ran_away(tmp_path, monkeypatch, took, windows, trials):
+    """100 s were planned for the search, 4 s for each text of the measurement, of 300 s in all."""
+
+    def seconds(request, facts, effort, *, speed, ready):
+        measured = 4 * effort.windows + 4 * effort.trials
+        return {"search": 100, "measurement": measured, "exports": 5}
+
+    monkeypatch.setattr(cost, "seconds", seconds)
+    wanted = asked(budget=300)
+    effort = next(recipes.efforts(wanted, FACTS))
+    plan = planning.Plan(wanted, FACTS, effort, {"planning": 5}, 1.0, 1.0, "", ())
+    plan = dataclasses.replace(plan, seconds=plan.seconds | plan.foreseen)
+    planning.store(plan, tmp_path)
+    (tmp_path / "search").mkdir()
+    sealed.write_json(tmp_path / "search" / "stage.json", {"seconds": took})
+    shorter = planning.cut_down(plan, tmp_path)
+    assert (shorter.effort.windows, shorter.effort.trials) == (windows, trials)
+    assert planning.stored(wanted, tmp_path) == shorter
+    assert f"config.search.gradient.steps = {effort.steps}" in (tmp_path / "config.py").read_text()
+    if shorter != plan:
+        assert shorter.notes[-1].startswith(f"so far it took {duration(took)}")
+        (tmp_path / "config.py").write_text("# edited")
+        assert planning.cut_down(plan, tmp_path) is plan  # it is the user's now
 
 
 @pytest.mark.parametrize("bos_id", [None, 0])
@@ -155,18 +215,19 @@ def test_texts_to_compare_on_begin_as_the_model_wants_them(tmp_path, bos_id):
 
 def content(folder):
     """What must be the same however often it was killed."""
-    (bucket,) = rope.load(folder / "search" / "rope.json").buckets
+    buckets = rope.load(folder / "join" / "rope.json").buckets
     rows = json.loads((folder / "scores" / "eval.json").read_text())["rows"]
     scores = [(row["label"], row["length"], row["metrics"]) for row in rows]
     weights = (folder / "hf" / "model.safetensors").read_bytes()
     exports = json.loads((folder / "exports.json").read_text())["exports"]
-    return bucket, scores, weights, [row["largest"] for row in exports]
+    return buckets, scores, weights, [row["largest"] for row in exports]
 
 
 def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     """All of it once; then the rest after the exports are lost, with the plan that is there."""
     facts = dataclasses.replace(FACTS, length=256)
     *_, least = recipes.efforts(asked(target_len=512), facts)
+    least = dataclasses.replace(least, recovers=True)
     monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
     extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     folder, printed = tmp_path / "out", capsys.readouterr().out
@@ -175,7 +236,9 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     assert f"wrote {folder}: report.html is the page" in printed
     verdict = next(line for line in printed.splitlines() if "at 512 tokens searched is" in line)
     page = (folder / "report.html").read_text()
-    assert "sliding window" in verdict and verdict.partition(" (")[0] in html.unescape(page)
+    assert "sliding window" in verdict and "; loss at 256: " in verdict
+    assert "memory" in printed and "; again for 256 tokens" in printed
+    assert verdict.partition(" (")[0] in html.unescape(page)
     rows = {
         row["program"]: row for row in json.loads((folder / "exports.json").read_text())["exports"]
     }
@@ -185,7 +248,7 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     for name in ("exports.json", "report.html"):
         (folder / name).unlink()
     (folder / "search" / "result.json").unlink()
-    monkeypatch.setattr(search, "speed", None)  # the plan is stored
+    monkeypatch.setattr(search, "measured", None)  # the plan is stored
     extend.main([*place, "--for=transformers,vllm,llama.cpp"])
     assert content(folder) == before
     with pytest.raises(SystemExit):

@@ -1,5 +1,6 @@
 """A whole recipe of a tiny random model: what each stage leaves, going on, one stage, messages."""
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -167,9 +168,10 @@ def test_join_has_every_bucket(whole):
         wanted = own_rope(whole, owner).buckets[0]
         previous = length // 2
         for tokens in (previous + 1, length):
-            assert joined.bucket(tokens) == wanted
+            same = dict(max_len=joined.bucket(tokens).max_len)
+            assert joined.bucket(tokens) == dataclasses.replace(wanted, **same)
         assert wanted.max_len == length
-    assert joined.bucket(1) == own_rope(whole, "recover_1x").buckets[0]
+    assert joined.bucket(1) == joined.bucket(32)
     with pytest.raises(InputError, match="257 tokens is longer than the last length bucket"):
         joined.bucket(257)
     told = rope.provenance(whole / "join" / "rope.json")["joined"]
@@ -179,12 +181,38 @@ def test_join_has_every_bucket(whole):
 def test_join_is_a_model(whole):
     loaded = pretrained.load(whole / "join")
     assert loaded.config.max_len == 256 and loaded.config.original_len == 32
-    assert [bucket.max_len for bucket in loaded.rope_fn.buckets] == [32, 64, 128, 256]
+    # a sample decides nothing, so that short lengths keep what the model was fine-tuned with
+    assert [bucket.max_len for bucket in loaded.rope_fn.buckets] == [128, 256]
     ours, theirs = (tiny_run.final_arrays(whole / name) for name in ("join", "finetune_4x"))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
     labels = {row["label"] for row in json.loads((whole / "compare/eval.json").read_text())["rows"]}
     assert labels == {"longrope", "base", "4x"}
+
+
+def test_a_join_without_weights_is_a_rope_alone(whole, texts, tmp_path):
+    """And lengths with the same factors have one bucket, the rope of the longest as it is."""
+    config = schema.replace(
+        schema.read(tiny_recipe.make_config(texts)),
+        {
+            "model": dict(source="checkpoint", path=str(whole / "finetune_4x")),
+            "join.ropes": (str(whole / "recover_1x"), str(whole / "finetune_4x")),
+            "join.weights": False,
+            "recipe": (),
+        },
+    )
+    tuned, model = own_rope(whole, "finetune_4x"), join.prepare(config).model.config
+    (tmp_path / "join").mkdir()
+    assert join.finished(config, tmp_path / "join") is None
+    join.run(config, tmp_path / "join")
+    assert own_rope(tmp_path, "join").buckets == tuned.buckets
+    assert {path.name for path in (tmp_path / "join").iterdir()} >= {"rope.json", "config.json"}
+    assert not (tmp_path / "join" / "checkpoints").exists()
+    assert join.finished(config, tmp_path / "join") == {"buckets": 1}
+    (long,) = tuned.buckets
+    shorter = dataclasses.replace(long, max_len=32, factors=tuple(np.array(long.factors) * 0.9))
+    short = rope.make("longrope", **model.geometry, buckets=[dataclasses.asdict(shorter)])
+    assert join.merge([("a", tuned), ("b", short)], model).buckets == (shorter, long)
 
 
 def test_a_model_is_evaluated_with_its_own_rope(texts, tmp_path):

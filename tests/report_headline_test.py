@@ -48,7 +48,9 @@ def test_an_extension_that_beats_all_rivals_worked():
         "Extending worked: at 256 tokens searched is better than the model's own sliding window of "
         "64 tokens (perplexity -4.9% ["
     )
-    assert "YaRN (-9." in found.sentence and found.sentence.endswith("]).")
+    assert "YaRN (-9." in found.sentence and found.sentence.endswith(
+        "; loss at 64: 3.400, 3.400 before."
+    )
     assert found.title == "Before and after, on 8 windows of text"
     first, window, sliding, yarn, ntk, retrieval, short = found.cells
     assert first[2] == "after: searched" and window[1:] == ["64", "256", "4×"]
@@ -98,10 +100,20 @@ def test_each_outcome_is_said_plainly(changed, lead, kind):
         assert label in levels or "not compared" in found.sentence
 
 
+def test_other_text_inside_the_window_is_named():
+    """Conversations, measured by a stage of that name, stand beside the text."""
+    inside = content({"none": 0.0, "searched": 0.0})
+    inside["rows"] = [row("none", 64, 2.0), row("searched", 64, 2.1)]
+    found = headline.of_evaluation(content(), [inside | {"stage": "conversations"}])
+    assert found.sentence.endswith("; loss of conversations at 64: 2.100, 2.000 before.")
+    assert found.cells[-1][:3] == ["Loss of conversations at 64", "2.000", "2.100"]
+    assert found.cells[-1][3].startswith("worse, +0.100")
+
+
 def test_few_windows_decide_nothing():
     found = headline.of_evaluation(content(count=4))
     assert found.kind == "open" and "[" not in found.sentence
-    assert "; 4 windows of text are too few for an interval." in found.sentence
+    assert "; 4 windows of text are too few for an interval; loss at 64" in found.sentence
     assert all("[" not in cell for line in found.cells for cell in line)
 
 
@@ -148,7 +160,7 @@ def test_retrieval_stands_beside_what_the_model_found():
         tiny_report.row("needle-6", "searched", 128, 0.9, 0.7, 1.0),
     ]
     found = headline.of_evaluation(made)
-    assert found.sentence.endswith("; pass keys at 256: 1.00 found, 0.00 before.")
+    assert "; pass keys at 256: 1.00 found, 0.00 before; loss" in found.sentence
     keys, needles = found.cells[-3:-1]
     assert keys == ["Pass keys at 256", "0.00 [0.00, 0.20]", "1.00 [0.80, 1.00]", "better"]
     assert needles[:2] == ["One of 6 needles at 128", "not measured"]

@@ -85,6 +85,20 @@ def losses_of(*means, spread=0.01, count=8, seed=0):
     return np.array(means)[:, None] + ease_B + spread * rng.normal(size=(len(means), count))
 
 
+@pytest.mark.parametrize("spread, kept", [(0.01, False), (0.5, True)])
+def test_a_recovery_keeps_what_is_there_unless_others_are_better_beyond_chance(spread, kept):
+    chosen = [candidate("end"), candidate("none", 2.0, True), candidate("configured", 2.1, True)]
+    losses_PB = losses_of(3.0, 3.1, 3.2, spread=spread, seed=1)
+    losses_PB += np.array([3.0, 3.1, 3.2])[:, None] - losses_PB.mean(axis=1, keepdims=True)
+    found = verdict.decide(chosen, losses_PB, fresh=True, kept="configured")
+    assert found.result.name == ("configured" if kept else "end")
+    assert sorted(c.name for c, _ in found.losses) == ["configured", "end", "none"]
+    if kept:
+        assert found.difference == 0.0 and found.baseline.name == "configured"
+        assert found.sentence().endswith("nothing that was searched is better beyond chance.")
+    assert verdict.decide(chosen, losses_PB, fresh=True).result.name == "end"
+
+
 def test_a_verdict_and_its_words():
     chosen = [candidate("end"), candidate("yarn", 2.0, True), candidate("ntk", 1.9, True)]
     losses_PB = losses_of(3.0, 3.2, 3.4)

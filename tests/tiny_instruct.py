@@ -15,6 +15,10 @@ BESIDE = {
     "generation_config.json": '{"eos_token_id": [1, 5],\n"temperature": 0.6, "pad_token_id": 3}',
     "merges.txt": "#version: 0.2\n",
 }
+TEMPLATE = (
+    "{{ bos_token }}{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant {% endif %}"
+)
 IDS = dict(bos_token_id=0, eos_token_id=[1, 5], pad_token_id=320)
 
 
@@ -28,6 +32,18 @@ def write_base(folder: Path, case: str = "llama", *, ids=IDS, dtype=np.float32, 
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(text.encode())
     return folder
+
+
+def write_chats(path: Path, count: int = 80) -> None:
+    """Writes conversations of one question and its answer as JSON Lines."""
+    rng = np.random.default_rng(0)
+
+    def words(role: str) -> dict:
+        drawn = ("".join(rng.choice(list("abcdef"), 4)) for _ in range(12))
+        return {"role": role, "content": " ".join(drawn)}
+
+    rows = ({"messages": [words("user"), words("assistant")]} for _ in range(count))
+    path.write_text("\n".join(map(json.dumps, rows)))
 
 
 def train_on(base: Path, workdir: Path, *, target_len: int = 0, **lora) -> Path:

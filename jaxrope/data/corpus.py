@@ -245,11 +245,16 @@ def _read_new(folder: Path, tokenizer: Tokenizer):
 
 def split(documents: TokenDocuments, share: float) -> tuple[TokenDocuments, TokenDocuments]:
     """Returns (the first documents, the last ones with about `share` of the tokens); at least one
-    in each. A single document is cut.
+    in each. A single document is cut. Of text and of conversations each has its share.
 
     Raises:
       InputError: it cannot be cut: it is a conversation, or too short.
     """
+    are_chats = documents.are_chats
+    if are_chats.any() and not are_chats.all():
+        kinds = [split(_select(documents, kind), share) for kind in (~are_chats, are_chats)]
+        first, last = (_joined(parts) for parts in zip(*kinds, strict=True))
+        return first, last
     count, first = len(documents), (1 - share) * len(documents.ids)
     if count == 1:
         if documents.is_chat(0) or not 1 <= int(first) < len(documents.ids):
@@ -278,6 +283,26 @@ def _part(documents: TokenDocuments, chosen: slice) -> TokenDocuments:
         names=documents.names[chosen],
         fingerprint=_digest([documents.fingerprint, span.start, span.stop]),
         roles=None if roles is None else roles[span],
+    )
+
+
+def _select(documents: TokenDocuments, chosen: np.ndarray) -> TokenDocuments:
+    """Returns some of the documents, by a bool for each; their tokens are copied."""
+    borders = np.flatnonzero(np.diff(np.concatenate([[False], chosen, [False]]).astype(int)))
+    runs = borders.reshape(-1, 2).tolist()
+    return _joined([_part(documents, slice(*run)) for run in runs])
+
+
+def _joined(parts: Sequence[TokenDocuments]) -> TokenDocuments:
+    """Returns the documents of parts of one corpus."""
+    first, has_roles = parts[0], parts[0].roles is not None
+    return dataclasses.replace(
+        first,
+        ids=np.concatenate([part.ids for part in parts]),
+        offsets=np.cumsum([0, *np.concatenate([part.lengths for part in parts])]),
+        names=tuple(name for part in parts for name in part.names),
+        fingerprint=_digest([part.fingerprint for part in parts]),
+        roles=np.concatenate([part.roles for part in parts]) if has_roles else None,
     )
 
 

@@ -1,4 +1,6 @@
-"""Groups of documents, each with a share of the rows: sources with weights, and a mix by length."""
+"""Groups of documents, each with a share of the rows: sources with weights, text beside
+conversations, and a mix by length.
+"""
 
 import dataclasses
 import hashlib
@@ -39,6 +41,7 @@ def make_groups(
     *,
     long_share: float,
     long_tokens: int,
+    chat_share: float = 0.0,
 ) -> tuple[Group, ...]:
     """Returns the groups of a mix; (): all documents are one.
 
@@ -47,13 +50,14 @@ def make_groups(
       sources: (files or glob, weight) pairs; (): all files are one source.
       long_share: of the rows of each source, for its long documents; 0: length does not matter.
       long_tokens: a document is long that has so many tokens, or more.
+      chat_share: of the rows, for conversations; 0: as they come. Not beside `sources`.
 
     Raises:
       InputError: a file belongs to two sources, or a group has no documents.
     """
-    if not sources and not long_share:
+    if not sources and not long_share and not chat_share:
         return ()
-    groups = _by_source(documents, sources)
+    groups = _by_kind(documents, chat_share) if chat_share else _by_source(documents, sources)
     return _by_length(documents, groups, long_share, long_tokens) if long_share else groups
 
 
@@ -82,6 +86,19 @@ def _by_source(documents: TokenDocuments, sources: Sequence[tuple[str, float]]) 
                 f"{documents.setting}: no document of '{group.name}' has any text. Leave it out."
             )
     return tuple(groups)
+
+
+def _by_kind(documents: TokenDocuments, chat_share: float) -> tuple[Group, ...]:
+    """Tells conversations from text."""
+    are_chats, share = documents.are_chats, Fraction(str(chat_share))
+    if are_chats.all() or not are_chats.any():
+        raise InputError(
+            f"data.chat_share is {chat_share:g}, and {documents.setting} has "
+            f"{'conversations alone' if are_chats.any() else 'no conversations'}. Set it to 0, or "
+            "give text and conversations."
+        )
+    kinds = (("text", ~are_chats, 1 - share), ("conversations", are_chats, share))
+    return tuple(Group(name, np.flatnonzero(chosen), part) for name, chosen, part in kinds)
 
 
 def _by_length(

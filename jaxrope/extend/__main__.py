@@ -40,6 +40,12 @@ def add_arguments(parser) -> None:
         help="held-out text; by default the last tenth of --text",
     )
     parser.add_argument(
+        "--chat",
+        default="",
+        metavar="FILES",
+        help="conversations, for an instruct model: a tenth of the training, and measured",
+    )
+    parser.add_argument(
         "--budget", default="", metavar="TIME", help="45m, 2h: the plan is made to fit"
     )
     parser.add_argument(
@@ -63,7 +69,8 @@ def run(args) -> int:
     asked, folder = request.of(args), files.absolute(args.out)
     plan = planning.make(asked, folder)
     cli.print_line(plan.text())
-    planning.store(plan, folder)
+    if not (folder / "plan.json").exists():
+        planning.store(plan, folder)
     return run_plan(plan, folder)
 
 

@@ -1,9 +1,10 @@
 """The plan of an extension: how much of everything fits the budget on this machine.
 
-Forward tokens a second are measured at the target length, for up to a minute. Everything else is
-counted in them: a search as its own dry run says, a trained token as four (forward, backward, and
-once more for what was not kept), an evaluation as what it reads. The plan is the most that fits
-`_SHARE` of the budget, the search first. It is stored, and never measured again.
+Forward tokens a second are measured at the target length, for up to a minute, and how long the
+weights and a compilation take; everything else is counted in them (cost.py). The plan is the most
+that fits `_SHARE` of the budget, the search first. It is stored, and never measured again; where
+what came before the measurement of the result took longer than was planned, less is measured, and
+that is stored before it begins.
 """
 
 import dataclasses
@@ -13,23 +14,18 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxrope import data, decoder, rope, schema, search, setup
-from jaxrope.convert import exporting, gguf_export
+from jaxrope import search
 from jaxrope.errors import InputError
-from jaxrope.extend import recipes
+from jaxrope.extend import cost, recipes
+from jaxrope.extend import facts as facts_of
 from jaxrope.extend.request import Request
 from jaxrope.shell import duration
 from jaxrope.store import files, sealed
 
-FORMAT = "jaxrope.extend/1"
-_SHARE = 0.75  # of a budget that is planned for: the rest is for what was not foreseen
-_TRAINED = 4  # forward passes that a trained token costs
-_STAGE = 2.0  # times the seconds that the measurement took to load and compile, of every stage
-_FORM = "monotone"  # of the factors, by default
-_LONGER = 1.25  # times as long may words of the training text be
-_LAST = 30.0  # seconds for exports and the page
+FORMAT = "jaxrope.extend/2"
+_SHARE = 0.9  # of a budget that is planned for
+_FOLDERS = {"search": "search", "training": "tuned", "recovery": "recovery"}  # of phases
+_MEASURING = 5.0  # seconds that the speed is measured, at least
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
 # moments, while one of them is replaced.
 _EXPORTED, _CHECKPOINTS = 4, 2 * 3 * 4
@@ -45,6 +41,8 @@ class Plan:
       effort: how much of everything.
       seconds: of each phase, foreseen.
       speed: forward tokens a second.
+      ready: seconds that it takes to load the weights and to compile.
+      memory: in words.
       notes: what the user should know.
     """
 
@@ -53,7 +51,20 @@ class Plan:
     effort: recipes.Effort
     seconds: dict[str, float]
     speed: float
+    ready: float
+    memory: str
     notes: tuple[str, ...]
+
+    @property
+    def total(self) -> int:
+        """Seconds of everything, foreseen."""
+        return sum(self.seconds.values())
+
+    @property
+    def foreseen(self) -> dict[str, int]:
+        """Returns the seconds of each phase but the planning."""
+        rate = dict(speed=self.speed, ready=self.ready)
+        return cost.seconds(self.request, self.facts, self.effort, **rate)
 
     def text(self) -> str:
         """Returns the plan in words."""
@@ -62,7 +73,8 @@ class Plan:
             "model": f"{request.model}, {facts.num_params:,} parameters, {facts.length:,} tokens",
             "target": f"{request.target_len:,} tokens, "
             f"{request.target_len / facts.length:g} times as many",
-            "search": f"{effort.steps} steps, {effort.samples} texts a candidate",
+            "search": f"{effort.steps} steps, {effort.samples} texts a candidate"
+            + (f"; again for {facts.length:,} tokens" if effort.recovers else ""),
             "training": f"{effort.train_steps} steps of {effort.rows} x {request.target_len:,} "
             f"tokens, {request.finetune}"
             if effort.train_steps
@@ -71,7 +83,8 @@ class Plan:
             f"{', '.join(f'{n:,}' for n in effort.lengths)} tokens"
             + (f", {effort.trials} pass keys and needles" if effort.trials else ""),
             "for": ", ".join(request.programs),
-            "time": f"about {duration(sum(self.seconds.values()))}: "
+            "memory": self.memory,
+            "time": f"about {duration(self.total)}: "
             + ", ".join(f"{name} {duration(value)}" for name, value in self.seconds.items())
             + (f"; the budget is {duration(request.budget)}" if request.budget else ""),
         }
@@ -110,32 +123,60 @@ def make(request: Request, folder: Path) -> Plan:
 
 
 def store(plan: Plan, folder: Path) -> None:
-    """Writes plan.json and the recipe, config.py, where they are not there yet."""
+    """Writes the recipe, config.py, and plan.json, which is there only if the recipe is."""
     folder.mkdir(parents=True, exist_ok=True)
-    if not (folder / "plan.json").exists():
-        text = recipes.text(plan.request, plan.facts, plan.effort)
-        files.write_text_atomic(folder / "config.py", text)
-        sealed.write_json(folder / "plan.json", {"format": FORMAT, **dataclasses.asdict(plan)})
+    text = recipes.text(plan.request, plan.facts, plan.effort)
+    files.write_text_atomic(folder / "config.py", text)
+    sealed.write_json(folder / "plan.json", {"format": FORMAT, **dataclasses.asdict(plan)})
 
 
 def _new(request: Request, folder: Path) -> Plan:
-    config = _search_config(request, recipes.SEARCHES[0])
+    began, config = time.monotonic(), recipes.base_config(request, recipes.SEARCHES[0])
     problem = search.prepare(config)
-    facts, notes = _facts(request, config, problem)
+    facts, notes = facts_of.make(request, problem)
     _check_disk(request, facts, folder)
-    start = time.monotonic()
-    speed = search.speed(problem)
-    setting_up = time.monotonic() - start
+    rate = search.measured(problem, _MEASURING)
+    spent = {"planning": math.ceil(time.monotonic() - began)}
+    memory = cost.memory(request, facts, problem)
     for effort in recipes.efforts(request, facts):
-        seconds = _foreseen(request, facts, effort, speed, setting_up)
-        best = Plan(request, facts, effort, seconds, speed, notes)
-        if not request.budget or sum(seconds.values()) <= _SHARE * request.budget - setting_up:
+        best = Plan(request, facts, effort, spent, rate.tokens, rate.ready, memory, notes)
+        best = dataclasses.replace(best, seconds=spent | best.foreseen)
+        if not request.budget or best.total <= _SHARE * request.budget:
             return best
-    least = (sum(best.seconds.values()) + setting_up) / _SHARE
+    least = best.total / _SHARE
     raise InputError(
         f"--budget={duration(request.budget)} is too small: the least that is worth doing takes "
         f"{duration(least)} here. Raise it, or lower --target_len."
     )
+
+
+def cut_down(plan: Plan, folder: Path) -> Plan:
+    """Returns the plan with as much to measure as the budget has room for, now that all that comes
+    before has been done; it is stored if that is less than was planned, and the recipe is still
+    the plan's.
+    """
+    names, rest = [name for name in plan.seconds if name in _FOLDERS], ("measurement", "exports")
+    took = [sealed.read_json(folder / _FOLDERS[name] / "stage.json")["seconds"] for name in names]
+    slower = max(1.0, sum(took) / sum(plan.seconds[name] for name in names))
+    left = plan.request.budget - plan.seconds["planning"] - sum(took)
+    for effort in recipes.with_less_measured(plan.request, plan.facts, plan.effort):
+        shorter = dataclasses.replace(plan, effort=effort)
+        shorter = dataclasses.replace(shorter, seconds=plan.seconds | shorter.foreseen)
+        needed = slower * sum(shorter.seconds[name] for name in rest)
+        if needed <= left:
+            break
+    is_edited = (folder / "config.py").read_text(encoding="utf-8") != recipes.text(
+        plan.request, plan.facts, plan.effort
+    )
+    if is_edited or shorter.effort == plan.effort:
+        return plan
+    note = (
+        f"so far it took {duration(sum(took))}, {slower:.1f} times what was planned: less is "
+        f"measured, which takes about {duration(needed)}"
+    )
+    shorter = dataclasses.replace(shorter, notes=(*plan.notes, note))
+    store(shorter, folder)
+    return shorter
 
 
 def _check_disk(request: Request, facts: recipes.Facts, folder: Path) -> None:
@@ -152,103 +193,6 @@ def _check_disk(request: Request, facts: recipes.Facts, folder: Path) -> None:
         )
 
 
-def _search_config(request: Request, effort: dict[str, int]) -> schema.Config:
-    return schema.read(recipes.base_config(request, effort))
-
-
-def _facts(request: Request, config, problem) -> tuple[recipes.Facts, tuple[str, ...]]:
-    """Returns what recipes need to know of the model and the text, and notes."""
-    model, length = problem.model, decoder.own_base(problem.model).length
-    tokenizer, place = setup.tokenizer(
-        config, problem.loaded.tokenizer_dir, problem.model.vocab_size
-    )
-    held_out = setup.held_out_documents(config, tokenizer, place)
-    whole = held_out.lengths // request.target_len
-    num_windows = int(whole.clip(max=recipes.WINDOWS_PER_DOCUMENT).sum())
-    if not num_windows:
-        raise InputError(
-            f"{held_out.setting}: no text has {request.target_len:,} tokens, the longest has "
-            f"{int(held_out.lengths.max()):,}. Give longer texts in --eval_text or --text."
-        )
-    notes = [*problem.notes, *problem.loaded.notes]
-    if not request.eval_text:
-        notes.append(
-            f"no --eval_text: {len(held_out)} of the documents of --text, the last ones, are held "
-            "out: no search and no training reads them"
-        )
-    form = _form(request, problem)
-    if form != _FORM:
-        notes.append(
-            f"llama.cpp applies no factors to {problem.model.family}: the search is for YaRN's "
-            "constants, which it does apply"
-        )
-    facts = recipes.Facts(
-        length=length,
-        num_params=decoder.num_params(model),
-        num_windows=num_windows,
-        form=form,
-        taught_keys=_keys_with_room(tokenizer, request.target_len),
-        least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
-    )
-    return facts, tuple(notes)
-
-
-def _form(request: Request, problem: search.Problem) -> str:
-    """Returns the form of the factors: the default, or what all programs asked for can run.
-
-    Raises:
-      InputError: one of them can run none.
-    """
-    if "llama.cpp" not in request.programs:
-        return _FORM
-    model, target_len = problem.model, request.target_len
-    factor = target_len / model.original_len
-    factors = rope.as_factors(np.linspace(1.0, factor, model.rotary_dim // 2))
-    bucket = dict(max_len=target_len, factors=factors, start_tokens=0, attention_factor=1.0)
-    ropes = {
-        _FORM: rope.make("longrope", **model.geometry, buckets=[bucket]),
-        "yarn": rope.make("yarn", **model.geometry, factor=factor),
-    }
-    for form, rope_fn in ropes.items():
-        try:
-            exported = dataclasses.replace(problem.loaded, rope_fn=rope_fn)
-            gguf_export.plan(exported, exporting.Settings(), "model")
-            return form
-        except InputError as error:
-            refused = error
-    raise InputError(f"--for=llama.cpp: {refused}")
-
-
-def _keys_with_room(tokenizer: data.Tokenizer, length: int) -> int:
-    """Returns how many needles, all asked for, a row has room for; its words may be longer."""
-    source = _source(tokenizer, "training")
-    fitting = (
-        keys
-        for keys in range(recipes.KEYS, 0, -1)
-        if _LONGER * data.needles.most_tokens(source, keys, keys) <= length
-    )
-    return next(fitting, 0)
-
-
-def _source(tokenizer: data.Tokenizer, use: str) -> data.needles.Source:
-    return data.needles.Source(tokenizer, data.needles.grass(tokenizer), use, "--target_len")
-
-
-def _foreseen(request, facts, effort, speed: float, setting_up: float) -> dict[str, float]:
-    """Returns the seconds of each phase."""
-    problem = search.prepare(_search_config(request, dataclasses.asdict(effort)))
-    tokens = {"search": sum(search.planned(problem).values())}
-    if effort.train_steps:
-        trained = effort.train_steps * effort.rows * request.target_len
-        tokens["training"] = _TRAINED * trained
-    texts = effort.windows * sum(effort.lengths)
-    trials = 2 * effort.trials * sum(recipes.retrieval_lengths(facts, effort))
-    rows = len(recipes.METHODS) + 1 + bool(effort.train_steps)
-    tokens["measurement"] = rows * (texts + trials)
-    seconds = {name: count / speed + _STAGE * setting_up for name, count in tokens.items()}
-    return {name: math.ceil(value) for name, value in (seconds | {"exports": _LAST}).items()}
-
-
 def _of_json(content: dict[str, Any]) -> Plan:
     def tuples(section: dict) -> dict:
         return {k: tuple(v) if isinstance(v, list) else v for k, v in section.items()}
@@ -259,5 +203,7 @@ def _of_json(content: dict[str, Any]) -> Plan:
         effort=recipes.Effort(**tuples(content["effort"])),
         seconds=content["seconds"],
         speed=content["speed"],
+        ready=content["ready"],
+        memory=content["memory"],
         notes=tuple(content["notes"]),
     )

@@ -15,12 +15,21 @@ from jaxrope.extend.request import Request
 from jaxrope.shell import load
 
 # Of a search, from the default down: texts of a candidate, YaRNs with other borders, steps, texts
-# of the last word.
+# of the last word, and whether short lengths are recovered.
 SEARCHES = (
-    dict(samples=2, ramps=10, steps=18, judged=8),
-    dict(samples=2, ramps=5, steps=9, judged=5),
-    dict(samples=1, ramps=3, steps=4, judged=5),
+    dict(samples=2, ramps=10, steps=18, judged=8, recovers=True),
+    dict(samples=2, ramps=5, steps=9, judged=5, recovers=True),
+    dict(samples=1, ramps=3, steps=4, judged=5, recovers=False),
 )
+# Of a recovery: its texts are short, so there may be more of them.
+_RECOVERY = {
+    "search.attention_factor": "rope",
+    "search.gradient.batch": 4,
+    "search.judge.num_samples": 32,
+    "search.batch_size": 2,  # candidates: more are never measured at once
+}
+_SAMPLES = 8  # of different texts, where there are as many
+_BOUND = 1.25  # times the extension: the largest factor of a recovery
 # Of the measurement: texts, lengths, trials of each kind of retrieval.
 MEASUREMENTS = (
     dict(windows=16, num_lengths=5, trials=24),
@@ -33,7 +42,9 @@ _STEPS = (200, 100, 60, 30, 15)  # of a training
 _ROWS = 8
 WINDOWS_PER_DOCUMENT = 4
 METHODS = ("none", "ntk", "yarn", "sliding")  # rows of the measurement, beside the result
-HELD_OUT = 0.1  # share of the text, where none is given
+HELD_OUT = 0.1  # share of the text, where none is given, and of the conversations
+_CHATS = 0.1  # share of the rows of a training
+_SHORT, _NEEDLES = 0.25, 0.25
 KEYS = 6  # needles of a document, at most
 # Learning rates by the number of parameters: LongRoPE's for a 7B, larger ones for smaller models.
 _RATES = ((2e9, 2e-5), (2e8, 1e-4), (0, 5e-4))
@@ -47,18 +58,25 @@ class Facts:
     Attributes:
       length: tokens that the model serves.
       num_params: of it.
+      num_texts: documents to search on that have more tokens than that.
       num_windows: of the target length in the held-out text, a few of a document at most.
       form: of the factors: what all programs can run.
+      two_sets: they can take factors for short lengths and others for long ones.
       taught_keys: needles that a row of training has room for; 0: none.
       least_asked: tokens of a document with KEYS needles, at least.
+      chat_len, num_chats: of the held-out conversations that are measured; 0: there are none.
     """
 
     length: int
     num_params: int
+    num_texts: int
     num_windows: int
     form: str
+    two_sets: bool
     taught_keys: int
     least_asked: int
+    chat_len: int
+    num_chats: int
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +85,7 @@ class Effort:
 
     Attributes:
       samples, ramps, steps, judged: of the search, see SEARCHES.
+      recovers: short lengths have a search of their own.
       train_steps: of the training; 0: there is none.
       rows: of a batch.
       windows: texts of the measurement.
@@ -78,6 +97,7 @@ class Effort:
     ramps: int
     steps: int
     judged: int
+    recovers: bool
     train_steps: int
     rows: int
     windows: int
@@ -93,15 +113,29 @@ def efforts(request: Request, facts: Facts) -> Iterator[Effort]:
     choices = [(place, count) for place in range(len(_PAIRS)) for count in steps]
     for place, count in sorted(choices, key=lambda choice: choice[0] - math.log2(choice[1])):
         searching, measuring = _PAIRS[place]
-        measured = MEASUREMENTS[measuring]
+        search = SEARCHES[searching]
         yield Effort(
-            **SEARCHES[searching],
+            **search | dict(recovers=search["recovers"] and facts.two_sets),
             train_steps=0 if request.finetune == "none" else count,
             rows=_ROWS,
-            windows=min(measured["windows"], facts.num_windows),
-            lengths=lengths(facts.length, request.target_len, measured["num_lengths"]),
-            trials=measured["trials"],
+            **_measurement(request, facts, MEASUREMENTS[measuring]),
         )
+
+
+def with_less_measured(request: Request, facts: Facts, effort: Effort) -> Iterator[Effort]:
+    """Yields an effort, and then with less and less to measure."""
+    choices = [_measurement(request, facts, measured) for measured in MEASUREMENTS]
+    own = {name: getattr(effort, name) for name in choices[0]}
+    for choice in choices[choices.index(own) :]:
+        yield dataclasses.replace(effort, **choice)
+
+
+def _measurement(request: Request, facts: Facts, measured: dict[str, int]) -> dict[str, Any]:
+    return {
+        "windows": min(measured["windows"], facts.num_windows),
+        "lengths": lengths(facts.length, request.target_len, measured["num_lengths"]),
+        "trials": measured["trials"],
+    }
 
 
 def lengths(first: int, last: int, count: int) -> tuple[int, ...]:
@@ -186,13 +220,18 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
             name="linear", warmup_steps=max(1, effort.train_steps // 10), final_fraction=0.0
         ),
         "optimizer.b2": 0.95,
-        "data.short_share": 0.25,
+        "data.short_share": _SHORT,
         "checkpoint.every": max(1, effort.train_steps // 6),
         "checkpoint.keep_last": 1,
     }
     if facts.taught_keys:
-        keys |= {"data.needle_share": 0.25, "data.needle_keys": facts.taught_keys}
+        keys |= {"data.needle_share": _NEEDLES, "data.needle_keys": facts.taught_keys}
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
+
+
+def stride(facts: Facts) -> int:
+    """Returns by how many tokens the model's own window slides over a text."""
+    return max(1, facts.length // 4)
 
 
 def retrieval_lengths(facts: Facts, effort: Effort) -> tuple[int, ...]:
@@ -201,23 +240,48 @@ def retrieval_lengths(facts: Facts, effort: Effort) -> tuple[int, ...]:
     return tuple(n for n in ends if n >= facts.least_asked) if effort.trials else ()
 
 
+def recovery(request: Request, facts: Facts) -> dict[str, Any]:
+    """Returns the keys of the search for factors at the model's own length, beside those of `text`,
+    the model and its rope.
+    """
+    highest = _BOUND * request.target_len / facts.length
+    samples = {"search.objective.num_samples": min(_SAMPLES, facts.num_texts)}
+    return {"target_len": facts.length, "search.highest": highest} | samples | _RECOVERY
+
+
 def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
-    found = ("rope", dict(method="file", path="{search}/rope.json"))
+    searched, method = _file("search"), "model"
     yield "search", "search", ()
-    rows = ()
     if effort.train_steps:
-        yield "tuned", "train", (found,)
-        rows = (("fine-tuned", "{tuned}", "model"),)
+        yield "tuned", "train", (searched, *_with_chats(request, facts))
+    if effort.recovers:
+        of = ("model.path", "{tuned}") if effort.train_steps else searched
+        yield "recovery", "search", (of, *recovery(request, facts).items())
+        sets = ("{recovery}", "{tuned}" if effort.train_steps else "{search}")
+        yield "join", "join", (of, ("join.ropes", sets), ("join.weights", False))
+        method = "{join}/rope.json"
+    rows = (("fine-tuned", "{tuned}", method),) if effort.train_steps else ()
     measured = (
-        found,
+        _file("join") if effort.recovers and not effort.train_steps else searched,
         ("eval.label", "searched"),
         ("eval.checkpoints", rows),
         ("eval.rope_len", request.target_len),
-        ("eval.baseline", "sliding"),
     )
+    if request.chat:
+        spoken = (
+            *chat_keys(request).items(),
+            ("eval.suites", ("perplexity",)),
+            ("eval.methods", ("none",)),
+            ("eval.baseline", "none"),
+            ("eval.lengths", (facts.chat_len,)),
+            ("eval.num_windows", facts.num_chats),
+        )
+        yield "conversations", "evaluate", (*measured, *spoken)
     text = (
         ("eval.suites", ("perplexity",)),
         ("eval.methods", METHODS),
+        ("eval.stride", stride(facts)),
+        ("eval.baseline", "sliding"),
         ("eval.lengths", effort.lengths),
         ("eval.num_windows", effort.windows),
         ("eval.windows_per_doc", WINDOWS_PER_DOCUMENT),
@@ -232,6 +296,27 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
             ("eval.needle_trials", effort.trials),
         )
         yield "retrieval", "evaluate", (*measured, *trials)
+
+
+def chat_keys(request: Request) -> dict[str, Any]:
+    """Returns the keys that read the conversations alone, a part of them held out."""
+    read = {"data.train_files": request.chat, "data.held_out": HELD_OUT}
+    return read | {"data.eval_files": (), "data.exclude": ()}
+
+
+def _with_chats(request: Request, facts: Facts) -> tuple[tuple[str, Any], ...]:
+    """Returns the keys of a training on text and conversations, the rows of which are packed."""
+    if not request.chat:
+        return ()
+    of_text = 1 - _SHORT - (_NEEDLES if facts.taught_keys else 0)
+    files = ("data.train_files", (*request.text, *request.chat))
+    share = ("data.chat_share", round(_CHATS / of_text, 4))
+    held_out = (("data.held_out", HELD_OUT), ("data.eval_files", ()))
+    return files, share, ("data.mode", "pack"), *held_out
+
+
+def _file(stage: str) -> tuple[str, dict]:
+    return "rope", dict(method="file", path=f"{{{stage}}}/rope.json")
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

@@ -20,6 +20,7 @@ class Request:
       target_len: tokens.
       text: files or globs that are searched and trained on.
       eval_text: held-out files or globs; (): the last tenth of `text`.
+      chat: files or globs of conversations; (): none.
       budget: seconds for everything; 0: as long as it takes.
       finetune: one of FINETUNES.
       programs: of PROGRAMS; what the result is exported for.
@@ -29,6 +30,7 @@ class Request:
     target_len: int
     text: tuple[str, ...]
     eval_text: tuple[str, ...]
+    chat: tuple[str, ...]
     budget: int
     finetune: str
     programs: tuple[str, ...]
@@ -54,6 +56,7 @@ def of(args) -> Request:
         target_len=args.target_len,
         text=tuple(map(located, text)),
         eval_text=tuple(map(located, listed(args.eval_text))),
+        chat=tuple(map(located, listed(args.chat))),
         budget=seconds(args.budget) if args.budget else 0,
         finetune=args.finetune,
         programs=programs,

@@ -3,12 +3,10 @@
 from pathlib import Path
 
 from jaxrope import recipe, report, schema, setup
-from jaxrope.extend import consumers
+from jaxrope.extend import consumers, cost, planning
 from jaxrope.extend.planning import Plan
 from jaxrope.shell import cli, load
 from jaxrope.store import sealed
-
-_OPENED = 4096  # tokens of what is compared with other programs, at most
 
 
 def run(plan: Plan, folder: Path) -> int:
@@ -21,23 +19,45 @@ def run(plan: Plan, folder: Path) -> int:
     Raises:
       InputError: of a stage.
     """
-    config = schema.read(load(str(folder / "config.py")))
+    config = _config(folder)
+    first = tuple(name for name, kind, _ in config.recipe if kind != "evaluate")
+    measured = [folder / name for name, kind, _ in config.recipe if kind == "evaluate"]
+    if plan.request.budget and not any(path.exists() for path in measured):
+        code = recipe.run(schema.replace(config, {"stages": first}), folder)
+        if code:
+            return code
+        shorter = planning.cut_down(plan, folder)
+        if shorter != plan:
+            cli.print_line(f"note: {shorter.notes[-1]}")
+        plan, config = shorter, _config(folder)
     code = recipe.run(config, folder)
     if code:
         return code
-    tuned = folder / "tuned"
-    source, rope = (str(tuned), "") if plan.effort.train_steps else (plan.request.model, "")
-    if not plan.effort.train_steps:
-        rope = str(folder / "search" / "rope.json")
+    source, ropes = plan.request.model, folder / "search"
+    if plan.effort.train_steps:
+        source = ropes = folder / "tuned"
+    if plan.effort.recovers:
+        ropes = folder / "join"
     cli.print_line("")
     consumers.write(
-        plan.request.programs, source, rope, folder, plan.request.target_len, _texts(plan, config)
+        plan.request.programs,
+        str(source),
+        ropes / "rope.json",
+        folder,
+        plan.request.target_len,
+        _texts(plan, config),
     )
     report.write([folder], folder / "report.html")
     scores = sealed.read_json(folder / "scores" / "eval.json")
-    cli.print_line(f"\n{report.headline.of_evaluation(scores).sentence}")
+    stages = ("conversations",) if plan.request.chat else ()
+    inside = [sealed.read_json(folder / name / "eval.json") | {"stage": name} for name in stages]
+    cli.print_line(f"\n{report.headline.of_evaluation(scores, inside).sentence}")
     cli.print_line(f"wrote {folder}: report.html is the page")
     return 0
+
+
+def _config(folder: Path) -> schema.Config:
+    return schema.read(load(str(folder / "config.py")))
 
 
 def _texts(plan: Plan, config: schema.Config):
@@ -45,6 +65,5 @@ def _texts(plan: Plan, config: schema.Config):
     loaded = setup.load_model(config, weights=False)
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
     documents = setup.held_out_documents(config, tokenizer, place)
-    inside = max(1, min(plan.facts.length // 2, _OPENED // 2))
-    beyond = min(plan.request.target_len, max(2 * plan.facts.length, inside))
-    return consumers.held_out(documents, tokenizer.bos_id, inside, min(beyond, _OPENED))
+    lengths = cost.compared_lengths(plan.request, plan.facts)
+    return consumers.held_out(documents, tokenizer.bos_id, *lengths)

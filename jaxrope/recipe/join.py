@@ -1,11 +1,13 @@
 """The last stage of a recipe: factors of several searches beside one model, chosen by length.
 
 LongRoPE (arXiv 2402.13753, section 3.3) searches short factors anew for L0 and 2 L0 on the extended
-model, and takes them for sequences up to there; longer ones get the factors of the extension.
+model, and takes them for sequences up to there; longer ones get the factors of the extension. Where
+two lengths have the same factors, they have one bucket.
 """
 
 import dataclasses
 import functools
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +18,7 @@ from jaxrope.errors import InputError
 from jaxrope.mesh import hosts, sharding
 from jaxrope.schema import Config, Identity
 from jaxrope.setup import Expected
-from jaxrope.shell import Program
+from jaxrope.shell import Program, cli
 from jaxrope.store import checkpoint, files, sealed, steps
 from jaxrope.train import resume
 
@@ -83,15 +85,16 @@ def dry_run(config: Config, *, timing: bool = True, expected: Expected = setup.N
 
 def finished(config: Config, folder: Path) -> dict | None:
     """Returns the columns of a join that was done; None: it was not, or of something else."""
-    prepared = prepare(config)
-    if not _is_saved(prepared, folder) or not (folder / "rope.json").exists():
+    prepared, path = prepare(config), folder / "rope.json"
+    is_there = _is_saved(prepared, folder) if config.join.weights else path.exists()
+    if not is_there or not path.exists():
         return None
     return {"buckets": len(prepared.joined.buckets)}
 
 
 def run(config: Config, folder: Path) -> None:
     """Makes `folder` a workdir: the model of `config`, and one rope.json of all of
-    `config.join.ropes`.
+    `config.join.ropes`; without `config.join.weights` that alone.
 
     A sequence takes the factors of the first bucket that it fits into: those of the shortest
     max_len that is not below its length.
@@ -100,17 +103,20 @@ def run(config: Config, folder: Path) -> None:
       InputError: see prepare.
     """
     prepared = prepare(config)
-    if not _is_saved(prepared, folder):
+    if prepared.config.join.weights and not _is_saved(prepared, folder):
         _save_params(prepared, folder)
     hosts.from_main("joined", lambda: _write(prepared, folder))
-    print(f"wrote checkpoints, model.json and rope.json into {folder}", flush=True)
+    what = "checkpoints, model.json and " if prepared.config.join.weights else ""
+    buckets = ", ".join(f"{bucket.max_len:,}" for bucket in prepared.joined.buckets)
+    cli.print_line(f"factors for up to {buckets} tokens\nwrote {what}rope.json into {folder}")
 
 
 PROGRAM = Program(package="jaxrope.recipe.join", doc=__doc__, run=run)
 
 
 def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: DecoderConfig) -> rope.RopeFn:
-    """Returns one rope with the buckets of all, ascending in max_len.
+    """Returns one rope with the buckets of all, ascending in max_len, those that are the same as
+    the next as one; where one is left, it is the rope of the longest as it is.
 
     Args:
       ropes: (name, rope).
@@ -130,11 +136,17 @@ def merge(ropes: Sequence[tuple[str, rope.RopeFn]], model: DecoderConfig) -> rop
                     "tokens. Leave one of them out."
                 )
             owner[length] = name
-            buckets.append(dataclasses.asdict(bucket))
+            buckets.append(bucket)
+    buckets.sort(key=lambda bucket: bucket.max_len)
+    kept = [
+        bucket
+        for bucket, longer in itertools.pairwise([*buckets, None])
+        if longer is None or dataclasses.replace(bucket, max_len=longer.max_len) != longer
+    ]
+    if len(kept) == 1:
+        return next(rope_fn for _, rope_fn in ropes if kept[0] in rope_fn.buckets)
     return rope.make(
-        "longrope",
-        **model.geometry,
-        buckets=sorted(buckets, key=lambda bucket: bucket["max_len"]),
+        "longrope", **model.geometry, buckets=[dataclasses.asdict(bucket) for bucket in kept]
     )
 
 
@@ -180,10 +192,12 @@ def _save_params(prepared: Prepared, folder: Path) -> None:
 
 
 def _write(prepared: Prepared, folder: Path) -> None:
-    outcome, config = prepared.outcome, prepared.config
-    if place := config.data.tokenizer or prepared.model.tokenizer_dir:
+    outcome, config, with_model = prepared.outcome, prepared.config, prepared.config.join.weights
+    place = config.data.tokenizer or prepared.model.tokenizer_dir
+    if with_model and place:
         importing.copy_tokenizer(pretrained.open_tokenizer(place), folder)
     origins = [{"file": _name(f), "provenance": rope.provenance(f)} for f, _ in prepared.ropes]
     rope.save(folder / "rope.json", outcome.rope_fn, {"made_by": "train.py", "joined": origins})
-    sealed.write_json(folder / "model.json", outcome.config.to_json_dict())
+    if with_model:
+        sealed.write_json(folder / "model.json", outcome.config.to_json_dict())
     resume.write_config(config, folder)

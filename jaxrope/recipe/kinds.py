@@ -141,15 +141,26 @@ def _search_leaves(prepared: Any, config: Config, folder: Path, expected: Expect
 def _leaves_outcome(prepared: Any, config: Config, folder: Path, expected: Expected) -> Expected:
     """A model, whose shape and rope are known."""
     outcome = dataclasses.replace(prepared.outcome, source=str(folder))
-    models = {**expected.models, str(folder): outcome}
-    with_model = dataclasses.replace(expected, models=models)
+    with_model = dataclasses.replace(expected, models={**expected.models, str(folder): outcome})
     if setup.is_own_rope(outcome.rope_fn, outcome.config):
         return with_model
     return _with_rope(with_model, folder, outcome.rope_fn)
 
 
+def _join_leaves(prepared: Any, config: Config, folder: Path, expected: Expected) -> Expected:
+    """A model with its rope, or the rope alone."""
+    if config.join.weights:
+        return _leaves_outcome(prepared, config, folder, expected)
+    return _with_rope(expected, folder, prepared.joined)
+
+
 def _has_model(folder: Path) -> bool:
     return bool(steps.whole_steps(folder))
+
+
+def _has_join(folder: Path) -> bool:
+    has_weights = (folder / "model.json").exists()
+    return _has_model(folder) if has_weights else (folder / "rope.json").exists()
 
 
 def _with_rope(expected: Expected, folder: Path, rope_fn: rope.RopeFn) -> Expected:
@@ -178,8 +189,8 @@ KINDS = {
         join.PROGRAM,
         what=lambda config: f"join of {len(config.join.ropes)} ropes",
         evaluated=_of_folder,
-        leaves=_leaves_outcome,
-        is_there=_has_model,
+        leaves=_join_leaves,
+        is_there=_has_join,
     ),
     "evaluate": Kind(
         None,

@@ -247,6 +247,7 @@ def _named(part: Part, name: str, stage: Row) -> Part:
         part,
         sections=[dataclasses.replace(section, stage=name) for section in part.sections],
         lines=lines,
+        evaluations=[{**content, "stage": name} for content in part.evaluations],
     )
 
 

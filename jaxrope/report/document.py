@@ -178,7 +178,7 @@ def _headlines(workdirs: Sequence[Workdir]) -> list[tuple[str, Headline]]:
     where there are none.
     """
     evaluated = [
-        (workdir.folder.title, sorted(workdir.part.evaluations, key=_is_task))
+        (workdir.folder.title, sorted(workdir.part.evaluations, key=_rank))
         for workdir in workdirs
         if workdir.part.evaluations
     ]
@@ -187,7 +187,9 @@ def _headlines(workdirs: Sequence[Workdir]) -> list[tuple[str, Headline]]:
     for name, (content, *others) in evaluated:
         if not _is_task(content):  # what others have found with the same model belongs to it
             others += [task for task in tasks if task["model"] == content["model"]]
-            headlines.append((name, headline.of_evaluation(evaluations.joined([content, *others]))))
+            inside = [other for other in others if _rank(other) == 1]
+            whole = evaluations.joined([content, *others])
+            headlines.append((name, headline.of_evaluation(whole, inside)))
     if headlines:
         return headlines
     searched = [
@@ -199,6 +201,16 @@ def _headlines(workdirs: Sequence[Workdir]) -> list[tuple[str, Headline]]:
     extends = any(part.generations or part.steps or part.evaluations for part in parts)
     undecided = Headline(NOTHING_YET, "open")
     return searched or ([("", undecided)] if extends else [])
+
+
+def _rank(content: Row) -> int:
+    """Returns 0 where perplexity beyond the model's own window was measured, 1 where inside alone,
+    2 where none.
+    """
+    if _is_task(content):
+        return 2
+    trained = tables.trained_len(content["model"]) or 0
+    return int(all(row["length"] <= trained for row in content["rows"]))
 
 
 def _is_task(content: Row) -> bool:

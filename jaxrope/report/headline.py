@@ -41,11 +41,13 @@ class Headline:
     evaluation: Row | None = None
 
 
-def of_evaluation(content: Row) -> Headline | None:
+def of_evaluation(content: Row, inside: Sequence[Row] = ()) -> Headline | None:
     """Returns the headline of an evaluation; None if it has no perplexity.
 
     Args:
       content: of eval.json; its rows may be joined by those of others of the same model.
+      inside: of others, with perplexity of other text inside the model's own window; "stage" says
+        of what.
     """
     rows = [row for row in content["rows"] if row["suite"] == "perplexity"]
     if not rows:
@@ -78,9 +80,13 @@ def of_evaluation(content: Row) -> Headline | None:
         if change in ("better", "worse"):
             old, new = old.partition(" ")[0], new.partition(" ")[0]
             sentence = f"{sentence[:-1]}; {name[0].lower()}{name[1:]}: {new} found, {old} before."
+    others = [_short(other, subject, other.get("stage", "other text")) for other in inside]
+    short = [_short(content, subject), *others]
+    for name, old, new, _ in (line for line in short if NOT_MEASURED not in line):
+        sentence = f"{sentence[:-1]}; {name[0].lower()}{name[1:]}: {new}, {old} before."
     windows = tables.num_windows(at_end[subject])
     title = f"Before and after{f', on {windows} windows of text' if windows else ''}"
-    cells = _table(content, gaps, subject, length)
+    cells = [*_table(content, gaps, subject, length), *short]
     return Headline(sentence, kind, title, cells, content)
 
 
@@ -248,7 +254,7 @@ def _table(content: Row, gaps: Sequence[Gap], subject: str, length: int) -> Cell
     number = tables.number(after["metrics"]["perplexity"])
     before = [tables.score(scored["perplexity", gap.label, length]) for gap in gaps]
     lines += _lines(length, gaps, before, [tables.score(after), *[number] * len(gaps)])
-    return [_header(subject), *lines, *_retrieval(content, subject), _short(content, subject)]
+    return [_header(subject), *lines, *_retrieval(content, subject)]
 
 
 def _before(rows: Sequence[Row]) -> Row | None:
@@ -291,8 +297,10 @@ def _apart(before: Row, after: Row) -> str:
     return "worse" if new["high"] < old["low"] else "not decided"
 
 
-def _short(content: Row, subject: str) -> list[str]:
-    """Returns the line of the loss inside the window that the model has had before."""
+def _short(content: Row, subject: str, text: str = "") -> list[str]:
+    """Returns the line of the loss inside the window that the model has had before; `text`: of
+    what.
+    """
     trained = tables.trained_len(content["model"]) or 0
     rows = [r for r in content["rows"] if r["suite"] == "perplexity" and r["length"] <= trained]
     mine = [row for row in rows if row["label"] == subject]
@@ -301,7 +309,8 @@ def _short(content: Row, subject: str) -> list[str]:
     losses = [f"{_nll(row):.3f}" if row else NOT_MEASURED for row in (before, after)]
     gap = before and math.isfinite(_nll(before)) and _gap(content, "", after, before)
     change = f"{gap.word}, {gap.nats()}" if gap and math.isfinite(gap.mean) else ""
-    return [f"Loss at {after['length'] if after else trained:,}", *losses, change]
+    of = f" of {text}" if text else ""
+    return [f"Loss{of} at {after['length'] if after else trained:,}", *losses, change]
 
 
 def _nll(row: Row) -> float:

@@ -16,6 +16,7 @@ from jaxrope.schema.rules import (
     One,
     Section,
     Select,
+    Switch,
     Text,
     Whole,
     field,
@@ -52,6 +53,7 @@ class Join(Section):
     PATH = "join"
 
     ropes: tuple = field(Many(Text(PLACES, least=1)))
+    weights: bool = field(Switch())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

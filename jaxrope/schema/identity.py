@@ -66,7 +66,7 @@ FREE = (
 _TRAINED = tuple(f"train.{name}" for name in rules(Train) if name != "param_dtype")
 _TRAINED += ("lora", "optimizer")
 _MIXED = ("data.mode", "data.needle_keys", "data.needle_share", "data.needle_weight")
-_MIXED += ("data.short_share", "data.long_share", "data.long_tokens")
+_MIXED += ("data.short_share", "data.long_share", "data.long_tokens", "data.chat_share")
 _BY_ALL = ("train.param_dtype",)  # weights are read in this dtype, whatever is done with them
 # program -> sections and keys that it does not read, _BY_ALL excepted
 UNREAD: dict[str, tuple[str, ...]] = {

@@ -334,6 +334,7 @@ class Data(Section):
     mode: str = field(Choice(("chunk", "pack", "concat")))
     long_share: float = field(_SHARE)
     long_tokens: int = field(Whole(0, unit="tokens"))
+    chat_share: float = field(Number(least=0, below=1))
     needle_share: float = field(_SHARE)
     needle_keys: int = field(Whole(1, MOST_KEYS, unit="needles"))
     needle_weight: float = field(Number(above=0))
@@ -350,6 +351,11 @@ class Data(Section):
             raise InputError(
                 f"data.held_out is a share of data.train_files, in place of data.eval_files, got "
                 f"{self.held_out:g} beside data.{other}. Leave one of them out."
+            )
+        if self.chat_share and self.sources:
+            raise InputError(
+                "data.chat_share is of data.train_files, got "
+                f"{self.chat_share:g} beside data.sources. Give the sources weights instead."
             )
         if self.needle_share + self.short_share > 1:
             raise InputError(

@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from jaxrope.search import gradient as gradient
     from jaxrope.search import plan as plan
     from jaxrope.search.cost import dry_run as dry_run
+    from jaxrope.search.cost import measured as measured
     from jaxrope.search.cost import planned as planned
-    from jaxrope.search.cost import speed as speed
     from jaxrope.search.objective import Objective as Objective
     from jaxrope.search.objective import Task as Task
     from jaxrope.search.objective import lay_out_weighted as lay_out_weighted
@@ -33,7 +33,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["evaluator", "gradient", "plan"],
     submod_attrs={
-        "cost": ["dry_run", "planned", "speed"],
+        "cost": ["dry_run", "measured", "planned"],
         "objective": ["Objective", "Task", "lay_out_weighted", "perplexity", "register"],
         "preparing": ["prepare"],
         "problem": ["Problem"],

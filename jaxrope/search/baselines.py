@@ -17,6 +17,7 @@ from jaxrope.store import files
 
 SEEDS = ("pi", "ntk", "yarn")  # LongRoPE, Algorithm 1: the first individuals
 METHODS = ("pi", "ntk", "dynamic_ntk", "yarn")
+CONFIGURED = "configured"  # config.rope
 _YARN = schema.model.Yarn(method="yarn", factor=1.0)
 BETAS = dict(beta_fast=_YARN.beta_fast, beta_slow=_YARN.beta_slow)  # those of its paper
 
@@ -225,7 +226,7 @@ def make(
         baselines = _of_model(config, model, trained, is_recovery(config, extended))
         configured = _bucket(rope_fn, config.target_len)
         if configured.factors not in [baseline.bucket.factors for baseline in baselines]:
-            baselines.append(Baseline("configured", configured, True))
+            baselines.append(Baseline(CONFIGURED, configured, True))
     baselines += _listed(config, model, [baseline.name for baseline in baselines], expected)
     return [
         Baseline(b.name, dataclasses.replace(b.bucket, max_len=config.target_len), b.is_seed)

@@ -39,12 +39,15 @@ def run(problem: Problem, bench: Bench) -> list[dict]:
 
 def own(problem: Problem) -> list[Named]:
     """Returns each baseline with its own attention factor; where the search has one for all of
-    them, also with that.
+    them, also with that, and with that alone where it is the model's, which goes on to have it at
+    other lengths.
     """
-    pairs = []
+    pairs, number = [], problem.attention_factor
     for baseline in problem.baselines:
+        if problem.config.search.attention_factor == "rope":
+            pairs.append((baseline.name, _with(baseline.bucket, number)))
+            continue
         pairs.append((baseline.name, baseline.bucket))
-        number = problem.attention_factor
         if not problem.attention_is_searched and baseline.bucket.attention_factor != number:
             pairs.append((baseline.name, _with(baseline.bucket, number)))
     return pairs

@@ -113,10 +113,12 @@ def _untimed(problem: Problem, expected: Expected) -> str:
 
 class Rate(NamedTuple):
     """Forward tokens a second; `length`: of the sample that was measured, shorter than those of the
-    search where one of these takes too long; 0: as long."""
+    search where one of these takes too long; 0: as long; `ready`: seconds until the weights were
+    there and the forward pass was compiled."""
 
     tokens: float
     length: int
+    ready: float
 
 
 def _times(problem: Problem, tokens: int) -> dict[str, str]:
@@ -132,13 +134,11 @@ def _times(problem: Problem, tokens: int) -> dict[str, str]:
     return rows
 
 
-def speed(problem: Problem) -> float:
-    """Returns forward tokens a second, measured for a minute at most."""
-    return measured(problem).tokens
-
-
-def measured(problem: Problem) -> Rate:
-    """Measures one sample of one batch: of half the length, a quarter, ... where it is long."""
+def measured(problem: Problem, lasting: float = 0.0) -> Rate:
+    """Measures one sample of one batch, again and again for `lasting` seconds: of half the length,
+    a quarter, ... where it is long.
+    """
+    begin = time.perf_counter()
     judge, length = problem.objective, problem.config.target_len
     is_cpu = sharding.platform(problem.mesh) == "cpu"
     limit = _CPU_OPERATIONS if is_cpu else _ACCELERATOR_OPERATIONS
@@ -158,13 +158,16 @@ def measured(problem: Problem) -> Rate:
     bucket = problem.baselines[0].bucket
     candidate = build_rope(problem, bucket.factors, 0, problem.attention_factor)
     evaluator.evaluate(sample_evaluator, [candidate])  # compiles
-    start = time.perf_counter()
-    evaluator.evaluate(sample_evaluator, [candidate])
-    seconds = time.perf_counter() - start
+    start, count = time.perf_counter(), 0
+    while not count or time.perf_counter() < start + lasting:
+        evaluator.evaluate(sample_evaluator, [candidate])
+        count += 1
+    seconds = (time.perf_counter() - start) / count
+    ready = start - begin
     if length == problem.config.target_len:
-        return Rate(_batch(problem) * judge.cycle * judge.sample_tokens / seconds, 0)
+        return Rate(_batch(problem) * judge.cycle * judge.sample_tokens / seconds, 0, ready)
     share = _operations(problem, problem.config.target_len) / _operations(problem, length)
-    return Rate(_batch(problem) * problem.config.target_len / (seconds * share), length)
+    return Rate(_batch(problem) * problem.config.target_len / (seconds * share), length, ready)
 
 
 def _operations(problem: Problem, length: int) -> float:

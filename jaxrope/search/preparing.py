@@ -65,6 +65,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         prefilter=_prefilter(config, shape, all_baselines, trained),
         baselines=all_baselines,
         trained_len=trained,
+        recovers=baselines.is_recovery(config, extended),
         attention_factor=baselines.attention_factor(config, shape, extended),
         attention_range=baselines.attention_range(config, shape, extended),
         mesh=mesh,

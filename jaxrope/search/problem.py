@@ -58,6 +58,7 @@ class Problem:
       prefilter: of the children that are evaluated.
       baselines: the baselines; most of them are also seeds.
       trained_len: tokens that the methods stretch and that bound the factors.
+      recovers: factors are searched for a length that config.rope serves already.
       attention_factor: of all candidates; where it is searched, that of the su law.
       attention_range: what it may be.
       mesh: whose devices share the work; an abstract one where this machine has too few.
@@ -78,6 +79,7 @@ class Problem:
     prefilter: prefilter.Prefilter
     baselines: list[Baseline]
     trained_len: int
+    recovers: bool
     attention_factor: float
     attention_range: tuple[float, float]
     mesh: Mesh | AbstractMesh

@@ -7,6 +7,9 @@ not tell a baseline from the best, a second look at AGAIN times as many decides 
 and all others that are as near. The difference from the best baseline has an interval: of the mean
 of paired differences, by Student's t, so wide that both looks together are right 95% of the time.
 
+In a recovery, a search for a length that the extended model serves already, its own factors are the
+result unless the best is better than they are beyond chance: one set for all lengths is simpler.
+
 A measurement is a line of the journal of kind "judged", or "judged again"; with
 search.judge.num_samples 0 the samples of the search stand for fresh ones.
 """
@@ -20,6 +23,7 @@ import numpy as np
 from scipy import special
 
 from jaxrope.search import candidates
+from jaxrope.search.baselines import CONFIGURED
 from jaxrope.search.candidates import Candidate
 from jaxrope.search.judging import Judge
 from jaxrope.search.loop import Bench
@@ -68,9 +72,10 @@ class Verdict:
             return "There is no baseline to compare with."
         where = f"on {self.draws} {'fresh ' if self.fresh else ''}samples"
         if self.result.is_baseline:
+            chance = " beyond chance" if self.result.name == CONFIGURED else ""
             return (
                 f"The result is a baseline, {self.result.name}: {where} nothing that was searched "
-                "is better."
+                f"is better{chance}."
             )
         ends = "" if self.interval is None else " [{:+.4f}, {:+.4f}]".format(*self.interval)
         against = f"{self.difference:+.4f}{ends} against the best baseline, {self.baseline.name}"
@@ -112,9 +117,11 @@ def run(problem: Problem, bench: Bench, pool: Sequence[Candidate], judge: Judge)
       judge: of `judge_of`.
     """
     chosen = finalists(pool, problem.config.search.judge.finalists, problem.objective)
+    kept = CONFIGURED if problem.recovers else ""
     bench.meter.extend("judging", max(0, len(chosen) - most(problem)) * tokens(problem))
     if judge is problem.objective:
-        return decide(chosen, _losses(problem, bench, FIRST_LOOK, judge, chosen), fresh=False)
+        losses_PB = _losses(problem, bench, FIRST_LOOK, judge, chosen)
+        return decide(chosen, losses_PB, fresh=False, kept=kept)
     on_fresh = bench.on(judge, problem.mesh)
     losses_PB = _losses(problem, on_fresh, FIRST_LOOK, judge, chosen)
     left, again = undecided(chosen, losses_PB), {}
@@ -125,7 +132,7 @@ def run(problem: Problem, bench: Bench, pool: Sequence[Candidate], judge: Judge)
         on_more, named = bench.on(more, problem.mesh), [chosen[place] for place in left]
         rows = _losses(problem, on_more, SECOND_LOOK, more, named)
         again = dict(zip(left, rows, strict=True))
-    return decide(chosen, losses_PB, again=again, fresh=True)
+    return decide(chosen, losses_PB, again=again, fresh=True, kept=kept)
 
 
 def _losses(problem: Problem, bench: Bench, kind: str, judge: Judge, chosen) -> np.ndarray:
@@ -213,7 +220,12 @@ def tokens(problem: Problem) -> int:
 
 
 def decide(
-    chosen: Sequence[Candidate], losses_PB: np.ndarray, *, fresh: bool, again: dict | None = None
+    chosen: Sequence[Candidate],
+    losses_PB: np.ndarray,
+    *,
+    fresh: bool,
+    again: dict | None = None,
+    kept: str = "",
 ) -> Verdict:
     """Returns the verdict of losses of the same B draws, one row a candidate.
 
@@ -223,6 +235,7 @@ def decide(
       fresh: they chose nothing.
       again: place -> losses of the draws of a second look. Of all others the loss is that of the
         best, and the difference of the first look.
+      kept: name of the baseline that is the result unless the best is better beyond chance.
     """
     again, means = again or {}, _means(losses_PB)
     read = {place: np.append(losses_PB[place], more) for place, more in again.items()}
@@ -233,14 +246,18 @@ def decide(
             means[place] = losses.mean()
     places = np.arange(len(chosen))
     order = np.lexsort([places, means, [place not in read for place in places]]).tolist()
-    first = order[0]
     read = read or dict(enumerate(losses_PB))
+    confidence = _OF_TWO_LOOKS if fresh else _CONFIDENCE
+    for place in (place for place in order[1:] if chosen[place].name == kept and place in read):
+        interval = paired_interval(read[order[0]] - read[place], confidence)
+        if interval is None or interval[1] >= 0:
+            order = [place, *(other for other in order if other != place)]
+    first = order[0]
     measured = [place for place in order if np.isfinite(means[place])]
     known = next((place for place in measured if chosen[place].is_baseline), None)
     difference, interval = 0.0, None
     if known is not None and known != first:
         difference_B = read[first] - read[known]
-        confidence = _OF_TWO_LOOKS if fresh else _CONFIDENCE
         difference = float(difference_B.mean())
         interval = paired_interval(difference_B, confidence)
     return Verdict(

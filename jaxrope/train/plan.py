@@ -273,6 +273,7 @@ def _loader(config, model: decoder.DecoderConfig, documents, tokenizer):
             section.sources,
             long_share=section.long_share,
             long_tokens=section.long_tokens or config.train.seq_len,
+            chat_share=section.chat_share,
         ),
         **special,
     )
