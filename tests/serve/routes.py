@@ -21,6 +21,11 @@ def extended(books_6m, kind: str) -> pretrained.Pretrained:
     return dataclasses.replace(model, rope_fn=rope_fn)
 
 
+def where(length: int) -> str:
+    """Returns the column of the table for a length."""
+    return "inside" if length <= ORIGINAL else "beyond"
+
+
 def _sets(*factors, attention=(1.1,) * 2):
     borders = (ORIGINAL, LONGEST)[-len(factors) :]
     rows = zip(borders, factors, attention, strict=False)
