@@ -339,9 +339,10 @@ def _router(args):
 
 def _route(args) -> None:
     """Send each request to the shortest server that its prompt and its answer fit in."""
-    from aiohttp import web
+    app = _router(args).app()
+    from aiohttp import web  # behind what says that it is missing
 
-    web.run_app(_router(args).app(), host=args.host, port=args.port, handler_cancellation=True)
+    web.run_app(app, host=args.host, port=args.port, handler_cancellation=True)
 
 
 def _route_dry_run(args) -> str:

@@ -133,7 +133,7 @@ def _linear(hf_rope: HfRope) -> list[str]:
 
 def _yarn(hf_rope: HfRope) -> list[str]:
     section = hf_rope.section
-    sentences = ["transformers uses the same frequencies and attention factor at every length."]
+    sentences = ["Every program uses the same frequencies and attention factor at every length."]
     if section["factor"] * hf_rope.original_len != hf_rope.max_len:
         sentences.append(
             "transformers 4 takes max_position_embeddings / original length,"
@@ -143,11 +143,11 @@ def _yarn(hf_rope: HfRope) -> list[str]:
     usual = rope.attention_factor(
         "yarn", factor=section["factor"], original_len=hf_rope.original_len
     )
-    if not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
+    borders = (section["beta_fast"], section["beta_slow"])
+    if borders != (32.0, 1.0) or not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
         sentences.append(
-            f"llama.cpp's converter and older vLLM compute the attention factor as 0.1 ln(factor) +"
-            f" 1, {usual:.6g}, and will differ from {section['attention_factor']:.6g}; vLLM 0.32"
-            " reads it, and a file of export --to=gguf has it."
+            "llama.cpp's converter takes the usual borders, 32 and 1 turns, and attention factor,"
+            f" {usual:.6g}, in place of its own: write the GGUF with export --to=gguf."
         )
     return sentences
 
