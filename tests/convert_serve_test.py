@@ -142,7 +142,7 @@ def routed(tmp_path, scenario, *, second=True):
             names = ("short", "long")
             servers = [await stack.enter_async_context(running(fake(n, events))) for n in names]
             servers[1] = servers[1] if second else "http://127.0.0.1:9"
-            front = router.Router(str(tmp_path / "out"), servers).app()
+            front = router.Router(str(tmp_path / "out"), servers, answer_tokens=16).app()
             front = await stack.enter_async_context(running(front))
             session = await stack.enter_async_context(aiohttp.ClientSession())
             await scenario(session, front, events)
@@ -182,6 +182,9 @@ def test_requests_go_to_the_shortest_server_that_they_fit(tmp_path):
                 message = {"role": "user", "content": content}
                 body = dict(messages=[message], max_completion_tokens=4)
                 assert (await post(session, chat, **body))[1]["by"] == name
+        for letters, name in ((13, "short"), (14, "long")):  # with room for 16
+            body = dict(messages=[{"role": "user", "content": "#" * letters}])
+            assert (await post(session, chat, **body))[1]["by"] == name
         status, answer = await post(session, f"{chat}?a=1", messages=[message], max_tokens=9)
         assert answer["path"] == "/v1/chat/completions?a=1"
         async with session.get(f"{front}/v1/models") as answer:
@@ -240,4 +243,4 @@ def test_the_number_of_servers(tmp_path):
 
     profile.write(model(tmp_path, 32, 64), tmp_path / "out", exporting.Settings())
     with pytest.raises(InputError, match="must name 2 servers, those for 32, 64 tokens in this"):
-        router.Router(str(tmp_path / "out"), ["http://x"])
+        router.Router(str(tmp_path / "out"), ["http://x"], 16)

@@ -14,7 +14,6 @@ from jaxrope import data
 from jaxrope.convert import profile
 from jaxrope.errors import InputError
 
-ANSWER_TOKENS = 1024
 _COMPLETION_TOKENS = 16  # of OpenAI, where a completion names no max_tokens
 _MAX_BYTES = 2**28
 _OF_HOP = ("connection", "keep-alive", "transfer-encoding", "upgrade", "host", "content-length")
@@ -27,8 +26,17 @@ class Router:
       servers: length in tokens -> address, ascending.
     """
 
-    def __init__(self, folder: str, servers: Sequence[str], answer_tokens: int = ANSWER_TOKENS):
-        """Raises InputError if there is not one server for each length."""
+    def __init__(self, folder: str, servers: Sequence[str], answer_tokens: int):
+        """Reads the tokenizer and the chat template.
+
+        Args:
+          folder: that `profile.write` made.
+          servers: addresses, by ascending length.
+          answer_tokens: room for the answer to a chat that names no max_tokens.
+
+        Raises:
+          InputError: there is not one server for each length, or no tokenizer.
+        """
         lengths = profile.lengths_of(folder)
         if len(servers) != len(lengths):
             raise InputError(
