@@ -108,7 +108,8 @@ serve: $(VENV)/.test
 # Of llama.cpp alone, whose environment is made in half a minute: two sets of factors.
 serve-quick: $(VENV)/.test
 	@$(PART) "environment $(SERVE)" $(MAKE) --no-print-directory $(SERVE)/.done
-	@$(PART) serve-quick $(BIN)/python -m pytest tests/serve/llama_cpp_test.py -k "sets or put_into"
+	@$(PART) serve-quick $(BIN)/python -m pytest $(SLOW_ARGS) tests/serve/llama_cpp_test.py \
+	  -k "sets and not law or put_into"
 	$(TABLE)
 
 mutate: environment

@@ -8,7 +8,7 @@ import asyncio
 import json
 from collections.abc import Mapping, Sequence
 
-from aiohttp import ClientError, ClientSession, ClientTimeout, web
+from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 from jaxrope import data
 from jaxrope.convert import profile
@@ -59,8 +59,9 @@ class Router:
         return app
 
     async def _client(self, app: web.Application):
-        timeout = ClientTimeout(total=None, connect=10)
-        async with ClientSession(timeout=timeout, auto_decompress=False) as self._session:
+        how = dict(timeout=ClientTimeout(total=None, connect=10), auto_decompress=False)
+        connector = TCPConnector(limit=0, force_close=True)  # a kept one may end as it is used
+        async with ClientSession(connector=connector, **how) as self._session:
             yield
 
     async def _health(self, request: web.Request) -> web.StreamResponse:
@@ -117,19 +118,20 @@ class Router:
         headers = {k: v for k, v in request.headers.items() if k.lower() not in _OF_HOP}
         content = await request.read()
         try:
-            async with self._session.request(
+            answer = await self._session.request(
                 request.method, server + request.path_qs, headers=headers, data=content
-            ) as answer:
-                response = web.StreamResponse(status=answer.status, reason=answer.reason)
-                kept = ((k, v) for k, v in answer.headers.items() if k.lower() not in _OF_HOP)
-                response.headers.extend(kept)
-                await response.prepare(request)
-                async for piece in answer.content.iter_any():
-                    await response.write(piece)
-                await response.write_eof()
-                return response
+            )
         except (ClientError, TimeoutError) as error:
             return _error(502, f"The server {server} does not answer: {error!r}", "server_error")
+        async with answer:
+            response = web.StreamResponse(status=answer.status, reason=answer.reason)
+            kept = ((k, v) for k, v in answer.headers.items() if k.lower() not in _OF_HOP)
+            response.headers.extend(kept)
+            await response.prepare(request)
+            async for piece in answer.content.iter_any():
+                await response.write(piece)
+            await response.write_eof()
+            return response
 
 
 def _in_words(message: Mapping) -> dict:
