@@ -110,7 +110,7 @@ SAME = {"f16": 0.995, "bf16": 0.99, "q8_0": 0.975}
 
 @pytest.mark.parametrize("dtype", SAME)
 def test_a_real_model_in_other_dtypes(tmp_path, record, books_6m, book_ids, dtype):
-    model = routes.extended(books_6m, "two sets")
+    model = routes.extended(books_6m, "yarn")
     files = [tmp_path / f"{name}.gguf" for name in (dtype, "dequantised")]
     gguf_export.export(model, files[0], exporting.Settings(dtype=dtype))
     dequantised = dataclasses.replace(pretrained.load(files[0]), rope_fn=model.rope_fn)
@@ -120,7 +120,7 @@ def test_a_real_model_in_other_dtypes(tmp_path, record, books_6m, book_ids, dtyp
         found = compare(dequantised, book_ids, length, answers, number)
         cells = {routes.where(length): found["off"], "greedy": found["greedy"]}
         cells |= dict(KL=found["divergence"], first_choices=found["same"])
-        record(f"two sets, GGUF {dtype}", f"llama.cpp {answers['version']}", **cells)
+        record(f"yarn, GGUF {dtype}", f"llama.cpp {answers['version']}", **cells)
         assert found["divergence"] < 1e-3 and found["same"] > SAME[dtype]
         assert dtype != "f16" or found["rare"] < 5e-3
         found = compare(dequantised, book_ids, length, answers, number + 3)
