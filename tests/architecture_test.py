@@ -62,6 +62,7 @@ ONLY_IN = {
     "gguf": ("jaxrope/convert/gguf_weights.py",),
     "sentencepiece": ("jaxrope/data/pieces.py",),
     "huggingface_hub": ("jaxrope/convert/hub.py",),
+    "aiohttp": ("jaxrope/convert/",),
     "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
     "tensorboardX": ("jaxrope/train/",),
     "lm_eval": ("jaxrope/evaluate/harness_lm.py",),

@@ -115,7 +115,7 @@ def test_what_llama_cpp_reads_of_a_rope(tmp_path):
     np.testing.assert_array_equal(rows["rope_factors_short"], np.float32(SHORT))
     scaling, rows = found("llama, own yarn")
     multiple = 1.25 / (1 + 0.1 * np.log(4))  # llama.cpp multiplies YaRN's own by it
-    yarn = {"type": "yarn", "factor": 4.0, "yarn_beta_fast": 20.0, "yarn_beta_slow": 0.5}
+    yarn = {"type": "yarn", "factor": 4.0}
     yarn = {f"rope.scaling.{key}": value for key, value in yarn.items()}
     assert scaling == original | yarn | {"rope.scaling.attn_factor": pytest.approx(multiple)}
     assert not rows and found("llama, plain")[0] == {}

@@ -74,9 +74,13 @@ def test_what_vllm_reads(tmp_path):
     """Its own rule: the two mscales, whatever attention_factor says."""
     buckets = rows(32, 256, attention=(1.1, 1.4))
     convert(saved(tmp_path, rope_of(buckets=buckets)), tmp_path / "out", Settings("vllm"))
-    flag, value = shlex.split((tmp_path / "out").read_text())
+    flag, value, length = shlex.split((tmp_path / "out").read_text())
     content = json.loads(value)
-    assert flag == "--hf-overrides" and content["rope_parameters"] == content["rope_scaling"]
+    assert (
+        length == "--max-model-len=256"
+        and flag == "--hf-overrides"
+        and content["rope_parameters"] == content["rope_scaling"]
+    )
     section = content["rope_parameters"]
     assert (section["short_factor"], section["long_factor"]) == (SHORT, LONG)
     assert (section["short_mscale"], section["long_mscale"]) == (1.1, 1.4)
@@ -129,7 +133,8 @@ SAID = {
         "transformers takes `short_factor` while the longest sequence of a batch has at most 32",
         "keys cached on the short side are not rotated anew",
         "`long_factor` as soon as `--max-model-len` exceeds 32, for short prompts as well",
-        "SGLang takes `long_factor` for a whole batch once one sequence of it has more than 33",
+        "opens at 32 tokens unless it is told: vllm serve FOLDER --max-model-len=256",
+        "SGLang, as read in its source, takes `long_factor` for a whole batch once one sequence",
         "llama.cpp's converter drops the factors of this architecture",
     ),
     "hf-phi3": (
@@ -137,7 +142,7 @@ SAID = {
         "llama.cpp takes one set for a context, by its allocated size (`-c`)",
         "transformers 4 refuses this config",
     ),
-    "vllm": ("vLLM takes one set for good", "unless it is told: pass --max-model-len=256"),
+    "vllm": ("vLLM takes one set for good", "vllm serve MODEL"),
     "jaxrope": ("each sequence takes the factors of its own length, up to 32, 256 tokens",),
 }
 UNSAID = {
@@ -229,33 +234,25 @@ def test_a_folder_has_the_rope_of_its_import(tmp_path, name):
 
 
 @pytest.mark.parametrize("factor", [2.0, 4.0])
-def test_a_scaling_that_grows_is_of_vllms_own_type(tmp_path, factor):
-    """vLLM has one base: that of the longest text, factor * original."""
+def test_a_scaling_that_grows_has_one_length_elsewhere(tmp_path, factor):
+    """In vLLM and llama.cpp: the factors of the longest text, factor * original."""
     rope_fn = rope.make("dynamic_ntk", head_dim=16, theta=1e4, original_len=32, factor=factor)
     path = tmp_path / "config.json"
     config = dict(model_type="llama", head_dim=16, max_position_embeddings=32)
     scaling = dict(rope_type="dynamic", factor=factor, rope_theta=1e4)
     path.write_text(json.dumps(config | dict(rope_parameters=scaling)))
-    line, *_ = convert(path, tmp_path / "out", Settings("vllm"))
-    assert "vLLM fixes it for factor * 32" in line
-    keys = json.loads(shlex.split((tmp_path / "out").read_text())[1])
-    section = keys["rope_parameters"]
-    assert (section["rope_type"], section["factor"]) == ("dynamic", factor)
-    longest, original, dim = factor * 32, keys["max_position_embeddings"], 16
-    base = section["rope_theta"] * ((factor * longest / original) - (factor - 1)) ** (
-        dim / (dim - 2)
-    )
-    expected = base ** -(np.arange(0, dim, 2) / dim)
-    ours = rope_fn.geometry.base_inv_freq / np.asarray(rope_fn.bucket(int(longest)).factors)
-    np.testing.assert_allclose(ours, expected, rtol=1e-9)
-    convert(tmp_path / "out", tmp_path / "hf", Settings("hf-llama"))
-    needs("gguf")
+    said = " ".join(convert(path, tmp_path / "hf", Settings("hf-llama")))
+    assert "vLLM 0.32 does not extend by it: beyond 32 tokens" in said
+    longest = int(factor * 32)
     for source in (path, tmp_path / "hf"):
-        with pytest.raises(InputError, match="llama.cpp cannot express this rope: method 'dynamic"):
-            into_gguf(source, tmp_path / "x")
-        into_gguf(source, tmp_path / "x", allow_lossy=True)
-        long = read(tmp_path / "x").rope_fn.bucket(int(longest))
-        np.testing.assert_allclose(long.factors, rope_fn.bucket(int(longest)).factors, rtol=1e-6)
+        for form, name in (("vllm", "vLLM"), ("gguf", "llama.cpp")):
+            needs(form)
+            target = tmp_path / form
+            with pytest.raises(InputError, match=f"{name} cannot express this rope: method 'dyn"):
+                written(source, target, form)
+            written(source, target, form, allow_lossy=True)
+            long, expected = (fn.bucket(longest) for fn in (read(target).rope_fn, rope_fn))
+            np.testing.assert_allclose(long.factors, expected.factors, rtol=1e-6)
 
 
 def test_lengths_of_factors(tmp_path):

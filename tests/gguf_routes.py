@@ -36,7 +36,8 @@ def _sets(*factors, attention=1.0):
 
 
 _YARN = dict(method="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0)
-OWN_YARN = _YARN | dict(beta_fast=20.0, beta_slow=0.5, attention_factor=1.25)
+OWN_YARN = _YARN | dict(attention_factor=1.25)
+_BORDERS = OWN_YARN | dict(beta_fast=9.0, beta_slow=0.5)  # which llama.cpp does not read
 _LLAMA3 = dict(method="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0)
 _LLAMA3 |= dict(max_len=LONGEST)
 _ONE, _TWO = _sets(LONG, attention=1.17), _sets(SHORT, LONG, attention=1.1)
@@ -47,6 +48,7 @@ ROUTES = {
     "llama, two sets": (_LLAMA, _TWO, "llama"),
     "llama, yarn": (_LLAMA, _YARN, "llama"),
     "llama, own yarn": (_LLAMA, OWN_YARN, "llama"),
+    "llama, yarn's borders": (_LLAMA, _BORDERS, "llama"),
     "llama, fractional yarn": (_LLAMA, _YARN | dict(truncate=False), "llama"),
     "llama, pi": (_LLAMA, dict(method="pi", factor=4.0), "llama"),
     "llama, ntk": (_LLAMA, dict(method="ntk", factor=4.0), "llama"),

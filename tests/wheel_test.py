@@ -25,7 +25,7 @@ from tests.processes import ROOT, environment
 PROGRAMS = "analyse convert demo evaluate extend generate recipe report search train".split()
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 # Files that nothing imports unless the user asks for what an extra is for.
-OF_AN_EXTRA = ("jaxrope/evaluate/harness_lm.py",)
+OF_AN_EXTRA = ("jaxrope/convert/router.py", "jaxrope/evaluate/harness_lm.py")
 
 
 @pytest.fixture

@@ -7,6 +7,8 @@ python -m jaxrope.convert export WORKDIR_OR_CHECKPOINT OUT_HF_DIR --arch=phi3
 python -m jaxrope.convert export WORKDIR OUT_PEFT_DIR --adapter
 python -m jaxrope.convert export MODEL OUT.gguf --to=gguf --rope=rope.json
 python -m jaxrope.convert gguf MODEL.gguf OUT.gguf --rope=rope.json
+python -m jaxrope.convert serve MODEL OUT --rope=rope.json
+python -m jaxrope.convert route OUT --servers=http://localhost:8001,http://localhost:8002
 python -m jaxrope.convert rope rope.json config.json --format=hf-phi3
 """
 
@@ -15,6 +17,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from jaxrope.errors import InputError
 from jaxrope.shell import Command, cli
 
 FORMATS = ("jaxrope", "hf-llama", "hf-phi3", "vllm")  # of rope_formats, for --help
@@ -108,12 +111,18 @@ def _export_arguments(parser) -> None:
     )
 
 
+def _model(args, **how):
+    """Returns the model of a command line, with the rope that it names; how: of pretrained.load."""
+    from jaxrope.convert import pretrained
+
+    model = pretrained.load(args.source, dtype=None, **how)
+    return model if args.rope is None else pretrained.with_rope(model, args.rope)
+
+
 def _export_adapter(args) -> None:
     from jaxrope.convert import exporting, pretrained
 
-    model = pretrained.load(args.source, dtype=None, merge=False)
-    if args.rope is not None:
-        model = pretrained.with_rope(model, args.rope)
+    model = _model(args, merge=False)
     settings = exporting.Settings(
         dtype=args.dtype, allow_lossy=args.allow_lossy, overwrite=args.overwrite
     )
@@ -123,7 +132,7 @@ def _export_adapter(args) -> None:
 
 
 def _check_adapter_arguments(args) -> None:
-    from jaxrope.errors import InputError, choose
+    from jaxrope.errors import choose
 
     choose("--to", args.to, _TARGETS)
     if args.adapter and args.to != "hf":
@@ -154,9 +163,7 @@ def _export(args) -> None:
         return
     if args.arch is not None:
         exporting.check_arch(args.arch, pretrained.read_config(args.source))
-    model = pretrained.load(args.source, dtype=None)
-    if args.rope is not None:
-        model = pretrained.with_rope(model, args.rope)
+    model = _model(args)
     settings = exporting.Settings(
         dtype=args.dtype,
         allow_lossy=args.allow_lossy,
@@ -173,13 +180,11 @@ def _export(args) -> None:
 
 def _export_dry_run(args) -> str:
     from jaxrope import decoder
-    from jaxrope.convert import exporting, gguf_export, pretrained, rope_export
+    from jaxrope.convert import exporting, gguf_export, rope_export
 
     _check_adapter_arguments(args)
     _check_target(args)
-    model = pretrained.load(args.source, dtype=None, weights=False)
-    if args.rope is not None:
-        model = pretrained.with_rope(model, args.rope)
+    model = _model(args, weights=False)
     if args.to == "gguf":
         settings = exporting.Settings(
             dtype=args.dtype, allow_lossy=args.allow_lossy, arch=args.arch
@@ -265,6 +270,86 @@ def _gguf_dry_run(args) -> str:
     return _would_write(lines, args.target)
 
 
+def _serve_arguments(parser) -> None:
+    parser.add_argument(
+        "source",
+        metavar="WORKDIR_OR_CHECKPOINT",
+        help=f"a workdir, one step of it, or a folder with {_SOURCES}",
+    )
+    parser.add_argument("target", metavar="OUT", help="folder to make; must not exist, or be empty")
+    parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default as stored")
+    parser.add_argument("--arch", help="llama or phi3; by default the model's own")
+    parser.add_argument(
+        "--rope", metavar="rope.json", help="these factors instead of the model's own rope"
+    )
+    parser.add_argument(
+        "--allow_lossy",
+        action="store_true",
+        help="write although Hugging Face cannot express all of the rope",
+    )
+
+
+def _serve(args) -> None:
+    """Make a folder for each length bucket, for servers that know one set of factors (vLLM)."""
+    from jaxrope.convert import exporting, folders, profile
+
+    folders.check_target(args.target)
+    settings = exporting.Settings(dtype=args.dtype, arch=args.arch, allow_lossy=args.allow_lossy)
+    lines = profile.write(_model(args), args.target, settings)
+    _report_lines(lines, args.target)
+
+
+def _serve_dry_run(args) -> str:
+    from jaxrope.convert import folders, profile, rope_export
+
+    folders.check_target(args.target)
+    parts = profile.of_buckets(_model(args, weights=False))
+    for part in parts:
+        hf_rope = rope_export.express(part.config, part.rope_fn)
+        rope_export.check(hf_rope, allow_lossy=args.allow_lossy)
+    lengths = ", ".join(str(part.config.max_len) for part in parts)
+    return _would_write([f"{args.source}: folders for up to {lengths} tokens"], args.target)
+
+
+def _route_arguments(parser) -> None:
+    parser.add_argument("folder", metavar="OUT", help="folder that serve made")
+    parser.add_argument(
+        "--servers", required=True, help="addresses of the servers, by ascending length"
+    )
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on; %(default)s")
+    parser.add_argument("--port", type=int, default=8000, help="%(default)s by default")
+    parser.add_argument(
+        "--answer_tokens",
+        type=int,
+        default=1024,
+        help="room for the answer to a chat that names no max_tokens; %(default)s by default",
+    )
+
+
+def _router(args):
+    try:
+        from jaxrope.convert import router
+    except ImportError as error:
+        raise InputError(
+            f"The router needs the package `{error.name}`, which is not installed. Install it: "
+            "pip install 'jaxrope[router]'."
+        ) from None
+    return router.Router(args.folder, args.servers.split(","), args.answer_tokens)
+
+
+def _route(args) -> None:
+    """Send each request to the shortest server that its prompt and its answer fit in."""
+    app = _router(args).app()
+    from aiohttp import web  # behind what says that it is missing
+
+    web.run_app(app, host=args.host, port=args.port, handler_cancellation=True)
+
+
+def _route_dry_run(args) -> str:
+    rows = _router(args).servers.items()
+    return "\n".join(f"up to {length} tokens: {server}" for length, server in rows)
+
+
 def _would_write(lines: list[str], target: str) -> str:
     return "\n".join([*lines, f"would write {target}"])
 
@@ -288,6 +373,8 @@ COMMANDS = {
     "export": Command(arguments=_export_arguments, run=_export, dry_run=_export_dry_run),
     "gguf": Command(arguments=_gguf_arguments, run=_gguf, dry_run=_gguf_dry_run),
     "rope": Command(arguments=_rope_arguments, run=_rope, dry_run=_rope_dry_run),
+    "serve": Command(arguments=_serve_arguments, run=_serve, dry_run=_serve_dry_run),
+    "route": Command(arguments=_route_arguments, run=_route, dry_run=_route_dry_run),
 }
 
 

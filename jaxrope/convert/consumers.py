@@ -1,7 +1,7 @@
 """How each program applies a rope: to short prompts, to long ones, and where it switches.
 
-As read in the sources of transformers 5.23, vLLM since pull request 27431 and SGLang; as run by
-llama.cpp 0.6, with our GGUF files (`make serve`) and with its converter's of October 2026.
+As transformers 4.57 and 5.24, vLLM 0.32 and llama.cpp 0.6 were seen to run our files (`make
+serve`), and llama.cpp's converter of October 2026 to convert them; SGLang as read in its source.
 """
 
 import math
@@ -55,10 +55,10 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
         sentences = [
             line for name in programs for line in _choice(name, hf_rope.original_len, row, form)
         ]
-    if "vLLM" in programs:
+    if "vLLM" in programs and form != "vllm":
         sentences.append(
-            f"vLLM opens at {hf_rope.original_len} tokens unless it is told: pass"
-            f" --max-model-len={hf_rope.max_len}."
+            f"vLLM opens at {hf_rope.original_len} tokens unless it is told: vllm serve FOLDER"
+            f" --max-model-len={hf_rope.max_len}"
         )
     if "transformers" in programs:
         sentences.append(
@@ -108,9 +108,10 @@ def _choice(program: str, original: int, row: Family, form: str | None) -> list[
         ]
     if program == "SGLang":
         return [
-            "SGLang takes `long_factor` for a whole batch once one sequence of it has more than"
-            f" {original + 1} tokens, `short_factor` otherwise, and keeps the keys cached before."
-            f" Token {original + 1} itself, where it comes last, is given the phase of position 0."
+            "SGLang, as read in its source, takes `long_factor` for a whole batch once one sequence"
+            f" of it has more than {original + 1} tokens, `short_factor` otherwise, and keeps the"
+            f" keys cached before. Token {original + 1} itself, where it comes last, is given the"
+            " phase of position 0."
         ]
     if not (row.longrope_alone or form == "gguf"):
         return []
@@ -124,15 +125,15 @@ def _choice(program: str, original: int, row: Family, form: str | None) -> list[
 def _linear(hf_rope: HfRope) -> list[str]:
     max_len = hf_rope.max_len
     return [
-        "Every program uses the same frequencies at every length, but vLLM multiplies"
-        f" max_position_embeddings, {max_len}, by the factor once more: pass"
-        f" --max-model-len={max_len}."
+        "Every program uses the same frequencies at every length.",
+        f"vLLM multiplies max_position_embeddings, {max_len}, by the factor once more, unless it is"
+        f" told: vllm serve FOLDER --max-model-len={max_len}",
     ]
 
 
 def _yarn(hf_rope: HfRope) -> list[str]:
     section = hf_rope.section
-    sentences = ["transformers uses the same frequencies and attention factor at every length."]
+    sentences = ["Every program uses the same frequencies and attention factor at every length."]
     if section["factor"] * hf_rope.original_len != hf_rope.max_len:
         sentences.append(
             "transformers 4 takes max_position_embeddings / original length,"
@@ -142,11 +143,11 @@ def _yarn(hf_rope: HfRope) -> list[str]:
     usual = rope.attention_factor(
         "yarn", factor=section["factor"], original_len=hf_rope.original_len
     )
-    if not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
+    borders = (section["beta_fast"], section["beta_slow"])
+    if borders != (32.0, 1.0) or not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
         sentences.append(
-            f"llama.cpp's converter and older vLLM compute the attention factor as 0.1 ln(factor) +"
-            f" 1, {usual:.6g}, and will differ from {section['attention_factor']:.6g}; vLLM 0.32"
-            " reads it, and a file of export --to=gguf has it."
+            "llama.cpp's converter takes the usual borders, 32 and 1 turns, and attention factor,"
+            f" {usual:.6g}, in place of its own: write the GGUF with export --to=gguf."
         )
     return sentences
 
@@ -154,8 +155,10 @@ def _yarn(hf_rope: HfRope) -> list[str]:
 def _dynamic(hf_rope: HfRope) -> list[str]:
     return [
         f"transformers grows the base once a sequence exceeds {hf_rope.max_len} tokens, which is"
-        f" therefore max_position_embeddings; vLLM fixes it for factor * {hf_rope.max_len}. Keys"
-        " cached before a growth are not rotated anew."
+        " therefore max_position_embeddings. Keys cached before a growth are not rotated anew.",
+        f"vLLM 0.32 does not extend by it: beyond {hf_rope.max_len} tokens it answers NaN. Give it"
+        " the factors of one length: convert rope FOLDER OUT --format=vllm --allow_lossy",
+        "llama.cpp's converter drops it without a word.",
     ]
 
 

@@ -49,6 +49,7 @@ class Settings:
       overwrite: replace a Hugging Face folder that is there.
       shard_bytes: most bytes in one file.
       arch: layout, "llama" or "phi3"; None: the model's own.
+      weights: folder of an export of the same weights, which are shared; None: they are written.
     """
 
     dtype: str | None = None
@@ -56,6 +57,7 @@ class Settings:
     overwrite: bool = False
     shard_bytes: int = safetensors_io.SHARD_BYTES
     arch: str | None = None
+    weights: Path | None = None
 
 
 class Model(Protocol):
@@ -95,14 +97,17 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     _check_sliding(model)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
-            digests = _write_weights(staging, model, dtype, settings.shard_bytes)
+            if settings.weights is None:
+                digests = _write_weights(staging, model, dtype, settings.shard_bytes)
+                safetensors_io.verify(staging, digests)
+            else:
+                _link_weights(staging, settings.weights)
         except SafetensorError as error:  # also for a full disk
             raise InputError(f"{staging.parent} cannot be written: {str(error)[:120]}.") from None
         notes += _write_texts(staging, model, hf_rope, dtype or main_dtype(model.params))
         name = Path(os.path.abspath(os.path.expanduser(target))).name
         text = card.text(name, model, hf_rope)
         (staging / "README.md").write_text(text, encoding="utf-8")
-        safetensors_io.verify(staging, digests)
         _verify_rope(staging, model, hf_rope)
         _flush(staging)
     return [*remarks(model, hf_rope), *notes]
@@ -236,6 +241,18 @@ def _write_weights(
         shard_bytes,
     )
     return safetensors_io.write(staging, _converted(tensors, model.params, dtype), shards)
+
+
+def _link_weights(staging: Path, weights: Path) -> None:
+    # hard links: a symbolic one would leave the folder, which may be mounted alone
+    for file in weights.glob("*.safetensors*"):
+        try:
+            os.link(file, staging / file.name)
+        except OSError as error:
+            raise InputError(
+                f"{weights}: its weights cannot be shared by hard links ({error.strerror}). Write"
+                " to a file system that has them."
+            ) from None
 
 
 def _converted(

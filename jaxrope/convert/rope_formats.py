@@ -194,15 +194,15 @@ def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str]
 
 def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
     rope_fn, layout = source.rope_fn, _layout(source, "phi3")
-    by_constants = rope_fn.method in ("yarn", "dynamic_ntk")  # types that vLLM has too
-    if by_constants:
-        hf_rope = rope_export.METHODS[rope_fn.method](layout, rope_fn)
+    is_yarn = rope_fn.method == "yarn"  # which vLLM has too
+    if is_yarn:
+        hf_rope = rope_export.as_yarn(layout, rope_fn)
     else:
         hf_rope = rope_export.as_longrope(layout, rope_fn, two_attention_factors=True)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy, reader="vLLM")
     keys = hf_rope.keys(layout)
     section = dict(keys["rope_parameters"])
-    if by_constants:
+    if is_yarn:
         keys["head_dim"] = rope_fn.head_dim  # without factors, nothing else says it
     else:
         del section["attention_factor"]  # vLLM passes over it
@@ -212,8 +212,11 @@ def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[st
         }
     keys |= {"rope_parameters": section, "rope_scaling": section}
     value = json.dumps(keys, allow_nan=False)
-    files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)}\n")
-    return _lines(hf_rope, "phi3", settings), not hf_rope.losses
+    length = f"--max-model-len={hf_rope.max_len}"
+    files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)} {length}\n")
+    # $(cat FILE) would be split at its spaces
+    how = f"Serve the model so: xargs -a {shlex.quote(str(path))} vllm serve MODEL"
+    return [*_lines(hf_rope, "phi3", settings), how], not hf_rope.losses
 
 
 _Writer = Callable[[Source, Path, Settings], tuple[list[str], bool]]

@@ -83,7 +83,10 @@ def needs_factors(rope_fn: rope.RopeFn, architecture: str) -> bool:
     """Returns whether a rope is no formula of llama.cpp's, so that factors have to be written."""
     if rope_fn.method in _BY_THETA:
         return False
-    is_yarn = rope_fn.method == "yarn" and rope_fn.constants.get("truncate", True)
+    constants = {"truncate": True, "beta_fast": 32.0, "beta_slow": 1.0} | dict(rope_fn.constants)
+    usual = (constants[key] for key in ("truncate", "beta_fast", "beta_slow"))
+    # llama.cpp 0.6 reads no borders of a Llama: with others than these it would run another rope
+    is_yarn = rope_fn.method == "yarn" and tuple(usual) == (True, 32.0, 1.0)
     return not (is_yarn or rope_fn.method == "pi") or architecture in _FACTORS_ALONE
 
 

@@ -42,6 +42,8 @@ def write(
         if make_fn not in exports:
             exports[make_fn] = make_fn(model, folder)
         path, lines = exports[make_fn]
+        others = tuple(other for other in _OTHERS if other != name)
+        lines = [line for line in lines if not line.lower().startswith(others)]
         row = {"program": name, "path": str(path), "how": _HOW[name].format(path, length)}
         rows.append(row | _opened(name, path, texts) | {"notes": lines})
         cli.print_line("\n".join([sentence(rows[-1]), *(f"  {line}" for line in lines)]))
@@ -64,7 +66,8 @@ def sentence(row: dict[str, Any]) -> str:
 
 def _hugging_face(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
     settings = exporting.Settings(overwrite=True)
-    return folder / "hf", exporting.export_folder(model, folder / "hf", settings)
+    lines = exporting.export_folder(model, folder / "hf", settings)
+    return folder / "hf", [*lines, *exporting.applied(model, settings)]
 
 
 def _gguf(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
@@ -72,6 +75,7 @@ def _gguf(model: Pretrained, folder: Path) -> tuple[Path, list[str]]:
     return path, gguf_export.export(model, path, settings)
 
 
+_OTHERS = ("transformers", "vllm", "sglang", "llama.cpp")  # a line begins with whom it is about
 _MAKERS = {"transformers": _hugging_face, "vllm": _hugging_face, "llama.cpp": _gguf}
 _HOW = {  # what to type; of the path and the length
     "transformers": 'AutoModelForCausalLM.from_pretrained("{}")',

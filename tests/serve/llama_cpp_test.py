@@ -19,6 +19,8 @@ from jaxrope.convert import (
     pretrained,
 )
 from tests import gguf_routes, gguf_vocabularies
+from tests.serve import routes
+from tests.serve.comparing import MEDIAN, MOST, greedy_agrees, log_probs, off_by
 
 _PYTHON = os.environ.get("SERVE_PYTHON", "")
 _SCRIPT = Path(__file__).with_name("llama_cpp.py")
@@ -34,19 +36,8 @@ def run(folder: Path, requests: list[dict]) -> dict[str, np.ndarray]:
     return dict(np.load(folder / "answers.npz"))
 
 
-def log_probs(logits: np.ndarray) -> np.ndarray:
-    logits = np.float64(logits) - logits.max(-1, keepdims=True)
-    return logits - np.log(np.exp(logits).sum(-1, keepdims=True))
-
-
-def off_by(ours: np.ndarray, theirs: np.ndarray, ids) -> np.ndarray:
-    """How far the log-probabilities of the text's own tokens are apart."""
-    places = np.arange(len(ids) - 1)
-    return np.abs(log_probs(ours) - log_probs(theirs))[places, np.asarray(ids)[1:]]
-
-
 # llama.cpp computes Gemma's GELU by a table in float16, at every length.
-LIMITS = {"f32": (1e-4, 1e-3), "gemma3": (5e-4, 5e-3)}
+LIMITS = {"f32": (MEDIAN, MOST), "gemma3": (5e-4, 5e-3)}
 
 
 @pytest.mark.parametrize("name", gguf_routes.ROUTES)
@@ -65,27 +56,10 @@ def test_every_rope_on_both_sides_of_the_switch(tmp_path, record, name):
             continue
         ours = gguf_routes.logits(model, ids[:length], min(context, 1000))
         off = off_by(ours, answers[f"{number}_logits"], ids[:length])
-        found = dict(median=np.median(off), most=off.max())
-        record(name, f"llama.cpp {answers['version']}", f"{length} in {context}", found)
+        where = "inside" if context <= gguf_routes.ORIGINAL else "beyond"
+        cells = {where: (np.median(off), off.max())}
+        record(f"random {name}", f"llama.cpp {answers['version']}", **cells)
         assert np.median(off) < median and off.max() < most
-
-
-@pytest.fixture(scope="module")
-def text(books_6m, shared) -> str:
-    return sorted((shared / "books" / "val").glob("*.txt"))[0].read_text()[20_000:40_000]
-
-
-def extended(books_6m, kind: str) -> pretrained.Pretrained:
-    """books-6m at four times its length, by one set, two sets or YaRN with a scale of its own."""
-    model = pretrained.load(books_6m, dtype=None)
-    geometry = dataclasses.asdict(model.rope_fn.geometry)
-    yarn = dict(method="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0, attention_factor=1.1)
-    factors = rope.make(**yarn, **geometry).bucket(2048).factors
-    rows = [dict(max_len=512, factors=[1.0] * 32), dict(max_len=2048, factors=factors)]
-    rows = [row | dict(start_tokens=0, attention_factor=1.1) for row in rows]
-    section = dict(method="longrope", buckets=rows[-1:] if kind == "one set" else rows)
-    rope_fn = rope.make(**(yarn if kind == "yarn" else section), **geometry)
-    return dataclasses.replace(model, rope_fn=rope_fn)
 
 
 def answers_to(folder: Path, files: list[Path], ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -104,28 +78,29 @@ def compare(model, ids, length: int, answers: dict, number: int) -> dict:
     mine = gguf_routes.logits(model, np.concatenate([ids[:length], greedy]))
     off, both = off_by(mine[:length], theirs, ids[:length]), log_probs(mine[:length])
     divergence = (np.exp(both) * (both - log_probs(theirs))).sum(-1).mean()
-    best = np.sort(mine[length - 1 : -1], -1)
-    is_clear = best[:, -1] - best[:, -2] > 2 * off.max()  # else the first two may change places
-    agree = (mine[length - 1 : -1].argmax(-1) == greedy)[is_clear]
-    found = dict(median=np.median(off), most=off.max(), rare=np.quantile(off, 0.999))
-    found |= dict(
-        divergence=divergence, same=(mine[:length].argmax(-1) == theirs.argmax(-1)).mean()
-    )
-    assert agree.all()
-    return found | dict(greedy=agree.sum())
+    same = (mine[:length].argmax(-1) == theirs.argmax(-1)).mean()
+    return {
+        "off": (np.median(off), off.max()),
+        "rare": np.quantile(off, 0.999),
+        "greedy": greedy_agrees(mine, greedy, off.max()),
+        "divergence": divergence,
+        "same": same,
+    }
 
 
-@pytest.mark.parametrize("kind", ["one set", "two sets", "yarn"])
-def test_a_real_model_on_a_book(tmp_path, record, books_6m, text, kind):
+@pytest.mark.parametrize(
+    "kind", sorted(routes.KINDS.keys() - {"two attention factors", "dynamic ntk"})
+)
+def test_a_real_model_on_a_book(tmp_path, record, books_6m, book_ids, kind):
     """Its probabilities and its continuations, on both sides of the switch."""
-    model, file = extended(books_6m, kind), tmp_path / "m.gguf"
+    model, file = routes.extended(books_6m, kind), tmp_path / "m.gguf"
     gguf_export.export(model, file, exporting.Settings(dtype="f32"))
-    ids = data.load_tokenizer(books_6m).prompt(text)
-    answers = answers_to(tmp_path, [file], ids)
-    for number, length in enumerate((300, 1000, 2000)):
-        found = compare(model, ids, length, answers, number)
-        record(f"books-6m, {kind}, f32", f"llama.cpp {answers['version']}", length, found)
-        assert found["median"] < 1e-4 and found["most"] < 1e-3
+    answers = answers_to(tmp_path, [file], book_ids)
+    for number, length in enumerate(routes.LENGTHS):
+        found = compare(model, book_ids, length, answers, number)
+        cells = {routes.where(length): found["off"], "greedy": found["greedy"]}
+        record(f"{kind}, GGUF f32", f"llama.cpp {answers['version']}", **cells)
+        assert found["off"][0] < MEDIAN and found["off"][1] < MOST
 
 
 # What llama.cpp rounds the other side of every product to: float16, bfloat16, 8 bits. On the same
@@ -134,31 +109,32 @@ SAME = {"f16": 0.995, "bf16": 0.99, "q8_0": 0.975}
 
 
 @pytest.mark.parametrize("dtype", SAME)
-def test_a_real_model_in_other_dtypes(tmp_path, record, books_6m, text, dtype):
-    model = extended(books_6m, "two sets")
+def test_a_real_model_in_other_dtypes(tmp_path, record, books_6m, book_ids, dtype):
+    model = routes.extended(books_6m, "yarn")
     files = [tmp_path / f"{name}.gguf" for name in (dtype, "dequantised")]
     gguf_export.export(model, files[0], exporting.Settings(dtype=dtype))
     dequantised = dataclasses.replace(pretrained.load(files[0]), rope_fn=model.rope_fn)
     gguf_export.export(dequantised, files[1], exporting.Settings(dtype="f32"))
-    ids = data.load_tokenizer(books_6m).prompt(text)
-    answers = answers_to(tmp_path, files, ids)
-    for number, length in enumerate((300, 1000, 2000)):
-        found = compare(dequantised, ids, length, answers, number)
-        record(f"books-6m, two sets, {dtype}", f"llama.cpp {answers['version']}", length, found)
+    answers = answers_to(tmp_path, files, book_ids)
+    for number, length in enumerate(routes.LENGTHS):
+        found = compare(dequantised, book_ids, length, answers, number)
+        cells = {routes.where(length): found["off"], "greedy": found["greedy"]}
+        cells |= dict(KL=found["divergence"], first_choices=found["same"])
+        record(f"yarn, GGUF {dtype}", f"llama.cpp {answers['version']}", **cells)
         assert found["divergence"] < 1e-3 and found["same"] > SAME[dtype]
         assert dtype != "f16" or found["rare"] < 5e-3
-        found = compare(dequantised, ids, length, answers, number + 3)
-        assert found["median"] < 1e-4 and found["most"] < 1e-3
+        found = compare(dequantised, book_ids, length, answers, number + 3)
+        assert found["off"][0] < MEDIAN and found["off"][1] < MOST
 
 
-def test_factors_that_are_put_into_a_file_are_those_of_an_export(tmp_path, books_6m, text):
-    model = extended(books_6m, "two sets")
+def test_factors_that_are_put_into_a_file_are_those_of_an_export(tmp_path, books_6m, book_ids):
+    model = routes.extended(books_6m, "two sets")
     rope.save(tmp_path / "rope.json", model.rope_fn, {})
     plain, settings = pretrained.load(books_6m, dtype=None), exporting.Settings(dtype="q8_0")
     gguf_export.export(plain, tmp_path / "plain.gguf", settings)
     gguf_patch.patch(tmp_path / "plain.gguf", tmp_path / "put.gguf", tmp_path / "rope.json")
     gguf_export.export(model, tmp_path / "written.gguf", settings)
-    ids = data.load_tokenizer(books_6m).prompt(text)[:700].tolist()
+    ids = book_ids[:700].tolist()
     files = [str(tmp_path / f"{name}.gguf") for name in ("put", "written", "plain")]
     answers = run(tmp_path, [dict(model=file, ids=ids, context=1024) for file in files])
     put, whole, plain = (answers[f"{number}_logits"] for number in range(3))
