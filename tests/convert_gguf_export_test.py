@@ -121,6 +121,17 @@ def test_what_llama_cpp_reads_of_a_rope(tmp_path):
     assert not rows and found("llama, plain")[0] == {}
 
 
+def test_borders_of_yarn_are_factors_or_for_the_command_line(tmp_path):
+    lines, tensors = {}, {}
+    for family in ("llama", "qwen3"):
+        model = gguf_routes.model(tmp_path, f"{family}, yarn's borders")
+        path, lines[family] = written(model, tmp_path)
+        tensors[family] = "rope_freqs.weight" in opened(path)[1]
+    assert tensors == {"llama": True, "qwen3": False}
+    assert "--yarn-beta-fast=9 --yarn-beta-slow=0.5." in lines["qwen3"][1]
+    assert "--yarn-beta" not in " ".join(lines["llama"])
+
+
 def test_dtypes(tmp_path):
     model = gguf_routes.model(tmp_path, "llama, plain")
     config = dataclasses.replace(model.config, mlp_dim=80)  # 80 is no multiple of 32

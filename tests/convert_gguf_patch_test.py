@@ -68,8 +68,9 @@ def content(path):
 ROPES = {
     "one set": rope_of(buckets=rows(256, attention=(1.2, 1.2))),
     "two sets": rope_of(),
-    "yarn": rope.make(
-        "yarn", head_dim=16, theta=1e4, original_len=32, factor=8.0, beta_fast=20.0, beta_slow=1.0
+    "yarn": rope.make("yarn", head_dim=16, theta=1e4, original_len=32, factor=8.0),
+    "own borders": rope.make(
+        "yarn", head_dim=16, theta=1e4, original_len=32, factor=8.0, beta_fast=20.0
     ),
 }
 KINDS = ("Q4_K", "Q6_K", "Q8_0", "IQ4_XS")
@@ -88,7 +89,8 @@ def test_only_the_rope_changes(tmp_path, name, kind):
     new = {key for key in {*after} - {*before} if not key.startswith("llama.rope.scaling.")}
     assert new == {"jaxrope.provenance"} and source.read_bytes() == raw
     assert {key: others[key] for key in tensors} == tensors
-    factors = {"one set": {"rope_freqs.weight"}, "yarn": set()}
+    one_set = {"rope_freqs.weight"}
+    factors = {"one set": one_set, "own borders": one_set, "yarn": set()}
     pair = {"rope_factors_long.weight", "rope_factors_short.weight"}
     assert {*others} - {*tensors} == factors.get(name, pair)
     model = pretrained.load(tmp_path / "out.gguf")

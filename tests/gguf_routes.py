@@ -37,7 +37,7 @@ def _sets(*factors, attention=1.0):
 
 _YARN = dict(method="yarn", factor=4.0, beta_fast=32.0, beta_slow=1.0)
 OWN_YARN = _YARN | dict(attention_factor=1.25)
-_BORDERS = OWN_YARN | dict(beta_fast=9.0, beta_slow=0.5)  # which llama.cpp does not read
+BORDERS = OWN_YARN | dict(beta_fast=9.0, beta_slow=0.5)
 _LLAMA3 = dict(method="llama3", factor=4.0, low_freq_factor=1.0, high_freq_factor=3.0)
 _LLAMA3 |= dict(max_len=LONGEST)
 _ONE, _TWO = _sets(LONG, attention=1.17), _sets(SHORT, LONG, attention=1.1)
@@ -48,7 +48,7 @@ ROUTES = {
     "llama, two sets": (_LLAMA, _TWO, "llama"),
     "llama, yarn": (_LLAMA, _YARN, "llama"),
     "llama, own yarn": (_LLAMA, OWN_YARN, "llama"),
-    "llama, yarn's borders": (_LLAMA, _BORDERS, "llama"),
+    "llama, yarn's borders": (_LLAMA, BORDERS, "llama"),
     "llama, fractional yarn": (_LLAMA, _YARN | dict(truncate=False), "llama"),
     "llama, pi": (_LLAMA, dict(method="pi", factor=4.0), "llama"),
     "llama, ntk": (_LLAMA, dict(method="ntk", factor=4.0), "llama"),
@@ -59,6 +59,7 @@ ROUTES = {
     "qwen2, two sets": (_QWEN2, _TWO, "llama"),
     "qwen2, other heads": (_QWEN2 | dict(head_dim=24), dict(method="none"), "llama"),
     "qwen3, own yarn": (_QWEN3, OWN_YARN, "qwen3"),
+    "qwen3, yarn's borders": (_QWEN3, BORDERS, "qwen3"),
     "phi3, one set": (_PHI3, _ONE, "phi3"),
     "phi3, two sets": (_PHI3, _TWO, "phi3"),
     "phi3, yarn": (_PHI3, OWN_YARN, "phi3"),

@@ -26,7 +26,8 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
     describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic, "linear": _linear}
     if kind not in describe_fns or (kind in ("linear", "yarn") and form in _READERS):
         program = _READERS.get(form, ("Every program",))[0]
-        return [f"{program} uses the same frequencies and attention factor at every length."]
+        same = f"{program} uses the same frequencies and attention factor at every length."
+        return [same, *(_borders(hf_rope) if form == "gguf" and kind == "yarn" else ())]
     if kind != "longrope":
         return describe_fns[kind](hf_rope)
     return _longrope(hf_rope, FAMILIES[family], form)
@@ -150,6 +151,16 @@ def _yarn(hf_rope: HfRope) -> list[str]:
             f" {usual:.6g}, in place of its own: write the GGUF with export --to=gguf."
         )
     return sentences
+
+
+def _borders(hf_rope: HfRope) -> list[str]:
+    fast, slow = hf_rope.section["beta_fast"], hf_rope.section["beta_slow"]
+    if (fast, slow) == (32.0, 1.0):
+        return []
+    return [
+        "llama.cpp reads the borders of YaRN's ramp from its command line alone: pass"
+        f" --yarn-beta-fast={fast:g} --yarn-beta-slow={slow:g}."
+    ]
 
 
 def _dynamic(hf_rope: HfRope) -> list[str]:

@@ -26,6 +26,7 @@ _ONE_SCALE = ("gemma3",)  # whose sliding layers the attention factor would scal
 _FACTORS_ALONE = ("phi3", "phimoe")  # whose config.json knows no other scaling
 _BY_THETA = ("none", "abf", "ntk")
 _ATTENTION = "rope.scaling.attn_factor"
+_USUAL = {"truncate": True, "beta_fast": 32.0, "beta_slow": 1.0}  # of YaRN
 _KEYS = ("context_length", "rope.freq_base", "rope.dimension_count", "rope.scale_linear")
 _SAME = 2e-7  # relative: two float32 apart
 
@@ -80,14 +81,19 @@ def express(
 
 
 def needs_factors(rope_fn: rope.RopeFn, architecture: str) -> bool:
-    """Returns whether a rope is no formula of llama.cpp's, so that factors have to be written."""
+    """Returns whether a rope is written as factors: it is no formula of llama.cpp's, or YaRN with
+    borders of its own, which llama.cpp 0.6 reads from its command line alone.
+    """
     if rope_fn.method in _BY_THETA:
         return False
-    constants = {"truncate": True, "beta_fast": 32.0, "beta_slow": 1.0} | dict(rope_fn.constants)
-    usual = (constants[key] for key in ("truncate", "beta_fast", "beta_slow"))
-    # llama.cpp 0.6 reads no borders of a Llama: with others than these it would run another rope
-    is_yarn = rope_fn.method == "yarn" and tuple(usual) == (True, 32.0, 1.0)
-    return not (is_yarn or rope_fn.method == "pi") or architecture in _FACTORS_ALONE
+    if architecture in _FACTORS_ALONE or rope_fn.method not in ("pi", "yarn"):
+        return True
+    constants = _USUAL | dict(rope_fn.constants)
+    is_usual = {key: constants[key] for key in _USUAL} == _USUAL
+    has_factors = architecture in (*TWO_SETS, "qwen2")  # a Qwen2 is then written as a Llama
+    return rope_fn.method == "yarn" and not (
+        is_usual or (constants["truncate"] and not has_factors)
+    )
 
 
 def is_of_rope(key: str) -> bool:
@@ -121,8 +127,8 @@ def _yarn(section: dict, architecture: str) -> tuple[dict, dict]:
     values = {"rope.scaling.type": "yarn", "rope.scaling.factor": factor}
     if abs(multiple - 1) >= _SAME:
         values[_ATTENTION] = float(multiple)
-    for key, usual in (("beta_fast", 32.0), ("beta_slow", 1.0)):
-        if section[key] != usual:
+    for key in ("beta_fast", "beta_slow"):
+        if section[key] != _USUAL[key]:
             values[f"rope.scaling.yarn_{key}"] = float(section[key])
     return values, {}
 

@@ -3,7 +3,8 @@
 python llama_cpp.py REQUESTS.json OUT.npz, in an environment that has xllamacpp and numpy.
 
 REQUESTS is a list of objects: "model"; "texts", of which the ids are wanted; or "ids" with
-"context", of which the logits after each token are wanted, and "greedy", how many tokens more.
+"context", of which the logits after each token are wanted, and "greedy", how many tokens more;
+"borders" are --yarn-beta-fast and --yarn-beta-slow.
 """
 
 import ctypes
@@ -60,7 +61,7 @@ def _load(lib, path: str):
     return ctypes.c_void_p(model)
 
 
-def _context(lib, model, length: int):
+def _context(lib, model, length: int, borders: list[float] | None):
     params = lib.llama_context_default_params()
     words, at = params.words, _CACHE_TYPES // 4
     if list(words[at : at + 2]) != [_F16, _F16] or words[3] != 1:
@@ -68,6 +69,9 @@ def _context(lib, model, length: int):
     words[0] = words[1] = words[6] = length  # n_ctx, n_batch, n_outputs_max_per_seq
     words[13] = 0  # flash attention, which rounds to float16
     words[at], words[at + 1] = _F32, _F32
+    if borders:
+        numbers = ctypes.cast(words, ctypes.POINTER(ctypes.c_float))
+        numbers[18], numbers[19] = borders  # yarn_beta_fast, yarn_beta_slow
     context = lib.llama_init_from_model(model, params)
     if not context:
         sys.exit("llama.cpp makes no context")
@@ -94,7 +98,10 @@ def _run(lib, model, request: dict) -> dict[str, np.ndarray]:
     vocab_size = lib.llama_vocab_n_tokens(vocab)
     if "texts" in request:
         return {f"ids_{i}": _ids(lib, vocab, text) for i, text in enumerate(request["texts"])}
-    ids, context = list(request["ids"]), _context(lib, model, request["context"])
+    ids, context = (
+        list(request["ids"]),
+        _context(lib, model, request["context"], request.get("borders")),
+    )
     logits = _decode(lib, context, ids, 0, vocab_size)
     last, greedy = logits[-1], []
     for _ in range(request.get("greedy", 0)):

@@ -47,9 +47,11 @@ def test_every_rope_on_both_sides_of_the_switch(tmp_path, record, name):
     gguf_export.export(model, file, exporting.Settings(dtype="f32"))
     ids = np.random.default_rng(1).integers(3, 300, 1000)
     sizes = ((200, 256), (400, 512), (1000, 1024), (200, 1024))
-    answers = run(
-        tmp_path, [dict(model=str(file), ids=ids[:n].tolist(), context=c) for n, c in sizes]
-    )
+    borders = {}
+    if name == "qwen3, yarn's borders":  # by the command line alone
+        borders["borders"] = [gguf_routes.BORDERS[key] for key in ("beta_fast", "beta_slow")]
+    requests = [dict(model=str(file), ids=ids[:n].tolist(), context=c) for n, c in sizes]
+    answers = run(tmp_path, [request | borders for request in requests])
     median, most = LIMITS[gguf_routes.ROUTES[name][2] if "gemma3" in name else "f32"]
     for number, (length, context) in enumerate(sizes):
         if model.config.max_len < context and "plain" in name:
