@@ -61,8 +61,16 @@ help:
 	@sed -n 's/^#   //p' Makefile
 	@echo "make slow: tests of more than some seconds   make kill: damaged workdirs, SIGKILL   make lint   make clean"
 
-demo: $(VENV)/.run
-	$(BIN)/python -m jaxrope.demo run
+# On the newest Python here, where none is named: jax for 3.12 and later is faster on CPUs.
+demo:
+ifeq ($(origin PYTHON),file)
+	@python=$$(bash .ci/python 3.13 3.12 3.11) || python=python3; \
+	version=$$($$python -c 'import sys; print("%d.%d" % sys.version_info[:2])'); \
+	$(MAKE) --no-print-directory demo PYTHON=$$python VENV=$(VENV)-$$version
+else
+	@$(MAKE) --no-print-directory $(VENV)/.run
+	$(BIN)/python -m jaxrope.demo
+endif
 
 test slow full versions mutate proof: export PYTHONPATH := $(abspath $(VENV))/aot
 
@@ -135,7 +143,7 @@ lint: $(VENV)/.test
 	$(BIN)/ruff format --check .
 
 clean:
-	rm -rf $(VENV) $(HARNESS) $(SERVE) $(VLLM) $(OLD)
+	rm -rf $(VENV) $(VENV)-3.* $(HARNESS) $(SERVE) $(VLLM) $(OLD)
 
 $(VENV)/.run: requirements.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed: make TARGET PYTHON=python3.12")'

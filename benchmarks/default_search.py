@@ -7,7 +7,7 @@ settings as in configs/base.py. Then the model as it is, NTK, YaRN, its own wind
 results and the best baseline of each (with the attention factor that suited it best) at five
 lengths, on --windows held-out texts, each with one set of factors for all lengths; pass keys and
 six-key needles at the model's own length and at the longest. For the shipped model:
-  --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
+  --model=jaxrope/models/stdlib-3m --train=stdlib --held_out=stdlib --offset=0
 Prints tables and writes
 default_search.md and .json. The same command goes on where it was stopped. --quick: to see it run.
 """

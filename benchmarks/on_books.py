@@ -5,7 +5,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from configs import base, demo_pretrain
+from configs import base, stdlib
 from jaxrope import recipe
 
 STDLIB = "stdlib"  # the texts of the demo: Python's standard library, and files of it held out
@@ -30,7 +30,7 @@ def texts(args) -> ConfigDict:
     of the demo.
     """
     section = base.data()
-    demo_pretrain.texts(section)
+    stdlib.texts(section)
     if args.train != STDLIB:
         section.train_files, section.exclude = (args.train,), ()
     if args.held_out != STDLIB:

@@ -4,7 +4,7 @@ has it (P 64, T 40: 1,312 candidates), and descents along the gradient in each f
   python -m benchmarks.search --model=MODEL --factor=8 --workdir=runs/search_cost
 
 MODEL is a Hugging Face folder; with the shipped one go the texts of the demo:
-  --model=jaxrope/models/stdlib-2m --train=stdlib --held_out=stdlib --offset=0
+  --model=jaxrope/models/stdlib-3m --train=stdlib --held_out=stdlib --offset=0
 
 The whole evolution has the attention factor of the su law and judges a candidate by --samples texts
 where the paper has five: its traces in benchmarks/traces stand for it (--traces="" runs it anew).

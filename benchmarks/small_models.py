@@ -1,18 +1,24 @@
-"""Two small models to prove the search on, pre-trained on novels and taught to retrieve.
+"""Small models to prove extensions on, pre-trained on novels or code and taught to retrieve.
 
   python -m benchmarks.small_models --model=mha --workdir=runs/mha
   python -m benchmarks.small_models --model=qwen3 --workdir=runs/qwen3
+  python -m benchmarks.small_models --model=stdlib-3m --train=stdlib --held_out=stdlib --offset=0 \\
+      --tokenizer=jaxrope/models/stdlib-3m --compute_dtype=bfloat16 --workdir=runs/stdlib-3m
 
 "mha" is a Llama with as many key heads as heads, head_dim 32, theta 500,000 and a window of 1,024;
-"qwen3" a Qwen3 with theta 1,000,000 and a window of 512. Each has 4 M parameters, is trained on
---train alone and written to WORKDIR/hf (--out) in Hugging Face format, with perplexity on
---held_out, pass keys and six-key needles at its own length in its README.md. About an hour on two
-cores, half of that for qwen3. The same command goes on where it was stopped. --quick: to see it
-run.
+"qwen3" a Qwen3 with theta 1,000,000 and a window of 512; both have 4 M parameters. "stdlib-3m" is
+the model that ships with the project, a Llama of 2.8 M parameters and a window of 256, trained on
+Python's standard library. Each is trained on --train alone and written to WORKDIR/hf (--out) in
+Hugging Face format, with perplexity on --held_out, pass keys and needles at its own length in its
+README.md. About an hour on two cores, half of that for qwen3; 20 minutes on one core for stdlib-3m
+(Python 3.12, a processor with AMX). The same command goes on where it was stopped. --quick: to see
+it run.
 
 A model copies before it answers: half of the first rows have segments that come again. Those of a
-novel come first: of random tokens alone nothing is copied after 350 steps, of novels after 120.
-Longer rows are then pass keys, needles of several keys and novels, and the learning rate falls to
+text come first: of random tokens alone nothing is copied after 350 steps, of novels after 120. Code
+alone is foreseen without copying (nothing of random tokens is copied after 400 steps): there the
+first rows are short, and most of them different tokens of the text in any order.
+Longer rows are then pass keys, needles of several keys and text, and the learning rate falls to
 zero on rows of the whole window.
 """
 
@@ -24,6 +30,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 from optax import contrib
 
 from benchmarks import on_books
@@ -53,12 +60,19 @@ MODELS = {
     "qwen3": _COMMON
     | dict(num_heads=4, num_kv_heads=2, head_dim=64, rotary_dim=64, theta=1_000_000.0)
     | dict(original_len=512, max_len=512, norm_eps=1e-6, family="qwen3", qk_norm="head"),
+    "stdlib-3m": dict(
+        vocab_size=2048, num_layers=4, embed_dim=192, mlp_dim=768, tie_embeddings=True
+    )
+    | dict(num_heads=6, num_kv_heads=6, head_dim=32, rotary_dim=32, theta=10_000.0)
+    | dict(original_len=256, max_len=256, norm_eps=1e-5, bos_id=0, eos_id=1),
 }
 KINDS = ("text", "copies", "passkeys", "needles")
 MOST_KEYS = 6
 COPY, ANSWER = 2.0, 8.0  # loss weights of a copied token, of a digit of an answer; of text 1
 CHUNK = 512  # positions whose logits exist at one time
-RATES = 0.01, 2e-3  # learning rates at the peak: of the matrices of layers, of the rest
+# Learning rates at the peak: of the matrices of layers, of the rest; and times its usual size the
+# embedding is at the start. By the window; 0: of the others.
+STARTS = {256: (0.02, 4e-3, 3.0), 0: (0.01, 2e-3, 1.0)}
 SAVED = 50  # steps between checkpoints
 FRESH = 2**40  # steps are below it: the number of a batch that no step has
 _REST = ("opt_state", "updates", "bad_in_row", "bad_total")  # of a TrainState, beside params
@@ -83,29 +97,41 @@ class Phase:
 
 def phases(window: int, quick: bool) -> list[Phase]:
     """Returns the phases of a model with this window, in their order."""
-    copies, retrieval, novels = (0.5, 0.5, 0, 0), (0.4, 0.2, 0.15, 0.25), (0.7, 0.05, 0.05, 0.2)
+    copies, retrieval, text = (0.5, 0.5, 0, 0), (0.4, 0.2, 0.15, 0.25), (0.7, 0.05, 0.05, 0.2)
     if quick:
         return [Phase(64, 2, 1, copies), Phase(256, 2, 1, retrieval)]
+    if window == 256:
+        return [
+            Phase(32, 64, 300, (0.2, 0.8, 0, 0)),
+            Phase(128, 20, 150, (0.3, 0.7, 0, 0)),
+            Phase(192, 14, 350, retrieval),
+            Phase(256, 12, 750, text),
+        ]
     quarter, half, whole = (400, 1000, 500) if window > 512 else (200, 300, 200)
     return [
         Phase(128, 32, 400, copies),
         Phase(64, 64, 200, (0.1, 0.9, 0, 0)),
         Phase(128, 32, 200, retrieval),
         Phase(256, 16, quarter, retrieval),
-        Phase(512, 8, half, novels),
-        Phase(window, 8192 // window, whole, novels),
+        Phase(512, 8, half, text),
+        Phase(window, 8192 // window, whole, text),
     ]
 
 
 class Rows:
     """Rows of every kind: (tokens_T, weights_T), what each token counts as a target."""
 
-    def __init__(self, pattern: str, tokenizer: data.Tokenizer):
+    def __init__(self, texts: ConfigDict, tokenizer: data.Tokenizer):
         self.tokenizer = tokenizer
-        documents = data.load_documents([pattern], tokenizer, settings=data.ReadSettings("--train"))
-        self.novels, self.grass = needles.text(documents), needles.grass(tokenizer)
+        documents = data.load_documents(
+            texts.train_files,
+            tokenizer,
+            exclude=texts.exclude,
+            settings=data.ReadSettings("--train"),
+        )
+        self.text, self.grass = needles.text(documents), needles.grass(tokenizer)
         words = needles.training_words(documents, tokenizer)
-        self.source = needles.Source(tokenizer, self.novels, "training", "a row", words)
+        self.source = needles.Source(tokenizer, self.text, "training", "a row", words)
 
     def batch(self, phase: Phase, step: int) -> dict[str, np.ndarray]:
         """Returns the batch of a step, a function of its number."""
@@ -127,23 +153,26 @@ class Rows:
         )
 
     def _text(self, rng, length: int) -> tuple:
-        novel_T = self.novels(length - 1, _word(rng))
-        tokens_T = np.insert(novel_T, 0, self.tokenizer.bos_id).astype(np.int32)
+        text_T = self.text(length - 1, _word(rng))
+        tokens_T = np.insert(text_T, 0, self.tokenizer.bos_id).astype(np.int32)
         return tokens_T, np.ones(length, np.float32)
 
     def _copies(self, rng, length: int) -> tuple:
-        """A segment, of a novel or of random tokens, comes again at some place, and from there to
+        """A segment, of a text or of random tokens, comes again at some place, and from there to
         the end of the row. What nobody can foresee does not count.
         """
         tokens_T, weights_T = self._text(rng, length)
-        size = int(rng.integers(8, 31))
+        size = int(rng.integers(min(8, length // 8), min(31, length // 2 - 1)))
         first = int(rng.integers(1, length - 2 * size))
         second = int(rng.integers(first + size, length - size))
         if rng.random() < 0.5:  # the whole row
             first, second = 1, 1 + size
-        segment = self.novels(size, _word(rng))
+        segment = self.text(size, _word(rng))
         if rng.random() < 0.5:
-            segment = rng.integers(3, _COMMON["vocab_size"], size)
+            segment = rng.integers(3, self.tokenizer.vocab_size, size)
+            if length < 64:
+                several = np.unique(self.text(3 * size, _word(rng)))
+                segment = np.resize(rng.permutation(several), size)
         tokens_T[first : first + size] = segment
         tokens_T[second:] = np.resize(segment, length - second)
         weights_T[first : first + size + 1] = weights_T[second] = 0
@@ -151,7 +180,7 @@ class Rows:
         return tokens_T, weights_T
 
     def _passkeys(self, rng, length: int) -> tuple:
-        haystack, word = self.grass if rng.random() < 0.5 else self.novels, _word(rng)
+        haystack, word = self.grass if rng.random() < 0.5 else self.text, _word(rng)
         trial = passkey.make_trial(
             self.tokenizer,
             lambda depth, *parts: [haystack(count, word) for count in parts],
@@ -162,7 +191,7 @@ class Rows:
         return trial.tokens, _weights(length, trial.digits)
 
     def _needles(self, rng, length: int) -> tuple:
-        keys, asked = rng.choice(self._numbers_of_keys(length)).tolist()
+        keys, asked = rng.choice(self.numbers_of_keys(length)).tolist()
         document = needles.make_document(
             self.source,
             length=length,
@@ -175,7 +204,7 @@ class Rows:
         return document.tokens, _weights(length, sum(document.answers, ()))
 
     @functools.cache  # noqa: B019 (there is one)
-    def _numbers_of_keys(self, length: int) -> list[tuple[int, int]]:
+    def numbers_of_keys(self, length: int) -> list[tuple[int, int]]:
         """Returns (keys, keys that are asked for) of all documents that always fit."""
         pairs = [(keys, asked) for keys in range(1, MOST_KEYS + 1) for asked in range(1, keys + 1)]
         fitting = [pair for pair in pairs if needles.most_tokens(self.source, *pair) <= length]
@@ -197,6 +226,7 @@ def add_arguments(parser) -> None:
     """Those of the benchmarks on books; the tokenizer is that of a model of theirs."""
     on_books.add_arguments(parser)
     parser.set_defaults(model="mha", tokenizer="../shared/models/books-6m")
+    parser.add_argument("--compute_dtype", default="float32", help="or bfloat16")
     parser.add_argument("--out", default="", help='the Hugging Face folder; "": WORKDIR/hf')
 
 
@@ -209,12 +239,15 @@ def run(args) -> int:
     workdir = on_books.folder(args)
     config = decoder.DecoderConfig(**choose("--model", args.model, MODELS))
     tokenizer = data.load_tokenizer(args.tokenizer, vocab_size=config.vocab_size)
-    params = train(config, Rows(args.train, tokenizer), workdir, args.quick)
+    rows = Rows(on_books.texts(args), tokenizer)
+    settings = decoder.ForwardSettings(remat="none", compute_dtype=args.compute_dtype)
+    params = train(config, settings, rows, workdir, args.quick)
     folder = Path(args.out).absolute() if args.out else workdir / "hf"
     rope_fn = decoder.own_rope(config)
     model = pretrained.Pretrained(config, params, Path(args.tokenizer), rope_fn, args.model)
-    exporting.export_folder(model, folder, exporting.Settings(overwrite=True))
-    _measure(config, args, folder)
+    settings = exporting.Settings(dtype=args.compute_dtype, overwrite=True)
+    exporting.export_folder(model, folder, settings)
+    _measure(config, rows, args, folder)
     cli.print_line(f"wrote {folder}")
     return 0
 
@@ -225,7 +258,7 @@ def dry_run(args) -> str:
     return "\n".join(map(str, phases(window, args.quick)))
 
 
-def train(config: decoder.DecoderConfig, rows: Rows, workdir: Path, quick: bool) -> dict:
+def train(config: decoder.DecoderConfig, settings, rows: Rows, workdir: Path, quick: bool) -> dict:
     """Returns the parameters after all phases; goes on from the newest checkpoint.
 
     Raises:
@@ -233,7 +266,7 @@ def train(config: decoder.DecoderConfig, rows: Rows, workdir: Path, quick: bool)
     """
     plan = phases(config.max_len, quick)
     schedule = [phase for phase in plan for _ in range(phase.steps)]
-    step_fn, state = _begin(config, len(schedule))
+    step_fn, state = _begin(config, settings, len(schedule))
     store, identity = Checkpoints(workdir, asynchronous=False), {"plan": f"{config} {plan}"}
     done = store.latest() or 0
     if done:
@@ -256,23 +289,24 @@ def train(config: decoder.DecoderConfig, rows: Rows, workdir: Path, quick: bool)
     return jax.device_get(state.params)
 
 
-def _begin(config, num_steps: int) -> tuple:
+def _begin(config, settings, num_steps: int) -> tuple:
     """Returns (the jitted step, the state before the first)."""
-    settings = decoder.ForwardSettings(remat="none")
-    muon = _optimizer(num_steps)
+    *rates, times = STARTS.get(config.max_len, STARTS[0])
+    muon = _optimizer(num_steps, rates)
     step_fn = make_step(config, settings, muon, chunk_tokens=CHUNK, packed=False)
     params = decoder.init_params(config, jax.random.key(0))
+    params["embed_VD"] *= times
     # jitted: leaves that share memory with each other cannot be donated
     state = jax.jit(lambda params: init_state(params, muon.transform))(params)
     return jax.jit(step_fn, donate_argnums=0), state
 
 
-def _optimizer(num_steps: int) -> optimizer.Optimizer:
+def _optimizer(num_steps: int, rates) -> optimizer.Optimizer:
     """Returns Muon for the matrices of layers, AdamW for the rest: copies are learned in two thirds
     of the steps of AdamW alone.
     """
     warmup = min(50, num_steps // 2)
-    matrices, others = (optimizer.cosine(rate, num_steps, warmup, 0.0) for rate in RATES)
+    matrices, others = (optimizer.cosine(rate, num_steps, warmup, 0.0) for rate in rates)
     muon = contrib.muon(
         matrices,
         weight_decay=0.1,
@@ -330,13 +364,15 @@ def _on_fresh_rows(score_fn, params, rows: Rows, phase: Phase, rope) -> dict[str
     return scores
 
 
-def _measure(config, args, folder: Path) -> None:
+def _measure(config, rows: Rows, args, folder: Path) -> None:
     """Measures the folder at its own length, and writes its README.md."""
     scored = base.get_config()
     scored.model = base.checkpoint_model(str(folder))
-    scored.data.eval_files = (args.held_out,)
+    scored.data.eval_files = on_books.texts(args).eval_files
     scored.eval.suites = ("perplexity", "passkey", "needle")
     scored.eval.lengths = (config.max_len,)
+    most = max(keys for keys, _ in rows.numbers_of_keys(config.max_len))
+    scored.eval.needle_keys = tuple(sorted({1, most}))
     scored.eval.num_windows, scored.eval.windows_per_doc = (2 if args.quick else 16), 1
     scored.eval.passkey_trials = scored.eval.needle_trials = 2 if args.quick else 24
     scored.eval.offset_tokens = args.offset

@@ -18,7 +18,7 @@ from jaxrope.shell import heap
 TRAIN = ((8, 512), (2, 2048))  # rows, tokens
 EVALUATE = ((8, 512), (2, 2048), (1, 4096))  # candidates at a time, tokens
 QUICK = ((2, 64),)
-SHIPPED = "jaxrope/models/stdlib-2m"
+SHIPPED = "jaxrope/models/stdlib-3m"
 CHUNK = 512  # positions whose logits exist at one time, on both sides
 TOLERANCE = 1e-3  # of the loss, relative: both compute in float32
 

@@ -1,4 +1,4 @@
-"""The attention analysis of RoPE extensions (arXiv 2406.13282) on books-6m, and the gain from PI on stdlib-2m for comparison.
+"""The attention analysis of RoPE extensions (arXiv 2406.13282) on books-6m, and the gain from PI on stdlib-3m for comparison.
 
   python -m jaxrope.analyse --config=configs/attention_paper.py --workdir=runs/attention
 
@@ -10,10 +10,10 @@ meaningless: --config=configs/attention_paper.py:quick
 
 import importlib.resources
 
-from jaxrope.configs import base, demo_pretrain
+from jaxrope.configs import base, stdlib
 
 MODEL = "../shared/models/books-6m"
-SECOND = str(importlib.resources.files("jaxrope") / "models" / "stdlib-2m")
+SECOND = str(importlib.resources.files("jaxrope") / "models" / "stdlib-3m")
 # Budgets: optimizer steps and rows of a training, steps of the twin, steps of the search, texts and questions, longest multiple of the trained length.
 BUDGETS = {
     "whole": dict(steps=30, rows=16, twin=60, search=12, sequences=10, trials=8, depths=4, longest=16.0, draws=5),
@@ -49,13 +49,13 @@ def get_config(budget="whole"):
     for key in ("perplexity", "patterns", "needles"):
         section[key] = tuple(multiple for multiple in section[key] if multiple <= spent["longest"])
     texts = base.data()
-    demo_pretrain.texts(texts)
+    stdlib.texts(texts)
     section.second = (
         ("model.path", SECOND),
         ("data.train_files", texts.train_files),
         ("data.eval_files", texts.eval_files),
         ("data.exclude", texts.exclude),
-        ("data.needle_share", 0.0),  # it was never taught to retrieve
+        ("data.needle_keys", 1),  # as many as fit into 256 tokens
         ("eval.offset_tokens", 2_000),
         ("analysis.settings", ("none", "pi", "ntk", "yarn", "abf")),
         ("analysis.longer_setting", ""),  # no longer training

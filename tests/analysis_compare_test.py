@@ -13,7 +13,7 @@ from tests.conftest import ROOT
 from tests.tiny_heads import SETTINGS, attention_of, loud, probed
 
 LENGTH, QUERIES = 33, 5
-MODEL = ROOT / "jaxrope" / "models" / "stdlib-2m"
+MODEL = ROOT / "jaxrope" / "models" / "stdlib-3m"
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from tests.processes import ROOT
 
 LENGTH = 160
 SETTINGS = decoder.ForwardSettings()
-SHIPPED = ROOT / "jaxrope" / "models" / "stdlib-2m"
+SHIPPED = ROOT / "jaxrope" / "models" / "stdlib-3m"
 
 
 @dataclasses.dataclass

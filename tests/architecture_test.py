@@ -28,12 +28,13 @@ FLOORS = {
     3: ("shell", "rope"),
     4: ("decoder", "data"),
     5: ("convert",),
-    6: ("setup", "generate", "demo"),
+    6: ("setup", "generate"),
     7: ("evaluate", "report"),
     8: ("analysis", "search", "train"),
     9: ("topology",),
     10: ("recipe",),
     11: ("analyse", "extend"),
+    12: ("demo",),
 }
 FLOOR_OF = {name: floor for floor, names in FLOORS.items() for name in names}
 
@@ -63,7 +64,7 @@ ONLY_IN = {
     "sentencepiece": ("jaxrope/data/pieces.py",),
     "huggingface_hub": ("jaxrope/convert/hub.py",),
     "aiohttp": ("jaxrope/convert/",),
-    "tokenizers": ("jaxrope/data/", "jaxrope/demo.py"),  # the demo trains its own
+    "tokenizers": ("jaxrope/data/",),
     "tensorboardX": ("jaxrope/train/",),
     "lm_eval": ("jaxrope/evaluate/harness_lm.py",),
     "jinja2": ("jaxrope/data/chat.py",),

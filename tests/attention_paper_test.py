@@ -210,7 +210,7 @@ def test_the_config_of_the_paper_is_the_papers(shared, books_6m, monkeypatch):
     first, second = plan.make(config)
     assert first.lengths(config.analysis.perplexity) == [256, 512, 1024, 2048, 4096, 8192]
     assert (config.analysis.factor, config.analysis.theta_times) == (16.0, 100.0)
-    assert config.analysis.sequences == 10 and second.title == "stdlib-2m"
+    assert config.analysis.sequences == 10 and second.title == "stdlib-3m"
 
 
 def command(folder, workdir, *more):

@@ -19,6 +19,7 @@ from benchmarks import (
     small_models,
     waste,
 )
+from configs import base
 from jaxrope import data
 from jaxrope.search import cost, prepare
 from jaxrope.shell import heap
@@ -138,7 +139,7 @@ def test_growth_of_attention_statistics_is_judged(capsys, changes, limit_gib, co
 
 @pytest.mark.slow
 def test_attention_statistics_of_two_lengths_in_one_command(tmp_path):
-    file, model = tmp_path / "found.jsonl", ROOT / "jaxrope" / "models" / "stdlib-2m"
+    file, model = tmp_path / "found.jsonl", ROOT / "jaxrope" / "models" / "stdlib-3m"
     command = [sys.executable, "-m", "benchmarks.attention_statistics", f"--model={model}"]
     command += ["--lengths=256,512", "--block=64", f"--text={__file__}", f"--jsonl={file}"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
@@ -186,7 +187,7 @@ def test_steps_of_a_descent_stay_within_their_share(share):
         factor=8,
         quick=False,
         offset=0,
-        model=str(ROOT / "jaxrope/models/stdlib-2m"),
+        model=str(ROOT / "jaxrope/models/stdlib-3m"),
         train=on_books.STDLIB,
         held_out=on_books.STDLIB,
     )
@@ -215,7 +216,9 @@ def test_a_benchmark_has_a_command_line(name, monkeypatch, capsys):
 def rows(tmp_path_factory):
     novel = tmp_path_factory.mktemp("novels") / "novel.txt"
     novel.write_text("".join(random.Random(0).choices("abcdefgh ", k=10_000)))
-    return small_models.Rows(str(novel), data.load_tokenizer("bytes"))
+    texts = base.data()
+    texts.train_files = (str(novel),)
+    return small_models.Rows(texts, data.load_tokenizer("bytes"))
 
 
 @pytest.mark.parametrize(("kind", "digits"), [("passkeys", (5,)), ("needles", range(7, 43, 7))])
@@ -230,13 +233,14 @@ def test_what_counts_most_in_a_row_are_the_digits_of_numbers_in_it(rows, kind, d
         assert [text.count(number) for number in numbers] == [occurring] * len(numbers)
 
 
-def test_a_copy_counts_where_its_token_stood_before(rows):
-    batch = rows.of_kinds(["copies"] * 4, 128, step=5)
+@pytest.mark.parametrize(("length", "size"), [(128, 7), (32, 3)])
+def test_a_copy_counts_where_its_token_stood_before(rows, length, size):
+    batch = rows.of_kinds(["copies"] * 4, length, step=5)
     for tokens, targets, weights in zip(*(value[0] for value in batch.values()), strict=True):
         places = (weights == small_models.COPY).nonzero()[0]
-        assert places[-1] == 126 and len(places) == 127 - places[0]
-        seven = tokens[places[0] + 1 : places[0] + 8]
-        begins = [i for i in range(places[0]) if (tokens[i : i + 7] == seven).all()]
+        assert places[-1] == length - 2 and len(places) == length - 1 - places[0]
+        some = tokens[places[0] + 1 : places[0] + 1 + size]
+        begins = [i for i in range(places[0]) if (tokens[i : i + size] == some).all()]
         assert begins and tokens[begins[0] - 1] == tokens[places[0]]  # the whole segment
         assert weights[begins[0] - 1] == weights[places[0] - 1] == 0  # which nobody can foresee
         assert (targets[:-1] == tokens[1:]).all()

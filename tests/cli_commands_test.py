@@ -142,12 +142,11 @@ def test_the_help_of_convert_lists_what_there_is():
     assert tuple(rope_formats.FORMATS) == __main__.FORMATS
 
 
-MODEL = str(ROOT / "jaxrope" / "models" / "stdlib-2m")
+MODEL = str(ROOT / "jaxrope" / "models" / "stdlib-3m")
 DRY = {
     "generate": (["--checkpoint=" + MODEL, "--prompt=def f"], "1 prompts of 3 tokens; at most 128"),
     "convert export": (["export", MODEL, "out"], "would write out"),
-    "convert import": (["import", MODEL, "out", "--dtype=float32"], "1,967,808 parameters"),
-    "demo": (["run", "--workdir=out"], "python -m jaxrope.search --config=configs/demo_search.py"),
+    "convert import": (["import", MODEL, "out", "--dtype=float32"], "2,754,240 parameters"),
 }
 
 
@@ -159,8 +158,7 @@ def test_a_dry_run_of_a_command_says_what_it_would_do_and_leaves_nothing(
 
     monkeypatch.chdir(tmp_path)
     argv, text = DRY[name]
-    package = f"jaxrope.{name.split()[0]}"
-    module = importlib.import_module(package if name == "demo" else f"{package}.__main__")
+    module = importlib.import_module(f"jaxrope.{name.split()[0]}.__main__")
     module.main([*argv, "--dry_run", "--no_timing"])
     assert text in capsys.readouterr().out
     module.main([*argv, "--print_config"])

@@ -11,7 +11,7 @@ from jaxrope.errors import InputError
 from jaxrope.shell import experiment
 
 ROOT = Path(__file__).resolve().parent.parent
-NONE = ("__init__.py", "recipes.py")  # no experiments: the package, what configs for pods share
+NONE = ("__init__.py", "recipes.py", "stdlib.py")  # no experiments: what others share
 FILES = sorted(path for path in (ROOT / "configs").glob("*.py") if path.name not in NONE)
 EXPERIMENTS = [path for path in FILES if path.name != "base.py"]
 

@@ -140,7 +140,7 @@ def test_a_changed_question_is_asked_anew_and_no_other(config, whole, tmp_path, 
 def small(tmp_path):
     """The config of two windows of a text by a model in a folder; both may be changed."""
     model = tmp_path / "model"
-    shutil.copytree(ROOT / "jaxrope" / "models" / "stdlib-2m", model)
+    shutil.copytree(ROOT / "jaxrope" / "models" / "stdlib-3m", model)
     (tmp_path / "text.txt").write_text((ROOT / "LICENSE").read_text(encoding="utf-8")[:3000])
     changes = {
         "model.path": str(model),

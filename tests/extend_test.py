@@ -19,7 +19,7 @@ from jaxrope.shell import duration, load
 from jaxrope.store import sealed
 from tests.search_config import write_texts
 
-MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-2m"
+MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-3m"
 
 
 @pytest.mark.parametrize(
@@ -51,10 +51,8 @@ def test_lengths_are_doublings_and_the_last(first, last, count, wanted):
 
 
 def asked(**changes) -> request.Request:
-    fields = dict(
-        model="m", target_len=4096, text=("a.txt",), eval_text=(), budget=0, finetune="none"
-    )
-    fields |= dict(programs=("transformers",), chat=())
+    fields = dict(model="m", target_len=4096, text=("a.txt",), eval_text=(), exclude=(), budget=0)
+    fields |= dict(finetune="none", control=False, programs=("transformers",), chat=())
     return request.Request(**fields | changes)
 
 
@@ -63,8 +61,10 @@ FACTS = Facts(
     num_params=10**6,
     num_texts=5,
     num_windows=16,
+    windows_per_doc=1,
     form="monotone",
     taught_keys=6,
+    asked_keys=6,
     least_asked=400,
     two_sets=True,
     chat_len=256,
@@ -122,6 +122,21 @@ def test_the_recipe_is_an_experiment_file(tmp_path, finetune, params, rate):
     assert not trained or config.train.steps == effort.train_steps
 
 
+def test_a_control_is_trained_on_as_many_tokens_at_the_models_own_length(tmp_path):
+    """On text alone, with as many tokens in a part; its window slides in the measurement."""
+    wanted = asked(finetune="full", control=True, target_len=2000, exclude=("*.md",))
+    effort = next(recipes.efforts(wanted, FACTS))
+    (tmp_path / "config.py").write_text(recipes.text(wanted, FACTS, effort))
+    config = schema.read(load(str(tmp_path / "config.py")))
+    control = {stage.name: stage for stage in parse(config)}["control"].resolved(tmp_path)
+    assert control.train.seq_len == 512 and control.train.batch_size == 8 * 4  # 2,048 for 2,000
+    assert (control.train.steps, control.train.accumulation) == (effort.train_steps, 8)
+    assert not control.data.needle_share and not control.data.short_share
+    assert control.rope.method == "model" and config.data.exclude == ("*.md",)
+    scores = next(rest for name, _, rest in config.recipe if name == "scores")
+    assert ("control at 512 tokens", "{control}", "sliding") in dict(scores)["eval.checkpoints"]
+
+
 def test_needles_are_taught_and_asked_for_where_they_have_room():
     wanted = asked(finetune="full")
     for keys, share in ((6, 0.25), (2, 0.25), (0, None)):
@@ -153,6 +168,7 @@ def place(tmp_path):
         (["--text="], "--text names no file"),
         (["--text=none/*.txt"], "data.train_files"),
         (["--target_len=9000"], "need documents of 9,000 tokens"),
+        (["--control"], "--control is for --finetune=lora or full"),
         (["--budget=1s"], "--budget=1s is too small: the least that is worth doing takes"),
     ],
 )

@@ -18,7 +18,7 @@ from jaxrope.generate import Model, Options, TextStream
 from jaxrope.generate.__main__ import main
 from tests.benches import make_bench
 
-SHIPPED = Path(data.__file__).parent.parent / "models" / "stdlib-2m"
+SHIPPED = Path(data.__file__).parent.parent / "models" / "stdlib-3m"
 BYTES = data.BytesTokenizer()
 
 

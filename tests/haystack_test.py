@@ -28,7 +28,7 @@ ANSWER = "eat a sandwich and sit in Dolores Park on a sunny day."
 
 @pytest.fixture(scope="module")
 def shipped_tokenizer():
-    return data.load_tokenizer("jaxrope/models/stdlib-2m")
+    return data.load_tokenizer("jaxrope/models/stdlib-3m")
 
 
 def story(seed, sentences=60):

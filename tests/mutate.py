@@ -29,7 +29,7 @@ NEAREST = {
     "configs": "config pod_configs recipe_configs",
     "convert": "convert_ parity",
     "data": "data_ needles mixture training_test",
-    "demo": "setup recipe_process",
+    "demo": "wheel",
     "errors": "cli config files",
     "evaluate": "evaluat answering harness haystack items longppl needle_test oracles passkey"
     " perplexity protocols retrieval ruler tasks",

@@ -25,7 +25,7 @@ NAMES = ("passkey_longrope", "passkey_yarn", "passkey_infinitebench", "number_st
 
 @pytest.fixture(scope="module")
 def shipped_tokenizer():
-    return data.load_tokenizer("jaxrope/models/stdlib-2m")
+    return data.load_tokenizer("jaxrope/models/stdlib-3m")
 
 
 def request(name, length, tokenizer=None, run_seed=0, **changes):

@@ -18,7 +18,7 @@ from jaxrope.evaluate.scoring import EvalModel
 from tests import benches
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "jaxrope" / "models" / "stdlib-2m"
+MODEL = ROOT / "jaxrope" / "models" / "stdlib-3m"
 
 
 @pytest.fixture(scope="module")

@@ -41,6 +41,17 @@ def content(levels=LEVELS, *, count=WINDOWS, checkpoints=(), between=()):
     return {"rows": rows, "config": config, "model": model, "command": "evaluate"}
 
 
+def test_a_control_that_slides_its_own_window_is_a_rival():
+    levels = LEVELS | {"control at 64 tokens": 3.02}
+    checkpoints = [["control at 64 tokens", "../control", "sliding"]]
+    found = headline.of_evaluation(content(levels, checkpoints=checkpoints))
+    assert found.kind == "better" and "the control at 64 tokens (-2.0% [" in found.sentence
+    assert "the same, control at 64 tokens" in [line[0] for line in found.cells]
+    levels["control at 64 tokens"] = 2.9
+    found = headline.of_evaluation(content(levels, checkpoints=checkpoints))
+    assert found.kind == "worse" and "worse than the control at 64 tokens" in found.sentence
+
+
 def test_an_extension_that_beats_all_rivals_worked():
     found = headline.of_evaluation(content())
     assert found.kind == "better"
@@ -118,7 +129,7 @@ def test_few_windows_decide_nothing():
 
 
 def test_the_best_of_what_was_made_is_the_result_and_a_control_is_none():
-    levels = LEVELS | {"tuned": 2.8, "control": 2.7, "yarn@su": 3.08}
+    levels = LEVELS | {"tuned": 2.8, "control": 2.9, "yarn@su": 3.08}
     checkpoints = [["tuned", "runs/tuned", "model"], ["control", "runs/base", "sliding"]]
     made = content(levels, checkpoints=checkpoints)
     made["config"]["eval"]["methods"].append("yarn@su")

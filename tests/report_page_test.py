@@ -11,6 +11,7 @@ from jaxrope import report
 from jaxrope.report import (
     assets,
     axes,
+    document,
     figures,
     theme,
 )
@@ -203,3 +204,26 @@ def contrast(one: str, other: str) -> float:
 
     high, low = sorted((luminance(one), luminance(other)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_pictures_of_the_verdict_are_light_and_dark(workdirs, tmp_path, capsys):
+    """Each is whole by itself: the words, a figure, and the colours of its theme alone."""
+    main([*map(str, workdirs), f"--out={tmp_path / 'r.html'}", f"--picture={tmp_path / 'v'}"])
+    assert (
+        f"wrote {tmp_path / 'v-light.svg'} and {tmp_path / 'v-dark.svg'}" in capsys.readouterr().out
+    )
+    lead = document.first(document.read(workdirs, tmp_path / "r.html", [])).lead
+    for number, name in enumerate(theme.THEMES):
+        text = (tmp_path / f"v-{name}.svg").read_text()
+        root = ElementTree.fromstring(text)
+        words = " ".join(element.text or "" for element in root.iter() if "text" in element.tag)
+        assert lead.split()[0] in words and len(text) < 150_000
+        ink, ground = theme.SURFACES["ink"], theme.SURFACES["card"]
+        assert ink[number] in text and ground[number] in text
+        assert ink[1 - number] not in text and axes.FOREGROUND not in text
+
+
+def test_a_picture_needs_something_to_draw(tmp_path):
+    with pytest.raises(SystemExit):
+        main([str(tmp_path), f"--picture={tmp_path / 'v'}"])
+    assert not (tmp_path / "v-light.svg").exists()

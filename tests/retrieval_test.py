@@ -25,7 +25,7 @@ ROOM = 10_000_000  # a length that everything fits
 
 @pytest.fixture(scope="module")
 def shipped_tokenizer():
-    return data.load_tokenizer("jaxrope/models/stdlib-2m")
+    return data.load_tokenizer("jaxrope/models/stdlib-3m")
 
 
 def make(name, length, tokenizer=None, seed=0, **changes):

@@ -1,7 +1,7 @@
 """What NVIDIA/RULER (commit c3f5e3b, wonderwords 3.0.1) makes, frozen.
 
 A hash is of the JSON of [[input, outputs, length, answer_prefix], ...], the fields of the lines
-that its scripts write. Tokenizers: "stdlib" is models/stdlib-2m, "books" books-6m, and "pieces" the
+that its scripts write. Tokenizers: "stdlib" is models/stdlib-3m, "books" books-6m, and "pieces" the
 one of ruler_files.py, whose files the tasks of WITH_FILES read.
 """
 

@@ -45,7 +45,7 @@ def tokenizer_of(request):
         if name == "pieces":
             return request.getfixturevalue("pieces")
         if name == "stdlib":
-            return data.load_tokenizer(MODELS / "stdlib-2m")
+            return data.load_tokenizer(MODELS / "stdlib-3m")
         return data.load_tokenizer(request.getfixturevalue("books_6m"))
 
     return find

@@ -22,7 +22,7 @@ LENGTH, COUNT = 4096, 6
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    return data.load_tokenizer(ROOT / "jaxrope" / "models" / "stdlib-2m")
+    return data.load_tokenizer(ROOT / "jaxrope" / "models" / "stdlib-3m")
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,13 @@ import tomllib
 import venv
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from jaxrope import demo
+from jaxrope import demo, search
 from jaxrope.errors import InputError
+from jaxrope.extend import recipes
 from jaxrope.shell import cli, experiment
 from jaxrope.train.__main__ import PROGRAM
 from tests.processes import ROOT, environment
@@ -126,18 +128,33 @@ def test_a_file_of_one_s_own_has_the_configs_beside_it_and_else_the_packaged(emp
 # --- the demo
 
 
-def test_the_demo_runs_in_any_folder(empty, monkeypatch):
-    commands = []
-    monkeypatch.setattr(subprocess, "call", lambda command: commands.append(command) or 0)
-    demo.main(["run", "--workdir=here"])
-    assert [command[:2] for command in commands] == [[sys.executable, "-m"]] * 5
-    modules = [command[2] for command in commands]
-    assert modules == [f"jaxrope.{n}" for n in ("search", "train", "evaluate", "convert", "report")]
-    for command in commands[:3]:
-        config = experiment.load(command[3].removeprefix("--config="))
-        assert Path(config.model.path, "model.safetensors").is_file()
-        for name in config.data.eval_files:
-            assert Path(name).is_file()
+def test_the_demo_runs_in_any_folder(empty, monkeypatch, capsys):
+    rate = SimpleNamespace(tokens=20_000.0, ready=3.0)
+    monkeypatch.setattr(search, "measured", lambda *_: rate)
+    demo.main(["--dry_run"])
+    plan = capsys.readouterr().out
+    assert "256 tokens" in plan and "2,048 tokens, 8 times as many" in plan
+    assert "16 held-out texts" in plan and not os.listdir(empty)
+    demo.main(["--print_config", "--budget=1h", "--control"])
+    asked = json.loads(capsys.readouterr().out)
+    assert (asked["budget"], asked["control"]) == ("1h", True)
+    assert Path(asked["model"], "model.safetensors").is_file()
+    assert all(Path(name).is_file() for name in asked["eval_text"].split(","))
+
+
+@pytest.mark.slow
+def test_a_short_demo_ends_with_a_verdict(empty, monkeypatch, capsys):
+    """Two steps of everything, from 256 to 512 tokens."""
+    little = dict(samples=1, ramps=1, steps=1, judged=5, recovers=False)
+    little |= dict(train_steps=2, rows=2, trials=2, windows=5)
+    effort = recipes.Effort(**little, lengths=(256, 512))
+    monkeypatch.setattr(recipes, "efforts", lambda *_: iter([effort]))
+    demo.main(["--target_len=512", "--control", "--out=here"])
+    printed = capsys.readouterr().out
+    assert "at 512 tokens fine-tuned is" in printed and "the control at 256 tokens" in printed
+    rows = json.loads((empty / "here" / "scores" / "eval.json").read_text())["rows"]
+    assert {row["label"] for row in rows} > {"fine-tuned", "control at 256 tokens", "sliding"}
+    assert (empty / "here" / "hf" / "model.safetensors").is_file()
 
 
 # --- what has to be installed
@@ -251,7 +268,7 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     wheel = build(tmp_path)
     files = set(zipfile.ZipFile(wheel).namelist())
     configs = {f"jaxrope/configs/{path.name}" for path in (ROOT / "configs").glob("*.py")}
-    assert configs <= files and "jaxrope/models/stdlib-2m/model.safetensors" in files
+    assert configs <= files and "jaxrope/models/stdlib-3m/model.safetensors" in files
     assert {name.split("/")[0] for name in files} == {"jaxrope", "jaxrope-0.1.0.dist-info"}
 
     programs, empty = install(wheel, tmp_path / "venv"), tmp_path / "empty"
@@ -277,9 +294,5 @@ def test_the_wheel_works_without_the_checkout(tmp_path):
     assert json.loads(config)["target_len"] == 262_144
     assert not os.listdir(empty)
 
-    # The first command of the demo, with fewer candidates.
-    few = dict(population=4, parents=2, iterations=1, mutations=1, crossovers=1)
-    short = [f"--config.search.algorithm.{key}={value}" for key, value in few.items()]
-    search = ["--config=configs/demo_search.py", "--workdir=search", "--config.data.cache_dir=here"]
-    run("jaxrope-search", *search, *short)
-    assert (empty / "search" / "rope.json").is_file()
+    assert "2,048 tokens, 8 times as many" in run("jaxrope-demo", "--dry_run")
+    assert not os.listdir(empty)

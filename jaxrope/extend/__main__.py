@@ -22,8 +22,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Runs the command line; see `cli.arguments`."""
     if argv is None:
         heap.keep()
-    command = Command(arguments=add_arguments, run=run, dry_run=dry_run)
-    cli.arguments(command, doc=__doc__, argv=argv)
+    cli.arguments(COMMAND, doc=__doc__, argv=argv)
 
 
 def add_arguments(parser) -> None:
@@ -46,10 +45,18 @@ def add_arguments(parser) -> None:
         help="conversations, for an instruct model: a tenth of the training, and measured",
     )
     parser.add_argument(
+        "--exclude", default="", metavar="FILES", help="globs of files to leave out of --text"
+    )
+    parser.add_argument(
         "--budget", default="", metavar="TIME", help="45m, 2h: the plan is made to fit"
     )
     parser.add_argument(
         "--finetune", default="none", help="none (the factors alone), lora or full; none by default"
+    )
+    parser.add_argument(
+        "--control",
+        action="store_true",
+        help="also train at the model's own length, on as many tokens, and compare",
     )
     parser.add_argument(
         "--for",
@@ -79,6 +86,9 @@ def dry_run(args) -> str:
     from jaxrope.extend import planning, request
 
     return planning.make(request.of(args), files.absolute(args.out)).text()
+
+
+COMMAND = Command(arguments=add_arguments, run=run, dry_run=dry_run)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from jaxrope.extend.request import Request
 _TRAINED = 4  # forward passes that a trained token costs
 # What each phase loads and compiles, in times what it takes to load the weights and to compile a
 # forward pass; a measurement also once for every length and kind of text.
-_READY = {"search": 4, "training": 4, "recovery": 4, "measurement": 2, "exports": 3}
+_READY = {"search": 4, "training": 4, "control": 4, "recovery": 4, "measurement": 2, "exports": 3}
 _AGAIN = 4  # times the samples of its last word that a recovery needs more, for two candidates
 _LAST = 30.0  # seconds for exports and the page
 _OPENED = 4096  # tokens of what is compared with other programs, at most
@@ -40,11 +40,14 @@ def seconds(
     if effort.train_steps:
         trained = effort.train_steps * effort.rows * request.target_len
         tokens["training"] = _TRAINED * trained
+        if request.control:
+            tokens["control"] = _TRAINED * trained
     if effort.recovers:
         tokens["recovery"] = _recovery_tokens(request, facts, effort, problem)
     rows = len(recipes.METHODS) + bool(effort.train_steps)  # but for that which slides
     texts = effort.windows * (
-        rows * sum(effort.lengths) + sum(map(_sliding(facts), effort.lengths))
+        rows * sum(effort.lengths)
+        + (1 + request.control) * sum(map(_sliding(facts), effort.lengths))
     )
     texts += (2 + bool(effort.train_steps)) * facts.num_chats * facts.chat_len
     asked = recipes.retrieval_lengths(facts, effort)

@@ -33,7 +33,8 @@ def make(request: Request, problem: search.Problem) -> tuple[recipes.Facts, tupl
     )
     held_out = setup.held_out_documents(config, tokenizer, place)
     whole = held_out.lengths // request.target_len
-    num_windows = int(whole.clip(max=recipes.WINDOWS_PER_DOCUMENT).sum())
+    windows = [int(whole.clip(max=n).sum()) for n in range(1, recipes.WINDOWS_PER_DOCUMENT + 1)]
+    enough, num_windows = recipes.MEASUREMENTS[0]["windows"], windows[-1]
     if not num_windows:
         raise InputError(
             f"{held_out.setting}: no text has {request.target_len:,} tokens, the longest has "
@@ -45,6 +46,9 @@ def make(request: Request, problem: search.Problem) -> tuple[recipes.Facts, tupl
             f"no --eval_text: {len(held_out)} of the documents of --text, the last ones, are held "
             "out: no search and no training reads them"
         )
+    source = _source(tokenizer, "evaluation")
+    sizes = {n: data.needles.most_tokens(source, n, 1) for n in range(1, recipes.KEYS + 1)}
+    asked_keys = max((n for n, size in sizes.items() if 2 * size <= length), default=1)
     form, two_sets, more = _sets(request, problem, length)
     chat_len, num_chats = (
         _chats(request, config, tokenizer, place, length) if request.chat else (0, 0)
@@ -58,10 +62,12 @@ def make(request: Request, problem: search.Problem) -> tuple[recipes.Facts, tupl
         num_params=decoder.num_params(model),
         num_texts=int(np.count_nonzero(problem.task.documents.lengths > length)),
         num_windows=num_windows,
+        windows_per_doc=1 + sum(count < min(enough, num_windows) for count in windows),
         form=form,
         two_sets=two_sets,
         taught_keys=_keys_with_room(tokenizer, request.target_len),
-        least_asked=data.needles.most_tokens(_source(tokenizer, "evaluation"), recipes.KEYS, 1),
+        asked_keys=asked_keys,
+        least_asked=sizes[asked_keys],
         chat_len=chat_len,
         num_chats=num_chats,
     )

@@ -24,7 +24,12 @@ from jaxrope.store import files, sealed
 
 FORMAT = "jaxrope.extend/2"
 _SHARE = 0.9  # of a budget that is planned for
-_FOLDERS = {"search": "search", "training": "tuned", "recovery": "recovery"}  # of phases
+_FOLDERS = {  # of phases
+    "search": "search",
+    "training": "tuned",
+    "control": "control",
+    "recovery": "recovery",
+}
 _MEASURING = 5.0  # seconds that the speed is measured, at least
 # Bytes of a parameter on the disk: an export, and what a training keeps: two checkpoints with both
 # moments, while one of them is replaced.
@@ -184,7 +189,8 @@ def _check_disk(request: Request, facts: recipes.Facts, folder: Path) -> None:
     if files.is_remote(folder):
         return
     there = next(place for place in (folder, *folder.parents) if place.exists())
-    size = _EXPORTED + (0 if request.finetune == "none" else _CHECKPOINTS)
+    trainings = 0 if request.finetune == "none" else 1 + request.control
+    size = _EXPORTED + trainings * _CHECKPOINTS
     needed, free = size * facts.num_params, shutil.disk_usage(there).free
     if needed > free:
         raise InputError(

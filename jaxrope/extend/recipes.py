@@ -60,10 +60,13 @@ class Facts:
       num_params: of it.
       num_texts: documents to search on that have more tokens than that.
       num_windows: of the target length in the held-out text, a few of a document at most.
+      windows_per_doc: that a measurement takes from a document: as few as will do.
       form: of the factors: what all programs can run.
       two_sets: they can take factors for short lengths and others for long ones.
       taught_keys: needles that a row of training has room for; 0: none.
-      least_asked: tokens of a document with KEYS needles, at least.
+      asked_keys: needles of a document of the measurement: as many as fill half of one of the
+        model's own length, one at least and KEYS at most.
+      least_asked: tokens of a document with so many needles, at least.
       chat_len, num_chats: of the held-out conversations that are measured; 0: there are none.
     """
 
@@ -71,9 +74,11 @@ class Facts:
     num_params: int
     num_texts: int
     num_windows: int
+    windows_per_doc: int
     form: str
     two_sets: bool
     taught_keys: int
+    asked_keys: int
     least_asked: int
     chat_len: int
     num_chats: int
@@ -201,9 +206,10 @@ def _base_keys(request: Request, effort: dict[str, Any]) -> dict[str, Any]:
         "search.judge.num_samples": effort["judged"],
         "eval.suites": (),
     }
+    keys["data.exclude"] = request.eval_text + request.exclude
     if not request.eval_text:
         return keys | {"data.held_out": HELD_OUT}
-    return keys | {"data.eval_files": request.eval_text, "data.exclude": request.eval_text}
+    return keys | {"data.eval_files": request.eval_text}
 
 
 def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, Any]:
@@ -261,15 +267,19 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
         yield "join", "join", (of, ("join.ropes", sets), ("join.weights", False))
         method = "{join}/rope.json"
     rows = (("fine-tuned", "{tuned}", method),) if effort.train_steps else ()
+    of_text = rows
+    if request.control:
+        yield "control", "train", _control(request, facts, effort)
+        of_text += ((f"control at {facts.length:,} tokens", "{control}", "sliding"),)
     measured = (
         _file("join") if effort.recovers and not effort.train_steps else searched,
         ("eval.label", "searched"),
-        ("eval.checkpoints", rows),
         ("eval.rope_len", request.target_len),
     )
     if request.chat:
         spoken = (
             *chat_keys(request).items(),
+            ("eval.checkpoints", rows),
             ("eval.suites", ("perplexity",)),
             ("eval.methods", ("none",)),
             ("eval.baseline", "none"),
@@ -280,20 +290,23 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     text = (
         ("eval.suites", ("perplexity",)),
         ("eval.methods", METHODS),
+        ("eval.checkpoints", of_text),
         ("eval.stride", stride(facts)),
         ("eval.baseline", "sliding"),
         ("eval.lengths", effort.lengths),
         ("eval.num_windows", effort.windows),
-        ("eval.windows_per_doc", WINDOWS_PER_DOCUMENT),
+        ("eval.windows_per_doc", facts.windows_per_doc),
     )
     yield "scores", "evaluate", (*measured, *text)
     if retrieval_lengths(facts, effort):
         trials = (
             ("eval.suites", ("passkey", "needle")),
+            ("eval.checkpoints", rows),
             ("eval.methods", tuple(name for name in METHODS if name != "sliding")),
             ("eval.lengths", retrieval_lengths(facts, effort)),
             ("eval.passkey_trials", effort.trials),
             ("eval.needle_trials", effort.trials),
+            ("eval.needle_keys", (facts.asked_keys,)),
         )
         yield "retrieval", "evaluate", (*measured, *trials)
 
@@ -317,6 +330,20 @@ def _with_chats(request: Request, facts: Facts) -> tuple[tuple[str, Any], ...]:
 
 def _file(stage: str) -> tuple[str, dict]:
     return "rope", dict(method="file", path=f"{{{stage}}}/rope.json")
+
+
+def _control(request: Request, facts: Facts, effort: Effort) -> tuple:
+    """Returns the keys of a training at the model's own length, on as many tokens or a few more,
+    all of them text.
+    """
+    return (
+        ("target_len", facts.length),
+        ("train.seq_len", facts.length),
+        ("train.batch_size", effort.rows * math.ceil(request.target_len / facts.length)),
+        ("data.short_share", 0.0),
+        ("data.needle_share", 0.0),
+        *_with_chats(request, facts),
+    )
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:

@@ -21,8 +21,10 @@ class Request:
       text: files or globs that are searched and trained on.
       eval_text: held-out files or globs; (): the last tenth of `text`.
       chat: files or globs of conversations; (): none.
+      exclude: globs of files to leave out of `text`.
       budget: seconds for everything; 0: as long as it takes.
       finetune: one of FINETUNES.
+      control: whether the model is also trained on at its own length, to compare.
       programs: of PROGRAMS; what the result is exported for.
     """
 
@@ -31,8 +33,10 @@ class Request:
     text: tuple[str, ...]
     eval_text: tuple[str, ...]
     chat: tuple[str, ...]
+    exclude: tuple[str, ...]
     budget: int
     finetune: str
+    control: bool
     programs: tuple[str, ...]
 
 
@@ -45,6 +49,10 @@ def of(args) -> Request:
     if args.target_len < 1:
         raise InputError(f"--target_len must be 1 token or more, got {args.target_len}.")
     choose("--finetune", args.finetune, dict.fromkeys(FINETUNES))
+    if args.control and args.finetune == "none":
+        raise InputError(
+            "--control is for --finetune=lora or full. Give one of them, or leave it out."
+        )
     programs = listed(args.programs)
     for name in programs:
         choose("--for", name, dict.fromkeys(PROGRAMS))
@@ -57,8 +65,10 @@ def of(args) -> Request:
         text=tuple(map(located, text)),
         eval_text=tuple(map(located, listed(args.eval_text))),
         chat=tuple(map(located, listed(args.chat))),
+        exclude=listed(args.exclude),
         budget=seconds(args.budget) if args.budget else 0,
         finetune=args.finetune,
+        control=args.control,
         programs=programs,
     )
 

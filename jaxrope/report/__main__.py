@@ -7,7 +7,8 @@ A workdir is that of a search, a training, an evaluation, an analysis or a recip
 such folders in it; several are compared. The first screen says whether extending worked, against
 the model's own sliding window, YaRN and NTK at the longest length; what was run, with its config,
 comes last. The page needs nothing beside itself: it can be mailed, printed, and opened without a
-network. Its figures also lie beside it, in report_files, as SVG, PNG and CSV.
+network. Its figures also lie beside it, in report_files, as SVG, PNG and CSV. --picture=docs/demo
+writes the verdict with the first figure, too: docs/demo-light.svg and docs/demo-dark.svg.
 """
 
 from collections.abc import Sequence
@@ -34,15 +35,21 @@ def add_arguments(parser) -> None:
         metavar="NAME,...",
         help="factors to draw for comparison: presets by name, or rope.json files",
     )
+    parser.add_argument(
+        "--picture", default="", metavar="STEM", help="pictures of the verdict, STEM-light.svg etc."
+    )
 
 
 def run(args) -> None:
     """Writes the page."""
-    from jaxrope.report import assets, document
+    from jaxrope.report import assets, document, picture
 
     workdirs, out, published = _paths(args)
     document.write(workdirs, out, published=published)
     cli.print_line(f"wrote {out} and {assets.folder_of(out).name}")
+    if args.picture:
+        paths = picture.write(workdirs, files.as_path(args.picture))
+        cli.print_line(f"wrote {' and '.join(map(str, paths))}")
 
 
 def dry_run(args) -> str:

@@ -104,7 +104,7 @@ def _inventory(workdirs: Sequence[Workdir]) -> list[list[str]]:
 
 def _folders(workdirs: Sequence[Workdir]) -> list[Folder]:
     """Returns the first screen and the chapters, each with the sections of its kind."""
-    first = _first(workdirs)
+    opening = first(workdirs)
     sections = []
     if len(workdirs) > 1:
         titles = [workdir.folder.title for workdir in workdirs]
@@ -115,8 +115,8 @@ def _folders(workdirs: Sequence[Workdir]) -> list[Folder]:
                 stage = "/".join(filter(None, (workdir.folder.title, section.stage)))
                 section = dataclasses.replace(section, stage=stage)
             sections.append(section)
-    shown = [(c.name, n) for c in first.figures for n in _numbers(c)] if first else []
-    chapters = [Folder("", "", [first])] if first else []
+    shown = [(c.name, n) for c in opening.figures for n in _numbers(c)] if opening else []
+    chapters = [Folder("", "", [opening])] if opening else []
     for kind, title in CHAPTERS.items():
         of_kind = [_without(section, shown) for section in sections if section.kind == kind]
         of_kind = [section for section in of_kind if section.tables or section.figures]
@@ -147,7 +147,7 @@ def _numbers(figure: Figure) -> tuple[list, list]:
     return list(figure.numbers), [row[-1] for row in figure.numbers[1:]]
 
 
-def _first(workdirs: Sequence[Workdir]) -> Section | None:
+def first(workdirs: Sequence[Workdir]) -> Section | None:
     """Returns the first screen; None if nothing on the page extends a model."""
     headlines = _headlines(workdirs)
     if not headlines:

@@ -137,16 +137,23 @@ def _subjects(content: Row) -> list[str]:
     """
     asked = (content.get("config") or {}).get("eval") or {}
     others = {*asked.get("methods", ()), UNTOUCHED, SLIDING}
-    others |= {label for label, _, method in asked.get("checkpoints", ()) if method == SLIDING}
+    others |= set(_controls(content))
     labels = list(dict.fromkeys(row["label"] for row in content["rows"]))
     if "methods" in asked:
         return [label for label in labels if label not in others]
     return [label for label in labels if label not in others and not panels.is_method(label)]
 
 
+def _controls(content: Row) -> list[str]:
+    """Returns the labels of checkpoints that slide their own window."""
+    asked = (content.get("config") or {}).get("eval") or {}
+    return [label for label, _, method in asked.get("checkpoints", ()) if method == SLIDING]
+
+
 def _rivals(content: Row, at_end: Mapping[str, Row], subject: str, trained: int) -> list[Gap]:
     """Returns the differences of `subject` from its rivals that have a finite loss."""
     rivals = {_own_window(trained): [SLIDING]} if SLIDING in at_end else {}
+    rivals |= {f"the {label}": [label] for label in _controls(content) if label in at_end}
     for name, methods in RIVALS.items():
         labels = [label for label in at_end if label.partition("@")[0] in methods]
         rivals[name] = sorted((n for n in labels if n != subject), key=lambda n: _nll(at_end[n]))
@@ -275,6 +282,7 @@ def _retrieval(content: Row, subject: str) -> Cells:
         after = max(mine, key=lambda row: row["length"])
         before = _before([row for row in rows if row["length"] == after["length"]])
         name = "Pass keys" if suite == "passkey" else f"One of {suite[len('needle-') :]} needles"
+        name = name.replace("One of 1 needles", "A single needle")
         change = _apart(before, after) if before else ""
         if subject in floors.labels(rows, trained):
             change = "at floor in its own window"

@@ -8,6 +8,7 @@ import re
 
 from jaxrope.report.axes import FOREGROUND
 
+THEMES = ("light", "dark")
 # colour in a figure -> (variable, shade on a light page, shade on a dark page)
 SHADES = {
     "#7f7f7f": ("grey", "#6f7276", "#a3a8ad"),
@@ -41,6 +42,14 @@ def paint(svg: str) -> str:
         svg = svg.replace(colour, f"var(--{name})")
     svg = svg.replace(FOREGROUND, "currentColor")
     return re.sub(r"fill: ?#ffffff", "fill: none", svg)
+
+
+def fixed(svg: str, theme: int) -> str:
+    """Returns a figure's file in the colours of one of THEMES, by its number."""
+    for colour, (_, *shades) in SHADES.items():
+        svg = svg.replace(colour, shades[theme])
+    svg = svg.replace(FOREGROUND, SURFACES["ink"][theme])
+    return svg.replace("#ffffff", SURFACES["card"][theme])
 
 
 def variable(colour: str) -> str:
