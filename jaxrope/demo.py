@@ -1,10 +1,10 @@
 """jaxrope-extend on the small model that ships with the project: from 256 tokens to 2,048.
 
   python -m jaxrope.demo
-  python -m jaxrope.demo --control --budget=10m --out=runs/control
+  python -m jaxrope.demo --control --out=runs/control
 
 The text is Python's standard library, of which configs/stdlib.py names the files that are held out.
-Six minutes at most on two cores; runs/demo/report.html is the page. Every argument of
+What is done is the same on every machine; runs/demo/report.html is the page. Every argument of
 `python -m jaxrope.extend` can be given too; the last of two counts.
 """
 
@@ -13,9 +13,13 @@ import sys
 from collections.abc import Sequence
 
 from jaxrope.extend import __main__ as extend
-from jaxrope.shell import cli, heap
+from jaxrope.shell import Command, cli, heap
+from jaxrope.store import files
 
-NAME = "stdlib-3m"  # of the shipped model, in jaxrope/models
+NAME, LENGTH = "stdlib-3m", 256  # of the shipped model, in jaxrope/models
+# As recipes.Effort has it; unless there is a --budget.
+EFFORT = dict(samples=2, ramps=5, steps=9, judged=5, recovers=False, train_steps=100, rows=4)
+EFFORT |= dict(windows=16, trials=24)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -23,7 +27,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if argv is None:
         heap.keep()
         argv = sys.argv[1:]
-    cli.arguments(extend.COMMAND, doc=__doc__, argv=[*arguments(), *argv])
+    cli.arguments(COMMAND, doc=__doc__, argv=[*arguments(), *argv])
 
 
 def arguments() -> list[str]:
@@ -38,10 +42,35 @@ def arguments() -> list[str]:
         f"--text={','.join(texts.train_files)}",
         f"--eval_text={','.join(texts.eval_files)}",
         f"--exclude={','.join(texts.exclude)}",
-        "--budget=6m",
         "--finetune=full",
         "--out=runs/demo",
     ]
+
+
+def run(args) -> int:
+    """Extends the model."""
+    from jaxrope.extend.run import run as run_plan
+
+    plan, folder = _plan(args), files.absolute(args.out)
+    extend.begin(plan, folder)
+    return run_plan(plan, folder)
+
+
+def dry_run(args) -> str:
+    """Returns the plan."""
+    return _plan(args).text()
+
+
+def _plan(args):
+    from jaxrope.extend import planning, recipes, request
+
+    asked = request.of(args)
+    effort = recipes.Effort(**EFFORT, lengths=(LENGTH, asked.target_len))
+    efforts = () if asked.budget else (effort,)
+    return planning.make(asked, files.absolute(args.out), efforts)
+
+
+COMMAND = Command(arguments=extend.add_arguments, run=run, dry_run=dry_run)
 
 
 if __name__ == "__main__":

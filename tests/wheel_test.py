@@ -19,7 +19,6 @@ import pytest
 
 from jaxrope import demo, search
 from jaxrope.errors import InputError
-from jaxrope.extend import recipes
 from jaxrope.shell import cli, experiment
 from jaxrope.train.__main__ import PROGRAM
 from tests.processes import ROOT, environment
@@ -147,8 +146,7 @@ def test_a_short_demo_ends_with_a_verdict(empty, monkeypatch, capsys):
     """Two steps of everything, from 256 to 512 tokens."""
     little = dict(samples=1, ramps=1, steps=1, judged=5, recovers=False)
     little |= dict(train_steps=2, rows=2, trials=2, windows=5)
-    effort = recipes.Effort(**little, lengths=(256, 512))
-    monkeypatch.setattr(recipes, "efforts", lambda *_: iter([effort]))
+    monkeypatch.setattr(demo, "EFFORT", little)
     demo.main(["--target_len=512", "--control", "--out=here"])
     printed = capsys.readouterr().out
     assert "at 512 tokens fine-tuned is" in printed and "the control at 256 tokens" in printed

@@ -75,10 +75,17 @@ def run(args) -> int:
 
     asked, folder = request.of(args), files.absolute(args.out)
     plan = planning.make(asked, folder)
+    begin(plan, folder)
+    return run_plan(plan, folder)
+
+
+def begin(plan, folder) -> None:
+    """Shows the plan, and stores it where it is new."""
+    from jaxrope.extend import planning
+
     cli.print_line(plan.text())
     if not (folder / "plan.json").exists():
         planning.store(plan, folder)
-    return run_plan(plan, folder)
 
 
 def dry_run(args) -> str:

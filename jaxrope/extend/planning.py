@@ -11,6 +11,7 @@ import dataclasses
 import math
 import shutil
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,18 @@ def stored(request: Request, folder: Path) -> Plan | None:
     return plan
 
 
-def make(request: Request, folder: Path) -> Plan:
+def make(request: Request, folder: Path, efforts: Sequence[recipes.Effort] = ()) -> Plan:
     """Returns the plan: the stored one, or a new one; nothing is written.
+
+    Args:
+      request: what was asked for.
+      folder: of the results.
+      efforts: from the most to the least; (): those that are worth doing.
 
     Raises:
       InputError: the model, the text or the target do not fit; the budget is too small.
     """
-    return stored(request, folder) or _new(request, folder)
+    return stored(request, folder) or _new(request, folder, efforts)
 
 
 def store(plan: Plan, folder: Path) -> None:
@@ -135,7 +141,7 @@ def store(plan: Plan, folder: Path) -> None:
     sealed.write_json(folder / "plan.json", {"format": FORMAT, **dataclasses.asdict(plan)})
 
 
-def _new(request: Request, folder: Path) -> Plan:
+def _new(request: Request, folder: Path, efforts: Sequence[recipes.Effort]) -> Plan:
     began, config = time.monotonic(), recipes.base_config(request, recipes.SEARCHES[0])
     problem = search.prepare(config)
     facts, notes = facts_of.make(request, problem)
@@ -143,7 +149,7 @@ def _new(request: Request, folder: Path) -> Plan:
     rate = search.measured(problem, _MEASURING)
     spent = {"planning": math.ceil(time.monotonic() - began)}
     memory = cost.memory(request, facts, problem)
-    for effort in recipes.efforts(request, facts):
+    for effort in efforts or recipes.efforts(request, facts):
         best = Plan(request, facts, effort, spent, rate.tokens, rate.ready, memory, notes)
         best = dataclasses.replace(best, seconds=spent | best.foreseen)
         if not request.budget or best.total <= _SHARE * request.budget:
