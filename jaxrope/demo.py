@@ -18,8 +18,8 @@ from jaxrope.store import files
 
 NAME, LENGTH = "stdlib-3m", 256  # of the shipped model, in jaxrope/models
 # As recipes.Effort has it; unless there is a --budget.
-EFFORT = dict(samples=2, ramps=5, steps=9, judged=5, recovers=False, train_steps=100, rows=4)
-EFFORT |= dict(windows=16, trials=24)
+EFFORT = dict(samples=2, ramps=5, steps=9, judged=5, recovers=False, train_steps=80, rows=4)
+EFFORT |= dict(windows=16, trials=20)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -45,6 +45,7 @@ METHODS = ("none", "ntk", "yarn", "sliding")  # rows of the measurement, beside 
 HELD_OUT = 0.1  # share of the text, where none is given, and of the conversations
 _CHATS = 0.1  # share of the rows of a training
 _SHORT, _NEEDLES = 0.25, 0.25
+_ANSWER = 8.0  # weight of a digit of an answer: there are few of them among the other tokens
 KEYS = 6  # needles of a document, at most
 # Learning rates by the number of parameters: LongRoPE's for a 7B, larger ones for smaller models.
 _RATES = ((2e9, 2e-5), (2e8, 1e-4), (0, 5e-4))
@@ -232,6 +233,7 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
     }
     if facts.taught_keys:
         keys |= {"data.needle_share": _NEEDLES, "data.needle_keys": facts.taught_keys}
+        keys |= {"data.needle_weight": _ANSWER}
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
 
 
