@@ -12,7 +12,8 @@ import importlib.resources
 import sys
 from collections.abc import Sequence
 
-from jaxrope.extend import __main__ as extend
+from jaxrope import extend
+from jaxrope.extend import __main__ as program
 from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
@@ -49,11 +50,9 @@ def arguments() -> list[str]:
 
 def run(args) -> int:
     """Extends the model."""
-    from jaxrope.extend.run import run as run_plan
-
     plan, folder = _plan(args), files.absolute(args.out)
-    extend.begin(plan, folder)
-    return run_plan(plan, folder)
+    program.begin(plan, folder)
+    return extend.run.run(plan, folder)
 
 
 def dry_run(args) -> str:
@@ -62,15 +61,13 @@ def dry_run(args) -> str:
 
 
 def _plan(args):
-    from jaxrope.extend import planning, recipes, request
-
-    asked = request.of(args)
-    effort = recipes.Effort(**EFFORT, lengths=(LENGTH, asked.target_len))
+    asked = extend.request.of(args)
+    effort = extend.recipes.Effort(**EFFORT, lengths=(LENGTH, asked.target_len))
     efforts = () if asked.budget else (effort,)
-    return planning.make(asked, files.absolute(args.out), efforts)
+    return extend.planning.make(asked, files.absolute(args.out), efforts)
 
 
-COMMAND = Command(arguments=extend.add_arguments, run=run, dry_run=dry_run)
+COMMAND = Command(arguments=program.add_arguments, run=run, dry_run=dry_run)
 
 
 if __name__ == "__main__":
