@@ -180,10 +180,12 @@ def test_a_whole_search_is_one_point_with_all_of_its_cost():
     assert (found["factors"], found["start_tokens"]) == ([1.0, 2.0], 0)
 
 
-@pytest.mark.parametrize("share", search.DESCENTS)
-def test_steps_of_a_descent_stay_within_their_share(share):
+@pytest.mark.parametrize(
+    "samples, share", [(n, share) for n, row in search.DESCENTS.items() for share in row]
+)
+def test_steps_of_a_descent_stay_within_their_share(samples, share):
     args = SimpleNamespace(
-        samples=2,
+        samples=samples,
         factor=8,
         quick=False,
         offset=0,
@@ -191,13 +193,13 @@ def test_steps_of_a_descent_stay_within_their_share(share):
         train=on_books.STDLIB,
         held_out=on_books.STDLIB,
     )
-    keys = {f"search.{name}": value for name, value in search.DESCENTS[share].items()}
+    keys = {f"search.{name}": value for name, value in search.DESCENTS[samples][share].items()}
     steps = search._steps(args, share, keys)
     keys["search.gradient.steps"] = steps
     problem = prepare(search._config(args, 0, keys))
-    phases, whole = cost.planned(problem), 1312 * 2 * 8 * 256
+    phases, whole = cost.planned(problem), 1312 * samples * 8 * 256
     planned = sum(phases.values())
-    assert steps > 1 and planned <= share * whole < planned + 2 * 3 * 8 * 256
+    assert steps > 1 and planned <= share * whole < planned + samples * 3 * 8 * 256
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ from jaxrope.evaluate.scoring import EvalModel
 from tests import benches
 
 ROOT = Path(__file__).resolve().parent.parent
-MODEL = ROOT / "jaxrope" / "models" / "stdlib-3m"
+MODEL = ROOT / "tests" / "stdlib-2m"  # of which the numbers below are
 
 
 @pytest.fixture(scope="module")
