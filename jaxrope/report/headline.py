@@ -189,10 +189,8 @@ def _verdict(gaps: Sequence[Gap], subject: str) -> tuple[str, str]:
     lead, kind = _lead(words.get(SLIDING), others)
     if not gaps:
         return f"{lead}: {subject} was not compared with sliding, YaRN or NTK.", kind
-    phrases = []
-    for word, text in (("worse", "worse than"), ("not decided", "not decided against")):
-        phrases.append((text, [gap for gap in gaps if gap.word == word]))
-    phrases.append(("better than", [gap for gap in gaps if gap.word == "better"]))
+    texts = {"worse": "worse than", "better": "better than", "not decided": "not decided against"}
+    phrases = [(text, [gap for gap in gaps if gap.word == word]) for word, text in texts.items()]
     units = {id(gap): "" for gap in gaps} | {id(gaps[0]): "perplexity "}
     told = [
         f"{text} {_and(_told(gap, units[id(gap)]) for gap in some)}"
