@@ -59,6 +59,7 @@ def asked(**changes) -> request.Request:
 FACTS = Facts(
     length=512,
     num_params=10**6,
+    num_devices=1,
     num_texts=5,
     num_windows=16,
     windows_per_doc=1,

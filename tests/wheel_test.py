@@ -141,20 +141,6 @@ def test_the_demo_runs_in_any_folder(empty, monkeypatch, capsys):
     assert all(Path(name).is_file() for name in asked["eval_text"].split(","))
 
 
-@pytest.mark.slow
-def test_a_short_demo_ends_with_a_verdict(empty, monkeypatch, capsys):
-    """Two steps of everything, from 256 to 512 tokens."""
-    little = dict(samples=1, ramps=1, steps=1, judged=5, recovers=False)
-    little |= dict(train_steps=2, rows=2, trials=2, windows=5)
-    monkeypatch.setattr(demo, "EFFORT", little)
-    demo.main(["--target_len=512", "--control", "--out=here"])
-    printed = capsys.readouterr().out
-    assert "at 512 tokens fine-tuned is" in printed and "the control at 256 tokens" in printed
-    rows = json.loads((empty / "here" / "scores" / "eval.json").read_text())["rows"]
-    assert {row["label"] for row in rows} > {"fine-tuned", "control at 256 tokens", "sliding"}
-    assert (empty / "here" / "hf" / "model.safetensors").is_file()
-
-
 # --- what has to be installed
 
 

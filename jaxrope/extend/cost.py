@@ -38,7 +38,7 @@ def seconds(
     problem = search.prepare(recipes.base_config(request, dataclasses.asdict(effort)))
     tokens = {"search": sum(search.planned(problem).values())}
     if effort.train_steps:
-        trained = effort.train_steps * effort.rows * request.target_len
+        trained = effort.train_steps * recipes.rows(facts, effort) * request.target_len
         tokens["training"] = _TRAINED * trained
         if request.control:
             tokens["control"] = _TRAINED * trained

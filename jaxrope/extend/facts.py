@@ -60,6 +60,7 @@ def make(request: Request, problem: search.Problem) -> tuple[recipes.Facts, tupl
     facts = recipes.Facts(
         length=length,
         num_params=decoder.num_params(model),
+        num_devices=problem.mesh.size,
         num_texts=int(np.count_nonzero(problem.task.documents.lengths > length)),
         num_windows=num_windows,
         windows_per_doc=1 + sum(count < min(enough, num_windows) for count in windows),

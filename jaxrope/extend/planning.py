@@ -81,8 +81,8 @@ class Plan:
             f"{request.target_len / facts.length:g} times as many",
             "search": f"{effort.steps} steps, {effort.samples} texts a candidate"
             + (f"; again for {facts.length:,} tokens" if effort.recovers else ""),
-            "training": f"{effort.train_steps} steps of {effort.rows} x {request.target_len:,} "
-            f"tokens, {request.finetune}"
+            "training": f"{effort.train_steps} steps of {recipes.rows(facts, effort)} x "
+            f"{request.target_len:,} tokens, {request.finetune}"
             if effort.train_steps
             else "none",
             "measurement": f"{effort.windows} held-out texts at "

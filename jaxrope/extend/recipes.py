@@ -59,6 +59,7 @@ class Facts:
     Attributes:
       length: tokens that the model serves.
       num_params: of it.
+      num_devices: that train it.
       num_texts: documents to search on that have more tokens than that.
       num_windows: of the target length in the held-out text, a few of a document at most.
       windows_per_doc: that a measurement takes from a document: as few as will do.
@@ -73,6 +74,7 @@ class Facts:
 
     length: int
     num_params: int
+    num_devices: int
     num_texts: int
     num_windows: int
     windows_per_doc: int
@@ -93,7 +95,7 @@ class Effort:
       samples, ramps, steps, judged: of the search, see SEARCHES.
       recovers: short lengths have a search of their own.
       train_steps: of the training; 0: there is none.
-      rows: of a batch.
+      rows: of a batch, at least.
       windows: texts of the measurement.
       lengths: at which it measures, tokens.
       trials: pass keys, and needles, at the first and the last length.
@@ -219,8 +221,8 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
     rate = next(rate for least, rate in _RATES if facts.num_params >= least)
     keys = {
         "train.seq_len": request.target_len,
-        "train.batch_size": effort.rows,
-        "train.accumulation": effort.rows,
+        "train.batch_size": rows(facts, effort),
+        "train.accumulation": rows(facts, effort) // facts.num_devices,
         "train.steps": effort.train_steps,
         "optimizer.learning_rate": rate if request.finetune == "full" else _LORA_RATE,
         "optimizer.schedule": dict(
@@ -235,6 +237,11 @@ def _training_keys(request: Request, facts: Facts, effort: Effort) -> dict[str, 
         keys |= {"data.needle_share": _NEEDLES, "data.needle_keys": facts.taught_keys}
         keys |= {"data.needle_weight": _ANSWER}
     return keys | ({"lora.rank": _LORA_RANK} if request.finetune == "lora" else {})
+
+
+def rows(facts: Facts, effort: Effort) -> int:
+    """Returns the rows of a batch: as many for every device."""
+    return facts.num_devices * math.ceil(effort.rows / facts.num_devices)
 
 
 def stride(facts: Facts) -> int:
@@ -268,8 +275,8 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
         sets = ("{recovery}", "{tuned}" if effort.train_steps else "{search}")
         yield "join", "join", (of, ("join.ropes", sets), ("join.weights", False))
         method = "{join}/rope.json"
-    rows = (("fine-tuned", "{tuned}", method),) if effort.train_steps else ()
-    of_text = rows
+    tuned = (("fine-tuned", "{tuned}", method),) if effort.train_steps else ()
+    of_text = tuned
     if request.control:
         yield "control", "train", _control(request, facts, effort)
         of_text += ((f"control at {facts.length:,} tokens", "{control}", "sliding"),)
@@ -281,7 +288,7 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     if request.chat:
         spoken = (
             *chat_keys(request).items(),
-            ("eval.checkpoints", rows),
+            ("eval.checkpoints", tuned),
             ("eval.suites", ("perplexity",)),
             ("eval.methods", ("none",)),
             ("eval.baseline", "none"),
@@ -303,7 +310,7 @@ def _stages(request: Request, facts: Facts, effort: Effort) -> Iterator[tuple]:
     if retrieval_lengths(facts, effort):
         trials = (
             ("eval.suites", ("passkey", "needle")),
-            ("eval.checkpoints", rows),
+            ("eval.checkpoints", tuned),
             ("eval.methods", tuple(name for name in METHODS if name != "sliding")),
             ("eval.lengths", retrieval_lengths(facts, effort)),
             ("eval.passkey_trials", effort.trials),
@@ -341,7 +348,7 @@ def _control(request: Request, facts: Facts, effort: Effort) -> tuple:
     return (
         ("target_len", facts.length),
         ("train.seq_len", facts.length),
-        ("train.batch_size", effort.rows * math.ceil(request.target_len / facts.length)),
+        ("train.batch_size", rows(facts, effort) * math.ceil(request.target_len / facts.length)),
         ("data.short_share", 0.0),
         ("data.needle_share", 0.0),
         *_with_chats(request, facts),
