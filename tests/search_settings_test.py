@@ -1,6 +1,7 @@
 """What a search may be asked: messages, what it starts from, its attention factors."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -123,6 +124,15 @@ def test_the_attention_factor_of_a_candidate_is_its_own(tmp_path):
     (bucket,) = rope.load(tmp_path / "run" / "rope.json").buckets
     assert bucket.attention_factor == best["attention_factor"]
     assert any(f"{best['attention_factor']:.4f}" in line for line in result.table.splitlines())
+
+
+@pytest.mark.parametrize(("slope", "end"), [(1.0, 1.0), (-1.0, 1.5)])
+def test_the_bottom_of_an_all_but_flat_parabola_is_an_end_of_the_range(slope, end):
+    problem, rows = SimpleNamespace(attention_range=(1.0, 1.5)), []
+    for number in (1.05, 1.1, 1.15):
+        loss = 3 + slope * math.log(number) + 1e-4 * math.log(number) ** 2
+        rows.append({"attention_factor": number, "losses": [loss], "fitness": loss})
+    assert compare._bottom(problem, rows) == [end]
 
 
 def test_attention_factors_of_the_best_baselines_are_searched(tmp_path):

@@ -106,7 +106,8 @@ def _bottom(problem: Problem, rows: Sequence[dict]) -> list[float]:
     if curvature <= 0:
         return []
     lowest, largest = problem.attention_range
-    bottom = math.exp(numbers[0] - slope / (2 * curvature))
+    bottom = numbers[0] - slope / (2 * curvature)  # of an all but flat parabola it is anywhere
+    bottom = math.exp(np.clip(bottom, math.log(lowest), math.log(largest)))
     return _new([min(max(bottom, lowest), largest)], rows)
 
 
