@@ -33,8 +33,8 @@ def test_the_page_runs(tmp_path, monkeypatch, unregistered):
         exec(block, names)
     pi, ntk, yarn = names["perplexity"]
     assert 1 < yarn < ntk and yarn < pi
-    assert names["best"].factors_R.shape == (32,)
-    np.testing.assert_allclose(names["mine"].factors_R, [1.0] * 8 + [4.0] * 24)
+    assert names["best"].factors_R.shape == (16,)
+    np.testing.assert_allclose(names["mine"].factors_R, [1.0] * 4 + [4.0] * 12)
     found = names["result_beyond"].content
     assert found["unit"] == "perplexity beyond" and found["search"] if "search" in found else True
     assert found["config"]["rope"] == {"method": "halves", "factor": 2.0, "border": 0.5}
