@@ -121,7 +121,8 @@ def check_measured(found, reading, sets, queries=slice(None)):
         wanted = dense.statistics(
             q[None], k[None], dense.causal(LENGTH), local=32, bins=9, sets=sets
         )
-        dense.assert_same(ours, {name: x[:, queries] for name, x in wanted.items()})
+        # eight devices round the forward pass of queries and keys otherwise than one
+        dense.assert_same(ours, {name: x[:, queries] for name, x in wanted.items()}, 3e-5)
 
 
 def check_model(reading, options, settings=SETTINGS, params=None):
