@@ -30,6 +30,7 @@ SLOW = {
     "protocols_test.py": (
         "test_the_branch_cube_longrope_leaves_windows_out_that_reach_beyond_the_text",
     ),
+    "python_docs_test.py": ("test_the_page_runs",),
     "recipe_test.py": ("test_a_stage_that_was_killed_goes_on_to_the_same",),
     "report_workdirs_test.py": ("test_workdirs_are_compared_on_common_axes",),
     "search_beside_test.py": ("test_another_objective_has_them_of_text_too",),
@@ -92,7 +93,6 @@ CI_ROWS = {
     },
     # Benchmarks of minutes; their command lines are tested, and one of them runs in CI.
     "attention_objectives_test.py": {"test_it_runs_and_goes_on_with_another_seed": ()},
-    "python_docs_test.py": {"test_the_page_runs": ()},
     "paper_tables_test.py": {
         "test_the_ablation_runs": (),
         "test_the_ablation_of_rows_runs_and_goes_on": (),
