@@ -7,7 +7,6 @@ journals, checkpoints, measurements and exports must equal those of an undisturb
 seconds, speeds and digests of files that have them are left out. Exit code 1: they do not.
 """
 
-import argparse
 import json
 import os
 import random
@@ -147,9 +146,4 @@ def main(num_kills: int, seed: int) -> int:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}")
-    sys.exit(main(arguments.kills, arguments.seed))
+    sys.exit(tiny_run.kills(__doc__, main))

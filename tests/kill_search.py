@@ -8,7 +8,6 @@ writing of results. rope.json, the journal, result.json and the search state mus
 undisturbed run bit for bit; seconds, and nothing else, are left out. Exit code 1: they do not.
 """
 
-import argparse
 import json
 import os
 import random
@@ -27,6 +26,7 @@ import numpy as np  # noqa: E402
 
 from jaxrope import search  # noqa: E402
 from jaxrope.search import journal, problem  # noqa: E402
+from tests import tiny_run  # noqa: E402
 from tests.search_config import get_config, tiny  # noqa: E402
 
 ITERATIONS = 30
@@ -138,9 +138,4 @@ def main(num_kills: int, seed: int) -> int:
 
 if __name__ == "__main__":
     os.environ.setdefault("JAX_PLATFORMS", "cpu")
-    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--seed", type=int, default=int(time.time()))
-    arguments = parser.parse_args()
-    print(f"seed {arguments.seed}")
-    sys.exit(main(arguments.kills, arguments.seed))
+    sys.exit(tiny_run.kills(__doc__, main))

@@ -1,7 +1,10 @@
 """A training run of seconds: a few files of made-up words, and a Llama of 35,000 parameters."""
 
+import argparse
 import json
 import random
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -92,3 +95,15 @@ def differences(workdir: Path, reference: Path) -> list[str]:
     if last[0] != last[1]:
         found.append("digests of the newest step differ, the optimizer's among them")
     return found
+
+
+def kills(doc: str, main: Callable[[int, int], int]) -> int:
+    """Runs the command line of a program that kills others; returns the exit code of main(kills,
+    seed).
+    """
+    parser = argparse.ArgumentParser(description=doc.partition("\n")[0])
+    parser.add_argument("--kills", type=int, default=20)
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    arguments = parser.parse_args()
+    print(f"seed {arguments.seed}")
+    return main(arguments.kills, arguments.seed)

@@ -54,12 +54,24 @@ def _import_dry_run(args) -> str:
     return _would_write([*lines, *(f"note: {note}" for note in model.notes)], args.target)
 
 
-def _export_arguments(parser) -> None:
+def _model_arguments(parser) -> None:
     parser.add_argument(
         "source",
         metavar="WORKDIR_OR_CHECKPOINT",
         help=f"a workdir, one step of it, or a folder with {_SOURCES}",
     )
+    parser.add_argument(
+        "--rope", metavar="rope.json", help="export these factors instead of the model's own rope"
+    )
+    parser.add_argument(
+        "--allow_lossy",
+        action="store_true",
+        help="export although Hugging Face cannot express all of the rope",
+    )
+
+
+def _export_arguments(parser) -> None:
+    _model_arguments(parser)
     parser.add_argument(
         "target",
         metavar="OUT",
@@ -82,14 +94,6 @@ def _export_arguments(parser) -> None:
         " short factors when a generation crosses the original length; llama.cpp drops the factors)"
         " or phi3 (Phi3ForCausalLM, the same weights joined: transformers computes its cache anew"
         " there; llama.cpp reads the factors); by default the model's own, llama for a Llama",
-    )
-    parser.add_argument(
-        "--rope", metavar="rope.json", help="export these factors instead of the model's own rope"
-    )
-    parser.add_argument(
-        "--allow_lossy",
-        action="store_true",
-        help="export although Hugging Face cannot express all of the rope",
     )
     parser.add_argument(
         "--adapter",
@@ -271,22 +275,10 @@ def _gguf_dry_run(args) -> str:
 
 
 def _serve_arguments(parser) -> None:
-    parser.add_argument(
-        "source",
-        metavar="WORKDIR_OR_CHECKPOINT",
-        help=f"a workdir, one step of it, or a folder with {_SOURCES}",
-    )
+    _model_arguments(parser)
     parser.add_argument("target", metavar="OUT", help="folder to make; must not exist, or be empty")
     parser.add_argument("--dtype", help="float32, bfloat16 or float16; by default as stored")
     parser.add_argument("--arch", help="llama or phi3; by default the model's own")
-    parser.add_argument(
-        "--rope", metavar="rope.json", help="these factors instead of the model's own rope"
-    )
-    parser.add_argument(
-        "--allow_lossy",
-        action="store_true",
-        help="write although Hugging Face cannot express all of the rope",
-    )
 
 
 def _serve(args) -> None:

@@ -36,7 +36,7 @@ def write(
       texts: tokens_T, to compare on.
     """
     model = pretrained.with_rope(pretrained.load(source, dtype=None), str(rope))
-    rows, exports = [], {}
+    rows, exports, printed = [], {}, set()
     for name in programs:
         make_fn = _MAKERS[name]
         if make_fn not in exports:
@@ -46,7 +46,9 @@ def write(
         lines = [line for line in lines if not line.lower().startswith(others)]
         row = {"program": name, "path": str(path), "how": _HOW[name].format(path, length)}
         rows.append(row | _opened(name, path, texts) | {"notes": lines})
-        cli.print_line("\n".join([sentence(rows[-1]), *(f"  {line}" for line in lines)]))
+        new = [f"  {line}" for line in lines if line not in printed]
+        printed.update(lines)
+        cli.print_line("\n".join([sentence(rows[-1]), *new]))
     sealed.write_json(folder / "exports.json", {"format": FORMAT, "exports": rows})
     return rows
 

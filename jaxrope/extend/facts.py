@@ -125,8 +125,13 @@ def _sets(request: Request, problem: search.Problem, length: int) -> tuple[str, 
     refused = _refusal(request, problem, trial(problem, length, request.target_len))
     if refused:
         return _FORM, False, [f"one set of factors for all lengths: {refused}"]
-    notes = [_ONE_SET[name] for name in programs if name in _ONE_SET]
-    return _FORM, True, [f"of two sets of factors, {' and '.join(notes)}"] if notes else []
+    return _FORM, True, []
+
+
+def of_two_sets(request: Request) -> tuple[str, ...]:
+    """Returns what to know where there are factors for short lengths beside those for long ones."""
+    notes = [_ONE_SET[name] for name in request.programs if name in _ONE_SET]
+    return (f"of two sets of factors, {' and '.join(notes)}",) if notes else ()
 
 
 def _refusal(request: Request, problem: search.Problem, rope_fn: rope.RopeFn) -> str:

@@ -150,7 +150,9 @@ def _new(request: Request, folder: Path, efforts: Sequence[recipes.Effort]) -> P
     spent = {"planning": math.ceil(time.monotonic() - began)}
     memory = cost.memory(request, facts, problem)
     for effort in efforts or recipes.efforts(request, facts):
-        best = Plan(request, facts, effort, spent, rate.tokens, rate.ready, memory, notes)
+        more = facts_of.of_two_sets(request) if effort.recovers else ()
+        said = (*notes, *more)
+        best = Plan(request, facts, effort, spent, rate.tokens, rate.ready, memory, said)
         best = dataclasses.replace(best, seconds=spent | best.foreseen)
         if not request.budget or best.total <= _SHARE * request.budget:
             return best
@@ -176,10 +178,9 @@ def cut_down(plan: Plan, folder: Path) -> Plan:
         needed = slower * sum(shorter.seconds[name] for name in rest)
         if needed <= left:
             break
-    is_edited = (folder / "config.py").read_text(encoding="utf-8") != recipes.text(
-        plan.request, plan.facts, plan.effort
-    )
-    if is_edited or shorter.effort == plan.effort:
+    written = (folder / "config.py").read_text(encoding="utf-8")
+    ours = [recipes.text(plan.request, plan.facts, each.effort) for each in (plan, shorter)]
+    if shorter.effort == plan.effort or written not in ours:
         return plan
     note = (
         f"so far it took {duration(sum(took))}, {slower:.1f} times what was planned: less is "

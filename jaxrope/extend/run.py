@@ -6,7 +6,6 @@ from jaxrope import recipe, report, schema, setup
 from jaxrope.extend import consumers, cost, planning
 from jaxrope.extend.planning import Plan
 from jaxrope.shell import cli, load
-from jaxrope.store import sealed
 
 
 def run(plan: Plan, folder: Path) -> int:
@@ -47,11 +46,8 @@ def run(plan: Plan, folder: Path) -> int:
         plan.request.target_len,
         _texts(plan, config),
     )
-    report.write([folder], folder / "report.html")
-    scores = sealed.read_json(folder / "scores" / "eval.json")
-    stages = ("conversations",) if plan.request.chat else ()
-    inside = [sealed.read_json(folder / name / "eval.json") | {"stage": name} for name in stages]
-    cli.print_line(f"\n{report.headline.of_evaluation(scores, inside).sentence}")
+    verdict = report.write([folder], folder / "report.html")
+    cli.print_line(f"\n{verdict}")
     cli.print_line(f"wrote {folder}: report.html is the page")
     return 0
 

@@ -11,7 +11,6 @@ if TYPE_CHECKING:
     from jaxrope.report import attention as attention
     from jaxrope.report import attention_panels as attention_panels
     from jaxrope.report import figures as figures
-    from jaxrope.report import headline as headline
     from jaxrope.report import tables as tables
     from jaxrope.report import tabulated as tabulated
     from jaxrope.report.document import write as write
@@ -25,7 +24,7 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["attention", "attention_panels", "figures", "headline", "tables", "tabulated"],
+    submodules=["attention", "attention_panels", "figures", "tables", "tabulated"],
     submod_attrs={
         "document": ["write"],
         "figures": [

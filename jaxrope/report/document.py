@@ -35,8 +35,9 @@ CHAPTERS = {
 }
 
 
-def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None) -> None:
-    """Writes the page of `workdirs` to `out`, and the files beside it; or nothing at all.
+def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None) -> str:
+    """Writes the page of `workdirs` to `out`, and the files beside it; or nothing at all. Returns
+    the verdict that it begins with; "": nothing on it extends a model.
 
     Args:
       workdirs: the folders.
@@ -54,6 +55,8 @@ def write(workdirs: list[Path], out: Path, *, published: list[str] | None = None
     text = page.render(_title(collected), _inventory(collected), folders, art)
     assets.write(contents, assets.folder_of(out))
     files.write_text_atomic(out, text)
+    opens = folders and not folders[0].title
+    return folders[0].sections[0].lead if opens else ""
 
 
 def read(workdirs: list[Path], out: Path, published: list[str]) -> list[collect.Workdir]:
