@@ -243,3 +243,29 @@ def test_a_page_without_an_evaluation_says_what_the_search_says(tmp_path):
     assert name == "" and "without training" in one.sentence
     ((_, one),) = document._headlines(collected[1:])
     assert one.sentence == document.NOTHING_YET
+
+
+def test_a_verdict_on_factors_alone_says_that_nothing_was_trained(tmp_path):
+    """Where it is a bad one."""
+    first, tuned, measured = workdirs(tmp_path)
+
+    def lead(*folders):
+        return document.first(document.read([*folders, measured], tmp_path / "page.html", [])).lead
+
+    assert document.UNTRAINED not in lead(first)
+    settings = json.loads((measured / "eval.json").read_text())["config"]
+    made = content(LEVELS | {"searched": 3.08, "sliding": 2.9})
+    made["config"] |= {"rope": settings["rope"]}
+    (measured / "eval.json").write_text(json.dumps(made))
+    assert lead(first).endswith(document.UNTRAINED)
+    assert document.UNTRAINED not in lead(first, tuned)
+
+
+def test_a_training_without_a_label_is_named_after_its_folder(tmp_path):
+    _, tuned, _ = workdirs(tmp_path)
+    (tmp_path / "again").mkdir()
+    for name in ("metrics.jsonl", "config.json"):
+        (tmp_path / "again" / name).write_bytes((tuned / name).read_bytes())
+    collected = document.read([tmp_path / "again", tuned], tmp_path / "page.html", [])
+    titles = [section.title for workdir in collected for section in workdir.folder.sections]
+    assert titles[0] == f"Training, {tmp_path.name}/again, 40 steps"

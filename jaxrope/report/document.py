@@ -24,6 +24,7 @@ from jaxrope.report.page import Figure, Folder, Origin, Section
 from jaxrope.store import files
 
 NOTHING_YET = "Not decided whether extending worked: no perplexity was evaluated yet."
+UNTRAINED = "Factors were searched; no weights were trained with them (jaxrope-extend --finetune=full)."
 # kind of a section -> title of its chapter, in the order of the page
 CHAPTERS = {
     "evaluation": "Evaluation",
@@ -173,6 +174,10 @@ def first(workdirs: Sequence[Workdir]) -> Section | None:
     notes += [f"Cost: {'; '.join(costs)}."] if costs else []
     shown = [(best.title, best.cells)] if best.cells else []
     lead = f"{name}: {best.sentence}" if others and name else best.sentence
+    parts = [workdir.part for workdir in workdirs]
+    is_searched = any(part.searches for part in parts) and not any(part.steps for part in parts)
+    if best.evaluation and best.kind == "worse" and is_searched:
+        lead += f" {UNTRAINED}"
     return Section("", shown, charts, Origin(), kind=best.kind, lead=lead, notes=notes)
 
 

@@ -47,7 +47,8 @@ def section(rows: Sequence[Row], *, name: str, origin: Origin) -> Section:
             for row in scores
         ]
         section_tables.append(("Evaluations on the way", cells))
-    title = f"Training of {name}" if name != panels.TRAINING else "Training"
+    is_unnamed = name.partition(",")[0] == panels.TRAINING
+    title = name[0].upper() + name[1:] if is_unnamed else f"Training of {name}"
     title += f", {last['step']:,} steps"
     return Section(title, section_tables, charts, origin, kind="training")
 
