@@ -4,12 +4,14 @@
 
 A tiny model is searched, trained, recovered, joined, measured and exported. Plan, recipe, factors,
 journals, checkpoints, measurements and exports must equal those of an undisturbed run, to the bit;
-seconds, speeds and digests of files that have them are left out. Exit code 1: they do not.
+seconds, speeds and digests of files that have them are left out. Runs with a budget, whose plan is
+measured, begin with the plan of the undisturbed one. Exit code 1: they do not.
 """
 
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -28,6 +30,8 @@ TIMES = ("seconds", "speed", "ready", "timing", "tokens_per_second", "sha256")
 # pictures, tables with speeds, and what orders compilations or processes
 PASSED_OVER = (".png", ".md", ".html", ".lock", "command.txt")
 FINETUNE = ("full", "lora")  # of runs, in turns
+BUDGETS = {"lora": "30m"}  # ten times what it takes
+PLAN = ("plan.json", "config.py")
 
 
 def start(folder: Path, finetune: str) -> subprocess.Popen:
@@ -42,6 +46,7 @@ def start(folder: Path, finetune: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "jaxrope.extend", str(folder / "model"), "--target_len=256"]
     command += [f"--text={folder}/texts/*.txt", f"--finetune={finetune}", f"--out={folder}/out"]
     command += [f"--chat={folder}/chat.jsonl"]
+    command += [f"--budget={BUDGETS[finetune]}"] if finetune in BUDGETS else []
     with open(folder / "log", "a") as log:
         return subprocess.Popen(
             command, env=environment, stderr=log, stdout=log, start_new_session=True
@@ -132,6 +137,9 @@ def main(num_kills: int, seed: int) -> int:
             print(f"{finetune}: undisturbed {seconds[finetune]:.1f} s", flush=True)
         while kills < num_kills:
             finetune = FINETUNE[runs % len(FINETUNE)]
+            (folder / "out").mkdir()
+            for part in PLAN if finetune in BUDGETS else ():
+                shutil.copy2(folder / finetune / part, folder / "out" / part)
             while kills < num_kills and kill(folder, finetune, rng.uniform(0, seconds[finetune])):
                 kills += 1
                 print(f"kill {kills}, {finetune}: {newest(folder)} was written last", flush=True)

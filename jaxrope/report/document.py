@@ -24,7 +24,7 @@ from jaxrope.report.page import Figure, Folder, Origin, Section
 from jaxrope.store import files
 
 NOTHING_YET = "Not decided whether extending worked: no perplexity was evaluated yet."
-UNTRAINED = "Factors were searched; no weights were trained with them (jaxrope-extend --finetune=full)."
+UNTRAINED = "Factors were searched; no weights were trained (jaxrope-extend --finetune=full does)."
 # kind of a section -> title of its chapter, in the order of the page
 CHAPTERS = {
     "evaluation": "Evaluation",

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -32,6 +33,7 @@ from vllm.entrypoints.cli.main import main
 main()
 """
 _PATIENCE = 400  # seconds until a server answers
+_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
 
 
 def free_port() -> int:
@@ -75,11 +77,20 @@ def wait_for(address: str, log: Path, process) -> None:
 
 
 @pytest.fixture(scope="module")
-def front(tmp_path_factory, books_6m):
-    """The address of the router."""
+def logs(tmp_path_factory):
+    """Where the servers for short and for long requests write what they are asked."""
     place = tmp_path_factory.mktemp("profile")
+    return [place / "short.log", place / "long.log"]
+
+
+@pytest.fixture(scope="module")
+def front(logs, books_6m):
+    """The address of the router."""
+    place = logs[0].parent
     rope.save(place / "rope.json", routes.extended(books_6m, "two sets").rope_fn, {})
-    words = [*_CONVERT, "serve", books_6m, place / "out", f"--rope={place / 'rope.json'}"]
+    shutil.copytree(books_6m, place / "model")
+    (place / "model" / "chat_template.jinja").write_text(_TEMPLATE)
+    words = [*_CONVERT, "serve", place / "model", place / "out", f"--rope={place / 'rope.json'}"]
     done = subprocess.run(words, capture_output=True, text=True, check=True)
     lines = done.stdout.splitlines()
     servers = [shlex.split(line) for line in lines if line.startswith("vllm serve ")]
@@ -89,10 +100,9 @@ def front(tmp_path_factory, books_6m):
     small = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
     small |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1", "PYTHONPATH": ""}
     with contextlib.ExitStack() as stack:
-        for words, address in zip(servers, addresses, strict=True):
+        for words, address, log in zip(servers, addresses, logs, strict=True):
             program = [_PYTHON, "-c", _VLLM, *words[1:-1]]  # but for its port
             program += [f"--port={address.rpartition(':')[2]}", "--dtype=float32"]
-            log = place / f"{address.rpartition(':')[2]}.log"
             process = stack.enter_context(started([*program, "--enforce-eager"], log, **small))
             wait_for(address, log, process)
         port, log = free_port(), place / "router.log"
@@ -131,3 +141,15 @@ def test_what_else_a_client_does(front, book_ids):
     status, answer = ask(f"{front}/v1/completions", **body, ignore_eos=True)
     events = [line for line in answer.splitlines() if line.startswith("data: ")]
     assert status == 200 and len(events) > 5 and events[-1] == "data: [DONE]"
+
+
+def test_conversations_go_by_their_templated_prompt(front, logs):
+    """The same one, to either server by the answer that it has room for."""
+    message = dict(role="user", content="the sea was calm and the ship lay still " * 10)
+    for limit, asked in ((8, [1, 0]), (500, [1, 1])):
+        body = dict(model="out", messages=[message], max_tokens=limit)
+        status, answer = ask(f"{front}/v1/chat/completions", **body)
+        assert status == 200, answer
+        assert 12 < json.loads(answer)["usage"]["prompt_tokens"] < 500
+        posts = [log.read_text().count("POST /v1/chat/completions") for log in logs]
+        assert posts == asked
