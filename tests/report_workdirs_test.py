@@ -12,6 +12,7 @@ from jaxrope.errors import InputError
 from jaxrope.report import (
     collect,
     comparison,
+    document,
     evaluations,
     names,
     page,
@@ -43,6 +44,10 @@ def test_the_inventory_says_what_there_is(workdirs):
     assert evaluation["What"] == f"evaluation of {', '.join(LABELS)}"
     assert evaluation["Window"] == "512 → 4,096" and evaluation["Model"] == "base"
     assert evaluation["Cost"] == "14s, 7,000 forward tokens"
+    found = [collect.collect(folder) for folder in workdirs]
+    assert document._inventory(found)[0] == ["Workdir", "What", "Window", "Cost"]  # one model
+    found[0].lines[0]["Model"] = "another"
+    assert document._inventory(found)[0] == ["Workdir", *collect.COLUMNS]
 
 
 def test_every_figure_says_in_words_what_it_shows(workdirs):
@@ -201,6 +206,9 @@ def test_a_search_without_a_baseline_or_better_than_none_says_so(workdirs):
     assert title == "On 8 samples of the search; searched is evolution"
     assert judged[1:] == [["searched", "1.1500", "56.0000"]]
     assert [figure.name for figure in section.figures] == ["factors"]
+    path.write_text(json.dumps(content | {"original_len": 4096}))  # a recovery: tables alone
+    section, _ = collect.collect(workdirs[0]).folder.sections
+    assert section.figures == [] and section.tables[0][1] == judged
 
 
 def candidate(generation, fitness):

@@ -96,9 +96,12 @@ def _title(workdirs: Sequence[Workdir]) -> str:
 
 
 def _inventory(workdirs: Sequence[Workdir]) -> list[list[str]]:
-    """Returns the cells of the table of what the page is made from, without empty columns."""
+    """Returns the cells of the table of what the page is made from, without empty columns; the only
+    model is the title.
+    """
     lines = [line for workdir in workdirs for line in workdir.lines]
-    columns = [name for name in collect.COLUMNS if any(line.get(name) for line in lines)]
+    values = {name: {line[name] for line in lines if line.get(name)} for name in collect.COLUMNS}
+    columns = [name for name in collect.COLUMNS if len(values[name]) > (name == "Model")]
     cells = [["Workdir", *columns]]
     for workdir in workdirs:
         for line in workdir.lines:

@@ -83,8 +83,10 @@ def section(
     progress = {**progress, "descents": _named(progress["descents"], content, name)}
     beside = panels.beside(compared, best["factors"])
     curves = {**beside, **published, name: best["factors"]}
-    charts = [factors_figure(curves, best)]
-    charts += _figures(content["generations"], progress, compared, name, unit)
+    charts = []
+    if best["max_len"] > (content.get("original_len") or 0):  # of a recovery search.png has them
+        charts = [factors_figure(curves, best)]
+        charts += _figures(content["generations"], progress, compared, name, unit)
     return Section(
         f"Search to {best['max_len']:,} tokens",
         [_finalists(content, name)],
