@@ -64,6 +64,25 @@ CASES = {
         dict(hidden_size=64, use_qkv_bias=True, partial_rotary_factor=0.5, layer_norm_eps=1e-2),
     ),
 }
+_EXPERTS = dict(num_experts_per_tok=2, router_aux_loss_coef=0.05)
+CASES |= {
+    "qwen3_moe": (
+        "qwen3_moe",
+        dict(num_experts=6, moe_intermediate_size=24, norm_topk_prob=True, **_EXPERTS),
+    ),
+    "qwen3_moe, some MLPs are dense": (
+        "qwen3_moe",
+        dict(
+            num_experts=6,
+            moe_intermediate_size=24,
+            decoder_sparse_step=2,
+            mlp_only_layers=[3],
+            num_hidden_layers=5,
+            **_EXPERTS,
+        ),
+    ),
+    "mixtral": ("mixtral", dict(num_local_experts=5, num_hidden_layers=3, **_EXPERTS)),
+}
 _ORIGINAL = dict(original_max_position_embeddings=32)
 SHORT = [1.0, 1.1, 0.9, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs; a factor below 1 is legal
 LONG = [1.0, 1.4, 0.95, 2.0, 3.1, 4.4, 5.0, 6.5]
@@ -74,7 +93,12 @@ SCALINGS = {
 }
 ONE_ROPE = ("qwen3, biases, some layers slide", "qwen2, some layers slide", "ministral", "gemma2")
 BY_LAYER = ("olmo3", "gemma3_text")  # each kind of layer has a rope
-THETA = {"olmo3": 500_000.0, "gemma3_text": 1_000_000.0, "smollm3": 2_000_000.0}
+THETA = {
+    "mixtral": 1_000_000.0,
+    "olmo3": 500_000.0,
+    "gemma3_text": 1_000_000.0,
+    "smollm3": 2_000_000.0,
+}
 
 
 def rope_parameters(model_type: str, scaling: str, rotary_dim: int) -> dict:

@@ -180,6 +180,27 @@ def test_a_step_of_an_odd_decoder(tiny_config, backend, sizes, how):
     assert_same(found, one_step(*model, reference))
 
 
+EXPERTS = dict(num_layers=2, dense_layers=(0,), mlp_bias=False, router_loss=0.7)
+EXPERTS |= dict(num_experts=5, experts_per_token=2, expert_dim=8, shares_sum_to_one=False)
+
+
+@pytest.mark.parametrize(
+    "backend, sizes, how",
+    [
+        ("ring", dict(context=2, fsdp=2, tensor=2), dict(mlp_chunk=7)),
+        pytest.param("blockwise", dict(data=4, tensor=2), {}, marks=slow),
+        pytest.param("ring", dict(context=4, data=2), {}, marks=slow),
+    ],
+    ids=str,
+)
+def test_a_step_of_experts(tiny_config, backend, sizes, how):
+    model = tiny(tiny_config, **EXPERTS)
+    settings = dataclasses.replace(SETTINGS, attention=backend, **how)
+    reference = dataclasses.replace(SETTINGS, attention="reference", remat="none")
+    found = one_step(*model, settings, mesh=mesh_of(**sizes))
+    assert_same(found, one_step(*model, reference))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [dict(tie_embeddings=True), dict(vocab_size=265)], ids=["tied", "odd vocabulary"]

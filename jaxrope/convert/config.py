@@ -3,7 +3,7 @@
 import dataclasses
 from pathlib import Path
 
-from jaxrope.convert import gguf_folder, lookup, rope_config
+from jaxrope.convert import expert_keys, gguf_folder, lookup, rope_config
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.decoder import DecoderConfig
@@ -26,6 +26,7 @@ _FOREIGN = {
     "qk_layernorm": (None, False),
     "num_local_experts": (None, 0, 1),
     "num_experts": (None, 0, 1),
+    "router_jitter_noise": (None, 0),
     "no_rope_layers": (None, []),
     "alibi": (None, False),
     "parallel_attn": (None, False),
@@ -117,6 +118,7 @@ def from_hf(config: Fields) -> tuple[DecoderConfig, list[str]]:
         family = row.typed
     fields = sizes | row.fixed_fields(sizes["embed_dim"]) | _differing(config, row)
     fields |= dict(family=family, layers=layers, sliding_window=window)
+    fields |= row.experts.read(config, num_layers) if row.experts else {}
     ropes, more = _ropes(config, family, fields)
     try:
         return DecoderConfig(**fields | ropes), [*notes, *more]
@@ -154,6 +156,7 @@ _DERIVED = ("tie_word_embeddings", "rope_local_base_freq", "head_dim")  # told b
 
 def _check_foreign(config: Fields, row: Family) -> None:
     read_keys = {*row.reads, *(key.name for key in row.keys.values())}
+    read_keys |= {*expert_keys.COUNTS} if row.experts else set()
     for key, neutral in _FOREIGN.items():
         if key in config.values and key not in read_keys:
             if not any(config.values[key] == value for value in neutral):

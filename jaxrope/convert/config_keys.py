@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+from jaxrope.convert import expert_keys
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.decoder import DIFFERENCES, DecoderConfig
 from jaxrope.errors import InputError
@@ -44,6 +45,7 @@ def to_hf(config: DecoderConfig, *, dtype: str) -> dict:
     values |= {key.name: _written(config, field, key) for field, key in row.keys.items()}
     if row.partial_rotary is not None:
         values["partial_rotary_factor"] = fraction(config.rotary_dim, config.head_dim)
+    values |= row.experts.write(config) if row.experts else {}
     return values | _biases(config, row) | row.layers.write(config) | row.extras
 
 
@@ -60,6 +62,8 @@ def obstacle(config: DecoderConfig, family: str) -> str | None:
     said = {"layers", "sliding_theta", "sliding_rope", *row.keys}
     if row.query_growth:
         said |= {"query_growth", "query_growth_len"}
+    if row.experts:
+        said |= {*expert_keys.FIELDS}
     for name in DIFFERENCES:
         expected = fixed.get(name, plain[name].default)
         if name not in said and getattr(config, name) != expected:

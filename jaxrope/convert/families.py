@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxrope.convert import expert_keys
 from jaxrope.convert.fields import Fields
 from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
@@ -63,6 +64,7 @@ class Family:
         factors change; llama.cpp's converter keeps them for it.
       extras: keys that other programs look for in its config.json.
       partial_rotary: the part of the dims that turns where the key is absent; None: all turn.
+      experts: how it says what its experts are; None: MLPs are dense.
     """
 
     architecture: str
@@ -84,6 +86,7 @@ class Family:
     longrope_alone: bool = False
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partial_rotary: float | None = None
+    experts: expert_keys.Experts | None = None
 
     def fixed_fields(self, embed_dim: int) -> dict[str, Any]:
         """Returns the fields that every model of this width has."""
@@ -218,6 +221,18 @@ def _longest(length: int, **others) -> dict[str, Any]:
     return {"max_position_embeddings": length, **others}
 
 
+def _window_if_used(config: Fields, num_layers: int):
+    return (
+        _window_of_all(config, num_layers)
+        if config.flag("use_sliding_window", False)
+        else ((), None)
+    )
+
+
+def _window_if_used_keys(config: DecoderConfig) -> dict:
+    return _window_key(config) | {"use_sliding_window": config.sliding_window is not None}
+
+
 NO_WINDOW = Layers(_no_window, lambda config: {})
 WINDOW = Layers(_window_of_all, _window_key)
 _QWEN = _with_max_window_layers(_typed(_after_max_window_layers, "use_sliding_window"))
@@ -271,6 +286,20 @@ FAMILIES: dict[str, Family] = {
         layers=_QWEN,
         attention_bias=True,
         defaults=_longest(32_768, head_dim=128, num_key_value_heads=32),
+    ),
+    "qwen3_moe": Family(
+        "Qwen3MoeForCausalLM",
+        fixed=dict(qk_norm="head"),
+        layers=Layers(_window_if_used, _window_if_used_keys),
+        attention_bias=True,
+        experts=expert_keys.QWEN,
+        defaults=_longest(32_768, num_key_value_heads=4),
+    ),
+    "mixtral": Family(
+        "MixtralForCausalLM",
+        layers=WINDOW,
+        experts=expert_keys.MIXTRAL,
+        defaults=_longest(131_072, rope_theta=1e6, num_key_value_heads=8),
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

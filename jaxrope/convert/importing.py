@@ -140,7 +140,7 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
         array = safetensors_io.cast(name, array, to_dtype)
         for part in tensors[name].parts:
             leaf = layout.find_leaf(part, params)
-            leaf[() if part.layer is None else part.layer] = layout.read_part(part, array)
+            leaf[part.index] = layout.read_part(part, array)
     return params
 
 
@@ -350,17 +350,16 @@ def _allocate(tensors, entries: dict, target_dtype: np.dtype | None) -> dict:
 
     A stacked one takes a dtype that holds each of its layers exactly.
     """
-    shapes, dtypes, layers = {}, {}, {}
+    shapes, dtypes = {}, {}
     for tensor in tensors:
         for part in tensor.parts:
             file_dtype = _readable(entries[tensor.name].dtype)
             dtypes[part.leaf] = np.dtype(
                 jnp.promote_types(dtypes.get(part.leaf, file_dtype), file_dtype)
             )
-            shapes[part.leaf], layers[part.leaf] = part.shape, part.layer
+            shapes[part.leaf] = (*(i + 1 for i in part.index), *part.shape)  # the last one stays
     params: dict = {"layers": {}}
     for path, shape in shapes.items():
-        stacked = shape if layers[path] is None else (layers[path] + 1, *shape)
         node = params["layers"] if path[0] == "layers" else params
-        node[path[-1]] = np.empty(stacked, target_dtype or dtypes[path])
+        node[path[-1]] = np.empty(shape, target_dtype or dtypes[path])
     return params

@@ -4,7 +4,7 @@ A linear layer lies there as [out, in], here as [in..., out...] with the heads a
 k and v, and gate and up, along `out`. One rule serves every tensor: rows of the file's tensor,
 transposed, reshaped to the leaf's shape of one layer.
 
-Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, V vocabulary.
+Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, E experts, V vocabulary.
 """
 
 import dataclasses
@@ -40,17 +40,17 @@ _HEAD_NORMS = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """A run of rows of a tensor: the whole of one layer of a parameter.
+    """A run of rows of a tensor: the whole of one layer of a parameter, or of an expert.
 
     Attributes:
       leaf: the parameter's path, ("embed_VD",) or ("layers", "q_LDNH").
-      layer: index into its first axis; None: it has no layers.
-      shape: of that layer, or of the parameter.
+      index: into its first axes: a layer, of an expert that and the expert; (): it has no layers.
+      shape: of what lies there.
       rows: of the tensor.
     """
 
     leaf: tuple[str, ...]
-    layer: int | None
+    index: tuple[int, ...]
     shape: tuple[int, ...]
     rows: slice
 
@@ -71,31 +71,49 @@ class Tensor:
 def tensors(config: DecoderConfig) -> list[Tensor]:
     """Returns every tensor of the model's file, in the order in which transformers writes them."""
     leaves = _leaf_shapes(config)
-    file_tensors = [_tensor(EMBED, [("embed_VD",)], None, leaves)]
+    file_tensors = [_tensor(EMBED, [("embed_VD",)], (), leaves)]
     joined = _JOINED if FAMILIES[config.family].joined else _SEPARATE
     norms = _NORMS[config.norms] | (_HEAD_NORMS if config.qk_norm != "none" else {})
-    for layer in range(config.num_layers):
+    for layer, has_experts in enumerate(config.expert_layers):
         prefix = f"model.layers.{layer}."
+        in_kind = config.expert_layers[:layer].count(has_experts)  # among layers of such MLPs
         for name, stems in (joined | _LINEAR).items():
+            of_mlp = name.startswith("mlp.")
+            if of_mlp and has_experts:
+                continue
+            index = (in_kind if of_mlp else layer,)
             file_tensors.append(
-                _tensor(f"{prefix}{name}.weight", _find(leaves, stems), layer, leaves)
+                _tensor(f"{prefix}{name}.weight", _find(leaves, stems), index, leaves)
             )
             biases = _find(leaves, [f"{stem}_bias" for stem in stems])
             if biases:
-                file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, layer, leaves))
+                file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, index, leaves))
+        if has_experts:
+            file_tensors += _of_experts(config, prefix, in_kind, leaves)
         for name, stem in norms.items():
             file_tensors.append(
-                _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), layer, leaves)
+                _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), (layer,), leaves)
             )
             bias = _find(leaves, [f"{stem}_bias"])
             if bias:
-                file_tensors.append(_tensor(f"{prefix}{name}.bias", bias, layer, leaves))
-    file_tensors.append(_tensor("model.norm.weight", [("final_norm_D",)], None, leaves))
+                file_tensors.append(_tensor(f"{prefix}{name}.bias", bias, (layer,), leaves))
+    file_tensors.append(_tensor("model.norm.weight", [("final_norm_D",)], (), leaves))
     if ("final_norm_bias_D",) in leaves:
-        file_tensors.append(_tensor("model.norm.bias", [("final_norm_bias_D",)], None, leaves))
+        file_tensors.append(_tensor("model.norm.bias", [("final_norm_bias_D",)], (), leaves))
     if not config.tie_embeddings:
-        file_tensors.append(_tensor(HEAD, [("head_DV",)], None, leaves))
+        file_tensors.append(_tensor(HEAD, [("head_DV",)], (), leaves))
     return file_tensors
+
+
+def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> list[Tensor]:
+    names = FAMILIES[config.family].experts
+    router = _tensor(f"{prefix}{names.router}.weight", _find(leaves, ["router"]), (layer,), leaves)
+    paths = {name: _find(leaves, [stem]) for name, stem in names.tensors.items()}
+    return [router] + [
+        _tensor(f"{prefix}{name.format(number)}.weight", path, (layer, number), leaves)
+        for number in range(config.num_experts)
+        for name, path in paths.items()
+    ]
 
 
 def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
@@ -112,7 +130,7 @@ def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
     rows = []
     for part in tensor.parts:
         leaf = find_leaf(part, params)
-        values = np.asarray(leaf if part.layer is None else leaf[part.layer])
+        values = np.asarray(leaf[part.index])
         num_rows = part.rows.stop - part.rows.start
         if part.leaf != ("embed_VD",):
             values = values.reshape(-1, num_rows).T.reshape(num_rows, *tensor.shape[1:])
@@ -140,13 +158,15 @@ def _find(leaves: dict, stems) -> list[tuple[str, ...]]:
     return [by_stem[stem] for stem in stems if stem in by_stem]
 
 
-def _tensor(name: str, paths: list[tuple[str, ...]], layer: int | None, leaves: dict) -> Tensor:
+def _tensor(
+    name: str, paths: list[tuple[str, ...]], index: tuple[int, ...], leaves: dict
+) -> Tensor:
     parts, start = [], 0
     for path in paths:
-        shape = leaves[path] if layer is None else leaves[path][1:]
+        shape = leaves[path][len(index) :]
         num_in = _num_in(path, shape)
         num_rows = shape[0] if path == ("embed_VD",) else math.prod(shape) // num_in
-        parts.append(Part(path, layer, shape, slice(start, start + num_rows)))
+        parts.append(Part(path, index, shape, slice(start, start + num_rows)))
         start += num_rows
     is_matrix = path[-1].rsplit("_", 1)[0] not in _VECTORS
     columns = (math.prod(shape) // num_rows,) if is_matrix else ()

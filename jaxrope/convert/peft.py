@@ -223,7 +223,7 @@ def _sides(part: layout.Part, params: dict) -> tuple[np.ndarray, np.ndarray] | N
     a, b = (tree.get(name) for name in decoder.adapters.names(part.leaf[-1]))
     if a is None:
         return None
-    return (a, b) if part.layer is None else (a[part.layer], b[part.layer])
+    return a[part.index], b[part.index]
 
 
 def _joined(

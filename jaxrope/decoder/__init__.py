@@ -1,4 +1,4 @@
-"""The model: Llama, and the dense decoders that differ from it by what DecoderConfig says.
+"""The model: Llama, and the decoders that differ from it by what DecoderConfig says.
 
 Parameters are a plain nested dict of arrays; the NNX modules of `params` describe it. Layers
 are stacked on their first axis and scanned. The rope is an argument of the forward pass: a
@@ -9,7 +9,6 @@ from jaxrope.decoder import adapters, losses
 from jaxrope.decoder.config import (
     DIFFERENCES,
     KINDS,
-    SHAPES,
     DecoderConfig,
     own_base,
     own_rope,
@@ -21,6 +20,7 @@ from jaxrope.decoder.forward import (
     empty_caches,
     head_DV,
     hidden,
+    hidden_and_imbalance,
     hidden_cached,
     logits,
     next_logits,
@@ -30,16 +30,19 @@ from jaxrope.decoder.layout import lay_out, legal_length, natural_order, token_o
 from jaxrope.decoder.params import (
     Decoder,
     abstract_params,
+    active_params,
     axes_by_name,
     forward_operations,
     init_params,
     keys_per_query,
     logical_axes,
     merge,
+    mlp_dims,
     num_params,
     param_shardings,
 )
 from jaxrope.decoder.settings import DTYPES, REMAT, ForwardSettings
+from jaxrope.decoder.shapes import SHAPES
 
 __all__ = [
     "DIFFERENCES",
@@ -53,6 +56,7 @@ __all__ = [
     "SHAPES",
     "Seen",
     "abstract_params",
+    "active_params",
     "adapters",
     "axes_by_name",
     "check_probe",
@@ -60,6 +64,7 @@ __all__ = [
     "forward_operations",
     "head_DV",
     "hidden",
+    "hidden_and_imbalance",
     "hidden_cached",
     "init_params",
     "keys_per_query",
@@ -69,6 +74,7 @@ __all__ = [
     "logits",
     "losses",
     "merge",
+    "mlp_dims",
     "natural_order",
     "next_logits",
     "num_params",

@@ -69,9 +69,9 @@ def merged(params: dict) -> dict:
         if "L" not in name.rsplit("_", 1)[1]:
             return _add_as_stored(weight, a, b, scales_L[0])
         if isinstance(weight, np.ndarray):
-            rows = zip(weight, a, b, scales_L, strict=True)
+            rows = zip(weight, a, b, scales_L[: len(weight)], strict=True)
             return np.stack([np.asarray(_add_as_stored(*row)) for row in rows])
-        return jax.jit(jax.vmap(_add_as_stored))(weight, a, b, scales_L)
+        return jax.jit(jax.vmap(_add_as_stored))(weight, a, b, scales_L[: len(weight)])
 
     def plain(tree):
         return {

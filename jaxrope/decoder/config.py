@@ -1,4 +1,4 @@
-"""The description of a decoder: sizes, and how it differs from a Llama; the published shapes."""
+"""The description of a decoder: sizes, and how it differs from a Llama."""
 
 import dataclasses
 import functools
@@ -34,6 +34,11 @@ class DecoderConfig:
       attention_cap, logit_cap: logits become cap * tanh(logit / cap); None: they stay.
       query_growth, query_growth_len: queries at position p are multiplied by 1 + query_growth *
         ln(1 + floor(p / query_growth_len)) (the temperature of Llama 4 and Ministral 3).
+      num_experts, experts_per_token, expert_dim: experts of an MLP, of which a router chooses so
+        many for each token, and how wide each is; 0 experts: MLPs are dense.
+      dense_layers: those whose MLP is dense where others have experts.
+      shares_sum_to_one: the shares of a token's experts are divided by their sum.
+      router_loss: in training, coefficient of the loss that spreads tokens over experts.
       theta, rotary_dim: of the plain rope frequencies.
       original_len: tokens the rope was trained on.
       max_len: tokens the model claims to serve.
@@ -81,37 +86,20 @@ class DecoderConfig:
     logit_cap: float | None = None
     query_growth: float = 0.0
     query_growth_len: int | None = None
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_dim: int = 0
+    dense_layers: tuple[int, ...] = ()
+    shares_sum_to_one: bool = True
+    router_loss: float = 0.0
 
     def __post_init__(self):
         for name, rule in rules(Scratch).items():
             if name != "source":
                 value = rule.read(getattr(self, name), f"model.{name}")
                 object.__setattr__(self, name, value)
-        if self.num_heads % self.num_kv_heads:
-            raise InputError(
-                f"model.num_heads must be a multiple of model.num_kv_heads, got {self.num_heads} "
-                f"and {self.num_kv_heads}."
-            )
-        if self.rotary_dim % 2 or self.rotary_dim > self.head_dim:
-            raise InputError(
-                f"model.rotary_dim must be even and at most model.head_dim {self.head_dim}, got "
-                f"{self.rotary_dim}."
-            )
-        if self.layers and len(self.layers) != self.num_layers:
-            raise InputError(
-                f"model.layers must name the kind of each of {self.num_layers} layers, got "
-                f"{len(self.layers)} names."
-            )
-        if self.query_growth and self.query_growth_len is None:
-            raise InputError("model.query_growth_len must be a number with query_growth, got None.")
-        if self.sliding_window is None and any(KINDS[name].slides for name in self.layers):
-            raise InputError("model.sliding_window must be a number where layers slide, got None.")
-        ids = [("bos_id", self.bos_id), *(("eos_id", number) for number in self.eos_ids)]
-        for name, value in ids:
-            if value is not None and value >= self.vocab_size:
-                raise InputError(
-                    f"model.{name} must be below model.vocab_size {self.vocab_size}, got {value}."
-                )
+        _check(self)
+        _check_experts(self)
 
     def __hash__(self):
         return hash(
@@ -149,6 +137,17 @@ class DecoderConfig:
         """The kind of each layer."""
         return self.layers or ("full",) * self.num_layers
 
+    @property
+    def expert_layers(self) -> tuple[bool, ...]:
+        """Whether each layer has experts."""
+        has = self.num_experts > 0
+        return tuple(has and layer not in self.dense_layers for layer in range(self.num_layers))
+
+    @property
+    def num_expert_layers(self) -> int:
+        """How many layers have experts."""
+        return self.num_layers - len(self.dense_layers) if self.num_experts else 0
+
     def window(self, kind: str) -> int | None:
         """Returns how many tokens a query sees in layers of a kind; None: all."""
         return self.sliding_window if KINDS[kind].slides or not self.layers else None
@@ -158,6 +157,56 @@ class DecoderConfig:
         """How many tokens a query sees in the layers that see most; None: all."""
         windows = [self.window(kind) for kind in self.kinds]
         return None if None in windows else max(windows)
+
+
+def _check(config: DecoderConfig) -> None:
+    if config.num_heads % config.num_kv_heads:
+        raise InputError(
+            f"model.num_heads must be a multiple of model.num_kv_heads, got {config.num_heads} "
+            f"and {config.num_kv_heads}."
+        )
+    if config.rotary_dim % 2 or config.rotary_dim > config.head_dim:
+        raise InputError(
+            f"model.rotary_dim must be even and at most model.head_dim {config.head_dim}, got "
+            f"{config.rotary_dim}."
+        )
+    if config.layers and len(config.layers) != config.num_layers:
+        raise InputError(
+            f"model.layers must name the kind of each of {config.num_layers} layers, got "
+            f"{len(config.layers)} names."
+        )
+    if config.query_growth and config.query_growth_len is None:
+        raise InputError("model.query_growth_len must be a number with query_growth, got None.")
+    if config.sliding_window is None and any(KINDS[name].slides for name in config.layers):
+        raise InputError("model.sliding_window must be a number where layers slide, got None.")
+    ids = [("bos_id", config.bos_id), *(("eos_id", number) for number in config.eos_ids)]
+    for name, value in ids:
+        if value is not None and value >= config.vocab_size:
+            raise InputError(
+                f"model.{name} must be below model.vocab_size {config.vocab_size}, got {value}."
+            )
+
+
+def _check_experts(config: DecoderConfig) -> None:
+    if not 0 <= config.experts_per_token <= config.num_experts:
+        raise InputError(
+            f"model.experts_per_token must be at most model.num_experts {config.num_experts}, got "
+            f"{config.experts_per_token}."
+        )
+    if config.num_experts and (not config.experts_per_token or not config.expert_dim):
+        raise InputError(
+            "model.experts_per_token and model.expert_dim must be above 0 with experts, got "
+            f"{config.experts_per_token} and {config.expert_dim}."
+        )
+    if config.num_experts and config.mlp_bias:
+        raise InputError("model.mlp_bias must be False with experts, got True.")
+    dense = config.dense_layers
+    ascend = list(dense) == sorted({*dense}) and (not dense or dense[-1] < config.num_layers)
+    if not ascend or len(dense) >= config.num_layers or (dense and not config.num_experts):
+        raise InputError(
+            f"model.dense_layers must name some of {config.num_layers} layers with experts, each "
+            f"once and in order, got {list(dense)}."
+        )
 
 
 # The fields in which families differ from a Llama.
@@ -178,6 +227,12 @@ DIFFERENCES = (
     "logit_cap",
     "query_growth",
     "query_growth_len",
+    "num_experts",
+    "experts_per_token",
+    "expert_dim",
+    "dense_layers",
+    "shares_sum_to_one",
+    "router_loss",
 )
 
 
@@ -227,143 +282,3 @@ def own_rope(config: DecoderConfig) -> rope.RopeFn:
 def own_base(config: DecoderConfig) -> rope.Base:
     """Returns what an extension of the model starts from; rope/base.py says which it is."""
     return rope.base_of(own_rope(config), config.max_len)
-
-
-def _seven_billion(**differing) -> DecoderConfig:
-    """What the published models of 7 and 8 billion parameters have in common, and what not."""
-    common = dict(
-        num_layers=32,
-        embed_dim=4096,
-        num_heads=32,
-        head_dim=128,
-        norm_eps=1e-5,
-        rotary_dim=128,
-        tie_embeddings=False,
-        bos_id=1,
-        eos_id=2,
-    )
-    return DecoderConfig(**common | differing)
-
-
-# Of the config.json files of meta-llama/Llama-2-7b-hf, meta-llama/Meta-Llama-3-8B,
-# mistralai/Mistral-7B-v0.1, Qwen/Qwen3-8B, allenai/Olmo-3-1025-7B, HuggingFaceTB/SmolLM3-3B and
-# google/gemma-3-4b-pt (its text part). Mistral's rope was trained on 32,768 tokens by its own
-# account, but LongRoPE's published factors for it are of 4,096, its sliding window (Original length
-# = `sliding_window` in the authors' search.py).
-SHAPES: dict[str, DecoderConfig] = {
-    "llama2_7b": _seven_billion(
-        vocab_size=32_000,
-        num_kv_heads=32,
-        mlp_dim=11_008,
-        theta=10_000.0,
-        original_len=4096,
-        max_len=4096,
-    ),
-    "llama3_8b": _seven_billion(
-        vocab_size=128_256,
-        num_kv_heads=8,
-        mlp_dim=14_336,
-        theta=500_000.0,
-        original_len=8192,
-        max_len=8192,
-        bos_id=128_000,
-        eos_id=128_001,
-    ),
-    "mistral_7b": _seven_billion(
-        family="mistral",
-        vocab_size=32_000,
-        num_kv_heads=8,
-        mlp_dim=14_336,
-        theta=10_000.0,
-        original_len=4096,
-        max_len=32_768,
-        sliding_window=4096,
-    ),
-    "qwen3_8b": DecoderConfig(
-        family="qwen3",
-        vocab_size=151_936,
-        num_layers=36,
-        embed_dim=4096,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        mlp_dim=12_288,
-        norm_eps=1e-6,
-        theta=1_000_000.0,
-        original_len=32_768,
-        max_len=40_960,
-        rotary_dim=128,
-        tie_embeddings=False,
-        qk_norm="head",
-        bos_id=151_643,
-        eos_id=151_645,
-    ),
-    "olmo3_7b": DecoderConfig(
-        family="olmo3",
-        vocab_size=100_278,
-        num_layers=32,
-        embed_dim=4096,
-        num_heads=32,
-        num_kv_heads=32,
-        head_dim=128,
-        mlp_dim=11_008,
-        norm_eps=1e-6,
-        theta=500_000.0,
-        original_len=8192,
-        max_len=65_536,
-        rotary_dim=128,
-        tie_embeddings=False,
-        norms="after",
-        qk_norm="all",
-        layers=("sliding", "sliding", "sliding", "full") * 8,
-        sliding_window=4096,
-        rope={"method": "yarn", "factor": 8.0},
-        eos_id=100_257,
-    ),
-    "smollm3_3b": DecoderConfig(
-        family="smollm3",
-        vocab_size=128_256,
-        num_layers=36,
-        embed_dim=2048,
-        num_heads=16,
-        num_kv_heads=4,
-        head_dim=128,
-        mlp_dim=11_008,
-        norm_eps=1e-6,
-        theta=5_000_000.0,
-        original_len=65_536,
-        max_len=65_536,
-        rotary_dim=128,
-        tie_embeddings=True,
-        layers=("full", "full", "full", "nope") * 9,
-        bos_id=128_000,
-        eos_id=128_001,
-    ),
-    "gemma3_4b": DecoderConfig(
-        family="gemma3_text",
-        vocab_size=262_208,
-        num_layers=34,
-        embed_dim=2560,
-        num_heads=8,
-        num_kv_heads=4,
-        head_dim=256,
-        mlp_dim=10_240,
-        norm_eps=1e-6,
-        theta=1_000_000.0,
-        original_len=131_072,
-        max_len=131_072,
-        rotary_dim=256,
-        tie_embeddings=True,
-        norms="both",
-        norm_offset=1.0,
-        qk_norm="head",
-        gate="gelu_tanh",
-        embed_scale=2560**0.5,
-        layers=(("sliding",) * 5 + ("full",)) * 5 + ("sliding",) * 4,
-        sliding_window=1024,
-        sliding_theta=10_000.0,
-        rope={"method": "pi", "factor": 8.0},
-        bos_id=2,
-        eos_id=1,
-    ),
-}

@@ -20,7 +20,7 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope import attention, rope
 from jaxrope.attention import masks
-from jaxrope.decoder import adapters, layers, losses, norms, stack
+from jaxrope.decoder import adapters, experts, layers, losses, norms, stack
 from jaxrope.decoder.config import KINDS, DecoderConfig, sliding_rope
 from jaxrope.decoder.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.errors import InputError
@@ -48,8 +48,27 @@ def hidden(
       segment_ids_BT: int32, the documents of a packed row; None: one document.
       settings: how it is run. On a mesh all arrays are this device's.
     """
-    placed = positions_BT, segment_ids_BT
+    placed = positions_BT, segment_ids_BT, None
     return _through_layers(config, params, tokens_BT, r, placed, settings)[0]
+
+
+def hidden_and_imbalance(
+    config: DecoderConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, counted_BT, **kwargs
+) -> tuple[jax.Array, jax.Array]:
+    """Returns (x_BTD of `hidden`, experts.imbalance over the tokens of counted_BT, bool, of all
+    devices); the same on each.
+
+    Args:
+      config: has experts.
+      params, tokens_BT, r, kwargs: as for `hidden`, all of them.
+    """
+    placed = kwargs["positions_BT"], kwargs["segment_ids_BT"], counted_BT
+    settings = kwargs["settings"]
+    x_BTD, (_, loads) = _through_layers(config, params, tokens_BT, r, placed, settings)
+    counts_E, probs_E = (jnp.sum(load_LE, axis=0) for load_LE in loads)
+    sums = counts_E, probs_E, jnp.sum(counted_BT, dtype=counts_E.dtype)
+    sums = collectives.sum_over(sums, settings.mesh, "data", "fsdp", "context")
+    return x_BTD, experts.imbalance(config, *sums)
 
 
 class Seen(NamedTuple):
@@ -93,8 +112,9 @@ def probe(
       InputError: see `check_probe`.
     """
     check_probe(config)
-    placed = positions_BT, segment_ids_BT
-    return _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
+    placed = positions_BT, segment_ids_BT, None
+    x_BTD, (probed, _) = _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
+    return x_BTD, probed
 
 
 def check_probe(config: DecoderConfig) -> None:
@@ -112,11 +132,11 @@ def check_probe(config: DecoderConfig) -> None:
 
 
 def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):
-    """Returns (x_BTD after the final norm, the results of `probe_fn` or None); `placed`: positions
-    and segment ids, or None.
+    """Returns (x_BTD after the final norm, (the results of `probe_fn`, experts.load of each layer)
+    or None for either); `placed`: positions, segment ids, and which tokens are counted, or None.
     """
     _check_rope(config, r)
-    positions_BT, segment_ids_BT = placed
+    positions_BT, segment_ids_BT, counted_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
         if sharding.ways(settings.mesh, "context") > 1:
@@ -129,8 +149,8 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
 
     def layer(kind, x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
-        weights, layer_rope, index = scanned
-        weights, probed = adapters.in_layer(weights), None
+        (weights, layer_rope, index), own = scanned
+        weights, probed = adapters.in_layer(weights | own), None
         turn = _turn_of_layer(kind, turns, layer_rope, positions_BT)
         ids = positions_BT, segment_ids_BT
         mask = masks.self_mask(*ids, window=config.window(kind), natural=natural)
@@ -145,15 +165,18 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
             how = dict(mask=mask, settings=_attention_settings(config, settings))
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
-        return layers.layer(config, settings, weights, x_BTD, attend), probed
+        x_BTD, probs_BTE = layers.layer(config, settings, weights, x_BTD, attend)
+        load = None if counted_BT is None else experts.load(config, probs_BTE, counted_BT)
+        return x_BTD, (probed, load)
 
     def layer_of(kind):
         return REMAT[settings.remat](functools.partial(layer, kind))
 
     indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
-    scanned = params["layers"], r if r.per_layer else None, indices
-    x_BTD, probed = stack.scan(layer_of, x_BTD, scanned, config.kinds)
-    return _final(config, params, x_BTD, settings), probed
+    weights, some = layers.of_mlps(config, params["layers"])
+    scanned = weights, r if r.per_layer else None, indices
+    x_BTD, outputs = stack.scan(layer_of, x_BTD, scanned, config.kinds, some)
+    return _final(config, params, x_BTD, settings), outputs
 
 
 def _check_rope(config: DecoderConfig, r: rope.Rope) -> None:
@@ -195,7 +218,7 @@ def hidden_cached(
 
     def layer(kind, carry, scanned):
         x_BTD, caches = carry
-        index, weights, layer_rope = scanned
+        (index, weights, layer_rope), own = scanned
         turn = _turn_of_layer(kind, turns, layer_rope, place.positions_BT)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
@@ -207,14 +230,16 @@ def hidden_cached(
             window = config.window(kind)
             return attention.attend_cached(q_BTNH, cache, index, place, window=window, **how)
 
-        return (layers.layer(config, settings, weights, x_BTD, attend), caches), None
+        x_BTD, _ = layers.layer(config, settings, weights | own, x_BTD, attend)
+        return (x_BTD, caches), None
 
     def layer_of(kind):
         return functools.partial(layer, kind)
 
-    scanned = (_index_in_kind(config), params["layers"], r if r.per_layer else None)
+    weights, some = layers.of_mlps(config, params["layers"])
+    scanned = (_index_in_kind(config), weights, r if r.per_layer else None)
     carry = x_BTD, dict(caches)
-    (x_BTD, caches), _ = stack.scan(layer_of, carry, scanned, config.kinds)
+    (x_BTD, caches), _ = stack.scan(layer_of, carry, scanned, config.kinds, some)
     return _final(config, params, x_BTD, settings), caches
 
 

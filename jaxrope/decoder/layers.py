@@ -3,7 +3,8 @@
 On a mesh heads and the MLP may be cut over `tensor`; weights are gathered over the devices that
 share the model dim, in the compute dtype.
 
-Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, L layers.
+Letters: B batch, T length, N heads, K kv heads, H head dim, D model dim, F mlp dim, E experts, L
+layers.
 """
 
 import functools
@@ -11,18 +12,24 @@ import functools
 import jax
 import jax.numpy as jnp
 
-from jaxrope.decoder import chunked, norms
+from jaxrope.decoder import chunked, experts, norms
 from jaxrope.mesh import collectives
 
 
 def layer(config, settings, weights, x_BTD, attend_fn):
-    """Returns the residual stream after a layer; `attend_fn` takes q, k and v."""
-    for part in (functools.partial(_attention, attend_fn=attend_fn), _mlp):
-        y_BTD = part(config, settings, weights, x_BTD)
-        if config.residual_scale != 1:
-            y_BTD = y_BTD * jnp.asarray(config.residual_scale, y_BTD.dtype)
-        x_BTD = x_BTD + y_BTD
-    return x_BTD
+    """Returns (the residual stream after a layer, the router's probabilities_BTE; None: its MLP is
+    dense); `attend_fn` takes q, k and v.
+    """
+    y_BTD = _attention(config, settings, weights, x_BTD, attend_fn)
+    x_BTD = x_BTD + _scaled(config, y_BTD)
+    y_BTD, probs_BTE = _mlp(config, settings, weights, x_BTD)
+    return x_BTD + _scaled(config, y_BTD), probs_BTE
+
+
+def _scaled(config, y_BTD):
+    if config.residual_scale == 1:
+        return y_BTD
+    return y_BTD * jnp.asarray(config.residual_scale, y_BTD.dtype)
 
 
 def _attention(config, settings, weights, x_BTD, attend_fn):
@@ -56,36 +63,47 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
 
 
 def _mlp(config, settings, weights, x_BTD):
-    """The MLP; on a mesh with tensor > 1 each device has a part of F, and the sums are added up."""
+    """The MLP, and its router's probabilities or None; on a mesh with tensor > 1 each device has a
+    part of F, and the sums are added up.
+    """
     mlp = {name: weights[name] for name in weights if name in _MLP}
-    fn = functools.partial(_gated, config)
+    fn = functools.partial(_routed if "router_LDE" in mlp else _gated, config)
     chunk = settings.mlp_chunk // x_BTD.shape[0]
     if settings.mlp_chunk and chunk < x_BTD.shape[1]:
-        down_BTD = chunked.over_chunks(
+        down_BTD, probs_BTE = chunked.over_chunks(
             fn, x_BTD, None, mlp, chunk=max(chunk, 1), mesh=settings.mesh
         )
     else:
-        down_BTD = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
+        down_BTD, probs_BTE = fn(x_BTD, None, collectives.gather(mlp, x_BTD.dtype, settings.mesh))
     down_BTD = collectives.sum_over_tensor(down_BTD, settings.mesh)
     names = [name for name in weights if name in _AFTER_MLP]
     after = whole(weights, names, x_BTD.dtype, settings.mesh)
     if config.mlp_bias:
         down_BTD = _add_bias(down_BTD, after["down_bias_LD"])
-    return norms.normed(config, after, "mlp_out_norm_LD", down_BTD)
+    return norms.normed(config, after, "mlp_out_norm_LD", down_BTD), probs_BTE
 
 
 _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True)}
 
 
 def _gated(config, x_BTD, _, weights):
-    """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias."""
+    """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias; no router."""
     y_BTD = norms.normed(config, weights, "mlp_norm_LD", x_BTD)
     gate_BTF = dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
     up_BTF = dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
     if "gate_bias_LF" in weights:
         gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
         up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
-    return dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"])
+    return dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"]), None
+
+
+def _routed(config, x_BTD, _, weights):
+    """The experts that a router chooses of the normed x, and the router's probabilities."""
+    y_BTD = norms.normed(config, weights, "mlp_norm_LD", x_BTD)
+    logits_BTE = dot("BTD,DE->BTE", y_BTD, weights["router_LDE"])
+    probs_BTE, shares_BTK, chosen_BTK = experts.shares(config, logits_BTE)
+    gate_fn = _GATES[config.gate]
+    return experts.mixed(shares_BTK, chosen_BTK, y_BTD, weights, gate_fn), probs_BTE
 
 
 _ATTENTION = (
@@ -96,7 +114,22 @@ _ATTENTION = (
 )
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
 _MLP += ("mlp_norm_bias_LD",)
+_MLP += ("router_LDE", "expert_gate_LEDF", "expert_up_LEDF", "expert_down_LEFD")
 _AFTER_MLP = ("down_bias_LD", "mlp_out_norm_LD", "mlp_out_norm_bias_LD")
+
+
+def of_mlps(config, weights):
+    """Returns (weights that every layer has, [(which layers, weights that these alone have), ...]),
+    where some MLPs are dense and others have experts.
+    """
+    if not config.dense_layers:
+        return weights, []
+    kinds = {name: name.split("_")[0] for name in weights}
+    routed = {name: w for name, w in weights.items() if kinds[name] in ("router", "expert")}
+    dense = {name: w for name, w in weights.items() if kinds[name] in ("gate", "up", "down")}
+    shared = {name: w for name, w in weights.items() if name not in routed | dense}
+    have = config.expert_layers
+    return shared, [(have, routed), (tuple(not experts for experts in have), dense)]
 
 
 def whole(weights, names, dtype, mesh):

@@ -1,7 +1,8 @@
 """The parameters: a plain nested dict of arrays, described by NNX modules. Layers are stacked on
 their first axis.
 
-Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
+Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, E experts, V vocabulary, L layers,
+of an MLP those that have one of its kind.
 """
 
 import functools
@@ -30,7 +31,7 @@ class Layers(nnx.Module):
         layers, dim, mlp = config.num_layers, config.embed_dim, config.mlp_dim
         heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
 
-        def normal(*shape, depth=1.0):
+        def normal(*shape, depth=1.0, layers=layers):
             value = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32) * (
                 _INIT_STDDEV * depth
             )
@@ -64,11 +65,20 @@ class Layers(nnx.Module):
             normal(dim, kv_heads, head),
         )
         self.o_LNHD = normal(heads, head, dim, depth=out_depth)
-        self.gate_LDF, self.up_LDF, self.down_LFD = (
-            normal(dim, mlp),
-            normal(dim, mlp),
-            normal(mlp, dim, depth=out_depth),
-        )
+        sparse = config.num_expert_layers
+        if sparse < layers:
+            dense = dict(layers=layers - sparse)
+            self.gate_LDF, self.up_LDF, self.down_LFD = (
+                normal(dim, mlp, **dense),
+                normal(dim, mlp, **dense),
+                normal(mlp, dim, depth=out_depth, **dense),
+            )
+        if sparse:
+            experts, width = config.num_experts, config.expert_dim
+            self.router_LDE = normal(dim, experts, layers=sparse)
+            self.expert_gate_LEDF = normal(experts, dim, width, layers=sparse)
+            self.expert_up_LEDF = normal(experts, dim, width, layers=sparse)
+            self.expert_down_LEFD = normal(experts, width, dim, depth=out_depth, layers=sparse)
         if config.qkv_bias:
             self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = (
                 constant(0, heads, head),
@@ -141,7 +151,7 @@ def forward_operations(config: DecoderConfig, tokens: int) -> float:
     """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
     table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
     attention = 4 * config.num_heads * config.head_dim * keys_per_query(config, tokens)
-    return tokens * (2.0 * (num_params(config) - table) + attention)
+    return tokens * (2.0 * (active_params(config) - table) + attention)
 
 
 def keys_per_query(config: DecoderConfig, tokens: int) -> float:
@@ -153,6 +163,20 @@ def keys_per_query(config: DecoderConfig, tokens: int) -> float:
 def num_params(config: DecoderConfig) -> int:
     """Returns the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
+
+
+def active_params(config: DecoderConfig) -> int:
+    """Returns the number of parameters that a token meets: of the experts, those chosen for it."""
+    idle = config.num_experts - config.experts_per_token
+    per_layer = 3 * idle * config.embed_dim * config.expert_dim
+    return num_params(config) - config.num_expert_layers * per_layer
+
+
+def mlp_dims(config: DecoderConfig) -> list[tuple[int, int]]:
+    """Returns (dims of the MLP that a token meets, dims that there are) of each layer."""
+    width = config.expert_dim
+    routed = config.experts_per_token * width, config.num_experts * width
+    return [routed if has else (config.mlp_dim, config.mlp_dim) for has in config.expert_layers]
 
 
 def logical_axes(config: DecoderConfig) -> dict:
@@ -172,6 +196,7 @@ def axes_by_name(tree: dict) -> dict:
         "K": "kv_heads",
         "H": "head_dim",
         "F": "mlp",
+        "E": "experts",
         "U": "rank",
     }
 

@@ -5,7 +5,7 @@ compiled. A model whose layers are alike is one run of one.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -37,40 +37,67 @@ def runs(kinds: tuple[str, ...]) -> tuple[Run, ...]:
 
 
 def scan(
-    layer_of: Callable[[str], Callable], carry: Any, scanned: Any, kinds: tuple[str, ...]
+    layer_of: Callable[[str], Callable],
+    carry: Any,
+    scanned: Any,
+    kinds: tuple[str, ...],
+    some: Sequence[tuple[tuple[bool, ...], dict]] = (),
 ) -> tuple[Any, Any]:
     """Returns (carry, outputs [L, ...]) of `lax.scan` over layers of different kinds.
 
     Args:
-      layer_of: kind -> function (carry, slice) -> (carry, output).
+      layer_of: kind -> function (carry, (slice of scanned, arrays of `some`)) -> (carry, output).
       carry: of the first layer.
       scanned: pytree of arrays [L, ...].
       kinds: of each layer.
+      some: (which layers, arrays by name [number of these layers, ...]) that others do not have.
     """
     outputs = []
-    for run in runs(kinds):
-        carry, output = _scan_run(layer_of, carry, scanned, run, len(kinds))
+    for run in runs(tuple(zip(kinds, *(have for have, _ in some), strict=True))):
+        carry, output = _scan_run(layer_of, carry, scanned, run, some)
         outputs.append(output)
     if len(outputs) == 1:
         return carry, outputs[0]
     return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
 
 
-def _scan_run(layer_of, carry, scanned, run: Run, num_layers: int):
-    size, count = len(run.pattern), len(run.pattern) * run.repeats
-    if count < num_layers:
-        scanned = jax.tree.map(lambda x: x[run.first : run.first + count], scanned)
+def _scan_run(layer_of, carry, scanned, run: Run, some):
+    size = len(run.pattern)
+    stop = run.first + size * run.repeats
+    scanned = _cut(scanned, run.first, stop)
+    parts = [_cut(arrays, sum(have[: run.first]), sum(have[:stop])) for have, arrays in some]
+    places = [have[run.first :][:size] for have, _ in some]  # of the pattern
+    layers = [layer_of(kind) for kind, *_ in run.pattern]
     if size == 1:
-        return jax.lax.scan(layer_of(run.pattern[0]), carry, scanned)
-    layers = [layer_of(kind) for kind in run.pattern]
+        own = {
+            n: x
+            for part, have in zip(parts, places, strict=True)
+            if have[0]
+            for n, x in part.items()
+        }
+        return jax.lax.scan(layers[0], carry, (scanned, own))
 
     def repeat(carry, slices):
+        slices, parts = slices
         outputs = []
         for place, layer in enumerate(layers):
-            carry, output = layer(carry, jax.tree.map(lambda x, place=place: x[place], slices))
+            own = {
+                name: x[sum(have[:place])]
+                for part, have in zip(parts, places, strict=True)
+                if have[place]
+                for name, x in part.items()
+            }
+            own_slice = jax.tree.map(lambda x, place=place: x[place], slices)
+            carry, output = layer(carry, (own_slice, own))
             outputs.append(output)
         return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
 
-    folded = jax.tree.map(lambda x: x.reshape(run.repeats, size, *x.shape[1:]), scanned)
+    folded = jax.tree.map(
+        lambda x: x.reshape(run.repeats, x.shape[0] // run.repeats, *x.shape[1:]), (scanned, parts)
+    )
     carry, outputs = jax.lax.scan(repeat, carry, folded)
-    return carry, jax.tree.map(lambda x: x.reshape(count, *x.shape[2:]), outputs)
+    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+
+
+def _cut(arrays, first: int, stop: int):
+    return jax.tree.map(lambda x: x if stop - first == x.shape[0] else x[first:stop], arrays)

@@ -32,6 +32,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "head_dim": (),
     "mlp": ("tensor",),
+    "experts": (),
     "rank": (),
 }
 MAY_REPLICATE = ("vocab",)  # 257 or 32,003 words divide by nothing; every other axis must divide

@@ -28,6 +28,7 @@ SHAPES = (
     "llama3_8b",
     "mistral_7b",
     "qwen3_8b",
+    "qwen3_30b_a3b",
     "olmo3_7b",
     "smollm3_3b",
     "gemma3_4b",
@@ -39,6 +40,8 @@ FAMILIES = (
     "ministral3",
     "qwen2",
     "qwen3",
+    "qwen3_moe",
+    "mixtral",
     "phi3",
     "smollm3",
     "olmo2",
@@ -79,6 +82,7 @@ class Checkpoint(_Model):
 
 
 _COUNT = Whole(1, 2**31 - 1)
+_COUNT_OR_NONE = Whole(0, 2**31 - 1)
 _MULTIPLIER = Number(above=0, most=1e6)
 
 
@@ -126,6 +130,12 @@ class Scratch(_Model):
     logit_cap: float | None = field(Maybe(_MULTIPLIER), default=None)
     query_growth: float = field(Number(least=0, most=1e3), default=0.0)
     query_growth_len: int | None = field(Maybe(Whole(1, unit="tokens")), default=None)
+    num_experts: int = field(_COUNT_OR_NONE, default=0)
+    experts_per_token: int = field(_COUNT_OR_NONE, default=0)
+    expert_dim: int = field(_COUNT_OR_NONE, default=0)
+    dense_layers: tuple = field(Many(_COUNT_OR_NONE), default=())
+    shares_sum_to_one: bool = field(Switch(), default=True)
+    router_loss: float = field(Number(least=0, most=1e3), default=0.0)
 
     def shape(self) -> dict[str, Any]:
         """Returns what decoder.DecoderConfig takes."""

@@ -128,7 +128,9 @@ def _forward_bytes(config, settings, mesh: AnyMesh, sample_tokens: int, size: in
     tokens = math.ceil(sample_tokens / context)
     num_heads = config.num_heads / tensor
     heads = (config.num_heads + 2 * config.num_kv_heads) / tensor
-    widest = max(3 * config.mlp_dim / tensor, 2 * heads * config.head_dim)
+    mlp_dim = max(met for met, _ in decoder.mlp_dims(config)) / tensor
+    pairs = 2 * config.experts_per_token * config.embed_dim  # rows of a token and an expert
+    widest = max(3 * mlp_dim + pairs, 2 * heads * config.head_dim)
     stream = tokens * size * (3 * config.embed_dim + widest) + tokens * 4 * 2 * config.rotary_dim
     logits = 2 * 4 * min(CHUNK, tokens) * config.vocab_size
     blocked = settings.attention != "reference"

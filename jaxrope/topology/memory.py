@@ -10,6 +10,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from jaxrope import decoder
 
 _MLP_ARRAYS = 4  # as wide as F: gate, up, their product, a gradient
@@ -51,7 +53,9 @@ class Footprint:
         width, kv_width = (
             n * model.head_dim / tensor for n in (model.num_heads, model.num_kv_heads)
         )
-        mlp_dim, tokens = model.mlp_dim / tensor, self.tokens
+        mlp_dim, all_dims = np.max(decoder.mlp_dims(model), axis=0).tolist()
+        mlp_dim, all_dims = mlp_dim / tensor, all_dims / tensor
+        tokens = self.tokens
         share = decoder.num_params(model) / math.prod(self.sizes.values())
         bytes_per_token = 0 if self.remat == "offload" else 2 * model.embed_dim
         products = 2 * (2 * width + 2 * kv_width + 3 * mlp_dim)
@@ -63,12 +67,14 @@ class Footprint:
         chunk = min(self.mlp_chunk or tokens, tokens)
         rows = self.rows // (self.sizes["data"] * self.sizes["fsdp"])
         logits = rows * min(self.chunk_tokens, self.seq_len // self.sizes["context"])
-        layer = model.embed_dim * (2 * width + 2 * kv_width + 3 * mlp_dim)
+        layer = model.embed_dim * (2 * width + 2 * kv_width + 3 * all_dims)
+        # rows of pairs of a token and an expert: as they go in, as they come out, two gradients
+        pairs = 4 * model.experts_per_token * model.embed_dim
         return {
             "weights, moments and gradients": share
             * (4 + 4 + 4 * self.accumulates + (0 if self.offload else 8)),
             "kept of each layer": model.num_layers * tokens * bytes_per_token,
-            "the MLP of one layer": 2.0 * chunk * mlp_dim * _MLP_ARRAYS,
+            "the MLP of one layer": 2.0 * chunk * (mlp_dim * _MLP_ARRAYS + pairs),
             # q, its output and both gradients in 2 and 4 bytes; keys, values, two buffers each
             "attention of one layer": tokens * (12 * width + 32 * kv_width),
             "logits": 8.0 * logits * model.vocab_size / tensor,

@@ -89,10 +89,8 @@ def train_work(
     """
     projections, mlp, attention = _RECOMPUTED[settings.remat]
     weights = _weights(model)
-    again = weights["head"] + model.num_layers * (
-        projections * weights["projections"]
-        + (mlp or bool(settings.mlp_chunk)) * weights["gate_up"]
-    )
+    again = weights["head"] + projections * weights["projections"]
+    again += (mlp or bool(settings.mlp_chunk)) * (weights["gate_up"] + weights["router"])
     units = _FORWARD_UNITS * (1 + attention) + _BACKWARD_UNITS
     tokens, num_devices = rows * seq_len, math.prod(sizes.values())
     unit = rows * _attention_unit(model, seq_len)
@@ -130,20 +128,20 @@ def forward_work(
 
 
 def _weights(model: decoder.DecoderConfig) -> dict[str, int]:
-    """Returns the weights of the matrix products, of one layer but for the head."""
-    dim, head = model.embed_dim, model.head_dim
+    """Returns the weights of the matrix products that a token meets, of all layers."""
+    dim, head, layers = model.embed_dim, model.head_dim, model.num_layers
+    width = sum(met for met, _ in decoder.mlp_dims(model))
     return {
-        "projections": 2 * dim * head * (model.num_heads + model.num_kv_heads),
-        "gate_up": 2 * dim * model.mlp_dim,
-        "down": dim * model.mlp_dim,
+        "projections": layers * 2 * dim * head * (model.num_heads + model.num_kv_heads),
+        "gate_up": 2 * dim * width,
+        "down": dim * width,
+        "router": model.num_expert_layers * dim * model.num_experts,
         "head": dim * model.vocab_size,
     }
 
 
 def _all_weights(model: decoder.DecoderConfig) -> int:
-    weights = _weights(model)
-    layer = sum(size for name, size in weights.items() if name != "head")
-    return model.num_layers * layer + weights["head"]
+    return sum(_weights(model).values())
 
 
 def _attention_unit(model: decoder.DecoderConfig, seq_len: int) -> float:
@@ -160,9 +158,13 @@ def _dense_bytes(model, sizes, tokens: int, *, parts: int, passes: int, trains: 
     """
     tensor = sizes["tensor"]
     here = tokens / math.prod(sizes.values())
-    weights = _all_weights(model) / tensor * parts
+    idle = sum(all_dims - met for met, all_dims in decoder.mlp_dims(model))
+    weights = (_all_weights(model) + 3 * model.embed_dim * idle) / tensor * parts
     heads = model.num_heads + model.num_kv_heads
-    layer = 6 * model.embed_dim + (2 * heads * model.head_dim + 3 * model.mlp_dim) / tensor
+    layer = 6 * model.embed_dim + 2 * heads * model.head_dim / tensor
+    layer += 3 * sum(met for met, _ in decoder.mlp_dims(model)) / model.num_layers / tensor
+    # a row for each pair of a token and an expert, as it goes in and as it comes out
+    layer += 2 * model.experts_per_token * model.embed_dim
     activations = 4.0 * here * model.num_layers * layer
     logits = 8.0 * here * model.vocab_size
     return passes * (4.0 * weights + activations + logits) + trains * 8.0 * weights

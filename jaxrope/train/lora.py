@@ -1,6 +1,9 @@
 """What a training changes: everything, or low-rank adapters with norms and embeddings (LongLoRA,
 arXiv 2309.12307, section 3.3), the rest frozen.
 
+Experts and their routers have no adapters: which expert a token meets stays what they were trained
+for, and attention is what a longer context asks for.
+
 A frozen weight has no gradient, no moments and no float32 master: it lies in the compute dtype,
 which is what the forward pass makes of it in any case.
 
@@ -69,6 +72,12 @@ def make(
         raise InputError(
             "lora.targets must not name head: the head of this model is its embedding. Set"
             " lora.train_embeddings = True."
+        )
+    of_mlp = [target for target in section.targets if target in ("gate", "up", "down")]
+    if of_mlp and model.num_expert_layers == model.num_layers:
+        raise InputError(
+            f"lora.targets must not name {of_mlp[0]}: the MLPs of this model are experts, which"
+            " have no adapters. Name q, k, v and o."
         )
     lora = Lora(**section.to_dict(), dtype=param_dtype, frozen_dtype=compute_dtype)
     most = min(_fan_in(name, leaf) for name, leaf in _targets(lora, model).items())

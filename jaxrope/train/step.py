@@ -70,6 +70,9 @@ def make_step(
     once. Where it also holds rope_ids_ABT (int32, one number in all of a row), `rope` is that of
     program.two_ropes, and a row takes the one of its number; tokens of all rows count alike.
 
+    Where the model has experts, their imbalance times router_loss is part of the loss: of each part
+    of a batch, over all of its tokens but padding, whatever the mesh.
+
     Where the loss or the gradient's norm is not finite, parameters and optimizer state stay as they
     were, to the bit, and the step counts as bad.
 
@@ -121,15 +124,17 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
 
     def loss_sum(frozen, trained, part, rope):
         params = lora_lib.join(trained, frozen)
-        x_BTD = decoder.hidden(
-            config,
-            params,
-            part["tokens_BT"],
-            _of_rows(rope, part),
+        given = config, params, part["tokens_BT"], _of_rows(rope, part)
+        how = dict(
             positions_BT=None if natural else part["positions_BT"],
             segment_ids_BT=part["segment_ids_BT"] if packed else None,
             settings=settings,
         )
+        if config.num_experts and config.router_loss:
+            counted_BT = part["segment_ids_BT"] > 0
+            x_BTD, imbalance = decoder.hidden_and_imbalance(*given, counted_BT, **how)
+        else:
+            x_BTD, imbalance = decoder.hidden(*given, **how), None
         nll_BT = losses.token_nll(
             x_BTD,
             decoder.head_DV(config, params),
@@ -139,7 +144,10 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
             vocab_size=config.vocab_size,
             cap=config.logit_cap,
         )
-        return jnp.sum(nll_BT * part["loss_weights_BT"]) / copies
+        total = jnp.sum(nll_BT * part["loss_weights_BT"])
+        if imbalance is not None:  # a mean: it counts for each token of the loss
+            total = total + config.router_loss * imbalance * jnp.sum(part["loss_weights_BT"])
+        return total / copies
 
     def sums(trained, frozen, batch, rope):
         of_trained = functools.partial(loss_sum, frozen)
@@ -245,7 +253,12 @@ def flops_per_token(
 
 
 def _product_weights(params: dict, config: decoder.DecoderConfig) -> int:
+    """Returns how many weights a token is multiplied with: of the experts, those chosen for it."""
     weights = sum(leaf.size for leaf in jax.tree.leaves(params))
+    idle = config.num_experts - config.experts_per_token
+    for name, leaf in params["layers"].items():
+        if name.startswith("expert_"):
+            weights -= leaf.size // config.num_experts * idle
     if "embed_VD" in params and not config.tie_embeddings:
         weights -= params["embed_VD"].size  # a look-up is no product
     return weights

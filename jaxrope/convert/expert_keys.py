@@ -1,0 +1,114 @@
+"""How config.json says which layers have experts, and how their router chooses."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from jaxrope.convert.fields import Fields
+from jaxrope.decoder import DecoderConfig
+
+
+class Experts(NamedTuple):
+    """How config.json describes the experts of a family, and how its tensors are called.
+
+    Attributes:
+      read: (config, number of layers) -> fields of DecoderConfig.
+      write: keys of a DecoderConfig.
+      router: the router's tensor in a layer.
+      tensors: those of an expert, `{}` its number -> parameters.
+    """
+
+    read: Callable[[Fields, int], dict]
+    write: Callable[[DecoderConfig], dict]
+    router: str
+    tensors: dict[str, str]
+
+
+FIELDS = (
+    "num_experts",
+    "experts_per_token",
+    "expert_dim",
+    "dense_layers",
+    "shares_sum_to_one",
+    "router_loss",
+)
+# transformers 5 writes the first for every family
+COUNTS = ("num_local_experts", "num_experts")
+
+
+def _count(config: Fields, default: int) -> int:
+    return config.count(
+        next((key for key in COUNTS if config.get(key) is not None), "num_experts"), default
+    )
+
+
+def _chosen(config: Fields, default: int) -> dict:
+    return dict(
+        experts_per_token=config.count("num_experts_per_tok", default),
+        router_loss=config.number("router_aux_loss_coef", 0.001),
+    )
+
+
+def _chosen_keys(config: DecoderConfig) -> dict:
+    return {
+        "num_experts_per_tok": config.experts_per_token,
+        "router_aux_loss_coef": config.router_loss,
+        "output_router_logits": False,
+    }
+
+
+def _qwen(config: Fields, num_layers: int) -> dict:
+    every = config.count("decoder_sparse_step", 1)
+    dense = config.get("mlp_only_layers") or []
+    if not isinstance(dense, list) or not all(type(i) is int and i >= 0 for i in dense):
+        raise config.wrong("mlp_only_layers", "be a list of layers, from 0 on")
+    has_none = sorted({i for i in dense if i < num_layers})
+    if every > 1:
+        has_none = [i for i in range(num_layers) if i in dense or (i + 1) % every]
+    return _chosen(config, 8) | dict(
+        num_experts=_count(config, 128),
+        expert_dim=config.count("moe_intermediate_size", 768),
+        dense_layers=tuple(has_none),
+        shares_sum_to_one=config.flag("norm_topk_prob", False),
+    )
+
+
+def _qwen_keys(config: DecoderConfig) -> dict:
+    return _chosen_keys(config) | {
+        "num_experts": config.num_experts,
+        "moe_intermediate_size": config.expert_dim,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": list(config.dense_layers),
+        "norm_topk_prob": config.shares_sum_to_one,
+    }
+
+
+def _mixtral(config: Fields, num_layers: int) -> dict:
+    del num_layers
+    width = config.count("intermediate_size")
+    return _chosen(config, 2) | dict(num_experts=_count(config, 8), expert_dim=width)
+
+
+def _mixtral_keys(config: DecoderConfig) -> dict:
+    return _chosen_keys(config) | {"num_local_experts": config.num_experts}
+
+
+QWEN = Experts(
+    _qwen,
+    _qwen_keys,
+    "mlp.gate",
+    {
+        "mlp.experts.{}.gate_proj": "expert_gate",
+        "mlp.experts.{}.up_proj": "expert_up",
+        "mlp.experts.{}.down_proj": "expert_down",
+    },
+)
+MIXTRAL = Experts(
+    _mixtral,
+    _mixtral_keys,
+    "block_sparse_moe.gate",
+    {
+        "block_sparse_moe.experts.{}.w1": "expert_gate",
+        "block_sparse_moe.experts.{}.w3": "expert_up",
+        "block_sparse_moe.experts.{}.w2": "expert_down",
+    },
+)

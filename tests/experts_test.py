@@ -1,0 +1,231 @@
+"""Experts: routing, products, gradients and the router's loss, against transformers' classes and
+against plain arithmetic.
+"""
+
+import dataclasses
+import functools
+
+import hf_families
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxrope import decoder
+from jaxrope.convert import pretrained
+from jaxrope.decoder import experts
+from jaxrope.errors import InputError
+from jaxrope.schema import training
+from jaxrope.train import lora as lora_lib
+from jaxrope.train import step as step_lib
+from jaxrope.train.optimizer import Optimizer
+
+CASES = ("qwen3_moe", "qwen3_moe, some MLPs are dense", "mixtral")
+SGD = Optimizer(optax.sgd(1.0), optax.constant_schedule(1.0))  # new = old - gradient
+
+
+@pytest.fixture(scope="module")
+def torch():
+    pytest.importorskip("transformers", reason="needs transformers (Python 3.11)")
+    module = pytest.importorskip("torch", reason="needs torch (Python 3.11)")
+    module.set_num_threads(1)
+    return module
+
+
+def small(tiny_config, **changes):
+    """Returns (config, float64 parameters) of three layers, of which one is dense."""
+    fields = dict(num_layers=3, dense_layers=(1,), num_experts=6, experts_per_token=2)
+    fields |= dict(expert_dim=8, router_loss=0.3)
+    config = dataclasses.replace(tiny_config, **fields | changes)
+    leaves, tree = jax.tree.flatten(decoder.abstract_params(config))
+    rng = np.random.default_rng(0)
+    return config, tree.unflatten([0.3 * rng.normal(size=leaf.shape) for leaf in leaves])
+
+
+def of_layer(rng, num_experts, dim, width):
+    shapes = dict(expert_gate_LEDF=(dim, width), expert_up_LEDF=(dim, width))
+    shapes |= dict(expert_down_LEFD=(width, dim))
+    return {name: rng.normal(size=(num_experts, *shape)) for name, shape in shapes.items()}
+
+
+def plainly(shares_BTK, chosen_BTK, x_BTD, weights):
+    """Every expert multiplies every token, and its share is 0 where it was not chosen."""
+    hot_BTKE = jax.nn.one_hot(chosen_BTK, len(weights["expert_gate_LEDF"]))
+    share_BTE = jnp.einsum("BTK,BTKE->BTE", shares_BTK, hot_BTKE)
+    gate, up = (
+        jnp.einsum("BTD,EDF->BTEF", x_BTD, weights[f"expert_{name}_LEDF"])
+        for name in ("gate", "up")
+    )
+    y_BTED = jnp.einsum("BTEF,EFD->BTED", jax.nn.silu(gate) * up, weights["expert_down_LEFD"])
+    return jnp.einsum("BTED,BTE->BTD", y_BTED, share_BTE)
+
+
+@pytest.mark.parametrize("load", ["spread", "two experts have all tokens"])
+def test_no_token_is_dropped(load):
+    """Values and gradients, in float64."""
+    rng = np.random.default_rng(1)
+    with jax.enable_x64(True):
+        x_BTD, weights = rng.normal(size=(2, 17, 6)), of_layer(rng, 5, 6, 4)
+        chosen_BTK = np.argsort(rng.random((2, 17, 5)))[..., :2].astype(np.int32)
+        if load != "spread":
+            chosen_BTK = np.broadcast_to(np.array([4, 1], np.int32), (2, 17, 2))
+        shares_BTK = rng.random((2, 17, 2))
+
+        def value(fn, shares_BTK, x_BTD, weights):
+            y_BTD = fn(shares_BTK, chosen_BTK, x_BTD, weights)
+            return jnp.sum(jnp.sin(y_BTD)), y_BTD
+
+        ours = functools.partial(value, functools.partial(experts.mixed, gate_fn=jax.nn.silu))
+        how = dict(argnums=(0, 1, 2), has_aux=True)
+        found, wanted = (
+            jax.value_and_grad(fn, **how)(shares_BTK, x_BTD, weights)
+            for fn in (ours, functools.partial(value, plainly))
+        )
+        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, wanted)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_routing(torch, tmp_path, case):
+    """Experts and their shares, wherever the last of the chosen is clear of the next."""
+    theirs = hf_families.write(torch, tmp_path, case)
+    model = pretrained.load(tmp_path)
+    layer = model.config.expert_layers.index(True)
+    x_TD = np.random.default_rng(5).normal(size=(300, 32)).astype(np.float32)
+    with torch.no_grad():
+        gate = theirs.model.layers[layer].mlp.gate
+        logits, shares, chosen = (y.numpy() for y in gate(torch.as_tensor(x_TD)))
+    router_DE = model.params["layers"]["router_LDE"][0]
+    _, ours, which = experts.shares(model.config, jnp.asarray(x_TD @ router_DE)[None])
+    best = -np.sort(-np.exp(logits) / np.exp(logits).sum(axis=-1, keepdims=True), axis=-1)
+    num = model.config.experts_per_token
+    clear = best[:, num - 1] - best[:, num] > 1e-4
+    assert clear.mean() > 0.9
+    np.testing.assert_array_equal(np.asarray(which)[0, clear], chosen[clear])
+    np.testing.assert_allclose(np.asarray(ours)[0, clear], shares[clear], rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", (0, 16))
+@pytest.mark.parametrize("case", CASES)
+def test_gradients_of_a_step(torch, tmp_path, case, chunk):
+    """Loss and gradients with the router's loss, of a batch whose second row ends early."""
+    theirs = hf_families.write(torch, tmp_path / "model", case)
+    model = pretrained.load(tmp_path / "model")
+    assert model.config.router_loss == 0.05
+    rng, length = np.random.default_rng(2), 40
+    tokens_BT = rng.integers(0, hf_families.VOCAB, (2, length))
+    real_BT = np.arange(length) < np.array([[length], [25]])
+    labels_BT = np.where(real_BT, tokens_BT, -100)
+    result = theirs(
+        *map(torch.as_tensor, (tokens_BT, real_BT.astype(np.int64))),
+        labels=torch.as_tensor(labels_BT),
+        output_router_logits=True,
+    )
+    result.loss.backward()
+    assert float(result.aux_loss.detach()) > 1
+
+    segments_BT = real_BT.astype(np.int32)
+    positions_BT = np.where(real_BT, np.arange(length), 0).astype(np.int32)
+    weights_BT = np.roll(real_BT, -1, axis=1) & (np.arange(length) < length - 1)
+    batch = dict(tokens_BT=tokens_BT.astype(np.int32), targets_BT=np.roll(tokens_BT, -1, axis=1))
+    batch |= dict(positions_BT=positions_BT, segment_ids_BT=segments_BT)
+    batch |= dict(loss_weights_BT=weights_BT.astype(np.float32))
+    settings = decoder.ForwardSettings(attention_block=16, mlp_chunk=chunk, remat="full")
+    step = jax.jit(step_lib.make_step(model.config, settings, SGD, chunk_tokens=16))
+    state = step_lib.init_state(jax.tree.map(jnp.asarray, model.params), SGD.transform)
+    batch = {key: jnp.asarray(x)[None] for key, x in batch.items()}
+    after, metrics = step(state, batch, model.rope_fn(length))
+    np.testing.assert_allclose(metrics["loss"], result.loss.item(), rtol=1e-5)
+
+    with torch.no_grad():
+        for parameter in theirs.parameters():
+            parameter.copy_(parameter.grad)
+    theirs.save_pretrained(tmp_path / "gradients")
+    wanted = pretrained.load(tmp_path / "gradients").params
+    found = jax.tree.map(lambda old, new: old - np.asarray(new), model.params, after.params)
+    for (path, ours), wanted_leaf in zip(
+        jax.tree_util.tree_leaves_with_path(found), jax.tree.leaves(wanted), strict=True
+    ):
+        error = np.abs(ours - wanted_leaf).max() / np.abs(wanted_leaf).max()
+        assert error < 1e-3, (jax.tree_util.keystr(path), error)
+
+
+def test_the_imbalance_of_an_even_load():
+    """K where tokens are spread evenly, E where one expert of one a token has them all."""
+    few = dict(num_experts=4, experts_per_token=2, num_layers=1)
+    config = dataclasses.replace(decoder.SHAPES["qwen3_30b_a3b"], **few)
+    even = experts.imbalance(config, jnp.full(4, 5.0), jnp.full(4, 2.5), jnp.float32(10))
+    np.testing.assert_allclose(even, 2)
+    config = dataclasses.replace(config, experts_per_token=1)
+    one_E = jnp.array([10.0, 0, 0, 0])
+    np.testing.assert_allclose(experts.imbalance(config, one_E, one_E, jnp.float32(10)), 4)
+
+
+def test_equal_experts_are_a_dense_model(tiny_config):
+    """Where all experts are the dense MLP, shares that sum to 1 change nothing."""
+    sparse, params = small(tiny_config, dense_layers=(), num_layers=2)
+    dense = dataclasses.replace(tiny_config, mlp_dim=8, num_layers=2)
+    layers = params["layers"]
+    one = {f"{n}_L{axes}": layers[f"expert_{n}_LE{axes}"][:, 0] for n, axes in
+           (("gate", "DF"), ("up", "DF"), ("down", "FD"))}  # fmt: skip
+    others = {k: w for k, w in layers.items() if "expert" not in k and "router" not in k}
+    alike = {k: np.broadcast_to(w[:, :1], w.shape) for k, w in layers.items() if "expert" in k}
+    tokens_BT, r = jnp.arange(20)[None], decoder.own_rope(dense)(20)
+    with jax.enable_x64(True):
+        settings = decoder.ForwardSettings(compute_dtype="float64")
+        found, wanted = (
+            decoder.logits(config, params | {"layers": of_layers}, tokens_BT, r, settings=settings)
+            for config, of_layers in ((sparse, layers | alike), (dense, others | one))
+        )
+    np.testing.assert_allclose(found, wanted, rtol=1e-9)
+
+
+def test_parameters_that_a_token_meets():
+    """Qwen3-30B-A3B by its model card: 30.5 B in total, 3.3 B active."""
+    config = decoder.SHAPES["qwen3_30b_a3b"]
+    assert round(decoder.num_params(config) / 1e8) == 305
+    assert int(decoder.active_params(config) / 1e8) == 33
+    active = 6 * (decoder.active_params(config) - config.vocab_size * config.embed_dim)
+    attention = 6 * 48 * 4096 * 100
+    assert step_lib.flops_per_token(config, 100) == active + attention
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        (dict(experts_per_token=7), "experts_per_token must be at most model.num_experts 6, got 7"),
+        (dict(expert_dim=0), "must be above 0 with experts, got 2 and 0"),
+        (dict(mlp_bias=True), "model.mlp_bias must be False with experts"),
+        (dict(dense_layers=(3,)), r"must name some of 3 layers with experts.* got \[3\]"),
+        (dict(dense_layers=(1, 0)), r"got \[1, 0\]"),
+        (dict(dense_layers=(0, 1, 2)), r"got \[0, 1, 2\]"),
+    ],
+)
+def test_what_cannot_be(tiny_config, changes, message):
+    with pytest.raises(InputError, match=message):
+        small(tiny_config, **changes)
+
+
+def test_adapters_are_of_attention(tiny_config):
+    """Experts and routers are frozen; the dense MLPs of such a model may have adapters."""
+    section = training.Lora(
+        rank=2, alpha=4.0, targets=("q", "gate"), train_norms=True, train_embeddings=False
+    )
+    how = dict(param_dtype="float32", compute_dtype="float32")
+    with pytest.raises(InputError, match="lora.targets must not name gate: the MLPs of this model"):
+        lora_lib.make(section, small(tiny_config, dense_layers=())[0], **how)
+    config, _ = small(tiny_config)
+    lora = lora_lib.make(section, config, **how)
+    params = decoder.init_params(config, jax.random.key(0))
+    params = lora_lib.begin(params, config, lora, jax.random.key(1))
+    trained, frozen = lora_lib.split(params, lora)
+    assert {"router_LDE", "expert_up_LEDF"} <= {*frozen["layers"]}
+    assert trained["layers"]["gate_a_LDU"].shape[0] == 1
+    layers = params["layers"] | {"gate_b_LUF": trained["layers"]["gate_b_LUF"] + 1}
+    changed = params | {"layers": layers}
+    tokens_BT, r = jnp.arange(20)[None], decoder.own_rope(config)(20)
+    apart = decoder.hidden(config, changed, tokens_BT, r)
+    merged = decoder.hidden(config, decoder.adapters.merged(changed), tokens_BT, r)
+    np.testing.assert_allclose(merged, apart, atol=1e-5)
+    before = decoder.hidden(config, params, tokens_BT, r)
+    assert np.abs(before - apart).max() > 1e-3
