@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
 def checkpoint_model(path: str, shape: str = "") -> ConfigDict:
     """A model from a checkpoint: a Hugging Face folder, a workdir, or one step of it.
 
-    If `shape` is given (llama2_7b, llama3_8b, mistral_7b, qwen3_8b, olmo3_7b, smollm3_3b or gemma3_4b), the checkpoint must have it, and --compile_only needs no checkpoint.
+    If `shape` is given (llama2_7b, llama3_8b, mistral_7b, qwen3_8b, qwen3_30b_a3b, olmo3_7b, smollm3_3b or gemma3_4b), the checkpoint must have it, and --compile_only needs no checkpoint.
     """
     section = ConfigDict(dict(source="checkpoint", path=path, shape=shape))
     section.sliding_window = FieldReference("model", field_type=object)  # of all layers: model (as in the checkpoint) | none (every query sees all tokens) | tokens

@@ -82,7 +82,12 @@ def test_no_token_is_dropped(load):
             jax.value_and_grad(fn, **how)(shares_BTK, x_BTD, weights)
             for fn in (ours, functools.partial(value, plainly))
         )
-        jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-10), found, wanted)
+        same = functools.partial(np.testing.assert_allclose, rtol=1e-10)
+        jax.tree.map(same, found, wanted)
+        # candidates of a search: weights are shared
+        gradient = jax.grad(lambda x_BTD: ours(shares_BTK, x_BTD, weights)[0])
+        many = jax.vmap(gradient)(np.stack([x_BTD, x_BTD]))
+        jax.tree.map(same, many, np.stack([wanted[1][1]] * 2))
 
 
 @pytest.mark.parametrize("case", CASES)
