@@ -13,8 +13,10 @@ import optax
 import pytest
 
 from jaxrope import decoder
-from jaxrope.convert import pretrained
-from jaxrope.decoder import experts
+from jaxrope.convert import config as hf_config
+from jaxrope.convert import config_keys, exporting, layout, pretrained
+from jaxrope.convert.fields import Fields
+from jaxrope.decoder import experts, grouped
 from jaxrope.errors import InputError
 from jaxrope.schema import training
 from jaxrope.train import lora as lora_lib
@@ -59,6 +61,25 @@ def plainly(shares_BTK, chosen_BTK, x_BTD, weights):
     )
     y_BTED = jnp.einsum("BTEF,EFD->BTED", jax.nn.silu(gate) * up, weights["expert_down_LEFD"])
     return jnp.einsum("BTED,BTE->BTD", y_BTED, share_BTE)
+
+
+@pytest.mark.parametrize("sizes", [(300, 0, 1, 128, 129), (0, 0, 5, 0, 0), (256, 0, 0, 0, 0)])
+@pytest.mark.parametrize("way", ["ragged", "in_blocks"])
+def test_products_by_group(way, sizes):
+    """XLA's kernel, and blocks of 128 rows: groups that end within one, and empty ones."""
+    rng = np.random.default_rng(3)
+    with jax.enable_x64(True):
+        x_PD, dy_PF = (rng.normal(size=(sum(sizes), width)) for width in (6, 4))
+        weight_EDF, ends = rng.normal(size=(5, 6, 4)), np.cumsum(sizes)
+        spans = [slice(end - size, end) for end, size in zip(ends, sizes, strict=True)]
+        y_PF = np.concatenate([x_PD[span] @ w for span, w in zip(spans, weight_EDF, strict=True)])
+        by_weight = np.stack([x_PD[span].T @ dy_PF[span] for span in spans])
+        name = dict(ragged="ragged_weights", in_blocks="weights_in_blocks")[way]
+        sizes_E = jnp.array(sizes, jnp.int32)
+        found = getattr(grouped, way)(x_PD, jnp.asarray(weight_EDF), sizes_E)
+        np.testing.assert_allclose(found, y_PF, atol=1e-12)
+        found = getattr(grouped, name)(x_PD, dy_PF, sizes_E)
+        np.testing.assert_allclose(found, by_weight, atol=1e-11)
 
 
 @pytest.mark.parametrize("load", ["spread", "two experts have all tokens"])
@@ -234,3 +255,76 @@ def test_adapters_are_of_attention(tiny_config):
     np.testing.assert_allclose(merged, apart, atol=1e-5)
     before = decoder.hidden(config, params, tokens_BT, r)
     assert np.abs(before - apart).max() > 1e-3
+
+
+A3B = dict(
+    model_type="qwen3_moe",
+    vocab_size=96,
+    hidden_size=32,
+    intermediate_size=48,
+    num_hidden_layers=4,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    max_position_embeddings=64,
+    rms_norm_eps=1e-6,
+    rope_theta=1e4,
+    num_experts=6,
+    num_experts_per_tok=2,
+    moe_intermediate_size=24,
+)
+MIXTRAL = {k: v for k, v in A3B.items() if k not in ("num_experts", "moe_intermediate_size")}
+MIXTRAL |= dict(model_type="mixtral", num_local_experts=5)
+
+
+def read(**values):
+    return hf_config.from_hf(Fields(values, "config.json"))[0]
+
+
+def test_keys_as_published():
+    """Qwen's own spelling of the count, transformers 5's, and what is absent."""
+    config = read(**A3B)
+    assert (config.num_experts, config.expert_dim, config.mlp_dim) == (6, 24, 48)
+    assert (config.dense_layers, config.shares_sum_to_one, config.router_loss) == ((), False, 1e-3)
+    spelled = {k: v for k, v in A3B.items() if k != "num_experts"} | dict(num_local_experts=6)
+    assert read(**spelled) == config
+    assert read(**A3B, norm_topk_prob=True).shares_sum_to_one
+    assert read(**A3B, decoder_sparse_step=2, mlp_only_layers=[3]).dense_layers == (0, 2, 3)
+    assert read(**A3B, mlp_only_layers=[2, 9]).dense_layers == (2,)
+    config = read(**MIXTRAL, router_aux_loss_coef=0.02)
+    assert (config.num_experts, config.expert_dim, config.router_loss) == (5, 48, 0.02)
+    assert config.shares_sum_to_one and config.experts_per_token == 2
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        (A3B | dict(mlp_only_layers="1"), "mlp_only_layers must be a list of layers"),
+        (A3B | dict(mlp_only_layers=[-1]), "mlp_only_layers must be a list of layers"),
+        (A3B | dict(num_experts_per_tok=7), "experts_per_token must be at most .* 6, got 7"),
+        (A3B | dict(num_experts=0), "num_experts must be a whole number from 1"),
+        (A3B | dict(decoder_sparse_step=9), "dense_layers must name some of 4 layers"),
+        (MIXTRAL | dict(router_jitter_noise=0.1), "router_jitter_noise must be None or 0"),
+        (A3B | dict(model_type="qwen3"), "num_experts must be None or 0 or 1"),
+    ],
+)
+def test_keys_that_are_refused(values, message):
+    with pytest.raises(InputError, match=message):
+        read(**values)
+
+
+def test_what_a_folder_cannot_say():
+    config = read(**A3B)
+    with pytest.raises(InputError, match="--arch=llama: qk_norm must be 'none', got 'head'"):
+        exporting.check_arch("llama", config)
+    with pytest.raises(InputError, match=r"family must be one that has experts \(qwen3_moe, mixtr"):
+        layout.tensors(dataclasses.replace(config, family="qwen3"))
+    mixtral = read(**MIXTRAL)
+    with pytest.raises(InputError, match="--arch=phi3: num_experts must be 0, got 5"):
+        exporting.check_arch("phi3", dataclasses.replace(mixtral, head_dim=8, rotary_dim=8))
+    for changes, message in (
+        (dict(dense_layers=(1,)), r"model_type mixtral: dense_layers must be \(\), got \(1,\)"),
+        (dict(expert_dim=24), "expert_dim must be model.mlp_dim 48, got 24. Export it as qwen3"),
+    ):
+        with pytest.raises(InputError, match=message):
+            config_keys.to_hf(dataclasses.replace(mixtral, **changes), dtype="float32")

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 
-from jaxrope.convert import expert_keys
 from jaxrope.convert.families import FAMILIES, GATES, Family
 from jaxrope.decoder import DIFFERENCES, DecoderConfig
 from jaxrope.errors import InputError
@@ -63,7 +62,7 @@ def obstacle(config: DecoderConfig, family: str) -> str | None:
     if row.query_growth:
         said |= {"query_growth", "query_growth_len"}
     if row.experts:
-        said |= {*expert_keys.FIELDS}
+        said |= {*row.experts.fields}
     for name in DIFFERENCES:
         expected = fixed.get(name, plain[name].default)
         if name not in said and getattr(config, name) != expected:

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from jaxrope.convert.fields import Fields
 from jaxrope.decoder import DecoderConfig
+from jaxrope.errors import InputError
 
 
 class Experts(NamedTuple):
@@ -13,24 +14,19 @@ class Experts(NamedTuple):
     Attributes:
       read: (config, number of layers) -> fields of DecoderConfig.
       write: keys of a DecoderConfig.
+      fields: of DecoderConfig, which these keys say.
       router: the router's tensor in a layer.
       tensors: those of an expert, `{}` its number -> parameters.
     """
 
     read: Callable[[Fields, int], dict]
     write: Callable[[DecoderConfig], dict]
+    fields: tuple[str, ...]
     router: str
     tensors: dict[str, str]
 
 
-FIELDS = (
-    "num_experts",
-    "experts_per_token",
-    "expert_dim",
-    "dense_layers",
-    "shares_sum_to_one",
-    "router_loss",
-)
+_FIELDS = ("num_experts", "experts_per_token", "expert_dim", "router_loss")
 # transformers 5 writes the first for every family
 COUNTS = ("num_local_experts", "num_experts")
 
@@ -89,12 +85,18 @@ def _mixtral(config: Fields, num_layers: int) -> dict:
 
 
 def _mixtral_keys(config: DecoderConfig) -> dict:
+    if config.expert_dim != config.mlp_dim:
+        raise InputError(
+            f"model_type {config.family}: model.expert_dim must be model.mlp_dim {config.mlp_dim},"
+            f" got {config.expert_dim}. Export it as qwen3_moe."
+        )
     return _chosen_keys(config) | {"num_local_experts": config.num_experts}
 
 
 QWEN = Experts(
     _qwen,
     _qwen_keys,
+    (*_FIELDS, "dense_layers", "shares_sum_to_one"),
     "mlp.gate",
     {
         "mlp.experts.{}.gate_proj": "expert_gate",
@@ -105,6 +107,7 @@ QWEN = Experts(
 MIXTRAL = Experts(
     _mixtral,
     _mixtral_keys,
+    _FIELDS,
     "block_sparse_moe.gate",
     {
         "block_sparse_moe.experts.{}.w1": "expert_gate",

@@ -195,7 +195,7 @@ def check_arch(arch: str, config: DecoderConfig) -> DecoderConfig:
     Raises:
       InputError: an unknown layout, or a model that it cannot express.
     """
-    obstacle = choose("--arch", arch, _OBSTACLES)(config)
+    obstacle = choose("--arch", arch, _OBSTACLES)(config) or config_keys.obstacle(config, arch)
     if obstacle:
         raise InputError(
             f"--arch={arch}: {obstacle}. Export it without --arch, as {config.family}."

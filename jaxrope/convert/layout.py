@@ -15,6 +15,7 @@ import numpy as np
 from jaxrope import decoder
 from jaxrope.convert.families import FAMILIES
 from jaxrope.decoder import DecoderConfig
+from jaxrope.errors import InputError
 
 EMBED, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 _JOINED = {"self_attn.qkv_proj": ("q", "k", "v"), "mlp.gate_up_proj": ("gate", "up")}
@@ -107,6 +108,11 @@ def tensors(config: DecoderConfig) -> list[Tensor]:
 
 def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> list[Tensor]:
     names = FAMILIES[config.family].experts
+    if names is None:
+        having = ", ".join(name for name, row in FAMILIES.items() if row.experts)
+        raise InputError(
+            f"model.family must be one that has experts ({having}), got {config.family}."
+        )
     router = _tensor(f"{prefix}{names.router}.weight", _find(leaves, ["router"]), (layer,), leaves)
     paths = {name: _find(leaves, [stem]) for name, stem in names.tensors.items()}
     return [router] + [

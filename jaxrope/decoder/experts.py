@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from jaxrope.decoder import grouped
 from jaxrope.decoder.config import DecoderConfig
 
 
@@ -44,58 +45,15 @@ def mixed(
     order_P = jnp.argsort(expert_P)
     sizes_E = jnp.zeros(num_experts, jnp.int32).at[expert_P].add(1)
     x_PD = _permuted(jnp.repeat(x_BTD.reshape(-1, x_BTD.shape[-1]), per_token, axis=0), order_P)
-    gate_PF = _product(x_PD, weights["expert_gate_LEDF"], sizes_E)
-    up_PF = _product(x_PD, weights["expert_up_LEDF"], sizes_E)
-    y_PD = _product(gate_fn(gate_PF) * up_PF, weights["expert_down_LEFD"], sizes_E)
+    gate_PF = grouped.product(x_PD, weights["expert_gate_LEDF"], sizes_E)
+    up_PF = grouped.product(x_PD, weights["expert_up_LEDF"], sizes_E)
+    y_PD = grouped.product(gate_fn(gate_PF) * up_PF, weights["expert_down_LEFD"], sizes_E)
     y_BTKD = _permuted(y_PD, jnp.argsort(order_P)).reshape(*chosen_BTK.shape, -1)
     return jnp.sum(y_BTKD * shares_BTK[..., None].astype(y_BTKD.dtype), axis=-2)
 
 
 def _permuted(x_PD, order_P):
     return x_PD.at[order_P].get(unique_indices=True, mode="promise_in_bounds")
-
-
-@jax.custom_vjp
-def _product(x_PD, weight_EDF, sizes_E):
-    return _by_expert(x_PD, weight_EDF, sizes_E)
-
-
-def _product_fwd(x_PD, weight_EDF, sizes_E):
-    return _by_expert(x_PD, weight_EDF, sizes_E), (x_PD, weight_EDF, sizes_E)
-
-
-def _product_bwd(residuals, dy_PF):
-    x_PD, weight_EDF, sizes_E = residuals
-    dx_PD = _by_expert(dy_PF, weight_EDF.swapaxes(1, 2), sizes_E)
-    return dx_PD, _of_weights(x_PD, dy_PF, sizes_E), None
-
-
-_product.defvjp(_product_fwd, _product_bwd)
-
-# Candidates of a search, which jax.vmap makes of one, have their rows one after another: a ragged
-# product has no rule for weights that all of them share.
-
-
-@jax.custom_batching.sequential_vmap
-def _by_expert(x_PD, weight_EDF, sizes_E):
-    """Returns y_PF: each row times the matrix of its expert."""
-    return jax.lax.ragged_dot(x_PD, weight_EDF, sizes_E, precision=_precision(x_PD))
-
-
-@jax.custom_batching.sequential_vmap
-def _of_weights(x_PD, dy_PF, sizes_E):
-    """Returns the gradients of the experts' matrices, [E, D, F]."""
-    return jax.lax.ragged_dot_general(
-        x_PD, dy_PF, sizes_E, _ROWS_OF_EACH, precision=_precision(x_PD)
-    )
-
-
-_ROWS_OF_EACH = jax.lax.RaggedDotDimensionNumbers((((0,), (0,)), ((), ())), (0,), ())
-
-
-def _precision(x_PD):
-    # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
-    return jax.lax.Precision.HIGHEST if x_PD.dtype == jnp.float32 else None
 
 
 def load(
