@@ -4,6 +4,7 @@ against plain arithmetic.
 
 import dataclasses
 import functools
+import signal
 
 import hf_families
 import jax
@@ -11,8 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+import tiny_run
+import training_test
 
-from jaxrope import decoder
+from jaxrope import decoder, train
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import config_keys, exporting, layout, pretrained
 from jaxrope.convert.fields import Fields
@@ -328,3 +331,25 @@ def test_what_a_folder_cannot_say():
     ):
         with pytest.raises(InputError, match=message):
             config_keys.to_hf(dataclasses.replace(mixtral, **changes), dtype="float32")
+
+
+@pytest.mark.slow
+def test_a_run_is_resumed_to_the_bit(tmp_path, monkeypatch):
+    """With parts of a batch and recomputation; exports of it open here again."""
+    tiny_run.write_texts(tmp_path / "texts")
+    config = tiny_run.make_config(tmp_path / "texts")
+    few = dict(num_experts=4, experts_per_token=2, expert_dim=64, router_loss=0.1)
+    config.model.update(family="mixtral", **few)
+    config.train.accumulation, config.forward.remat = 2, "full"
+    one = jax.devices()[:1]
+    assert train.train(config, tmp_path / "whole", devices=one) == 0
+    training_test.call_at(monkeypatch, 4, training_test.send(signal.SIGTERM))
+    assert train.train(config, tmp_path / "cut", devices=one) == 128 + signal.SIGTERM
+    monkeypatch.undo()
+    assert train.train(config, tmp_path / "cut", devices=one) == 0
+    found = tiny_run.differences(tmp_path / "cut", tmp_path / "whole")
+    assert not found or found == ["other steps are kept"]
+    trained = pretrained.load(tmp_path / "whole", dtype=None)
+    exporting.export_folder(trained, tmp_path / "out")
+    again = pretrained.load(tmp_path / "out", dtype=None)
+    jax.tree.map(np.testing.assert_array_equal, again.params, trained.params)
