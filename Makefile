@@ -26,7 +26,7 @@ FAULTS ?= 40
 SEED ?= 0
 
 # What `make versions` runs: numbers against other implementations, meshes, checkpoints, every program.
-VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder parity sharding mesh \
+VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder experts parity sharding mesh \
   checkpoint training_step recipe_process setup cli cli_commands cli_environments files \
   config
 VERSIONS := $(VERSIONS:%=tests/%_test.py) \
