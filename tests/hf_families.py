@@ -83,6 +83,30 @@ CASES |= {
     ),
     "mixtral": ("mixtral", dict(num_local_experts=5, num_hidden_layers=3, **_EXPERTS)),
 }
+_DELTA = dict(
+    linear_num_key_heads=2,
+    linear_num_value_heads=6,
+    linear_key_head_dim=8,
+    linear_value_head_dim=4,
+    linear_conv_kernel_dim=3,
+    partial_rotary_factor=0.5,
+)
+CASES |= {
+    "qwen3_next": (
+        "qwen3_next",
+        dict(
+            num_experts=6,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=20,
+            mlp_only_layers=[1],
+            full_attention_interval=2,
+            num_hidden_layers=5,
+            **_EXPERTS,
+            **_DELTA,
+        ),
+    ),
+    "qwen3_5": ("qwen3_5_text", _DELTA),
+}
 _ORIGINAL = dict(original_max_position_embeddings=32)
 SHORT = [1.0, 1.1, 0.9, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs; a factor below 1 is legal
 LONG = [1.0, 1.4, 0.95, 2.0, 3.1, 4.4, 5.0, 6.5]

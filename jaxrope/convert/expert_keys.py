@@ -17,6 +17,7 @@ class Experts(NamedTuple):
       fields: of DecoderConfig, which these keys say.
       router: the router's tensor in a layer.
       tensors: those of an expert, `{}` its number -> parameters.
+      shared: those of the expert that every token has -> parameters.
     """
 
     read: Callable[[Fields, int], dict]
@@ -24,6 +25,7 @@ class Experts(NamedTuple):
     fields: tuple[str, ...]
     router: str
     tensors: dict[str, str]
+    shared: dict[str, str] = {}
 
 
 _FIELDS = ("num_experts", "experts_per_token", "expert_dim", "router_loss")
@@ -78,6 +80,15 @@ def _qwen_keys(config: DecoderConfig) -> dict:
     }
 
 
+def _next(config: Fields, num_layers: int) -> dict:
+    width = config.count("shared_expert_intermediate_size", 512)
+    return _qwen(config, num_layers) | dict(shared_dim=width)
+
+
+def _next_keys(config: DecoderConfig) -> dict:
+    return _qwen_keys(config) | {"shared_expert_intermediate_size": config.shared_dim}
+
+
 def _mixtral(config: Fields, num_layers: int) -> dict:
     del num_layers
     width = config.count("intermediate_size")
@@ -102,6 +113,17 @@ QWEN = Experts(
         "mlp.experts.{}.gate_proj": "expert_gate",
         "mlp.experts.{}.up_proj": "expert_up",
         "mlp.experts.{}.down_proj": "expert_down",
+    },
+)
+NEXT = QWEN._replace(
+    read=_next,
+    write=_next_keys,
+    fields=(*QWEN.fields, "shared_dim"),
+    shared={
+        "mlp.shared_expert_gate": "shared_share",
+        "mlp.shared_expert.gate_proj": "shared_gate",
+        "mlp.shared_expert.up_proj": "shared_up",
+        "mlp.shared_expert.down_proj": "shared_down",
     },
 )
 MIXTRAL = Experts(

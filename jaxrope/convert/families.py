@@ -7,10 +7,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxrope.convert import expert_keys
-from jaxrope.convert.fields import Fields
-from jaxrope.decoder import DecoderConfig
-from jaxrope.errors import InputError
+from jaxrope.convert import expert_keys, layer_keys
 
 
 class Key(NamedTuple):
@@ -26,18 +23,6 @@ class Key(NamedTuple):
     default: float | None = None
     read: Callable[[float], float] = float
     write: Callable[[float], float | int] = float
-
-
-class Layers(NamedTuple):
-    """How config.json says what each layer is.
-
-    Attributes:
-      read: (config, number of layers) -> (DecoderConfig.layers, sliding_window).
-      write: keys of a DecoderConfig.
-    """
-
-    read: Callable[[Fields, int], tuple[tuple[str, ...], int | None]]
-    write: Callable[[DecoderConfig], dict]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,12 +50,15 @@ class Family:
       extras: keys that other programs look for in its config.json.
       partial_rotary: the part of the dims that turns where the key is absent; None: all turn.
       experts: how it says what its experts are; None: MLPs are dense.
+      delta: tensors of what a delta layer projects its input to -> parameters; {}: it has no such
+        layers.
+      delta_grouped: rows of these tensors are joined for each key head.
     """
 
     architecture: str
     fixed: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     keys: Mapping[str, Key] = dataclasses.field(default_factory=dict)
-    layers: Layers | None = None
+    layers: layer_keys.Layers | None = None
     attention_bias: bool = False
     mlp_bias: bool = False
     qkv_bias_key: str = ""
@@ -87,155 +75,30 @@ class Family:
     extras: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     partial_rotary: float | None = None
     experts: expert_keys.Experts | None = None
+    delta: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    delta_grouped: bool = False
 
     def fixed_fields(self, embed_dim: int) -> dict[str, Any]:
         """Returns the fields that every model of this width has."""
         return {k: v(embed_dim) if callable(v) else v for k, v in self.fixed.items()}
 
 
-_TYPES = {"full_attention": "full", "sliding_attention": "sliding"}
-_NAMES = {kind: name for name, kind in _TYPES.items()}
-
-
-def _no_window(config: Fields, num_layers: int):
-    del config, num_layers  # transformers' class has no window, whatever the key says
-    return (), None
-
-
-def _window_of_all(config: Fields, num_layers: int):
-    del num_layers
-    return (), config.count("sliding_window", None)
-
-
-def _typed(default: Callable[[Fields, int, int], bool], switch: str = "") -> Layers:
-    """Returns the reader and writer of `layer_types`.
-
-    Args:
-      default: (config, layer, number of layers) -> whether it slides, where the key is absent.
-      switch: the key without which nothing slides.
-    """
-
-    def read(config: Fields, num_layers: int):
-        window = config.count("sliding_window", None)
-        if switch and not config.flag(switch, False):
-            window = None
-        kinds = layer_types(config, num_layers)
-        if kinds is None:
-            slides = (window and default(config, i, num_layers) for i in range(num_layers))
-            kinds = tuple("sliding" if sliding else "full" for sliding in slides)
-        if window is None or "sliding" not in kinds:
-            return (), None
-        return (kinds if "full" in kinds else ()), window
-
-    def write(config: DecoderConfig) -> dict:
-        slides = config.sliding_window is not None
-        kinds = config.layers or (("sliding" if slides else "full"),) * config.num_layers
-        keys = {"sliding_window": config.sliding_window}
-        keys["layer_types"] = [_NAMES[kind] for kind in kinds]
-        return keys | ({switch: slides} if switch else {})
-
-    return Layers(read, write)
-
-
-def layer_types(config: Fields, num_layers: int) -> tuple[str, ...] | None:
-    """Returns the kinds that `layer_types` names; None: it is absent.
-
-    Raises:
-      InputError: it is no list of so many known types.
-    """
-    types = config.get("layer_types")
-    if types is None:
-        return None
-    known = isinstance(types, list) and all(isinstance(t, str) and t in _TYPES for t in types)
-    if not known or len(types) != num_layers:
-        rule = f"name {' or '.join(_TYPES)} for each of {num_layers} layers"
-        raise config.wrong("layer_types", rule)
-    return tuple(_TYPES[kind] for kind in types)
-
-
-def _after_max_window_layers(config: Fields, layer: int, num_layers: int) -> bool:
-    del num_layers
-    return layer >= config.count("max_window_layers", 28, low=0)
-
-
-def _every(period: int) -> Callable[[Fields, int, int], bool]:
-    """Every so many layers one is full."""
-
-    def slides(config: Fields, layer: int, num_layers: int) -> bool:
-        del num_layers
-        return (layer + 1) % config.count("sliding_window_pattern", period) != 0
-
-    return slides
-
-
-def _with_max_window_layers(layers: Layers) -> Layers:
-    def write(config: DecoderConfig) -> dict:
-        keys = layers.write(config)
-        first = keys["layer_types"].index("sliding_attention") if config.sliding_window else None
-        return keys | {"max_window_layers": config.num_layers if first is None else first}
-
-    return Layers(layers.read, write)
-
-
-def _smollm3(config: Fields, num_layers: int):
-    interval = config.count("no_rope_layer_interval", 4)
-    turns = config.get("no_rope_layers")
-    if turns is None or turns == []:
-        turns = [int((layer + 1) % interval != 0) for layer in range(num_layers)]
-    valid = isinstance(turns, list) and all(turn in (0, 1) for turn in turns)
-    if not valid or len(turns) < num_layers:
-        rule = f"hold 1 (with rope) or 0 (without) for each of {num_layers} layers"
-        raise config.wrong("no_rope_layers", rule)
-    window = config.count("sliding_window", None)
-    window = window if config.flag("use_sliding_window", False) else None
-    kinds = layer_types(config, num_layers)
-    if kinds is None:
-        kinds = tuple("full" if turn or not window else "sliding" for turn in turns[:num_layers])
-    kinds = tuple(kind if window else "full" for kind in kinds)
-    nope = {"full": "nope", "sliding": "sliding_nope"}
-    pairs = zip(kinds, turns, strict=False)
-    layers = tuple(kind if turn else nope[kind] for kind, turn in pairs)
-    if "sliding" in layers and "full" not in layers:
-        raise InputError(
-            f"{config.path('layer_types')}: no layer with a rope sees the whole text, so that there"
-            " is nothing to extend."
-        )
-    return (() if set(layers) == {"full"} else layers), window
-
-
-def _smollm3_keys(config: DecoderConfig) -> dict:
-    kinds = config.kinds
-    return {
-        "no_rope_layers": [int(not kind.endswith("nope")) for kind in kinds],
-        "layer_types": [_NAMES["sliding" if "sliding" in kind else "full"] for kind in kinds],
-        "use_sliding_window": config.sliding_window is not None,
-        "sliding_window": config.sliding_window,
-    }
-
-
-def _window_key(config: DecoderConfig) -> dict:
-    return {"sliding_window": config.sliding_window}
-
-
 def _longest(length: int, **others) -> dict[str, Any]:
     return {"max_position_embeddings": length, **others}
 
 
-def _window_if_used(config: Fields, num_layers: int):
-    return (
-        _window_of_all(config, num_layers)
-        if config.flag("use_sliding_window", False)
-        else ((), None)
-    )
+def _whole(value: float) -> int | float:
+    return int(value) if value.is_integer() else value  # the description refuses others
 
 
-def _window_if_used_keys(config: DecoderConfig) -> dict:
-    return _window_key(config) | {"use_sliding_window": config.sliding_window is not None}
-
-
-NO_WINDOW = Layers(_no_window, lambda config: {})
-WINDOW = Layers(_window_of_all, _window_key)
-_QWEN = _with_max_window_layers(_typed(_after_max_window_layers, "use_sliding_window"))
+_DELTA_KEYS = {
+    "delta_key_heads": Key("linear_num_key_heads", 16, _whole, int),
+    "delta_value_heads": Key("linear_num_value_heads", 32, _whole, int),
+    "delta_key_dim": Key("linear_key_head_dim", 128, _whole, int),
+    "delta_value_dim": Key("linear_value_head_dim", 128, _whole, int),
+    "delta_conv": Key("linear_conv_kernel_dim", 4, _whole, int),
+}
+_HYBRID_FIELDS = dict(qk_norm="head", norm_offset=1.0, output_gate=True)
 _GEMMA_SCALE = Key("query_pre_attn_scalar", 256, lambda v: v**-0.5, lambda v: round(v**-2))
 _GEMMA = dict(
     norms="both", norm_offset=1.0, gate="gelu_tanh", embed_scale=lambda embed_dim: embed_dim**0.5
@@ -251,7 +114,7 @@ _CAPS = {"attention_cap": "attn_logit_softcapping", "logit_cap": "final_logit_so
 FAMILIES: dict[str, Family] = {
     "llama": Family(
         "LlamaForCausalLM",
-        layers=NO_WINDOW,
+        layers=layer_keys.NONE,
         attention_bias=True,
         mlp_bias=True,
         extras=dict(pretraining_tp=1),
@@ -259,51 +122,89 @@ FAMILIES: dict[str, Family] = {
     ),
     "mistral": Family(
         "MistralForCausalLM",
-        layers=Layers(_typed(lambda *_: True).read, _window_key),
+        layers=layer_keys.MISTRAL,
         typed="ministral",  # its own class passes over them
         defaults=_longest(131_072, sliding_window=4096, num_key_value_heads=8),
     ),
     "ministral": Family(
         "MinistralForCausalLM",
-        layers=_typed(lambda *_: True),
+        layers=layer_keys.MINISTRAL,
         defaults=_longest(131_072, num_key_value_heads=8),
     ),
     "ministral3": Family(
         "Ministral3ForCausalLM",
-        layers=WINDOW,
+        layers=layer_keys.ALL,
         query_growth=True,
         defaults=_longest(262_144, head_dim=128, num_key_value_heads=8),
     ),
     "qwen2": Family(
         "Qwen2ForCausalLM",
         fixed=dict(qkv_bias=True),
-        layers=_QWEN,
+        layers=layer_keys.QWEN,
         defaults=_longest(32_768, num_key_value_heads=32),
     ),
     "qwen3": Family(
         "Qwen3ForCausalLM",
         fixed=dict(qk_norm="head"),
-        layers=_QWEN,
+        layers=layer_keys.QWEN,
         attention_bias=True,
         defaults=_longest(32_768, head_dim=128, num_key_value_heads=32),
     ),
     "qwen3_moe": Family(
         "Qwen3MoeForCausalLM",
         fixed=dict(qk_norm="head"),
-        layers=Layers(_window_if_used, _window_if_used_keys),
+        layers=layer_keys.ALL_IF_USED,
         attention_bias=True,
         experts=expert_keys.QWEN,
         defaults=_longest(32_768, num_key_value_heads=4),
     ),
     "mixtral": Family(
         "MixtralForCausalLM",
-        layers=WINDOW,
+        layers=layer_keys.ALL,
         experts=expert_keys.MIXTRAL,
         defaults=_longest(131_072, rope_theta=1e6, num_key_value_heads=8),
     ),
+    "qwen3_next": Family(
+        "Qwen3NextForCausalLM",
+        fixed=_HYBRID_FIELDS,
+        keys=_DELTA_KEYS,
+        layers=layer_keys.HYBRID,
+        attention_bias=True,
+        experts=expert_keys.NEXT,
+        delta={
+            "linear_attn.in_proj_qkvz.weight": ("delta_q", "delta_k", "delta_v", "delta_z"),
+            "linear_attn.in_proj_ba.weight": ("delta_beta", "delta_decay"),
+        },
+        delta_grouped=True,
+        partial_rotary=0.25,
+        defaults=_longest(
+            32_768,
+            head_dim=256,
+            num_key_value_heads=2,
+            num_experts=512,
+            num_experts_per_tok=10,
+            moe_intermediate_size=512,
+            norm_topk_prob=True,
+        ),
+    ),
+    "qwen3_5_text": Family(
+        "Qwen3_5ForCausalLM",
+        fixed=_HYBRID_FIELDS,
+        keys=_DELTA_KEYS,
+        layers=layer_keys.HYBRID,
+        attention_bias=True,
+        delta={
+            "linear_attn.in_proj_qkv.weight": ("delta_q", "delta_k", "delta_v"),
+            "linear_attn.in_proj_z.weight": ("delta_z",),
+            "linear_attn.in_proj_b.weight": ("delta_beta",),
+            "linear_attn.in_proj_a.weight": ("delta_decay",),
+        },
+        partial_rotary=0.25,
+        defaults=_longest(32_768, head_dim=256, num_key_value_heads=4),
+    ),
     "phi3": Family(
         "Phi3ForCausalLM",
-        layers=WINDOW,
+        layers=layer_keys.ALL,
         joined=True,
         longrope_alone=True,
         extras=dict(resid_pdrop=0.0, embd_pdrop=0.0),
@@ -312,7 +213,7 @@ FAMILIES: dict[str, Family] = {
     ),
     "smollm3": Family(
         "SmolLM3ForCausalLM",
-        layers=Layers(_smollm3, _smollm3_keys),
+        layers=layer_keys.SMOLLM3,
         reads=("no_rope_layers",),
         attention_bias=True,
         mlp_bias=True,
@@ -321,14 +222,14 @@ FAMILIES: dict[str, Family] = {
     "olmo2": Family(
         "Olmo2ForCausalLM",
         fixed=dict(norms="after", qk_norm="all"),
-        layers=NO_WINDOW,
+        layers=layer_keys.NONE,
         attention_bias=True,
         defaults=_longest(2048, rms_norm_eps=1e-5),
     ),
     "olmo3": Family(
         "Olmo3ForCausalLM",
         fixed=dict(norms="after", qk_norm="all"),
-        layers=_typed(_every(4)),
+        layers=layer_keys.typed(layer_keys.every(4)),
         attention_bias=True,
         defaults=_longest(2048, rms_norm_eps=1e-5, rope_theta=500_000.0, sliding_window=4096),
         rope_by_layer=True,
@@ -341,7 +242,7 @@ FAMILIES: dict[str, Family] = {
             "attention_cap": Key(_CAPS["attention_cap"], 50.0),
             "logit_cap": Key(_CAPS["logit_cap"], 30.0),
         },
-        layers=_typed(_every(2)),
+        layers=layer_keys.typed(layer_keys.every(2)),
         attention_bias=True,
         defaults=_longest(
             8192,
@@ -357,7 +258,7 @@ FAMILIES: dict[str, Family] = {
         fixed=_GEMMA | dict(qk_norm="head"),
         keys={"attention_scale": _GEMMA_SCALE}
         | {field: Key(name) for field, name in _CAPS.items()},
-        layers=_typed(_every(6)),
+        layers=layer_keys.typed(layer_keys.every(6)),
         attention_bias=True,
         defaults=dict(
             vocab_size=262_208,
@@ -380,7 +281,7 @@ FAMILIES: dict[str, Family] = {
     "granite": Family(
         "GraniteForCausalLM",
         keys=_MULTIPLIERS,
-        layers=NO_WINDOW,
+        layers=layer_keys.NONE,
         attention_bias=True,
         mlp_bias=True,
         defaults=_longest(2048),
@@ -388,7 +289,7 @@ FAMILIES: dict[str, Family] = {
     "stablelm": Family(
         "StableLmForCausalLM",
         fixed=dict(norm_type="layer"),
-        layers=NO_WINDOW,
+        layers=layer_keys.NONE,
         qkv_bias_key="use_qkv_bias",
         norm_eps_key="layer_norm_eps",
         defaults=_longest(4096, layer_norm_eps=1e-5, num_key_value_heads=32),

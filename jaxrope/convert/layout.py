@@ -1,10 +1,11 @@
 """Which tensor of a Hugging Face file holds which part of which parameter.
 
 A linear layer lies there as [out, in], here as [in..., out...] with the heads apart; Phi-3 joins q,
-k and v, and gate and up, along `out`. One rule serves every tensor: rows of the file's tensor,
-transposed, reshaped to the leaf's shape of one layer.
+k and v, and gate and up, along `out`, Qwen3-Next those of each key head. One rule serves every
+tensor: rows of the file's tensor, transposed, reshaped to the leaf's shape of one layer.
 
-Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, E experts, V vocabulary.
+Letters: L layers, D model dim, N heads, K kv heads, H head dim, F mlp dim, E experts, V vocabulary,
+W tokens of a convolution.
 """
 
 import dataclasses
@@ -36,6 +37,13 @@ _NORMS = {
         "post_feedforward_layernorm": "mlp_out_norm",
     },
 }
+_DELTA = {
+    "linear_attn.conv1d.weight": ("delta_q_conv", "delta_k_conv", "delta_v_conv"),
+    "linear_attn.dt_bias": ("delta_decay_bias",),
+    "linear_attn.A_log": ("delta_scale_bias",),
+    "linear_attn.norm.weight": ("delta_norm",),
+    "linear_attn.out_proj.weight": ("delta_o",),
+}
 _HEAD_NORMS = {"self_attn.q_norm": "q_norm", "self_attn.k_norm": "k_norm"}
 
 
@@ -47,13 +55,15 @@ class Part:
       leaf: the parameter's path, ("embed_VD",) or ("layers", "q_LDNH").
       index: into its first axes: a layer, of an expert that and the expert; (): it has no layers.
       shape: of what lies there.
-      rows: of the tensor.
+      rows: of the tensor; of each of its groups, if it has several.
+      groups: of rows, each of which has some of every part.
     """
 
     leaf: tuple[str, ...]
     index: tuple[int, ...]
     shape: tuple[int, ...]
     rows: slice
+    groups: int = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +88,15 @@ def tensors(config: DecoderConfig) -> list[Tensor]:
     for layer, has_experts in enumerate(config.expert_layers):
         prefix = f"model.layers.{layer}."
         in_kind = config.expert_layers[:layer].count(has_experts)  # among layers of such MLPs
+        recurs = config.delta_layers[layer]
+        in_mixing = config.delta_layers[:layer].count(recurs)
+        if recurs:
+            file_tensors += _of_delta(config, prefix, in_mixing, leaves)
         for name, stems in (joined | _LINEAR).items():
             of_mlp = name.startswith("mlp.")
-            if of_mlp and has_experts:
+            if has_experts if of_mlp else recurs:
                 continue
-            index = (in_kind if of_mlp else layer,)
+            index = (in_kind if of_mlp else in_mixing,)
             file_tensors.append(
                 _tensor(f"{prefix}{name}.weight", _find(leaves, stems), index, leaves)
             )
@@ -92,8 +106,12 @@ def tensors(config: DecoderConfig) -> list[Tensor]:
         if has_experts:
             file_tensors += _of_experts(config, prefix, in_kind, leaves)
         for name, stem in norms.items():
+            of_heads = name in _HEAD_NORMS
+            if of_heads and recurs:
+                continue
+            index = (in_mixing if of_heads else layer,)
             file_tensors.append(
-                _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), (layer,), leaves)
+                _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), index, leaves)
             )
             bias = _find(leaves, [f"{stem}_bias"])
             if bias:
@@ -106,6 +124,21 @@ def tensors(config: DecoderConfig) -> list[Tensor]:
     return file_tensors
 
 
+def _of_delta(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> list[Tensor]:
+    joined = FAMILIES[config.family].delta
+    if not joined:
+        having = ", ".join(name for name, row in FAMILIES.items() if row.delta)
+        raise InputError(
+            f"model.family must be one that has delta layers ({having}), got {config.family}."
+        )
+    groups = config.delta_key_heads if FAMILIES[config.family].delta_grouped else 1
+    return [
+        _tensor(f"{prefix}{name}", _find(leaves, stems), (layer,), leaves, groups=n)
+        for names, n in ((joined, groups), (_DELTA, 1))
+        for name, stems in names.items()
+    ]
+
+
 def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> list[Tensor]:
     names = FAMILIES[config.family].experts
     if names is None:
@@ -115,7 +148,12 @@ def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) ->
         )
     router = _tensor(f"{prefix}{names.router}.weight", _find(leaves, ["router"]), (layer,), leaves)
     paths = {name: _find(leaves, [stem]) for name, stem in names.tensors.items()}
-    return [router] + [
+    shared = names.shared if config.shared_dim else {}
+    others = [
+        _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), (layer,), leaves)
+        for name, stem in shared.items()
+    ]
+    return [router, *others] + [
         _tensor(f"{prefix}{name.format(number)}.weight", path, (layer, number), leaves)
         for number in range(config.num_experts)
         for name, path in paths.items()
@@ -125,6 +163,9 @@ def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) ->
 def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
     """Returns a view of `tensor` in the layout of the parameter."""
     rows = tensor[part.rows]
+    if part.groups > 1:
+        in_groups = tensor.reshape(part.groups, -1, *tensor.shape[1:])
+        rows = in_groups[:, part.rows].reshape(-1, *tensor.shape[1:])
     return (rows if part.leaf == ("embed_VD",) else rows.T).reshape(part.shape)
 
 
@@ -137,11 +178,12 @@ def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
     for part in tensor.parts:
         leaf = find_leaf(part, params)
         values = np.asarray(leaf[part.index])
-        num_rows = part.rows.stop - part.rows.start
+        num_rows = (part.rows.stop - part.rows.start) * part.groups
         if part.leaf != ("embed_VD",):
             values = values.reshape(-1, num_rows).T.reshape(num_rows, *tensor.shape[1:])
-        rows.append(values)
-    return np.ascontiguousarray(rows[0] if len(rows) == 1 else np.concatenate(rows))
+        rows.append(values.reshape(part.groups, -1, *tensor.shape[1:]))
+    whole = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
+    return np.ascontiguousarray(whole.reshape(tensor.shape))
 
 
 def find_leaf(part: Part, params: dict) -> np.ndarray:
@@ -165,28 +207,32 @@ def _find(leaves: dict, stems) -> list[tuple[str, ...]]:
 
 
 def _tensor(
-    name: str, paths: list[tuple[str, ...]], index: tuple[int, ...], leaves: dict
+    name: str, paths: list[tuple[str, ...]], index: tuple[int, ...], leaves: dict, groups: int = 1
 ) -> Tensor:
     parts, start = [], 0
     for path in paths:
         shape = leaves[path][len(index) :]
         num_in = _num_in(path, shape)
         num_rows = shape[0] if path == ("embed_VD",) else math.prod(shape) // num_in
-        parts.append(Part(path, index, shape, slice(start, start + num_rows)))
+        rows = slice(start // groups, (start + num_rows) // groups)
+        parts.append(Part(path, index, shape, rows, groups))
         start += num_rows
-    is_matrix = path[-1].rsplit("_", 1)[0] not in _VECTORS
-    columns = (math.prod(shape) // num_rows,) if is_matrix else ()
+    stem = path[-1].rsplit("_", 1)[0]
+    columns = () if stem in _VECTORS else (math.prod(shape) // num_rows,)
+    columns = (1, *columns) if stem.endswith("_conv") else columns  # inputs of a channel
     return Tensor(name, (start, *columns), tuple(parts))
 
 
 _STREAM_NORMS = ("attn_norm", "attn_out_norm", "mlp_norm", "mlp_out_norm", "final_norm")
 _WITH_BIAS = ("q", "k", "v", "o", "gate", "up", "down", *_STREAM_NORMS)
-_VECTORS = ("q_norm", "k_norm", *_STREAM_NORMS, *(f"{stem}_bias" for stem in _WITH_BIAS))
+_WITH_BIAS += ("delta_decay", "delta_scale")
+_VECTORS = ("q_norm", "k_norm", "delta_norm", *_STREAM_NORMS)
+_VECTORS += tuple(f"{stem}_bias" for stem in _WITH_BIAS)
 
 
 def _num_in(path: tuple[str, ...], shape: tuple[int, ...]) -> int:
-    """Returns how many inputs a projection has (for `o`, all heads' dims); 1 for a vector."""
+    """Returns how many inputs a projection has (out of heads, all their dims); 1 for a vector."""
     stem = path[-1].rsplit("_", 1)[0]
     if stem in _VECTORS:
         return 1
-    return math.prod(shape[:-1]) if stem == "o" else shape[0]
+    return math.prod(shape[:-1]) if stem in ("o", "delta_o") else shape[0]

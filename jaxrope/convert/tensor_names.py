@@ -17,6 +17,7 @@ _DOUBLED = ("model.language_model.", "model.model.")  # mean "model."
 _BARE = ("layers.", "embed_tokens.", "norm.")  # a model that was saved without its head
 _BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _OTHER_HEAD = re.compile(r"(v_head|value_head|reward_head|score|classifier|rm_head)\.")
+_MORE_TOKENS = re.compile(r"(model\.)?mtp\.")  # predicts tokens behind the next one
 
 
 def plain(name: str) -> str:
@@ -60,7 +61,9 @@ def settle(entries: dict[str, Any], where: str) -> tuple[dict[str, Any], list[st
         settled[short], origin[short] = entry, name
     buffers = [name for name in settled if is_buffer(name)]
     heads = [name for name in settled if _OTHER_HEAD.match(name)]
-    renamed = [name for name in settled if origin[name] != name and name not in buffers + heads]
+    more = [name for name in settled if _MORE_TOKENS.match(name)]
+    passed_over = {*buffers, *heads, *more}
+    renamed = [name for name in settled if origin[name] != name and name not in passed_over]
     notes = []
     if renamed:
         notes.append(
@@ -77,7 +80,12 @@ def settle(entries: dict[str, Any], where: str) -> tuple[dict[str, Any], list[st
             f"{heads[0][:80]} belongs to a value or reward head, which is passed over: the language"
             " model is read"
         )
-    return {name: e for name, e in settled.items() if name not in {*buffers, *heads}}, notes
+    if more:
+        notes.append(
+            f"{len(more)} tensors of the multi-token-prediction head ({more[0][:80]}, ...) are"
+            " passed over: the next token is predicted without it"
+        )
+    return {name: e for name, e in settled.items() if name not in passed_over}, notes
 
 
 def some(names: Iterable[str], count: int = 3) -> str:

@@ -5,7 +5,7 @@ are stacked on their first axis and scanned. The rope is an argument of the forw
 candidate is data.
 """
 
-from jaxrope.decoder import adapters, losses
+from jaxrope.decoder import adapters, delta, losses
 from jaxrope.decoder.config import (
     DIFFERENCES,
     KINDS,
@@ -15,6 +15,7 @@ from jaxrope.decoder.config import (
     sliding_rope,
 )
 from jaxrope.decoder.forward import (
+    Cache,
     Seen,
     check_probe,
     empty_caches,
@@ -32,6 +33,7 @@ from jaxrope.decoder.params import (
     abstract_params,
     active_params,
     axes_by_name,
+    delta_operations,
     forward_operations,
     init_params,
     keys_per_query,
@@ -45,6 +47,7 @@ from jaxrope.decoder.settings import DTYPES, REMAT, ForwardSettings
 from jaxrope.decoder.shapes import SHAPES
 
 __all__ = [
+    "Cache",
     "DIFFERENCES",
     "DTYPES",
     "ForwardSettings",
@@ -60,6 +63,8 @@ __all__ = [
     "adapters",
     "axes_by_name",
     "check_probe",
+    "delta",
+    "delta_operations",
     "empty_caches",
     "forward_operations",
     "head_DV",

@@ -39,6 +39,12 @@ class DecoderConfig:
       dense_layers: those whose MLP is dense where others have experts.
       shares_sum_to_one: the shares of a token's experts are divided by their sum.
       router_loss: in training, coefficient of the loss that spreads tokens over experts.
+      shared_dim: width of an expert that every token has, times the sigmoid of a gate; 0: none.
+      output_gate: what attention gives is multiplied by the sigmoid of a projection, which lies
+        behind each head's queries.
+      delta_key_heads, delta_value_heads, delta_key_dim, delta_value_dim, delta_conv: of "delta"
+        layers (delta.py): heads of queries and keys, and of values, their dims, and how many tokens
+        the convolution spans.
       theta, rotary_dim: of the plain rope frequencies.
       original_len: tokens the rope was trained on.
       max_len: tokens the model claims to serve.
@@ -92,6 +98,13 @@ class DecoderConfig:
     dense_layers: tuple[int, ...] = ()
     shares_sum_to_one: bool = True
     router_loss: float = 0.0
+    shared_dim: int = 0
+    output_gate: bool = False
+    delta_key_heads: int = 0
+    delta_value_heads: int = 0
+    delta_key_dim: int = 0
+    delta_value_dim: int = 0
+    delta_conv: int = 0
 
     def __post_init__(self):
         for name, rule in rules(Scratch).items():
@@ -100,6 +113,7 @@ class DecoderConfig:
                 object.__setattr__(self, name, value)
         _check(self)
         _check_experts(self)
+        _check_delta(self)
 
     def __hash__(self):
         return hash(
@@ -147,6 +161,16 @@ class DecoderConfig:
     def num_expert_layers(self) -> int:
         """How many layers have experts."""
         return self.num_layers - len(self.dense_layers) if self.num_experts else 0
+
+    @property
+    def delta_layers(self) -> tuple[bool, ...]:
+        """Whether each layer is a recurrence in place of attention."""
+        return tuple(kind == "delta" for kind in self.kinds)
+
+    @property
+    def num_attention_layers(self) -> int:
+        """How many layers attend."""
+        return self.delta_layers.count(False)
 
     def window(self, kind: str) -> int | None:
         """Returns how many tokens a query sees in layers of a kind; None: all."""
@@ -209,6 +233,26 @@ def _check_experts(config: DecoderConfig) -> None:
         )
 
 
+def _check_delta(config: DecoderConfig) -> None:
+    names = [name for name in DIFFERENCES if name.startswith("delta_")]
+    sizes, has = {name: getattr(config, name) for name in names}, "delta" in config.layers
+    if any((size > 0) != has for size in sizes.values()):
+        rule = "above 0 with layers called delta" if has else "0 without layers called delta"
+        values = ", ".join(map(str, sizes.values()))
+        raise InputError(f"model.{', model.'.join(names)} must be {rule}, got {values}.")
+    if has and config.delta_value_heads % config.delta_key_heads:
+        raise InputError(
+            "model.delta_value_heads must be a multiple of model.delta_key_heads, got "
+            f"{config.delta_value_heads} and {config.delta_key_heads}."
+        )
+    if has and "full" not in config.layers:
+        raise InputError("model.layers must name a full layer: a delta layer has no rope.")
+    if config.shared_dim and not config.num_experts:
+        raise InputError(
+            f"model.shared_dim must be 0 without model.num_experts, got {config.shared_dim}."
+        )
+
+
 # The fields in which families differ from a Llama.
 DIFFERENCES = (
     "layers",
@@ -233,6 +277,13 @@ DIFFERENCES = (
     "dense_layers",
     "shares_sum_to_one",
     "router_loss",
+    "shared_dim",
+    "output_gate",
+    "delta_key_heads",
+    "delta_value_heads",
+    "delta_key_dim",
+    "delta_value_dim",
+    "delta_conv",
 )
 
 
@@ -254,6 +305,7 @@ KINDS = {
     "sliding": Kind(slides=True, rope="sliding"),
     "nope": Kind(slides=False, rope="none"),
     "sliding_nope": Kind(slides=True, rope="none"),
+    "delta": Kind(slides=False, rope="none"),  # a recurrence
 }
 
 

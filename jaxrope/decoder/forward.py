@@ -20,11 +20,13 @@ from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope import attention, rope
 from jaxrope.attention import masks
-from jaxrope.decoder import adapters, experts, layers, losses, norms, stack
+from jaxrope.decoder import adapters, delta, experts, layers, losses, norms, stack
 from jaxrope.decoder.config import KINDS, DecoderConfig, sliding_rope
 from jaxrope.decoder.settings import DTYPES, LAYER_INPUT, REMAT, ForwardSettings
 from jaxrope.errors import InputError
 from jaxrope.mesh import collectives, sharding
+
+Cache = attention.Cache | delta.State  # of the layers of a kind
 
 
 def hidden(
@@ -121,8 +123,14 @@ def check_probe(config: DecoderConfig) -> None:
     """Refuses a model whose attention does not follow from its queries and keys alone.
 
     Raises:
-      InputError: it caps logits.
+      InputError: it caps logits, or some layers do not attend.
     """
+    if any(config.delta_layers):
+        raise InputError(
+            f"The model has layers that do not attend (model_type {config.family}): statistics of "
+            "attention are not defined for them here. Analyse another model, or search with the "
+            "perplexity objective."
+        )
     if config.attention_cap is not None:
         raise InputError(
             f"The model caps attention logits at {config.attention_cap:g} (model_type "
@@ -136,6 +144,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     or None for either); `placed`: positions, segment ids, and which tokens are counted, or None.
     """
     _check_rope(config, r)
+    delta.check_mesh(config, settings.mesh)
     positions_BT, segment_ids_BT, counted_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
@@ -146,6 +155,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         )
     x_BTD = _embedded(config, params, tokens_BT, settings)
     turns = _turns(config, r, positions_BT)
+    document_BT = delta.documents(tokens_BT.shape, segment_ids_BT)
 
     def layer(kind, x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
@@ -165,7 +175,11 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
             how = dict(mask=mask, settings=_attention_settings(config, settings))
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
-        x_BTD, probs_BTE = layers.layer(config, settings, weights, x_BTD, attend)
+        def recur(weights, y_BTD):
+            return delta.mixed(config, document_BT, weights, y_BTD)[0]
+
+        mix_fn = recur if kind == "delta" else attend
+        x_BTD, probs_BTE = layers.layer(config, settings, weights, x_BTD, mix_fn)
         load = None if counted_BT is None else experts.load(config, probs_BTE, counted_BT)
         return x_BTD, (probed, load)
 
@@ -173,7 +187,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         return REMAT[settings.remat](functools.partial(layer, kind))
 
     indices = None if probe_fn is None else jnp.arange(config.num_layers, dtype=jnp.int32)
-    weights, some = layers.of_mlps(config, params["layers"])
+    weights, some = layers.by_layers(config, params["layers"])
     scanned = weights, r if r.per_layer else None, indices
     x_BTD, outputs = stack.scan(layer_of, x_BTD, scanned, config.kinds, some)
     return _final(config, params, x_BTD, settings), outputs
@@ -195,11 +209,12 @@ def hidden_cached(
     params: dict,
     tokens_BT: jax.Array,
     r: rope.Rope,
-    caches: Mapping[str, attention.Cache],
+    caches: Mapping[str, Cache],
     place: attention.Place,
     settings: ForwardSettings,
-) -> tuple[jax.Array, dict[str, attention.Cache]]:
-    """Returns (x_BTD of `hidden`, the caches with the keys and values of these tokens).
+) -> tuple[jax.Array, dict[str, Cache]]:
+    """Returns (x_BTD of `hidden`, the caches with the keys and values of these tokens, or with the
+    states after them).
 
     The tokens see what the caches hold of the tokens before them; with the same rope that is what
     `hidden` computes of the whole sequence.
@@ -212,6 +227,7 @@ def hidden_cached(
       settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
     """
     _check_rope(config, r)
+    delta.check_mesh(config, settings.mesh)
     x_BTD = _embedded(config, params, tokens_BT, settings)
     turns = _turns(config, r, place.positions_BT)
     how = dict(settings=_attention_settings(config, settings))
@@ -230,13 +246,20 @@ def hidden_cached(
             window = config.window(kind)
             return attention.attend_cached(q_BTNH, cache, index, place, window=window, **how)
 
-        x_BTD, _ = layers.layer(config, settings, weights | own, x_BTD, attend)
+        def recur(weights, y_BTD):
+            nonlocal caches
+            out_BTNH, cache = delta.mixed_cached(config, caches[kind], index, place, weights, y_BTD)
+            caches = dict(caches) | {kind: cache}
+            return out_BTNH
+
+        mix_fn = recur if kind == "delta" else attend
+        x_BTD, _ = layers.layer(config, settings, weights | own, x_BTD, mix_fn)
         return (x_BTD, caches), None
 
     def layer_of(kind):
         return functools.partial(layer, kind)
 
-    weights, some = layers.of_mlps(config, params["layers"])
+    weights, some = layers.by_layers(config, params["layers"])
     scanned = (_index_in_kind(config), weights, r if r.per_layer else None)
     carry = x_BTD, dict(caches)
     (x_BTD, caches), _ = stack.scan(layer_of, carry, scanned, config.kinds, some)
@@ -245,8 +268,9 @@ def hidden_cached(
 
 def empty_caches(
     config: DecoderConfig, settings: ForwardSettings, *, batch: int, slots: int, chunk: int
-) -> dict[str, attention.Cache]:
-    """Returns a cache for the layers of each kind, whole: of keys and values [L, B, S, K, H].
+) -> dict[str, Cache]:
+    """Returns a cache for the layers of each kind, whole: of keys and values [L, B, S, K, H], or of
+    the states of delta layers [L, B, ...].
 
     Args:
       config, settings: the model.
@@ -257,6 +281,8 @@ def empty_caches(
     dtype = DTYPES[settings.compute_dtype]
 
     def cache(kind):
+        if kind == "delta":
+            return delta.empty(config, dtype, config.kinds.count(kind), batch)
         window = config.window(kind)
         most = slots if window is None else min(slots, attention.ring_slots(window, chunk))
         shape = (config.kinds.count(kind), batch, most, config.num_kv_heads, config.head_dim)

@@ -1,4 +1,5 @@
-"""One layer: attention and the MLP with their norms, biases and gates, as DecoderConfig says.
+"""One layer: attention, or a recurrence in its place, and the MLP with their norms, biases and
+gates, as DecoderConfig says.
 
 On a mesh heads and the MLP may be cut over `tensor`; weights are gathered over the devices that
 share the model dim, in the compute dtype.
@@ -16,11 +17,12 @@ from jaxrope.decoder import chunked, experts, norms
 from jaxrope.mesh import collectives
 
 
-def layer(config, settings, weights, x_BTD, attend_fn):
+def layer(config, settings, weights, x_BTD, mix_fn):
     """Returns (the residual stream after a layer, the router's probabilities_BTE; None: its MLP is
-    dense); `attend_fn` takes q, k and v.
+    dense); `mix_fn` takes q, k and v, in a delta layer its weights and the normed x.
     """
-    y_BTD = _attention(config, settings, weights, x_BTD, attend_fn)
+    mixed = _delta if "delta_o_LNHD" in weights else _attention
+    y_BTD = mixed(config, settings, weights, x_BTD, mix_fn)
     x_BTD = x_BTD + _scaled(config, y_BTD)
     y_BTD, probs_BTE = _mlp(config, settings, weights, x_BTD)
     return x_BTD + _scaled(config, y_BTD), probs_BTE
@@ -45,6 +47,8 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
             _add_bias(x, weights[name])
             for x, name in ((q_BTNH, "q_bias_LNH"), (k_BTKH, "k_bias_LKH"), (v_BTKH, "v_bias_LKH"))
         )
+    if config.output_gate:
+        q_BTNH, gate_BTNH = jnp.split(q_BTNH, 2, axis=-1)
     if config.qk_norm != "none":
         letters = ("q_norm_LH", "k_norm_LH")
         if config.qk_norm == "all":
@@ -55,10 +59,22 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
             for x, name, num in zip((q_BTNH, k_BTKH), letters, heads, strict=True)
         )
     out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
+    if config.output_gate:
+        out_BTNH = out_BTNH * jax.nn.sigmoid(gate_BTNH)
     out_BTD = dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     if config.out_bias:
         out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
+    return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
+
+
+def _delta(config, settings, weights, x_BTD, recur_fn):
+    """What is in the place of attention in a delta layer; `recur_fn` takes weights and normed x."""
+    names = [name for name in weights if name in _DELTA or name in _ATTENTION]
+    weights = weights | whole(weights, names, x_BTD.dtype, settings.mesh)
+    out_BTNH = recur_fn(weights, norms.normed(config, weights, "attn_norm_LD", x_BTD))
+    out_BTD = dot("BTNH,NHD->BTD", out_BTNH, weights["delta_o_LNHD"])
+    out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
@@ -103,7 +119,19 @@ def _routed(config, x_BTD, _, weights):
     logits_BTE = dot("BTD,DE->BTE", y_BTD, weights["router_LDE"])
     probs_BTE, shares_BTK, chosen_BTK = experts.shares(config, logits_BTE)
     gate_fn = _GATES[config.gate]
-    return experts.mixed(shares_BTK, chosen_BTK, y_BTD, weights, gate_fn), probs_BTE
+    mixed_BTD = experts.mixed(shares_BTK, chosen_BTK, y_BTD, weights, gate_fn)
+    if config.shared_dim:
+        mixed_BTD += _shared(y_BTD, weights, gate_fn)
+    return mixed_BTD, probs_BTE
+
+
+def _shared(x_BTD, weights, gate_fn):
+    """The expert that every token has, times the sigmoid of its gate."""
+    gate_BTF = dot("BTD,DF->BTF", x_BTD, weights["shared_gate_LDF"])
+    up_BTF = dot("BTD,DF->BTF", x_BTD, weights["shared_up_LDF"])
+    share_BT = jax.nn.sigmoid(dot("BTD,D->BT", x_BTD, weights["shared_share_LD"]))
+    y_BTD = dot("BTF,FD->BTD", gate_fn(gate_BTF) * up_BTF, weights["shared_down_LFD"])
+    return share_BT[..., None] * y_BTD
 
 
 _ATTENTION = (
@@ -112,24 +140,33 @@ _ATTENTION = (
     + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
     + ("attn_norm_bias_LD", "attn_out_norm_bias_LD")
 )
+# in the compute dtype; the biases of decays are not
+_DELTA = ("delta_q_LDKH", "delta_k_LDKH", "delta_v_LDNH", "delta_z_LDNH", "delta_o_LNHD")
+_DELTA += ("delta_beta_LDN", "delta_decay_LDN", "delta_norm_LH")
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
 _MLP += ("mlp_norm_bias_LD",)
 _MLP += ("router_LDE", "expert_gate_LEDF", "expert_up_LEDF", "expert_down_LEFD")
+_MLP += ("shared_share_LD", "shared_gate_LDF", "shared_up_LDF", "shared_down_LFD")
 _AFTER_MLP = ("down_bias_LD", "mlp_out_norm_LD", "mlp_out_norm_bias_LD")
 
 
-def of_mlps(config, weights):
-    """Returns (weights that every layer has, [(which layers, weights that these alone have), ...]),
-    where some MLPs are dense and others have experts.
+def by_layers(config, weights):
+    """Returns (weights that every layer has, [(which layers, weights that these alone have), ...]):
+    some MLPs may be dense where others have experts, some layers recur where others attend.
     """
-    if not config.dense_layers:
-        return weights, []
-    kinds = {name: name.split("_")[0] for name in weights}
-    routed = {name: w for name, w in weights.items() if kinds[name] in ("router", "expert")}
-    dense = {name: w for name, w in weights.items() if kinds[name] in ("gate", "up", "down")}
-    shared = {name: w for name, w in weights.items() if name not in routed | dense}
-    have = config.expert_layers
-    return shared, [(have, routed), (tuple(not experts for experts in have), dense)]
+    first = {name: name.split("_")[0] for name in weights}
+    some = []
+
+    def divide(have, stems, other_stems):
+        for having, names in ((have, stems), (tuple(not h for h in have), other_stems)):
+            some.append((having, {n: w for n, w in weights.items() if first[n] in names}))
+
+    if config.dense_layers:
+        divide(config.expert_layers, ("router", "expert", "shared"), ("gate", "up", "down"))
+    if any(config.delta_layers):
+        divide(config.delta_layers, ("delta",), ("q", "k", "v", "o"))
+    apart = {name for _, arrays in some for name in arrays}
+    return {name: w for name, w in weights.items() if name not in apart}, some
 
 
 def whole(weights, names, dtype, mesh):

@@ -1,8 +1,8 @@
 """The parameters: a plain nested dict of arrays, described by NNX modules. Layers are stacked on
 their first axis.
 
-Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, E experts, V vocabulary, L layers,
-of an MLP those that have one of its kind.
+Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, E experts, V vocabulary, W tokens
+of a convolution, L layers, of what not all of them have those that do.
 """
 
 import functools
@@ -37,7 +37,7 @@ class Layers(nnx.Module):
             )
             return nnx.Param(value.astype(dtype))
 
-        def constant(value, *shape):
+        def constant(value, *shape, layers=layers):
             return nnx.Param(jnp.full((layers, *shape), value, dtype))
 
         out_depth = (
@@ -54,17 +54,22 @@ class Layers(nnx.Module):
             if has_bias:
                 self.attn_out_norm_bias_LD = constant(0, dim)
                 self.mlp_out_norm_bias_LD = constant(0, dim)
+        attends = dict(layers=config.num_attention_layers)
         if config.qk_norm == "head":
-            self.q_norm_LH, self.k_norm_LH = constant(norm, head), constant(norm, head)
+            self.q_norm_LH = constant(norm, head, **attends)
+            self.k_norm_LH = constant(norm, head, **attends)
         if config.qk_norm == "all":
-            self.q_norm_LNH = constant(norm, heads, head)
-            self.k_norm_LKH = constant(norm, kv_heads, head)
+            self.q_norm_LNH = constant(norm, heads, head, **attends)
+            self.k_norm_LKH = constant(norm, kv_heads, head, **attends)
+        q_head = head * (1 + config.output_gate)
         self.q_LDNH, self.k_LDKH, self.v_LDKH = (
-            normal(dim, heads, head),
-            normal(dim, kv_heads, head),
-            normal(dim, kv_heads, head),
+            normal(dim, heads, q_head, **attends),
+            normal(dim, kv_heads, head, **attends),
+            normal(dim, kv_heads, head, **attends),
         )
-        self.o_LNHD = normal(heads, head, dim, depth=out_depth)
+        self.o_LNHD = normal(heads, head, dim, depth=out_depth, **attends)
+        if any(config.delta_layers):
+            self._delta(config, (normal, constant), out_depth, rngs, dtype)
         sparse = config.num_expert_layers
         if sparse < layers:
             dense = dict(layers=layers - sparse)
@@ -79,20 +84,48 @@ class Layers(nnx.Module):
             self.expert_gate_LEDF = normal(experts, dim, width, layers=sparse)
             self.expert_up_LEDF = normal(experts, dim, width, layers=sparse)
             self.expert_down_LEFD = normal(experts, width, dim, depth=out_depth, layers=sparse)
+        if config.shared_dim:
+            width = config.shared_dim
+            self.shared_share_LD = normal(dim, layers=sparse)
+            self.shared_gate_LDF = normal(dim, width, layers=sparse)
+            self.shared_up_LDF = normal(dim, width, layers=sparse)
+            self.shared_down_LFD = normal(width, dim, depth=out_depth, layers=sparse)
         if config.qkv_bias:
             self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = (
-                constant(0, heads, head),
-                constant(0, kv_heads, head),
-                constant(0, kv_heads, head),
+                constant(0, heads, q_head, **attends),
+                constant(0, kv_heads, head, **attends),
+                constant(0, kv_heads, head, **attends),
             )
         if config.out_bias:
-            self.o_bias_LD = constant(0, dim)
+            self.o_bias_LD = constant(0, dim, **attends)
         if config.mlp_bias:
             self.gate_bias_LF, self.up_bias_LF, self.down_bias_LD = (
                 constant(0, mlp),
                 constant(0, mlp),
                 constant(0, dim),
             )
+
+    def _delta(self, config: DecoderConfig, fns, out_depth: float, rngs: nnx.Rngs, dtype):
+        """The parameters of delta layers (delta.py)."""
+        (normal, constant), of = fns, dict(layers=sum(config.delta_layers))
+        dim, width, key, value = config.embed_dim, config.delta_conv, *_delta_heads(config)
+        self.delta_q_LDKH, self.delta_k_LDKH = normal(dim, *key, **of), normal(dim, *key, **of)
+        self.delta_v_LDNH, self.delta_z_LDNH = normal(dim, *value, **of), normal(dim, *value, **of)
+        self.delta_beta_LDN = normal(dim, value[0], **of)
+        self.delta_decay_LDN = normal(dim, value[0], **of)
+        self.delta_q_conv_LWKH = normal(width, *key, **of)
+        self.delta_k_conv_LWKH = normal(width, *key, **of)
+        self.delta_v_conv_LWNH = normal(width, *value, **of)
+        decay = jax.random.uniform(rngs.params(), (of["layers"], value[0]), minval=0.01, maxval=16)
+        self.delta_scale_bias_LN = nnx.Param(jnp.log(decay).astype(dtype))  # transformers' range
+        self.delta_decay_bias_LN = constant(1, value[0], **of)
+        self.delta_norm_LH = constant(1, value[1], **of)
+        self.delta_o_LNHD = normal(*value, dim, depth=out_depth, **of)
+
+
+def _delta_heads(config: DecoderConfig) -> tuple[tuple[int, int], tuple[int, int]]:
+    key = config.delta_key_heads, config.delta_key_dim
+    return key, (config.delta_value_heads, config.delta_value_dim)
 
 
 class Decoder(nnx.Module):
@@ -151,13 +184,22 @@ def forward_operations(config: DecoderConfig, tokens: int) -> float:
     """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
     table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
     attention = 4 * config.num_heads * config.head_dim * keys_per_query(config, tokens)
-    return tokens * (2.0 * (active_params(config) - table) + attention)
+    delta = sum(config.delta_layers) * delta_operations(config)
+    return tokens * (2.0 * (active_params(config) - table) + attention + delta)
 
 
 def keys_per_query(config: DecoderConfig, tokens: int) -> float:
     """Returns the keys that a query of a row of `tokens` meets on average, summed over layers."""
-    windows = (config.window(kind) or math.inf for kind in config.kinds)
+    windows = (config.window(kind) or math.inf for kind in config.kinds if kind != "delta")
     return sum(min(tokens / 2, window) for window in windows)
+
+
+def delta_operations(config: DecoderConfig) -> int:
+    """Returns the floating-point operations of a delta layer's recurrence for one token: what the
+    state gives for its key, what is added to it, what its query reads.
+    """
+    heads = config.delta_value_heads
+    return 6 * heads * config.delta_key_dim * config.delta_value_dim
 
 
 def num_params(config: DecoderConfig) -> int:
@@ -175,7 +217,8 @@ def active_params(config: DecoderConfig) -> int:
 def mlp_dims(config: DecoderConfig) -> list[tuple[int, int]]:
     """Returns (dims of the MLP that a token meets, dims that there are) of each layer."""
     width = config.expert_dim
-    routed = config.experts_per_token * width, config.num_experts * width
+    experts = config.experts_per_token, config.num_experts
+    routed = tuple(number * width + config.shared_dim for number in experts)
     return [routed if has else (config.mlp_dim, config.mlp_dim) for has in config.expert_layers]
 
 
@@ -197,6 +240,7 @@ def axes_by_name(tree: dict) -> dict:
         "H": "head_dim",
         "F": "mlp",
         "E": "experts",
+        "W": "convolution",
         "U": "rank",
     }
 

@@ -26,7 +26,8 @@ class State:
     """A batch between two tokens.
 
     Attributes:
-      caches: of the layers of each kind, keys and values [L, B, S, K, H].
+      caches: of the layers of each kind, keys and values [L, B, S, K, H], or the states of delta
+        layers [L, B, ...].
       lengths_B: int32, tokens of each row that were read: its first empty slot.
       rope: the factors that the row's keys were rotated with, leaves [B, ...]; [L, B, ...] if they
         differ between layers.
@@ -34,7 +35,7 @@ class State:
       streams_B2: uint32, the key of each row's random stream.
     """
 
-    caches: dict[str, attention.Cache]
+    caches: dict[str, decoder.Cache]
     lengths_B: jax.Array
     rope: Rope
     logits_BV: jax.Array
@@ -88,9 +89,12 @@ def specs(state: State) -> State:
     """Returns where the parts of a state lie on a mesh, PartitionSpecs in its tree."""
     rows = PartitionSpec(sharding.BATCH_AXES)
     of_rope = PartitionSpec(None, sharding.BATCH_AXES) if state.rope.per_layer else rows
-    of_cache = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
+    of_keys = PartitionSpec(None, sharding.BATCH_AXES, "context", "tensor")
+    of_memory = PartitionSpec(None, sharding.BATCH_AXES, "tensor")
+    of_delta = decoder.delta.State(of_memory, *[PartitionSpec(*of_keys[:2], None, "tensor")] * 3)
+    of_attention = attention.Cache(of_keys, of_keys)
     return State(
-        {kind: attention.Cache(of_cache, of_cache) for kind in state.caches},
+        {kind: of_delta if kind == "delta" else of_attention for kind in state.caches},
         rows,
         jax.tree.map(lambda _: of_rope, state.rope),
         rows,

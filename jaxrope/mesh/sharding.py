@@ -33,6 +33,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "head_dim": (),
     "mlp": ("tensor",),
     "experts": (),
+    "convolution": (),
     "rank": (),
 }
 MAY_REPLICATE = ("vocab",)  # 257 or 32,003 words divide by nothing; every other axis must divide

@@ -42,6 +42,8 @@ FAMILIES = (
     "qwen3",
     "qwen3_moe",
     "mixtral",
+    "qwen3_next",
+    "qwen3_5_text",
     "phi3",
     "smollm3",
     "olmo2",
@@ -51,7 +53,7 @@ FAMILIES = (
     "granite",
     "stablelm",
 )
-LAYERS = ("full", "sliding", "nope", "sliding_nope")
+LAYERS = ("full", "sliding", "nope", "sliding_nope", "delta")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 BACKENDS = ("reference", "blockwise", "flash", "ring", "all_gather", "ulysses", "usp")
 KERNELS = ("blockwise", "flash")
@@ -136,6 +138,13 @@ class Scratch(_Model):
     dense_layers: tuple = field(Many(_COUNT_OR_NONE), default=())
     shares_sum_to_one: bool = field(Switch(), default=True)
     router_loss: float = field(Number(least=0, most=1e3), default=0.0)
+    shared_dim: int = field(_COUNT_OR_NONE, default=0)
+    output_gate: bool = field(Switch(), default=False)
+    delta_key_heads: int = field(_COUNT_OR_NONE, default=0)
+    delta_value_heads: int = field(_COUNT_OR_NONE, default=0)
+    delta_key_dim: int = field(_COUNT_OR_NONE, default=0)
+    delta_value_dim: int = field(_COUNT_OR_NONE, default=0)
+    delta_conv: int = field(_COUNT_OR_NONE, default=0)
 
     def shape(self) -> dict[str, Any]:
         """Returns what decoder.DecoderConfig takes."""
