@@ -207,12 +207,13 @@ def _in_chunk(carry, part):
         for x in (q_BCKH, k_BCKH)
     )
     q, v = q * q.shape[-1] ** -0.5, v_BCNH.astype(dtype).swapaxes(1, 2)
-    total, rate = jnp.cumsum(decay_BCN, axis=1).swapaxes(1, 2), rate_BCN.swapaxes(1, 2)[..., None]
+    decay, rate = decay_BCN.swapaxes(1, 2), rate_BCN.swapaxes(1, 2)[..., None]
+    goes_on_BC = document_BC == document_B[:, None]
+    since_state = jnp.exp(jnp.cumsum(decay, axis=-1)) * goes_on_BC[:, None]
     sees_BCX = jnp.tril(document_BC[:, :, None] == document_BC[:, None, :])[:, None]
-    between = jnp.exp(jnp.where(sees_BCX, total[..., None] - total[..., None, :], -jnp.inf))
-    since_state = jnp.exp(total) * (document_BC == document_B[:, None])[:, None]
-    last_B = document_BC[:, -1]
-    to_end = jnp.exp(total[..., -1:] - total) * (document_BC == last_B[:, None])[:, None]
+    # summed from each key on: a difference of two sums would round what is small beside them
+    later = jnp.tril(jnp.broadcast_to(decay[..., None], (*decay.shape, decay.shape[-1])), -1)
+    between = jnp.exp(jnp.where(sees_BCX, jnp.cumsum(later, axis=-2), -jnp.inf))
 
     system = _dot("BNCH,BNXH->BNCX", rate * k, k) * between
     wanted = jnp.concatenate([rate * v, rate * k * since_state[..., None]], axis=-1)
@@ -222,8 +223,8 @@ def _in_chunk(carry, part):
     out = _dot("BNCH,BNHJ->BNCJ", q * since_state[..., None], memory_BNHH)
     out += _dot("BNCX,BNXJ->BNCJ", _dot("BNCH,BNXH->BNCX", q, k) * between, change)
     memory_BNHH = memory_BNHH * since_state[..., -1][..., None, None]
-    memory_BNHH += _dot("BNCH,BNCJ->BNHJ", k * to_end[..., None], change)
-    return (memory_BNHH, last_B), out.swapaxes(1, 2)
+    memory_BNHH += _dot("BNCH,BNCJ->BNHJ", k * between[..., -1, :, None], change)
+    return (memory_BNHH, document_BC[:, -1]), out.swapaxes(1, 2)
 
 
 def _normed(x):
