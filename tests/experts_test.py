@@ -137,10 +137,16 @@ def test_routing(torch, tmp_path, case):
 @pytest.mark.parametrize("chunk", (0, 16))
 @pytest.mark.parametrize("case", CASES)
 def test_gradients_of_a_step(torch, tmp_path, case, chunk):
-    """Loss and gradients with the router's loss, of a batch whose second row ends early."""
+    """With the router's loss."""
+    result = assert_gradients(torch, tmp_path, case, chunk, output_router_logits=True)
+    assert float(result.aux_loss.detach()) > 1
+
+
+def assert_gradients(torch, tmp_path, case, chunk, **how):
+    """Compares loss and gradients of a batch whose second row ends early; returns torch's result."""
     theirs = hf_families.write(torch, tmp_path / "model", case)
     model = pretrained.load(tmp_path / "model")
-    assert model.config.router_loss == 0.05
+    assert model.config.router_loss == (0.05 if how else 0)
     rng, length = np.random.default_rng(2), 40
     tokens_BT = rng.integers(0, hf_families.VOCAB, (2, length))
     real_BT = np.arange(length) < np.array([[length], [25]])
@@ -148,10 +154,9 @@ def test_gradients_of_a_step(torch, tmp_path, case, chunk):
     result = theirs(
         *map(torch.as_tensor, (tokens_BT, real_BT.astype(np.int64))),
         labels=torch.as_tensor(labels_BT),
-        output_router_logits=True,
+        **how,
     )
     result.loss.backward()
-    assert float(result.aux_loss.detach()) > 1
 
     segments_BT = real_BT.astype(np.int32)
     positions_BT = np.where(real_BT, np.arange(length), 0).astype(np.int32)
@@ -177,6 +182,7 @@ def test_gradients_of_a_step(torch, tmp_path, case, chunk):
     ):
         error = np.abs(ours - wanted_leaf).max() / np.abs(wanted_leaf).max()
         assert error < 1e-3, (jax.tree_util.keystr(path), error)
+    return result
 
 
 def test_the_imbalance_of_an_even_load():

@@ -201,6 +201,30 @@ def test_a_step_of_experts(tiny_config, backend, sizes, how):
     assert_same(found, one_step(*model, reference))
 
 
+HYBRID = dict(num_layers=4, layers=("delta", "delta", "full", "delta"), qk_norm="head")
+HYBRID |= dict(delta_key_heads=2, delta_value_heads=4, delta_key_dim=6, delta_value_dim=4)
+HYBRID |= dict(delta_conv=3, output_gate=True, norm_offset=1.0, rotary_dim=2, mlp_bias=False)
+HYBRID |= dict(num_experts=5, experts_per_token=2, expert_dim=8, shared_dim=6)
+HYBRID |= dict(dense_layers=(1,), router_loss=0.7)
+
+
+@pytest.mark.parametrize(
+    "sizes, how",
+    [
+        (dict(data=2, fsdp=2, tensor=2), dict(mlp_chunk=7)),
+        pytest.param(dict(data=8), {}, marks=slow),
+        pytest.param(dict(fsdp=4, tensor=2), dict(remat="save_attention"), marks=slow),
+    ],
+    ids=str,
+)
+def test_a_step_of_a_hybrid(tiny_config, sizes, how):
+    model = tiny(tiny_config, **HYBRID)
+    settings = dataclasses.replace(SETTINGS, **how)
+    reference = dataclasses.replace(SETTINGS, attention="reference", remat="none")
+    found = one_step(*model, settings, mesh=mesh_of(**sizes))
+    assert_same(found, one_step(*model, reference))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "changes", [dict(tie_embeddings=True), dict(vocab_size=265)], ids=["tied", "odd vocabulary"]
