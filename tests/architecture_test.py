@@ -77,6 +77,11 @@ HUGGING_FACE_NAMES = {
     "hidden_size",
     "intermediate_size",
     "layer_norm_eps",
+    "linear_conv_kernel_dim",
+    "linear_key_head_dim",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_value_head_dim",
     "decoder_sparse_step",
     "max_position_embeddings",
     "mlp_only_layers",
@@ -92,6 +97,7 @@ HUGGING_FACE_NAMES = {
     "rope_parameters",
     "rope_scaling",
     "router_aux_loss_coef",
+    "shared_expert_intermediate_size",
     "tie_word_embeddings",
 }
 

@@ -143,7 +143,7 @@ def test_gradients_of_a_step(torch, tmp_path, case, chunk):
 
 
 def assert_gradients(torch, tmp_path, case, chunk, **how):
-    """Compares loss and gradients of a batch whose second row ends early; returns torch's result."""
+    """Compares loss and gradients, of a batch whose second row ends early; returns torch's."""
     theirs = hf_families.write(torch, tmp_path / "model", case)
     model = pretrained.load(tmp_path / "model")
     assert model.config.router_loss == (0.05 if how else 0)

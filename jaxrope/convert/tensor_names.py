@@ -1,8 +1,8 @@
 """Names of tensors as other programs write them, in the plain form that `layout` knows.
 
 What wraps a model puts its own name before, or into, every tensor's: torch.compile, DDP, FSDP,
-PEFT, models of images and text, TRL's value head. Heads that are no part of a language model are
-passed over, and so are the rotary buffers of old checkpoints.
+PEFT, models of images and text, TRL's value head. Heads and vision parts that are no part of a
+language model are passed over, and so are the rotary buffers of old checkpoints.
 """
 
 import re
@@ -18,6 +18,7 @@ _BARE = ("layers.", "embed_tokens.", "norm.")  # a model that was saved without 
 _BUFFER = re.compile(r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 _OTHER_HEAD = re.compile(r"(v_head|value_head|reward_head|score|classifier|rm_head)\.")
 _MORE_TOKENS = re.compile(r"(model\.)?mtp\.")  # predicts tokens behind the next one
+_VISION = re.compile(r"(model\.)?(visual|vision_tower|multi_modal_projector)\.")
 
 
 def plain(name: str) -> str:
@@ -62,7 +63,8 @@ def settle(entries: dict[str, Any], where: str) -> tuple[dict[str, Any], list[st
     buffers = [name for name in settled if is_buffer(name)]
     heads = [name for name in settled if _OTHER_HEAD.match(name)]
     more = [name for name in settled if _MORE_TOKENS.match(name)]
-    passed_over = {*buffers, *heads, *more}
+    seeing = [name for name in settled if _VISION.match(name)]
+    passed_over = {*buffers, *heads, *more, *seeing}
     renamed = [name for name in settled if origin[name] != name and name not in passed_over]
     notes = []
     if renamed:
@@ -79,6 +81,11 @@ def settle(entries: dict[str, Any], where: str) -> tuple[dict[str, Any], list[st
         notes.append(
             f"{heads[0][:80]} belongs to a value or reward head, which is passed over: the language"
             " model is read"
+        )
+    if seeing:
+        notes.append(
+            f"{len(seeing)} tensors of the vision part ({seeing[0][:80]}, ...) are passed over: the"
+            " text part is read"
         )
     if more:
         notes.append(

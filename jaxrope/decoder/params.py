@@ -202,6 +202,12 @@ def delta_operations(config: DecoderConfig) -> int:
     return 6 * heads * config.delta_key_dim * config.delta_value_dim
 
 
+def delta_width(config: DecoderConfig) -> int:
+    """Returns the width of what a delta layer projects to: queries, keys, values, gates, rates."""
+    keys = config.delta_key_heads * config.delta_key_dim
+    return 2 * keys + 2 * config.delta_value_heads * (config.delta_value_dim + 1)
+
+
 def num_params(config: DecoderConfig) -> int:
     """Returns the number of parameters."""
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

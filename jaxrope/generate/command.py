@@ -1,13 +1,13 @@
 """What `python -m jaxrope.generate` does: prompts or a chat, a model, a screen for the texts."""
 
 import dataclasses
+import functools
 import sys
 import time
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxrope import data, decoder
 from jaxrope.convert import pretrained
@@ -72,8 +72,9 @@ def dry_run(args) -> str:
     prepared = prepare(args)
     shape, count = prepared.model.config, prepared.options.max_new_tokens
     longest = max(map(len, prepared.prompts)) + count
-    rows = len(prepared.prompts) * shape.num_layers * shape.num_kv_heads * shape.head_dim
-    cache = 2 * rows * longest * np.dtype(decoder.DTYPES[args.dtype]).itemsize
+    sizes = dict(batch=len(prepared.prompts), slots=longest, chunk=prepared.options.chunk)
+    empty = functools.partial(decoder.empty_caches, shape, prepared.model.settings, **sizes)
+    cache = sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(jax.eval_shape(empty)))
     lines = [
         f"{len(prepared.prompts)} prompts of {sum(map(len, prepared.prompts)):,} tokens; at most "
         f"{count:,} more each",

@@ -67,7 +67,9 @@ class Footprint:
         chunk = min(self.mlp_chunk or tokens, tokens)
         rows = self.rows // (self.sizes["data"] * self.sizes["fsdp"])
         logits = rows * min(self.chunk_tokens, self.seq_len // self.sizes["context"])
-        layer = model.embed_dim * (2 * width + 2 * kv_width + 3 * all_dims)
+        delta = 2 * decoder.delta_width(model) / tensor
+        states = model.delta_value_heads * model.delta_key_dim * model.delta_value_dim / tensor
+        layer = model.embed_dim * (max(2 * width + 2 * kv_width, delta) + 3 * all_dims)
         # rows of pairs of a token and an expert: as they go in, as they come out, two gradients
         pairs = 4 * model.experts_per_token * model.embed_dim
         return {
@@ -76,7 +78,10 @@ class Footprint:
             "kept of each layer": model.num_layers * tokens * bytes_per_token,
             "the MLP of one layer": 2.0 * chunk * (mlp_dim * _MLP_ARRAYS + pairs),
             # q, its output and both gradients in 2 and 4 bytes; keys, values, two buffers each
-            "attention of one layer": tokens * (12 * width + 32 * kv_width),
+            # of delta layers, what is projected to in 2 bytes, convolved and with gradients in 4,
+            # and the state of each chunk
+            "attention of one layer": tokens
+            * max(12 * width + 32 * kv_width, 8.0 * delta + 4.0 * states / decoder.delta.CHUNK),
             "logits": 8.0 * logits * model.vocab_size / tensor,
             "gathered weights of one layer": 2 * 2.0 * layer,
         }

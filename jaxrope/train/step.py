@@ -243,13 +243,16 @@ def flops_per_token(
     """Returns the arithmetic of one trained token: forward and backward, nothing recomputed.
 
     6 for each weight of a matrix product (4 where it is frozen: it has no gradient of its own) and
-    6 * num_layers * (num_heads * head_dim) * seq_len for attention, whose causal half is counted
-    once (Kaplan et al. 2020, section 2.1, with the causal half; PaLM, appendix B, counts it twice).
+    6 * layers * (num_heads * head_dim) * seq_len for attention, whose causal half is counted once
+    (Kaplan et al. 2020, section 2.1, with the causal half; PaLM, appendix B, counts it twice), and
+    three times a recurrence.
     """
     parts = lora_lib.split(lora_lib.abstract_params(config, lora, "float32"), lora)
     trained, frozen = (_product_weights(part, config) for part in parts)
     width = config.num_heads * config.head_dim
-    return 6.0 * trained + 4.0 * frozen + 6.0 * config.num_layers * width * seq_len
+    mixing = 6.0 * config.num_attention_layers * width * seq_len
+    mixing += 3.0 * sum(config.delta_layers) * decoder.delta_operations(config)
+    return 6.0 * trained + 4.0 * frozen + mixing
 
 
 def _product_weights(params: dict, config: decoder.DecoderConfig) -> int:
