@@ -102,7 +102,9 @@ HUGGING_FACE_NAMES = {
 }
 
 MAX_FILE, MAX_FUNCTION, MAX_CLASS, MAX_PARAMETERS, MAX_PROGRAM = 400, 60, 150, 7, 60
-LONGER_BECAUSE = {}  # "path" or "path:function" -> one sentence that says why
+LONGER_BECAUSE = {  # "path" or "path:function" -> one sentence that says why
+    "jaxrope/decoder/config.py:DecoderConfig": "all in which families differ, a line and its field",
+}
 MORE_PARAMETERS_BECAUSE = {
     "jaxrope/data/loader.py:__init__": "what every row depends on",
     "jaxrope/decoder/forward.py:probe": "those of hidden, and what is asked of each layer",

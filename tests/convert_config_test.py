@@ -314,7 +314,7 @@ def test_heads_of_keys_are_those_of_transformers(tmp_path, family, heads):
     transformers = pytest.importorskip("transformers", reason="transformers is not installed")
     keys = dict(model_type=family, num_attention_heads=heads, hidden_size=64 * heads)
     theirs = transformers.AutoConfig.for_model(**keys)
-    base = LLAMA | keys | dict(sliding_window=None)
+    base = LLAMA | keys | dict(sliding_window=None, full_attention_interval=2)
     found, notes = read(tmp_path, without(base, "num_key_value_heads", "head_dim"))
     assert found.num_kv_heads == theirs.num_key_value_heads
     is_told = any("no num_key_value_heads" in note for note in notes)

@@ -69,8 +69,15 @@ CI_ROWS = {
             "stablelm-yarn",
             "qwen3_moe, some MLPs are dense-yarn",
             "mixtral-longrope",
+            "qwen3_next-yarn",
+            "qwen3_5-longrope",
         ),
-        "test_documents_of_a_row_equal_themselves_alone": ("olmo3", "gemma3", "ministral3"),
+        "test_documents_of_a_row_equal_themselves_alone": (
+            "olmo3",
+            "gemma3",
+            "ministral3",
+            "qwen3_next",
+        ),
         "test_greedy_text": (
             "qwen3",
             "ministral",
@@ -83,6 +90,8 @@ CI_ROWS = {
             "granite",
             "stablelm",
             "qwen3_moe, some MLPs are dense",
+            "qwen3_next",
+            "qwen3_5",
         ),
         "test_import_export_import_is_bit_equal": (
             "qwen3, biases, some layers slide",
@@ -92,8 +101,15 @@ CI_ROWS = {
             "stablelm",
             "qwen3_moe, some MLPs are dense",
             "mixtral",
+            "qwen3_next",
+            "qwen3_5",
         ),
-        "test_an_extended_model_opens_in_transformers": ("ministral3", "smollm3", "gemma3"),
+        "test_an_extended_model_opens_in_transformers": (
+            "ministral3",
+            "smollm3",
+            "gemma3",
+            "qwen3_5",
+        ),
         "test_factors_that_change_with_the_length_are_not_for_sliding_layers": ("ministral",),
     },
     "experts_test.py": {

@@ -88,7 +88,7 @@ def _longest(length: int, **others) -> dict[str, Any]:
 
 
 def _whole(value: float) -> int | float:
-    return int(value) if value.is_integer() else value  # the description refuses others
+    return int(value) if value == int(value) else value  # the description refuses others
 
 
 _DELTA_KEYS = {
