@@ -12,6 +12,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from jaxrope import decoder, generate
+from jaxrope.analysis import measuring, texts
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import config_keys, exporting, importing, layout, pretrained
 from jaxrope.convert.fields import Fields
@@ -87,6 +88,27 @@ def test_adapters_are_of_full_layers(tiny_config):
     apart = decoder.hidden(config, params, tokens_BT, r)
     merged = decoder.hidden(config, decoder.adapters.merged(params), tokens_BT, r)
     np.testing.assert_allclose(merged, apart, atol=1e-4)
+
+
+@pytest.mark.parametrize("layers", ("dfdf", "ddfd", "fddff"))
+def test_what_is_probed_is_of_full_layers(tiny_config, layers):
+    """In their order, however layers are scanned; the hidden states do not depend on it."""
+    kinds = tuple(dict(d="delta", f="full")[letter] for letter in layers)
+    more = dict(layers=kinds, num_layers=len(kinds))
+    config, params = generation_test.tiny(tiny_config, **HYBRID | more)
+    tokens_BT, r = jnp.arange(20)[None], decoder.own_rope(config)(20)
+
+    def probe_fn(seen):
+        return seen.index, jnp.sum(seen.k_BTKH)
+
+    x_BTD, (index_L, sum_L) = decoder.probe(config, params, tokens_BT, r, probe_fn=probe_fn)
+    full = [i for i, kind in enumerate(kinds) if kind == "full"]
+    assert index_L.tolist() == full == list(config.attention_layers)
+    assert len(set(sum_L.tolist())) == len(full)
+    np.testing.assert_array_equal(x_BTD, decoder.hidden(config, params, tokens_BT, r))
+    stats = measuring.measure(config, params, tokens_BT, r)
+    how = dict(queries=4, settings=decoder.ForwardSettings())
+    assert len(stats) == len(texts.read(config, params, r, tokens_BT[0], **how)[-1]) == len(full)
 
 
 def test_operations():
@@ -227,10 +249,7 @@ def test_what_cannot_be(tiny_config, changes, message):
 
 
 def test_what_is_refused(tiny_config):
-    config, params = generation_test.tiny(tiny_config, **HYBRID)
-    r, tokens_BT = decoder.own_rope(config)(20), jnp.arange(20)[None]
-    with pytest.raises(InputError, match="layers that do not attend .* perplexity objective"):
-        decoder.probe(config, params, tokens_BT, r, probe_fn=lambda seen: seen.index)
+    config, _ = generation_test.tiny(tiny_config, **HYBRID)
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2, tensor=1))
     with pytest.raises(InputError, match="mesh.context must be 1 for a model with delta layers"):
         delta.check_mesh(config, mesh)

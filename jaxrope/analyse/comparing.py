@@ -277,13 +277,13 @@ def _tables(prepared: Prepared, content: Mapping[str, Any]) -> list[tuple[str, l
         shown = [tables.number(means[name][0]) for name in names]
         cells.append([row["label"], tables.number(perplexity), *shown, *differences])
     layers = [["layer", *(row["label"] for row in rows[1:])]]
-    for i in range(prepared.loaded.config.num_layers):
+    for i, layer in enumerate(prepared.loaded.config.attention_layers):
         of_layer = [row["kl_LN"][i] for row in rows[1:]]
         shown = [
             f"{np.mean(heads):.4f} (head {np.argmax(heads)}: {max(heads):.4f})"
             for heads in of_layer
         ]
-        layers.append([str(i), *shown])
+        layers.append([str(layer), *shown])
     of_pairs = [["pair", "wavelength", *prepared.ropes, "share", "correlation", "dH/d ln factor"]]
     for row in content["pairs"]:
         factors = [f"{value:.3f}" for value in row["factors"].values()]

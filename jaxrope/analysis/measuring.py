@@ -55,7 +55,8 @@ def measure(
     options: Options = Options(),  # noqa: B008 (frozen)
     settings: decoder.ForwardSettings = decoder.ForwardSettings(),  # noqa: B008 (frozen)
 ) -> list[Stats]:
-    """Returns the statistics of each layer, numpy arrays in the natural order of the tokens.
+    """Returns the statistics of each layer that attends, numpy arrays in the natural order of the
+    tokens.
 
     Args:
       config, params, r: the model, on the mesh where there is one, and its rope.
@@ -75,7 +76,7 @@ def measure(
         back = attention.inverse(order)
         stats = Stats(*(np.asarray(x)[:, :, back] for x in stats))
     stats = Stats(*map(np.asarray, stats))
-    return [Stats(*(x[layer] for x in stats)) for layer in range(config.num_layers)]
+    return [Stats(*(x[layer] for x in stats)) for layer in range(len(config.attention_layers))]
 
 
 def lay_out(

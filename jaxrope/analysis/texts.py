@@ -95,7 +95,7 @@ def read(
     head_means, sums, last = _probe(
         params, r, (tokens_BT, picks_BT, chosen_M), config=config, settings=settings
     )
-    windows = [config.window(kind) for kind in config.kinds]
+    windows = [config.window(config.kinds[layer]) for layer in config.attention_layers]
     curves = [
         np.stack(
             [

@@ -168,9 +168,9 @@ class DecoderConfig:
         return tuple(kind == "delta" for kind in self.kinds)
 
     @property
-    def num_attention_layers(self) -> int:
-        """How many layers attend."""
-        return self.delta_layers.count(False)
+    def attention_layers(self) -> tuple[int, ...]:
+        """The layers that attend."""
+        return tuple(i for i, recurs in enumerate(self.delta_layers) if not recurs)
 
     def window(self, kind: str) -> int | None:
         """Returns how many tokens a query sees in layers of a kind; None: all."""

@@ -66,8 +66,8 @@ def hidden_and_imbalance(
     """
     placed = kwargs["positions_BT"], kwargs["segment_ids_BT"], counted_BT
     settings = kwargs["settings"]
-    x_BTD, (_, loads) = _through_layers(config, params, tokens_BT, r, placed, settings)
-    counts_E, probs_E = (jnp.sum(load_LE, axis=0) for load_LE in loads)
+    x_BTD, outputs = _through_layers(config, params, tokens_BT, r, placed, settings)
+    counts_E, probs_E = (jnp.sum(load_LE, axis=0) for load_LE in outputs["load"])
     sums = counts_E, probs_E, jnp.sum(counted_BT, dtype=counts_E.dtype)
     sums = collectives.sum_over(sums, settings.mesh, "data", "fsdp", "context")
     return x_BTD, experts.imbalance(config, *sums)
@@ -103,7 +103,8 @@ def probe(
     segment_ids_BT: jax.Array | None = None,
     settings: ForwardSettings = ForwardSettings(),  # noqa: B008 (frozen)
 ) -> tuple[jax.Array, Any]:
-    """Returns (x_BTD of `hidden`, the results of `probe_fn` in all layers, stacked: [L, ...]).
+    """Returns (x_BTD of `hidden`, the results of `probe_fn` in all layers that attend, stacked: [L,
+    ...]).
 
     Args:
       config, params, tokens_BT, r, positions_BT, segment_ids_BT, settings: as for `hidden`.
@@ -115,22 +116,16 @@ def probe(
     """
     check_probe(config)
     placed = positions_BT, segment_ids_BT, None
-    x_BTD, (probed, _) = _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
-    return x_BTD, probed
+    x_BTD, outputs = _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn)
+    return x_BTD, outputs["probed"]
 
 
 def check_probe(config: DecoderConfig) -> None:
     """Refuses a model whose attention does not follow from its queries and keys alone.
 
     Raises:
-      InputError: it caps logits, or some layers do not attend.
+      InputError: it caps logits.
     """
-    if any(config.delta_layers):
-        raise InputError(
-            f"The model has layers that do not attend (model_type {config.family}): statistics of "
-            "attention are not defined for them here. Analyse another model, or search with the "
-            "perplexity objective."
-        )
     if config.attention_cap is not None:
         raise InputError(
             f"The model caps attention logits at {config.attention_cap:g} (model_type "
@@ -140,8 +135,8 @@ def check_probe(config: DecoderConfig) -> None:
 
 
 def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=None):
-    """Returns (x_BTD after the final norm, (the results of `probe_fn`, experts.load of each layer)
-    or None for either); `placed`: positions, segment ids, and which tokens are counted, or None.
+    """Returns (x_BTD after the final norm, {"probed": the results of `probe_fn` in layers that
+    attend, "load": experts.load}); `placed`: positions, segment ids, which tokens are counted.
     """
     _check_rope(config, r)
     delta.check_mesh(config, settings.mesh)
@@ -181,7 +176,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         mix_fn = recur if kind == "delta" else attend
         x_BTD, probs_BTE = layers.layer(config, settings, weights, x_BTD, mix_fn)
         load = None if counted_BT is None else experts.load(config, probs_BTE, counted_BT)
-        return x_BTD, (probed, load)
+        return x_BTD, {"load": load} | ({} if kind == "delta" else {"probed": probed})
 
     def layer_of(kind):
         return REMAT[settings.remat](functools.partial(layer, kind))
@@ -254,7 +249,7 @@ def hidden_cached(
 
         mix_fn = recur if kind == "delta" else attend
         x_BTD, _ = layers.layer(config, settings, weights | own, x_BTD, mix_fn)
-        return (x_BTD, caches), None
+        return (x_BTD, caches), {}
 
     def layer_of(kind):
         return functools.partial(layer, kind)

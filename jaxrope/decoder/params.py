@@ -54,7 +54,7 @@ class Layers(nnx.Module):
             if has_bias:
                 self.attn_out_norm_bias_LD = constant(0, dim)
                 self.mlp_out_norm_bias_LD = constant(0, dim)
-        attends = dict(layers=config.num_attention_layers)
+        attends = dict(layers=len(config.attention_layers))
         if config.qk_norm == "head":
             self.q_norm_LH = constant(norm, head, **attends)
             self.k_norm_LH = constant(norm, head, **attends)

@@ -42,11 +42,12 @@ def scan(
     scanned: Any,
     kinds: tuple[str, ...],
     some: Sequence[tuple[tuple[bool, ...], dict]] = (),
-) -> tuple[Any, Any]:
-    """Returns (carry, outputs [L, ...]) of `lax.scan` over layers of different kinds.
+) -> tuple[Any, dict]:
+    """Returns (carry, outputs [L, ...] by name) of `lax.scan` over layers of different kinds.
 
     Args:
-      layer_of: kind -> function (carry, (slice of scanned, arrays of `some`)) -> (carry, output).
+      layer_of: kind -> function (carry, (slice of scanned, arrays of `some`)) -> (carry, outputs by
+        name); L is of the layers that have an output of that name.
       carry: of the first layer.
       scanned: pytree of arrays [L, ...].
       kinds: of each layer.
@@ -56,9 +57,7 @@ def scan(
     for run in runs(tuple(zip(kinds, *(have for have, _ in some), strict=True))):
         carry, output = _scan_run(layer_of, carry, scanned, run, some)
         outputs.append(output)
-    if len(outputs) == 1:
-        return carry, outputs[0]
-    return carry, jax.tree.map(lambda *parts: jnp.concatenate(parts), *outputs)
+    return carry, outputs[0] if len(outputs) == 1 else _joined(outputs, jnp.concatenate)
 
 
 def _scan_run(layer_of, carry, scanned, run: Run, some):
@@ -90,13 +89,19 @@ def _scan_run(layer_of, carry, scanned, run: Run, some):
             own_slice = jax.tree.map(lambda x, place=place: x[place], slices)
             carry, output = layer(carry, (own_slice, own))
             outputs.append(output)
-        return carry, jax.tree.map(lambda *parts: jnp.stack(parts), *outputs)
+        return carry, _joined(outputs, jnp.stack)
 
     folded = jax.tree.map(
         lambda x: x.reshape(run.repeats, x.shape[0] // run.repeats, *x.shape[1:]), (scanned, parts)
     )
     carry, outputs = jax.lax.scan(repeat, carry, folded)
-    return carry, jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), outputs)
+    return carry, jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), outputs)
+
+
+def _joined(outputs: list[dict], join: Callable) -> dict:
+    names = dict.fromkeys(name for output in outputs for name in output)
+    having = {name: [output[name] for output in outputs if name in output] for name in names}
+    return {n: jax.tree.map(lambda *xs: join(xs), *parts) for n, parts in having.items()}
 
 
 def _cut(arrays, first: int, stop: int):

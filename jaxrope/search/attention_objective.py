@@ -88,7 +88,8 @@ def pattern(task: Task, section: schema.search.Pattern) -> Objective:
     rule = f"be at most {{}} for a trained length of {trained_len:,} tokens"
     for name, most in (("num_queries", trained_len // 2), ("num_bins", trained_len)):
         section.require(getattr(section, name) <= most, name, rule.format(most))
-    windows, scales = [task.config.window(kind) for kind in task.config.kinds], {}
+    config, scales = task.config, {}
+    windows = [config.window(config.kinds[layer]) for layer in config.attention_layers]
     places = {n: _second_half(n, num_queries) for n in (task.target_len, trained_len)}
     edges = {n: edges_fn(n, trained_len, num_bins) for n in places}
     for length, positions in places.items():
@@ -234,10 +235,10 @@ def _objective(
 
 
 def _head_weights(config: decoder.DecoderConfig, heads) -> Callable[[jax.Array, Any], jax.Array]:
-    """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N]; on a
-    mesh those of this device.
+    """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N] of layers
+    that attend; on a mesh those of this device.
     """
-    shape = config.num_layers, config.num_heads
+    shape = len(config.attention_layers), config.num_heads
     chosen_LN = np.zeros(shape, np.float32)
     for head in heads:
         if not all(x < most for x, most in zip(head, shape, strict=True)):

@@ -132,7 +132,7 @@ def _weights(model: decoder.DecoderConfig) -> dict[str, int]:
     dim, head = model.embed_dim, model.head_dim
     attention = head * ((2 + model.output_gate) * model.num_heads + 2 * model.num_kv_heads)
     delta = decoder.delta_width(model) + model.delta_value_heads * model.delta_value_dim
-    projections = model.num_attention_layers * attention + sum(model.delta_layers) * delta
+    projections = len(model.attention_layers) * attention + sum(model.delta_layers) * delta
     width = sum(met for met, _ in decoder.mlp_dims(model))
     return {
         "projections": dim * projections,
@@ -180,7 +180,7 @@ def _attention_bytes(model, sizes, tokens: int, passes: tuple[int, int]) -> floa
     here = tokens / math.prod(sizes.values())
     width, kv_width = (heads * model.head_dim for heads in (model.num_heads, model.num_kv_heads))
     hop = 8.0 * here * (forward * width + backward * (width + 2 * kv_width))
-    return hop * model.num_attention_layers * sizes["context"]
+    return hop * len(model.attention_layers) * sizes["context"]
 
 
 @dataclasses.dataclass(frozen=True)
