@@ -26,8 +26,8 @@ FAULTS ?= 40
 SEED ?= 0
 
 # What `make versions` runs: numbers against other implementations, meshes, checkpoints, every program.
-VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder experts parity sharding mesh \
-  checkpoint training_step recipe_process setup cli cli_commands cli_environments files \
+VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder delta experts hybrids parity sharding \
+  mesh checkpoint training_step recipe_process setup cli cli_commands cli_environments files \
   config
 VERSIONS := $(VERSIONS:%=tests/%_test.py) \
   tests/training_test.py::test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one \

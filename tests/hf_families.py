@@ -163,6 +163,14 @@ def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0,
             is_norm = "norm" in name and not model_type.startswith("gemma")
             parameter.copy_(values.to(torch.float32) + is_norm)
     model.save_pretrained(folder)
+    return transformers_model(folder)
+
+
+def transformers_model(folder: Path):
+    """Returns transformers' model of a folder, in float32."""
+    import torch
+    import transformers
+
     return transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 

@@ -1,10 +1,12 @@
 """Models with delta layers among full ones: gradients, states, keys of config.json, refusals."""
 
 import dataclasses
+import functools
 import json
 
 import experts_test
 import generation_test
+import hf_families
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -88,6 +90,37 @@ def test_adapters_are_of_full_layers(tiny_config):
     apart = decoder.hidden(config, params, tokens_BT, r)
     merged = decoder.hidden(config, decoder.adapters.merged(params), tokens_BT, r)
     np.testing.assert_allclose(merged, apart, atol=1e-4)
+
+
+@pytest.mark.parametrize("case", ("qwen3_next", "qwen3_5"))
+def test_adapters_as_a_peft_folder(torch, tmp_path, case):
+    """Read again it is the merged model; peft and transformers compute what that computes."""
+    hf_families.write(torch, tmp_path / "base", case)
+    model, rng = pretrained.load(tmp_path / "base", dtype=None), np.random.default_rng(0)
+    section = training.Lora(
+        rank=2, alpha=4.0, targets=("q", "k", "v", "o"), train_norms=True, train_embeddings=False
+    )
+    lora = lora_lib.make(section, model.config, param_dtype="float32", compute_dtype="float32")
+    params = lora_lib.begin(model.params, model.config, lora, jax.random.key(1))
+    trained, frozen = lora_lib.split(jax.tree.map(np.asarray, params), lora)
+    trained = jax.tree.map(lambda x: x + 0.1 * rng.normal(size=x.shape).astype("f"), trained)
+    model = dataclasses.replace(model, params=lora_lib.join(trained, frozen))
+    exporting.export_adapter(model, tmp_path / "adapter", base=str(tmp_path / "base"))
+    whole = dataclasses.replace(model, params=decoder.adapters.merged(model.params))
+    exporting.export_folder(whole, tmp_path / "merged")
+    ours, merged = (pretrained.load(tmp_path / name).params for name in ("adapter", "merged"))
+    jax.tree.map(functools.partial(np.testing.assert_allclose, atol=1e-6), ours, merged)
+
+    library = pytest.importorskip("peft", reason="needs peft")
+    of_base, of_merged = (
+        hf_families.transformers_model(tmp_path / name) for name in ("base", "merged")
+    )
+    ids = torch.as_tensor(rng.integers(0, hf_families.VOCAB, (1, 100)))
+    with torch.no_grad():
+        before, wanted = of_base(ids).logits, of_merged(ids).logits
+        found = library.PeftModel.from_pretrained(of_base, tmp_path / "adapter").eval()(ids).logits
+    largest = wanted.abs().max()
+    assert (found - wanted).abs().max() < 1e-4 * largest < 1e-3 * (before - wanted).abs().max()
 
 
 @pytest.mark.parametrize("layers", ("dfdf", "ddfd", "fddff"))
