@@ -123,6 +123,21 @@ def test_adapters_as_a_peft_folder(torch, tmp_path, case):
     assert (found - wanted).abs().max() < 1e-4 * largest < 1e-3 * (before - wanted).abs().max()
 
 
+def test_bfloat16(tiny_config):
+    """States and decays stay float32: 150 tokens on, the hidden states are as near as at first."""
+    config, params = generation_test.tiny(tiny_config, **HYBRID)
+    tokens_BT, r = jnp.asarray([generation_test.prompt(150)]), decoder.own_rope(config)(150)
+    few, wide = (
+        decoder.hidden(
+            config, params, tokens_BT, r, settings=decoder.ForwardSettings(compute_dtype=dtype)
+        )
+        for dtype in ("bfloat16", "float32")
+    )
+    assert few.dtype == jnp.bfloat16
+    error_T = np.abs(np.asarray(few, np.float32) - wide)[0].mean(axis=-1)
+    assert error_T[-50:].mean() < 1.5 * error_T[:50].mean() < 0.1
+
+
 @pytest.mark.parametrize("layers", ("dfdf", "ddfd", "fddff"))
 def test_what_is_probed_is_of_full_layers(tiny_config, layers):
     """In their order, however layers are scanned; the hidden states do not depend on it."""
