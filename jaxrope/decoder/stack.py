@@ -68,24 +68,14 @@ def _scan_run(layer_of, carry, scanned, run: Run, some):
     places = [have[run.first :][:size] for have, _ in some]  # of the pattern
     layers = [layer_of(kind) for kind, *_ in run.pattern]
     if size == 1:
-        own = {
-            n: x
-            for part, have in zip(parts, places, strict=True)
-            if have[0]
-            for n, x in part.items()
-        }
+        own = _of_place(0, parts, places, lambda x, _: x)
         return jax.lax.scan(layers[0], carry, (scanned, own))
 
     def repeat(carry, slices):
         slices, parts = slices
         outputs = []
         for place, layer in enumerate(layers):
-            own = {
-                name: x[sum(have[:place])]
-                for part, have in zip(parts, places, strict=True)
-                if have[place]
-                for name, x in part.items()
-            }
+            own = _of_place(place, parts, places, lambda x, before: x[before])
             own_slice = jax.tree.map(lambda x, place=place: x[place], slices)
             carry, output = layer(carry, (own_slice, own))
             outputs.append(output)
@@ -96,6 +86,18 @@ def _scan_run(layer_of, carry, scanned, run: Run, some):
     )
     carry, outputs = jax.lax.scan(repeat, carry, folded)
     return carry, jax.tree.map(lambda x: x.reshape(x.shape[0] * x.shape[1], *x.shape[2:]), outputs)
+
+
+def _of_place(place: int, parts, places, slice_fn: Callable) -> dict:
+    """Returns what the layer at `place` of a pattern has of arrays that only some layers have, by
+    `slice_fn` of an array and of how many layers of the pattern before it have one.
+    """
+    return {
+        name: slice_fn(x, sum(have[:place]))
+        for part, have in zip(parts, places, strict=True)
+        if have[place]
+        for name, x in part.items()
+    }
 
 
 def _joined(outputs: list[dict], join: Callable) -> dict:
