@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import math
-import os
 import shutil
 import subprocess
 import sys
@@ -22,7 +21,7 @@ from jaxrope.evaluate import scoring
 from jaxrope.report import attention
 from jaxrope.shell import experiment
 from jaxrope.store import checkpoint
-from tests import tiny_eval, tiny_explain, tiny_run
+from tests import processes, tiny_eval, tiny_explain, tiny_run
 from tests.scaled_models_test import OWN
 from tests.search_config import write_model
 from tests.tiny_study import found
@@ -215,11 +214,10 @@ def test_the_config_of_the_paper_is_the_papers(shared, books_6m, monkeypatch):
 
 def command(folder, workdir, *more):
     argv = [sys.executable, "-m", "jaxrope.analyse", f"--workdir={workdir}", *more]
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
     return subprocess.run(
         [*argv, f"--config={ROOT}/tests/tiny_explain.py:{folder}"],
         cwd=ROOT,
-        env=environment,
+        env=processes.environment(),
         capture_output=True,
         text=True,
     )

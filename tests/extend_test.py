@@ -4,6 +4,8 @@ import dataclasses
 import html
 import json
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -17,6 +19,7 @@ from jaxrope.extend.recipes import Facts
 from jaxrope.recipe.stages import parse
 from jaxrope.shell import duration, load
 from jaxrope.store import sealed
+from tests import processes
 from tests.search_config import write_texts
 
 MODEL = Path(__file__).resolve().parent.parent / "jaxrope" / "models" / "stdlib-3m"
@@ -240,14 +243,33 @@ def content(folder):
     return buckets, scores, weights, [row["largest"] for row in exports]
 
 
-def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
+LEAST = """
+import dataclasses, sys
+from jaxrope import search
+from jaxrope.extend import __main__ as program, recipes
+
+efforts = recipes.efforts
+recipes.efforts = lambda *facts: [dataclasses.replace(list(efforts(*facts))[-1], recovers=True)]
+search.measured = search.measured if sys.argv[1] == "measured" else None
+program.main(sys.argv[2:])
+"""
+
+
+def extended(*arguments) -> str:
+    """Returns what the program printed that extends with the least effort: on one device, as rows
+    are padded to one for each, and compiled in full."""
+    command = [sys.executable, "-c", LEAST, *arguments]
+    done = subprocess.run(
+        command, env=processes.environment(XLA_FLAGS=""), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return done.stdout
+
+
+def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys):
     """All of it once; then the rest after the exports are lost, with the plan that is there."""
-    facts = dataclasses.replace(FACTS, length=256)
-    *_, least = recipes.efforts(asked(target_len=512), facts)
-    least = dataclasses.replace(least, recovers=True)
-    monkeypatch.setattr(recipes, "efforts", lambda *_: iter([least]))
-    extend.main([*place, "--for=transformers,vllm,llama.cpp"])
-    folder, printed = tmp_path / "out", capsys.readouterr().out
+    programs = "--for=transformers,vllm,llama.cpp"
+    folder, printed = tmp_path / "out", extended("measured", *place, programs)
     assert "of the documents of --text, the last ones, are held out" in printed
     assert f"vllm serve {folder / 'hf'} --max-model-len=512" in printed
     assert f"wrote {folder}: report.html is the page" in printed
@@ -265,8 +287,7 @@ def test_a_model_is_extended_and_goes_on(place, tmp_path, capsys, monkeypatch):
     for name in ("exports.json", "report.html"):
         (folder / name).unlink()
     (folder / "search" / "result.json").unlink()
-    monkeypatch.setattr(search, "measured", None)  # the plan is stored
-    extend.main([*place, "--for=transformers,vllm,llama.cpp"])
+    extended("the plan is stored", *place, programs)
     assert content(folder) == before
     with pytest.raises(SystemExit):
         extend.main([*place, "--finetune=full"])

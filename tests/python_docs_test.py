@@ -46,7 +46,7 @@ def test_the_page_runs(tmp_path):
     assert page.count("runs/python") == 1
     script = page.replace("runs/python", str(tmp_path)) + CHECKS
     command = [sys.executable, "-c", script]
-    how = dict(cwd=DOCS.parent.parent, env=processes.environment(), text=True)
+    how = dict(cwd=DOCS.parent.parent, env=processes.environment(XLA_FLAGS=""), text=True)
     done = subprocess.run(command, capture_output=True, **how)
     assert done.returncode == 0, done.stderr[-2000:]
 

@@ -363,6 +363,6 @@ def test_sigterm_to_the_program_saves_and_exits_with_143(texts, tmp_path):
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_as_an_undisturbed_run():
-    command = [sys.executable, str(ROOT / "tests" / "kill_train.py"), "--kills", "4", "--seed", "1"]
+    command = [sys.executable, str(ROOT / "tests" / "kill_train.py"), "--kills", "2", "--seed", "1"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stdout + done.stderr
