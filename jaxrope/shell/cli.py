@@ -36,7 +36,7 @@ Flags:
   --dry_run            checks everything, says what would be done and what it costs, and stops
   --no_timing          with --dry_run: measures nothing
   --compile_only       compiles the step and prints what it takes, and stops; no data, no weights
-  --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5p:4x4x4 or v5e:16x16,
+  --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5e:16x16 or 2xv5p:4x4x4,
                        on any machine with libtpu; without it, for the devices of this machine
   --print_config       prints the resolved config as JSON, and stops
   --help               this text
