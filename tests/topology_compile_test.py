@@ -12,7 +12,7 @@ import pytest
 from jaxrope import decoder, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
-from jaxrope.topology import compile, jobs, memory, report, roofline, schedule
+from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, slices
 from tests import proof, tiny_run
 
 NOTHING = schedule.Schedule((), ())
@@ -264,3 +264,19 @@ def test_the_tpu_compiler_refuses_what_is_too_large(libtpu):
     job = jobs.Job("product", lambda: jax.jit(lambda x: (x @ x.T) @ x).lower(x), WORK, None, (), 1)
     with pytest.raises(InputError, match=r"The product needs \d{3,}\.\d GiB .* use 15.8 GiB"):
         compile.compile_job(job, mesh, "v5e:2x2")
+
+
+def test_gradients_alone_go_from_slice_to_slice_and_once_a_step(libtpu, tmp_path):
+    made = config(tmp_path, data=2, fsdp=4)
+    made.train.accumulation, made.train.batch_size = 2, 16
+    mesh = sharding.make_mesh(made.mesh, slices.devices("2xv5e:2x2"))
+    assert [{d.slice_index for d in part.flat} for part in mesh.devices] == [{0}, {1}]
+    found = compile.compile_job(jobs.train_job(made, mesh), mesh, "2xv5e:2x2")
+    between = [c for c in found.schedule.collectives if c.kind == schedule.BETWEEN]
+    assert {(c.times, c.devices) for c in between} == {(1, 2)}
+    params = decoder.num_params(decoder.DecoderConfig(**MODEL))
+    sent = found.schedule.wire_bytes(schedule.BETWEEN)
+    assert params <= sent < 1.3 * params  # 4 bytes of a fourth, in whole tiles; losses and counts
+    assert f"{schedule.BETWEEN} {sent / 2**20:.1f} MiB" in found.text()
+    with pytest.raises(InputError, match="mesh.data must be a multiple of the 2 TPU slices .* 1:"):
+        sharding.make_mesh(dict(data=1, fsdp=8, context=1, tensor=1), slices.devices("2xv5e:2x2"))

@@ -27,11 +27,13 @@ ROOT = Path(__file__).resolve().parent.parent
         ("v6e:2x4", "v6e", (2, 4)),
         ("v4:4x4x8", "v4", (4, 4, 8)),
         ("tpu7x:4x4x12", "tpu7x", (4, 4, 12)),
+        ("2xv5p:4x4x4", "v5p", (4, 4, 4)),
     ],
 )
 def test_names_of_slices(name, chip, shape):
     found = slices.parse(name)
     assert (found[0].name, found[1]) == (chip, shape)
+    assert slices.number(name) == (2 if name.startswith("2x") else 1)
 
 
 @pytest.mark.parametrize(
@@ -48,6 +50,8 @@ def test_names_of_slices(name, chip, shape):
         ("v5p:0x0x0", r"Nearest: v5p:2x2x1\."),
         ("v5e:16x32", r"one of 1x1, 2x2, .* Nearest: v5e:16x16\."),
         ("v5e:4x4x4", r"Nearest: v5e:8x8\."),
+        ("0xv5p:4x4x4", "Unknown --topology: chip '0xv5p'"),
+        ("2xv5p:3x4x4", r"--topology=2xv5p:3x4x4: .* Nearest: v5p:4x4x4\."),
         ("v4:16x16x20", r"at most 4096 chips. Nearest: v4:16x16x16\."),
     ],
 )

@@ -12,7 +12,8 @@ class Chip:
     """One generation of TPU; figures are for one jax device.
 
     Peak, bandwidth of the memory and links are the vendor's (docs.cloud.google.com/tpu/docs, pages
-    v4, v5e, v5p, v6e, tpu7x; links one way, as the "scaling book" of jax-ml reads them). What a
+    v4, v5e, v5p, v6e, tpu7x; links one way and a device's share of its host's network, as the
+    "scaling book" of jax-ml reads them). What a
     program may use of the memory is the limit in the compiler's own out-of-memory error, libtpu
     0.0.52.
 
@@ -27,6 +28,7 @@ class Chip:
       usable_bytes: memory a program may use.
       memory_bandwidth: bytes/s.
       link_bandwidth: bytes/s, one way, of one link to a neighbour.
+      network_bandwidth: bytes/s, one way, to other slices.
     """
 
     name: str
@@ -39,6 +41,7 @@ class Chip:
     usable_bytes: int
     memory_bandwidth: float
     link_bandwidth: float
+    network_bandwidth: float
 
 
 _ALL = (
@@ -53,6 +56,7 @@ _ALL = (
         usable_bytes=int(30.75 * _GIB),
         memory_bandwidth=1.2e12,
         link_bandwidth=45e9,
+        network_bandwidth=6.25e9,
     ),
     Chip(
         name="v5e",
@@ -65,6 +69,7 @@ _ALL = (
         usable_bytes=int(15.75 * _GIB),
         memory_bandwidth=0.81e12,
         link_bandwidth=45e9,
+        network_bandwidth=3.125e9,
     ),
     Chip(
         name="v5p",
@@ -77,6 +82,7 @@ _ALL = (
         usable_bytes=int(95.73 * _GIB),
         memory_bandwidth=2.765e12,
         link_bandwidth=90e9,
+        network_bandwidth=6.25e9,
     ),
     Chip(
         name="v6e",
@@ -89,6 +95,7 @@ _ALL = (
         usable_bytes=int(31.24 * _GIB),
         memory_bandwidth=1.64e12,
         link_bandwidth=90e9,
+        network_bandwidth=12.5e9,
     ),
     Chip(
         name="tpu7x",
@@ -101,6 +108,7 @@ _ALL = (
         usable_bytes=int(94.74 * _GIB),
         memory_bandwidth=3.69e12,
         link_bandwidth=50e9,  # shared by the two devices of a chip
+        network_bandwidth=6.25e9,  # as well
     ),
 )
 CHIPS = {chip.name: chip for chip in _ALL}

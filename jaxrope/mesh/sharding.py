@@ -48,16 +48,18 @@ def make_mesh(
     """Returns the mesh of config.mesh, its axes in the order of `AXES`.
 
     On a TPU slice neighbours on an axis are neighbours on its torus where that can be; an axis may
-    take parts of several axes of the torus.
+    take parts of several axes of the torus. Several slices are parts of axis `data`: only gradients
+    go from one to the other, once a step.
 
     Args:
       sizes: config.mesh, or devices on each axis; one of them may be -1, which takes the rest.
-      devices: which, of one slice; None = all there are.
+      devices: which; None = all there are.
       planned: where there are fewer devices than the mesh names, an abstract mesh stands for it:
         shapes and shardings can be checked on it, nothing runs there.
 
     Raises:
-      InputError: a size is not legal, or the product is not the number of devices.
+      InputError: a size is not legal, or the product is not the number of devices, or `data` does
+        not divide by the number of slices.
     """
     devices = jax.devices() if devices is None else list(devices)
     sizes = One(schema.Mesh).read(sizes, "mesh").to_dict()
@@ -66,13 +68,18 @@ def make_mesh(
         shape = tuple(1 if sizes[axis] == -1 else sizes[axis] for axis in AXES)
         return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     shape = [_filled(sizes, len(devices))[axis] for axis in AXES]
-    slices = {getattr(device, "slice_index", 0) for device in devices}
-    if devices[0].platform == "tpu" and len(slices) > 1:
+    on_torus = dict(devices=devices, allow_split_physical_axes=True)
+    slices = len({getattr(device, "slice_index", 0) for device in devices})
+    if devices[0].platform != "tpu" or slices == 1:
+        placed = mesh_utils.create_device_mesh(shape, **on_torus)
+    elif shape[0] % slices:
         raise InputError(
-            f"mesh: the {len(devices)} devices are of {len(slices)} TPU slices, and a mesh is of "
-            "one. Use one slice."
+            f"mesh.data must be a multiple of the {slices} TPU slices that the devices are of, got "
+            f"{shape[0]}: only gradients go between slices."
         )
-    placed = mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    else:
+        of_slice = [shape[0] // slices, *shape[1:]]
+        placed = mesh_utils.create_hybrid_device_mesh(of_slice, [slices, 1, 1, 1], **on_torus)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 

@@ -19,7 +19,7 @@ from absl import flags
 
 from jaxrope import errors, schema
 from jaxrope.errors import InputError
-from jaxrope.shell import exits, experiment, heap
+from jaxrope.shell import compiled, exits, experiment, heap
 from jaxrope.shell.program import Command, Program
 from jaxrope.store import files
 
@@ -36,7 +36,7 @@ Flags:
   --dry_run            checks everything, says what would be done and what it costs, and stops
   --no_timing          with --dry_run: measures nothing
   --compile_only       compiles the step and prints what it takes, and stops; no data, no weights
-  --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5p:4x4x4 or v5e:16x16,
+  --topology=NAME:AxB  with --compile_only: for that TPU slice, such as v5e:16x16 or 2xv5p:4x4x4,
                        on any machine with libtpu; without it, for the devices of this machine
   --print_config       prints the resolved config as JSON, and stops
   --help               this text
@@ -65,7 +65,7 @@ def main(program: Program, *, argv: Sequence[str] | None = None) -> None:
     """
     if argv is None:
         heap.keep()
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = _argv(argv)
     exits.run(lambda: _main(program, program.rewrite(argv)))
 
 
@@ -82,7 +82,7 @@ def subcommands(
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = _argv(argv)
     exits.run(lambda: _subcommands(commands, doc, argv))
 
 
@@ -97,7 +97,7 @@ def arguments(command: Command, *, doc: str, argv: Sequence[str] | None = None) 
     Raises:
       SystemExit: with the exit code, when it is not 0.
     """
-    argv = sys.argv[1:] if argv is None else list(argv)
+    argv = _argv(argv)
     exits.run(lambda: _run_command(command, None, doc, argv))
 
 
@@ -124,6 +124,14 @@ def write_command(workdir: Path) -> None:
 def print_line(text: str) -> None:
     """Writes a line of results to standard output, at once."""
     print(text, flush=True)
+
+
+def _argv(argv: Sequence[str] | None) -> list[str]:
+    """Returns the arguments; those of a process of its own, where they are None."""
+    if argv is not None:
+        return list(argv)
+    compiled.keep()
+    return sys.argv[1:]
 
 
 def _main(program: Program, argv: list[str]) -> int | None:

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 from jaxrope import decoder
 from jaxrope.mesh import Chip
-from jaxrope.topology.schedule import Schedule
+from jaxrope.topology.schedule import BETWEEN, KINDS, Schedule
 
 # Shares of the peak that a kernel reaches: assumptions, of published runs. Dense: Llama-2-70B at
 # 4,096 tokens, where matrix products are nearly all, trains at 65% MFU on v5p (MaxText), with the
@@ -227,14 +227,15 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
         return max(flops / (rate * efficiency), num_bytes / chip.memory_bandwidth)
 
     def wire(kinds, overlapped):
-        links = {"collective-permute": PERMUTE_LINKS}
+        ring = RING_LINKS * chip.link_bandwidth
+        rates = {"collective-permute": PERMUTE_LINKS * chip.link_bandwidth}
+        rates[BETWEEN] = chip.network_bandwidth
         return sum(
-            schedule.wire_bytes(kind, overlapped=overlapped)
-            / (links.get(kind, RING_LINKS) * chip.link_bandwidth)
+            schedule.wire_bytes(kind, overlapped=overlapped) / rates.get(kind, ring)
             for kind in kinds
         )
 
-    others = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all")
+    others = tuple(kind for kind in KINDS if kind != "collective-permute")
     prediction = Prediction(
         dense=computing(work.dense_flops, DENSE_EFFICIENCY, work.dense_bytes),
         attention=computing(work.attention_flops, ATTENTION_EFFICIENCY, work.attention_bytes),

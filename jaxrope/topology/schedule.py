@@ -3,7 +3,8 @@ scheduled HLO.
 
 Bytes are those that one device sends in one run of the program, by the ring algorithm: where each
 of n devices has x bytes, an all-gather sends (n - 1) x, a reduce-scatter or an all-to-all
-(n - 1) / n x, an all-reduce twice that, a collective-permute x. Padding of layouts is not counted.
+(n - 1) / n x, an all-reduce twice that, a collective-permute x. What goes from slice to slice is of
+the kind "between slices", an all-reduce of so many. Padding of layouts is not counted.
 """
 
 import collections
@@ -14,9 +15,11 @@ import re
 from jaxrope.topology import hlo
 from jaxrope.topology.hlo import Computation, Instruction, Module
 
-KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute")
+BETWEEN = "between slices"
+KINDS = ("all-gather", "reduce-scatter", "all-reduce", "all-to-all", "collective-permute", BETWEEN)
 _KERNELS = ("tpu_custom_call", "mosaic_gpu", "__gpu$xla.gpu.triton", "__cudnn")
 _MATRIX = ("dot", "convolution")
+_RENDEZVOUS = re.compile(r'_xla_host_transfer_rendezvous="[^"]*"(?=.*_xla_megascale_target)')
 _HOPS_THAT_MAKE_A_LOOP = 3  # a ring of so few devices has no loop over its hops left
 
 
@@ -99,7 +102,7 @@ def read(text: str) -> Schedule:
     for name, count in times.items():
         computation = module.computations[name]
         for place, instruction in enumerate(computation.instructions):
-            kind = instruction.opcode.removesuffix("-start")
+            kind = _kind(instruction)
             if kind in KINDS and count and not _is_continuation(computation, instruction):
                 over = _overlapped(computation, place, computing)
                 collective = _collective(module, computation, instruction, kind)
@@ -109,6 +112,12 @@ def read(text: str) -> Schedule:
                     dataclasses.replace(collective, times=count, overlapped=over, brings_home=home)
                 )
     return Schedule(tuple(collectives), unknown)
+
+
+def _kind(instruction: Instruction) -> str:
+    if instruction.opcode == "send" and _RENDEZVOUS.search(instruction.attributes):
+        return BETWEEN
+    return instruction.opcode.removesuffix("-start")
 
 
 def _collective(
@@ -122,13 +131,31 @@ def _collective(
         "all-reduce": 2 * (devices - 1) / devices,
         "all-to-all": (devices - 1) / devices,
         "collective-permute": 1,
+        BETWEEN: 2 * (devices - 1) / devices,
     }[kind]
-    where = (kind, instruction.name, computation.name, instruction.op_name)
+    op_name = instruction.op_name or _op_name_before(computation, instruction)
+    where = (kind, instruction.name, computation.name, op_name)
     return Collective(*where, devices, num_bytes * share, 0, False)
 
 
+def _op_name_before(computation: Computation, instruction: Instruction) -> str:
+    """Returns the place in the source of what an instruction without one works on."""
+    for name in instruction.operands:
+        before = computation.by_name.get(name)
+        op_name = before and (before.op_name or _op_name_before(computation, before))
+        if op_name:
+            return op_name
+    return f"in {computation.name}"
+
+
 def _group_size(instruction: Instruction) -> int:
-    """Returns how many devices take part: of the first group, or around the ring of a permute."""
+    """Returns how many devices take part: of the first group, or around the ring of a permute; how
+    many slices, of what goes between them.
+    """
+    slices = re.search(r'_xla_megascale_target="\{([\d,:]*)\}', instruction.attributes)
+    if slices:
+        spans = [span.split(":") for span in slices.group(1).split(",")]
+        return sum(int(span[-1]) - int(span[0]) + 1 for span in spans)
     pairs = re.search(r"source_target_pairs=\{(.*?)\}\}", instruction.attributes)
     if pairs:
         hops = re.findall(r"\{(\d+),(\d+)", pairs.group(0))
@@ -187,6 +214,8 @@ def _computing(module: Module) -> set[str]:
 def _overlapped(computation: Computation, place: int, computing: set[str]) -> bool:
     """Whether there is computation between the start and the end of a collective."""
     start = computation.instructions[place]
+    if start.opcode == "send":
+        return _overlapped_between(computation, place, computing)
     if not start.opcode.endswith("-start"):
         return _begins_fused(computation)  # fused into computations, all of it
     done = start.opcode.removesuffix("-start") + "-done"
@@ -196,6 +225,19 @@ def _overlapped(computation: Computation, place: int, computing: set[str]) -> bo
             return any(f"{computation.name}/{name}" in computing for name in between)
         between.append(instruction.name)
     return False  # it ends elsewhere: assume that nothing overlaps it
+
+
+def _overlapped_between(computation: Computation, place: int, computing: set[str]) -> bool:
+    """The same of what goes to other slices, until what comes from them is there."""
+    rendezvous = _RENDEZVOUS.search(computation.instructions[place].attributes).group(0)
+    later, received = computation.instructions[place + 1 :], ""
+    for instruction in computation.instructions:
+        if instruction.opcode == "recv" and rendezvous in instruction.attributes:
+            received = instruction.name
+    for i, instruction in enumerate(later):
+        if instruction.opcode == "recv-done" and received in instruction.operands:
+            return any(f"{computation.name}/{x.name}" in computing for x in later[:i])
+    return False
 
 
 def _brings_home(

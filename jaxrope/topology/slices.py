@@ -1,7 +1,7 @@
 """TPU slices that are not attached: their shapes, and devices that programs are compiled for.
 
 libtpu holds the compiler of every TPU generation and needs no TPU to run it. A slice is named as
-Google Cloud names it: "v5p:4x4x4", "v5e:16x16".
+Google Cloud names it: "v5p:4x4x4", "v5e:16x16"; "2xv5p:4x4x4" is two of them.
 """
 
 import importlib.util
@@ -26,16 +26,23 @@ _ENVIRONMENT = {
     "TPU_WORKER_HOSTNAMES": "localhost",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
 }
+_SEVERAL = re.compile(r"([1-9]\d*)x(?=[a-z])")
 _REMEDY = 'pip install -e ".[aot]"'
 
 
+def number(name: str) -> int:
+    """Returns how many slices a name means."""
+    several = _SEVERAL.match(name)
+    return int(several[1]) if several else 1
+
+
 def parse(name: str) -> tuple[Chip, tuple[int, ...]]:
-    """Returns the chip and the shape of a slice such as "v5p:4x4x4".
+    """Returns the chip and the shape of a slice such as "v5p:4x4x4", or of each of several.
 
     Raises:
       InputError: there is no such chip, or no slice of that shape.
     """
-    kind, _, text = name.partition(":")
+    kind, _, text = _SEVERAL.sub("", name).partition(":")
     chip = choose("--topology: chip", kind, CHIPS)
     if not re.fullmatch(r"\d+(x\d+)*", text):
         example = "x".join(str(size) for size in _nearest(chip, (4,) * chip.dims))
@@ -84,10 +91,10 @@ def _nearest(chip: Chip, shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def devices(name: str) -> list[jax.Device]:
-    """Returns the devices of a TPU slice to compile for; nothing runs on them.
+    """Returns the devices of a TPU slice, or of several, to compile for; nothing runs on them.
 
     Args:
-      name: such as "v5p:4x4x4".
+      name: such as "v5p:4x4x4" or "2xv5p:4x4x4".
 
     Raises:
       InputError: see `parse`; or libtpu is not installed.
@@ -109,6 +116,7 @@ def devices(name: str) -> list[jax.Device]:
         chip_config_name=configuration,
         chips_per_host_bounds=(min(shape[0], 2), min(shape[1], 2), 1),
         wrap=wrapped(chip, shape),
+        num_slices=number(name),
     )
     return list(topology.devices)
 
