@@ -106,6 +106,16 @@ CASES |= {
         ),
     ),
     "qwen3_5": ("qwen3_5_text", _DELTA),
+    "qwen3_5_moe": (
+        "qwen3_5_moe_text",
+        dict(
+            num_experts=6,
+            moe_intermediate_size=24,
+            shared_expert_intermediate_size=20,
+            **_EXPERTS,
+            **_DELTA,
+        ),
+    ),
 }
 _ORIGINAL = dict(original_max_position_embeddings=32)
 SHORT = [1.0, 1.1, 0.9, 1.2, 1.9, 2.5, 3.0, 3.5]  # of 8 pairs; a factor below 1 is legal

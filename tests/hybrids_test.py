@@ -261,6 +261,28 @@ def test_keys_as_published(tmp_path):
     assert again == dataclasses.replace(config, stored_dtype=None)
 
 
+def test_keys_of_a_mixture_as_published(tmp_path):
+    """Of Qwen/Qwen3.5-397B-A17B: all layers have experts, and no key says how wide a dense MLP
+    would be.
+    """
+    text = {key: value for key, value in TEXT.items() if key != "intermediate_size"}
+    text |= dict(model_type="qwen3_5_moe_text", num_hidden_layers=60, hidden_size=4096)
+    text |= dict(layer_types=TEXT["layer_types"] * 15, num_attention_heads=32, vocab_size=248_320)
+    text |= dict(linear_num_key_heads=16, linear_num_value_heads=64, mlp_only_layers=[])
+    text |= dict(linear_key_head_dim=128, linear_value_head_dim=128, num_experts=512)
+    text |= dict(num_experts_per_tok=10, moe_intermediate_size=1024, router_aux_loss_coef=0.001)
+    text |= dict(shared_expert_intermediate_size=1024)
+    values = dict(model_type="qwen3_5_moe", text_config=text, tie_word_embeddings=False)
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    config, notes = hf_config.read(tmp_path)
+    assert notes == ["the text part of a qwen3_5_moe is read, the rest left out"]
+    assert (config.family, config.dense_layers) == ("qwen3_5_moe_text", ())
+    assert round(decoder.num_params(config) / 1e9) == 396  # 397 B with the vision part
+    assert round(decoder.active_params(config) / 1e9) == 17
+    again = read(**config_keys.to_hf(config, dtype="float32"), **NEXT_ROPE)
+    assert again == dataclasses.replace(config, stored_dtype=None)
+
+
 NEXT_ROPE = dict(rope_theta=10000000, max_position_embeddings=262144)
 
 
@@ -273,7 +295,7 @@ NEXT_ROPE = dict(rope_theta=10000000, max_position_embeddings=262144)
         (dict(linear_key_head_dim=2.5), "delta_key_dim must be a whole number"),
         (dict(linear_conv_kernel_dim=0), "linear_conv_kernel_dim must be above 0"),
         (dict(num_experts=4), "num_experts must be None or 0 or 1"),
-        (dict(model_type="qwen3_5_moe_text"), "model_type must be one of"),
+        (dict(model_type="qwen3_5_moe_text", num_experts=4), "experts_per_token must be at most"),
     ],
 )
 def test_keys_that_are_refused(values, message):
@@ -301,7 +323,7 @@ def test_what_is_refused(tiny_config):
     mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2, tensor=1))
     with pytest.raises(InputError, match="mesh.context must be 1 for a model with delta layers"):
         delta.check_mesh(config, mesh)
-    with pytest.raises(InputError, match="one that has delta layers .qwen3_next, qwen3_5_text."):
+    with pytest.raises(InputError, match="one that has delta layers .qwen3_next, qwen3_5_text, q"):
         layout.tensors(config)
     with pytest.raises(InputError, match="--arch=phi3: norm_offset must be 0.0, got 1.0"):
         exporting.check_arch("phi3", read(**TEXT | dict(head_dim=16, rope_parameters=None)))

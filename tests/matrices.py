@@ -70,7 +70,7 @@ CI_ROWS = {
             "qwen3_moe, some MLPs are dense-yarn",
             "mixtral-longrope",
             "qwen3_next-yarn",
-            "qwen3_5-longrope",
+            "qwen3_5_moe-longrope",
         ),
         "test_documents_of_a_row_equal_themselves_alone": (
             "olmo3",
@@ -103,6 +103,7 @@ CI_ROWS = {
             "mixtral",
             "qwen3_next",
             "qwen3_5",
+            "qwen3_5_moe",
         ),
         "test_an_extended_model_opens_in_transformers": (
             "ministral3",

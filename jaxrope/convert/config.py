@@ -152,6 +152,7 @@ def _with_defaults(config: Fields, row: Family, notes: list[str]) -> Fields:
 _OF_ROPE = ("max_position_embeddings", "rope_theta", "head_dim", "num_attention_heads")
 _LENGTH, _OLD_LENGTHS = "max_position_embeddings", ("max_sequence_length", "max_seq_len")
 _DERIVED = ("tie_word_embeddings", "rope_local_base_freq", "head_dim")  # told by the tensors
+_DERIVED += ("intermediate_size",)  # of a family without dense MLPs
 
 
 def _check_foreign(config: Fields, row: Family) -> None:

@@ -18,6 +18,7 @@ class Experts(NamedTuple):
       router: the router's tensor in a layer.
       tensors: those of an expert, `{}` its number -> parameters.
       shared: those of the expert that every token has -> parameters.
+      stacked: tensors of all experts -> parameters, as files have them in place of `tensors`.
     """
 
     read: Callable[[Fields, int], dict]
@@ -26,6 +27,7 @@ class Experts(NamedTuple):
     router: str
     tensors: dict[str, str]
     shared: dict[str, str] = {}
+    stacked: dict[str, tuple[str, ...]] = {}
 
 
 _FIELDS = ("num_experts", "experts_per_token", "expert_dim", "router_loss")
@@ -89,6 +91,19 @@ def _next_keys(config: DecoderConfig) -> dict:
     return _qwen_keys(config) | {"shared_expert_intermediate_size": config.shared_dim}
 
 
+def _qwen3_5(config: Fields, num_layers: int) -> dict:
+    fields = _next(config, num_layers)
+    return {name: fields[name] for name in (*_FIELDS, "shared_dim")}  # all layers have experts
+
+
+def _qwen3_5_keys(config: DecoderConfig) -> dict:
+    return _chosen_keys(config) | {
+        "num_experts": config.num_experts,
+        "moe_intermediate_size": config.expert_dim,
+        "shared_expert_intermediate_size": config.shared_dim,
+    }
+
+
 def _mixtral(config: Fields, num_layers: int) -> dict:
     del num_layers
     width = config.count("intermediate_size")
@@ -124,6 +139,15 @@ NEXT = QWEN._replace(
         "mlp.shared_expert.gate_proj": "shared_gate",
         "mlp.shared_expert.up_proj": "shared_up",
         "mlp.shared_expert.down_proj": "shared_down",
+    },
+)
+QWEN3_5 = NEXT._replace(
+    read=_qwen3_5,
+    write=_qwen3_5_keys,
+    fields=(*_FIELDS, "shared_dim"),
+    stacked={
+        "mlp.experts.gate_up_proj": ("expert_gate", "expert_up"),
+        "mlp.experts.down_proj": ("expert_down",),
     },
 )
 MIXTRAL = Experts(

@@ -268,7 +268,7 @@ def _converted(
 
 
 def _dtype_of(tensor: layout.Tensor, params: dict) -> np.dtype:
-    return np.result_type(*[layout.find_leaf(part, params).dtype for part in tensor.parts])
+    return np.result_type(*{layout.find_leaf(part, params).dtype for part in tensor.parts})
 
 
 def _dtype(model: Model, name: str | None) -> tuple[np.dtype | None, list[str]]:

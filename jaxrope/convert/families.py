@@ -99,6 +99,21 @@ _DELTA_KEYS = {
     "delta_conv": Key("linear_conv_kernel_dim", 4, _whole, int),
 }
 _HYBRID_FIELDS = dict(qk_norm="head", norm_offset=1.0, output_gate=True)
+_QWEN3_5 = Family(
+    "Qwen3_5ForCausalLM",
+    fixed=_HYBRID_FIELDS,
+    keys=_DELTA_KEYS,
+    layers=layer_keys.HYBRID,
+    attention_bias=True,
+    delta={
+        "linear_attn.in_proj_qkv.weight": ("delta_q", "delta_k", "delta_v"),
+        "linear_attn.in_proj_z.weight": ("delta_z",),
+        "linear_attn.in_proj_b.weight": ("delta_beta",),
+        "linear_attn.in_proj_a.weight": ("delta_decay",),
+    },
+    partial_rotary=0.25,
+    defaults=_longest(32_768, head_dim=256, num_key_value_heads=4),
+)
 _GEMMA_SCALE = Key("query_pre_attn_scalar", 256, lambda v: v**-0.5, lambda v: round(v**-2))
 _GEMMA = dict(
     norms="both", norm_offset=1.0, gate="gelu_tanh", embed_scale=lambda embed_dim: embed_dim**0.5
@@ -187,20 +202,20 @@ FAMILIES: dict[str, Family] = {
             norm_topk_prob=True,
         ),
     ),
-    "qwen3_5_text": Family(
-        "Qwen3_5ForCausalLM",
-        fixed=_HYBRID_FIELDS,
-        keys=_DELTA_KEYS,
-        layers=layer_keys.HYBRID,
-        attention_bias=True,
-        delta={
-            "linear_attn.in_proj_qkv.weight": ("delta_q", "delta_k", "delta_v"),
-            "linear_attn.in_proj_z.weight": ("delta_z",),
-            "linear_attn.in_proj_b.weight": ("delta_beta",),
-            "linear_attn.in_proj_a.weight": ("delta_decay",),
-        },
-        partial_rotary=0.25,
-        defaults=_longest(32_768, head_dim=256, num_key_value_heads=4),
+    "qwen3_5_text": _QWEN3_5,
+    "qwen3_5_moe_text": dataclasses.replace(
+        _QWEN3_5,
+        architecture="Qwen3_5MoeForCausalLM",
+        experts=expert_keys.QWEN3_5,
+        defaults=_longest(
+            32_768,
+            head_dim=256,
+            num_key_value_heads=2,
+            intermediate_size=512,
+            num_experts=256,
+            num_experts_per_tok=8,
+            moe_intermediate_size=512,
+        ),
     ),
     "phi3": Family(
         "Phi3ForCausalLM",

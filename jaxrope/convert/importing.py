@@ -130,7 +130,7 @@ def load_params(source: Source, *, dtype: str | None) -> dict:
         stored.
     """
     target_dtype = None if dtype is None else np.dtype(choose("dtype", dtype, DTYPES))
-    tensors = {tensor.name: tensor for tensor in layout.tensors(source.config)}
+    tensors = _tensors(source.config, source.entries)
     entries = {name: source.entries[name] for name in tensors}
     params = _allocate(tensors.values(), entries, target_dtype)
     for name, array in tensor_files.read_tensors(entries):
@@ -295,7 +295,7 @@ def _check_names(folder: Path, entries: dict, config: DecoderConfig) -> None:
             f"{folder}: num_hidden_layers of config.json must be {len(layers)}, the layers that the"
             f" tensors have, got {config.num_layers}."
         )
-    tensors = {tensor.name: tensor for tensor in layout.tensors(config)}
+    tensors = _tensors(config, entries)
     tolerated = {layout.HEAD} if config.tie_embeddings else set()
     missing = [name for name in tensors if name not in entries]
     unexpected = sorted(entries.keys() - tensors.keys() - tolerated)
@@ -316,6 +316,12 @@ def _check_names(folder: Path, entries: dict, config: DecoderConfig) -> None:
                 f"{folder}: {name} must have shape {list(tensor.shape)} by config.json, has"
                 f" {list(entries[name].shape)}."
             )
+
+
+def _tensors(config: DecoderConfig, entries: dict) -> dict[str, layout.Tensor]:
+    """Returns the model's tensors by name, experts stacked or not as in the file."""
+    stacked = not any(".experts.0." in name for name in entries)
+    return {tensor.name: tensor for tensor in layout.tensors(config, stacked=stacked)}
 
 
 _UNKNOWN = (

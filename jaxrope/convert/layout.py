@@ -79,8 +79,14 @@ class Tensor:
         return math.prod(self.shape)
 
 
-def tensors(config: DecoderConfig) -> list[Tensor]:
-    """Returns every tensor of the model's file, in the order in which transformers writes them."""
+def tensors(config: DecoderConfig, *, stacked: bool = True) -> list[Tensor]:
+    """Returns every tensor of the model's file, in the order in which transformers writes them.
+
+    Args:
+      config: the model's.
+      stacked: experts lie in one tensor, where the family's files have such; False: in one each, as
+        transformers 5 writes them.
+    """
     leaves = _leaf_shapes(config)
     file_tensors = [_tensor(EMBED, [("embed_VD",)], (), leaves)]
     joined = _JOINED if FAMILIES[config.family].joined else _SEPARATE
@@ -104,7 +110,7 @@ def tensors(config: DecoderConfig) -> list[Tensor]:
             if biases:
                 file_tensors.append(_tensor(f"{prefix}{name}.bias", biases, index, leaves))
         if has_experts:
-            file_tensors += _of_experts(config, prefix, in_kind, leaves)
+            file_tensors += _of_experts(config, prefix, in_kind, leaves, stacked)
         for name, stem in norms.items():
             of_heads = name in _HEAD_NORMS
             if of_heads and recurs:
@@ -139,7 +145,9 @@ def _of_delta(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> l
     ]
 
 
-def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) -> list[Tensor]:
+def _of_experts(
+    config: DecoderConfig, prefix: str, layer: int, leaves: dict, stacked: bool
+) -> list[Tensor]:
     names = FAMILIES[config.family].experts
     if names is None:
         having = ", ".join(name for name, row in FAMILIES.items() if row.experts)
@@ -153,6 +161,12 @@ def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) ->
         _tensor(f"{prefix}{name}.weight", _find(leaves, [stem]), (layer,), leaves)
         for name, stem in shared.items()
     ]
+    if names.stacked and stacked:
+        every = [(layer, number) for number in range(config.num_experts)]
+        return [router, *others] + [
+            _stacked([_tensor(f"{prefix}{name}", _find(leaves, stems), i, leaves) for i in every])
+            for name, stems in names.stacked.items()
+        ]
     return [router, *others] + [
         _tensor(f"{prefix}{name.format(number)}.weight", path, (layer, number), leaves)
         for number in range(config.num_experts)
@@ -160,8 +174,21 @@ def _of_experts(config: DecoderConfig, prefix: str, layer: int, leaves: dict) ->
     ]
 
 
+def _stacked(of_each: list[Tensor]) -> Tensor:
+    """Returns the tensor in which those of all experts, of one name, follow one another."""
+    name, shape = of_each[0].name, of_each[0].shape
+    parts = [
+        dataclasses.replace(part, rows=slice(part.rows.start + start, part.rows.stop + start))
+        for start, tensor in zip(range(0, len(of_each) * shape[0], shape[0]), of_each, strict=True)
+        for part in tensor.parts
+    ]
+    return Tensor(name, (len(of_each), *shape), tuple(parts))
+
+
 def read_part(part: Part, tensor: np.ndarray) -> np.ndarray:
     """Returns a view of `tensor` in the layout of the parameter."""
+    if tensor.ndim == 3:  # of experts, or of a convolution
+        tensor = tensor.reshape(-1, tensor.shape[-1])
     rows = tensor[part.rows]
     if part.groups > 1:
         in_groups = tensor.reshape(part.groups, -1, *tensor.shape[1:])
@@ -180,8 +207,8 @@ def write_tensor(tensor: Tensor, params: dict) -> np.ndarray:
         values = np.asarray(leaf[part.index])
         num_rows = (part.rows.stop - part.rows.start) * part.groups
         if part.leaf != ("embed_VD",):
-            values = values.reshape(-1, num_rows).T.reshape(num_rows, *tensor.shape[1:])
-        rows.append(values.reshape(part.groups, -1, *tensor.shape[1:]))
+            values = values.reshape(-1, num_rows).T
+        rows.append(values.reshape(part.groups, -1, values.shape[-1]))
     whole = rows[0] if len(rows) == 1 else np.concatenate(rows, axis=1)
     return np.ascontiguousarray(whole.reshape(tensor.shape))
 

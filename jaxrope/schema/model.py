@@ -44,6 +44,7 @@ FAMILIES = (
     "mixtral",
     "qwen3_next",
     "qwen3_5_text",
+    "qwen3_5_moe_text",
     "phi3",
     "smollm3",
     "olmo2",
