@@ -4,6 +4,7 @@ import dataclasses
 import itertools
 import json
 import math
+import os
 import shlex
 
 import hf_families
@@ -233,6 +234,38 @@ def test_a_folder_has_the_rope_of_its_import(tmp_path, name):
         assert {note for note in notes if "max_position" in note} <= set(found.notes)
 
 
+def write_seeing(folder):
+    """Writes the config.json of a Qwen3.5 with its vision part, quantised."""
+    text = dict(model_type="qwen3_5_text", vocab_size=96, hidden_size=64, intermediate_size=48)
+    text |= dict(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=32)
+    text |= dict(max_position_embeddings=32, rms_norm_eps=1e-6)
+    section = dict(rope_type="default", rope_theta=1e4, partial_rotary_factor=0.5)
+    text |= dict(rope_parameters=section | dict(mrope_section=[4, 2, 2], mrope_interleaved=True))
+    values = dict(model_type="qwen3_5", text_config=text, vision_config=dict(depth=27))
+    values |= dict(quantization_config=dict(quant_method="fp8"))
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(values))
+
+
+def test_a_line_for_a_model_with_a_vision_part(tmp_path):
+    """Under text_config, without the sections of pictures, which vLLM keeps."""
+    write_seeing(tmp_path / "seeing")
+    yarn = dict(factor=4.0, beta_fast=20.0, beta_slow=0.5, attention_factor=1.2)
+    geometry = dict(head_dim=32, rotary_dim=16, theta=1e4, original_len=32)
+    rope_fn = rope.make("yarn", **geometry, **yarn)
+    settings = Settings("vllm", model=tmp_path / "seeing")
+    said = convert(saved(tmp_path, rope_fn), tmp_path / "out", settings)
+    assert said[-1].startswith("Serve the model so: xargs -a ")
+    flag, value, length = shlex.split((tmp_path / "out").read_text())
+    assert (flag, length) == ("--hf-overrides", "--max-model-len=128")
+    section = dict(rope_type="yarn", rope_theta=1e4, partial_rotary_factor=0.5, truncate=True)
+    section |= yarn | dict(original_max_position_embeddings=32)
+    text = dict(max_position_embeddings=128, head_dim=32, rope_parameters=section)
+    assert json.loads(value) == {"text_config": text}
+    found = read(tmp_path / "out").rope_fn
+    assert found.geometry == rope_fn.geometry and rope_export.difference(found, rope_fn) == 0
+
+
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 def test_a_scaling_that_grows_has_one_length_elsewhere(tmp_path, factor):
     """In vLLM and llama.cpp: the factors of the longest text, factor * original."""
@@ -266,7 +299,7 @@ def test_lengths_of_factors(tmp_path):
 
 MISTAKES = {
     "no file": (("IN", "out", "--format=vllm"), "there is no such file. Name a rope.json"),
-    "format": (("rope.json", "out", "--format=ggu"), "Unknown --format 'ggu'. Known: hf-llama"),
+    "format": (("rope.json", "out", "--format=ggu"), "Unknown --format 'ggu'. Known: hf, hf-llama"),
     "no format": (("rope.json", "out"), "arguments are required: --format"),
     "gguf": (
         ("rope.json", "out", "--format=gguf"),
@@ -275,13 +308,30 @@ MISTAKES = {
     "taken": (("rope.json", "rope.json", "--format=vllm"), "exists. Name another, or pass"),
     "folder": (("rope.json", ".", "--format=vllm"), "is a folder. Name a file in it"),
     "no folder": (("rope.json", "a/b", "--format=vllm"), "there is no such folder. Make it"),
+    "no model": (("rope.json", "out", "--format=hf"), "name its folder, --model=HF_DIR"),
+    "model of none": (
+        ("rope.json", "out", "--format=hf-phi3", "--model=seeing"),
+        "--model is for --format=hf and vllm, got hf-phi3",
+    ),
+    "another model": (
+        ("other.json", "out", "--format=hf", "--model=seeing"),
+        "has theta 10000.0, the rope 500000.0. Name the model that it was",
+    ),
+    "factors beside vision": (
+        ("rope.json", "out", "--format=vllm", "--model=seeing"),
+        "vLLM scales the rope as YaRN alone, got longrope. Search in its form",
+    ),
 }
 
 
 @pytest.mark.parametrize("name", MISTAKES)
 def test_mistakes(tmp_path, capsys, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
-    saved(tmp_path, rope_of())
+    (tmp_path / "other").mkdir()
+    dims = dict(head_dim=32, rotary_dim=16)
+    os.rename(saved(tmp_path / "other", rope_of("two", **dims)), tmp_path / "other.json")
+    saved(tmp_path, rope_of(**dims))
+    write_seeing(tmp_path / "seeing")
     arguments, message = MISTAKES[name]
     code, out, err = run(capsys, "rope", *arguments)
     assert code == 2 and out == ""

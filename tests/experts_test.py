@@ -5,6 +5,7 @@ against plain arithmetic.
 import dataclasses
 import functools
 import signal
+import types
 
 import hf_families
 import jax
@@ -241,7 +242,7 @@ def test_what_cannot_be(tiny_config, changes, message):
         small(tiny_config, **changes)
 
 
-def test_adapters_are_of_attention(tiny_config):
+def test_adapters_are_of_attention(tiny_config, tmp_path):
     """Experts and routers are frozen; the dense MLPs of such a model may have adapters."""
     section = training.Lora(
         rank=2, alpha=4.0, targets=("q", "gate"), train_norms=True, train_embeddings=False
@@ -264,6 +265,11 @@ def test_adapters_are_of_attention(tiny_config):
     np.testing.assert_allclose(merged, apart, atol=1e-5)
     before = decoder.hidden(config, params, tokens_BT, r)
     assert np.abs(before - apart).max() > 1e-3
+    model = types.SimpleNamespace(config=config, params=changed, source="runs/x")
+    with pytest.raises(
+        InputError, match="PEFT takes adapters of gate, up and down for those of ex"
+    ):
+        exporting.export_adapter(model, tmp_path / "out", base="base")
 
 
 A3B = dict(

@@ -12,7 +12,7 @@ import pytest
 
 from jaxrope import decoder, generate, rope
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import exporting, families, importing, pretrained, rope_export
+from jaxrope.convert import exporting, families, importing, pretrained, rope_export, rope_formats
 from jaxrope.errors import InputError
 from tests import hf_families
 from tests.hf_families import CASES, SCALINGS
@@ -205,3 +205,34 @@ def test_the_text_part_of_a_model_with_vision(torch, tmp_path):
     assert sizes == (config.vocab_size, config.num_heads, config.head_dim)
     assert any("text part of a gemma3" in note for note in notes)
     assert any("no max_position_embeddings; 131072 is taken" in note for note in notes)
+
+
+@pytest.mark.parametrize("case", ["qwen3_5", "qwen3_5_moe"])
+def test_factors_go_into_a_folder_with_a_vision_part(torch, tmp_path, case):
+    """Into its config.json, and nothing else of it changes: its class computes what we do."""
+    import transformers
+
+    hf_families.write_seeing(torch, tmp_path / "in", case)
+    target = tmp_path / "in" / "config.json"
+    geometry = dict(head_dim=16, rotary_dim=8, theta=1e4, original_len=32)
+    rope_fn = rope.make("yarn", **geometry, factor=4.0, beta_fast=4.0, beta_slow=0.5)
+    rope.save(tmp_path / "rope.json", rope_fn, {}, max_len=128)
+    how = rope_formats.Settings("hf", overwrite=True, model=tmp_path / "in")
+    before = json.loads(target.read_text())
+    said = rope_formats.convert(tmp_path / "rope.json", target, how)
+    assert said[-1] == f"Put it in the place of {target}"
+    after = json.loads(target.read_text())
+    section = after["text_config"].pop("rope_parameters")
+    assert section == after["text_config"].pop("rope_scaling")
+    assert section["mrope_section"] == [2, 1, 1] and section["mrope_interleaved"]
+    changed = {"rope_theta", "max_position_embeddings", "original_max_position_embeddings"}
+    for values in (before, after):
+        values["text_config"] = {
+            k: v for k, v in values["text_config"].items() if k not in {*changed, "rope_parameters"}
+        }
+    assert before == after
+    theirs = transformers.AutoModelForImageTextToText.from_pretrained(tmp_path / "in").eval()
+    ours = pretrained.load(tmp_path / "in")
+    assert ours.config.max_len == 128 and rope_export.difference(ours.rope_fn, rope_fn) == 0
+    tokens = 9 + tokens_of(100) % 80  # none stands for a picture
+    assert_equal(our_logits(ours, tokens), their_logits(torch, theirs, tokens))

@@ -165,15 +165,46 @@ def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0,
         del values["head_dim"]  # hidden_size / num_attention_heads: some classes have no such key
     config = transformers.AutoConfig.for_model(model_type, **values)
     model = transformers.AutoModelForCausalLM.from_config(config).to(torch.float32).eval()
+    _randomize(torch, model, seed, noise, ones=not model_type.startswith("gemma"))
+    model.save_pretrained(folder)
+    return transformers_model(folder)
+
+
+def _randomize(torch, model, seed: int, noise: float, ones: bool) -> None:
+    """Draws all parameters; those of norms around 1 or 0."""
     rng = np.random.default_rng(seed)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             scale = noise if "proj" in name else 0.15
             values = torch.as_tensor(rng.normal(size=tuple(parameter.shape)) * scale)
-            is_norm = "norm" in name and not model_type.startswith("gemma")
-            parameter.copy_(values.to(torch.float32) + is_norm)
+            parameter.copy_(values.to(torch.float32) + (ones and "norm" in name))
+
+
+def write_seeing(torch, folder: Path, case: str) -> None:
+    """Writes a case of Qwen3.5 as published, the text part beside one for vision."""
+    import transformers
+
+    model_type, differing = CASES[case]
+    text = _SIZES | differing | dict(tie_word_embeddings=True, initializer_range=0.15)
+    text["rope_parameters"] = rope_parameters(model_type, "plain", 0) | dict(
+        mrope_section=[2, 1, 1],
+        mrope_interleaved=True,
+        partial_rotary_factor=text.pop("partial_rotary_factor"),
+    )
+    vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2)
+    vision |= dict(out_hidden_size=text["hidden_size"], patch_size=4, num_position_embeddings=16)
+    places = dict(image_token_id=5, video_token_id=6, vision_start_token_id=7)
+    config = transformers.AutoConfig.for_model(
+        model_type.removesuffix("_text"),
+        text_config=text,
+        vision_config=vision,
+        vision_end_token_id=8,
+        tie_word_embeddings=True,
+        **places,
+    )
+    model = transformers.AutoModelForImageTextToText.from_config(config).to(torch.float32)
+    _randomize(torch, model, 0, 0.15, ones=True)
     model.save_pretrained(folder)
-    return transformers_model(folder)
 
 
 def transformers_model(folder: Path):

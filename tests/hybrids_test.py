@@ -92,7 +92,7 @@ def test_adapters_are_of_full_layers(tiny_config):
     np.testing.assert_allclose(merged, apart, atol=1e-4)
 
 
-@pytest.mark.parametrize("case", ("qwen3_next", "qwen3_5"))
+@pytest.mark.parametrize("case", ("qwen3_next", "qwen3_5", "mixtral"))
 def test_adapters_as_a_peft_folder(torch, tmp_path, case):
     """Read again it is the merged model; peft and transformers compute what that computes."""
     hf_families.write(torch, tmp_path / "base", case)
@@ -259,6 +259,10 @@ def test_keys_as_published(tmp_path):
     assert "the text part of a qwen3_5 is read, the rest left out" in notes
     again = read(**config_keys.to_hf(config, dtype="float32"), **NEXT_ROPE)
     assert again == dataclasses.replace(config, stored_dtype=None)
+    values |= dict(quantization_config=dict(quant_method="fp8"))
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(InputError, match=r"the weights are quantised \(fp8\), which is not read"):
+        hf_config.read(tmp_path)
 
 
 def test_keys_of_a_mixture_as_published(tmp_path):
@@ -333,7 +337,8 @@ def test_what_is_passed_over(tmp_path):
     """Names as Qwen3.5 publishes them: text under language_model, vision and a head for more
     tokens beside it.
     """
-    values = TEXT | dict(vocab_size=96, eos_token_id=2)
+    values = TEXT | dict(vocab_size=96, eos_token_id=2, model_type="qwen3_5_moe_text")
+    values |= dict(num_experts=4, num_experts_per_tok=2, moe_intermediate_size=24)
     config = read(**values)
     rng, tensors = np.random.default_rng(0), {}
     for tensor in layout.tensors(config):
@@ -345,8 +350,10 @@ def test_what_is_passed_over(tmp_path):
     for folder, content in ((tmp_path / "a", tensors), (tmp_path / "b", plain)):
         folder.mkdir()
         save_file(content, folder / "model.safetensors")
-        text = dict(model_type="qwen3_5", text_config=values, vision_config={})
+        text = dict(model_type="qwen3_5_moe", text_config=values, vision_config={})
         (folder / "config.json").write_text(json.dumps(text))
+    shape = tensors["model.language_model.layers.3.mlp.experts.gate_up_proj"].shape
+    assert shape == (4, 48, 64)
     source = importing.open_model(tmp_path / "a")
     assert any("1 tensors of the vision part (model.visual.blocks" in n for n in source.notes)
     assert any("multi-token-prediction head (mtp.layers.0" in note for note in source.notes)

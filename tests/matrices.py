@@ -109,9 +109,10 @@ CI_ROWS = {
             "ministral3",
             "smollm3",
             "gemma3",
-            "qwen3_5",
+            "qwen3_5_moe",
         ),
         "test_factors_that_change_with_the_length_are_not_for_sliding_layers": ("ministral",),
+        "test_factors_go_into_a_folder_with_a_vision_part": ("qwen3_5_moe",),
     },
     "experts_test.py": {
         "test_gradients_of_a_step": ("qwen3_moe, some MLPs are dense-16", "mixtral-0"),

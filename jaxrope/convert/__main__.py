@@ -213,7 +213,14 @@ def _rope_arguments(parser) -> None:
         " three",
     )
     parser.add_argument("target", metavar="OUT", help="file to make")
-    parser.add_argument("--format", required=True, help=f"what to write: {', '.join(FORMATS)}")
+    formats = f"what to write: {', '.join(FORMATS)}; hf, the config.json of --model with it"
+    parser.add_argument("--format", required=True, help=formats)
+    parser.add_argument(
+        "--model",
+        metavar="HF_DIR",
+        help="folder of the model that the rope is for, with --format=hf or vllm: a vision part"
+        " stays as it is, and the rope is put where the text part has its own",
+    )
     parser.add_argument(
         "--allow_lossy",
         action="store_true",
@@ -227,7 +234,7 @@ def _rope(args) -> None:
     from jaxrope.convert import rope_formats
 
     settings = rope_formats.Settings(
-        args.format, allow_lossy=args.allow_lossy, overwrite=args.overwrite
+        args.format, allow_lossy=args.allow_lossy, overwrite=args.overwrite, model=args.model
     )
     _report_lines(rope_formats.convert(args.source, args.target, settings), args.target)
 
@@ -237,7 +244,8 @@ def _rope_dry_run(args) -> str:
     from jaxrope.convert import rope_formats
 
     rope_formats.check_target(args.target, args.overwrite)
-    settings = rope_formats.Settings(args.format, allow_lossy=args.allow_lossy)
+    how = dict(allow_lossy=args.allow_lossy, model=args.model)
+    settings = rope_formats.Settings(args.format, **how)
     with tempfile.TemporaryDirectory() as folder:
         target = os.path.join(folder, os.path.basename(args.target))
         lines = rope_formats.convert(args.source, target, settings)

@@ -10,6 +10,7 @@ from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError, choose
 from jaxrope.store import strict_json
 
+QUANTISED = "quantization_config"
 # Keys that would change the result where no family reads them: key -> neutral values.
 _FOREIGN = {
     "clip_qkv": (None, 0),
@@ -84,11 +85,12 @@ def read_json(folder: Path) -> dict:
 
 
 def _text_part(values: dict) -> dict:
-    """Returns what describes the decoder: `text_config` with the ids and the tie beside it."""
+    """Returns what describes the decoder: `text_config` with what is beside it of the whole."""
     text = values.get("text_config")
     if not isinstance(text, dict) or text.get("model_type") not in FAMILIES:
         return values
     beside = ("bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "torch_dtype")
+    beside += (QUANTISED,)
     outer = {key: values[key] for key in beside if key in values}
     return outer | text | {"text_of": values.get("model_type")}
 
@@ -272,12 +274,12 @@ def _query_growth(config: Fields) -> tuple[dict, Fields]:
 
 
 def _check_quantised(config: Fields) -> None:
-    section = config.section("quantization_config")
+    section = config.section(QUANTISED)
     if section is None:
         return
     kind = section.get("quant_method") or section.get("bits") or "method not named"
     raise InputError(
-        f"{config.path('quantization_config')} says that the weights are quantised"
+        f"{config.path(QUANTISED)} says that the weights are quantised"
         f" ({str(kind)[:40]}), which is not read. Save the model without quantisation:"
         " model.dequantize() of transformers, then save_pretrained; or take the model that it was"
         " made from."

@@ -30,7 +30,6 @@ from jaxrope.convert import (
     safetensors_io,
 )
 from jaxrope.convert import config as hf_config
-from jaxrope.convert.families import FAMILIES
 from jaxrope.convert.rope_export import HfRope
 from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError, choose
@@ -94,7 +93,7 @@ def export_folder(model: Model, target: Path | str, settings: Settings | None = 
     dtype, notes = _dtype(model, settings.dtype)
     hf_rope = rope_export.express(model.config, model.rope_fn)
     rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
-    _check_sliding(model)
+    rope_export.check_sliding(model.config, model.rope_fn)
     with folders.staged(target, overwrite=settings.overwrite) as staging:
         try:
             if settings.weights is None:
@@ -143,10 +142,11 @@ def export_adapter(
       What is lost, and how it is opened, a line each.
 
     Raises:
-      InputError: the model has no adapters, no base is named, or see `export_folder`.
+      InputError: the model has no adapters, or some that PEFT takes for others; no base is named;
+        see `export_folder`.
     """
-    settings = settings or Settings()
-    if decoder.adapters.SCALE not in model.params["layers"]:
+    settings, layers = settings or Settings(), model.params["layers"]
+    if decoder.adapters.SCALE not in layers:
         raise InputError(
             f"--adapter: {model.source} has no adapters (lora.rank was 0). Leave --adapter out."
         )
@@ -154,6 +154,13 @@ def export_adapter(
         raise InputError(
             f"--adapter: {model.source} was not trained from a Hugging Face folder. Name the one"
             " that the adapters are for: --base=FOLDER."
+        )
+    if model.config.num_experts and any(
+        name.startswith(("gate_b_", "up_b_", "down_b_")) for name in layers
+    ):
+        raise InputError(
+            "--adapter: PEFT takes adapters of gate, up and down for those of experts, this model"
+            " has them in dense MLPs. Export the whole model: leave --adapter out."
         )
     dtype = settings.dtype and choose("dtype", settings.dtype, safetensors_io.BY_NAME)
     hf_rope = rope_export.express(model.config, model.rope_fn)
@@ -170,23 +177,6 @@ def export_adapter(
         " AutoModelForCausalLM.from_pretrained(BASE, config=AutoConfig.from_pretrained(FOLDER)),"
         " then PeftModel.from_pretrained(model, FOLDER)",
     ]
-
-
-def _check_sliding(model: Model) -> None:
-    """Refuses a scaled rope where a class of transformers has one rope for all layers, and some
-    slide.
-
-    Raises:
-      InputError: it is so.
-    """
-    config, row = model.config, FAMILIES[model.config.family]
-    if "sliding" not in config.layers or row.rope_by_layer:
-        return
-    if rope_export.difference(decoder.sliding_rope(config), model.rope_fn) > _SAME:
-        raise InputError(
-            f"transformers' {row.architecture} has one rope for all layers: those that slide would"
-            " be rescaled too, which no training has met. Serve the model with this program."
-        )
 
 
 def check_arch(arch: str, config: DecoderConfig) -> DecoderConfig:

@@ -13,12 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxrope import rope, schema
+from jaxrope import decoder, rope, schema
 from jaxrope.convert.config_keys import fraction
 from jaxrope.convert.families import FAMILIES
 from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError
 
+_SAME = 1e-8  # relative: a law computed again differs by 1e-15
 _STATED = 1e-9  # relative; an attention factor this near to the "su" law is not written out
 
 
@@ -151,6 +152,23 @@ def check(hf_rope: HfRope, *, allow_lossy: bool, reader: str = "Hugging Face") -
         raise InputError(
             f"{reader} cannot express this rope: {'; '.join(hf_rope.losses)}. Pass --allow_lossy"
             " to export it so."
+        )
+
+
+def check_sliding(config: DecoderConfig, rope_fn: rope.RopeFn) -> None:
+    """Refuses a scaled rope where a class of transformers has one rope for all layers, and some
+    slide.
+
+    Raises:
+      InputError: it is so.
+    """
+    row = FAMILIES[config.family]
+    if "sliding" not in config.layers or row.rope_by_layer:
+        return
+    if difference(decoder.sliding_rope(config), rope_fn) > _SAME:
+        raise InputError(
+            f"transformers' {row.architecture} has one rope for all layers: those that slide would"
+            " be rescaled too, which no training has met. Serve the model with this program."
         )
 
 

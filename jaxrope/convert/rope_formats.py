@@ -1,4 +1,5 @@
-"""Converts a rope between file formats: rope.json, config.json, vLLM; GGUF is read.
+"""Converts a rope between file formats: rope.json, config.json, vLLM; GGUF is read. With a model,
+its config.json is written with the rope in it, or a line for vLLM that fits it.
 
 Each file is read again and compared before the conversion is reported.
 """
@@ -13,20 +14,26 @@ from pathlib import Path
 from jaxrope import rope
 from jaxrope.convert import config as hf_config
 from jaxrope.convert import (
+    config_keys,
     consumers,
+    folders,
     gguf_folder,
     gguf_rope,
     lookup,
     rope_config,
     rope_export,
+    rope_types,
 )
 from jaxrope.convert.families import FAMILIES, Family
 from jaxrope.convert.fields import Fields
 from jaxrope.convert.rope_export import HfRope
+from jaxrope.decoder import DecoderConfig
 from jaxrope.errors import InputError, choose
 from jaxrope.store import files, strict_json
 
 _FLAG = "--hf-overrides"  # of vLLM
+_TEXT = "text_config"  # of a model with a vision part
+_MROPE = ("mrope_section", "mrope_interleaved")  # positions in a picture: not the rope's to change
 _VLLM_FAMILY = "phimoe"  # its config.json has short_mscale and long_mscale, as vLLM reads them
 _ANY = Family("", partial_rotary=1.0)  # of a rope that comes without a model
 _SAME = 1e-8  # relative
@@ -58,14 +65,17 @@ class Settings:
     """How to write.
 
     Attributes:
-      form: a name in FORMATS.
+      form: a name in FORMATS, or "hf", the config.json of `model`.
       allow_lossy: write although the format cannot express all of the rope.
       overwrite: replace a file that is there.
+      model: Hugging Face folder that the rope is for, of which config.json alone is read; None: not
+        named.
     """
 
     form: str
     allow_lossy: bool = False
     overwrite: bool = False
+    model: Path | str | None = None
 
 
 def convert(source: Path | str, target: Path | str, settings: Settings) -> list[str]:
@@ -89,7 +99,14 @@ def convert(source: Path | str, target: Path | str, settings: Settings) -> list[
             " python -m jaxrope.convert gguf MODEL.gguf OUT.gguf --rope=rope.json; or write the"
             " model: export MODEL OUT.gguf --to=gguf --rope=rope.json."
         )
-    writer = choose("--format", settings.form, FORMATS)
+    writer = choose("--format", settings.form, FORMATS | {"hf": _write_config})
+    if settings.form == "hf" and settings.model is None:
+        raise InputError(
+            "--format=hf is the config.json of a model with the rope in it: name its folder,"
+            " --model=HF_DIR. Without a model: hf-llama, hf-phi3."
+        )
+    if settings.form not in ("hf", "vllm") and settings.model is not None:
+        raise InputError(f"--model is for --format=hf and vllm, got {settings.form}. Leave it out.")
     path = check_target(target, settings.overwrite)
     rope_source = read(source)
     lines, lossless = writer(rope_source, path, settings)
@@ -137,6 +154,7 @@ def _read_vllm(text: str, where: str) -> Source:
         raise InputError(f"{where}: is not a command line: {error}.") from None
     value = words[0].partition("=")[2] if "=" in words[0] else "".join(words[1:2])
     content = strict_json.parse(value.encode(), where=f"{where}, {_FLAG}")
+    content = content.get(_TEXT, content)
     return _read_hf(Fields({"model_type": _VLLM_FAMILY} | content, where))
 
 
@@ -192,7 +210,66 @@ def _write_hf(source: Source, path: Path, settings: Settings) -> tuple[list[str]
     return _lines(hf_rope, family, settings), not hf_rope.losses
 
 
+def _write_config(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    config, values = _open_model(settings.model, source)
+    rope_export.check_sliding(config, source.rope_fn)
+    hf_rope = rope_export.express(config, source.rope_fn)
+    rope_export.check(hf_rope, allow_lossy=settings.allow_lossy)
+    keys = config_keys.rope_keys(config, hf_rope.keys(config))
+    text = values.get(_TEXT, values)
+    for name in ("rope_parameters", "rope_scaling"):
+        if keys[name] and _MROPE[0] not in keys[name]:
+            keys[name] |= _mrope(text)
+    text = {key: value for key, value in text.items() if key != rope_types.ORIGINAL} | keys
+    files.write_json_atomic(path, values | {_TEXT: text} if _TEXT in values else text)
+    how = f"Put it in the place of {files.as_path(settings.model) / 'config.json'}"
+    return [*_lines(hf_rope, config.family, settings), how], not hf_rope.losses
+
+
+def _open_model(place: Path | str, source: Source) -> tuple[DecoderConfig, dict]:
+    """Returns the config of a Hugging Face folder, and its config.json.
+
+    Raises:
+      InputError: there is none, or the rope is for heads of other dims or another theta.
+    """
+    folder = folders.open_folder(place)
+    if gguf_folder.is_view(folder):
+        raise InputError(
+            f"--model: {place} is GGUF. Put factors into it so: python -m jaxrope.convert gguf"
+            " MODEL.gguf OUT.gguf --rope=rope.json."
+        )
+    described = hf_config.read_json(folder)
+    described.pop(hf_config.QUANTISED, None)  # weights are not read
+    config, _ = hf_config.from_hf(Fields(described, str(folder / "config.json")))
+    for name in ("head_dim", "rotary_dim", "theta"):
+        own, other = getattr(config, name), getattr(source.rope_fn, name)
+        if own != other:
+            raise InputError(
+                f"--model: {folder} has {name} {own}, the rope {other}. Name the model that it was"
+                " searched for."
+            )
+    path = lookup.find(folder, "config.json")
+    return config, strict_json.read(path, max_bytes=strict_json.MAX_CONFIG_BYTES)
+
+
+def _mrope(text: dict) -> dict:
+    """Returns the keys of a config's rope that say how positions in a picture turn it."""
+    section = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    return {key: section[key] for key in _MROPE if key in section}
+
+
 def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[str], bool]:
+    nested = False
+    if settings.model is not None:
+        _, values = _open_model(settings.model, source)
+        nested = _TEXT in values
+        if nested and _mrope(values[_TEXT]) and source.rope_fn.method != "yarn":
+            raise InputError(
+                f"--format=vllm: of a model with a vision part ({settings.model}) vLLM scales the"
+                f" rope as YaRN alone, got {source.rope_fn.method}. Search in its form"
+                " (search.form='yarn'), or serve the text part: python -m jaxrope.convert export"
+                " MODEL OUT --rope=rope.json."
+            )
     rope_fn, layout = source.rope_fn, _layout(source, "phi3")
     is_yarn = rope_fn.method == "yarn"  # which vLLM has too
     if is_yarn:
@@ -211,6 +288,9 @@ def _write_vllm(source: Source, path: Path, settings: Settings) -> tuple[list[st
             for name, length in (("short", hf_rope.original_len), ("long", hf_rope.max_len))
         }
     keys |= {"rope_parameters": section, "rope_scaling": section}
+    if nested:  # vLLM adds them to the model's own, key by key
+        names = ("max_position_embeddings", "head_dim", "rope_parameters")
+        keys = {_TEXT: {name: keys[name] for name in names if name in keys}}
     value = json.dumps(keys, allow_nan=False)
     length = f"--max-model-len={hf_rope.max_len}"
     files.write_text_atomic(path, f"{_FLAG} {shlex.quote(value)} {length}\n")

@@ -3,8 +3,8 @@
 python programs.py transformers|vllm REQUESTS.json OUT.json, in an environment that has the program.
 
 REQUESTS is a list of objects: "model"; "prompts", lists of ids; "greedy", how many tokens more;
-"more", further arguments of vLLM's LLM. An answer has, for each prompt, "logprobs" of its own
-tokens but for the first, "greedy" and "chosen", the log-probabilities of those; or "error".
+"more", further or other arguments of vLLM's LLM. An answer has, for each prompt, "logprobs" of its
+own tokens but for the first, "greedy" and "chosen", the log-probabilities of those; or "error".
 """
 
 import gc
@@ -40,7 +40,7 @@ def ask_vllm(request: dict) -> dict:
 
     options = dict(dtype="float32", enforce_eager=True, max_num_seqs=1, disable_log_stats=True)
     options |= dict(enable_prefix_caching=False, kv_cache_memory_bytes=2**28)
-    llm = LLM(request["model"], **options, **request.get("more", {}))
+    llm = LLM(request["model"], **options | request.get("more", {}))
     sampling = dict(temperature=0, prompt_logprobs=0, logprobs=0, ignore_eos=True, detokenize=False)
     rows, greedy, chosen = [], [], []
     max_len = llm.llm_engine.model_config.max_model_len
