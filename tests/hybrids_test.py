@@ -266,13 +266,13 @@ def test_keys_as_published(tmp_path):
 
 
 def test_keys_of_a_mixture_as_published(tmp_path):
-    """Of Qwen/Qwen3.5-397B-A17B: all layers have experts, and no key says how wide a dense MLP
-    would be.
+    """Of Qwen/Qwen3.5-397B-A17B: all layers have experts, whatever mlp_only_layers says (published:
+    none), and no key says how wide a dense MLP would be.
     """
     text = {key: value for key, value in TEXT.items() if key != "intermediate_size"}
     text |= dict(model_type="qwen3_5_moe_text", num_hidden_layers=60, hidden_size=4096)
     text |= dict(layer_types=TEXT["layer_types"] * 15, num_attention_heads=32, vocab_size=248_320)
-    text |= dict(linear_num_key_heads=16, linear_num_value_heads=64, mlp_only_layers=[])
+    text |= dict(linear_num_key_heads=16, linear_num_value_heads=64, mlp_only_layers=[1])
     text |= dict(linear_key_head_dim=128, linear_value_head_dim=128, num_experts=512)
     text |= dict(num_experts_per_tok=10, moe_intermediate_size=1024, router_aux_loss_coef=0.001)
     text |= dict(shared_expert_intermediate_size=1024)
