@@ -23,10 +23,12 @@ from jaxrope.topology.schedule import BETWEEN, KINDS, Schedule
 # time for everything else in it. Attention: products of head_dim 128 with an exponential for each
 # pair between them; the step of Llama-3-8B over 256k tokens at 24% MFU (MaxText, 64 v5p) bounds it
 # from below, the matrix unit half idle while weights are computed is what its kernels plan with.
-# Recurrence: products of float32, each six of bfloat16, at the share that attention has.
+# Recurrence: float32, whose products are six of bfloat16 each, of 64 rows, and between them sums
+# and exponentials of pairs: what the TPU compiler's own count of cycles gives for chunks of
+# Qwen3-Next's heads, forward and backward (v5p, libtpu 0.0.52).
 DENSE_EFFICIENCY = 0.7
 ATTENTION_EFFICIENCY = 0.5
-RECURRENCE_EFFICIENCY = ATTENTION_EFFICIENCY / 6
+RECURRENCE_EFFICIENCY = 0.02
 
 # Links of a device that carry a collective at one time. A hop goes one way to one neighbour; a ring
 # for a gather or a sum runs both ways round one axis of the torus.
