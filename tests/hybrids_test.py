@@ -53,7 +53,8 @@ def test_generation_on_a_mesh(tiny_config):
     alone, spread = (
         generation_test.make_model(tiny_config, **HYBRID, mesh=where) for where in (None, mesh)
     )
-    prompts, options = generation_test.batch((21, 1, 36, 60, 5)), generation_test.options(8)
+    prompts = generation_test.batch((21, 1, 36, 60, 5))
+    options = generation_test.options(8, chunk=32)
     assert generate.generate(spread, prompts, options) == generate.generate(alone, prompts, options)
 
 

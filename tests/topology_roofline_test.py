@@ -122,8 +122,9 @@ def test_the_recurrence_is_what_xla_counts(context):
     sizes |= dict(num_layers=2, layers=("delta", "full"))
     model = dataclasses.replace(decoder.SHAPES["qwen3_next_80b_a3b"], **sizes)
     key, value, gate = ((1, 64, *heads) for heads in ((1, 128), (2, 128), (2,)))
-    given = [[key, key, value], [gate, gate], (1, 64), (1, 2, 128, 128 * context)]
+    given = [[key, key, value], [gate, gate], (1, 2, 128, 128 * context)]
     given = jax.tree.map(jnp.ones, given, is_leaf=lambda shape: isinstance(shape, tuple))
+    given.insert(2, jnp.zeros((1, 64), jnp.int32))
     xla = jax.jit(decoder.delta.rule).lower(*given).compile().cost_analysis()["flops"]
     work = roofline.forward_work(model, ONE | dict(context=context), rows=1, seq_len=64)
     system = 2 * 64 * 64 * (128 + 128)
