@@ -28,6 +28,7 @@ MODELS = {
     # not in the paper: these use Llama-2's recipe, and the factors of their own search
     "qwen3_8b": dict(folder="models/Qwen3-8B", original_len=0, presets={}),
     "qwen3_30b_a3b": dict(folder="models/Qwen3-30B-A3B", original_len=0, presets={}),
+    "qwen3_next_80b_a3b": dict(folder="models/Qwen3-Next-80B-A3B-Instruct", original_len=0, presets={}),  # 262,144: for 512k.py and 2m.py; 256k.py to train on as it is
     "olmo3_7b": dict(folder="models/Olmo-3-1025-7B", original_len=0, presets={}),
     "smollm3_3b": dict(folder="models/SmolLM3-3B", original_len=0, presets={}),
     "gemma3_4b": dict(folder="models/gemma-3-4b-pt", original_len=0, presets={}),

@@ -76,7 +76,6 @@ def forward_settings(
     resolved = attention.resolve(*requested, mesh, platform=platform)
     section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
     settings = decoder.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
-    decoder.delta.check_mesh(model, settings.mesh)
     attention.check(
         settings.attention,
         dataclasses.replace(settings.of_attention, mesh=mesh),

@@ -1,5 +1,6 @@
 """The gated delta rule against a loop over tokens in float64, and against transformers'."""
 
+import dataclasses
 import functools
 
 import jax
@@ -7,9 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxrope import decoder
 from jaxrope.decoder import delta
 
 LENGTH, KEYS, VALUES, KEY_DIM, VALUE_DIM = 150, 2, 6, 8, 5
+SIZES = dict(num_layers=2, delta_key_heads=2, delta_value_heads=2)
+SIZES |= dict(delta_key_dim=4, delta_value_dim=4)
 DOCUMENTS = np.repeat(np.arange(4, dtype=np.int32), (70, 1, 9, 70))[None]
 
 
@@ -111,7 +115,25 @@ def test_memory_of_a_gradient_is_linear_in_length():
     assert kept(4096) < 2.2 * kept(2048)
 
 
-def test_documents_are_counted():
+@pytest.mark.parametrize("packed", (False, True))
+def test_a_piece_is_affine_in_the_state_before_it(packed):
+    """What `_rule_of_pieces` has of a scan of (0, 1), composed with a state that comes later."""
+    qkv, gates, memory = inputs()
+    document_BT = np.broadcast_to(DOCUMENTS if packed else 0 * DOCUMENTS, (2, LENGTH))
+    ones = np.broadcast_to(np.eye(KEY_DIM), (2, VALUES, KEY_DIM, KEY_DIM))
+    start = np.concatenate([np.zeros_like(memory), ones], axis=-1)
+    both = jax.jit(delta.rule)(qkv, gates, document_BT, start)
+    (read, queries), (added, kept) = (np.split(x, [VALUE_DIM], axis=-1) for x in both)
+    wanted, last = looped(qkv, gates, document_BT, memory)
+    read += np.einsum("btnh,bnhj->btnj", queries, memory)
+    np.testing.assert_allclose(read, wanted, rtol=0, atol=1e-11)
+    np.testing.assert_allclose(kept @ memory + added, last, rtol=0, atol=1e-11)
+    assert not packed or not kept.any() and not queries[:, 70:].any() and queries[:, :70].any()
+
+
+def test_documents_are_counted(tiny_config):
+    """From the last token before the row on, after which each of these begins a document."""
+    config = dataclasses.replace(tiny_config, delta_conv=3, layers=("delta", "full"), **SIZES)
     segments = np.array([[5, 5, 0, 0, 3], [1, 2, 2, 3, 3]])
-    found = delta.documents((2, 5), jnp.asarray(segments))
-    np.testing.assert_array_equal(found, [[0, 0, 1, 1, 2], [0, 1, 1, 2, 2]])
+    found = delta.documents(config, decoder.ForwardSettings(), (2, 5), jnp.asarray(segments))
+    np.testing.assert_array_equal(found, [[0, 0, 1, 1, 2, 2, 3], [0, 0, 1, 2, 2, 3, 3]])

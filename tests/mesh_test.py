@@ -208,21 +208,31 @@ HYBRID |= dict(num_experts=5, experts_per_token=2, expert_dim=8, shared_dim=6)
 HYBRID |= dict(dense_layers=(1,), router_loss=0.7)
 
 
+@pytest.fixture(scope="module")
+def wanted_of_hybrid(tiny_config):
+    with jax.enable_x64(True):
+        reference = dataclasses.replace(SETTINGS, attention="reference", remat="none")
+        return one_step(*tiny(tiny_config, **HYBRID), reference)
+
+
 @pytest.mark.parametrize(
-    "sizes, how",
+    "backend, sizes, how",
     [
-        (dict(data=2, fsdp=2, tensor=2), dict(mlp_chunk=7)),
-        pytest.param(dict(data=8), {}, marks=slow),
-        pytest.param(dict(fsdp=4, tensor=2), dict(remat="save_attention"), marks=slow),
+        ("ring", dict(fsdp=2, context=2, tensor=2), dict(mlp_chunk=7)),
+        pytest.param("blockwise", dict(data=2, fsdp=2, tensor=2), {}, marks=slow),
+        pytest.param("blockwise", dict(fsdp=4, tensor=2), dict(remat="minimal"), marks=slow),
+        pytest.param("ring", dict(context=4, data=2), dict(remat="save_attention"), marks=slow),
+        pytest.param("all_gather", dict(context=8), dict(remat="none"), marks=slow),
+        pytest.param("ulysses", dict(context=4, tensor=2), {}, marks=slow),
+        pytest.param("usp", dict(context=4, fsdp=2), dict(ulysses=2), marks=slow),
+        pytest.param("usp", dict(context=8), dict(ulysses=4), marks=slow),
     ],
     ids=str,
 )
-def test_a_step_of_a_hybrid(tiny_config, sizes, how):
-    model = tiny(tiny_config, **HYBRID)
-    settings = dataclasses.replace(SETTINGS, **how)
-    reference = dataclasses.replace(SETTINGS, attention="reference", remat="none")
-    found = one_step(*model, settings, mesh=mesh_of(**sizes))
-    assert_same(found, one_step(*model, reference))
+def test_a_step_of_a_hybrid(tiny_config, wanted_of_hybrid, backend, sizes, how):
+    model, settings = tiny(tiny_config, **HYBRID), dataclasses.replace(SETTINGS, attention=backend)
+    settings = dataclasses.replace(settings, **how)
+    assert_same(one_step(*model, settings, mesh=mesh_of(**sizes)), wanted_of_hybrid)
 
 
 @pytest.mark.slow

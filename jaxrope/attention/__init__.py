@@ -9,7 +9,16 @@ import jax
 from jaxrope.attention import masks
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.blockwise import MASKED
-from jaxrope.attention.cached import Cache, Place, ring_slots, slot_positions, unit, write
+from jaxrope.attention.cached import (
+    Cache,
+    Place,
+    gather_stripes,
+    own_stripes,
+    ring_slots,
+    slot_positions,
+    unit,
+    write,
+)
 from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import check, length_unit, resolve
 from jaxrope.attention.local import LSE, OUT
@@ -37,10 +46,12 @@ __all__ = [
     "attend_cached",
     "attend_whole",
     "check",
+    "gather_stripes",
     "inverse",
     "length_unit",
     "masks",
     "order",
+    "own_stripes",
     "pad",
     "resolve",
     "ring_slots",

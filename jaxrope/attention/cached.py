@@ -87,6 +87,25 @@ def slot_positions(start: jax.Array, count: int, mesh) -> jax.Array:
     return start + (slots // STRIPE * ways + rank) * STRIPE + slots % STRIPE
 
 
+def gather_stripes(x_BT: jax.Array, mesh) -> jax.Array:
+    """Returns [B, ...] of the tokens of all devices, in their order; a single one as it is."""
+    ways, (batch, length) = sharding.ways(mesh, "context"), x_BT.shape[:2]
+    if ways == 1 or length == 1:
+        return x_BT
+    x = lax.all_gather(x_BT, "context", axis=1)
+    x = x.reshape(batch, ways, length // STRIPE, STRIPE, *x_BT.shape[2:]).swapaxes(1, 2)
+    return x.reshape(batch, ways * length, *x_BT.shape[2:])
+
+
+def own_stripes(x_BS: jax.Array, length: int) -> jax.Array:
+    """Returns the `length` tokens of this device; undoes `gather_stripes`."""
+    if length == x_BS.shape[1]:
+        return x_BS
+    x = x_BS.reshape(x_BS.shape[0], length // STRIPE, -1, STRIPE, *x_BS.shape[2:])
+    x = lax.dynamic_index_in_dim(x, lax.axis_index("context"), axis=2, keepdims=False)
+    return x.reshape(x_BS.shape[0], length, *x_BS.shape[2:])
+
+
 def write(
     cache: Cache, layer: jax.Array, k_BTKH: jax.Array, v_BTKH: jax.Array, place: Place, mesh
 ) -> Cache:

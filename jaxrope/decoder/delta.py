@@ -14,22 +14,24 @@ chunk again, so that memory is linear in length. A chunk of one token is the ste
 norms, decays and rates are float32 or wider, as transformers keeps them.
 
 Documents of a row do not see each other: the state and the convolution begin anew with each. On a
-mesh heads are cut over `tensor`; tokens of a row are on one device (`check_mesh`).
+mesh heads are cut over `tensor`; tokens of a row over `context`, in pieces that are computed at the
+same time (`_rule_of_pieces`), while all devices have the states of a cache.
 
 Letters: B batch, T length, C chunk, K heads of queries and keys, N heads of values, N // K of them
-for each of those, H dims of a head, D model dim, W tokens of the convolution, L layers.
+for each of those, H dims of a head, D model dim, W tokens of the convolution, L layers; Z pieces of
+the rows and X tokens of a piece (pieces.py).
 """
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from jaxrope.attention import Place
-from jaxrope.decoder import layers
+from jaxrope.attention import Place, gather_stripes, own_stripes
+from jaxrope.decoder import layers, pieces
 from jaxrope.decoder.config import DecoderConfig
-from jaxrope.errors import InputError
-from jaxrope.mesh import sharding
+from jaxrope.decoder.settings import ForwardSettings
 
 CHUNK = 64  # tokens, as transformers has it
 _EPS = 1e-6  # of the norm of queries and keys
@@ -62,87 +64,74 @@ def empty(config: DecoderConfig, dtype, *lead: int) -> State:
     return State(jnp.zeros((*lead, *memory), wide), *of_conv)
 
 
-def check_mesh(config: DecoderConfig, mesh) -> None:
-    """Refuses a mesh that spreads the tokens of a row.
+def documents(
+    config: DecoderConfig,
+    settings: ForwardSettings,
+    shape: tuple[int, int],
+    segment_ids_BT: jax.Array | None,
+) -> jax.Array:
+    """Returns which document each token is of, and each of the W - 1 before it: int32 [Z, W - 1 +
+    X], of the pieces of the rows, counted in each piece from the token before it on, which is of 0.
 
-    Raises:
-      InputError: it does, and the model has delta layers.
+    Args:
+      config, settings: of the model.
+      shape: (B, T).
+      segment_ids_BT: documents of packed rows; None: a row is one document.
     """
-    context = sharding.ways(mesh, "context")
-    if context > 1 and any(config.delta_layers):
-        raise InputError(
-            f"mesh.context must be 1 for a model with delta layers (model_type {config.family}): "
-            f"their recurrence runs over the tokens of one device, got {context}. Use fsdp, tensor "
-            "or data."
-        )
-
-
-def documents(shape: tuple[int, int], segment_ids_BT: jax.Array | None) -> jax.Array:
-    """Returns which document each token is of, counted in each row: int32_BT from 0 on."""
+    cut, width = pieces.of(settings), config.delta_conv
+    ids = cut.cut(jnp.zeros(shape, jnp.int32) if segment_ids_BT is None else segment_ids_BT)
     if segment_ids_BT is None:
-        return jnp.zeros(shape, jnp.int32)
-    begins_BT = segment_ids_BT[:, 1:] != segment_ids_BT[:, :-1]
-    return jnp.pad(jnp.cumsum(begins_BT, axis=1, dtype=jnp.int32), ((0, 0), (1, 0)))
+        return jnp.pad(ids, ((0, 0), (width - 1, 0)))
+    ids = jnp.concatenate([cut.before(ids, width), ids], axis=1)
+    count = jnp.cumsum(ids[:, 1:] != ids[:, :-1], axis=1, dtype=jnp.int32)
+    count = jnp.pad(count, ((0, 0), (1, 0)))
+    return (count - count[:, width - 1 : width])[:, 1:]
 
 
 def mixed(
     config: DecoderConfig,
-    document_BT: jax.Array,
+    settings: ForwardSettings,
+    document_ZS: jax.Array,
     weights: dict,
     y_BTD: jax.Array,
-    before: State | None = None,
-    valid_BT: jax.Array | None = None,
-) -> tuple[jax.Array, State]:
-    """Returns (what a layer reads of each token, normed and gated, out_BTNH; the state after them);
-    on a mesh of this device's heads.
+) -> jax.Array:
+    """Returns what a layer reads of each token, normed and gated, out_BTNH; on a mesh of this
+    device's heads and tokens.
 
     Args:
-      config: of the model.
-      document_BT: of `documents`; the state before is of document 0.
+      config, settings: of the model.
+      document_ZS: of `documents`.
       weights: of one layer, whole in D.
       y_BTD: normed.
-      before: the state before the first token; None: an empty one.
-      valid_BT: bool, the first tokens of a row; the others leave no trace. None: all.
     """
-    wide = jnp.promote_types(y_BTD.dtype, jnp.float32)
-    q, k, v, z = (
-        layers.dot(f"BTD,D{heads}H->BT{heads}H", y_BTD, weights[f"delta_{name}_LD{heads}H"])
-        for name, heads in (*_QKV, ("z", "N"))
-    )
-    if before is None:
-        width = config.delta_conv - 1
-        none = (jnp.zeros((x.shape[0], width, *x.shape[2:]), x.dtype) for x in (q, k, v))
-        memory = jnp.zeros((len(v), v.shape[2], q.shape[3], v.shape[3]), wide)
-        before = State(memory, *none)
-    last = before.q_BWKH, before.k_BWKH, before.v_BWNH
-    rows = [jnp.concatenate(pair, axis=1) for pair in zip(last, (q, k, v), strict=True)]
-    convs = (weights[f"delta_{name}_conv_LW{heads}H"] for name, heads in _QKV)
-    q, k, v = (_convolved(*pair, document_BT) for pair in zip(rows, convs, strict=True))
-    rate_BTN = jax.nn.sigmoid(
-        layers.dot("BTD,DN->BTN", y_BTD, weights["delta_beta_LDN"]).astype(wide)
-    )
-    decay_BTN = layers.dot("BTD,DN->BTN", y_BTD, weights["delta_decay_LDN"]).astype(wide)
-    decay_BTN = jax.nn.softplus(decay_BTN + _row(weights["delta_decay_bias_LN"], wide))
-    decay_BTN = -jnp.exp(_row(weights["delta_scale_bias_LN"], wide)) * decay_BTN
-    if valid_BT is not None:
-        rate_BTN, decay_BTN = (x * valid_BT[..., None] for x in (rate_BTN, decay_BTN))
-    read_BTNH, memory = rule((q, k, v), (decay_BTN, rate_BTN), document_BT, before.memory_BNHH)
-    out_BTNH = _gated(config, read_BTNH.astype(y_BTD.dtype), z, weights["delta_norm_LH"])
-    return out_BTNH, State(memory, *(_last(row, document_BT, valid_BT) for row in rows))
+    cut = pieces.of(settings)
+    qkv, gates, z_BTNH = _projected(weights, y_BTD)
+    qkv, gates = jax.tree.map(cut.cut, (qkv, gates))
+    width = config.delta_conv - 1
+    qkv = [jnp.concatenate([cut.before(x, width), x], axis=1) for x in qkv]
+    qkv, document_ZX = _convolved(weights, qkv, document_ZS), document_ZS[:, width:]
+    if cut.spread:
+        read = _rule_of_pieces(cut, qkv, gates, document_ZX)
+    else:
+        memory = jnp.zeros_like(gates[0], shape=_memory(qkv))
+        read, _ = rule(qkv, gates, document_ZX, memory)
+    return _gated(config, cut.joined(read).astype(y_BTD.dtype), z_BTNH, weights["delta_norm_LH"])
 
 
 def mixed_cached(
     config: DecoderConfig,
+    settings: ForwardSettings,
     cache: State,
     layer: jax.Array,
     place: Place,
     weights: dict,
     y_BTD: jax.Array,
 ) -> tuple[jax.Array, State]:
-    """Returns (out_BTNH of `mixed`, the cache with the state after these tokens).
+    """Returns (out_BTNH of `mixed`, the cache with the state after these tokens). Every device of
+    `context` has the state, and computes it of all tokens.
 
     Args:
-      config, weights, y_BTD: as for `mixed`.
+      config, settings, weights, y_BTD: as for `mixed`.
       cache: states of all delta layers [L, B, ...]; those of rows that begin are passed over.
       layer: int32, among delta layers.
       place: which tokens these are.
@@ -152,17 +141,75 @@ def mixed_cached(
     def read(cached):
         of_layer = jax.lax.dynamic_index_in_dim(cached, layer, keepdims=False)
         old = jax.lax.dynamic_slice_in_dim(of_layer, place.row, rows)
-        begins = jnp.expand_dims(place.positions_BT[:, 0] == 0, tuple(range(1, old.ndim)))
-        return jnp.where(begins & place.valid_BT[:, 0].reshape(begins.shape), 0, old)
+        begins = jnp.expand_dims(positions_BT[:, 0] == 0, tuple(range(1, old.ndim)))
+        return jnp.where(begins & valid_BT[:, 0].reshape(begins.shape), 0, old)
 
     def write(cached, new):
         at = (layer, place.row, *(0,) * (new.ndim - 1))
         return jax.lax.dynamic_update_slice(cached, new[None].astype(cached.dtype), at)
 
-    document_BT = documents(y_BTD.shape[:2], None)
+    qkv, gates, z_BTNH = _projected(weights, y_BTD)
+    gates = jax.tree.map(lambda x: x * place.valid_BT[..., None], gates)
+    of_all = (qkv, gates, place.positions_BT, place.valid_BT)
+    of_all = jax.tree.map(functools.partial(gather_stripes, mesh=settings.mesh), of_all)
+    qkv, gates, positions_BT, valid_BT = of_all
     before = jax.tree.map(read, cache)
-    out_BTNH, after = mixed(config, document_BT, weights, y_BTD, before, place.valid_BT)
-    return out_BTNH, jax.tree.map(write, cache, after)
+    last = before.q_BWKH, before.k_BWKH, before.v_BWNH
+    qkv = [jnp.concatenate(pair, axis=1) for pair in zip(last, qkv, strict=True)]
+    after = [_last(row_BSH, valid_BT) for row_BSH in qkv]
+    document_BS = jnp.zeros(qkv[0].shape[:2], jnp.int32)
+    qkv, document_BT = _convolved(weights, qkv, document_BS), document_BS[:, last[0].shape[1] :]
+    read_BTNH, memory = rule(qkv, gates, document_BT, before.memory_BNHH)
+    read_BTNH = own_stripes(read_BTNH, y_BTD.shape[1]).astype(y_BTD.dtype)
+    out_BTNH = _gated(config, read_BTNH, z_BTNH, weights["delta_norm_LH"])
+    return out_BTNH, jax.tree.map(write, cache, State(memory, *after))
+
+
+def _projected(weights, y_BTD):
+    """Returns (q, k, v), (decay_BTN, rate_BTN), z_BTNH."""
+    wide = jnp.promote_types(y_BTD.dtype, jnp.float32)
+    *qkv, z_BTNH = (
+        layers.dot(f"BTD,D{heads}H->BT{heads}H", y_BTD, weights[f"delta_{name}_LD{heads}H"])
+        for name, heads in (*_QKV, ("z", "N"))
+    )
+    rate_BTN, decay_BTN = (
+        layers.dot("BTD,DN->BTN", y_BTD, weights[f"delta_{name}_LDN"]).astype(wide)
+        for name in ("beta", "decay")
+    )
+    decay_BTN = jax.nn.softplus(decay_BTN + _row(weights["delta_decay_bias_LN"], wide))
+    decay_BTN = -jnp.exp(_row(weights["delta_scale_bias_LN"], wide)) * decay_BTN
+    return qkv, (decay_BTN, jax.nn.sigmoid(rate_BTN)), z_BTNH
+
+
+def _rule_of_pieces(cut, qkv, gates, document_ZX):
+    """Returns what each query reads, of pieces whose state before them is not known yet.
+
+    What a piece reads and leaves behind is affine in that state S: out + q' S, and kept S + added.
+    The rule gives all four in one scan, of a memory [0 | 1] as wide as values and keys. All devices
+    exchange (kept, added), and each composes those before its pieces. Per token and head that is
+    8 H H operations more, and q', as wide as a query, to keep; to find (kept, added) first and
+    then to run the rule from the right state takes no fewer, and twice as many steps in sequence.
+    Where a document begins in a piece, q' and kept are 0 from there on.
+    """
+    batch, heads, dim, wide = _memory(qkv)
+    zeros = jnp.zeros_like(gates[0], shape=(batch, heads, dim, wide))
+    ones = jnp.broadcast_to(jnp.eye(dim, dtype=zeros.dtype), (batch, heads, dim, dim))
+    both, maps = rule(qkv, gates, document_ZX, jnp.concatenate([zeros, ones], axis=-1))
+    (read, queries), (added, kept) = (jnp.split(x, [wide], axis=-1) for x in (both, maps))
+
+    def step_fn(step, memory_BNHH):
+        kept, added = step
+        return _dot("BNHG,BNGJ->BNHJ", kept, memory_BNHH) + added
+
+    start = zeros[: batch // cut.per_device]
+    memory = cut.carried(step_fn, (kept, added), start)
+    return read + _dot("ZXNH,ZNHJ->ZXNJ", queries, memory)
+
+
+def _memory(qkv):
+    """Returns the shape of a state: rows, N, H of keys, H of values."""
+    _, k, v = qkv
+    return len(v), v.shape[2], k.shape[3], v.shape[3]
 
 
 def rule(
@@ -181,7 +228,8 @@ def rule(
       gates: decay_BTN, of the logarithm and at most 0, and rate_BTN from 0 to 1, in the dtype of
         the state.
       document_BT: int32, never less than that of the token before; 0: the state is of it.
-      memory_BNHH: the state before the first token.
+      memory_BNHH: the state before the first token; where it is wider than values are, they are 0
+        there.
       chunk: tokens that are computed together; what is returned does not depend on it.
     """
     (batch, length), chunk = document_BT.shape, min(chunk, document_BT.shape[1])
@@ -215,10 +263,13 @@ def _in_chunk(carry, part):
     later = jnp.tril(jnp.broadcast_to(decay[..., None], (*decay.shape, decay.shape[-1])), -1)
     between = jnp.exp(jnp.where(sees_BCX, jnp.cumsum(later, axis=-2), -jnp.inf))
 
+    # not inverted by powers: where keys repeat they grow as binomials do, to 1e18 for 64 tokens
     system = _dot("BNCH,BNXH->BNCX", rate * k, k) * between
     wanted = jnp.concatenate([rate * v, rate * k * since_state[..., None]], axis=-1)
     solved = jax.scipy.linalg.solve_triangular(system, wanted, lower=True, unit_diagonal=True)
     values, keys = jnp.split(solved, [v.shape[-1]], axis=-1)
+    more = memory_BNHH.shape[-1] - values.shape[-1]
+    values = jnp.pad(values, ((0, 0),) * 3 + ((0, more),))
     change = values - _dot("BNCH,BNHJ->BNCJ", keys, memory_BNHH)
     out = _dot("BNCH,BNHJ->BNCJ", q * since_state[..., None], memory_BNHH)
     out += _dot("BNCX,BNXJ->BNCJ", _dot("BNCH,BNXH->BNCX", q, k) * between, change)
@@ -236,32 +287,35 @@ def _dot(letters, x, y):
     return jnp.einsum(letters, x, y, precision=jax.lax.Precision.HIGHEST)
 
 
-def _convolved(row_BSH, weight_WH, document_BT):
-    """Returns the causal convolution of each channel; the row has W - 1 tokens of the state before
-    its own.
+def _convolved(weights, rows, document_BS):
+    """Returns q, k and v after the causal convolution of each channel.
+
+    Args:
+      weights: of the layer.
+      rows: of q, k and v, with the W - 1 tokens before their first one.
+      document_BS: of these.
     """
-    width, length = weight_WH.shape[0], document_BT.shape[1]
-    wide = jnp.promote_types(row_BSH.dtype, jnp.float32)
-    document_BS = jnp.pad(document_BT, ((0, 0), (width - 1, 0)))
+    convs = (weights[f"delta_{name}_conv_LW{heads}H"] for name, heads in _QKV)
+    return [_convolved_row(*pair, document_BS) for pair in zip(rows, convs, strict=True)]
+
+
+def _convolved_row(row_BSH, weight_WH, document_BS):
+    width, wide = len(weight_WH), jnp.promote_types(row_BSH.dtype, jnp.float32)
+    length = row_BSH.shape[1] - width + 1
 
     def term(lag):
-        same_BT = document_BS[:, lag : lag + length] == document_BT
+        same_BT = document_BS[:, lag : lag + length] == document_BS[:, width - 1 :]
         x = row_BSH[:, lag : lag + length].astype(wide) * _row(weight_WH[lag], wide)
         return jnp.where(same_BT[..., None, None], x, 0)
 
     return jax.nn.silu(sum(term(lag) for lag in range(width)).astype(row_BSH.dtype))
 
 
-def _last(row_BSH, document_BT, valid_BT):
-    """Returns the last W - 1 tokens of the rows that count, zeros for those of other documents."""
-    width = row_BSH.shape[1] - document_BT.shape[1]
-    count_B = jnp.full(len(row_BSH), document_BT.shape[1])
-    count_B = count_B if valid_BT is None else jnp.sum(valid_BT, axis=1)
-    at_BW = count_B[:, None] + jnp.arange(width)[None]
-    last = jnp.take_along_axis(row_BSH, at_BW[..., None, None], axis=1)
-    document_BS = jnp.pad(document_BT, ((0, 0), (width, 0)))
-    of_BW = jnp.take_along_axis(document_BS, at_BW, axis=1)
-    return jnp.where((of_BW == of_BW[:, -1:])[..., None, None], last, 0)
+def _last(row_BSH, valid_BT):
+    """Returns the last W - 1 tokens of the rows that count."""
+    width = row_BSH.shape[1] - valid_BT.shape[1]
+    at_BW = jnp.sum(valid_BT, axis=1)[:, None] + jnp.arange(width)[None]
+    return jnp.take_along_axis(row_BSH, at_BW[..., None, None], axis=1)
 
 
 def _gated(config, x_BTNH, z_BTNH, scale_H):

@@ -139,7 +139,6 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     attend, "load": experts.load}); `placed`: positions, segment ids, which tokens are counted.
     """
     _check_rope(config, r)
-    delta.check_mesh(config, settings.mesh)
     positions_BT, segment_ids_BT, counted_BT = placed
     natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
@@ -150,7 +149,8 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         )
     x_BTD = _embedded(config, params, tokens_BT, settings)
     turns = _turns(config, r, positions_BT)
-    document_BT = delta.documents(tokens_BT.shape, segment_ids_BT)
+    if any(config.delta_layers):
+        document_ZS = delta.documents(config, settings, tokens_BT.shape, segment_ids_BT)
 
     def layer(kind, x_BTD, scanned):
         x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
@@ -171,7 +171,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
             return attention.attend(settings.attention, *turned, v_BTKH, **how)
 
         def recur(weights, y_BTD):
-            return delta.mixed(config, document_BT, weights, y_BTD)[0]
+            return delta.mixed(config, settings, document_ZS, weights, y_BTD)
 
         mix_fn = recur if kind == "delta" else attend
         x_BTD, probs_BTE = layers.layer(config, settings, weights, x_BTD, mix_fn)
@@ -222,7 +222,6 @@ def hidden_cached(
       settings: compute_dtype, attention_block, mlp_chunk and mesh are used.
     """
     _check_rope(config, r)
-    delta.check_mesh(config, settings.mesh)
     x_BTD = _embedded(config, params, tokens_BT, settings)
     turns = _turns(config, r, place.positions_BT)
     how = dict(settings=_attention_settings(config, settings))
@@ -243,7 +242,8 @@ def hidden_cached(
 
         def recur(weights, y_BTD):
             nonlocal caches
-            out_BTNH, cache = delta.mixed_cached(config, caches[kind], index, place, weights, y_BTD)
+            cached = caches[kind], index, place
+            out_BTNH, cache = delta.mixed_cached(config, settings, *cached, weights, y_BTD)
             caches = dict(caches) | {kind: cache}
             return out_BTNH
 

@@ -20,10 +20,11 @@ def _seven_billion(**differing) -> DecoderConfig:
 
 
 # Of the config.json files of meta-llama/Llama-2-7b-hf, meta-llama/Meta-Llama-3-8B,
-# mistralai/Mistral-7B-v0.1, Qwen/Qwen3-8B, Qwen/Qwen3-30B-A3B, allenai/Olmo-3-1025-7B,
-# HuggingFaceTB/SmolLM3-3B and google/gemma-3-4b-pt (its text part). Mistral's rope was trained on
-# 32,768 tokens by its own account, but LongRoPE's published factors for it are of 4,096, its
-# sliding window (Original length = `sliding_window` in the authors' search.py).
+# mistralai/Mistral-7B-v0.1, Qwen/Qwen3-8B, Qwen/Qwen3-30B-A3B, Qwen/Qwen3-Next-80B-A3B-Instruct,
+# allenai/Olmo-3-1025-7B, HuggingFaceTB/SmolLM3-3B and google/gemma-3-4b-pt (its text part).
+# Mistral's rope was trained on 32,768 tokens by its own account, but LongRoPE's published factors
+# for it are of 4,096, its sliding window (Original length = `sliding_window` in the authors'
+# search.py).
 SHAPES: dict[str, DecoderConfig] = {
     "llama2_7b": _seven_billion(
         vocab_size=32_000,
@@ -93,6 +94,37 @@ SHAPES: dict[str, DecoderConfig] = {
         expert_dim=768,
         router_loss=1e-3,
         bos_id=151_643,
+        eos_id=151_645,
+    ),
+    "qwen3_next_80b_a3b": DecoderConfig(
+        family="qwen3_next",
+        vocab_size=151_936,
+        num_layers=48,
+        embed_dim=2048,
+        num_heads=16,
+        num_kv_heads=2,
+        head_dim=256,
+        mlp_dim=5120,
+        norm_eps=1e-6,
+        theta=10_000_000.0,
+        original_len=262_144,
+        max_len=262_144,
+        rotary_dim=64,
+        tie_embeddings=False,
+        norm_offset=1.0,
+        qk_norm="head",
+        output_gate=True,
+        layers=("delta", "delta", "delta", "full") * 12,
+        delta_key_heads=16,
+        delta_value_heads=32,
+        delta_key_dim=128,
+        delta_value_dim=128,
+        delta_conv=4,
+        num_experts=512,
+        experts_per_token=10,
+        expert_dim=512,
+        shared_dim=512,
+        router_loss=1e-3,
         eos_id=151_645,
     ),
     "olmo3_7b": DecoderConfig(

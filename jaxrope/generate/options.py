@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from jaxrope import attention, decoder
+from jaxrope import attention
 from jaxrope.decoder import DecoderConfig, ForwardSettings
 from jaxrope.errors import InputError
 from jaxrope.generate.policy import POLICIES
@@ -77,7 +77,6 @@ def check(model: Model, prompts: Sequence[Sequence[int]], options: Options) -> N
       InputError: a prompt is empty, has ids outside the vocabulary, or would grow longer than the
         rope's last bucket; the policy does not suit the rope; chunk does not divide.
     """
-    decoder.delta.check_mesh(model.config, model.settings.mesh)
     unit = attention.unit(model.settings.mesh)
     if options.chunk % unit:
         below = options.chunk // unit * unit

@@ -29,6 +29,7 @@ SHAPES = (
     "mistral_7b",
     "qwen3_8b",
     "qwen3_30b_a3b",
+    "qwen3_next_80b_a3b",
     "olmo3_7b",
     "smollm3_3b",
     "gemma3_4b",

@@ -131,6 +131,8 @@ def _forward_bytes(config, settings, mesh: AnyMesh, sample_tokens: int, size: in
     mlp_dim = max(met for met, _ in decoder.mlp_dims(config)) / tensor
     pairs = 2 * config.experts_per_token * config.embed_dim  # rows of a token and an expert
     delta = 4 * decoder.delta_width(config) / tensor  # before and after the convolution, float32
+    if context > 1:  # what is read of the state that is not known yet
+        delta += 4 * config.delta_value_heads * config.delta_key_dim / tensor
     widest = max(3 * mlp_dim + pairs, 2 * heads * config.head_dim, delta)
     stream = tokens * size * (3 * config.embed_dim + widest) + tokens * 4 * 2 * config.rotary_dim
     logits = 2 * 4 * min(CHUNK, tokens) * config.vocab_size

@@ -68,7 +68,9 @@ class Footprint:
         rows = self.rows // (self.sizes["data"] * self.sizes["fsdp"])
         logits = rows * min(self.chunk_tokens, self.seq_len // self.sizes["context"])
         delta = 2 * decoder.delta_width(model) / tensor
-        states = model.delta_value_heads * model.delta_key_dim * model.delta_value_dim / tensor
+        more = model.delta_key_dim if self.sizes["context"] > 1 else 0
+        states = model.delta_key_dim * (model.delta_value_dim + more) / decoder.delta.CHUNK
+        of_delta = 8.0 * delta + 4.0 * model.delta_value_heads * (states + 2 * more) / tensor
         layer = model.embed_dim * (max(2 * width + 2 * kv_width, delta) + 3 * all_dims)
         # rows of pairs of a token and an expert: as they go in, as they come out, two gradients
         pairs = 4 * model.experts_per_token * model.embed_dim
@@ -79,9 +81,8 @@ class Footprint:
             "the MLP of one layer": 2.0 * chunk * (mlp_dim * _MLP_ARRAYS + pairs),
             # q, its output and both gradients in 2 and 4 bytes; keys, values, two buffers each
             # of delta layers, what is projected to in 2 bytes, convolved and with gradients in 4,
-            # and the state of each chunk
-            "attention of one layer": tokens
-            * max(12 * width + 32 * kv_width, 8.0 * delta + 4.0 * states / decoder.delta.CHUNK),
+            # and the state of each chunk; over `context` what is read of states to come
+            "attention of one layer": tokens * max(12 * width + 32 * kv_width, of_delta),
             "logits": 8.0 * logits * model.vocab_size / tensor,
             "gathered weights of one layer": 2 * 2.0 * layer,
         }

@@ -8,6 +8,7 @@ from jaxrope.store import files
 from jaxrope.topology.roofline import (
     ATTENTION_EFFICIENCY,
     DENSE_EFFICIENCY,
+    RECURRENCE_EFFICIENCY,
     Prediction,
     Work,
 )
@@ -120,6 +121,7 @@ class Report:
             f"arithmetic    {work.model_flops:.3g} FLOP by the model (the causal half of attention "
             f"once, nothing recomputed); {work.flops:.3g} computed: {work.dense_flops:.3g} in "
             f"products with weights, {work.attention_flops:.3g} in attention"
+            + (f", {work.recurrence_flops:.3g} in recurrence" if work.recurrence_flops else "")
         )
 
     def _wire(self):
@@ -156,13 +158,18 @@ class Report:
             f"MFU, {prediction.tokens_per_day / 1e9:.3g}e9 tokens a day; "
             f"{self.runs:,} of them take {duration(self.runs * prediction.step)}"
         )
+        recurrence = (
+            f"recurrence {prediction.recurrence:.3g} s (float32, at {RECURRENCE_EFFICIENCY:.0%}); "
+            if prediction.recurrence
+            else ""
+        )
         yield (
             f"              products {prediction.dense:.3g} s "
             f"(at {DENSE_EFFICIENCY:.0%} of the peak) "
             f"or the gathers behind them {prediction.gathers:.3g} s; "
             f"attention {prediction.attention:.3g} s (at {ATTENTION_EFFICIENCY:.0%}) "
-            f"or its hops {prediction.hops:.3g} s; exposed on the wire {prediction.exposed:.3g} s; "
-            f"optimizer {prediction.update:.3g} s"
+            f"or its hops {prediction.hops:.3g} s; {recurrence}"
+            f"exposed on the wire {prediction.exposed:.3g} s; optimizer {prediction.update:.3g} s"
         )
 
 

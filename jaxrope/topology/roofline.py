@@ -4,7 +4,8 @@ them. Everything is counted from the shapes and the remat policy; nothing is mea
 Arithmetic counts multiplications and additions, the causal half of attention once. A unit of
 attention is one product over all pairs that see each other, such as q k^T: num_heads * head_dim *
 seq_len^2 operations a layer and row. Forward takes 2 units; the kernels' backward pass 5, since it
-computes q k^T again. The "model" arithmetic has 6 in all, as PaLM's MFU has.
+computes q k^T again. The "model" arithmetic has 6 in all, as PaLM's MFU has. In it the recurrence
+of delta layers counts token by token, three times for a step; what is computed are chunks.
 
 Letters: N heads, K kv heads, H head dim, D model dim, F mlp dim, V vocabulary, L layers.
 """
@@ -22,8 +23,12 @@ from jaxrope.topology.schedule import BETWEEN, KINDS, Schedule
 # time for everything else in it. Attention: products of head_dim 128 with an exponential for each
 # pair between them; the step of Llama-3-8B over 256k tokens at 24% MFU (MaxText, 64 v5p) bounds it
 # from below, the matrix unit half idle while weights are computed is what its kernels plan with.
+# Recurrence: float32, whose products are six of bfloat16 each, of 64 rows, and between them sums
+# and exponentials of pairs: what the TPU compiler's own count of cycles gives for chunks of
+# Qwen3-Next's heads, forward and backward (v5p, libtpu 0.0.52).
 DENSE_EFFICIENCY = 0.7
 ATTENTION_EFFICIENCY = 0.5
+RECURRENCE_EFFICIENCY = 0.02
 
 # Links of a device that carry a collective at one time. A hop goes one way to one neighbour; a ring
 # for a gather or a sum runs both ways round one axis of the torus.
@@ -49,8 +54,8 @@ class Work:
     Attributes:
       tokens: that go through the model.
       model_flops: of the model, without recomputation; the numerator of MFU.
-      dense_flops, attention_flops: with recomputation.
-      dense_bytes, attention_bytes: memory traffic of each device meanwhile.
+      dense_flops, attention_flops, recurrence_flops: with recomputation.
+      dense_bytes, attention_bytes, recurrence_bytes: memory traffic of each device meanwhile.
       update_bytes: the same for the optimizer.
     """
 
@@ -60,12 +65,14 @@ class Work:
     attention_flops: float
     dense_bytes: float
     attention_bytes: float
+    recurrence_flops: float = 0.0
+    recurrence_bytes: float = 0.0
     update_bytes: float = 0.0
 
     @property
     def flops(self) -> float:
         """With recomputation."""
-        return self.dense_flops + self.attention_flops
+        return self.dense_flops + self.attention_flops + self.recurrence_flops
 
 
 def train_work(
@@ -95,13 +102,17 @@ def train_work(
     tokens, num_devices = rows * seq_len, math.prod(sizes.values())
     unit = rows * _attention_unit(model, seq_len)
     passes = 3 + (projections or mlp)
+    times = 4 + (settings.remat != "none")  # a chunk is computed again when its gradient is
+    recurrence = sum(model.delta_layers) * decoder.delta_operations(model)
     return Work(
         tokens=tokens,
-        model_flops=6.0 * _all_weights(model) * tokens + 6 * unit,
+        model_flops=(6.0 * _all_weights(model) + 3 * recurrence) * tokens + 6 * unit,
         dense_flops=(6.0 * _all_weights(model) + 2.0 * again) * tokens,
         attention_flops=units * unit,
         dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=True),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1 + attention, 1)),
+        recurrence_flops=float(times * tokens * _recurrence_flops(model, sizes)),
+        recurrence_bytes=times * _recurrence_bytes(model, sizes, tokens),
         update_bytes=28.0 * decoder.num_params(model) / num_devices,  # 4 arrays in, 3 out, float32
     )
 
@@ -117,13 +128,16 @@ def forward_work(
     """Returns the work of `rows` forward passes with a loss, in `parts` runs one after another."""
     tokens, unit = rows * seq_len, rows * _attention_unit(model, seq_len)
     dense, attention = 2.0 * _all_weights(model) * tokens, float(_FORWARD_UNITS * unit)
+    recurrence = sum(model.delta_layers) * decoder.delta_operations(model)
     return Work(
         tokens=tokens,
-        model_flops=dense + attention,
+        model_flops=dense + attention + recurrence * tokens,
         dense_flops=dense,
         attention_flops=attention,
         dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=1, trains=False),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1, 0)),
+        recurrence_flops=float(tokens * _recurrence_flops(model, sizes)),
+        recurrence_bytes=_recurrence_bytes(model, sizes, tokens),
     )
 
 
@@ -183,12 +197,34 @@ def _attention_bytes(model, sizes, tokens: int, passes: tuple[int, int]) -> floa
     return hop * len(model.attention_layers) * sizes["context"]
 
 
+def _recurrence_flops(model, sizes) -> int:
+    """Returns the operations of delta.rule for one token, all layers: products with the state,
+    which is as wide as values, and keys too where tokens are spread, and those within a chunk.
+    """
+    keys, values, chunk = model.delta_key_dim, model.delta_value_dim, decoder.delta.CHUNK
+    more = keys if sizes["context"] > 1 else 0
+    of_state = 6 * keys * (values + more) + 2 * more * values
+    of_chunk = 4 * keys + 2 * (values + more) + keys + values  # the last two by the system
+    return sum(model.delta_layers) * model.delta_value_heads * (of_state + chunk * of_chunk)
+
+
+def _recurrence_bytes(model, sizes, tokens: int) -> float:
+    """Returns a device's memory traffic, in bytes, of one pass: the state of each chunk, float32,
+    in and out, and what each token has of queries, keys, values and results.
+    """
+    here = tokens / math.prod(sizes.values())
+    keys, values = model.delta_key_dim, model.delta_value_dim
+    wide = values + (keys if sizes["context"] > 1 else 0)
+    token = 2 * keys * wide / decoder.delta.CHUNK + 2 * keys + values + wide
+    return 4.0 * here * sum(model.delta_layers) * model.delta_value_heads * token
+
+
 @dataclasses.dataclass(frozen=True)
 class Prediction:
     """Seconds of one run of a program on a slice, with MFU and throughput.
 
     Attributes:
-      dense, attention: of computing, at the assumed efficiency or the memory's speed.
+      dense, attention, recurrence: of computing, at the assumed efficiency or the memory's speed.
       hops, gathers: on the wire during computation; the longer of the two counts.
       exposed: on the wire without computation.
       update: of the optimizer.
@@ -198,6 +234,7 @@ class Prediction:
 
     dense: float
     attention: float
+    recurrence: float
     hops: float
     gathers: float
     exposed: float
@@ -209,7 +246,7 @@ class Prediction:
     def step(self) -> float:
         """Of the whole step."""
         computing = max(self.attention, self.hops) + max(self.dense, self.gathers)
-        return computing + self.exposed + self.update
+        return computing + self.recurrence + self.exposed + self.update
 
 
 def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Prediction:
@@ -239,6 +276,7 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
     prediction = Prediction(
         dense=computing(work.dense_flops, DENSE_EFFICIENCY, work.dense_bytes),
         attention=computing(work.attention_flops, ATTENTION_EFFICIENCY, work.attention_bytes),
+        recurrence=computing(work.recurrence_flops, RECURRENCE_EFFICIENCY, work.recurrence_bytes),
         hops=wire(("collective-permute",), True),
         gathers=wire(others, True),
         exposed=wire((*others, "collective-permute"), False),
