@@ -27,7 +27,6 @@ from jaxrope import data
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError, choose
 from jaxrope.shell import Command, Progress, cli, heap
-from jaxrope.store import files
 from jaxrope.train import optimizer
 
 _COMMON = dict(
