@@ -33,9 +33,6 @@ _COMMON = dict(
     vocab_size=4096,
     hidden_size=192,
     num_hidden_layers=4,
-    num_attention_heads=3,
-    num_key_value_heads=3,
-    head_dim=64,
     max_position_embeddings=256,
     tie_word_embeddings=True,
     bos_token_id=1,
@@ -46,18 +43,21 @@ _ROPE = dict(rope_type="default", rope_theta=10_000.0)
 MODELS = {
     "mixture": (
         "qwen3_moe",
-        dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
+        dict(num_attention_heads=6, num_key_value_heads=6, head_dim=32)
+        | dict(num_experts=8, num_experts_per_tok=2, moe_intermediate_size=128)
         | dict(norm_topk_prob=True, output_router_logits=True, router_aux_loss_coef=0.01)
         | dict(rope_parameters=_ROPE),
     ),
     "hybrid": (
         "qwen3_5_text",
-        dict(linear_num_key_heads=3, linear_num_value_heads=3, intermediate_size=384)
+        dict(num_attention_heads=3, num_key_value_heads=3, head_dim=64, intermediate_size=384)
+        | dict(linear_num_key_heads=3, linear_num_value_heads=3)
         | dict(linear_key_head_dim=64, linear_value_head_dim=64)
         | dict(rope_parameters=_ROPE | dict(partial_rotary_factor=0.5)),
     ),
 }
 _LEAST = 16  # rows and columns of a matrix that Muon is for: a router or a gate has fewer
+_EXPERTS_RATE = 1e-3
 _TOKENIZER = ("tokenizer.json", "tokenizer_config.json")
 
 
@@ -172,19 +172,25 @@ def _part(batch: dict) -> dict:
 def _optimizers(model, num_steps: int) -> tuple:
     """Returns (Muon for matrices of layers and AdamW for the rest, their learning rates by step),
     with the constants of small_models.
+
+    torch's Muon takes no stacked matrices: those of experts have AdamW, at a rate of their own,
+    since at that of embeddings a mixture unlearns after 200 steps what it copied.
     """
-    *peaks, times = small_models.STARTS[model.config.max_position_embeddings]
+    muon_rate, others_rate, times = small_models.STARTS[model.config.max_position_embeddings]
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(times)
-    matrices, others = [], []
+    matrices, experts, others = [], [], []
     for name, weights in model.named_parameters():
         is_matrix = ".layers." in name and weights.ndim == 2 and min(weights.shape) >= _LEAST
-        (matrices if is_matrix else others).append(weights)
-    muon = torch.optim.Muon(matrices, weight_decay=0.1)
-    adam = torch.optim.AdamW(others, betas=(0.9, 0.95), weight_decay=0.0)
+        kind = matrices if is_matrix else experts if ".experts." in name else others
+        kind.append(weights)
+    adam = functools.partial(torch.optim.AdamW, betas=(0.9, 0.95), weight_decay=0.0)
+    muon = functools.partial(torch.optim.Muon, weight_decay=0.1)
+    kinds = [(muon, matrices, muon_rate), (adam, experts, _EXPERTS_RATE)]
+    kinds = [kind for kind in (*kinds, (adam, others, others_rate)) if kind[1]]
     warmup = min(50, num_steps // 2)
-    rates = [optimizer.cosine(peak, num_steps, warmup, 0.0) for peak in peaks]
-    return (muon, adam), rates
+    rates = [optimizer.cosine(rate, num_steps, warmup, 0.0) for *_, rate in kinds]
+    return [make_fn(weights) for make_fn, weights, _ in kinds], rates
 
 
 def _save(path: Path, step: int, identity: str, model, optimizers) -> None:
