@@ -247,7 +247,7 @@ def run(args) -> int:
     model = pretrained.Pretrained(config, params, Path(args.tokenizer), rope_fn, args.model)
     settings = exporting.Settings(dtype=args.compute_dtype, overwrite=True)
     exporting.export_folder(model, folder, settings)
-    measure(config, rows, args, folder)
+    measure(config, rows, args, folder, "small_models")
     cli.print_line(f"wrote {folder}")
     return 0
 
@@ -372,7 +372,7 @@ def note_fresh(workdir: Path, scores: dict, step: int, phase: Phase, loss: float
     cli.print_line(str(row))
 
 
-def measure(config, rows: Rows, args, folder: Path) -> None:
+def measure(config, rows: Rows, args, folder: Path, program: str) -> None:
     """Measures the folder at its own length, and writes its README.md."""
     scored = base.get_config()
     scored.model = base.checkpoint_model(str(folder))
@@ -388,7 +388,7 @@ def measure(config, rows: Rows, args, folder: Path) -> None:
     lines = [
         f"# {args.model}",
         f"{decoder.num_params(config):,} parameters, window {config.max_len:,}, trained from "
-        "scratch by benchmarks/small_models.py. Always put `<s>` first.",
+        f"scratch by benchmarks/{program}.py. Always put `<s>` first.",
         "\n".join(f"- {name}: {value:.4g}" for name, value in columns.items()),
     ]
     files.write_text_atomic(folder / "README.md", "\n\n".join(lines) + "\n")
