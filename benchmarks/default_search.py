@@ -3,10 +3,10 @@
   python -m benchmarks.default_search --model=MODEL --workdir=runs/default_search
 
 Searches of eight times the model's length without training, one for each of three seeds, all
-settings as in configs/base.py. Then the model as it is, NTK, YaRN, its own window sliding, the
+settings as in configs/base.py. Then the model as it is, PI, NTK, YaRN, its own window sliding, the
 results and the best baseline of each (with the attention factor that suited it best) at five
-lengths, on --windows held-out texts, each with one set of factors for all lengths; pass keys and
-six-key needles at the model's own length and at the longest. For the shipped model:
+lengths, on --windows held-out texts, each with one set of factors for all lengths; pass keys,
+needles and six-key needles at the model's own length and at the longest. For the shipped model:
   --model=jaxrope/models/stdlib-3m --train=stdlib --held_out=stdlib --offset=0
 Prints tables and writes
 default_search.md and .json. The same command goes on where it was stopped. --quick: to see it run.
@@ -25,11 +25,11 @@ from jaxrope import recipe, rope, setup
 from jaxrope.shell import Command, cli, heap
 from jaxrope.store import files
 
-FACTOR, KEYS = 8, 6
+FACTOR, KEYS = 8, (1, 6)
 LENGTHS = (1, 2, 4, 6, 8)  # times the model's own
-BESIDE = ("ntk", "yarn", "sliding")
+BESIDE = ("pi", "ntk", "yarn", "sliding")
 LEAST = 400  # tokens of a document with six needles
-RETRIEVAL = ("passkey", f"needle-{KEYS}")
+RETRIEVAL = ("passkey", *(f"needle-{keys}" for keys in KEYS))
 
 
 def add_arguments(parser) -> None:
@@ -51,7 +51,7 @@ def planned(args) -> tuple[ConfigDict, int]:
     config.eval.windows_per_doc = 1
     trials = 2 if args.quick else args.trials
     config.eval.passkey_trials = config.eval.needle_trials = trials
-    config.eval.needle_keys = (KEYS,)
+    config.eval.needle_keys = KEYS
     if args.quick:
         config.search.gradient.update(steps=1, ramps=0)
     base_len = setup.model_config(config).original_len
@@ -148,7 +148,8 @@ def _retrieval(pool: Pool, results: list[dict], base_len: int) -> Table:
     """What the results retrieve."""
     labels, ends = [x for x in _labels(results) if x != "sliding"], _ends(base_len)
     columns = [grid(pool, labels, ends, suite) for suite in RETRIEVAL]
-    cells = [[*first, *second[1:]] for first, second in zip(*columns, strict=True)]
+    rows = zip(*columns, strict=True)
+    cells = [[row[0][0], *(cell for part in row for cell in part[1:])] for row in rows]
     headed = [f"{suite}, {n:,}" for suite in RETRIEVAL for n in ends]
     cells[0] = ["", *headed]
     return Table("Retrieval", "share that is retrieved, 95% interval", cells, "", ())

@@ -247,7 +247,7 @@ def run(args) -> int:
     model = pretrained.Pretrained(config, params, Path(args.tokenizer), rope_fn, args.model)
     settings = exporting.Settings(dtype=args.compute_dtype, overwrite=True)
     exporting.export_folder(model, folder, settings)
-    _measure(config, rows, args, folder)
+    measure(config, rows, args, folder, "small_models")
     cli.print_line(f"wrote {folder}")
     return 0
 
@@ -281,10 +281,8 @@ def train(config: decoder.DecoderConfig, settings, rows: Rows, workdir: Path, qu
             if (step + 1) % SAVED == 0 or step + 1 == len(schedule):
                 rest = {name: getattr(state, name) for name in _REST}
                 store.save(step + 1, state.params, rest, identity)
-                fresh = _on_fresh_rows(score_fn, state.params, rows, phase, rope)
-                fresh |= {"step": step + 1, "length": phase.length, "loss": round(loss, 3)}
-                files.append_jsonl(workdir / "fresh.jsonl", fresh)
-                cli.print_line(str(fresh))
+                score = functools.partial(score_fn, state.params, rope)
+                note_fresh(workdir, fresh_scores(score, rows, phase), step + 1, phase, loss)
     store.close()
     return jax.device_get(state.params)
 
@@ -342,7 +340,7 @@ def _restored(store: Checkpoints, step: int, state: TrainState, identity: dict) 
     return TrainState(params=params, **rest)
 
 
-def _score(config, params, batch, rope) -> tuple:
+def _score(config, params, rope, batch) -> tuple:
     """Returns (nll_BT, hits_BT) of a batch with one part."""
     part = {name: value[0] for name, value in batch.items()}
     x_BTD = decoder.hidden(config, params, part["tokens_BT"], rope)
@@ -350,21 +348,31 @@ def _score(config, params, batch, rope) -> tuple:
     return decoder.losses.nll_and_hits(x_BTD, head_DV, part["targets_BT"], chunk=CHUNK)
 
 
-def _on_fresh_rows(score_fn, params, rows: Rows, phase: Phase, rope) -> dict[str, float]:
+def fresh_scores(score_fn, rows: Rows, phase: Phase) -> dict[str, float]:
     """Returns nats per token of text; of the other kinds in a phase the share of tokens that count
     most that are the first choice.
+
+    Args:
+      score_fn: of a batch of `rows`; returns (nll_BT, hits_BT).
     """
     scores = {}
     for kind in np.array(KINDS)[np.array(phase.shares) > 0].tolist():
         batch = rows.of_kinds([kind] * 8, phase.length, FRESH)
-        nll_BT, hits_BT = map(np.asarray, score_fn(params, batch, rope))
+        nll_BT, hits_BT = map(np.asarray, score_fn(batch))
         weights_BT = batch["loss_weights_BT"][0]
         values_BT = nll_BT if kind == "text" else hits_BT
         scores[kind] = round(float(values_BT[weights_BT == weights_BT.max()].mean()), 3)
     return scores
 
 
-def _measure(config, rows: Rows, args, folder: Path) -> None:
+def note_fresh(workdir: Path, scores: dict, step: int, phase: Phase, loss: float) -> None:
+    """Prints `fresh_scores`, and appends them to fresh.jsonl."""
+    row = scores | {"step": step, "length": phase.length, "loss": round(loss, 3)}
+    files.append_jsonl(workdir / "fresh.jsonl", row)
+    cli.print_line(str(row))
+
+
+def measure(config, rows: Rows, args, folder: Path, program: str) -> None:
     """Measures the folder at its own length, and writes its README.md."""
     scored = base.get_config()
     scored.model = base.checkpoint_model(str(folder))
@@ -380,7 +388,7 @@ def _measure(config, rows: Rows, args, folder: Path) -> None:
     lines = [
         f"# {args.model}",
         f"{decoder.num_params(config):,} parameters, window {config.max_len:,}, trained from "
-        "scratch by benchmarks/small_models.py. Always put `<s>` first.",
+        f"scratch by benchmarks/{program}.py. Always put `<s>` first.",
         "\n".join(f"- {name}: {value:.4g}" for name, value in columns.items()),
     ]
     files.write_text_atomic(folder / "README.md", "\n\n".join(lines) + "\n")

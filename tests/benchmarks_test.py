@@ -267,3 +267,19 @@ def test_a_small_model_is_trained_and_exported_and_goes_on(shared, tmp_path):
     assert network.config.model_type == "qwen3"
     assert network.num_parameters() == 4_001_152
     assert "perplexity at 512" in (tmp_path / "hf" / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["mixture", "hybrid"])
+def test_transformers_classes_are_trained_on_those_rows_and_go_on(name, shared, tmp_path):
+    torch = pytest.importorskip("torch", reason="needs torch and transformers (Python 3.11)")
+    places = [f"--{key}={shared / 'books' / part}" for key, part in NOVELS.items()]
+    places += [f"--tokenizer={shared / 'models' / 'books-6m'}", f"--workdir={tmp_path}"]
+    for _ in range(2):
+        text, code = run("torch_models", f"--model={name}", *places)
+        assert code == 0, text
+    assert [row["step"] for row in lines(tmp_path / "fresh.jsonl")] == [2]
+    assert torch.load(tmp_path / "checkpoint.pt")["step"] == 2
+    assert "perplexity at 256" in (tmp_path / "hf" / "README.md").read_text()
+    text, code = run("torch_models", f"--model={name}", *places, "--compute_dtype=float32")
+    assert code == 2 and "is of another training. Give another --workdir." in text

@@ -233,11 +233,12 @@ def test_a_comparison_of_other_tokens_is_refused():
 
 def test_position_curve_covers_every_position_once():
     nll_WT = np.arange(300.0)[None].repeat(2, 0)
-    edges, means = statistics.position_curve(nll_WT, num_bins=20)
+    edges, means = statistics.position_curve(nll_WT, bins_per_octave=2)
     assert edges[0] == 0 and edges[-1] == 300 and (np.diff(edges) > 0).all()
     assert np.sum(means * np.diff(edges)) == pytest.approx(nll_WT[0].sum())
     assert means[0] == 0.0  # the first bin is the first token alone
-    short_edges, short = statistics.position_curve(nll_WT[:, :5], num_bins=96)
+    assert {75, 150} <= set(edges.tolist()) and len(edges) == 17  # its quarter and its half
+    short_edges, short = statistics.position_curve(nll_WT[:, :5])
     assert short_edges.tolist() == [0, 1, 2, 3, 4, 5] and short.tolist() == [0, 1, 2, 3, 4]
 
 

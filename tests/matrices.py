@@ -118,7 +118,10 @@ CI_ROWS = {
         "test_gradients_of_a_step": ("qwen3_moe, some MLPs are dense-16", "mixtral-0"),
     },
     # Benchmarks of minutes; their command lines are tested, and one of them runs in CI.
-    "benchmarks_test.py": {"test_a_small_model_is_trained_and_exported_and_goes_on": ()},
+    "benchmarks_test.py": {
+        "test_a_small_model_is_trained_and_exported_and_goes_on": (),
+        "test_transformers_classes_are_trained_on_those_rows_and_go_on": (),
+    },
     "attention_objectives_test.py": {"test_it_runs_and_goes_on_with_another_seed": ()},
     "paper_tables_test.py": {
         "test_the_ablation_runs": (),

@@ -240,6 +240,18 @@ def test_figures_say_what_is_missing(monkeypatch):
         report.evaluation_figure(ROWS)
 
 
+def test_perplexity_by_position_is_that_of_octaves_beyond_the_original_length():
+    items = {"position_edges": [0, 1, 2, 3, 4, 8], "position_nll": [4.0, 3.0, 2.0, 1.0, 0.5]}
+    rows = [row("perplexity", label, 8, 3.0, 2.0, 4.0, items=items) for label in ("none", "pi")]
+    shorter = row("perplexity", "none", 4, 3.0, 2.0, 4.0)
+    *_, (title, cells) = tables.evaluation_tables([shorter, *rows], original_len=2)
+    assert title == "Perplexity by position in 8 tokens"
+    numbers = [f"{np.exp(nll):.2f}" for nll in (3.5, 1.5, 0.5)]
+    assert cells == [["", "0 to 1", "2 to 3", "4 to 7"], ["none", *numbers], ["pi", *numbers]]
+    inside = tables.evaluation_tables(rows, original_len=8)
+    assert not any("position" in title for title, _ in inside)
+
+
 def test_tables_by_hand():
     perplexity, passkey, difference = tables.evaluation_tables(ROWS)
     assert perplexity == (

@@ -6,6 +6,7 @@ window, J draws, P resamples.
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -247,13 +248,17 @@ AGGREGATIONS: dict[str, Callable[..., np.ndarray]] = {
 }
 
 
-def position_curve(nll_WT: np.ndarray, *, num_bins: int = 96) -> tuple[np.ndarray, np.ndarray]:
+def position_curve(
+    nll_WT: np.ndarray, *, bins_per_octave: int = 8
+) -> tuple[np.ndarray, np.ndarray]:
     """Returns (edges, means) of the NLL by position, averaged over windows and in bins.
 
-    The bins are equally wide on a logarithmic axis and hold one position at least: bin i holds the
-    positions edges[i] .. edges[i + 1] - 1, where position 0 is the first scored token.
+    The bins are equally wide on a logarithmic axis, from the longest length down, so that its half,
+    its quarter and so on are edges, and hold one position at least: bin i holds the positions
+    edges[i] .. edges[i + 1] - 1, where position 0 is the first scored token.
     """
     length = nll_WT.shape[1]
-    edges = np.unique(np.rint(np.geomspace(1, length + 1, num_bins + 1)).astype(np.int64)) - 1
+    down = np.arange(math.floor(bins_per_octave * math.log2(length)) + 1) / bins_per_octave
+    edges = np.unique(np.rint([0, *(length * 2.0**-down)]).astype(np.int64))
     sums = np.add.reduceat(nll_WT.mean(axis=0, dtype=np.float64), edges[:-1])
     return edges, sums / np.diff(edges)

@@ -25,8 +25,8 @@ def trained_len(model: Mapping[str, Any]) -> int | None:
 
 
 def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -> list[Table]:
-    """Returns a table for each suite, one of the tasks of lm-evaluation-harness, and one of the
-    differences from the baseline.
+    """Returns a table for each suite, one of the tasks of lm-evaluation-harness, one of perplexity
+    by position, and one of the differences from the baseline.
 
     Args:
       rows: of eval.json.
@@ -44,6 +44,7 @@ def evaluation_tables(rows: Sequence[Row], *, original_len: int | None = None) -
         sentence = floors.sentence(chosen, original_len)
         heading = title + _about(chosen) + (f". {sentence}" if sentence else "")
         tables.append((heading, _cells(chosen, score)))
+    tables += _by_position(rows, original_len)
     compared = [row for row in rows if row.get("difference")]
     if compared:
         title = f"{DIFFERENCE} {compared[0]['difference']['baseline']}, nats per token"
@@ -152,6 +153,36 @@ def _share(row: Row) -> str:
     score, low, high = next(iter(metrics.values())), metrics["low"], metrics["high"]
     share = f"{score:.4f}" if score is not None else "none"
     return share if low is None else f"{share} [{low:.4f}, {high:.4f}]"
+
+
+def _by_position(rows: Sequence[Row], original_len: int | None) -> list[Table]:
+    """Returns the table of perplexity within the original length, from there to its double, and so
+    on, in the longest windows; [] where none is longer than that.
+    """
+    curves = [row for row in rows if row["items"].get("position_nll")]
+    curves = [row for row in curves if None not in row["items"]["position_nll"]]
+    longest = max((row["length"] for row in curves), default=0)
+    if not original_len or longest <= original_len:
+        return []
+    ends = [original_len * 2**i for i in range(math.ceil(math.log2(longest / original_len)))]
+    cells: list[list[str]] = []
+    for row in curves:
+        if row["length"] == longest:
+            edges = row["items"]["position_edges"]
+            near = [min(edges, key=lambda edge, end=end: abs(edge - end)) for end in ends]
+            bounds = sorted({edges[0], *near, edges[-1]})
+            spans = list(zip(bounds[:-1], bounds[1:], strict=True))
+            cells = cells or [["", *(f"{begin:,} to {end - 1:,}" for begin, end in spans)]]
+            cells.append([row["label"], *(number(_span(row, *span)) for span in spans)])
+    return [(f"Perplexity by position in {longest:,} tokens", cells)]
+
+
+def _span(row: Row, begin: int, end: int) -> float:
+    """Returns the perplexity of the positions from begin to end - 1, edges of bins."""
+    edges = row["items"]["position_edges"]
+    bins = zip(edges[:-1], edges[1:], row["items"]["position_nll"], strict=True)
+    total = sum((high - low) * nll for low, high, nll in bins if begin <= low < end)
+    return math.exp(min(total / (end - begin), 700.0))
 
 
 def _cells(rows: Sequence[Row], cell_fn: Callable[[Row], str]) -> list[list[str]]:
