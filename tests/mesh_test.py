@@ -265,6 +265,7 @@ def test_adamw_and_clipping_on_a_mesh(tiny_config):
         pytest.param("none", marks=slow),
         "minimal",
         pytest.param("save_attention", marks=slow),
+        pytest.param("save_mlp", marks=slow),
         pytest.param("offload", marks=slow),
     ],
 )

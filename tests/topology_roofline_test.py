@@ -101,7 +101,8 @@ def test_model_flops_of_known_models(name, seq_len, flops):
 
 @pytest.mark.parametrize(
     ("remat", "units"),
-    [("none", 7), ("full", 9), ("minimal", 9), ("save_attention", 7), ("offload", 9)],
+    [("none", 7), ("full", 9), ("minimal", 9), ("save_attention", 7)]
+    + [("save_mlp", 7), ("offload", 9)],
 )
 def test_units_of_attention(wide, remat, units):
     work = roofline.train_work(wide, settings(remat=remat), ONE, rows=3, seq_len=T)

@@ -12,8 +12,10 @@ import functools
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope.decoder import chunked, experts, norms
+from jaxrope.decoder.settings import MLP_PRODUCT
 from jaxrope.mesh import collectives
 
 
@@ -110,6 +112,7 @@ def _gated(config, x_BTD, _, weights):
     if "gate_bias_LF" in weights:
         gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
         up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
+    gate_BTF, up_BTF = (checkpoint_name(x, MLP_PRODUCT) for x in (gate_BTF, up_BTF))
     return dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"]), None
 
 

@@ -59,7 +59,7 @@ LAYERS = ("full", "sliding", "nope", "sliding_nope", "delta")
 DTYPES = ("float32", "bfloat16", "float16", "float64")
 BACKENDS = ("reference", "blockwise", "flash", "ring", "all_gather", "ulysses", "usp")
 KERNELS = ("blockwise", "flash")
-REMAT = ("none", "full", "minimal", "save_attention", "offload")
+REMAT = ("none", "full", "minimal", "save_attention", "save_mlp", "offload")
 MOST_KEYS = 263  # words for needles, by twos (data.words)
 PLACES = "a place on the machine that runs it"
 

@@ -43,6 +43,7 @@ _RECOMPUTED = {
     "full": (True, True, True),
     "minimal": (False, False, True),
     "save_attention": (True, True, False),
+    "save_mlp": (True, False, False),
     "offload": (True, True, True),
 }
 

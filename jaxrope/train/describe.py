@@ -83,7 +83,7 @@ def out_of_memory(config: Config, message: str) -> str:
     )
     options = {
         "optimizer.offload=True": not config.optimizer.offload,
-        "forward.remat='full'": config.forward.remat in ("none", "minimal", "save_attention"),
+        "forward.remat='full'": config.forward.remat not in ("full", "offload"),
         "forward.remat='offload'": config.forward.remat != "offload",
         "a smaller forward.mlp_chunk": True,
         f"train.chunk_tokens={max(config.train.chunk_tokens // 4, 1)}": True,
