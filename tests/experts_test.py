@@ -16,9 +16,9 @@ import pytest
 import tiny_run
 import training_test
 
-from jaxrope import decoder, train
+from jaxrope import decoder, rope, train
 from jaxrope.convert import config as hf_config
-from jaxrope.convert import config_keys, exporting, layout, pretrained
+from jaxrope.convert import config_keys, consumers, exporting, layout, pretrained, rope_export
 from jaxrope.convert.fields import Fields
 from jaxrope.decoder import experts, grouped
 from jaxrope.errors import InputError
@@ -343,6 +343,17 @@ def test_what_a_folder_cannot_say():
     ):
         with pytest.raises(InputError, match=message):
             config_keys.to_hf(dataclasses.replace(mixtral, **changes), dtype="float32")
+
+
+@pytest.mark.parametrize("method", ["yarn", "longrope"])
+def test_no_line_names_a_gguf_that_is_refused(tiny_config, method):
+    factors, shape = [1.0, 1.5, 2.0, 4.0], dict(head_dim=8, theta=10_000.0, original_len=64)
+    rows = [dict(max_len=256, factors=factors, start_tokens=0, attention_factor=1.2)]
+    constants = dict(buckets=rows) if method == "longrope" else dict(factor=4.0, beta_fast=8.0)
+    hf_rope = rope_export.express(tiny_config, rope.make(method, **constants, **shape))
+    dense, mixture = (" ".join(consumers.lines(hf_rope, name)) for name in ("llama", "qwen3_moe"))
+    assert "export --to=gguf" in dense and "--to=gguf" not in mixture
+    assert "serve it with another program" in mixture
 
 
 @pytest.mark.slow

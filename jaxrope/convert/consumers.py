@@ -4,6 +4,7 @@ As transformers 4.57 and 5.24, vLLM 0.32 and llama.cpp 0.6 were seen to run our 
 serve`), and llama.cpp's converter of October 2026 to convert them; SGLang as read in its source.
 """
 
+import functools
 import math
 
 from jaxrope import rope
@@ -11,6 +12,7 @@ from jaxrope.convert.families import FAMILIES, Family
 from jaxrope.convert.rope_export import HfRope
 
 _ALL = ("transformers", "vLLM", "SGLang", "llama.cpp")
+_WRITE, _SERVE = "write the GGUF with export --to=gguf.", "serve it with another program."
 _READERS = {"gguf": ("llama.cpp",), "vllm": ("vLLM",)}  # of formats that not all programs read
 
 
@@ -23,14 +25,16 @@ def lines(hf_rope: HfRope, family: str, *, form: str | None = None) -> list[str]
       form: format it is written in; None: a whole Hugging Face folder.
     """
     kind = hf_rope.section["rope_type"]
-    describe_fns = {"longrope": _longrope, "yarn": _yarn, "dynamic": _dynamic, "linear": _linear}
+    remedy = _WRITE if FAMILIES[family].has_gguf else _SERVE
+    yarn = functools.partial(_yarn, remedy=remedy)
+    describe_fns = {"longrope": _longrope, "yarn": yarn, "dynamic": _dynamic, "linear": _linear}
     if kind not in describe_fns or (kind in ("linear", "yarn") and form in _READERS):
         program = _READERS.get(form, ("Every program",))[0]
         same = f"{program} uses the same frequencies and attention factor at every length."
         return [same, *(_borders(hf_rope) if form == "gguf" and kind == "yarn" else ())]
     if kind != "longrope":
         return describe_fns[kind](hf_rope)
-    return _longrope(hf_rope, FAMILIES[family], form)
+    return _longrope(hf_rope, FAMILIES[family], form, remedy)
 
 
 def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
@@ -45,7 +49,7 @@ def of_buckets(rope_fn: rope.RopeFn) -> list[str]:
     ]
 
 
-def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
+def _longrope(hf_rope: HfRope, row: Family, form: str | None, remedy: str) -> list[str]:
     programs, by_law = _READERS.get(form, _ALL), is_by_law(hf_rope)
     if hf_rope.section["short_factor"] == hf_rope.section["long_factor"]:
         sentences = [
@@ -70,8 +74,7 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
             "The attention factor is not the usual sqrt(1 + ln factor / ln original),"
             f" {law(hf_rope):.6g}. transformers reads `attention_factor`, vLLM `short_mscale` and"
             " `long_mscale` (both are written; transformers calls the latter unrecognised keys and"
-            " passes over them); llama.cpp's converter computes the usual one. A file of export"
-            " --to=gguf has it."
+            " passes over them); llama.cpp's converter computes the usual one: " + remedy
         )
     if row.longrope_alone and not by_law and form not in ("gguf", "vllm"):
         sentences.append(
@@ -81,10 +84,10 @@ def _longrope(hf_rope: HfRope, row: Family, form: str | None) -> list[str]:
     if form not in _READERS:
         sentences.append(
             "llama.cpp's converter takes a Phi-3's tokenizer from tokenizer.model, or byte pairs if"
-            " tokenizer_class is GPT2Tokenizer: write the GGUF with export --to=gguf."
+            f" tokenizer_class is GPT2Tokenizer: {remedy}"
             if row.longrope_alone
             else "llama.cpp's converter drops the factors of this architecture without a word (it"
-            " keeps them for Phi-3): write the GGUF with export --to=gguf."
+            f" keeps them for Phi-3): {remedy}"
         )
     return sentences
 
@@ -132,7 +135,7 @@ def _linear(hf_rope: HfRope) -> list[str]:
     ]
 
 
-def _yarn(hf_rope: HfRope) -> list[str]:
+def _yarn(hf_rope: HfRope, remedy: str) -> list[str]:
     section = hf_rope.section
     sentences = ["Every program uses the same frequencies and attention factor at every length."]
     if section["factor"] * hf_rope.original_len != hf_rope.max_len:
@@ -148,7 +151,7 @@ def _yarn(hf_rope: HfRope) -> list[str]:
     if borders != (32.0, 1.0) or not math.isclose(section["attention_factor"], usual, rel_tol=1e-9):
         sentences.append(
             "llama.cpp's converter takes the usual borders, 32 and 1 turns, and attention factor,"
-            f" {usual:.6g}, in place of its own: write the GGUF with export --to=gguf."
+            f" {usual:.6g}, in place of its own: {remedy}"
         )
     return sentences
 

@@ -78,6 +78,11 @@ class Family:
     delta: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     delta_grouped: bool = False
 
+    @property
+    def has_gguf(self) -> bool:
+        """Whether `export --to=gguf` writes it."""
+        return self.experts is None and not self.delta
+
     def fixed_fields(self, embed_dim: int) -> dict[str, Any]:
         """Returns the fields that every model of this width has."""
         return {k: v(embed_dim) if callable(v) else v for k, v in self.fixed.items()}
