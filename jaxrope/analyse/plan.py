@@ -255,7 +255,7 @@ def _check(config: Config, shape: decoder.DecoderConfig) -> None:
                 f"train.batch_size must be a multiple of {multiple}, the rows of {what} being so "
                 f"many times as long and a step having equal tokens, got {config.train.batch_size}."
             )
-    total = len(shape.attention_layers) * shape.num_heads
+    total = shape.num_attention_layers * shape.num_heads
     for size in section.heads.sizes:
         if size > total // 2:
             raise InputError(

@@ -76,7 +76,7 @@ def measure(
         back = attention.inverse(order)
         stats = Stats(*(np.asarray(x)[:, :, back] for x in stats))
     stats = Stats(*map(np.asarray, stats))
-    return [Stats(*(x[layer] for x in stats)) for layer in range(len(config.attention_layers))]
+    return [Stats(*(x[layer] for x in stats)) for layer in range(config.num_attention_layers)]
 
 
 def lay_out(

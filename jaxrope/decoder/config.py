@@ -163,6 +163,16 @@ class DecoderConfig:
         return self.num_layers - len(self.dense_layers) if self.num_experts else 0
 
     @property
+    def num_delta_layers(self) -> int:
+        """How many layers are a recurrence in place of attention."""
+        return self.layers.count("delta")
+
+    @property
+    def num_attention_layers(self) -> int:
+        """How many layers attend."""
+        return self.num_layers - self.num_delta_layers
+
+    @property
     def delta_layers(self) -> tuple[bool, ...]:
         """Whether each layer is a recurrence in place of attention."""
         return tuple(kind == "delta" for kind in self.kinds)

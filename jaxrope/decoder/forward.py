@@ -149,7 +149,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         )
     x_BTD = _embedded(config, params, tokens_BT, settings)
     turns = _turns(config, r, positions_BT)
-    if any(config.delta_layers):
+    if config.num_delta_layers:
         document_ZS = delta.documents(config, settings, tokens_BT.shape, segment_ids_BT)
 
     def layer(kind, x_BTD, scanned):

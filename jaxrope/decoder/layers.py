@@ -166,7 +166,7 @@ def by_layers(config, weights):
 
     if config.dense_layers:
         divide(config.expert_layers, ("router", "expert", "shared"), ("gate", "up", "down"))
-    if any(config.delta_layers):
+    if config.num_delta_layers:
         divide(config.delta_layers, ("delta",), ("q", "k", "v", "o"))
     apart = {name for _, arrays in some for name in arrays}
     return {name: w for name, w in weights.items() if name not in apart}, some

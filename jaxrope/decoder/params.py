@@ -54,7 +54,7 @@ class Layers(nnx.Module):
             if has_bias:
                 self.attn_out_norm_bias_LD = constant(0, dim)
                 self.mlp_out_norm_bias_LD = constant(0, dim)
-        attends = dict(layers=len(config.attention_layers))
+        attends = dict(layers=config.num_attention_layers)
         if config.qk_norm == "head":
             self.q_norm_LH = constant(norm, head, **attends)
             self.k_norm_LH = constant(norm, head, **attends)
@@ -68,7 +68,7 @@ class Layers(nnx.Module):
             normal(dim, kv_heads, head, **attends),
         )
         self.o_LNHD = normal(heads, head, dim, depth=out_depth, **attends)
-        if any(config.delta_layers):
+        if config.num_delta_layers:
             self._delta(config, (normal, constant), out_depth, rngs, dtype)
         sparse = config.num_expert_layers
         if sparse < layers:
@@ -107,7 +107,7 @@ class Layers(nnx.Module):
 
     def _delta(self, config: DecoderConfig, fns, out_depth: float, rngs: nnx.Rngs, dtype):
         """The parameters of delta layers (delta.py)."""
-        (normal, constant), of = fns, dict(layers=sum(config.delta_layers))
+        (normal, constant), of = fns, dict(layers=config.num_delta_layers)
         dim, width, key, value = config.embed_dim, config.delta_conv, *_delta_heads(config)
         self.delta_q_LDKH, self.delta_k_LDKH = normal(dim, *key, **of), normal(dim, *key, **of)
         self.delta_v_LDNH, self.delta_z_LDNH = normal(dim, *value, **of), normal(dim, *value, **of)
@@ -184,7 +184,7 @@ def forward_operations(config: DecoderConfig, tokens: int) -> float:
     """Returns the floating-point operations of one forward pass over `tokens`, causal attention."""
     table = 0 if config.tie_embeddings else config.vocab_size * config.embed_dim  # a look-up
     attention = 4 * config.num_heads * config.head_dim * keys_per_query(config, tokens)
-    delta = sum(config.delta_layers) * delta_operations(config)
+    delta = config.num_delta_layers * delta_operations(config)
     return tokens * (2.0 * (active_params(config) - table) + attention + delta)
 
 

@@ -238,7 +238,7 @@ def _head_weights(config: decoder.DecoderConfig, heads) -> Callable[[jax.Array, 
     """Returns (needle mass_LN at the trained length, mesh) -> weight of each head, [L, N] of layers
     that attend; on a mesh those of this device.
     """
-    shape = len(config.attention_layers), config.num_heads
+    shape = config.num_attention_layers, config.num_heads
     chosen_LN = np.zeros(shape, np.float32)
     for head in heads:
         if not all(x < most for x, most in zip(head, shape, strict=True)):

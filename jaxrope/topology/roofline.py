@@ -104,7 +104,7 @@ def train_work(
     unit = rows * _attention_unit(model, seq_len)
     passes = 3 + (projections or mlp)
     times = 4 + (settings.remat != "none")  # a chunk is computed again when its gradient is
-    recurrence = sum(model.delta_layers) * decoder.delta_operations(model)
+    recurrence = model.num_delta_layers * decoder.delta_operations(model)
     return Work(
         tokens=tokens,
         model_flops=(6.0 * _all_weights(model) + 3 * recurrence) * tokens + 6 * unit,
@@ -129,7 +129,7 @@ def forward_work(
     """Returns the work of `rows` forward passes with a loss, in `parts` runs one after another."""
     tokens, unit = rows * seq_len, rows * _attention_unit(model, seq_len)
     dense, attention = 2.0 * _all_weights(model) * tokens, float(_FORWARD_UNITS * unit)
-    recurrence = sum(model.delta_layers) * decoder.delta_operations(model)
+    recurrence = model.num_delta_layers * decoder.delta_operations(model)
     return Work(
         tokens=tokens,
         model_flops=dense + attention + recurrence * tokens,
@@ -147,7 +147,7 @@ def _weights(model: decoder.DecoderConfig) -> dict[str, int]:
     dim, head = model.embed_dim, model.head_dim
     attention = head * ((2 + model.output_gate) * model.num_heads + 2 * model.num_kv_heads)
     delta = decoder.delta_width(model) + model.delta_value_heads * model.delta_value_dim
-    projections = len(model.attention_layers) * attention + sum(model.delta_layers) * delta
+    projections = model.num_attention_layers * attention + model.num_delta_layers * delta
     width = sum(met for met, _ in decoder.mlp_dims(model))
     return {
         "projections": dim * projections,
@@ -195,7 +195,7 @@ def _attention_bytes(model, sizes, tokens: int, passes: tuple[int, int]) -> floa
     here = tokens / math.prod(sizes.values())
     width, kv_width = (heads * model.head_dim for heads in (model.num_heads, model.num_kv_heads))
     hop = 8.0 * here * (forward * width + backward * (width + 2 * kv_width))
-    return hop * len(model.attention_layers) * sizes["context"]
+    return hop * model.num_attention_layers * sizes["context"]
 
 
 def _recurrence_flops(model, sizes) -> int:
@@ -206,7 +206,7 @@ def _recurrence_flops(model, sizes) -> int:
     more = keys if sizes["context"] > 1 else 0
     of_state = 6 * keys * (values + more) + 2 * more * values
     of_chunk = 4 * keys + 2 * (values + more) + keys + values  # the last two by the system
-    return sum(model.delta_layers) * model.delta_value_heads * (of_state + chunk * of_chunk)
+    return model.num_delta_layers * model.delta_value_heads * (of_state + chunk * of_chunk)
 
 
 def _recurrence_bytes(model, sizes, tokens: int) -> float:
@@ -217,7 +217,7 @@ def _recurrence_bytes(model, sizes, tokens: int) -> float:
     keys, values = model.delta_key_dim, model.delta_value_dim
     wide = values + (keys if sizes["context"] > 1 else 0)
     token = 2 * keys * wide / decoder.delta.CHUNK + 2 * keys + values + wide
-    return 4.0 * here * sum(model.delta_layers) * model.delta_value_heads * token
+    return 4.0 * here * model.num_delta_layers * model.delta_value_heads * token
 
 
 @dataclasses.dataclass(frozen=True)

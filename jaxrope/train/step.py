@@ -250,8 +250,8 @@ def flops_per_token(
     parts = lora_lib.split(lora_lib.abstract_params(config, lora, "float32"), lora)
     trained, frozen = (_product_weights(part, config) for part in parts)
     width = config.num_heads * config.head_dim
-    mixing = 6.0 * len(config.attention_layers) * width * seq_len
-    mixing += 3.0 * sum(config.delta_layers) * decoder.delta_operations(config)
+    mixing = 6.0 * config.num_attention_layers * width * seq_len
+    mixing += 3.0 * config.num_delta_layers * decoder.delta_operations(config)
     return 6.0 * trained + 4.0 * frozen + mixing
 
 
