@@ -160,6 +160,13 @@ CI_ROWS = {
         "test_the_answer_is_weighed_in": ("pattern",),
         "test_what_does_not_change_costs_nothing": ("entropy_shift",),
     },
+    # The whole program, two minutes; its parts and its dry run are tested.
+    "attention_paper_test.py": {
+        "test_the_program_leaves_the_papers_figures_and_findings": (),
+        "test_the_page_reads_what_the_program_wrote": (),
+        "test_a_finished_program_does_nothing_again": (),
+        "test_a_measurement_that_is_not_there_is_made_and_is_the_same": (),
+    },
     "attention_spread_test.py": {
         "test_equals_the_definition_in_float64": (
             "ring-1-sizes0-4-2-packed",
@@ -236,7 +243,10 @@ CI_ROWS = {
     "protocols_test.py": {
         "test_sliding_windows_are_those_of_yarn": ("64-16-True", "128-50-False", "64-64-True"),
     },
-    "recipe_process_test.py": {"test_two_processes_leave_what_one_does": ()},
+    "recipe_process_test.py": {
+        "test_a_recipe_killed_in_its_stages_equals_an_undisturbed_one": (),
+        "test_two_processes_leave_what_one_does": (),
+    },
     "recipe_test.py": {
         "test_a_stage_that_was_killed_goes_on_to_the_same": ("finetune_4x",),
     },
