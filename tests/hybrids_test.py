@@ -174,7 +174,7 @@ def test_operations():
     assert short == pytest.approx(1000 * (products + recurrent + 4 * 16 * 256 * 12 * 500))
 
 
-# config.json of Qwen/Qwen3-Next-80B-A3B-Instruct and of Qwen/Qwen3.5-27B (its text part)
+# config.json of Qwen/Qwen3-Next-80B-A3B-Instruct; the text part of Qwen/Qwen3.5-27B, made small
 NEXT = dict(
     architectures=["Qwen3NextForCausalLM"],
     attention_bias=False,

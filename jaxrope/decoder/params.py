@@ -7,6 +7,7 @@ of a convolution, L layers, of what not all of them have those that do.
 
 import functools
 import math
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -28,104 +29,103 @@ class Layers(nnx.Module):
     """
 
     def __init__(self, config: DecoderConfig, *, rngs: nnx.Rngs, dtype):
-        layers, dim, mlp = config.num_layers, config.embed_dim, config.mlp_dim
-        heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+        # GPT-2: what is added to the residual stream shrinks with the number of additions
+        added = (2 * config.num_layers) ** -0.5
 
-        def normal(*shape, depth=1.0, layers=layers):
+        def normal(layers, *shape, is_added=False):
             value = jax.random.normal(rngs.params(), (layers, *shape), jnp.float32) * (
-                _INIT_STDDEV * depth
+                _INIT_STDDEV * (added if is_added else 1.0)
             )
             return nnx.Param(value.astype(dtype))
 
-        def constant(value, *shape, layers=layers):
+        def constant(value, layers, *shape):
             return nnx.Param(jnp.full((layers, *shape), value, dtype))
 
-        out_depth = (
-            (2 * layers) ** -0.5
-        )  # GPT-2: what is added to the residual stream shrinks with the number of additions
-        norm = 1 - config.norm_offset  # with the offset it multiplies by 1
-        has_bias = config.norm_type == "layer"
-        if config.norms != "after":
-            self.attn_norm_LD, self.mlp_norm_LD = constant(norm, dim), constant(norm, dim)
-            if has_bias:
-                self.attn_norm_bias_LD, self.mlp_norm_bias_LD = constant(0, dim), constant(0, dim)
-        if config.norms != "before":
-            self.attn_out_norm_LD, self.mlp_out_norm_LD = constant(norm, dim), constant(norm, dim)
-            if has_bias:
-                self.attn_out_norm_bias_LD = constant(0, dim)
-                self.mlp_out_norm_bias_LD = constant(0, dim)
-        attends = dict(layers=config.num_attention_layers)
-        if config.qk_norm == "head":
-            self.q_norm_LH = constant(norm, head, **attends)
-            self.k_norm_LH = constant(norm, head, **attends)
-        if config.qk_norm == "all":
-            self.q_norm_LNH = constant(norm, heads, head, **attends)
-            self.k_norm_LKH = constant(norm, kv_heads, head, **attends)
-        q_head = head * (1 + config.output_gate)
-        self.q_LDNH, self.k_LDKH, self.v_LDKH = (
-            normal(dim, heads, q_head, **attends),
-            normal(dim, kv_heads, head, **attends),
-            normal(dim, kv_heads, head, **attends),
-        )
-        self.o_LNHD = normal(heads, head, dim, depth=out_depth, **attends)
+        self._norms(config, constant)
+        self._attention(config, normal, constant)
         if config.num_delta_layers:
-            self._delta(config, (normal, constant), out_depth, rngs, dtype)
-        sparse = config.num_expert_layers
-        if sparse < layers:
-            dense = dict(layers=layers - sparse)
-            self.gate_LDF, self.up_LDF, self.down_LFD = (
-                normal(dim, mlp, **dense),
-                normal(dim, mlp, **dense),
-                normal(mlp, dim, depth=out_depth, **dense),
-            )
-        if sparse:
-            experts, width = config.num_experts, config.expert_dim
-            self.router_LDE = normal(dim, experts, layers=sparse)
-            self.expert_gate_LEDF = normal(experts, dim, width, layers=sparse)
-            self.expert_up_LEDF = normal(experts, dim, width, layers=sparse)
-            self.expert_down_LEFD = normal(experts, width, dim, depth=out_depth, layers=sparse)
-        if config.shared_dim:
-            width = config.shared_dim
-            self.shared_share_LD = normal(dim, layers=sparse)
-            self.shared_gate_LDF = normal(dim, width, layers=sparse)
-            self.shared_up_LDF = normal(dim, width, layers=sparse)
-            self.shared_down_LFD = normal(width, dim, depth=out_depth, layers=sparse)
+            self._delta(config, normal, constant)
+            shape = config.num_delta_layers, config.delta_value_heads
+            decay = jax.random.uniform(rngs.params(), shape, minval=0.01, maxval=16)
+            self.delta_scale_bias_LN = nnx.Param(jnp.log(decay).astype(dtype))  # transformers'
+        self._mlp(config, normal, constant)
+        if config.num_expert_layers:
+            self._experts(config, normal)
+
+    def _norms(self, config: DecoderConfig, constant: Callable) -> None:
+        """Norms of the residual stream, and of what is added to it."""
+        of = config.num_layers, config.embed_dim
+        scale, has_bias = 1 - config.norm_offset, config.norm_type == "layer"  # it multiplies by 1
+        if config.norms != "after":
+            self.attn_norm_LD, self.mlp_norm_LD = constant(scale, *of), constant(scale, *of)
+            if has_bias:
+                self.attn_norm_bias_LD, self.mlp_norm_bias_LD = constant(0, *of), constant(0, *of)
+        if config.norms != "before":
+            self.attn_out_norm_LD, self.mlp_out_norm_LD = constant(scale, *of), constant(scale, *of)
+            if has_bias:
+                self.attn_out_norm_bias_LD = constant(0, *of)
+                self.mlp_out_norm_bias_LD = constant(0, *of)
+
+    def _attention(self, config: DecoderConfig, normal: Callable, constant: Callable) -> None:
+        """Of the layers that attend."""
+        of, dim = config.num_attention_layers, config.embed_dim
+        heads, kv_heads, head = config.num_heads, config.num_kv_heads, config.head_dim
+        scale, q_head = 1 - config.norm_offset, head * (1 + config.output_gate)
+        if config.qk_norm == "head":
+            self.q_norm_LH, self.k_norm_LH = constant(scale, of, head), constant(scale, of, head)
+        if config.qk_norm == "all":
+            self.q_norm_LNH = constant(scale, of, heads, head)
+            self.k_norm_LKH = constant(scale, of, kv_heads, head)
+        self.q_LDNH = normal(of, dim, heads, q_head)
+        self.k_LDKH, self.v_LDKH = (normal(of, dim, kv_heads, head) for _ in range(2))
+        self.o_LNHD = normal(of, heads, head, dim, is_added=True)
         if config.qkv_bias:
-            self.q_bias_LNH, self.k_bias_LKH, self.v_bias_LKH = (
-                constant(0, heads, q_head, **attends),
-                constant(0, kv_heads, head, **attends),
-                constant(0, kv_heads, head, **attends),
-            )
+            self.q_bias_LNH = constant(0, of, heads, q_head)
+            self.k_bias_LKH, self.v_bias_LKH = (constant(0, of, kv_heads, head) for _ in range(2))
         if config.out_bias:
-            self.o_bias_LD = constant(0, dim, **attends)
+            self.o_bias_LD = constant(0, of, dim)
+
+    def _delta(self, config: DecoderConfig, normal: Callable, constant: Callable) -> None:
+        """Of delta layers (delta.py)."""
+        of, dim, width = config.num_delta_layers, config.embed_dim, config.delta_conv
+        key = config.delta_key_heads, config.delta_key_dim
+        value = config.delta_value_heads, config.delta_value_dim
+        self.delta_q_LDKH, self.delta_k_LDKH = (normal(of, dim, *key) for _ in range(2))
+        self.delta_v_LDNH, self.delta_z_LDNH = (normal(of, dim, *value) for _ in range(2))
+        self.delta_beta_LDN, self.delta_decay_LDN = (normal(of, dim, value[0]) for _ in range(2))
+        self.delta_q_conv_LWKH, self.delta_k_conv_LWKH = (normal(of, width, *key) for _ in range(2))
+        self.delta_v_conv_LWNH = normal(of, width, *value)
+        self.delta_decay_bias_LN = constant(1, of, value[0])
+        self.delta_norm_LH = constant(1, of, value[1])
+        self.delta_o_LNHD = normal(of, *value, dim, is_added=True)
+
+    def _mlp(self, config: DecoderConfig, normal: Callable, constant: Callable) -> None:
+        """Of the layers whose MLP is dense."""
+        of, dim, mlp = (
+            config.num_layers - config.num_expert_layers,
+            config.embed_dim,
+            config.mlp_dim,
+        )
+        if of:
+            self.gate_LDF, self.up_LDF = (normal(of, dim, mlp) for _ in range(2))
+            self.down_LFD = normal(of, mlp, dim, is_added=True)
         if config.mlp_bias:
-            self.gate_bias_LF, self.up_bias_LF, self.down_bias_LD = (
-                constant(0, mlp),
-                constant(0, mlp),
-                constant(0, dim),
-            )
+            self.gate_bias_LF, self.up_bias_LF = (constant(0, of, mlp) for _ in range(2))
+            self.down_bias_LD = constant(0, of, dim)
 
-    def _delta(self, config: DecoderConfig, fns, out_depth: float, rngs: nnx.Rngs, dtype):
-        """The parameters of delta layers (delta.py)."""
-        (normal, constant), of = fns, dict(layers=config.num_delta_layers)
-        dim, width, key, value = config.embed_dim, config.delta_conv, *_delta_heads(config)
-        self.delta_q_LDKH, self.delta_k_LDKH = normal(dim, *key, **of), normal(dim, *key, **of)
-        self.delta_v_LDNH, self.delta_z_LDNH = normal(dim, *value, **of), normal(dim, *value, **of)
-        self.delta_beta_LDN = normal(dim, value[0], **of)
-        self.delta_decay_LDN = normal(dim, value[0], **of)
-        self.delta_q_conv_LWKH = normal(width, *key, **of)
-        self.delta_k_conv_LWKH = normal(width, *key, **of)
-        self.delta_v_conv_LWNH = normal(width, *value, **of)
-        decay = jax.random.uniform(rngs.params(), (of["layers"], value[0]), minval=0.01, maxval=16)
-        self.delta_scale_bias_LN = nnx.Param(jnp.log(decay).astype(dtype))  # transformers' range
-        self.delta_decay_bias_LN = constant(1, value[0], **of)
-        self.delta_norm_LH = constant(1, value[1], **of)
-        self.delta_o_LNHD = normal(*value, dim, depth=out_depth, **of)
-
-
-def _delta_heads(config: DecoderConfig) -> tuple[tuple[int, int], tuple[int, int]]:
-    key = config.delta_key_heads, config.delta_key_dim
-    return key, (config.delta_value_heads, config.delta_value_dim)
+    def _experts(self, config: DecoderConfig, normal: Callable) -> None:
+        """Of the layers that have experts."""
+        of, dim = config.num_expert_layers, config.embed_dim
+        experts, width, shared = config.num_experts, config.expert_dim, config.shared_dim
+        self.router_LDE = normal(of, dim, experts)
+        self.expert_gate_LEDF, self.expert_up_LEDF = (
+            normal(of, experts, dim, width) for _ in range(2)
+        )
+        self.expert_down_LEFD = normal(of, experts, width, dim, is_added=True)
+        if shared:
+            self.shared_share_LD = normal(of, dim)
+            self.shared_gate_LDF, self.shared_up_LDF = (normal(of, dim, shared) for _ in range(2))
+            self.shared_down_LFD = normal(of, shared, dim, is_added=True)
 
 
 class Decoder(nnx.Module):

@@ -5,8 +5,9 @@ processes of its own as well, so that every Python of its environment runs this 
 """
 
 import torch
+from torch import library
 
 if torch.version.cuda is None:
-    library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
-        library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        signature = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+        library.define(f"torchvision::{name}", signature)
