@@ -26,10 +26,12 @@ FAULTS ?= 40
 SEED ?= 0
 
 # What `make versions` runs: numbers against other implementations, meshes, checkpoints, every program.
-VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder delta experts hybrids parity sharding \
-  mesh checkpoint training_step recipe_process setup cli cli_commands cli_environments files \
+VERSIONS := attention attention_choice rope_rotary rope_methods losses decoder delta experts parity sharding \
+  checkpoint training_step recipe_process setup cli cli_commands cli_environments files \
   config
 VERSIONS := $(VERSIONS:%=tests/%_test.py) \
+  tests/mesh_test.py::test_a_step_is_the_same_on_every_mesh \
+  tests/mesh_test.py::test_a_step_of_experts \
   tests/training_test.py::test_a_run_that_is_stopped_and_resumed_equals_an_undisturbed_one \
   tests/training_test.py::test_sigterm_to_the_program_saves_and_exits_with_143
 

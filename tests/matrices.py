@@ -225,6 +225,10 @@ CI_ROWS = {
             "blockwise-{'data': 4, 'fsdp': 2}-{}",
             "usp-{'context': 4, 'tensor': 2}-{'ulysses': 2, 'mlp_chunk': 7}",
         ),
+        "test_a_step_of_an_odd_decoder": (
+            "ring-{'context': 2, 'fsdp': 2, 'tensor': 2}-{'mlp_chunk': 7}",
+            "usp-{'context': 4, 'tensor': 2}-{'ulysses': 2}",
+        ),
         "test_a_step_of_a_hybrid": (
             "ring-{'fsdp': 2, 'context': 2, 'tensor': 2}-{'mlp_chunk': 7}",
             "usp-{'context': 8}-{'ulysses': 4}",

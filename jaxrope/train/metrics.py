@@ -8,6 +8,7 @@ and resumed equal those of an undisturbed one in everything else.
 
 import json
 import math
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -146,10 +147,18 @@ def _plain(value):
 
 
 def _tensorboard(folder: Path, resumed_step: int, say: Callable[[str], None]):
+    hidden = "torch" not in sys.modules
+    if (
+        hidden
+    ):  # where torch is installed tensorboardX imports it, two seconds, for what we never write
+        sys.modules["torch"] = None
     try:
         from tensorboardX import SummaryWriter
     except ImportError:
         return None
+    finally:
+        if hidden:
+            del sys.modules["torch"]
     try:
         return SummaryWriter(str(folder), purge_step=resumed_step + 1)
     except OSError as error:
