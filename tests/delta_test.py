@@ -81,6 +81,13 @@ def test_gradients_do_not_depend_on_the_chunk():
     assert all(np.abs(leaf).max() > 0.01 for leaf in jax.tree.leaves(found[:2]))
 
 
+def test_a_cpu_does_without_lapack():
+    """Its batches wait for threads, which the devices of a mesh on few cores can all be holding."""
+    qkv, gates, memory = inputs(batch=1)
+    gradients = jax.grad(lambda qkv: jnp.sum(delta.rule(qkv, gates, DOCUMENTS, memory)[0]))
+    assert "lapack" not in jax.jit(gradients).lower(qkv).as_text()
+
+
 def test_transformers_rule():
     torch = pytest.importorskip("torch", reason="needs torch (Python 3.11)")
     qwen = pytest.importorskip("transformers.models.qwen3_next.modeling_qwen3_next")

@@ -266,8 +266,7 @@ def _in_chunk(carry, part):
     # not inverted by powers: where keys repeat they grow as binomials do, to 1e18 for 64 tokens
     system = _dot("BNCH,BNXH->BNCX", rate * k, k) * between
     wanted = jnp.concatenate([rate * v, rate * k * since_state[..., None]], axis=-1)
-    solved = jax.scipy.linalg.solve_triangular(system, wanted, lower=True, unit_diagonal=True)
-    values, keys = jnp.split(solved, [v.shape[-1]], axis=-1)
+    values, keys = jnp.split(_solved(jnp.tril(system, -1), wanted), [v.shape[-1]], axis=-1)
     more = memory_BNHH.shape[-1] - values.shape[-1]
     values = jnp.pad(values, ((0, 0),) * 3 + ((0, more),))
     change = values - _dot("BNCH,BNHJ->BNCJ", keys, memory_BNHH)
@@ -276,6 +275,47 @@ def _in_chunk(carry, part):
     memory_BNHH = memory_BNHH * since_state[..., -1][..., None, None]
     memory_BNHH += _dot("BNCH,BNCJ->BNHJ", k * between[..., -1, :, None], change)
     return (memory_BNHH, document_BC[:, -1]), out.swapaxes(1, 2)
+
+
+def _solved(below_BNCX, wanted_BNCJ):
+    """Returns x of (1 + below) x = wanted."""
+
+    def solve(transposed):
+        how = dict(transposed=transposed)
+        cpu, default = (functools.partial(fn, **how) for fn in (_by_halves, _by_rows))
+        return lambda _, x_BNCJ: jax.lax.platform_dependent(
+            below_BNCX, x_BNCJ, cpu=cpu, default=default
+        )
+
+    return jax.lax.custom_linear_solve(
+        lambda x_BNCJ: x_BNCJ + _dot("BNCX,BNXJ->BNCJ", below_BNCX, x_BNCJ),
+        wanted_BNCJ,
+        solve=solve(transposed=False),
+        transpose_solve=solve(transposed=True),
+    )
+
+
+def _by_rows(below_BNCX, x_BNCJ, *, transposed):
+    how = dict(lower=True, unit_diagonal=True, trans=int(transposed))
+    return jax.scipy.linalg.solve_triangular(below_BNCX, x_BNCJ, **how)
+
+
+def _by_halves(below_BNCX, x_BNCJ, *, transposed):
+    # LAPACK on a CPU waits for threads of a pool, in which all devices of a mesh can wait like that
+    batch, heads, size, _ = below_BNCX.shape
+    whole = 1 << (size - 1).bit_length()
+    pads = ((0, 0), (0, 0), (0, whole - size), (0, whole - size))
+    below_BNCX = jnp.pad(below_BNCX, pads)
+    inverse = jnp.ones((batch, heads, whole, 1, 1), below_BNCX.dtype)  # of blocks of one token
+    while (half := inverse.shape[-1]) < whole:
+        blocks = below_BNCX.reshape(batch, heads, -1, 2 * half, whole // half // 2, 2 * half)
+        corner = jnp.einsum("BNiaib->BNiab", blocks)[..., half:, :half]
+        first, second = inverse[:, :, ::2], inverse[:, :, 1::2]
+        corner = -_dot("BNiab,BNibc->BNiac", _dot("BNiab,BNibc->BNiac", second, corner), first)
+        above = jnp.concatenate([first, jnp.zeros_like(first)], axis=-1)
+        inverse = jnp.concatenate([above, jnp.concatenate([corner, second], axis=-1)], axis=-2)
+    letters = "BNXC,BNXJ->BNCJ" if transposed else "BNCX,BNXJ->BNCJ"
+    return _dot(letters, inverse[:, :, 0, :size, :size], x_BNCJ)
 
 
 def _normed(x):
