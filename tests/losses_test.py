@@ -4,8 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import PartitionSpec
 
 from jaxrope.decoder import losses
+from jaxrope.mesh import cache, sharding
 
 
 def example(length=13, dim=6, vocab=11):
@@ -30,6 +32,42 @@ def test_values(chunk):
     nll, hits = losses.nll_and_hits(x, head, logits.argmax(-1), chunk=chunk)
     assert hits.all() and np.all(nll < np.log(11))
     assert not losses.nll_and_hits(x, head, logits.argmin(-1), chunk=chunk)[1].any()
+
+
+@pytest.mark.parametrize("tensor", [1, 2])
+def test_the_first_of_equal_words_is_the_hit(tensor):
+    """Words 1, 4 and 7 of 8 have the largest logit; with tensor=2 each device has four."""
+    x = np.ones((1, 3, 1), np.float32)
+    head = np.float32([[0, 2, 1, 0, 2, 1, 0, 2]])
+    mesh = sharding.make_mesh(
+        dict(data=1, fsdp=1, context=1, tensor=tensor), jax.devices()[:tensor]
+    )
+    words = np.arange(8, dtype=np.int32).repeat(3).reshape(8, 1, 3)
+
+    def hits(x, head, targets):
+        return losses.nll_and_hits(x, head, targets, chunk=2, mesh=mesh, vocab_size=8)[1]
+
+    specs = PartitionSpec(), PartitionSpec(None, "tensor"), PartitionSpec()
+    spread = jax.shard_map(
+        hits, mesh=mesh, in_specs=specs, out_specs=PartitionSpec(), check_vma=False
+    )
+    found = [np.asarray(jax.jit(spread)(x, head, targets)) for targets in words]
+    assert [hit.all() for hit in found] == [hit.any() for hit in found]
+    assert [i for i, hit in enumerate(found) if hit.all()] == [1]
+
+
+def test_what_is_cut_is_what_a_cpu_writes_at_one_time():
+    """Whatever the chunk, logits of no more than 8 MiB or 128 positions; a TPU is asked for all."""
+    cut = dict(bytes_fn=lambda size: size * 100, limit=1000, least=2)
+    assert [cache.cut(size, **cut, mesh=None) for size in (10, 11, 64, 3)] == [10, 5, 8, 3]
+    assert cache.cut(1024, **dict(cut, least=64), mesh=None) == 64
+    tpu = jax.sharding.AbstractMesh((1,), ("data",))
+    assert cache.cut(1024, **cut, mesh=tpu) == 1024
+    x, head = jnp.ones((1, 4096, 8)), jnp.ones((8, 16_384))
+    targets = jnp.zeros((1, 4096), jnp.int32)
+    for fn in (losses.token_nll, losses.nll_and_hits):
+        lowered = jax.jit(lambda *given, fn=fn: fn(*given, chunk=4096)).lower(x, head, targets)
+        assert lowered.compile().memory_analysis().temp_size_in_bytes < 40 * 2**20
 
 
 def test_gradients():

@@ -16,6 +16,7 @@ from jaxrope.attention.masks import Mask
 from jaxrope.attention.reference import reference as by_definition
 from jaxrope.attention.scale import Scale
 from jaxrope.errors import UnsupportedError
+from jaxrope.mesh import cache
 
 
 @dataclasses.dataclass(frozen=True)
@@ -124,13 +125,22 @@ BACKENDS: dict[str, Callable[..., jax.Array]] = {
     "ulysses": ulysses,
     "usp": usp,
 }
+_CACHED = 5 << 20  # bytes of a block's logits on a CPU: twice as many took up to twice as long
 SPREAD = ("ring", "all_gather", "ulysses", "usp")  # take a sequence that lies on several devices
 
 
 def _local(kernel: str, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
     _refuse_cudnn(kernel)
     scale = settings.scale_for(q.shape[-1])
-    return local.attention(kernel, q, k, v, mask, scale, settings.block)
+    return local.attention(kernel, q, k, v, mask, scale, _block(settings, q))
+
+
+def _block(settings: Settings, q_BTNH: jax.Array) -> int:
+    def logits_bytes(block):
+        return 4 * q_BTNH.shape[0] * q_BTNH.shape[2] * block**2
+
+    block = min(settings.block, q_BTNH.shape[1])
+    return cache.cut(block, logits_bytes, _CACHED, least=64, mesh=settings.mesh)
 
 
 def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:

@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 
 from jaxrope.decoder import chunked
-from jaxrope.mesh import collectives
+from jaxrope.mesh import cache, collectives
+
+# Of logits on a CPU: 8 MiB, but 128 positions; with fewer a product reads the head too often.
+_CACHED, _POSITIONS = 8 << 20, 128
 
 
 def token_nll(
@@ -37,6 +40,7 @@ def token_nll(
         logits_BCV = _logits(x_BCD, weights["head_DV"], cap)
         return _nll(logits_BCV, targets_BC, mesh, vocab_size)
 
+    chunk = _cached(chunk, x_BTD, head_DV, mesh)
     weights = {"head_DV": head_DV}
     return chunked.over_chunks(fn, x_BTD, targets_BT, weights, chunk=chunk, mesh=mesh)
 
@@ -51,16 +55,32 @@ def nll_and_hits(
     vocab_size: int = 0,
     cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns (nll_BT float32 nats, hits_BT bool: the target is the argmax); see token_nll."""
+    """Returns (nll_BT float32 nats, hits_BT bool: the target is the first word of the largest
+    logit); see token_nll.
+    """
     whole_DV = collectives.gather({"head_DV": head_DV}, x_BTD.dtype, mesh)["head_DV"]
 
     def both(part):
         x_BCD, targets_BC = part
         logits_BCV = _logits(x_BCD, whole_DV, cap)
-        best_BC = _argmax(logits_BCV, mesh, vocab_size)
-        return _nll(logits_BCV, targets_BC, mesh, vocab_size), best_BC == targets_BC
+        first = collectives.shard_of_vocab(logits_BCV.shape[-1], vocab_size or whole_DV.shape[-1])
+        picked_BC = _picked(logits_BCV, targets_BC, first, mesh)[..., None]
+        at_BC = targets_BC if first is None else targets_BC - first
+        before_BCV = jnp.arange(whole_DV.shape[-1])[None, None] < at_BC[..., None]
+        better_BCV = (logits_BCV > picked_BC) | ((logits_BCV == picked_BC) & before_BCV)
+        better_BC = jnp.sum(better_BCV, axis=-1)
+        if first is not None:
+            better_BC = collectives.sum_over_tensor(better_BC, mesh)
+        return _nll(logits_BCV, targets_BC, mesh, vocab_size), better_BC == 0
 
+    chunk = _cached(chunk, x_BTD, head_DV, mesh)
     return chunked.map_chunks(both, (x_BTD, targets_BT), chunk=chunk)
+
+
+def _cached(chunk, x_BTD, head_DV, mesh):
+    rows, words = x_BTD.shape[0], head_DV.shape[-1]
+    how = dict(least=_POSITIONS // rows, mesh=mesh)
+    return cache.cut(chunk, lambda positions: 4 * rows * positions * words, _CACHED, **how)
 
 
 def capped(logits: jax.Array, cap: float | None) -> jax.Array:
@@ -82,30 +102,30 @@ def _logits(x_BCD, head_DV, cap):
 def _nll(logits_BCV, targets_BC, mesh, vocab_size):
     words = logits_BCV.shape[-1]
     first = collectives.shard_of_vocab(words, vocab_size or words)
+    picked_BC = _picked(logits_BCV, targets_BC, first, mesh)
     if first is None:
-        return jax.nn.logsumexp(logits_BCV, axis=-1) - _pick(logits_BCV, targets_BC)
+        return jax.nn.logsumexp(logits_BCV, axis=-1) - picked_BC
     top_BC = jax.lax.pmax(jax.lax.stop_gradient(jnp.max(logits_BCV, axis=-1)), collectives.TENSOR)
     total_BC = jnp.sum(jnp.exp(logits_BCV - top_BC[..., None]), axis=-1)
-    here = (targets_BC >= first) & (targets_BC < first + words)
-    at = jnp.where(here, targets_BC - first, 0)[..., None]
-    picked_BC = jnp.where(here, jnp.take_along_axis(logits_BCV, at, axis=-1)[..., 0], 0)
-    total_BC, picked_BC = (collectives.sum_over_tensor(x, mesh) for x in (total_BC, picked_BC))
-    return top_BC + jnp.log(total_BC) - picked_BC
+    return top_BC + jnp.log(collectives.sum_over_tensor(total_BC, mesh)) - picked_BC
 
 
-def _pick(logits_BCV, targets_BC):
-    """Returns the logit of each target: by comparison, whose gradient is no scatter."""
-    is_target = jnp.arange(logits_BCV.shape[-1])[None, None] == targets_BC[..., None]
-    return jnp.sum(jnp.where(is_target, logits_BCV, 0), axis=-1)
-
-
-def _argmax(logits_BCV, mesh, vocab_size):
-    """Returns the first word with the largest logit."""
-    words = logits_BCV.shape[-1]
-    best_BC = jnp.argmax(logits_BCV, axis=-1)
-    first = collectives.shard_of_vocab(words, vocab_size or words)
+def _picked(logits_BCV, targets_BC, first, mesh):
+    """Returns the logit of each target; `first` is the first word of this device, or None."""
     if first is None:
-        return best_BC
-    highest_BC = jnp.max(logits_BCV, axis=-1)
-    is_best = highest_BC == jax.lax.pmax(highest_BC, collectives.TENSOR)
-    return jax.lax.pmin(jnp.where(is_best, first + best_BC, vocab_size), collectives.TENSOR)
+        return _at(logits_BCV, targets_BC)
+    here = (targets_BC >= first) & (targets_BC < first + logits_BCV.shape[-1])
+    picked_BC = jnp.where(here, _at(logits_BCV, jnp.where(here, targets_BC - first, 0)), 0)
+    return collectives.sum_over_tensor(picked_BC, mesh)
+
+
+@jax.custom_jvp
+def _at(logits_BCV, words_BC):
+    return jnp.take_along_axis(logits_BCV, words_BC[..., None], axis=-1)[..., 0]
+
+
+@_at.defjvp
+def _at_jvp(primals, tangents):
+    """By comparison, whose transpose is no scatter."""
+    is_word = jnp.arange(primals[0].shape[-1])[None, None] == primals[1][..., None]
+    return _at(*primals), jnp.sum(jnp.where(is_word, tangents[0], 0), axis=-1)
