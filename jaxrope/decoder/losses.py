@@ -89,14 +89,34 @@ def capped(logits: jax.Array, cap: float | None) -> jax.Array:
 
 
 def _logits(x_BCD, head_DV, cap):
-    logits_BCV = jnp.einsum(
-        "BCD,DV->BCV",
-        x_BCD,
-        head_DV,
-        preferred_element_type=jnp.promote_types(x_BCD.dtype, jnp.float32),
-        precision=jax.lax.Precision.HIGHEST if x_BCD.dtype == jnp.float32 else None,
-    )
-    return capped(logits_BCV, cap)
+    return capped(_product(x_BCD, head_DV), cap)
+
+
+@jax.custom_vjp
+def _product(x_BCD, head_DV):
+    wide = jnp.promote_types(x_BCD.dtype, jnp.float32)
+    return _einsum("BCD,DV->BCV", x_BCD, head_DV, preferred_element_type=wide)
+
+
+def _product_fwd(x_BCD, head_DV):
+    return _product(x_BCD, head_DV), (x_BCD, head_DV)
+
+
+def _product_bwd(residuals, dlogits_BCV):
+    """In the dtype of x, as all other products: a CPU would do those of mixed dtypes in float32."""
+    x_BCD, head_DV = residuals
+    dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
+    dx_BCD = _einsum("BCV,DV->BCD", dlogits_BCV, head_DV)
+    return dx_BCD, _einsum("BCD,BCV->DV", x_BCD, dlogits_BCV)
+
+
+_product.defvjp(_product_fwd, _product_bwd)
+
+
+def _einsum(letters, x, y, **how):
+    # HIGHEST: the default of a TPU rounds float32 operands to bfloat16
+    precision = jax.lax.Precision.HIGHEST if x.dtype == jnp.float32 else None
+    return jnp.einsum(letters, x, y, precision=precision, **how)
 
 
 def _nll(logits_BCV, targets_BC, mesh, vocab_size):
