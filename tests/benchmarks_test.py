@@ -59,7 +59,7 @@ def test_a_step_runs_and_both_sides_have_the_same_loss(tmp_path):
     text, code = run("step", f"--jsonl={file}")
     assert code == 0, text
     training, evaluation = lines(file)
-    assert (training["case"], evaluation["case"]) == ("training", "evaluation")
+    assert (training["name"], evaluation["name"]) == ("training", "evaluation")
     for record in (training, evaluation):
         assert set(record["losses"]) == {"ours", "eager", "sdpa"}
         assert record["losses"]["ours"] == pytest.approx(record["losses"]["sdpa"], rel=1e-3)
