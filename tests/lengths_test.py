@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 from tiny_harness import eval_model, make_bench
 
+from jaxrope import decoder
 from jaxrope.decoder import lengths
 from jaxrope.evaluate import filling, harness, longppl, protocols, scoring
 from jaxrope.evaluate.harness import Pair, Reader
 from jaxrope.generate import state as states
+from jaxrope.mesh import sharding
 
 
 def share(texts, sizes):
@@ -174,6 +176,17 @@ def test_a_piece_of_longppl_has_one_loss_whatever_it_is_filled_up_to(model, monk
     for piece, nll_T, one_T in zip(pieces, *found, strict=True):
         assert len(nll_T) == len(piece) - 1
         np.testing.assert_allclose(nll_T, one_T, rtol=1e-5, atol=1e-6)
+
+
+def test_lengths_are_those_that_a_mesh_can_have():
+    mesh = sharding.make_mesh(dict(data=1, fsdp=2, context=4, tensor=1))
+    settings = decoder.ForwardSettings(attention="ring", attention_kernel="flash", mesh=mesh)
+    unit = decoder.legal_length(settings, 1)
+    assert unit == 1024  # two chunks of 128 tokens for each of 4 devices
+    texts = [100, *[900] * 9, *[1500] * 9, *[2900] * 9]
+    groups = filling.by_size(settings, texts, 3000, batch_tokens=1)
+    assert {size: len(group) for size, group in groups.items()} == {1024: 10, 2048: 9, 3000: 9}
+    assert filling.over_mesh(settings, 3000, 6000) == (2 * 3072, 2 * 72)
 
 
 def test_rows_of_a_batch_are_counted():
