@@ -159,7 +159,7 @@ def test_the_tables(figures):
     steps = found["steps"][2:]
     assert len(steps) == 12 and steps[0] == (
         "| 256k.py, 32 rows | v5p:4x4x4 | save_mlp | 8 x 8 | 71.0 GiB | 96.00 GiB | 157 s | "
-        "44.6% | 0.5 GiB of 2 TiB |"
+        "44.6% | 512 MiB of 2 TiB |"
     )
     assert steps[2].startswith("| 256k.py, mesh.data=2, train.accumulation=2, 32 rows | 2xv5p:4")
     assert [proof._size(n) for n in (0, 2**20, 7.9 * 2**20)] == ["0", "1 MiB", "7.9 MiB"]
