@@ -10,7 +10,7 @@
 #   make mutate FAULTS=40                            which small faults in the package tests catch
 #   make fuzz                                        2,000 damaged files, odd configs and flags
 #   make families                                    the table of docs/families.md, with transformers 4.57 and 5
-#   make proof                                       what the TPU compiler proves; a quarter of an hour
+#   make proof                                       what the TPU compiler proves: tables of docs/performance.md
 # On Python 3.11 the tests also install torch and transformers, for parity with Hugging Face; on every
 # Python libtpu, the compiler for TPUs. tests/matrices.py lists what CI leaves to `make full`.
 
@@ -138,7 +138,7 @@ families: $(OLD)/.done
 	$(BIN)/python tests/families.py --old=$(OLD)/bin/python --write
 
 proof: $(VENV)/.test aot
-	$(BIN)/python tests/proof.py
+	$(BIN)/python tests/proof.py --jobs=2 --write
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .

@@ -10,7 +10,7 @@ from configs import base
 from jaxrope import decoder, evaluate, rope, schema, setup
 from jaxrope.convert.pretrained import Pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluate import cost, program
+from jaxrope.evaluate import cost, program, protocols
 from jaxrope.evaluate.__main__ import main
 from jaxrope.store import sealed
 
@@ -84,6 +84,29 @@ def test_a_dry_run_says_the_cost(config):
     # 3 rows x 4 windows x (64 + 128), and sliding: 64, then 128 in 3 windows of 64
     assert f"4 rows x 2 lengths: {3 * 4 * 192 + 4 * (64 + 3 * 64):,} forward tokens" in text
     assert "rows: none, pi, yarn, sliding" in text and "time: not measured" in text
+    assert "padding" not in text
+    # the second half of the mesh needs as many tokens as the first
+    uneven = schema.replace(change(config, lengths=(61,), methods=("none",)), {"mesh.context": 2})
+    text = evaluate.dry_run(uneven, timing=False)
+    assert "244 forward tokens" in text and "padding: 4.7% of the 256 tokens" in text
+
+
+def test_a_dry_run_says_how_much_is_padding(config):
+    """Of a protocol: documents end anywhere."""
+    options = {"documents": 2, "stride": 100}
+    changes = {"eval.protocol": "pg19_sliding_256", "eval.lengths": (128,)}
+    changes |= {f"eval.protocol_options.{key}": value for key, value in options.items()}
+    changed = schema.replace(change(config, methods=("none",)), changes)
+    plan = evaluate.prepare(changed)
+    (part,) = plan.costs
+    model = plan.model(part.spec)
+    read = protocols.texts(model, plan.bench, 128)
+    has_bos = model.tokenizer.bos_id is not None
+    real = sum(w.end - w.begin + has_bos for text in read for w in text.windows)
+    computed, padding = part.filled
+    assert computed == part.tokens and computed - padding == real < computed
+    line = f"padding: {padding / computed:.1%} of the {computed:,} tokens that are computed"
+    assert line in evaluate.dry_run(changed, timing=False)
 
 
 def test_a_dry_run_measures_what_is_read_and_written(config):

@@ -89,6 +89,7 @@ def test_the_program(capsys, tmp_path, monkeypatch):
     second = capsys.readouterr().out.rsplit("\n", 2)[0]
     assert both.startswith(f"[1] {first}\n[2] {second}\n")
     assert figures.startswith("prefill: ") and "decode: 12 tokens, " in figures
+    assert re.search(r"; padding: \d+\.\d% of the 16 tokens that are computed$", figures)
     loaded = pretrained.load(SHIPPED)
     tokenizer = data.load_tokenizer(SHIPPED)
     ids = [tokenizer.bos_id, *tokenizer.encode("def add(self, x")]

@@ -195,6 +195,8 @@ def test_policies_that_read_once(model, record, name):
     wanted = {"fixed": lambda row, _: lengths[row] + 8, "keep": lambda row, _: lengths[row]}
     assert_whole(model, record, wanted[name])
     assert timing.prefill_tokens == sum(lengths)
+    chunks = [n for n in lengths for _, n in generate.pieces(n, options(8).chunk, 16)]
+    assert timing.padding_tokens == sum(chunks) - sum(lengths) > 0
 
 
 def test_recompute_reads_again_at_borders_alone(model):

@@ -14,7 +14,7 @@ from jaxrope.data import sliding
 from jaxrope.errors import InputError
 from jaxrope.evaluate import harness, harness_run, perplexity, rows, scoring, suites
 from jaxrope.evaluate.__main__ import main, with_tasks
-from jaxrope.evaluate.harness import Pair, Question, Reader, rolling_pairs, row_lengths
+from jaxrope.evaluate.harness import Pair, Question, Reader, factor_lengths, rolling_pairs
 from jaxrope.evaluate.journal import Journal
 from jaxrope.report import tables
 
@@ -138,8 +138,6 @@ def test_the_rolling_log_likelihood_is_that_of_the_perplexity_suite(model):
 
 
 def test_few_lengths_are_compiled(model):
-    assert row_lengths(model.rope_fn, 300) == [64, 128, 256, 300]
-    assert row_lengths(model.rope_fn, 64) == [64]
     pairs = random_pairs(*((n, 1) for n in range(1, 60)))
     sizes = scoring.score_batch._cache_size()
     make_reader(model).loglikelihoods(pairs)
@@ -161,7 +159,8 @@ def bucketed(model):
 
 def test_a_request_has_the_factors_of_its_own_length(model):
     rope_fn = bucketed(model)
-    assert row_lengths(rope_fn, 64) == [24, 64]
+    assert factor_lengths(rope_fn, 64) == [24, 64]
+    assert factor_lengths(model.rope_fn, 300) == [300]  # the same at every length
     # larger weights: a random model of this size hardly looks at positions
     model = dataclasses.replace(model, params=jax.tree.map(lambda x: 4 * x, model.params))
     long = dataclasses.replace(model, rope_fn=rope_fn)

@@ -1,5 +1,7 @@
 """Training runs on meshes: from text files to checkpoints, the same losses as on one device."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -7,6 +9,8 @@ import tiny_run
 
 from jaxrope import train
 from jaxrope.errors import InputError
+from jaxrope.mesh import sharding
+from jaxrope.store import steps
 from jaxrope.train import plan as plan_lib
 
 
@@ -41,6 +45,51 @@ def test_a_run_begun_on_one_mesh_goes_on_on_another(config, tmp_path):
     config.train.steps, config.optimizer.offload = 4, False
     assert train.train(config, tmp_path / "many") == 0
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=2e-5)
+
+
+def slices_of(size, monkeypatch):
+    """Makes every device of this machine say that it is of a slice of `size`, dealt in turns."""
+    monkeypatch.setattr(
+        type(jax.devices()[0]),
+        "slice_index",
+        property(lambda device: device.id % (jax.device_count() // size)),
+        raising=False,
+    )
+    monkeypatch.setattr(sharding, "num_slices", lambda devices: jax.device_count() // size)
+
+
+def test_a_run_of_two_slices_goes_on_on_one_and_on_four(config, tmp_path, monkeypatch):
+    """The step after the checkpoint is that of the run that goes on, in float64."""
+    config.train.param_dtype = config.forward.compute_dtype = "float64"
+    config.optimizer.schedule = dict(name="constant", warmup_steps=0)
+    config.train.steps, config.train.log_every, config.train.eval_every = 3, 1, 0
+    config.eval.suites = ()
+
+    def run(name, *, size, **sizes):
+        slices_of(size, monkeypatch)
+        set_mesh(config, **sizes)
+        with jax.enable_x64(True):
+            assert train.train(config, tmp_path / name) == 0
+            return losses(tmp_path / name), tiny_run.final_arrays(tmp_path / name)
+
+    wanted_losses, wanted = run("two", size=4, data=2, fsdp=2, context=2)
+    mesh = sharding.make_mesh(config.mesh)
+    assert [{device.slice_index for device in part.flat} for part in mesh.devices] == [{0}, {1}]
+    for other in ("one", "four"):
+        shutil.copytree(tmp_path / "two", tmp_path / other)
+        shutil.rmtree(steps.step_folder(tmp_path / other, 3))
+    with pytest.raises(InputError, match="mesh.data must be a multiple of the 4 TPU slices"):
+        run("four", size=2, data=2, fsdp=2, context=2)
+    for name, size, sizes in (
+        ("one", 8, dict(fsdp=2, context=4)),
+        ("four", 2, dict(data=4, tensor=2)),
+    ):
+        found_losses, found = run(name, size=size, **sizes)
+        assert len(found_losses) == 3 and found_losses[:2] == wanted_losses[:2]
+        np.testing.assert_allclose(found_losses, wanted_losses, rtol=1e-10)
+        for key, leaf in wanted.items():
+            assert leaf.dtype == np.float64
+            np.testing.assert_allclose(found[key], leaf, rtol=0, atol=1e-10, err_msg=key)
 
 
 @pytest.mark.parametrize("parts", [1, 2])

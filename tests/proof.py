@@ -1,17 +1,29 @@
 """What the TPU compiler proves of this code, on slices that are not here: `make proof`.
 
-  python tests/proof.py [--only=attention,overlap,flat,steps]
+  python tests/proof.py [--only=TEXT,...] [--jobs=N] [--write]
 
-Every figure is the compiler's own, for the heads of Llama-3-8B and the steps of configs/. A figure
-beyond its limit is told with its name; exit code 0 if there is none. docs/performance.md has the
-table. It takes a quarter of an hour on two cores, and needs libtpu (`make aot`).
+Every figure is the compiler's own, for the heads of Llama-3-8B and the steps of configs/. Each row
+is compiled by a process of its own and kept in .proof/ with the digests of the code it came from:
+the next run compiles what is missing, or whose code, compiler or jax has changed. At the end it
+prints the tables of docs/performance.md from all rows that are there (--write: puts them there),
+and each figure beyond its limit; exit code 0 if there is none and no row failed. It needs libtpu
+(`make aot`).
 """
 
 import argparse
 import dataclasses
+import hashlib
+import inspect
+import json
+import math
+import re
+import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -21,28 +33,124 @@ import jax.numpy as jnp  # noqa: E402
 from jax.sharding import Mesh, NamedSharding, PartitionSpec  # noqa: E402
 
 from jaxrope import attention as attention_lib  # noqa: E402
-from jaxrope import decoder, topology  # noqa: E402
+from jaxrope import decoder, schema, topology  # noqa: E402
 from jaxrope.attention import masks  # noqa: E402
 from jaxrope.mesh import sharding  # noqa: E402
-from jaxrope.shell import experiment  # noqa: E402
+from jaxrope.shell import Progress, duration, experiment  # noqa: E402
+from jaxrope.store import write_json_atomic  # noqa: E402
 from jaxrope.topology import compile, jobs  # noqa: E402
 
+KEPT = ROOT / ".proof"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- made by `make proof`: {} -->", "<!-- end -->"
 _MIB, _GIB = 2**20, 2**30
 _SPEC = PartitionSpec(("data", "fsdp"), "context", "tensor", None)  # of heads
 MODEL = decoder.SHAPES["llama3_8b"]
-TOKENS = 4096  # of a device; 256k over 64 devices
 # The compiler's peak of MaxText's ring by the same measure is 323 MiB forward and 553 MiB with the
 # backward pass (its kernels of August 2026, libtpu 0.0.52).
 FORWARD_LIMIT, GRADIENT_LIMIT = 245 * _MIB, 553 * _MIB
 FLAT = 0.01  # as length and devices grow together
-# (slice, devices of a ring over 256k tokens). On v5e a hop that is no hop to a neighbour is not
+Figures = dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Attention:
+    """Attention of one layer over a slice.
+
+    Attributes:
+      where: the slice.
+      context: devices of a ring.
+      tokens: of a row.
+      gradient: forward and backward.
+    """
+
+    where: str
+    context: int
+    tokens: int
+    gradient: bool
+
+    @property
+    def name(self) -> str:
+        """What it is, for people and for the file it is kept in."""
+        both = "forward and backward" if self.gradient else "forward"
+        return f"attention {self.tokens // 1024}k {self.where} context {self.context} {both}"
+
+    def measure(self) -> Figures:
+        """Returns the compiler's peak of a device, bytes, and what becomes of the hops."""
+        peak, found = ring(
+            self.where, self.context, gradient=self.gradient, tokens=self.tokens // self.context
+        )
+        return {"peak": peak} | hops(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A training step of a config.
+
+    Attributes:
+      config: an experiment file of configs/, with its text.
+      where: the slice.
+      changes: keys with their values, as on the command line.
+      exposed: the share of the bytes of its hops that may be exposed.
+    """
+
+    config: str
+    where: str
+    changes: tuple[str, ...] = ()
+    exposed: float = 1e-3
+
+    @property
+    def name(self) -> str:
+        """What it is, for people and for the file it is kept in."""
+        return " ".join(("step", self.config, self.where, *self.changes))
+
+    def measure(self) -> Figures:
+        """Returns the compiler's figures, bytes of a device, and the roofline's."""
+        assignments = [tuple(change.split("=")) for change in self.changes]
+        loaded = schema.read(experiment.load(str(ROOT / "configs" / self.config)))
+        config = experiment.override(loaded, assignments)
+        report = compile.compile_config(jobs.train_job, config, self.where, None)
+        schedule, prediction = report.schedule, report.prediction
+        return {
+            "rows": config.train.batch_size,
+            "remat": config.forward.remat,
+            "mesh": report.mesh,
+            "peak": report.memory.peak,
+            "usable": report.memory.usable,
+            "step": prediction.step,
+            "mfu": prediction.mfu,
+            "sent": sum(hop.total_bytes for hop in schedule.permutes()),
+            "exposed": sum(hop.total_bytes for hop in schedule.exposed()),
+            "unknown_loops": schedule.unknown_loops,
+            "report": report.json_dict(),
+        }
+
+
+Row = Attention | Step
+_SAVED = "forward.remat=save_attention"
+# A ring over 256k tokens on each slice; on v5e a hop that is no hop to a neighbour is not
 # asynchronous, whatever the program: a ring needs an axis of the torus that closes, 16 chips.
-RINGS = (("v5p:4x4x4", 64), ("v5e:16x16", 16), ("v6e:16x16", 16))
-# (config, slice); the config's mesh is for that slice
-STEPS = (
-    ("configs/256k.py", "v5p:4x4x4"),
-    ("configs/256k.py:v5e_256", "v5e:16x16"),
-    ("configs/2m.py", "v5p:4x8x8"),
+ROWS: tuple[Row, ...] = (
+    Attention("v5p:2x2x2", 8, 2**15, True),
+    *(
+        Attention(where, context, 2**18, gradient)
+        for where, context in (("v5p:4x4x4", 64), ("v5e:16x16", 16), ("v6e:16x16", 16))
+        for gradient in (False, True)
+    ),
+    Attention("v5p:8x8x8", 512, 2**21, True),
+    Step("256k.py", "v5p:4x4x4"),
+    Step("256k.py", "v5p:4x4x4", (_SAVED,)),
+    Step("256k.py", "2xv5p:4x4x4", (_SAVED, "mesh.data=2", "train.accumulation=2")),
+    Step("256k.py:v5e_256", "v5e:16x16"),
+    Step("2m.py", "v5p:4x8x8"),
+    Step("256k.py:qwen3_8b", "v5p:4x4x4", exposed=0.002),
+    # most layers slide, and nothing hides that their keys go to the neighbours
+    Step("256k.py:olmo3_7b", "v5p:4x4x4", exposed=0.2),
+    Step("256k.py:smollm3_3b", "v5p:4x4x4", exposed=0.003),
+    Step("256k.py:gemma3_4b", "v5p:4x4x4", exposed=0.2),
+    Step("256k.py:qwen3_30b_a3b", "v5p:4x4x4", exposed=0.03),
+    Step("256k.py:qwen3_30b_a3b,v5e_256", "v5e:16x16"),
+    Step("256k.py:qwen3_next_80b_a3b", "v5p:4x4x4"),
 )
 
 
@@ -97,24 +205,10 @@ def lower_attention(
     return jax.jit(fn).lower(*arguments)
 
 
-@dataclasses.dataclass(frozen=True)
-class Finding:
-    """A figure and what it must be."""
-
-    what: str
-    where: str
-    figure: str
-    limit: str
-    holds: bool
-
-    def row(self) -> str:
-        """Returns it as a row of a table in Markdown."""
-        verdict = "yes" if self.holds else "**no**"
-        return f"| {self.what} | {self.where} | {self.figure} | {self.limit} | {verdict} |"
-
-
-def ring(where: str, context: int, *, gradient: bool, tokens: int = TOKENS):
-    """Returns (peak bytes of a device, schedule) of attention over a whole slice."""
+def ring(where: str, context: int, *, gradient: bool, tokens: int):
+    """Returns (peak bytes of a device, schedule) of attention over a whole slice, `tokens` on each
+    device of a ring.
+    """
     sizes = dict(data=1, fsdp=-1, context=context, tensor=1)
     mesh = sharding.make_mesh(sizes, topology.devices(where))
     lowered = lower_attention(
@@ -130,109 +224,244 @@ def ring(where: str, context: int, *, gradient: bool, tokens: int = TOKENS):
     return peak, topology.read_schedule(text)
 
 
-def attention() -> Iterator[Finding]:
-    """Memory of one layer's attention over 256k tokens."""
-    for gradient, limit in ((False, FORWARD_LIMIT), (True, GRADIENT_LIMIT)):
-        peak, _ = ring("v5p:4x4x4", 64, gradient=gradient)
-        what = "attention, 256k tokens, " + ("forward and backward" if gradient else "forward")
-        yield Finding(
-            what,
-            "v5p:4x4x4",
-            f"{peak / _MIB:.0f} MiB",
-            f"{'<' if gradient else '<='} {limit / _MIB:.0f} MiB",
-            peak < limit + (not gradient),
-        )
-
-
-def overlap() -> Iterator[Finding]:
-    """Every hop behind arithmetic but the last one, which takes dK and dV home."""
-    for where, context in RINGS:
-        for gradient in (False, True):
-            _, found = ring(where, context, gradient=gradient, tokens=2**18 // context)
-            yield hops(found, where, gradient=gradient)
-
-
-def hops(found: topology.Schedule, where: str, *, gradient: bool) -> Finding:
-    """Returns what a schedule says of the hops of one ring."""
+def hops(found: topology.Schedule) -> Figures:
+    """Returns what a schedule says of the hops of one ring: how many, how many are hidden, how many
+    bring dK and dV home, in how many places one is exposed.
+    """
     home, exposed = found.coming_home(), found.exposed()
     turns = sum(hop.times for hop in found.permutes())
-    hidden = turns - sum(hop.times for hop in (*home, *exposed))
-    size = max(hop.devices for hop in found.permutes())
-    what = f"hops of a ring of {size}, " + ("forward and backward" if gradient else "forward")
-    once = sum(hop.times for hop in home) <= 2 * gradient  # dK and dV
-    return Finding(
-        what,
-        where,
-        f"{hidden} of {turns} hidden, {len(home)} bring dK and dV home, {len(exposed)} exposed",
-        "none exposed",
-        not exposed and once and not found.unknown_loops and hidden > 0,
+    return {
+        "hops": turns,
+        "hidden": turns - sum(hop.times for hop in (*home, *exposed)),
+        "home": sum(hop.times for hop in home),
+        "exposed": len(exposed),
+        "unknown_loops": found.unknown_loops,
+    }
+
+
+def measure(row: Row) -> None:
+    """Compiles a row and keeps what it gives."""
+    began = time.monotonic()
+    figures = row.measure()
+    names = [
+        str(Path(module.__file__).relative_to(ROOT))
+        for name, module in sorted(sys.modules.items())
+        if name.partition(".")[0] == "jaxrope" and module.__file__
+    ]
+    names += [f"configs/{row.config.partition(':')[0]}"] if isinstance(row, Step) else []
+    record = {
+        "row": row.name,
+        "versions": versions(),
+        "code": {name: digest(name) for name in (*names, *_OWN)},
+        "seconds": round(time.monotonic() - began, 1),
+        "figures": figures,
+    }
+    KEPT.mkdir(exist_ok=True)
+    write_json_atomic(path_of(row), record)
+
+
+_OWN = ("Attention", "Step", "lower_attention", "ring", "hops")  # of here, what figures depend on
+
+
+def digest(name: str) -> str:
+    """Returns the SHA-256 of a file of the project, or of the source of a name of here."""
+    if name in _OWN:
+        return hashlib.sha256(inspect.getsource(globals()[name]).encode()).hexdigest()
+    path = ROOT / name
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else ""
+
+
+def versions() -> dict[str, str]:
+    """Returns those of what compiles."""
+    return {"libtpu": topology.libtpu_version(), "jax": jax.__version__}
+
+
+def path_of(row: Row) -> Path:
+    """Returns the file of a row."""
+    return KEPT / (re.sub(r"[^\w.]+", "-", row.name) + ".json")
+
+
+def last(row: Row) -> dict[str, Any] | None:
+    """Returns what was kept of a row, perhaps of older code."""
+    path = path_of(row)
+    return json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+
+
+def kept(row: Row) -> dict[str, Any] | None:
+    """Returns what was kept of a row if it is of this code and this compiler."""
+    record = last(row)
+    if record is None or record["row"] != row.name or record["versions"] != versions():
+        return None
+    code = record["code"]
+    return record if all(digest(name) == before for name, before in code.items()) else None
+
+
+def compile_rows(rows: Sequence[Row], num_jobs: int) -> list[Row]:
+    """Compiles rows, each in a process of its own; returns those that failed."""
+    waiting, running, failed, done = list(rows), {}, [], 0
+    KEPT.mkdir(exist_ok=True)
+    with Progress(len(rows), unit="rows") as progress:
+        try:
+            while waiting or running:
+                while waiting and len(running) < num_jobs:
+                    row = waiting.pop(0)
+                    before = last(row)
+                    took = f", which took {duration(before['seconds'])} before" if before else ""
+                    progress.write(f"compiling {row.name}{took}")
+                    running[_start(row)] = row
+                time.sleep(0.2)
+                for process in [process for process in running if process.poll() is not None]:
+                    row, done = running.pop(process), done + 1
+                    record = None if process.returncode else kept(row)
+                    if record is None:
+                        failed.append(row)
+                    progress.write(_outcome(row, record))
+                    progress.update(done)
+        finally:
+            for process in running:
+                process.kill()
+                process.wait()
+    return failed
+
+
+def _start(row: Row) -> subprocess.Popen:
+    command = [sys.executable, str(Path(__file__).resolve()), f"--row={row.name}"]
+    with path_of(row).with_suffix(".txt").open("w", encoding="utf-8") as log:
+        return subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
+
+
+def _outcome(row: Row, record: dict[str, Any] | None) -> str:
+    log = path_of(row).with_suffix(".txt")
+    if record is None:
+        lines = log.read_text(encoding="utf-8").strip().splitlines() or ["it was killed"]
+        return f"FAILED {row.name}: {lines[-1]} (whole output: {log})"
+    return f"{row.name}: {record['figures']['peak'] / _GIB:.2f} GiB, {duration(record['seconds'])}"
+
+
+def tables(figures: Mapping[Row, Figures]) -> dict[str, list[str]]:
+    """Returns the lines of each table of docs/performance.md, of the rows that are there."""
+    pairs = _pairs(figures)
+    memory = ["| tokens | slice | ring | forward | forward and backward |", "|---|---|---|---|---|"]
+    hidden = ["| slice | ring | forward | forward and backward |", "|---|---|---|---|"]
+    for (where, context, tokens), (forward, both) in pairs.items():
+        first = tokens // context == 4096
+        size = f"| {tokens // 1024}k | {where} | {context} "
+        cells = [f"{f['peak'] / _MIB:.1f} MiB" if f else "" for f in (forward, both)]
+        memory += [size + f"| {cells[0]} | {cells[1]} |"] * first
+        cells = [_hidden(f) if f else "" for f in (forward, both)]
+        hidden += [f"| {where} | {context} | {cells[0]} | {cells[1]} |"] * (tokens == 2**18)
+    steps = [
+        "| config | slice | remat | fsdp x context | peak of a device | usable | predicted step | "
+        "MFU | exposed hops |",
+        "|---|---|---|---|---|---|---|---|---|",
+    ]
+    steps += [_step(row, figures[row]) for row in ROWS if isinstance(row, Step) and row in figures]
+    return {"memory": memory, "hops": hidden, "steps": steps}
+
+
+def _pairs(figures: Mapping[Row, Figures]) -> dict[tuple, list[Figures | None]]:
+    """Returns {(slice, ring, tokens): figures of the (forward, forward and backward) pass}."""
+    pairs: dict[tuple, list[Figures | None]] = {}
+    for row in ROWS:
+        if isinstance(row, Attention) and row in figures:
+            pair = pairs.setdefault((row.where, row.context, row.tokens), [None, None])
+            pair[row.gradient] = figures[row]
+    return pairs
+
+
+def _hidden(found: Figures) -> str:
+    text = f"{found['hidden']} of {found['hops']} hidden"
+    return text + f"; the other {found['home']} return dK and dV" * bool(found["home"])
+
+
+def _step(row: Step, found: Figures) -> str:
+    named = [change for change in row.changes if change != _SAVED]  # that has a column
+    name = ", ".join((row.config, *named, f"{found['rows']} rows"))
+    mesh, peak, usable = found["mesh"], found["peak"] / _GIB, found["usable"] / _GIB
+    exposed = f"{_size(found['exposed'])} of {_size(found['sent'])}"
+    return (
+        f"| {name} | {row.where} | {found['remat']} | {mesh['fsdp']} x {mesh['context']} | "
+        f"{peak:.1f} GiB | {usable:.2f} GiB | {found['step']:.3g} s | {found['mfu']:.1%} | "
+        f"{exposed} |"
     )
 
 
-def flat() -> Iterator[Finding]:
-    """Memory as length and devices grow together."""
-    peaks = {}
-    for where, context in (("v5p:2x2x2", 8), ("v5p:4x4x4", 64), ("v5p:8x8x8", 512)):
-        peaks[context], _ = ring(where, context, gradient=True)
-        least = min(peaks.values())
-        yield Finding(
-            f"attention, {TOKENS * context // 1024}k tokens, forward and backward",
-            where,
-            f"{peaks[context] / _MIB:.1f} MiB",
-            f"within {FLAT:.0%} of the others",
-            peaks[context] <= least * (1 + FLAT) and peaks[8] <= least * (1 + FLAT),
-        )
+def _size(number: float) -> str:
+    if not number:
+        return "0"
+    power = min(max(int(math.log2(number) // 10), 2), 4)  # MiB, GiB or TiB
+    return f"{number / 1024**power:.3g} {('MiB', 'GiB', 'TiB')[power - 2]}"
 
 
-def steps() -> Iterator[Finding]:
-    """The training steps of configs/ fit, and what they take by the roofline."""
-    for config, where in STEPS:
-        report = compile.compile_config(
-            jobs.train_job, experiment.load(str(ROOT / config)), where, None
-        )
-        memory, prediction = report.memory, report.prediction
-        sent = sum(hop.total_bytes for hop in report.schedule.permutes())
-        exposed = sum(hop.total_bytes for hop in report.schedule.exposed())
-        yield Finding(
-            f"training step of {config}",
-            where,
-            f"{memory.peak / _GIB:.1f} GiB; by the roofline {prediction.step:.0f} s, "
-            f"{prediction.mfu:.0%} MFU",
-            f"{memory.usable / _GIB:.2f} GiB",
-            memory.peak <= memory.usable,
-        )
-        yield Finding(
-            f"hops of its ring, {config}",
-            where,
-            f"{exposed / _MIB:.2f} of {sent / _MIB:,.0f} MiB exposed",
-            "a thousandth",
-            exposed <= sent / 1000 and not report.schedule.unknown_loops,
-        )
+def beyond(figures: Mapping[Row, Figures]) -> Iterator[str]:
+    """Yields a line for every figure beyond its limit, of the rows that are there."""
+    flat = {
+        row: found["peak"]
+        for row, found in figures.items()
+        if isinstance(row, Attention) and row.gradient and row.tokens // row.context == 4096
+    }
+    for row, found in figures.items():
+        if found["unknown_loops"]:
+            yield f"{row.name}: loops of unknown length {found['unknown_loops']}"
+        if isinstance(row, Step):
+            if found["peak"] > found["usable"]:
+                yield f"{row.name}: {_size(found['peak'])} of {_size(found['usable'])} usable"
+            if found["exposed"] > row.exposed * found["sent"]:
+                share = found["exposed"] / found["sent"]
+                yield f"{row.name}: {share:.2%} of its hops are exposed, not {row.exposed:.2%}"
+            continue
+        if row in flat and found["peak"] > (1 + FLAT) * min(flat.values()):
+            yield f"{row.name}: {_size(found['peak'])}, not within {FLAT:.0%} of shorter rows"
+        limit = GRADIENT_LIMIT if row.gradient else FORWARD_LIMIT
+        if row.where == "v5p:4x4x4" and found["peak"] > limit:
+            yield f"{row.name}: {_size(found['peak'])}, not {_size(limit)} or less"
+        if found["exposed"] or not found["hidden"] or found["home"] > 2 * row.gradient:
+            yield f"{row.name}: {_hidden(found)}, {found['exposed']} exposed, not none"
 
 
-CHECKS: dict[str, Callable[[], Iterator[Finding]]] = {
-    "attention": attention,
-    "overlap": overlap,
-    "flat": flat,
-    "steps": steps,
-}
+def write_page(lines: Mapping[str, Sequence[str]]) -> None:
+    """Puts tables between their marks in docs/performance.md."""
+    text = PAGE.read_text(encoding="utf-8")
+    for name, table in lines.items():
+        before, mark, rest = text.partition(BEGIN.format(name))
+        after = rest.partition(END)[2]
+        text = "\n".join((f"{before}{mark}", *table, f"{END}{after}"))
+    PAGE.write_text(text, encoding="utf-8")
 
 
 def main() -> int:
-    """Runs the checks; returns the exit code."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", default=",".join(CHECKS))
-    found = []
-    print("| what | slice | the compiler's figure | limit | holds |\n|---|---|---|---|---|")
-    for name in parser.parse_args().only.split(","):
-        for finding in CHECKS[name]():
-            found.append(finding)
-            print(finding.row(), flush=True)
-    print(f"libtpu {topology.libtpu_version()}")
-    failed = [finding for finding in found if not finding.holds]
-    for finding in failed:
-        print(f"FAILED: {finding.what}, {finding.where}: {finding.figure}, not {finding.limit}")
-    return 1 if failed else 0
+    """Compiles what is missing and prints all tables; returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--only", default="", help="rows whose name has one of these texts")
+    parser.add_argument("--jobs", type=int, default=1, help="rows that are compiled at one time")
+    parser.add_argument("--write", action="store_true", help="into docs/performance.md")
+    parser.add_argument("--row", help="compile this one in this process")
+    args = parser.parse_args()
+    if args.row:
+        measure(next(row for row in ROWS if row.name == args.row))
+        return 0
+    chosen = [row for row in ROWS if any(text in row.name for text in args.only.split(","))]
+    missing = [row for row in chosen if kept(row) is None]
+    print(f"{len(chosen)} rows: {len(chosen) - len(missing)} are kept from before", flush=True)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        failed = compile_rows(missing, args.jobs)
+    except KeyboardInterrupt:
+        print("interrupted: the rows that are done are kept")
+        return 130
+    figures = {row: record["figures"] for row in ROWS if (record := kept(row))}
+    lines = tables(figures)
+    for table in lines.values():
+        print("\n".join(("", *table)))
+    print("\n" + ", ".join(f"{name} {version}" for name, version in versions().items()))
+    wrong = [*beyond(figures)]
+    print("\n".join(f"BEYOND ITS LIMIT: {line}" for line in wrong), end="\n" * bool(wrong))
+    if args.write and len(figures) < len(ROWS):
+        print(f"not written: {len(ROWS) - len(figures)} of {len(ROWS)} rows are missing")
+        return 1
+    if args.write:
+        write_page(lines)
+    return int(bool(failed or wrong))
 
 
 if __name__ == "__main__":

@@ -246,9 +246,9 @@ def test_the_tpu_compiler_hides_every_hop(libtpu, where):
     """The small part of proof.py."""
     peak, found = proof.ring(where, 4, gradient=True, tokens=1024)
     assert 40 * 2**20 < peak < 553 / 4 * 2**20
-    finding = proof.hops(found, where, gradient=True)
-    assert finding.holds, finding.figure
-    assert len(found.coming_home()) == 2
+    hops = proof.hops(found)
+    assert (hops["exposed"], hops["home"], hops["unknown_loops"]) == (0, 2, ())
+    assert hops["hidden"] == hops["hops"] - 2 > 0
     # 3 hops forward with 2 arrays of 8 heads in bfloat16, twice; dk and dv follow in float32
     hop = 1024 * 8 * 128 * 2
     sent = found.wire_bytes("collective-permute") / hop

@@ -5,7 +5,7 @@ are stacked on their first axis and scanned. The rope is an argument of the forw
 candidate is data.
 """
 
-from jaxrope.decoder import adapters, delta, losses
+from jaxrope.decoder import adapters, delta, lengths, losses
 from jaxrope.decoder.config import (
     DIFFERENCES,
     KINDS,
@@ -77,6 +77,7 @@ __all__ = [
     "keys_per_query",
     "lay_out",
     "legal_length",
+    "lengths",
     "logical_axes",
     "logits",
     "losses",

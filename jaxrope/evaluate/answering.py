@@ -25,9 +25,7 @@ from jaxrope.mesh import sharding
 from jaxrope.rope import Rope
 
 _STRETCHES = 32  # of each prompt, whose mean score is chance
-_CACHED_TOKENS = (
-    1 << 26
-)  # of questions that are cached for the next row: about 0.5 GiB with their text
+_CACHED_TOKENS = 1 << 26  # of questions that the next row asks too: 0.5 GiB with their text
 
 
 class Prompt(NamedTuple):
@@ -81,6 +79,7 @@ def suite(task: Task) -> Suite:
         evaluate=functools.partial(evaluate, task),
         items=functools.partial(check, task),
         forward_tokens=functools.partial(forward_tokens, task),
+        filled=functools.partial(filled, task),
         needs_text=lambda options: task.needs_text(getattr(options, task.section)),
         steps=functools.partial(steps, task),
     )
@@ -107,6 +106,16 @@ def forward_tokens(task: Task, model: EvalModel, bench: Bench, length: int) -> i
     if key not in bench.cache:
         bench.cache[key] = sum(q.prompt.planned for q in questions(task, model, bench, length))
     return bench.cache[key]
+
+
+def filled(task: Task, model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+    """Returns (tokens that are computed, at most; those that fill up last chunks of prompts)."""
+    if model.window:
+        return 0, 0
+    sizes = bench.options.chunk_tokens, attention.unit(model.settings.mesh)
+    lengths = [len(q.prompt.tokens) for q in questions(task, model, bench, length)]
+    padding = sum(sum(generate.pieces(n, *sizes)[-1]) - n for n in lengths)
+    return forward_tokens(task, model, bench, length) + padding, padding
 
 
 def steps(task: Task, model: EvalModel, bench: Bench, length: int) -> int:

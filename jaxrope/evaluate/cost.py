@@ -47,9 +47,12 @@ def outline(plan: Plan) -> str:
     operations = sum(cost.tokens * cost.operations for cost in plan.costs)
     documents = plan.bench.documents
     text = f"{documents.summary}\n" if documents is not None else ""
+    filled = [sum(counts) for counts in zip(*(cost.filled for cost in plan.costs), strict=True)]
+    padding = "".join(f"\n{line}" for line in decoder.lengths.describe(*filled))
     return (
         f"{text}{len(plan.specs)} rows x {len(plan.bench.options.lengths)} lengths: "
         f"{forward_tokens(plan):,} forward tokens, {operations:.1e} floating point operations"
+        f"{padding}"
     )
 
 

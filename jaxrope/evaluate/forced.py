@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrope.evaluate import scoring, statistics
+from jaxrope.evaluate import filling, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result, Suite
 
 
@@ -51,6 +51,7 @@ class Forced:
             evaluate=self.evaluate,
             items=self.make,
             forward_tokens=self.forward_tokens,
+            filled=self.filled,
             needs_text=lambda options: getattr(options, self.filler) == "text",
         )
 
@@ -70,6 +71,11 @@ class Forced:
     def forward_tokens(self, model: EvalModel, bench: Bench, length: int) -> int:
         """Returns the tokens the model reads for one length."""
         return 0 if model.window else self.count(bench.options) * length
+
+    def filled(self, model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+        """Returns (tokens that are computed for one length, those of them that are padding)."""
+        tokens = self.forward_tokens(model, bench, length)
+        return filling.over_mesh(model.settings, length, tokens)
 
 
 def _result(model: EvalModel, bench: Bench, suite: str, trials: list[Trial]) -> Result:

@@ -3,8 +3,8 @@ continuations, of whole texts, and greedy generation (Gao et al. 2021; lm_eval/a
 
 Nothing here needs lm-eval: `harness_lm` is its adapter, `harness_run` runs its tasks.
 
-Rows are sorted into few lengths, each compiled once: the powers of 2, and the lengths at which the
-rope's factors change, so that a request has the factors of its own length, as in transformers.
+Rows are filled up to few lengths, each compiled once (filling). A request has the factors of its
+own length, as in transformers; of a formula those of the next power of 2.
 The harness's own models silently drop the beginning of a long prompt, and with it an early needle.
 Here such a prompt is refused, or, if truncation is allowed, cut with a warning, once.
 
@@ -12,6 +12,7 @@ Legend: W requests, T tokens of one.
 """
 
 import dataclasses
+import itertools
 import warnings
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
@@ -20,12 +21,12 @@ import numpy as np
 
 from jaxrope.data import sliding
 from jaxrope.errors import InputError
-from jaxrope.evaluate import answering, scoring
+from jaxrope.evaluate import answering, filling, scoring
 from jaxrope.evaluate.journal import Place, row_digest
 from jaxrope.evaluate.scoring import Bench, EvalModel
 
 SUITE = "harness"
-_LEAST = 64  # tokens of the shortest row
+_LEAST = 64  # tokens that the factors of a formula are for, at least
 _SLAB = 16  # batches whose losses are held at one time, and lost by a kill
 
 
@@ -65,14 +66,18 @@ def rolling_pairs(tokens: np.ndarray, *, prefix: int, max_length: int) -> list[P
     ]
 
 
-def row_lengths(rope_fn, max_length: int) -> list[int]:
-    """Returns the lengths of rows, ascending: powers of 2, and those at which factors change."""
+def factor_lengths(rope_fn, max_length: int) -> list[int]:
+    """Returns the lengths whose factors requests have, ascending, each the last one with these: the
+    powers of 2, and the ends of buckets.
+    """
     lengths = {max_length} | {bucket.max_len for bucket in getattr(rope_fn, "buckets", ())}
     size = _LEAST
     while size < max_length:
         lengths.add(size)
         size *= 2
-    return sorted(length for length in lengths if length and length <= max_length)
+    legal = sorted(length for length in lengths if length and length <= max_length)
+    same = itertools.groupby(legal, key=lambda length: row_digest("factors", rope_fn(length)))
+    return [list(group)[-1] for _, group in same]
 
 
 @dataclasses.dataclass
@@ -102,16 +107,16 @@ class Reader:
             long and may not be cut.
         """
         rows = [_fit_pair(self, pair) for pair in pairs]
-        lengths = row_lengths(self.model.rope_fn, self.max_length)
         keys = [(row.tobytes(), count) for row, count in rows]
-        by_length: dict[int, dict[tuple, int]] = {}
-        for i, (row, _) in enumerate(rows):  # the same question twice is asked once
-            size = next(length for length in lengths if length >= len(row) - 1)
-            by_length.setdefault(size, {}).setdefault(keys[i], i)
+        first: dict[tuple, int] = {}
+        for i, key in enumerate(keys):  # the same question twice is asked once
+            first.setdefault(key, i)
+        asked = list(first.values())
         scores = {}
-        for size, first in sorted(by_length.items()):
-            scored = self._score([rows[i] for i in first.values()], size)
-            scores |= dict(zip(first, scored, strict=True))
+        for (size, limit), members in _groups(self, [len(rows[i][0]) - 1 for i in asked]).items():
+            group = [asked[member] for member in members]
+            scored = self._score([rows[i] for i in group], limit, size)
+            scores |= dict(zip((keys[i] for i in group), scored, strict=True))
         return [scores[key] for key in keys]
 
     def rolling(self, texts: Iterable[np.ndarray], *, prefix: int) -> list[float]:
@@ -161,10 +166,15 @@ class Reader:
                 stacklevel=2,
             )
 
-    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
-        """Returns what `loglikelihoods` does of rows that are filled up to `size` tokens."""
-        bench, rope = self.bench, self.model.rope_fn(size)
-        place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, size)
+    def _score(
+        self, rows: list[tuple[np.ndarray, int]], limit: int, size: int
+    ) -> list[tuple[float, bool]]:
+        """Returns what `loglikelihoods` does of rows that have the factors of `limit` tokens and
+        are filled up to `size`.
+        """
+        bench, rope = self.bench, self.model.rope_fn(limit)
+        model = dataclasses.replace(self.model, rope_fn=lambda seq_len: rope)
+        place = Place(row_digest(self.model.identity, rope), self.model.label, SUITE, limit)
         items = [scoring.fingerprint(row, count) for row, count in rows]
         records = bench.journal.find(place, items)
         scores = {i: (line["loglikelihood"], line["greedy"]) for i, line in records.items()}
@@ -174,12 +184,12 @@ class Reader:
         for start in range(0, len(missing), _SLAB * batch):
             part = missing[start : start + _SLAB * batch]
             # but for a few rows in all, every batch has the same shape
-            fill = -len(part) % batch if len(missing) > batch else 0
-            full = np.zeros((len(part) + fill, size + 1), np.int32)
+            whole = len(part) if len(missing) <= batch else -(-len(part) // batch) * batch
+            full = np.zeros((whole, size + 1), np.int32)
             for row, i in zip(full, part, strict=False):
                 row[: len(rows[i][0])] = rows[i][0]
             scored = scoring.score(
-                self.model, full, batch_tokens=bench.options.batch_tokens, tick=bench.tick
+                model, full, batch_tokens=bench.options.batch_tokens, tick=bench.tick
             )
             for i, nll_T, hit_T in zip(part, *scored, strict=False):
                 end = len(rows[i][0]) - 1
@@ -228,17 +238,21 @@ class Counter(Reader):
 
     Attributes:
       tokens: that were read and written, at most.
+      padding: those of them that are padding.
     """
 
     tokens: int = 0
+    padding: int = 0
 
     def __post_init__(self):
         self._has_warned = True  # the Reader that does the reading warns
 
-    def _score(self, rows: list[tuple[np.ndarray, int]], size: int) -> list[tuple[float, bool]]:
-        batch = max(1, self.bench.options.batch_tokens // size)
-        filled = len(rows) + (-len(rows) % batch if len(rows) > batch else 0)
-        self.tokens += filled * size
+    def _score(
+        self, rows: list[tuple[np.ndarray, int]], limit: int, size: int
+    ) -> list[tuple[float, bool]]:
+        tokens = filling.num_rows(len(rows), size, self.bench.options.batch_tokens) * size
+        self.tokens += tokens
+        self.padding += tokens - sum(len(row) - 1 for row, _ in rows)
         return [(0.0, False)] * len(rows)
 
     def _write(
@@ -246,6 +260,20 @@ class Counter(Reader):
     ) -> list[str]:
         self.tokens += sum(prompt.planned for prompt in prompts)
         return [""] * len(prompts)
+
+
+def _groups(reader: Reader, lengths: Sequence[int]) -> dict[tuple[int, int], list[int]]:
+    """Returns which rows of `lengths` tokens are read together: {(tokens that they are
+    filled up to, tokens whose factors they have): rows, by index}, ascending.
+    """
+    model, longest = reader.model, reader.max_length
+    limits, groups = factor_lengths(model.rope_fn, longest), {}
+    sizes = filling.by_size(model.settings, lengths, longest, reader.bench.options.batch_tokens)
+    for size, members in sizes.items():
+        for member in members:
+            limit = next(length for length in limits if length >= lengths[member])
+            groups.setdefault((size, limit), []).append(member)
+    return dict(sorted(groups.items()))
 
 
 def _fit_pair(reader: Reader, pair: Pair) -> tuple[np.ndarray, int]:

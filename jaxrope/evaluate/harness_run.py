@@ -14,7 +14,7 @@ import numpy as np
 from jaxrope import data
 from jaxrope.errors import InputError
 from jaxrope.evaluate import scoring, statistics
-from jaxrope.evaluate.harness import SUITE, Counter, Reader, row_lengths
+from jaxrope.evaluate.harness import SUITE, Counter, Reader, factor_lengths
 from jaxrope.evaluate.ruler import variables
 from jaxrope.evaluate.ruler.prompts import Draws, Order
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
@@ -65,18 +65,23 @@ def _check_vt(name: str, tokenizer) -> None:
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens that all tasks read and write, at most, as those of the longest length."""
+    return filled(model, bench, length)[0]
+
+
+def filled(model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+    """Returns (`forward_tokens`, those of them that are padding)."""
     if model.window or length != max(bench.options.lengths):
-        return 0
+        return 0, 0
     options = bench.options.harness
     lm, reader = _lm(Counter, model, bench)
-    lengths = row_lengths(reader.model.rope_fn, reader.max_length)
+    lengths = factor_lengths(reader.model.rope_fn, reader.max_length)
     details = options, bench.options.batch_tokens, model.tokenizer.fingerprint, *lengths
     key = "harness tokens", *details
     if key not in bench.cache:
         for name in options.tasks:
             how = dict(limit=options.limit, with_chat_template=options.chat_template)
             _adapter().ask(lm, _loaded(bench, name), **how)
-        bench.cache[key] = reader.tokens
+        bench.cache[key] = reader.tokens, reader.padding
     return bench.cache[key]
 
 

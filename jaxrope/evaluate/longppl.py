@@ -23,6 +23,7 @@ Legend: T tokens of a text, W rows of tokens, I intervals.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -34,7 +35,7 @@ import numpy as np
 from jaxrope import data, decoder
 from jaxrope.convert import pretrained
 from jaxrope.errors import InputError
-from jaxrope.evaluate import scoring, statistics
+from jaxrope.evaluate import filling, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 from jaxrope.mesh import sharding
 
@@ -210,10 +211,17 @@ def pooled(doc_metrics: Sequence[dict], *, num_samples: int, seed: int) -> dict[
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     """Returns the tokens the models read for one length, at most."""
+    return filled(model, bench, length)[0]
+
+
+def filled(model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+    """Returns (`forward_tokens`, those of them that are padding)."""
     if model.window:
-        return 0
+        return 0, 0
     read = passages(model, bench, length)
-    return len(read) * length + _evaluator_tokens(bench, read, length)
+    own = _tokens(model, bench, [passage.model.tokens for passage in read], length)
+    judged = _evaluator_tokens(model, bench, read, length)
+    return own[0] + judged[0], own[1] + judged[1]
 
 
 def _tokenizer(model: EvalModel, evaluator: str):
@@ -247,7 +255,7 @@ def _key_intervals(
     options = bench.options.longppl
     key = "longppl keys", length, options, tuple(id(passage) for passage in read)
     if options.evaluator and key in bench.cache:
-        bench.skip(_evaluator_tokens(bench, read, length))
+        bench.skip(_evaluator_tokens(model, bench, read, length)[0])
         return bench.cache[key]
     if options.evaluator:
         evaluator = _load(model, options.evaluator)
@@ -257,16 +265,11 @@ def _key_intervals(
     texts = [passage.evaluator.tokens for passage in read]
     size = _evaluator_size(read, length, options.evaluator)
     full = _losses(evaluator, bench, texts, size=size, length=length)
-    plans = [
-        short_windows(len(tokens), context=options.context, window=options.window)
-        for tokens in texts
-    ]
-    pieces = [text[a:b] for text, plan in zip(texts, plans, strict=True) for a, b in plan]
-    size = options.context + options.window
-    short = iter(_losses(evaluator, bench, pieces, size=size, length=length))
+    pieces, size = _short(texts, options), options.context + options.window
+    short = iter(_losses(evaluator, bench, [*itertools.chain(*pieces)], size=size, length=length))
     intervals = []
-    for passage, plan, full_T in zip(read, plans, full, strict=True):
-        short_T = np.concatenate([next(short)[options.context - 1 :] for _ in plan])
+    for passage, windows, full_T in zip(read, pieces, full, strict=True):
+        short_T = np.concatenate([next(short)[options.context - 1 :] for _ in windows])
         full_T = full_T[options.context - 1 :]
         is_key_T = (short_T - full_T > options.alpha) & (full_T < -options.beta)
         keys = options.context + np.flatnonzero(is_key_T)
@@ -279,14 +282,32 @@ def _key_intervals(
 def _losses(
     model: EvalModel, bench: Bench, pieces: Sequence[np.ndarray], *, size: int, length: int
 ) -> list[np.ndarray]:
-    """Returns the losses of all tokens but the first of each piece; they are filled up to `size`
-    tokens, so that one program reads them all.
+    """Returns the losses of all tokens but the first of each piece, with the factors of `size`
+    tokens, the most there can be.
     """
-    rows = np.zeros((len(pieces), size + 1), np.int32)
-    for row, piece in zip(rows, pieces, strict=True):
-        row[: len(piece)] = piece
-    nll_WT, _ = scoring.score_with_journal(model, bench, rows, suite="longppl", length=length)
-    return [nll_T[: len(piece) - 1] for nll_T, piece in zip(nll_WT, pieces, strict=True)]
+    rope = model.rope_fn(size)
+    model = dataclasses.replace(model, rope_fn=lambda seq_len: rope)
+    losses: dict[int, np.ndarray] = {}
+    for width, members in _by_size(model, bench, pieces, size).items():
+        rows = np.zeros((len(members), width + 1), np.int32)
+        for row, i in zip(rows, members, strict=True):
+            row[: len(pieces[i])] = pieces[i]
+        nll_WT, _ = scoring.score_with_journal(model, bench, rows, suite="longppl", length=length)
+        losses |= {i: nll_T[: len(pieces[i]) - 1] for i, nll_T in zip(members, nll_WT, strict=True)}
+    return [losses[i] for i in range(len(pieces))]
+
+
+def _by_size(model: EvalModel, bench: Bench, pieces, size: int) -> dict[int, list[int]]:
+    """Returns filling.by_size; the last token of a piece is predicted, and need not be read."""
+    lengths = [len(piece) - 1 for piece in pieces]
+    return filling.by_size(model.settings, lengths, size, bench.options.batch_tokens)
+
+
+def _tokens(model: EvalModel, bench: Bench, pieces, size: int) -> tuple[int, int]:
+    """Returns (tokens that are read of these pieces, those of them that are padding)."""
+    groups = _by_size(model, bench, pieces, size)
+    tokens = sum(width * len(members) for width, members in groups.items())
+    return tokens, tokens - sum(len(piece) - 1 for piece in pieces)
 
 
 def _evaluator_size(read: Sequence[Passage], length: int, evaluator: str) -> int:
@@ -295,12 +316,23 @@ def _evaluator_size(read: Sequence[Passage], length: int, evaluator: str) -> int
     return longest if evaluator else max(length, longest - 1)
 
 
-def _evaluator_tokens(bench: Bench, read: Sequence[Passage], length: int) -> int:
+def _evaluator_tokens(
+    model: EvalModel, bench: Bench, read: Sequence[Passage], length: int
+) -> tuple[int, int]:
+    """Returns (tokens that the evaluator reads, those of them that are padding)."""
     options = bench.options.longppl
-    constants = dict(context=options.context, window=options.window)
-    num_short = sum(len(short_windows(len(p.evaluator.tokens), **constants)) for p in read)
+    texts = [passage.evaluator.tokens for passage in read]
     size = _evaluator_size(read, length, options.evaluator)
-    return len(read) * size + num_short * (options.context + options.window)
+    full = _tokens(model, bench, texts, size)
+    pieces = [*itertools.chain(*_short(texts, options))]
+    short = _tokens(model, bench, pieces, options.context + options.window)
+    return full[0] + short[0], full[1] + short[1]
+
+
+def _short(texts: Sequence[np.ndarray], options) -> list[list[np.ndarray]]:
+    """Returns the pieces of each text that the evaluator reads with a short context."""
+    constants = dict(context=options.context, window=options.window)
+    return [[text[a:b] for a, b in short_windows(len(text), **constants)] for text in texts]
 
 
 def _load(model: EvalModel, path: str) -> EvalModel:

@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxrope import data
 from jaxrope.data import sliding
-from jaxrope.evaluate import protocols, scoring, statistics
+from jaxrope.evaluate import filling, protocols, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 
 
@@ -116,6 +116,14 @@ def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
     window = min(model.window, length) or length
     plan = sliding.spans(length, window=window, stride=bench.options.stride)
     return bench.options.num_windows * window * len(plan)
+
+
+def filled(model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+    """Returns (tokens that are computed for one length, those of them that are padding)."""
+    if bench.options.protocol:
+        return protocols.filled(model, bench, length)
+    window = min(model.window, length) or length
+    return filling.over_mesh(model.settings, window, forward_tokens(model, bench, length))
 
 
 def _exp(nll: float) -> float:

@@ -41,6 +41,7 @@ class Cost(NamedTuple):
     Attributes:
       spec, suite, length: which.
       tokens: that are read and written.
+      filled: tokens that are computed, and those of them that are padding.
       operations: of a token, floating point.
       steps: tokens that are written one after another.
     """
@@ -49,6 +50,7 @@ class Cost(NamedTuple):
     suite: str
     length: int
     tokens: int
+    filled: tuple[int, int]
     operations: float
     steps: int
 
@@ -152,7 +154,8 @@ class Plan:
                     operations = decoder.forward_operations(model.config, window) / window
                     tokens = suite.forward_tokens(model, bench, length)
                     steps = suite.steps(model, bench, length)
-                    parts.append(Cost(spec, name, length, tokens, operations, steps))
+                    filled = suite.filled(model, bench, length)
+                    parts.append(Cost(spec, name, length, tokens, filled, operations, steps))
         return tuple(parts)
 
     @functools.cached_property

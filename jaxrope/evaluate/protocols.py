@@ -23,14 +23,13 @@ Legend: W windows of all documents, T tokens of one.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
 
 from jaxrope.errors import InputError
-from jaxrope.evaluate import scoring, statistics
+from jaxrope.evaluate import filling, scoring, statistics
 from jaxrope.evaluate.scoring import Bench, EvalModel, Result
 
 _SLAB = 32  # batches whose losses are held at one time
@@ -218,32 +217,59 @@ def score(
 ) -> tuple[list[list[np.ndarray]], list[list[np.ndarray]]]:
     """Returns (nll, hit) of the scored tokens: for each document a list of its windows' arrays.
 
-    Every window is filled up to the row's own length and its factors are those of that length.
+    Every window has the factors of the row's own length.
     """
     bos, size = model.tokenizer.bos_id, min(model.window, length) or length
-    order = [(doc, window) for doc, text in enumerate(read) for window in text.windows]
-    batch = max(1, bench.options.batch_tokens // size)
-    nlls, hits = ([[] for _ in read] for _ in range(2))
-    for start in range(0, len(order), _SLAB * batch):
-        part = order[start : start + _SLAB * batch]
-        rows = np.stack([_row(read[doc].tokens, window, size, bos) for doc, window in part])
-        if len(order) > batch:  # else the last batch has a shape of its own
-            fill = -len(rows) % batch
-            rows = np.concatenate([rows, np.repeat(rows[-1:], fill, axis=0)])
-        arrays = scoring.score_with_journal(model, bench, rows, suite="perplexity", length=length)
-        for (doc, window), nll_T, hit_T in zip(part, *arrays, strict=False):
-            last = window.end - window.begin - (bos is None)
-            nlls[doc].append(nll_T[last - window.scored : last])
-            hits[doc].append(hit_T[last - window.scored : last])
+    rope = model.rope_fn(size)
+    model = dataclasses.replace(model, rope_fn=lambda seq_len: rope)
+    order = [(doc, i) for doc, text in enumerate(read) for i in range(len(text.windows))]
+    nlls, hits = ([[None] * len(text.windows) for text in read] for _ in range(2))
+    for width, members in _by_size(model, read, size, bench).items():
+        batch = max(1, bench.options.batch_tokens // width)
+        for start in range(0, len(members), _SLAB * batch):
+            part = [order[member] for member in members[start : start + _SLAB * batch]]
+            rows = np.stack(
+                [_row(read[doc].tokens, read[doc].windows[i], width, bos) for doc, i in part]
+            )
+            if len(members) > batch:  # else the last batch has a shape of its own
+                fill = -len(rows) % batch
+                rows = np.concatenate([rows, np.repeat(rows[-1:], fill, axis=0)])
+            arrays = scoring.score_with_journal(
+                model, bench, rows, suite="perplexity", length=length
+            )
+            for (doc, i), nll_T, hit_T in zip(part, *arrays, strict=False):
+                window = read[doc].windows[i]
+                last = window.end - window.begin - (bos is None)
+                nlls[doc][i] = nll_T[last - window.scored : last]
+                hits[doc][i] = hit_T[last - window.scored : last]
     return nlls, hits
 
 
 def forward_tokens(model: EvalModel, bench: Bench, length: int) -> int:
-    """Returns the tokens the model reads for one length, what fills a batch up included."""
-    size = min(model.window, length) or length
-    count = sum(len(text.windows) for text in texts(model, bench, length))
-    batch = max(1, bench.options.batch_tokens // size)
-    return size * (count if count <= batch else math.ceil(count / batch) * batch)
+    """Returns the tokens the model reads for one length, what fills rows and batches included."""
+    return filled(model, bench, length)[0]
+
+
+def filled(model: EvalModel, bench: Bench, length: int) -> tuple[int, int]:
+    """Returns (`forward_tokens`, those of them that are padding)."""
+    size, read = min(model.window, length) or length, texts(model, bench, length)
+    tokens = sum(
+        width * filling.num_rows(len(members), width, bench.options.batch_tokens)
+        for width, members in _by_size(model, read, size, bench).items()
+    )
+    return tokens, tokens - sum(_lengths(model, read))
+
+
+def _by_size(model: EvalModel, read: list[Text], size: int, bench: Bench) -> dict[int, list[int]]:
+    """Returns filling.by_size of all windows, in the order of the documents."""
+    lengths = _lengths(model, read)
+    return filling.by_size(model.settings, lengths, size, bench.options.batch_tokens)
+
+
+def _lengths(model: EvalModel, read: list[Text]) -> list[int]:
+    """Returns the tokens of each window's row, bos included."""
+    has_bos = model.tokenizer.bos_id is not None
+    return [window.end - window.begin + has_bos for text in read for window in text.windows]
 
 
 def _row(tokens: np.ndarray, window: Window, size: int, bos: int | None) -> np.ndarray:

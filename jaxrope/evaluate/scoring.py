@@ -339,10 +339,12 @@ class Suite:
       needs_text: (config.eval) -> whether it uses bench.documents.
       steps: (model, bench, length) -> tokens that are written one after another, those of a batch
         at one time, at most.
+      filled: (model, bench, length) -> (tokens that are computed, those of them that are padding).
     """
 
     evaluate: Callable[[EvalModel, Bench], Iterator[Result]]
     items: Callable[[EvalModel, Bench, int], object]
     forward_tokens: Callable[[EvalModel, Bench, int], int]
+    filled: Callable[[EvalModel, Bench, int], tuple[int, int]]
     needs_text: Callable[[Evaluation], bool] = lambda options: False
     steps: Callable[[EvalModel, Bench, int], int] = lambda model, bench, length: 0

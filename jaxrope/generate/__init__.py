@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from jaxrope.generate.run import generate as generate
     from jaxrope.generate.run import stream as stream
     from jaxrope.generate.run import warm_up as warm_up
+    from jaxrope.generate.state import pieces as pieces
     from jaxrope.generate.text import TextStream as TextStream
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "options": ["Model", "Options", "check"],
         "policy": ["POLICIES"],
         "run": ["Timing", "generate", "stream", "warm_up"],
+        "state": ["pieces"],
         "text": ["TextStream"],
     },
 )

@@ -318,7 +318,9 @@ class _Screen:
 def _summary(timing: Timing, compiled: float) -> str:
     prefill = timing.prefill_tokens / timing.prefill_seconds
     decode = timing.decode_tokens / timing.decode_seconds
-    return (
+    computed = timing.prefill_tokens + timing.padding_tokens
+    times = (
         f"prefill: {timing.prefill_tokens:,} tokens, {prefill:,.0f} tokens/s; decode: "
         f"{timing.decode_tokens:,} tokens, {decode:,.0f} tokens/s; compiled in {compiled:.1f} s"
     )
+    return "; ".join([times, *decoder.lengths.describe(computed, timing.padding_tokens)])

@@ -29,11 +29,13 @@ class Timing:
 
     Attributes:
       prefill_tokens, prefill_seconds: tokens read in chunks.
+      padding_tokens: that chunks, of all groups of devices, were filled up with.
       decode_tokens, decode_seconds: tokens made.
     """
 
     prefill_tokens: int = 0
     prefill_seconds: float = 0.0
+    padding_tokens: int = 0
     decode_tokens: int = 0
     decode_seconds: float = 0.0
 
@@ -196,14 +198,17 @@ class _Batch:
 
     def read(self, state: State, rows: Sequence[int], timing: Timing) -> State:
         """Returns the state after these rows were read from their tokens."""
-        start = time.perf_counter()
+        start, computed = time.perf_counter(), 0
         for place in range(self._rows_of_group):
             wave = {i // self._rows_of_group: i for i in rows if i % self._rows_of_group == place}
             for chunk in self._chunks({g: self.rows[i].tokens for g, i in wave.items()}, place):
                 state = self.read_chunk(state, chunk)
+                computed += chunk.tokens_WC.size
         jax.block_until_ready(state.logits_BV)
         timing.prefill_seconds += time.perf_counter() - start
-        timing.prefill_tokens += sum(len(self.rows[i].tokens) for i in rows)
+        read = sum(len(self.rows[i].tokens) for i in rows)
+        timing.prefill_tokens += read
+        timing.padding_tokens += computed - read
         return state
 
     def read_chunk(self, state: State, chunk: program.Chunk) -> State:

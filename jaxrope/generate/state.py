@@ -7,7 +7,6 @@ Letters: L layers, B batch, S slots, K kv heads, H head dim, V vocabulary.
 """
 
 import dataclasses
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -109,19 +108,11 @@ def pieces(length: int, chunk: int, unit: int) -> list[tuple[int, int]]:
     """
     chunks = [(start, chunk) for start in range(0, length - chunk, chunk)]
     start = len(chunks) * chunk
-    return [*chunks, (start, _last_size(length - start, chunk, unit))]
+    return [*chunks, (start, capacity(length - start, chunk, unit))]
 
 
 def capacity(length: int, chunk: int, unit: int) -> int:
-    """Returns the slots for rows of up to `length` tokens: a power of two times the unit up to a
-    chunk, then 1, 2, 3, 4, 6, 8, 12, 16, ... chunks, so that few sizes are ever compiled.
+    """Returns the slots for rows of up to `length` tokens: the first length of the ladder of `unit`
+    and `chunk` (decoder.lengths) that holds them, so that few sizes are ever compiled.
     """
-    if length <= chunk:
-        return _last_size(length, chunk, unit)
-    steps = itertools.chain([1], (n << e for e in itertools.count() for n in (2, 3)))
-    return next(step for step in steps if step * chunk >= length) * chunk
-
-
-def _last_size(length: int, chunk: int, unit: int) -> int:
-    sizes = itertools.takewhile(lambda size: size < chunk, (unit << e for e in itertools.count()))
-    return next((size for size in sizes if size >= length), chunk)
+    return next(slots for slots in decoder.lengths.ladder(unit, chunk) if slots >= length)

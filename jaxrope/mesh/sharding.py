@@ -69,8 +69,8 @@ def make_mesh(
         return AbstractMesh(shape, AXES, axis_types=(AxisType.Auto,) * len(AXES))
     shape = [_filled(sizes, len(devices))[axis] for axis in AXES]
     on_torus = dict(devices=devices, allow_split_physical_axes=True)
-    slices = len({getattr(device, "slice_index", 0) for device in devices})
-    if devices[0].platform != "tpu" or slices == 1:
+    slices = num_slices(devices)
+    if slices == 1:
         placed = mesh_utils.create_device_mesh(shape, **on_torus)
     elif shape[0] % slices:
         raise InputError(
@@ -81,6 +81,13 @@ def make_mesh(
         of_slice = [shape[0] // slices, *shape[1:]]
         placed = mesh_utils.create_hybrid_device_mesh(of_slice, [slices, 1, 1, 1], **on_torus)
     return Mesh(placed, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def num_slices(devices: Sequence[jax.Device]) -> int:
+    """Returns of how many TPU slices these are; elsewhere 1, for GPUs number their hosts so."""
+    if devices[0].platform != "tpu":
+        return 1
+    return len({getattr(device, "slice_index", 0) for device in devices})
 
 
 def platform(mesh: Mesh | AbstractMesh) -> str:

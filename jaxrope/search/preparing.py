@@ -75,7 +75,7 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         notes=(
             *loaded.notes,
             *task.tokenizer.notes,
-            *_notes(config, shape),
+            *_notes(config, shape, forward),
             *_seen_notes(config, task),
         ),
     )
@@ -92,9 +92,13 @@ def _check_kinds(shape: decoder.DecoderConfig, section: Any) -> None:
         )
 
 
-def _notes(config: schema.Config, shape: decoder.DecoderConfig) -> list[str]:
+def _notes(
+    config: schema.Config, shape: decoder.DecoderConfig, forward: decoder.ForwardSettings
+) -> list[str]:
+    legal = decoder.legal_length(forward, config.target_len)
+    filled = decoder.lengths.describe(legal, legal - config.target_len)
     own = [*baselines.remark(config, shape), *setup.restated_notes(config, shape)]
-    return own + setup.window_notes(config, shape) + _elsewhere_notes(config.search)
+    return own + filled + setup.window_notes(config, shape) + _elsewhere_notes(config.search)
 
 
 def _elsewhere_notes(section: schema.search.Search) -> list[str]:
