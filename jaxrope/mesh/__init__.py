@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.mesh import cache as cache
     from jaxrope.mesh import chips as chips
     from jaxrope.mesh import collectives as collectives
     from jaxrope.mesh import digest as digest
@@ -17,6 +18,6 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["chips", "collectives", "digest", "hosts", "replicas", "sharding"],
+    submodules=["cache", "chips", "collectives", "digest", "hosts", "replicas", "sharding"],
     submod_attrs={"chips": ["CHIPS", "Chip", "chip_of"]},
 )
