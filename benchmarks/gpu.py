@@ -108,7 +108,7 @@ def _line(record) -> str:
             return " ".join(f"{key} {text(x)}" for key, x in value.items())
         return f"{value:.3g}" if isinstance(value, float) else f"{value}"
 
-    return ", ".join(f"{key} {text(value)}" for key, value in record.items() if key != "name")
+    return ", ".join(f"{key} {text(value)}" for key, value in record.items())
 
 
 def _kernel(head_dim: int) -> tuple[str, str]:
@@ -285,7 +285,8 @@ def search(args):
         ends = np.linspace(2.0, 8.0, count)
         factors_PR = np.linspace(1.0, ends, model.rotary_dim // 2, axis=-1)
         ropes = rope.stack([rope.build(f, theta=model.theta) for f in factors_PR])
-        operands = jax.device_put((params, ropes, sample), compiled.input_shardings[0])
+        operands = params, *jax.tree.map(jax.numpy.asarray, (ropes, sample))
+        operands = jax.device_put(operands, compiled.input_shardings[0])
         program = functools.partial(compiled, *operands), jax.block_until_ready
         seconds = _seconds({"batch": program}, args)["batch"]
         work = roofline.forward_work(model, ONE, rows=count, seq_len=length)
