@@ -191,13 +191,6 @@ def test_equals_the_definition(case, stand_in):
     assert case == "hop, none" or np.abs(expected[0]).max() > 1
 
 
-def test_queries_that_are_put_before_others_cost_no_overflow(stand_in):
-    mask = last_queries(13, causal(42))
-    q, k, v, dout = inputs(mask, 4, 2, jnp.float32)
-    found = value_and_grads(ours(mask, scale=1e3), (q, k, v, dout))
-    assert all(np.isfinite(x).all() for x in found)
-
-
 SPREAD = [
     ("ring", 1, dict(context=4), 4, 2, packed),
     ("ring", 1, dict(context=2, tensor=2), 4, 2, functools.partial(packed, window=9)),

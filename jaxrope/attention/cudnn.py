@@ -31,7 +31,6 @@ _HEAD_DIM_UNIT, _HEAD_DIM_MOST = 8, 256
 # at 32 heads and 32,768 tokens. Chunks of a ring share one document at most, and cuDNN takes a list
 # of one for no list.
 _SEQUENCES, _SEQUENCES_OF_HOP = 16, 2
-_NOBODY = -MASKED  # the log-sum-exp of a query whose weights are all to be 0
 
 
 def lacks(dtype: str, head_dim: int, *, capped: bool, capability: float | None) -> str | None:
@@ -81,7 +80,7 @@ def backward(q_BTNH, kv, mask: Mask, results, *, scale: Scale, block: int):
     del block
     task = _Task.of(q_BTNH, kv[0], mask, scale)
     q, k, v = task.queries(q_BTNH), *(task.keys(x) for x in kv)
-    lse = task.queries(results.lse, fill=_NOBODY)
+    lse = task.queries(results.lse)
     out, dout = (task.queries(x.astype(q.dtype)) for x in (results.out, results.dout))
     call = functools.partial(cudnn_calls.backward, q, (k, v))
     if task.ids is None:
@@ -150,10 +149,12 @@ class _Task(NamedTuple):
         how = How(scale.factor, mask.causal, mask.window)
         return cls(how, ids, _SEQUENCES if mask.causal else _SEQUENCES_OF_HOP, before, hidden)
 
-    def queries(self, x_BT, fill: float = 0.0):
-        """Returns the array with `before` more tokens."""
+    def queries(self, x_BT):
+        """Returns the array with `before` more tokens, of zeros: as a query, a log-sum-exp and a
+        gradient they give weights of 1 and gradients of 0.
+        """
         widths = [(self.before if axis == 1 else 0, 0) for axis in range(x_BT.ndim)]
-        return jnp.pad(x_BT, widths, constant_values=fill) if self.before else x_BT
+        return jnp.pad(x_BT, widths) if self.before else x_BT
 
     def rows(self, x_BT):
         """Undoes `queries`."""
