@@ -5,8 +5,7 @@
 On 8 CPU devices: ours, and the package `ringattention` 0.1.2 in an environment of its own, all of
 them on the same inputs, in turns. "times" is how many times as long as the ring it took, the median
 of the rounds. "waste" is what was computed beyond the causal half, of all devices and, where they
-wait for each other hop by hop, of the slowest ones. --quick: one small case. With --gpu: flash and
-blockwise against cuDNN (through jax) and torch's SDPA on one GPU in bfloat16.
+wait for each other hop by hop, of the slowest ones. --quick: one small case.
 Exit code 1: two backends disagree.
 """
 
@@ -43,12 +42,7 @@ def main(argv=None) -> int:
     parser.add_argument("--no_package", action="store_true")
     parser.add_argument("--jsonl", default="", help="append the results to this file")
     parser.add_argument("--quick", action="store_true")
-    parser.add_argument("--gpu", action="store_true")
     args = parser.parse_args(argv)
-    if args.gpu:
-        from benchmarks import attention_gpu
-
-        return attention_gpu.run(args)
     os.environ["JAX_PLATFORMS"] = "cpu"
     import jax
 

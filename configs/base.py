@@ -49,7 +49,7 @@ def forward() -> ConfigDict:
     """Backends, precision and recomputation of the forward pass (decoder.ForwardSettings)."""
     section = ConfigDict()
     section.attention = "auto"  # auto (by platform and mesh) | reference | blockwise | flash | ring | all_gather | ulysses | usp
-    section.attention_kernel = "auto"  # auto | blockwise | flash: the kernel on each device, for the last four
+    section.attention_kernel = "auto"  # auto | blockwise | flash (TPU) | cudnn (GPU): the kernel on each device, for flash and the last four
     section.attention_block = 512  # tokens in a block of keys or queries
     section.ulysses = 1  # devices of mesh.context that exchange heads in usp; the others form its ring
     section.compute_dtype = "float32"  # float32 | bfloat16: activations and matrix products

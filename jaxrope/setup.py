@@ -73,7 +73,15 @@ def forward_settings(
     section = schema.read(config).forward.to_dict()
     requested = section["attention"], section["attention_kernel"]
     platform = sharding.platform(mesh)
-    resolved = attention.resolve(*requested, mesh, platform=platform)
+    lack = None
+    if platform == "gpu":
+        lack = attention.lacks(
+            section["compute_dtype"],
+            model.head_dim,
+            capped=model.attention_cap is not None,
+            capability=sharding.capability(mesh),
+        )
+    resolved = attention.resolve(*requested, mesh, platform=platform, lack=lack)
     section |= dict(zip(("attention", "attention_kernel"), resolved, strict=True))
     settings = decoder.ForwardSettings(**section, mesh=mesh if mesh.size > 1 else None)
     attention.check(
@@ -81,13 +89,15 @@ def forward_settings(
         dataclasses.replace(settings.of_attention, mesh=mesh),
         platform=platform,
         heads=(model.num_heads, model.num_kv_heads),
-        capped=model.attention_cap is not None,
+        lack=lack,
         seq_len=seq_len,
     )
     names = ("forward.attention", "forward.attention_kernel")
     chosen = [
         f"{n}: auto is {f}" for n, a, f in zip(names, requested, resolved, strict=True) if a != f
     ]
+    if lack and "auto" in requested:
+        chosen.append(f"{attention.LACK} {lack}")
     return settings, tuple(chosen)
 
 

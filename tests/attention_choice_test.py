@@ -1,14 +1,11 @@
 """What "auto" means, and what is refused before anything is compiled."""
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import AxisType
 
 from jaxrope import attention
-from jaxrope.attention import cudnn, masks
-from jaxrope.attention.scale import Scale
 from jaxrope.errors import InputError
 from jaxrope.mesh.sharding import AXES
 
@@ -20,19 +17,21 @@ def mesh_of(**sizes):
 
 
 @pytest.mark.parametrize(
-    "platform, context, expected",
+    "platform, context, lack, expected",
     [
-        ("tpu", 1, ("flash", "flash")),
-        ("tpu", 4, ("ring", "flash")),
-        ("gpu", 1, ("blockwise", "blockwise")),
-        ("gpu", 4, ("ring", "blockwise")),
-        ("cpu", 1, ("blockwise", "blockwise")),
-        ("cpu", 8, ("ring", "blockwise")),
+        ("tpu", 1, None, ("flash", "flash")),
+        ("tpu", 4, None, ("ring", "flash")),
+        ("gpu", 1, None, ("flash", "cudnn")),
+        ("gpu", 4, None, ("ring", "cudnn")),
+        ("gpu", 1, "float32", ("blockwise", "blockwise")),
+        ("gpu", 4, "float32", ("ring", "blockwise")),
+        ("cpu", 1, None, ("blockwise", "blockwise")),
+        ("cpu", 8, None, ("ring", "blockwise")),
     ],
 )
-def test_auto(platform, context, expected):
+def test_auto(platform, context, lack, expected):
     mesh = mesh_of(context=context)
-    assert attention.resolve("auto", "auto", mesh, platform=platform) == expected
+    assert attention.resolve("auto", "auto", mesh, platform=platform, lack=lack) == expected
 
 
 def test_a_name_stays():
@@ -40,6 +39,8 @@ def test_a_name_stays():
     assert found == ("usp", "flash")
     found = attention.resolve("flash", "auto", None, platform="gpu")
     assert found == ("flash", "cudnn")
+    found = attention.resolve("all_gather", "auto", mesh_of(context=4), platform="gpu")
+    assert found == ("all_gather", "blockwise")
     with pytest.raises(InputError, match="Unknown forward.attention 'rign'. Did you mean 'ring'"):
         attention.resolve("rign", "auto", None, platform="cpu")
     with pytest.raises(InputError, match="Unknown forward.attention_kernel 'splash'.*flash"):
@@ -52,7 +53,7 @@ DEFAULTS = dict(
     ulysses=1,
     num_heads=8,
     num_kv_heads=4,
-    capped=False,
+    lack=None,
     seq_len=4096,
 )
 
@@ -69,8 +70,8 @@ def check(backend, sizes, *, kernel, ulysses, num_heads, num_kv_heads, **rest):
         (
             "flash",
             {},
-            dict(kernel="cudnn", platform="gpu", capped=True),
-            "cuDNN's, which cannot cap logits as this model does. Use blockwise",
+            dict(kernel="cudnn", platform="gpu", lack="capped logits"),
+            "cuDNN's attention cannot do capped logits. Use blockwise or auto",
         ),
         ("ring", dict(context=4), dict(ulysses=2), "ulysses must be 1 unless .* 'usp', got 2"),
         (
@@ -116,7 +117,13 @@ def check(backend, sizes, *, kernel, ulysses, num_heads, num_kv_heads, **rest):
             dict(kernel="flash"),
             "attention_kernel 'flash' is a kernel for T",
         ),
-        ("ring", dict(context=2), dict(kernel="cudnn", platform="gpu"), "'cudnn' is for .*'flash'"),
+        ("ring", dict(context=2), dict(kernel="cudnn"), "'cudnn' is for .*'ring' on .*'cpu'"),
+        (
+            "all_gather",
+            dict(context=2),
+            dict(kernel="cudnn", platform="gpu"),
+            "'cudnn' is for flash, ring, ulysses or usp on a GPU.*'all_gather'",
+        ),
     ],
 )
 def test_refused(backend, sizes, changed, message):
@@ -127,9 +134,10 @@ def test_refused(backend, sizes, changed, message):
 @pytest.mark.parametrize(
     "backend, sizes, changed",
     [
-        ("blockwise", dict(data=8), dict(seq_len=77, capped=True)),
+        ("blockwise", dict(data=8), dict(seq_len=77, lack="capped logits")),
         ("ring", dict(context=8), {}),
-        ("all_gather", dict(context=8), dict(capped=True)),
+        ("all_gather", dict(context=8), dict(lack="capped logits")),
+        ("ring", dict(context=8), dict(kernel="cudnn", platform="gpu")),
         ("ulysses", dict(context=8), {}),
         ("usp", dict(context=8), dict(ulysses=4)),
         ("ring", dict(context=4, tensor=2), dict(kernel="flash", platform="tpu")),
@@ -137,24 +145,3 @@ def test_refused(backend, sizes, changed, message):
 )
 def test_accepted(backend, sizes, changed):
     check(backend, sizes, **DEFAULTS | changed)
-
-
-def test_cudnn_takes_natural_rows_only():
-    rng = np.random.default_rng(0)
-    q, k, v = (jnp.asarray(rng.normal(size=(1, 12, n, 8)), jnp.float32) for n in (4, 2, 2))
-    places = jnp.arange(12, dtype=jnp.int32)[None]
-    for window in (None, 3):
-        mask = masks.self_mask(places, window=window, natural=True)
-        found = cudnn.attention(q, k, v, mask, Scale(0.3), implementation="xla")
-        settings = attention.Settings(scale=0.3)
-        expected = attention.attend("reference", q, k, v, mask=mask, settings=settings)
-        assert np.abs(found - expected).max() < 1e-5
-    with pytest.raises(NotImplementedError, match="cannot do packed or permuted.*blockwise"):
-        cudnn.attention(q, k, v, masks.self_mask(places), Scale(0.3))
-    with pytest.raises(NotImplementedError, match="cannot do float32 .set forward.compute_dtype"):
-        cudnn.attention(q, k, v, mask, Scale(0.3))
-    with pytest.raises(NotImplementedError, match="cannot do logits capped at 5"):
-        cudnn.attention(q, k, v, mask, Scale(0.3, 5.0), implementation="xla")
-    with pytest.raises(NotImplementedError, match="'cudnn' gives no log-sum-exp"):
-        settings = attention.Settings(kernel="cudnn")
-        attention.attend("ring", q, k, v, mask=masks.self_mask(places), settings=settings)

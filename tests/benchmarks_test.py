@@ -12,6 +12,7 @@ import pytest
 
 from benchmarks import (
     attention_statistics,
+    gpu,
     on_books,
     ring_package,
     search,
@@ -64,6 +65,42 @@ def test_a_step_runs_and_both_sides_have_the_same_loss(tmp_path):
         assert set(record["losses"]) == {"ours", "eager", "sdpa"}
         assert record["losses"]["ours"] == pytest.approx(record["losses"]["sdpa"], rel=1e-3)
         assert len(record["seconds"][record["best"]]) == 2
+
+
+@pytest.mark.slow
+def test_the_parts_for_a_gpu_run_on_any_device(tmp_path):
+    file = tmp_path / "results.jsonl"
+    text, code = run("gpu", f"--jsonl={file}")
+    assert code == 0, text
+    parts = {}
+    for record in lines(file):
+        parts.setdefault(record["part"], []).append(record)
+    assert list(parts) == ["conformance", "attention", "training", "search"]
+    assert [x["case"] for x in parts["conformance"]][-1] == "ring, packed"
+    assert all(x["agrees"] for x in parts["conformance"])
+    assert {x["peer"] for x in parts["attention"]} == {
+        "ours",
+        "ours, packed",
+        "ours, window",
+        "blocks",
+    }
+    assert [x["documents"] for x in parts["training"]] == [1, 8]
+    assert [x["candidates"] for x in parts["search"]] == [1, 4]
+    assert "not torch, flash: " in text
+
+
+def test_a_part_that_fails_is_said_in_a_line_and_the_next_goes_on(monkeypatch, capsys):
+    def command(name):
+        programs = {"conformance": "raise ValueError('no such mask')", "attention": "while True: 1"}
+        return [sys.executable, "-c", programs.get(name, "print(7)")]
+
+    monkeypatch.setattr(gpu, "_command", lambda argv, name: command(name))
+    monkeypatch.setattr(gpu, "PARTS", {name: (None, 1.0) for name in gpu.PARTS})
+    assert gpu.main(["--quick"]) == 1
+    said = capsys.readouterr().out.splitlines()
+    assert said[0] == "conformance: failed (exit code 1): ValueError: no such mask"
+    assert said[1] == "attention: not finished within 1 s"
+    assert len(said) == 2
 
 
 CASE = dict(length=64, block=4)

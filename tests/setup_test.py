@@ -184,6 +184,20 @@ def test_auto_says_what_it_picked():
     assert remarks == ()
 
 
+def test_a_gpu_has_cudnn_where_it_can_and_else_says_why(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
+    monkeypatch.setattr(sharding, "capability", lambda mesh: 9.0)
+    settings, remarks = settings_of(dict(data=2, context=4), compute_dtype="bfloat16")
+    assert (settings.attention, settings.attention_kernel) == ("ring", "cudnn")
+    assert len(remarks) == 2
+    settings, remarks = settings_of(dict(data=2, context=4))
+    assert settings.attention_kernel == "blockwise"
+    why = "cuDNN's attention cannot do float32 (set forward.compute_dtype to bfloat16)"
+    assert remarks[-1] == why
+    with pytest.raises(InputError, match="cannot do float32.*Use blockwise or auto"):
+        settings_of(dict(data=2, context=4), attention_kernel="cudnn")
+
+
 def test_one_device_is_no_mesh():
     config, shape = schema.read(base.get_config()), decoder.SHAPES["llama2_7b"]
     mesh = sharding.make_mesh(config.mesh, jax.devices()[:1])

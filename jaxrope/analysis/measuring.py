@@ -96,7 +96,7 @@ def lay_out(
             settings.of_attention,
             platform=settings.mesh.devices.flat[0].platform,
             heads=(config.num_heads, config.num_kv_heads),
-            capped=False,
+            lack=None,
             seq_len=length,
         )
     numbers_BT = np.broadcast_to(np.arange(length, dtype=np.int32), (batch, length))

@@ -20,9 +20,9 @@ from jaxrope.attention.cached import (
     write,
 )
 from jaxrope.attention.cached import attend as attend_cached
-from jaxrope.attention.choice import check, length_unit, resolve
-from jaxrope.attention.local import LSE, OUT
-from jaxrope.attention.local import NAMES as KERNELS
+from jaxrope.attention.choice import LACK, check, length_unit, resolve
+from jaxrope.attention.cudnn import lacks
+from jaxrope.attention.local import KERNELS, LSE, OUT
 from jaxrope.attention.masks import Mask, allowed, any_allowed, pad
 from jaxrope.attention.whole import attend_whole
 from jaxrope.attention.zigzag import AXIS, inverse, order
@@ -33,6 +33,7 @@ __all__ = [
     "BACKENDS",
     "Cache",
     "KERNELS",
+    "LACK",
     "LSE",
     "MASKED",
     "Mask",
@@ -48,6 +49,7 @@ __all__ = [
     "check",
     "gather_stripes",
     "inverse",
+    "lacks",
     "length_unit",
     "masks",
     "order",
@@ -87,7 +89,7 @@ def attend(
       ValueError: shapes that do not fit each other.
     """
     attention_fn = choose("attention", backend, BACKENDS)
-    choose("attention_kernel", settings.kernel, dict.fromkeys(KERNELS))
+    choose("attention_kernel", settings.kernel, KERNELS)
     (batch, _, num_heads, head_dim), kv_shape = q_BTNH.shape, k_BSKH.shape
     if (
         kv_shape != v_BSKH.shape

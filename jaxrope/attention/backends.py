@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 from jax.sharding import Mesh
 
-from jaxrope.attention import cudnn, exchange, local, ring, zigzag
+from jaxrope.attention import exchange, local, ring, zigzag
 from jaxrope.attention.hops import Segments, Sizes
 from jaxrope.attention.masks import Mask
 from jaxrope.attention.reference import reference as by_definition
@@ -69,8 +69,6 @@ def blockwise(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Arr
 def flash(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
     """The platform's own kernels: ours on a TPU, cuDNN's on a GPU."""
     _refuse_context("flash", settings)
-    if settings.kernel == "cudnn":
-        return cudnn.attention(q_BTNH, k_BSKH, v_BSKH, mask, settings.scale_for(q_BTNH.shape[-1]))
     kernel = settings.kernel if settings.kernel != "blockwise" else "flash"
     return _local(kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
 
@@ -87,7 +85,7 @@ def all_gather(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Ar
     """Every device takes all keys."""
     if settings.context == 1:
         return _local(settings.kernel, settings, q_BTNH, k_BSKH, v_BSKH, mask)
-    return exchange.all_gather(settings.sizes(q_BTNH.shape[-1]), 1, q_BTNH, k_BSKH, v_BSKH, mask)
+    return _gathered(settings, 1, q_BTNH, k_BSKH, v_BSKH, mask)
 
 
 def ulysses(q_BTNH, k_BSKH, v_BSKH, mask: Mask, settings: Settings) -> jax.Array:
@@ -130,7 +128,6 @@ SPREAD = ("ring", "all_gather", "ulysses", "usp")  # take a sequence that lies o
 
 
 def _local(kernel: str, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
-    _refuse_cudnn(kernel)
     scale = settings.scale_for(q.shape[-1])
     return local.attention(kernel, q, k, v, mask, scale, _block(settings, q))
 
@@ -144,7 +141,6 @@ def _block(settings: Settings, q_BTNH: jax.Array) -> int:
 
 
 def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
-    _refuse_cudnn(settings.kernel)
     if who.size == 1:
         return _local(settings.kernel, settings, q, k, v, mask)
     sizes = settings.sizes(q.shape[-1])
@@ -153,7 +149,15 @@ def _ring(who: ring.Ring, settings: Settings, q, k, v, mask: Mask) -> jax.Array:
         return ring.attention(who, sizes, q, k, v, segments)
     if mask.window <= q.shape[1] // 2 + 1:
         return ring.neighbours(who, sizes, q, k, v, mask)
-    return exchange.all_gather(sizes, who.stride, q, k, v, mask)
+    return _gathered(settings, who.stride, q, k, v, mask)
+
+
+def _gathered(settings: Settings, group: int, q, k, v, mask: Mask) -> jax.Array:
+    """Keys come in the order of the zigzag, for which cuDNN has no mask: blocks do that there."""
+    sizes = settings.sizes(q.shape[-1])
+    if sizes.kernel == "cudnn":
+        sizes = sizes._replace(kernel="blockwise")
+    return exchange.all_gather(sizes, group, q, k, v, mask)
 
 
 def _refuse_context(name: str, settings: Settings) -> None:
@@ -161,14 +165,6 @@ def _refuse_context(name: str, settings: Settings) -> None:
         raise UnsupportedError(
             f"attention '{name}' sees the tokens of one device only, and the mesh spreads a "
             f"sequence over {settings.context}. Backends that can: {', '.join(SPREAD)}."
-        )
-
-
-def _refuse_cudnn(kernel: str) -> None:
-    if kernel == "cudnn":
-        raise UnsupportedError(
-            "attention_kernel 'cudnn' gives no log-sum-exp in float32, which a spread sequence "
-            "needs. Kernels that do: blockwise, flash."
         )
 
 

@@ -38,7 +38,7 @@ def backward(
     q_BTNH: jax.Array,
     kv: tuple[jax.Array, jax.Array],
     mask: Mask,
-    results: tuple[jax.Array, jax.Array, jax.Array],
+    results: NamedTuple,
     *,
     scale: Scale,
     block: int,
@@ -49,16 +49,15 @@ def backward(
       q_BTNH: queries.
       kv: (k_BSKH, v_BSKH); they may be a part of all keys.
       mask: of these queries and keys.
-      results: (lse_BTN over ALL keys, inner_BTN: sum over H of out * dout, dout_BTNH).
+      results: local.Results over ALL keys.
       scale: of the logits.
       block: tokens in a block.
     """
     k_BSKH, v_BSKH = kv
-    lse_BTN, inner_BTN, dout_BTNH = results
     q_BTNH, mask = _tie(q_BTNH, mask)
     cut = _Cut.of(q_BTNH, k_BSKH, block)
-    q, dout = cut.queries(q_BTNH), cut.queries(dout_BTNH.astype(q_BTNH.dtype))
-    lse, inner = (cut.queries(x[..., None])[..., 0] for x in (lse_BTN, inner_BTN))
+    q, dout = cut.queries(q_BTNH), cut.queries(results.dout.astype(q_BTNH.dtype))
+    lse, inner = (cut.queries(x[..., None])[..., 0] for x in (results.lse, results.inner))
     rows = _Rows(q, dout, lse, inner)
     dq, dk, dv = _backward(rows, cut.keys(k_BSKH), cut.keys(v_BSKH), cut.mask(mask), scale)
     return cut.rows(dq), cut.unkeys(dk), cut.unkeys(dv)

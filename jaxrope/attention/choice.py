@@ -9,36 +9,43 @@ from jax.sharding import Mesh
 from jaxrope.attention import zigzag
 from jaxrope.attention.backends import BACKENDS, SPREAD, Settings
 from jaxrope.attention.flash import LANES
-from jaxrope.attention.local import NAMES as KERNELS
+from jaxrope.attention.local import KERNELS
 from jaxrope.errors import InputError, choose
 
 AUTO = "auto"
+LACK = "cuDNN's attention cannot do"
 
 
-def resolve(backend: str, kernel: str, mesh: Mesh | None, *, platform: str) -> tuple[str, str]:
+def resolve(
+    backend: str, kernel: str, mesh: Mesh | None, *, platform: str, lack: str | None = None
+) -> tuple[str, str]:
     """Returns (backend, kernel) with "auto" replaced.
 
-    A TPU has `flash`, other platforms `blockwise`: cuDNN's kernels on a GPU take no packed rows and
-    no float32, so they must be named. A sequence that is spread over devices goes
-    round a `ring`.
+    A TPU has `flash` with our kernels, a GPU with cuDNN's, where these can do it; else `blockwise`.
+    A sequence that is spread over devices goes round a `ring`.
 
     Args:
       backend, kernel: names, or "auto".
       mesh: where it will run; None: one device.
       platform: of its devices, "tpu", "gpu" or "cpu".
+      lack: of cudnn.lacks.
 
     Raises:
       InputError: an unknown name.
     """
     choose("forward.attention", backend, dict.fromkeys((AUTO, *BACKENDS)))
     choose("forward.attention_kernel", kernel, dict.fromkeys((AUTO, *KERNELS)))
-    best = "flash" if platform == "tpu" else "blockwise"
+    fused = {"tpu": "flash", "gpu": "blockwise" if lack else "cudnn"}.get(platform, "blockwise")
     context = mesh.shape[zigzag.AXIS] if mesh else 1
-    if backend == AUTO:
-        backend = best if context == 1 else "ring"
+    if backend == AUTO and context == 1:
+        backend = "blockwise" if fused == "blockwise" else "flash"
+    elif backend == AUTO:
+        backend = "ring"
     if kernel == AUTO and backend == "flash":
         kernel = "cudnn" if platform == "gpu" else "flash"
-    return backend, best if kernel == AUTO else kernel
+    elif kernel == AUTO:
+        kernel = "blockwise" if (backend, fused) == ("all_gather", "cudnn") else fused
+    return backend, kernel
 
 
 def check(
@@ -47,7 +54,7 @@ def check(
     *,
     platform: str,
     heads: tuple[int, int],
-    capped: bool,
+    lack: str | None,
     seq_len: int,
 ) -> None:
     """Refuses what the backend cannot do on this mesh.
@@ -57,7 +64,7 @@ def check(
       settings: with the kernel of `resolve`, and the mesh where it will run.
       platform: of its devices.
       heads: num_heads and num_kv_heads of the model.
-      capped: whether it caps its attention logits.
+      lack: of cudnn.lacks.
       seq_len: tokens in a row.
 
     Raises:
@@ -66,12 +73,7 @@ def check(
     mesh, kernel, ulysses = settings.mesh, settings.kernel, settings.ulysses
     sizes = dict(mesh.shape) if mesh else {}
     context, tensor = sizes.get(zigzag.AXIS, 1), sizes.get("tensor", 1)
-    _check_kernel(backend, kernel, platform)
-    if capped and kernel == "cudnn" and backend == "flash":
-        raise InputError(
-            "forward.attention 'flash' on a GPU is cuDNN's, which cannot cap logits as this model "
-            "does. Use blockwise."
-        )
+    _check_kernel(backend, kernel, platform, lack)
     if context > 1 and backend not in SPREAD:
         raise InputError(
             f"forward.attention '{backend}' sees the tokens of one device, and mesh.context="
@@ -105,13 +107,15 @@ def deals(num_heads: int, num_kv_heads: int, group: int) -> bool:
     return num_heads % group == 0 and (num_kv_heads % group == 0 or group % num_kv_heads == 0)
 
 
-def _check_kernel(backend: str, kernel: str, platform: str) -> None:
+def _check_kernel(backend: str, kernel: str, platform: str, lack: str | None) -> None:
     used = kernel if backend in SPREAD or backend == "flash" else "blockwise"
-    if used == "cudnn" and (platform != "gpu" or backend != "flash"):
+    if used == "cudnn" and (platform != "gpu" or backend == "all_gather"):
         raise InputError(
-            "forward.attention_kernel 'cudnn' is for forward.attention 'flash' on a GPU, and this "
-            f"is '{backend}' on the platform '{platform}'. Use auto."
+            "forward.attention_kernel 'cudnn' is for flash, ring, ulysses or usp on a GPU, and "
+            f"this is '{backend}' on the platform '{platform}'. Use auto."
         )
+    if used == "cudnn" and lack:
+        raise InputError(f"{LACK} {lack}. Use blockwise or auto.")
     if used == "flash" and platform != "tpu":
         key = "forward.attention" if backend == "flash" else "forward.attention_kernel"
         raise InputError(

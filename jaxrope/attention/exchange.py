@@ -45,7 +45,7 @@ def _all_gather_bwd(sizes: Sizes, group: int, residuals, dout):
         q,
         (_gather(k, group), _gather(v, group)),
         _whole_mask(mask, group),
-        (lse, local.inner(out, dout), dout),
+        local.results_of(lse, out, dout),
         scale=sizes.scale,
         block=_block(sizes, q),
     )
@@ -106,7 +106,7 @@ def heads_for_tokens(attention_fn, group: int, q_BTNH, k_BSKH, v_BSKH, mask: Mas
         mask.kv_segment_ids_BS,
     )
     whole = (None if x is None else _gather_group(x, group) for x in ids)
-    out = attention_fn(q, k, v, Mask(*whole, mask.causal, mask.window))
+    out = attention_fn(q, k, v, Mask(*whole, mask.causal, mask.window, mask.ordered))
     return _exchange(out, group=group, split=1, joined=2)
 
 

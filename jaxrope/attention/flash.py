@@ -39,7 +39,7 @@ def backward(q_BTNH, kv, mask: Mask, results, *, scale: Scale, block: int, inter
     layout, q, k, v, mask = _prepared(
         q_BTNH, *kv, mask, scale=scale, block=block, interpret=interpret
     )
-    lse, inner, dout = (_pad(x, layout.part_len - lengths[0]) for x in results)
+    lse, inner, dout = (_pad(x, layout.part_len - lengths[0]) for x in results[:3])
     queries = Queries(
         layouts.rows(layout, q),
         layouts.rows(layout, dout.astype(q.dtype)),

@@ -1,4 +1,4 @@
-"""The work of one device of the ring in one hop, with either kernel.
+"""The work of one device of the ring in one hop, with any kernel.
 
 Both halves of a device's tokens are chunks of the zigzag, so a hop has no diagonal: keys that come
 from an earlier device of the ring meet all queries with their first half; those of a later device
@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxrope.attention import blockwise, pallas_tpu, tiles
 from jaxrope.attention import layout as layouts
+from jaxrope.attention import pallas_tpu, tiles
 from jaxrope.attention.blockwise import EMPTY, MASKED
 from jaxrope.attention.flash import LANES
 from jaxrope.attention.layout import Layout
+from jaxrope.attention.local import KERNELS, Results
 from jaxrope.attention.masks import Mask
 from jaxrope.attention.pallas_tpu import Queries
 from jaxrope.attention.scale import Scale
@@ -55,15 +56,16 @@ class Keys(NamedTuple):
 def local_mask(q_segment_ids_BT, keys: Keys, batch: int, length: int, *, causal: bool) -> Mask:
     """Returns the mask of a hop: by place in the local order, which increases in position."""
     place_BT = jnp.broadcast_to(jnp.arange(length, dtype=jnp.int32), (batch, length))
-    return Mask(place_BT, place_BT, q_segment_ids_BT, keys.segment_ids_BT, causal, None)
+    ids = q_segment_ids_BT, keys.segment_ids_BT
+    return Mask(place_BT, place_BT, *ids, causal, None, ordered=True)
 
 
-class BlockwiseHops:
-    """Hops in XLA; their results are merged by the log-sum-exp."""
+class MergedHops:
+    """Hops by a kernel that begins anew; their results are merged by the log-sum-exp."""
 
     def __init__(self, q_BTNH, segments: Segments, num_kv_heads: int, sizes: Sizes):
         del num_kv_heads
-        self.q, self.segments = q_BTNH, segments
+        self.kernel, self.q, self.segments = KERNELS[sizes.kernel], q_BTNH, segments
         self.half = q_BTNH.shape[1] // 2
         self.how = dict(scale=sizes.scale, block=sizes.block)
 
@@ -73,13 +75,13 @@ class BlockwiseHops:
 
     def own(self, keys: Keys):
         """Returns the carry after the device's own keys."""
-        return blockwise.forward(self.q, keys.k, keys.v, self._own_mask(keys), **self.how)
+        return self.kernel.forward(self.q, keys.k, keys.v, self._own_mask(keys), **self.how)
 
     def visit(self, carry, keys: Keys, earlier: jax.Array):
         """Returns the carry after the keys of another device."""
         (_, q_high, q_any), (low, chosen), masks = self._operands(keys, earlier)
-        first = blockwise.forward(q_high, low.k, low.v, masks[0], **self.how)
-        out, lse = blockwise.forward(q_any, chosen.k, chosen.v, masks[1], **self.how)
+        first = self.kernel.forward(q_high, low.k, low.v, masks[0], **self.how)
+        out, lse = self.kernel.forward(q_any, chosen.k, chosen.v, masks[1], **self.how)
         for_low = out, jnp.where(earlier, lse, MASKED)
         for_high = out, jnp.where(earlier, MASKED, lse)
         carry_low, carry_high = (tuple(part(x) for x in carry) for part in (self._low, self._high))
@@ -94,22 +96,24 @@ class BlockwiseHops:
         out, lse = carry
         return out.astype(self.q.dtype), lse
 
-    def results(self, lse, inner_BTN, dout_BTNH):
+    def results(self, results: Results) -> Results:
         """Returns the inputs of the backward pass that belong to the queries."""
-        return lse, inner_BTN, dout_BTNH
+        return results
 
     def own_grads(self, results, keys: Keys):
         """Returns (dq, (dk, dv)) of the device's own keys."""
-        dq, *dkv = blockwise.backward(self.q, keys[:2], self._own_mask(keys), results, **self.how)
+        dq, *dkv = self.kernel.backward(self.q, keys[:2], self._own_mask(keys), results, **self.how)
         return dq, tuple(dkv)
 
     def visit_grads(self, dq, results, keys: Keys, earlier: jax.Array):
         """Returns (dq with what a hop adds, (dk, dv) of the hop)."""
         (_, q_high, q_any), (low, chosen), masks = self._operands(keys, earlier)
-        high = tuple(self._high(x) for x in results)
-        chosen_results = tuple(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
-        dq_first, *dkv_first = blockwise.backward(q_high, low[:2], masks[0], high, **self.how)
-        dq_any, *dkv_any = blockwise.backward(
+        high = Results(*map(self._high, results))
+        chosen_results = Results(
+            *(jnp.where(earlier, self._low(x), self._high(x)) for x in results)
+        )
+        dq_first, *dkv_first = self.kernel.backward(q_high, low[:2], masks[0], high, **self.how)
+        dq_any, *dkv_any = self.kernel.backward(
             q_any, chosen[:2], masks[1], chosen_results, **self.how
         )
         for_low, for_high = (jnp.where(flag, dq_any, 0) for flag in (earlier, ~earlier))
@@ -212,10 +216,13 @@ class FlashHops:
         """Returns (out_BTNH, log-sum-exp for the backward pass)."""
         return layouts.finish(self.layout, carry, self.dtype)
 
-    def results(self, lse_Z1M, inner_BTN, dout_BTNH) -> Queries:
-        """Returns the inputs of the backward pass that belong to the queries."""
-        dout_ZMH = layouts.rows(self.layout, dout_BTNH.astype(self.dtype))
-        return Queries(self.q_ZMH, dout_ZMH, lse_Z1M, layouts.vectors(self.layout, inner_BTN))
+    def results(self, results: Results) -> Queries:
+        """Returns the inputs of the backward pass that belong to the queries; the log-sum-exp is
+        in the layout of the kernel.
+        """
+        dout_ZMH = layouts.rows(self.layout, results.dout.astype(self.dtype))
+        inner_Z1M = layouts.vectors(self.layout, results.inner)
+        return Queries(self.q_ZMH, dout_ZMH, results.lse, inner_Z1M)
 
     def own_grads(self, results: Queries, keys: Keys):
         """Returns (dq, (dk, dv)) of the device's own keys, without the factor `scale`."""
@@ -279,7 +286,12 @@ class FlashHops:
         return q_E[live], kv_E[live]
 
 
-HOPS = {"blockwise": BlockwiseHops, "flash": FlashHops, "flash_interpret": FlashHops}
+HOPS = {
+    "blockwise": MergedHops,
+    "cudnn": MergedHops,
+    "flash": FlashHops,
+    "flash_interpret": FlashHops,
+}
 
 
 def _grid(outer: range, inner: range) -> tuple[np.ndarray, np.ndarray]:

@@ -27,8 +27,9 @@ class Mask:
       causal: keys at later positions are hidden.
       window: keys `window` or more tokens back are hidden too (Mistral: window tokens are seen, the
         query's own included); None: no window.
-      natural: positions are 0, 1, 2, ... of one segment, for queries and keys alike: a kernel that
-        takes no ids may be used.
+      ordered: each segment is in one piece, its positions go up by one, and the last query of a
+        causal mask is at the place of the last key, so that a kernel may go by places. On a mesh
+        that is said of the whole row, in the order of `zigzag.order`.
     """
 
     q_positions_BT: jax.Array
@@ -37,7 +38,7 @@ class Mask:
     kv_segment_ids_BS: jax.Array | None = None
     causal: bool = dataclasses.field(default=True, metadata={"static": True})
     window: int | None = dataclasses.field(default=None, metadata={"static": True})
-    natural: bool = dataclasses.field(default=False, metadata={"static": True})
+    ordered: bool = dataclasses.field(default=False, metadata={"static": True})
 
     def of_batch(self, batch: int) -> "Mask":
         """Returns the mask with one row of ids for each of `batch` rows."""
@@ -50,11 +51,11 @@ def self_mask(
     *,
     causal: bool = True,
     window: int | None = None,
-    natural: bool = False,
+    ordered: bool = False,
 ) -> Mask:
     """Returns the mask of a sequence that attends to itself; see Mask."""
     ids = positions_BT, positions_BT, segment_ids_BT, segment_ids_BT
-    return Mask(*ids, causal, window, natural)
+    return Mask(*ids, causal, window, ordered)
 
 
 def pad(mask: Mask, q_tokens: int, kv_tokens: int) -> Mask:

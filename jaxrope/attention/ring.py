@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxrope.attention import local, zigzag
 from jaxrope.attention.hops import HOPS, Keys, Segments, Sizes
-from jaxrope.attention.local import inner, named
+from jaxrope.attention.local import named, results_of
 from jaxrope.attention.masks import NOWHERE, Mask
 
 
@@ -94,7 +94,7 @@ def _attention_bwd(ring: Ring, sizes: Sizes, residuals, dout):
     q, k, v, segments, out, lse = residuals
     hops = HOPS[sizes.kernel](q, segments, k.shape[2], sizes)
     index = ring.index()
-    results = hops.results(lse, inner(out, dout), dout)
+    results = hops.results(results_of(lse, out, dout))
     keys = hops.keys(k, v)
     arriving = ring.rotate(keys)
     dq, pending = hops.own_grads(results, keys)
@@ -152,6 +152,6 @@ def neighbours(ring: Ring, sizes: Sizes, q_BTNH, k_BTKH, v_BTKH, mask: Mask):
     if q_segments is None:
         q_segments = jnp.zeros_like(mask.q_positions_BT)
     ids = rows(mask.q_positions_BT), positions, rows(q_segments), segments
-    of_chunks = Mask(*ids, mask.causal, mask.window)
+    of_chunks = Mask(*ids, mask.causal, mask.window, mask.ordered)
     out = local.attention(sizes.kernel, rows(q_BTNH), k, v, of_chunks, sizes.scale, sizes.block)
     return jnp.concatenate(jnp.split(out, 2), axis=1)

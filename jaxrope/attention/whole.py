@@ -50,6 +50,7 @@ def attend_whole(
         _permuted(mask.kv_segment_ids_BS, orders[1]),
         mask.causal,
         mask.window,
+        mask.ordered,
     )
     order_of = dict(q=orders[0], k=orders[1], v=orders[1])
     whole = dict(q=q_BTNH, k=k_BSKH, v=v_BSKH)

@@ -46,8 +46,8 @@ def hidden(
       tokens_BT: ids below vocab_size; JAX clamps others silently, so loaders check them.
       r: the rope of the layers that are extended; leaves with a leading batch axis choose per
         sequence, `per_layer` ones per layer.
-      positions_BT: int32, restarting with each document; None: 0, 1, 2, ...
-      segment_ids_BT: int32, the documents of a packed row; None: one document.
+      positions_BT: int32, 0, 1, 2, ... in each document; None: a row is one.
+      segment_ids_BT: int32, the documents of a packed row, one behind another; None: one document.
       settings: how it is run. On a mesh all arrays are this device's.
     """
     placed = positions_BT, segment_ids_BT, None
@@ -140,7 +140,6 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
     """
     _check_rope(config, r)
     positions_BT, segment_ids_BT, counted_BT = placed
-    natural = positions_BT is None and segment_ids_BT is None
     if positions_BT is None:
         if sharding.ways(settings.mesh, "context") > 1:
             raise ValueError("decoder.hidden: on a mesh with context > 1 positions_BT is needed.")
@@ -158,7 +157,7 @@ def _through_layers(config, params, tokens_BT, r, placed, settings, probe_fn=Non
         weights, probed = adapters.in_layer(weights | own), None
         turn = _turn_of_layer(kind, turns, layer_rope, positions_BT)
         ids = positions_BT, segment_ids_BT
-        mask = masks.self_mask(*ids, window=config.window(kind), natural=natural)
+        mask = masks.self_mask(*ids, window=config.window(kind), ordered=True)
 
         def attend(q_BTNH, k_BTKH, v_BTKH):
             nonlocal probed

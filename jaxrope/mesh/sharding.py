@@ -95,6 +95,14 @@ def platform(mesh: Mesh | AbstractMesh) -> str:
     return "tpu" if isinstance(mesh, AbstractMesh) else mesh.devices.flat[0].platform
 
 
+def capability(mesh: Mesh) -> float | None:
+    """Returns the compute capability of a mesh of NVIDIA GPUs; None: they are of another maker."""
+    try:
+        return float(mesh.devices.flat[0].compute_capability)
+    except ValueError:  # such as "gfx90a"
+        return None
+
+
 def _filled(sizes: Mapping[str, int], num_devices: int) -> dict[str, int]:
     rest = [axis for axis in AXES if sizes[axis] == -1]
     product = math.prod(sizes[axis] for axis in AXES if axis not in rest)
