@@ -275,7 +275,7 @@ def search() -> ConfigDict:
     section.seeds = ()  # rope.json files, or workdirs with one: additional seeds, each with its factors for target_len
     section.per_layer = False  # separate factors for every layer: a larger search space, and only jaxrope can run them
     section.prefilter = dict(name="none")  # none | decay | divergence, with oversample=4: this many children are generated for each one evaluated, the one with the best score by formula (search/prefilter.py)
-    section.batch_size = 0  # candidates evaluated together; 0 = as many as memory allows
+    section.batch_size = 0  # candidates evaluated together; 0 = as memory and the tokens of a device suggest; for a TPU slice --compile_only says what is best
     section.memory_gb = 0.0  # memory available to the search, GiB per device; 0 = ask the device
     section.compare = True  # measure the baselines, which are candidates too
     return section

@@ -21,7 +21,7 @@ MESHES = {
     "256k": {"v5p_64": (8, 8), "v5p_256": (16, 16), "v5e_256": (16, 16), "v6e_256": (16, 16)},
     "2m": {"v5p_64": (4, 16), "v5p_256": (16, 16), "v5e_256": (16, 16), "v6e_256": (16, 16)},
 }
-ORIGINAL_LEN = {"llama2_7b": 4096, "llama3_8b": 8192, "mistral_7b": 4096}
+ORIGINAL_LEN = {"llama2_7b": 4096, "llama3_8b": 8192, "mistral_7b": 4096, "qwen3_8b": 32_768}
 HIGHEST = 5.0  # the largest short factor: those of the paper that are below the fine-tuned ones end at 2.8 to 5.0 (4k_la2_128k, 8k_la2_256k)
 
 

@@ -43,17 +43,19 @@ def model_config(config: Config, expected: Expected = NOTHING) -> DecoderConfig:
     return _shaped(config, pretrained.read_config(_path(config)))
 
 
-def model_shape(config: Config) -> DecoderConfig:
-    """Returns the shape of the model of `config.model`, from `config.model.shape` where that is
-    set: no checkpoint need be there.
+def outlined(config: Config, expected: Expected = NOTHING) -> Pretrained:
+    """Returns the model that `config.model` names, without weights: where `config.model.shape` is
+    set a plain one of that shape, so that no checkpoint need be there.
 
     Raises:
       InputError: no such model.
     """
     config = schema.read(config)
-    if config.model.source == "scratch" or not config.model.shape:
-        return model_config(config)
-    return _with_window(config, _with_original_len(config, decoder.SHAPES[config.model.shape]))
+    section = config.model
+    if section.source == "scratch" or not section.shape or section.path in expected.models:
+        return load_model(config, weights=False, expected=expected)
+    shape = _with_window(config, _with_original_len(config, decoder.SHAPES[section.shape]))
+    return Pretrained(shape, {}, None, decoder.own_rope(shape), section.path)
 
 
 def forward_settings(

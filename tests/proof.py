@@ -38,7 +38,7 @@ from jaxrope.attention import masks  # noqa: E402
 from jaxrope.mesh import sharding  # noqa: E402
 from jaxrope.shell import Progress, duration, experiment  # noqa: E402
 from jaxrope.store import write_json_atomic  # noqa: E402
-from jaxrope.topology import compile, jobs  # noqa: E402
+from jaxrope.topology import compile  # noqa: E402
 
 KEPT = ROOT / ".proof"
 PAGE = ROOT / "docs" / "performance.md"
@@ -109,7 +109,7 @@ class Step:
         assignments = [tuple(change.split("=")) for change in self.changes]
         loaded = schema.read(experiment.load(str(ROOT / "configs" / self.config)))
         config = experiment.override(loaded, assignments)
-        report = compile.compile_config(jobs.train_job, config, self.where, None)
+        report = compile.compile_train(config, self.where, None)
         schedule, prediction = report.schedule, report.prediction
         return {
             "rows": config.train.batch_size,

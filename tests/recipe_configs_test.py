@@ -54,7 +54,7 @@ def test_the_recipe_is_that_of_the_paper():
 
 
 @pytest.mark.parametrize("hardware", SLICES)
-@pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b", "mistral_7b"])
+@pytest.mark.parametrize("model", ["llama2_7b", "llama3_8b", "mistral_7b", "qwen3_8b"])
 def test_every_stage_fits_its_slice(model, hardware):
     shape, chips = decoder.SHAPES[model], int(hardware.rpartition("_")[2])
     for stage in stages_of("recipe_2m", f"{model},{hardware},quick").values():

@@ -113,9 +113,9 @@ def config_of(path, shape, original_len=0):
 
 
 def test_a_shape_needs_no_checkpoint():
-    found = setup.model_shape(config_of("nowhere", "llama3_8b"))
+    found = setup.outlined(config_of("nowhere", "llama3_8b")).config
     assert found == decoder.SHAPES["llama3_8b"]
-    assert setup.model_shape(config_of("nowhere", "llama2_7b", 2048)).original_len == 2048
+    assert setup.outlined(config_of("nowhere", "llama2_7b", 2048)).config.original_len == 2048
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def test_what_training_changes_is_no_other_shape(tmp_path, monkeypatch):
 
 def test_an_unknown_shape_is_refused():
     with pytest.raises(InputError, match="Unknown model.shape 'llama2-7b'. Did you mean 'llama2"):
-        setup.model_shape(config_of("nowhere", "llama2-7b"))
+        setup.outlined(config_of("nowhere", "llama2-7b"))
 
 
 def settings_of(sizes, **changes):

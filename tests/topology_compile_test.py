@@ -49,28 +49,6 @@ def test_a_step_for_this_machine(tmp_path, capsys):
 MODEL = {key: value for key, value in tiny_run.MODEL.items() if key != "source"}
 
 
-def test_a_search_needs_nothing_but_its_config(tmp_path):
-    made = config(tmp_path)
-    made.target_len = 64
-    made.search.objective.num_samples = 3
-    made.search.batch_size, made.search.method = 8, "evolution"
-    made.search.attention_factor = "su"
-    mesh = sharding.make_mesh(dict(data=2, fsdp=2, context=2, tensor=1), jax.devices())
-    job = jobs.search_job(made, mesh)
-    # 10 baselines, 64 candidates, then 39 times 32, 8 at a time on 4 groups of devices; 5 judged
-    assert job.runs == 3 * 2 + 3 * (8 + 39 * 4) + 8
-    assert job.work.tokens == 8 * 64
-    assert "8 candidates, on one sample of 64 tokens" in job.remarks[1]
-    assert "evolution 492" in job.remarks[2]
-    assert len(jax.tree.leaves(job.lower().in_avals)) > 12
-    made.search.method, made.search.attention_factor = "gradient", "free"
-    # 5 baselines and 4 scans; 10 ramps, one at a time; 4 draws, then 18
-    assert jobs.search_job(made, mesh).runs == 3 * (1 + 4) + 3 * 10 + 3 * 22 + 8
-    made.search.objective = dict(name="needle", num_samples=1, num_keys=1, place="start")
-    with pytest.raises(InputError, match="search.objective.name 'needle': --compile_only is for"):
-        jobs.search_job(made, mesh)
-
-
 def test_a_mesh_of_another_size_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"mesh .*3"):
         topology.compile_train(config(tmp_path, fsdp=3), "", None)

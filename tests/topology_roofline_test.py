@@ -27,25 +27,27 @@ def wide(tiny_config):
     return dataclasses.replace(tiny_config, **sizes)
 
 
-def xla_flops(model, remat, *, grad, mlp_chunk=0):
-    """Returns XLA's count for a forward pass with loss, or for its gradient, of T tokens and one
-    layer: of two in a loop, whose body it counts once. One alone would be no loop, and XLA would
-    see that what is recomputed is there already.
+def xla_flops(model, remat, *, grad, mlp_chunk=0, of_rope=False):
+    """Returns XLA's count for a forward pass with loss, or for its gradient in the parameters or
+    in the rope, of T tokens and one layer: of two in a loop, whose body it counts once. One alone
+    would be no loop, and XLA would see that what is recomputed is there already.
     """
     model = dataclasses.replace(model, num_layers=2)
     chunk = T // 2 if grad else T
     run = settings(remat=remat, mlp_chunk=mlp_chunk)
     r = rope.make("none", head_dim=128, rotary_dim=128, theta=1e4, original_len=T)(T)
 
-    def loss(params, tokens_BT):
-        x_BTD = decoder.hidden(model, params, tokens_BT, r, settings=run)
+    def loss(params, factors_R, tokens_BT):
+        turned = dataclasses.replace(r, factors_R=factors_R)
+        x_BTD = decoder.hidden(model, params, tokens_BT, turned, settings=run)
         return jnp.sum(
             losses.token_nll(x_BTD, decoder.head_DV(model, params), tokens_BT, chunk=chunk)
         )
 
     tokens_BT = jax.ShapeDtypeStruct((1, T), jnp.int32)
-    fn = jax.value_and_grad(loss) if grad else loss
-    compiled = jax.jit(fn).lower(decoder.abstract_params(model), tokens_BT).compile()
+    fn = jax.value_and_grad(loss, argnums=int(of_rope)) if grad else loss
+    arguments = decoder.abstract_params(model), jnp.asarray(r.factors_R), tokens_BT
+    compiled = jax.jit(fn).lower(*arguments).compile()
     return compiled.cost_analysis()["flops"]
 
 
@@ -69,6 +71,23 @@ def test_recomputation_is_what_xla_counts(wide, remat):
     assert xla_flops(wide, remat, grad=True) == pytest.approx(
         dense_flops(wide, remat) - half_the_head + attention, rel=0.004
     )
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_a_gradient_in_the_rope_is_what_xla_counts(wide, remat):
+    found = roofline.gradient_work(wide, settings(remat=remat), ONE, seq_len=T)
+    attention = (6 if remat == "none" else 8) * 2 * 8 * 128 * T**2  # whole squares
+    half_the_head = 3 * 1024 * 2048 * T  # two chunks in a loop; no gradient of the head
+    assert xla_flops(wide, remat, grad=True, of_rope=True) == pytest.approx(
+        found.dense_flops - half_the_head + attention, rel=0.004
+    )
+
+
+def test_groups_of_devices_take_the_same_gradient(wide):
+    one = roofline.gradient_work(wide, settings(), ONE, seq_len=T)
+    eight = roofline.gradient_work(wide, settings(), ONE | dict(fsdp=4, data=2), seq_len=T)
+    assert (eight.tokens, eight.model_flops) == (T, one.model_flops)
+    assert eight.flops == 8 * one.flops
 
 
 def test_a_chunked_mlp_is_computed_again(wide):

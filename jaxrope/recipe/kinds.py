@@ -9,11 +9,12 @@ where it was stopped or killed.
 import dataclasses
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxrope import decoder, rope, schema, setup
+from jaxrope import decoder, rope, schema, setup, train
+from jaxrope.convert import Pretrained
 from jaxrope.evaluate.__main__ import PROGRAM as EVALUATE
 from jaxrope.recipe import join
 from jaxrope.recipe.stages import Stage
@@ -61,6 +62,7 @@ class Kind:
     Attributes:
       program: that it runs; None: nothing but the evaluation.
       what: (config) -> in words, for tables.
+      outline: (config, expected) -> as much of `prepared` as `leaves` needs, without text.
       evaluated: (config, folder) -> the config that evaluates its output.
       leaves: (prepared, config, folder, expected) -> what it will leave, with what is expected
         already.
@@ -69,6 +71,7 @@ class Kind:
 
     program: Program | None
     what: Callable[[Config], str]
+    outline: Callable[[Config, Expected], Any]
     evaluated: Callable[[Config, Path], Config]
     leaves: Callable[[Any, Config, Path, Expected], Expected]
     is_there: Callable[[Path], bool]
@@ -124,9 +127,16 @@ def _with_rope_of_folder(config: Config, folder: Path) -> Config:
     return schema.replace(config, {"rope": section, "eval.label": label})
 
 
+class _Outline(NamedTuple):
+    """Of a search its model, of a training what it leaves."""
+
+    model: decoder.DecoderConfig | None = None
+    outcome: Pretrained | None = None
+
+
 def _search_leaves(prepared: Any, config: Config, folder: Path, expected: Expected) -> Expected:
     """A rope.json: factors that ascend to the extension, in place of those to be found."""
-    model = setup.load_model(config, weights=False, expected=expected).config
+    model = prepared.model
     own = decoder.own_base(model)
     highest = max(1.0, config.target_len / own.length)
     factors = np.array(own.factors) * np.linspace(1.0, highest, model.rotary_dim // 2)
@@ -178,16 +188,23 @@ KINDS = {
     "search": Kind(
         SEARCH,
         what=lambda config: f"search for {config.target_len:,}",
+        outline=lambda config, expected: _Outline(model=setup.outlined(config, expected).config),
         evaluated=_with_rope_of_folder,
         leaves=_search_leaves,
         is_there=lambda folder: (folder / "rope.json").exists(),
     ),
     "train": Kind(
-        TRAIN, what=_train_what, evaluated=_of_folder, leaves=_leaves_outcome, is_there=_has_model
+        TRAIN,
+        what=_train_what,
+        outline=lambda config, expected: _Outline(outcome=train.outline(config, expected)),
+        evaluated=_of_folder,
+        leaves=_leaves_outcome,
+        is_there=_has_model,
     ),
     "join": Kind(
         join.PROGRAM,
         what=lambda config: f"join of {len(config.join.ropes)} ropes",
+        outline=join.prepare,
         evaluated=_of_folder,
         leaves=_join_leaves,
         is_there=_has_join,
@@ -195,6 +212,7 @@ KINDS = {
     "evaluate": Kind(
         None,
         what=lambda config: f"evaluation of {len(config.eval.checkpoints) + 1} models",
+        outline=lambda config, expected: None,
         evaluated=lambda config, folder: config,
         leaves=lambda prepared, config, folder, expected: expected,
         is_there=lambda folder: True,

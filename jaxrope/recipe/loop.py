@@ -15,7 +15,7 @@ from typing import Any
 
 import jax
 
-from jaxrope import schema, topology
+from jaxrope import schema, setup, topology
 from jaxrope.mesh import hosts
 from jaxrope.recipe import kinds, record
 from jaxrope.recipe.kinds import KINDS
@@ -104,15 +104,21 @@ def compile_stages(config: Config, topology_name: str, workdir: Path | None) -> 
       InputError: a stage does not fit itself or the slice.
     """
     compile_fns = {"search": topology.compile_search, "train": topology.compile_train}
-    config = schema.read(config)
-    for stage in chosen(config, parse(config)):
-        if stage.kind in compile_fns:
-            cli.print_line(f"\n{stage.name} ({stage.kind})")
-            folder = None if workdir is None else workdir / stage.name
-            if folder is not None and not files.is_remote(folder):
-                folder.mkdir(parents=True, exist_ok=True)
-            resolved = stage.resolved(folder.parent if folder else Path("."))
-            compile_fns[stage.kind](resolved, topology_name, folder)
+    config, root, expected = schema.read(config), workdir or Path("."), setup.NOTHING
+    stages = parse(config)
+    selected = chosen(config, stages)
+    for stage in stages[: max(map(stages.index, selected)) + 1]:
+        kind, resolved = KINDS[stage.kind], stage.resolved(root)
+        folder = root / stage.name
+        with naming(stage):
+            if stage in selected and stage.kind in compile_fns:
+                cli.print_line(f"\n{stage.name} ({stage.kind})")
+                if workdir is not None and not files.is_remote(folder):
+                    folder.mkdir(parents=True, exist_ok=True)
+                where = folder if workdir else None
+                compile_fns[stage.kind](resolved, topology_name, where, expected)
+            outlined = kind.outline(resolved, expected)
+            expected = kind.leaves(outlined, resolved, folder, expected)
 
 
 def _run_stage(plan: Plan, stage: Stage) -> int:

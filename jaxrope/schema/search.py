@@ -151,9 +151,13 @@ class Algorithm(Section):
         on_grid = math.isclose(round(1 / self.step) * self.step, 1.0)
         self.require(on_grid, "step", "divide 1 into whole steps", "Use 0.01 or 0.05.")
 
+    def generations(self) -> tuple[int, ...]:
+        """New candidates in each generation."""
+        return (self.population, *[self.mutations + self.crossovers] * (self.iterations - 1))
+
     def num_evaluations(self) -> int:
         """Candidates in a whole search: 64 + 39 * 32 = 1,312 with the paper's constants."""
-        return self.population + (self.iterations - 1) * (self.mutations + self.crossovers)
+        return sum(self.generations())
 
     def halved(self, target_len: int) -> "Algorithm":
         """Returns the evolution for `target_len` tokens: above `halve_above` P, N1, N2 and k are

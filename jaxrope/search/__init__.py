@@ -2,6 +2,7 @@
 objectives, journal.
 
 problem = prepare(config)             everything checked; no weights are read, nothing is compiled
+problem = outline(config, mesh)       without text and checkpoint, for devices that are not here
 text = dry_run(config)                what it would do and cost
 result = search(config, workdir)      one search, or its rest
 columns = finished(config, workdir)   of a search of this very model, text and config, or None
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING
 import lazy_loader
 
 if TYPE_CHECKING:
+    from jaxrope.search import cost as cost
+    from jaxrope.search import descent as descent
     from jaxrope.search import evaluator as evaluator
     from jaxrope.search import gradient as gradient
     from jaxrope.search import plan as plan
@@ -23,6 +26,7 @@ if TYPE_CHECKING:
     from jaxrope.search.objective import lay_out_weighted as lay_out_weighted
     from jaxrope.search.objective import perplexity as perplexity
     from jaxrope.search.objective import register as register
+    from jaxrope.search.preparing import outline as outline
     from jaxrope.search.preparing import prepare as prepare
     from jaxrope.search.problem import Problem as Problem
     from jaxrope.search.run import Result as Result
@@ -31,11 +35,11 @@ if TYPE_CHECKING:
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["evaluator", "gradient", "plan"],
+    submodules=["cost", "descent", "evaluator", "gradient", "plan"],
     submod_attrs={
         "cost": ["dry_run", "measured", "planned"],
         "objective": ["Objective", "Task", "lay_out_weighted", "perplexity", "register"],
-        "preparing": ["prepare"],
+        "preparing": ["outline", "prepare"],
         "problem": ["Problem"],
         "run": ["Result", "finished", "search"],
     },

@@ -230,6 +230,7 @@ def _objective(
         fitness_fn=np.asarray,
         unit=f"{unit} + {needle_weight:g} needle nats" if needle_weight else unit,
         sample_tokens=task.target_len + reference.length,
+        shared_tokens=reference.length,
         scored_tokens=float((samples["picks_WT"] > 0).sum(axis=1).mean()),
     )
 

@@ -53,12 +53,17 @@ def own(problem: Problem) -> list[Named]:
     return pairs
 
 
+def rounds(problem: Problem) -> tuple[int, ...]:
+    """Returns how many are measured together, one round after another, at most."""
+    if not problem.config.search.compare:
+        return ()
+    scanned = min(_SCANNED, len(problem.baselines)) if problem.attention_is_searched else 0
+    return (len(own(problem)), *(2, 1) * scanned)
+
+
 def most(problem: Problem) -> int:
     """Returns how many rows there will be, at most."""
-    if not problem.config.search.compare:
-        return 0
-    scanned = min(_SCANNED, len(problem.baselines)) * 3 if problem.attention_is_searched else 0
-    return len(own(problem)) + scanned
+    return sum(rounds(problem))
 
 
 def best(rows: Sequence[dict]) -> list[Candidate]:

@@ -1,6 +1,7 @@
 """What a search costs, phase by phase, and what the other methods would; nothing is written."""
 
 import dataclasses
+import math
 import time
 from typing import Any, NamedTuple
 
@@ -16,22 +17,66 @@ from jaxrope.setup import NOTHING, Expected
 from jaxrope.shell import duration
 
 _GIB = 2**30
+_PHASES = ("baselines", "ramp", "descent", "evolution", "judging", "beside")  # as they follow
 # Operations of the largest batch that is measured: some 20 s on two cores, some seconds on a chip.
 _CPU_OPERATIONS, _ACCELERATOR_OPERATIONS = 2e12, 1e15
 
 
+def rounds(problem: Problem) -> dict[str, tuple[int, ...]]:
+    """Returns for each phase but descents how many candidates are measured together, one round
+    after another, at most.
+    """
+    phases = {"baselines": compare.rounds(problem)}
+    if problem.gradient:
+        phases["ramp"] = (1,) * ramp.most(problem)
+    if problem.method.breeds:
+        phases["evolution"] = problem.settings.generations()
+    return phases | {"judging": (verdict.most(problem),)}
+
+
 def planned(problem: Problem) -> dict[str, int]:
     """Returns the forward tokens of each phase of a search, at most; a gradient counts three."""
-    judge, phases = problem.objective, {}
-    phases["baselines"] = compare.most(problem) * judge.candidate_tokens
+    tokens = dict.fromkeys(_PHASES, problem.objective.candidate_tokens)
+    tokens["judging"] = verdict.tokens(problem)
+    phases = {phase: sum(counts) * tokens[phase] for phase, counts in rounds(problem).items()}
     if problem.gradient:
-        phases["ramp"] = ramp.most(problem) * judge.candidate_tokens
         phases["descent"] = descent.planned(problem)
-    if problem.method.breeds:
-        phases["evolution"] = problem.settings.num_evaluations() * judge.candidate_tokens
-    phases["judging"] = verdict.most(problem) * verdict.tokens(problem)
     phases["beside"] = beside.tokens(problem)
-    return phases
+    return {phase: phases[phase] for phase in _PHASES if phase in phases}
+
+
+def batches(problem: Problem, size: int) -> dict[str, int]:
+    """Returns how often each phase that judges candidates runs a batch on one sample, at most.
+
+    Args:
+      problem: of the search.
+      size: candidates of a batch, which is filled up.
+    """
+    judge = problem.objective
+    samples = dict.fromkeys(_PHASES, judge.num_samples)
+    samples["judging"] = verdict.tokens(problem) // judge.sample_tokens
+    return {
+        phase: samples[phase] * sum(math.ceil(count / size) for count in counts)
+        for phase, counts in rounds(problem).items()
+    }
+
+
+def samples_beside(problem: Problem) -> int:
+    """Returns how many samples have the tokens of what is reported beside the verdict, which one
+    candidate at a time reads.
+    """
+    return math.ceil(beside.tokens(problem) / problem.objective.sample_tokens)
+
+
+def by_method(problem: Problem) -> dict[str, Problem]:
+    """Returns the same search with each method that its config allows."""
+    return {
+        name: dataclasses.replace(
+            problem, config=schema.replace(problem.config, {"search.method": name})
+        )
+        for name, method in METHODS.items()
+        if problem.config.search.compare or not method.descends  # descents start from the best
+    }
 
 
 def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -> str:
@@ -126,10 +171,9 @@ def _times(problem: Problem, tokens: int) -> dict[str, str]:
     rate = measured(problem)
     how = f"extrapolated from {rate.length:,} tokens" if rate.length else "measured"
     rows = {"time": f"{duration(tokens / rate.tokens)} ({rate.tokens:,.0f} tokens/s, {how})"}
-    for name in METHODS:
+    for name, changed in by_method(problem).items():
         if name != problem.config.search.method:
-            changed = schema.replace(problem.config, {"search.method": name})
-            other = sum(planned(dataclasses.replace(problem, config=changed)).values())
+            other = sum(planned(changed).values())
             rows[f"{name} instead"] = f"{other:,} forward tokens, {duration(other / rate.tokens)}"
     return rows
 

@@ -28,14 +28,18 @@ COST = 3  # forward passes that a gradient costs: its own, and a backward pass t
 _POLL_SECONDS = 0.002
 
 
-def planned(problem: Problem) -> int:
-    """Returns the forward tokens that all descents cost."""
+def draws(problem: Problem) -> int:
+    """Returns the draws of which all descents take a gradient."""
     settings = problem.gradient
     if settings is None:
         return 0
     starts = min(settings.starts, len(problem.baselines) + bool(ramp.most(problem)))
-    draws = gradient.draws_before(settings, settings.steps + 1)
-    return starts * draws * draw_tokens(problem)
+    return starts * gradient.draws_before(settings, settings.steps + 1)
+
+
+def planned(problem: Problem) -> int:
+    """Returns the forward tokens that all descents cost."""
+    return draws(problem) * draw_tokens(problem)
 
 
 def draw_tokens(problem: Problem) -> int:

@@ -23,7 +23,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from jaxrope import decoder, rope
 from jaxrope.mesh import sharding
-from jaxrope.search import objective as objectives
 from jaxrope.search.objective import Judge
 
 _POLL_SECONDS = 0.002  # a signal is heard between polls; a blocking wait would hear it at its end
@@ -89,40 +88,41 @@ def place(objective: Judge, mesh: Mesh) -> list[dict[str, jax.Array]]:
 
 
 def lower(
+    objective: Judge,
     model: decoder.DecoderConfig,
-    settings: decoder.ForwardSettings,
     mesh: Mesh,
+    plain: rope.Rope,
     *,
-    length: int,
+    dtype: str,
+    kind: int,
     per_device: int,
 ) -> jax.stages.Lowered:
-    """Returns the function of a search for perplexity, lowered; its devices need not be there.
+    """Returns a function of an Evaluator, or of its gradient, lowered; its devices need not be
+    there.
 
     Args:
+      objective: what is computed, on this mesh.
       model: its shape.
-      settings: of setup.forward_settings, on this mesh.
       mesh: of sharding.make_mesh.
-      length: tokens of a sample.
-      per_device: candidates evaluated together in each group of devices.
+      plain: a rope of the search.
+      dtype: of the parameters.
+      kind: which of the objective's kinds of samples.
+      per_device: candidates evaluated together in each group of devices; 0: the gradient.
     """
 
     def abstract(leaf, where):
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
+        return jax.ShapeDtypeStruct(np.shape(leaf), jnp.result_type(leaf), sharding=where)
 
-    params = decoder.abstract_params(model, settings.compute_dtype)
+    params = decoder.abstract_params(model, dtype)
     params = jax.tree.map(abstract, params, decoder.param_shardings(model, mesh))
-    shape, where = (decoder.legal_length(settings, length),), NamedSharding(mesh, _SAMPLE)
-    dtypes = dict.fromkeys(("tokens_BT", "targets_BT", "positions_BT"), jnp.int32)
-    sample = {
-        name: jax.ShapeDtypeStruct(shape, dtype, sharding=where)
-        for name, dtype in (dtypes | {"weights_BT": jnp.float32}).items()
-    }
-    plain_rope = rope.build(np.ones(model.rotary_dim // 2), theta=model.theta)
+    at = NamedSharding(mesh, _SAMPLE)
+    sample = {name: abstract(x_T, at) for name, x_T in objective.laid()[kind].items()}
+    loss_fn, split = objective.loss_fns[kind], NamedSharding(mesh, _SPLIT)
+    if not per_device:
+        r = jax.tree.map(lambda leaf: abstract(leaf, sharding.replicated(mesh)), plain)
+        return _gradient_fn(loss_fn, model, mesh).lower(params, r, sample)
     count = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
-    ropes = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, rope.stack([plain_rope] * count)))
-    split = NamedSharding(mesh, _SPLIT)
-    ropes = jax.tree.map(lambda leaf: abstract(leaf, split), ropes)
-    loss_fn = objectives.mean_nll(model, settings)
+    ropes = jax.tree.map(lambda leaf: abstract(leaf, split), rope.stack([plain] * count))
     return _losses_fn(loss_fn, model, mesh).lower(params, ropes, sample)
 
 

@@ -71,7 +71,7 @@ class Judge:
     each), `weights` (of their losses), `num_samples`, `sample_tokens` (forward tokens of one
     candidate on one sample, the mean over a cycle), `scored_tokens` (that the loss of a sample is
     the mean of, about), `unit` (of the fitness, for tables), `fitness_fn` (mean loss -> fitness,
-    ascending; elementwise), `loss_fns` of the kinds, and `fingerprint`.
+    ascending; elementwise), `parts` and `loss_fns` of the kinds, and `fingerprint`.
     """
 
     def mean(self, losses_PW: np.ndarray) -> np.ndarray:
@@ -100,6 +100,8 @@ class Objective(Judge):
       samples: pytree of numpy arrays, first axis W.
       lay_out: samples -> {name: [W, T]}, laid out over the mesh.
       fitness_fn, unit, sample_tokens, scored_tokens: see Judge.
+      shared_tokens: of sample_tokens those whose pass depends on no candidate: a device reads them
+        once for all of its candidates.
     """
 
     loss_fn: Callable[[Any, rope.Rope, Any], jax.Array]
@@ -109,6 +111,7 @@ class Objective(Judge):
     unit: str
     sample_tokens: int
     scored_tokens: float
+    shared_tokens: int = 0
     cycle = 1
     weights = (1.0,)
 
@@ -120,6 +123,10 @@ class Objective(Judge):
         """Returns the samples laid out over the mesh."""
         rows = self.lay_out(self.samples)
         return [{name: x_WT[i] for name, x_WT in rows.items()} for i in range(self.num_samples)]
+
+    @property
+    def parts(self) -> tuple["Objective", ...]:
+        return (self,)
 
     @property
     def loss_fns(self) -> tuple[Callable, ...]:

@@ -10,12 +10,13 @@ from jax.sharding import AbstractMesh, Mesh
 
 from jaxrope import decoder
 from jaxrope.errors import InputError
-from jaxrope.mesh import sharding
+from jaxrope.mesh import chips, sharding
 from jaxrope.search.objective import CHUNK
 
 AnyMesh = Mesh | AbstractMesh
 
 _GIB = 2**30
+_SHARE = 0.9  # of the memory of an accelerator that a search takes
 _MARGIN = 1.25  # what XLA allots beyond the live arrays counted here
 # Tokens of a batch on one device beyond which it is no faster. On two cores, books-6m: 8,000
 # tokens/s at 1 x 512 and 8,800 at 8 x 512, 5,000 at 1 x 4,096 and 3,900 at 4 x 4,096.
@@ -147,9 +148,12 @@ def _forward_bytes(config, settings, mesh: AnyMesh, sample_tokens: int, size: in
 def _device_memory(mesh: AnyMesh) -> int | None:
     if isinstance(mesh, AbstractMesh):
         return None
+    if mesh.devices.flat[0] not in jax.devices():  # described alone
+        chip = chips.chip_of(mesh.devices.flat[0])
+        return int(_SHARE * chip.usable_bytes) if chip else None
     devices = mesh.local_devices
     stats = devices[0].memory_stats() or {}
     if "bytes_limit" in stats:
-        return int(0.9 * (stats["bytes_limit"] - stats["bytes_in_use"]))
+        return int(_SHARE * (stats["bytes_limit"] - stats["bytes_in_use"]))
     physical = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return physical // 2 // len(devices)  # of a CPU: the other half is the user's

@@ -3,11 +3,13 @@ weights are read or anything is compiled.
 """
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from jax.sharding import AbstractMesh, Mesh
 
-from jaxrope import decoder, schema, setup
+from jaxrope import data, decoder, schema, setup
 from jaxrope.convert import Pretrained
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
@@ -21,7 +23,7 @@ from jaxrope.search import (
     prefilter,
 )
 from jaxrope.search.baselines import Baseline
-from jaxrope.search.problem import Problem, seed_genomes
+from jaxrope.search.problem import METHODS, Problem, seed_genomes
 from jaxrope.setup import NOTHING, Expected
 
 
@@ -36,9 +38,41 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
       InputError: a setting breaks its rule, there is no such model, or the text is too short.
     """
     config = schema.read(config)
-    section, settings = config.search, config.search.algorithm.halved(config.target_len)
     mesh = sharding.make_mesh(config.mesh, planned=True)
     loaded = setup.load_model(config, weights=False, expected=expected)
+    problem = _problem(config, loaded, mesh, _text, expected)
+    seen = _seen_notes(config, problem.task)
+    problem = dataclasses.replace(problem, notes=(*problem.notes, *seen))
+    _check_population(problem)
+    return problem
+
+
+def outline(config: Any, mesh: Mesh, expected: Expected = NOTHING) -> Problem:
+    """Returns the problem of a config on a mesh whose devices need not be there. No text and no
+    tokenizer need be there either, and no checkpoint if model.shape names its shape: as many tokens
+    of nothing stand for the text.
+
+    Args:
+      config: see configs/base.py.
+      mesh: of sharding.make_mesh.
+      expected: what earlier stages of a recipe will leave.
+
+    Raises:
+      InputError: a setting breaks its rule.
+    """
+    config = schema.read(config)
+    return _problem(config, setup.outlined(config, expected), mesh, _nothing, expected)
+
+
+def _problem(
+    config: schema.Config,
+    loaded: Pretrained,
+    mesh: Mesh | AbstractMesh,
+    text_fn: Callable[[schema.Config, Pretrained], tuple[data.TokenDocuments, Any]],
+    expected: Expected,
+) -> Problem:
+    """`text_fn`: (config, loaded) -> (documents, tokenizer)."""
+    section, settings = config.search, config.search.algorithm.halved(config.target_len)
     shape = loaded.config
     decoder.param_shardings(shape, mesh)  # refuses what does not divide
     _check_kinds(shape, section)
@@ -49,12 +83,22 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
     space = _space(config, shape, settings, extended)
     all_baselines = baselines.make(config, shape, rope_fn, trained, expected)
     _check_layers(space, all_baselines)
-    task = _task(config, loaded, forward, baselines.reference(config, shape, extended))
+    documents, tokenizer = text_fn(config, loaded)
+    task = objective.Task(
+        config=shape,
+        settings=forward,
+        documents=documents,
+        tokenizer=tokenizer,
+        target_len=config.target_len,
+        seed=config.seed,
+        reference=baselines.reference(config, shape, extended),
+    )
     judge = objective.make(section.objective, task)
     needs = dict(sample_tokens=judge.sample_tokens, mesh=mesh)
     memory = plan.memory(shape, forward, memory_gb=section.memory_gb, **needs)
-    most = settings.population
-    problem = Problem(
+    # without a population most rounds are of one ramp, in a batch that is filled up
+    most = settings.population if METHODS[section.method].breeds else 1
+    return Problem(
         config=config,
         loaded=loaded,
         rope_fn=rope_fn,
@@ -72,15 +116,8 @@ def prepare(config: Any, expected: Expected = NOTHING) -> Problem:
         memory=memory,
         per_device=plan.per_device(section.batch_size, memory, most=most, **needs),
         remarks=remarks,
-        notes=(
-            *loaded.notes,
-            *task.tokenizer.notes,
-            *_notes(config, shape, forward),
-            *_seen_notes(config, task),
-        ),
+        notes=(*loaded.notes, *tokenizer.notes, *_notes(config, shape, forward)),
     )
-    _check_population(problem)
-    return problem
 
 
 def _check_kinds(shape: decoder.DecoderConfig, section: Any) -> None:
@@ -160,22 +197,26 @@ def _space(
     )
 
 
-def _task(
-    config: schema.Config,
-    loaded: Pretrained,
-    forward: decoder.ForwardSettings,
-    reference: objective.Reference,
-) -> objective.Task:
+def _text(config: schema.Config, loaded: Pretrained) -> tuple[data.TokenDocuments, Any]:
     tokenizer, place = setup.tokenizer(config, loaded.tokenizer_dir, loaded.config.vocab_size)
-    return objective.Task(
-        config=loaded.config,
-        settings=forward,
-        documents=setup.train_documents(config, tokenizer, place),
-        tokenizer=tokenizer,
-        target_len=config.target_len,
-        seed=config.seed,
-        reference=reference,
+    return setup.train_documents(config, tokenizer, place), tokenizer
+
+
+def _nothing(config: schema.Config, loaded: Pretrained) -> tuple[data.TokenDocuments, Any]:
+    """As many documents as there are samples, each with room for one, all of one token."""
+    section = config.search.objective.to_dict()
+    count = section["num_samples"]
+    length = section.get("offset_tokens", 0) + config.target_len + 1
+    documents = data.TokenDocuments(
+        ids=np.broadcast_to(np.uint16(0), count * length),
+        offsets=length * np.arange(count + 1),
+        names=[""] * count,
+        files=(),
+        vocab_size=loaded.config.vocab_size,
+        fingerprint="",
+        setting="search",
     )
+    return documents, data.load_tokenizer("bytes", vocab_size=loaded.config.vocab_size)
 
 
 def _check_layers(space: genome.Space, all_baselines: list[Baseline]) -> None:

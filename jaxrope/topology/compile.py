@@ -3,17 +3,18 @@
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
 
+from jaxrope import setup
 from jaxrope.errors import InputError
 from jaxrope.mesh import chips, sharding
+from jaxrope.store import files
 from jaxrope.topology import memory as memory_lib
 from jaxrope.topology import roofline, schedule, slices
-from jaxrope.topology.jobs import Job, search_job, train_job
+from jaxrope.topology.jobs import Job, train_job
 from jaxrope.topology.report import Memory, Report
 
 FILE = "compile.jsonl"
@@ -21,40 +22,40 @@ _GIB = 2**30
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_train(config, topology: str, workdir: Path | None) -> None:
-    """Prints the cost of a step of train.py; see `compile_config`."""
-    compile_config(train_job, config, topology, workdir)
-
-
-def compile_search(config, topology: str, workdir: Path | None) -> None:
-    """Prints the cost of a batch of search.py; see `compile_config`."""
-    compile_config(search_job, config, topology, workdir)
-
-
-def compile_config(
-    job_fn: Callable[..., Job], config, topology: str, workdir: Path | None
+def compile_train(
+    config, topology: str, workdir: Path | None, expected: setup.Expected = setup.NOTHING
 ) -> Report:
-    """Compiles the step of a config, prints its report, and appends it to a file of the workdir.
+    """Compiles the step of train.py, prints its report, and appends it to a file of the workdir.
 
     Args:
-      job_fn: `job_fn(config, mesh)`.
       config: of the program; its mesh must have as many devices as the slice.
       topology: such as "v5p:4x4x4"; "" = the devices of this machine.
       workdir: for compile.jsonl; None: no file.
+      expected: what earlier stages of a recipe will leave.
 
     Raises:
       InputError: the config is inconsistent or does not fit the slice, or the step does not fit
         its memory.
     """
-    devices = slices.devices(topology) if topology else jax.devices()
-    mesh = sharding.make_mesh(config.mesh, devices)
-    # no jax.set_mesh: a constant created while tracing would be placed on absent devices
-    report = compile_job(job_fn(config, mesh), mesh, topology or "the devices of this machine")
-    print(report.text(), flush=True)
-    if workdir is not None:
-        report.append_to(workdir / FILE)
-        print(f"wrote {workdir / FILE}", flush=True)
+    mesh, where = place(config, topology)
+    report = compile_job(train_job(config, mesh, expected), mesh, where)
+    show(report.text(), report.json_dict(), workdir)
     return report
+
+
+def place(config, topology: str) -> tuple[Mesh, str]:
+    """Returns (the mesh of a config on a slice, what to call the slice)."""
+    devices = slices.devices(topology) if topology else jax.devices()
+    # no jax.set_mesh: a constant created while tracing would be placed on absent devices
+    return sharding.make_mesh(config.mesh, devices), topology or "the devices of this machine"
+
+
+def show(text: str, record: dict, workdir: Path | None) -> None:
+    """Prints what was compiled, and appends it to a file of the workdir, if there is one."""
+    print(text, flush=True)
+    if workdir is not None:
+        files.append_jsonl(workdir / FILE, record)
+        print(f"wrote {workdir / FILE}", flush=True)
 
 
 def compile_job(job: Job, mesh: Mesh, where: str) -> Report:
@@ -146,7 +147,7 @@ def _too_large(job: Job, message: str, where: str, usable: int | None) -> str:
     text = f"The {job.what} {demand} on each device of {where}"
     text += f", where a program may use {usable / _GIB:.1f} GiB." if usable else "."
     if job.footprint is None:
-        return text + " Use a larger slice, or fewer candidates at a time (search.batch_size)."
+        return f"{text} Use {' or '.join(filter(None, ('a larger slice', job.remedy)))}."
     parts = sorted(job.footprint.parts().items(), key=lambda item: -item[1])
     estimates = ", ".join(f"{name} {size / _GIB:.1f}" for name, size in parts)
     text += f" By estimate, in GiB: {estimates}. Settings that make it less, and by how many GiB: "

@@ -2,24 +2,20 @@
 or weights."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from jaxrope import decoder, schema, setup
-from jaxrope.errors import InputError
-from jaxrope.mesh import chips, sharding
-from jaxrope.search import evaluator, gradient, plan
+from jaxrope.search import Objective, Problem, cost, descent, evaluator
+from jaxrope.search.problem import build_rope
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
-
-_GIB = 2**30
-_SHARE = 0.9  # of the usable memory that a search takes
-_BASELINES = 5  # none, PI, NTK, dynamic NTK, YaRN; two of them are judged in the end
-_SCANS = 4  # batches with other attention factors of the best two, where that is searched
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +29,7 @@ class Job:
       footprint: the settings that its memory depends on; None: not estimated.
       remarks: lines for the user.
       runs: in the whole training or search.
+      remedy: what makes its memory less, where that is not estimated.
     """
 
     what: str
@@ -41,16 +38,22 @@ class Job:
     footprint: Footprint | None
     remarks: tuple[str, ...]
     runs: int
+    remedy: str = ""
 
 
-def train_job(config, mesh: Mesh) -> Job:
+def train_job(config, mesh: Mesh, expected: setup.Expected = setup.NOTHING) -> Job:
     """Returns the training step of a config.
+
+    Args:
+      config: of the program.
+      mesh: of sharding.make_mesh.
+      expected: what earlier stages of a recipe will leave.
 
     Raises:
       InputError: the config does not fit itself or the mesh.
     """
     config = schema.read(config)
-    program = program_lib.make_program(config, mesh, setup.model_shape(config))
+    program = program_lib.make_program(config, mesh, setup.outlined(config, expected).config)
     parts, rows, seq_len = program.batch_shape
     sizes, settings = dict(mesh.shape), program.settings
 
@@ -89,78 +92,88 @@ def train_job(config, mesh: Mesh) -> Job:
     )
 
 
-def search_job(config, mesh: Mesh) -> Job:
-    """Returns the evaluation of a batch of candidates of a config's search for perplexity.
+def batch_jobs(problem: Problem, per_device: int) -> list[Job]:
+    """Returns the evaluation of a batch of candidates on one sample, for each kind of sample.
 
-    Raises:
-      InputError: the config does not fit itself or the mesh.
+    Args:
+      problem: of search.outline.
+      per_device: candidates evaluated together in each group of devices.
     """
-    config = schema.read(config)
-    objective = config.search.objective
-    if objective.name != "perplexity":
-        raise InputError(
-            f"search.objective.name '{objective.name}': --compile_only is for perplexity."
-        )
-    model = setup.model_shape(config)
-    decoder.param_shardings(model, mesh)  # raises for axes that do not divide
-    algorithm = config.search.algorithm.halved(config.target_len)
-    settings, remarks = setup.forward_settings(config, mesh, model)
-    length = config.target_len or model.max_len
-    chip = chips.chip_of(mesh.devices.flat[0])
-    device_gb = _SHARE * chip.usable_bytes / _GIB if chip else 0.0  # 0: the device reports it
-    space = plan.memory(
-        model,
-        settings,
-        sample_tokens=length,
-        memory_gb=config.search.memory_gb or device_gb,
-        mesh=mesh,
-    )
-    per_device = plan.per_device(
-        config.search.batch_size,
-        space,
-        sample_tokens=length,
-        most=algorithm.population,
-        mesh=mesh,
-    )
-    candidates = per_device * sharding.ways(mesh, *sharding.BATCH_AXES)
-    counts = _runs(config.search, algorithm, candidates)
-    batch = f"batch         {candidates:,} candidates, on one sample of {length:,} tokens"
-    parts = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    return Job(
+    sizes, candidates = dict(problem.mesh.shape), per_device * problem.num_groups
+    counts = cost.batches(problem, candidates)
+    listed = ", ".join(f"{name} {count:,}" for name, count in counts.items() if count)
+    job = Job(
         what="batch of a search on one sample",
-        lower=lambda: evaluator.lower(model, settings, mesh, length=length, per_device=per_device),
-        work=roofline.forward_work(model, dict(mesh.shape), rows=candidates, seq_len=length),
+        lower=functools.partial(_lower, problem, per_device),
+        work=roofline.NOTHING,
         footprint=None,
-        remarks=(_model_line(model), batch, f"its runs      about {parts}", *remarks),
-        runs=sum(counts.values()),
+        remarks=(f"batch         {candidates:,} candidates", f"its runs      about {listed}"),
+        runs=math.ceil(sum(counts.values()) / problem.objective.cycle),
+        remedy="fewer candidates at a time (search.batch_size)",
     )
 
+    def work(length: int) -> roofline.Work:
+        return roofline.forward_work(problem.model, sizes, rows=candidates, seq_len=length)
 
-def _runs(
-    section: schema.search.Search, algorithm: schema.search.Algorithm, candidates: int
-) -> dict[str, int]:
-    """Returns how often each phase of a search runs a batch on one sample, at most; a gradient
-    takes as long as three.
+    return _of_each_kind(problem, job, work)
+
+
+def gradient_jobs(problem: Problem) -> list[Job]:
+    """Returns the gradient in one rope on one sample, for each kind of sample.
+
+    Args:
+      problem: of search.outline, of a method with descents.
     """
-    samples, runs = section.objective.num_samples, {}
-    judged = section.judge.finalists
-    if section.compare:
-        judged += 2
-        is_free = section.attention_factor == "free"
-        rows = _BASELINES if is_free else 2 * _BASELINES  # else with their own and with the stated
-        runs["baselines"] = samples * (math.ceil(rows / candidates) + is_free * _SCANS)
-    if section.method != "evolution":
-        descents = section.gradient
-        runs["moved ramps"] = samples * descents.ramps
-        draws = gradient.draws_before(descents, descents.steps + 1)
-        runs["gradients, three each"] = 3 * descents.starts * draws
-    if section.method != "gradient":
-        children = algorithm.mutations + algorithm.crossovers
-        batches = math.ceil(algorithm.population / candidates)
-        batches += (algorithm.iterations - 1) * math.ceil(children / candidates)
-        runs["evolution"] = samples * batches
-    fresh = section.judge.num_samples or samples
-    return runs | {"judging": fresh * math.ceil(judged / candidates)}
+    settings, sizes = problem.task.settings, dict(problem.mesh.shape)
+    draws, groups = descent.draws(problem), problem.num_groups
+    how = f"gradient      in one rope, forward.remat={settings.remat}"
+    if groups > 1:
+        how += (
+            f"; {groups} groups of devices compute the same one: mesh.data=1, mesh.fsdp=1 and "
+            f"mesh.context={groups * sizes['context']} would share it"
+        )
+    job = Job(
+        what="gradient of a search on one sample",
+        lower=functools.partial(_lower, problem, 0),
+        work=roofline.NOTHING,
+        footprint=None,
+        remarks=(how, f"its runs      {draws * problem.objective.cycle:,}"),
+        runs=draws,
+        remedy="forward.remat='offload', forward.mlp_chunk=4096, or more devices on mesh.context",
+    )
+
+    def work(length: int) -> roofline.Work:
+        return roofline.gradient_work(problem.model, settings, sizes, seq_len=length)
+
+    return _of_each_kind(problem, job, work)
+
+
+def _lower(problem: Problem, per_device: int, kind: int) -> jax.stages.Lowered:
+    model = problem.model
+    plain = build_rope(problem, np.ones(model.rotary_dim // 2), 0, 1.0)
+    how = dict(dtype=problem.task.settings.compute_dtype, kind=kind, per_device=per_device)
+    return evaluator.lower(problem.objective, model, problem.mesh, plain, **how)
+
+
+def _of_each_kind(problem: Problem, job: Job, work_fn: Callable[[int], roofline.Work]) -> list[Job]:
+    """Returns the job of each kind of sample; `job.lower` takes the kind, `work_fn` the tokens of
+    a sample that depend on the candidate."""
+
+    def of_kind(kind: int, part: Objective) -> Job:
+        work = work_fn(part.sample_tokens - part.shared_tokens)
+        if part.shared_tokens:  # in every group of devices
+            rows, sizes = problem.num_groups, dict(problem.mesh.shape)
+            length = part.shared_tokens
+            work += roofline.forward_work(problem.model, sizes, rows=rows, seq_len=length)
+        sample = f"sample        {part.unit}, {part.sample_tokens:,} tokens"
+        return dataclasses.replace(
+            job,
+            lower=functools.partial(job.lower, kind),
+            work=work,
+            remarks=(_model_line(problem.model), *job.remarks, sample, *problem.remarks),
+        )
+
+    return [of_kind(kind, part) for kind, part in enumerate(problem.objective.parts)]
 
 
 def _model_line(model: decoder.DecoderConfig) -> str:

@@ -4,7 +4,6 @@ import dataclasses
 from typing import Any
 
 from jaxrope.shell import duration
-from jaxrope.store import files
 from jaxrope.topology.roofline import (
     ATTENTION_EFFICIENCY,
     DENSE_EFFICIENCY,
@@ -87,10 +86,6 @@ class Report:
             record["step_seconds"] = self.prediction.step
         return record
 
-    def append_to(self, path) -> None:
-        """Adds the report as one line of JSON to a file."""
-        files.append_jsonl(path, self.json_dict())
-
     def _head(self):
         versions = ", ".join(f"{name} {version}" for name, version in self.versions.items())
         axes = ", ".join(f"{axis} {size}" for axis, size in self.mesh.items())
@@ -104,16 +99,16 @@ class Report:
     def _memory(self):
         memory = self.memory
         yield (
-            f"memory        peak {_gib(memory.peak)} on each device: {_gib(memory.arguments)} of "
-            f"arguments, {_gib(memory.outputs)} of outputs, {_gib(memory.temporaries)} of "
+            f"memory        peak {gib(memory.peak)} on each device: {gib(memory.arguments)} of "
+            f"arguments, {gib(memory.outputs)} of outputs, {gib(memory.temporaries)} of "
             "temporaries"
         )
         if memory.usable:
             yield (
                 f"              {100 * memory.peak / memory.usable:.0f}% of the "
-                f"{_gib(memory.usable)} that a program may use"
+                f"{gib(memory.usable)} that a program may use"
             )
-        yield f"host memory   {_gib(memory.host)} for each device"
+        yield f"host memory   {gib(memory.host)} for each device"
 
     def _arithmetic(self):
         work = self.work
@@ -126,7 +121,7 @@ class Report:
 
     def _wire(self):
         sent = {kind: self.schedule.wire_bytes(kind) for kind in KINDS}
-        listed = ", ".join(f"{kind} {_gib(size)}" for kind, size in sent.items() if size)
+        listed = ", ".join(f"{kind} {gib(size)}" for kind, size in sent.items() if size)
         yield f"on the wire   {listed or 'nothing'}; sent by each device, ring algorithms"
         if self.schedule.unknown_loops:
             loops = ", ".join(self.schedule.unknown_loops)
@@ -144,7 +139,7 @@ class Report:
         )
         for hop in exposed:
             yield (
-                f"              exposed: {hop.name}, {hop.times:,} times, {_gib(hop.total_bytes)} "
+                f"              exposed: {hop.name}, {hop.times:,} times, {gib(hop.total_bytes)} "
                 f"({hop.op_name})"
             )
 
@@ -173,5 +168,6 @@ class Report:
         )
 
 
-def _gib(size: float) -> str:
+def gib(size: float) -> str:
+    """Returns bytes in words."""
     return f"{size / _GIB:.2f} GiB" if size >= 2**28 else f"{size / 2**20:.1f} MiB"

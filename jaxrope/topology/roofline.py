@@ -75,6 +75,14 @@ class Work:
         """With recomputation."""
         return self.dense_flops + self.attention_flops + self.recurrence_flops
 
+    def __add__(self, other: "Work") -> "Work":
+        """One after the other."""
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return Work(*(mine + others for mine, others in pairs))
+
+
+NOTHING = Work(0, 0.0, 0.0, 0.0, 0.0, 0.0)
+
 
 def train_work(
     model: decoder.DecoderConfig,
@@ -95,6 +103,29 @@ def train_work(
       seq_len: tokens of a row.
       parts: train.accumulation.
     """
+    return _backward_work(model, settings, sizes, rows=rows, seq_len=seq_len, parts=parts)
+
+
+def gradient_work(
+    model: decoder.DecoderConfig,
+    settings: decoder.ForwardSettings,
+    sizes: Mapping[str, int],
+    *,
+    seq_len: int,
+) -> Work:
+    """Returns the work of a gradient in the rope of one row. No gradient of a weight is taken; all
+    devices of `data` and `fsdp` compute the same, and the model's arithmetic counts once.
+    """
+    groups = sizes["data"] * sizes["fsdp"]
+    work = _backward_work(model, settings, sizes, rows=groups, seq_len=seq_len, trains=False)
+    tokens = work.tokens // groups
+    return dataclasses.replace(work, tokens=tokens, model_flops=work.model_flops / groups)
+
+
+def _backward_work(
+    model, settings, sizes, *, rows: int, seq_len: int, parts: int = 1, trains: bool = True
+) -> Work:
+    """Work forward and backward; `trains`: gradients of weights too, and an update."""
     projections, mlp, attention = _RECOMPUTED[settings.remat]
     weights = _weights(model)
     again = weights["head"] + projections * weights["projections"]
@@ -102,19 +133,22 @@ def train_work(
     units = _FORWARD_UNITS * (1 + attention) + _BACKWARD_UNITS
     tokens, num_devices = rows * seq_len, math.prod(sizes.values())
     unit = rows * _attention_unit(model, seq_len)
-    passes = 3 + (projections or mlp)
+    operations = 4.0 + 2.0 * trains  # of a token with a weight
+    passes = 2 + trains + (projections or mlp)
     times = 4 + (settings.remat != "none")  # a chunk is computed again when its gradient is
     recurrence = model.num_delta_layers * decoder.delta_operations(model)
+    # 4 arrays in, 3 out, float32
+    update_bytes = 28.0 * decoder.num_params(model) / num_devices if trains else 0.0
     return Work(
         tokens=tokens,
-        model_flops=(6.0 * _all_weights(model) + 3 * recurrence) * tokens + 6 * unit,
-        dense_flops=(6.0 * _all_weights(model) + 2.0 * again) * tokens,
+        model_flops=(operations * _all_weights(model) + 3 * recurrence) * tokens + 6 * unit,
+        dense_flops=(operations * _all_weights(model) + 2.0 * again) * tokens,
         attention_flops=units * unit,
-        dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=True),
+        dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=trains),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1 + attention, 1)),
         recurrence_flops=float(times * tokens * _recurrence_flops(model, sizes)),
         recurrence_bytes=times * _recurrence_bytes(model, sizes, tokens),
-        update_bytes=28.0 * decoder.num_params(model) / num_devices,  # 4 arrays in, 3 out, float32
+        update_bytes=update_bytes,
     )
 
 

@@ -73,17 +73,8 @@ class Plan:
     @property
     def outcome(self) -> Pretrained:
         """The model that it will leave, without weights; see setup.Expected."""
-        rope_fn = decoder.own_rope(self.model)
-        if not setup.is_own_rope(self.rope_fn, self.model):
-            rows = [dataclasses.asdict(bucket) for bucket in self.rope_fn.buckets]
-            rows[-1]["max_len"] = rows[-1]["max_len"] or self.model.max_len
-            geometry = dataclasses.asdict(self.rope_fn.geometry)
-            table = rope.make("longrope", **geometry, buckets=rows)
-            rope_fn = dataclasses.replace(
-                self.rope_fn, buckets=table.buckets, schedule=table.schedule
-            )
         place = None if self.tokenizer_at == "bytes" else self.tokenizer_at
-        return Pretrained(self.model, {}, place, rope_fn, "train")
+        return _trained(self.model, self.rope_fn, place)
 
     @functools.cached_property
     def measured(self) -> str:
@@ -145,6 +136,30 @@ def _read(loader, step: int, row_numbers: list[int]) -> dict[str, np.ndarray]:
             runs.append([row, row + 1])
     read = [loader.batch(step, rows=slice(*run)) for run in runs]
     return {key: np.concatenate([part[key] for part in read]) for key in read[0]}
+
+
+def outline(config: Config, expected: setup.Expected = setup.NOTHING) -> Pretrained:
+    """Returns the model that a training will leave, without weights, from its config alone: no text
+    and no tokenizer need be there, and no checkpoint if model.shape names its shape.
+    """
+    config = schema.read(config)
+    loaded = setup.outlined(config, expected)
+    rope_fn = setup.rope_fn(config, loaded.config, loaded.rope_fn, expected)
+    max_len = setup.longest(config, loaded.config, rope_fn)
+    return _trained(dataclasses.replace(loaded.config, max_len=max_len), rope_fn, None)
+
+
+def _trained(
+    model: decoder.DecoderConfig, rope_fn: rope.RopeFn, tokenizer_at: Path | None
+) -> Pretrained:
+    own_rope = decoder.own_rope(model)
+    if not setup.is_own_rope(rope_fn, model):
+        rows = [dataclasses.asdict(bucket) for bucket in rope_fn.buckets]
+        rows[-1]["max_len"] = rows[-1]["max_len"] or model.max_len
+        geometry = dataclasses.asdict(rope_fn.geometry)
+        table = rope.make("longrope", **geometry, buckets=rows)
+        own_rope = dataclasses.replace(rope_fn, buckets=table.buckets, schedule=table.schedule)
+    return Pretrained(model, {}, tokenizer_at, own_rope, "train")
 
 
 def prepare(
