@@ -134,10 +134,12 @@ def test_losses_are_the_same_on_every_mesh(tiny_model, sizes, backend):
     assert gate_LDF.addressable_shards[0].data.size * parts == gate_LDF.size
 
 
-def test_lowering_needs_no_samples(tiny_config):
+def test_a_batch_is_lowered_from_shapes(tiny_config):
     mesh = mesh_of(8, context=2)
     settings = dataclasses.replace(SETTINGS, mesh=mesh, attention="ring")
-    lowered = evaluator.lower(tiny_config, settings, mesh, length=62, per_device=2)
+    judge, (plain,) = judge_of(tiny_config, 1, 62, settings), ropes_of(tiny_config, 1)
+    how = dict(dtype="bfloat16", kind=0, per_device=2)
+    lowered = evaluator.lower(judge, tiny_config, mesh, plain, **how)
     inputs = jax.tree.leaves(lowered.in_avals)
     assert {leaf.shape for leaf in inputs} >= {(64,), (8, 4), (8, 4, 2)}
 

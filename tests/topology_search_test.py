@@ -1,6 +1,7 @@
 """What a search costs on a slice: the programs of every objective from a config alone, sizes of
 batches that fit, and the cost of a whole search by method."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,8 +9,8 @@ import pytest
 
 from jaxrope import recipe, search, topology
 from jaxrope.errors import InputError
-from jaxrope.mesh import sharding
-from jaxrope.topology import jobs, searches
+from jaxrope.mesh import chips, sharding
+from jaxrope.topology import compile, jobs, report, roofline, schedule, searches
 from tests import tiny_recipe, tiny_run
 
 NEEDLE = dict(num_samples=2, num_keys=1, place="start")
@@ -120,20 +121,87 @@ def test_as_many_candidates_as_memory_allows(tmp_path):
 
 def test_the_tpu_compiler_tells_what_a_search_by_gradient_costs(libtpu, tmp_path, capsys):
     made = config(tmp_path, dict(name="needle_mass") | OF_HEADS, context=4)
-    made.search.batch_size = 0
+    made.search.batch_size = 1
     topology.compile_search(made, "v5e:2x2", tmp_path)
     text = capsys.readouterr().out
-    assert "largest round has 5 for each" in text and "costs least" in text
-    rows = [json.loads(line) for line in (tmp_path / "compile.jsonl").read_text().splitlines()]
-    batch, gradient, candidates, whole = rows
-    assert batch["memory"]["peak"] > gradient["memory"]["arguments"] > 0
-    assert [size["per_device"] for size in candidates["sizes"]] == [1, 2, 5]
+    assert "hidden by computation" in text and "; gradients 22; beside them" in text
+    batch, gradient, whole = rows_of(tmp_path)
+    assert batch["permutes"] < gradient["permutes"] and gradient["exposed_permutes"] == []
     costs = whole["methods"]["gradient"]
     runs = sum(costs["batches"].values()) + costs["beside"]
     seconds = runs * batch["step_seconds"] + 22 * gradient["step_seconds"]
     assert costs["gradients"] == 22 and costs["seconds"] == pytest.approx(seconds)
     assert costs["chip_hours"] == pytest.approx(4 * seconds / 3600)
     assert whole["methods"]["evolution"]["gradients"] == 0
+
+
+def rows_of(workdir):
+    return [json.loads(line) for line in (workdir / "compile.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture
+def small_chips(monkeypatch):
+    """As if devices were chips with room for 60 candidates on all of eight; a program whose name
+    begins with what the list has is refused.
+    """
+    chip = dataclasses.replace(topology.CHIPS["v5p"], usable_bytes=6000)
+    refused = []
+
+    def compiled(job, mesh, where):
+        count = job.work.tokens // TARGET
+        if refused and job.what.startswith(refused[0]):
+            raise InputError(f"The {job.what} needs more.")
+        memory = report.Memory(0, 0, 0, 100 * count, 0, chip.usable_bytes)
+        nothing = schedule.Schedule((), ())
+        prediction = roofline.predict(job.work, nothing, chip, mesh.size)
+        where = dict(where=where, versions={}, mesh=dict(mesh.shape), device_kind="chip")
+        said = dict(what=job.what, runs=job.runs, remarks=job.remarks, seconds=1.0)
+        return report.Report(
+            **said, **where, memory=memory, work=job.work, schedule=nothing, prediction=prediction
+        )
+
+    monkeypatch.setattr(chips, "chip_of", lambda device: chip)
+    monkeypatch.setattr(compile, "compile_job", compiled)
+    monkeypatch.setattr(jobs, "_lower", lambda *arguments: Lowered(arguments[1:]))
+    return refused
+
+
+@dataclasses.dataclass
+class Lowered:
+    program: tuple
+
+    def as_text(self):
+        return str(self.program)
+
+
+def test_sizes_and_costs_are_told(tmp_path, small_chips, capsys):
+    made = config(tmp_path, dict(name="perplexity", num_samples=2, offset_tokens=0), data=8)
+    made.search.batch_size, made.search.method = 0, "evolution"
+    topology.compile_search(made, "", tmp_path)
+    text = capsys.readouterr().out
+    # where a batch gains nothing the least is that of the fewest empty slots
+    assert "hold 7 on each device; the largest round has 8" in text
+    assert "search.batch_size=8 costs least" in text
+    assert "evolution     0s" in text and "\ngradient      0s" in text
+    *_, candidates, whole = rows_of(tmp_path)
+    assert candidates["what"] == "candidates at one time" and candidates["batch_size"] == 8
+    assert [size["per_device"] for size in candidates["sizes"]] == [1, 4, 7]
+    assert list(whole["methods"]) == ["evolution", "gradient", "hybrid"]
+
+
+def test_a_gradient_that_does_not_fit_is_an_error_only_where_it_is_needed(
+    tmp_path, small_chips, capsys
+):
+    made = config(tmp_path, dict(name="perplexity", num_samples=2, offset_tokens=0), data=8)
+    made.search.method = "evolution"
+    small_chips.append("gradient")
+    topology.compile_search(made, "", None)
+    text = capsys.readouterr().out
+    assert text.rstrip().endswith("The gradient of a search on one sample needs more.")
+    assert "hybrid" not in text and "\nevolution" in text
+    made.search.method = "gradient"
+    with pytest.raises(InputError, match="The gradient of a search on one sample needs more"):
+        topology.compile_search(made, "", None)
 
 
 def test_stages_of_a_recipe_start_from_what_earlier_ones_would_leave(tmp_path, monkeypatch):

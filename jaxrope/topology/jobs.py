@@ -107,7 +107,10 @@ def batch_jobs(problem: Problem, per_device: int) -> list[Job]:
         lower=functools.partial(_lower, problem, per_device),
         work=roofline.NOTHING,
         footprint=None,
-        remarks=(f"batch         {candidates:,} candidates", f"its runs      about {listed}"),
+        remarks=(
+            f"batch         {candidates:,} candidate{'s' * (candidates > 1)}",
+            f"its runs      about {listed}",
+        ),
         runs=math.ceil(sum(counts.values()) / problem.objective.cycle),
         remedy="fewer candidates at a time (search.batch_size)",
     )
