@@ -109,6 +109,8 @@ def devices(name: str) -> list[jax.Device]:
         os.environ.setdefault(key, value)
     if not jax.config.jax_platforms:
         jax.config.update("jax_platforms", "cpu")  # or libtpu would look for a TPU to run on
+    # only where the devices are could what is kept be read, and jax would warn of it
+    jax.config.update("jax_enable_compilation_cache", False)
     kind, configuration = chip.libtpu
     topology = topologies.get_topology_desc(
         platform="tpu",
