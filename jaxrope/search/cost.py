@@ -69,14 +69,18 @@ def samples_beside(problem: Problem) -> int:
 
 
 def by_method(problem: Problem) -> dict[str, Problem]:
-    """Returns the same search with each method that its config allows."""
-    return {
-        name: dataclasses.replace(
-            problem, config=schema.replace(problem.config, {"search.method": name})
-        )
-        for name, method in METHODS.items()
-        if problem.config.search.compare or not method.descends  # descents start from the best
-    }
+    """Returns the same search with each method that its config allows, in batches of the same size
+    or, where a method has no population, of the least (see prepare).
+    """
+    section, problems = problem.config.search, {}
+    for name, method in METHODS.items():
+        if method.descends and not section.compare:
+            continue  # descents start from the best method
+        config = schema.replace(problem.config, {"search.method": name})
+        least = not (method.breeds or section.batch_size)
+        per_device = 1 if least else problem.per_device
+        problems[name] = dataclasses.replace(problem, config=config, per_device=per_device)
+    return problems
 
 
 def dry_run(config: Any, *, timing: bool = True, expected: Expected = NOTHING) -> str:

@@ -21,8 +21,8 @@ _MARGIN = 1.25  # what XLA allots beyond the live arrays counted here
 # Tokens of a batch on one device beyond which it is no faster. On two cores, books-6m: 8,000
 # tokens/s at 1 x 512 and 8,800 at 8 x 512, 5,000 at 1 x 4,096 and 3,900 at 4 x 4,096.
 _CPU_TOKENS = 4096
-# Llama-3-8B at 256k on v5p:4x4x4 gathers its weights in 0.4% of the time of so many, in 5% of that of
-# 4,096 (cost model); --compile_only says what memory holds, and what suits a search.
+# Llama-3-8B at 256k on v5p:4x4x4 gathers its weights in 0.4% of the time of so many, in 5% of that
+# of 4,096 (cost model); --compile_only says what memory holds, and what suits a search.
 _ACCELERATOR_TOKENS = 65_536
 
 

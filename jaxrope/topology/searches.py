@@ -83,7 +83,7 @@ def compile_search(
         text, record = _candidates(problem, batches, chip.usable_bytes)
         compile.show(text, record, workdir)
     seconds = _mean_seconds(gradient) if gradient else None
-    text, record = _whole(methods, batches[0], seconds, mesh.size / chip.per_chip)
+    text, record = _whole(methods, batches, seconds, mesh.size / chip.per_chip)
     compile.show("\n".join(filter(None, (text, refusal))), record, workdir)
 
 
@@ -163,15 +163,21 @@ def best_size(problem: Problem, batches: Sequence[Batch]) -> tuple[int, float]:
     Batches are filled up: a size must suit the rounds of the search. A time between two of those
     compiled lies on the line through them.
     """
-    ordered = sorted(batches, key=lambda batch: batch.per_device)
-    sizes, seconds = ([getattr(b, name) for b in ordered] for name in ("per_device", "seconds"))
+    compiled = [batch.per_device for batch in batches]
 
     def cost(per_device: int) -> float:
         runs = search.cost.batches(problem, per_device * problem.num_groups)
-        return sum(runs.values()) * float(np.interp(per_device, sizes, seconds))
+        return sum(runs.values()) * _seconds(batches, per_device)
 
-    least = min(range(sizes[0], sizes[-1] + 1), key=cost)
+    least = min(range(min(compiled), max(compiled) + 1), key=cost)
     return least, cost(least)
+
+
+def _seconds(batches: Sequence[Batch], per_device: int) -> float:
+    """Of a batch of a size: one that was compiled, or between two of these."""
+    ordered = sorted(batches, key=lambda batch: batch.per_device)
+    sizes, seconds = ([getattr(b, name) for b in ordered] for name in ("per_device", "seconds"))
+    return float(np.interp(per_device, sizes, seconds))
 
 
 def _candidates(
@@ -204,7 +210,10 @@ def _candidates(
 
 
 def _whole(
-    methods: dict[str, Problem], batch: Batch, gradient_seconds: float | None, num_chips: float
+    methods: dict[str, Problem],
+    batches: Sequence[Batch],
+    gradient_seconds: float | None,
+    num_chips: float,
 ) -> tuple[str, dict[str, Any]]:
     """Returns what each method costs, in words and as a record; without `gradient_seconds` only
     that of methods without descents.
@@ -213,18 +222,20 @@ def _whole(
     for name, problem in methods.items():
         if problem.gradient and gradient_seconds is None:
             continue
-        runs = search.cost.batches(problem, batch.per_device * problem.num_groups)
+        size = problem.per_device
+        runs = search.cost.batches(problem, size * problem.num_groups)
         alone = search.cost.samples_beside(problem)
         gradients = search.descent.draws(problem) * problem.objective.cycle
-        seconds = (sum(runs.values()) + alone / batch.per_device) * batch.seconds
+        seconds = (sum(runs.values()) + alone / size) * _seconds(batches, size)
         seconds += gradients * (gradient_seconds or 0.0)
         hours = seconds * num_chips / 3600
         costs[name] = dict(batches=runs, beside=alone, gradients=gradients)
         costs[name] |= dict(seconds=seconds, chip_hours=hours)
         counts = [f"{phase} {count:,}" for phase, count in runs.items() if count]
         lines.append(
-            f"{name:<13} {duration(seconds)}, {hours:.3g} chip hours: batches for "
-            f"{', '.join(counts)}{f'; gradients {gradients:,}' * bool(gradients)}; beside them "
+            f"{name:<13} {duration(seconds)}, {hours:,.{1 if hours < 100 else 0}f} chip hours: batches of "
+            f"{size * problem.num_groups:,} for {', '.join(counts)}"
+            f"{f'; gradients {gradients:,}' * bool(gradients)}; beside them "
             f"{alone:,} samples, one candidate at a time"
         )
     lines = ["whole search, at most, by search.method", *lines]
