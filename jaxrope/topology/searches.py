@@ -232,11 +232,11 @@ def _whole(
         costs[name] = dict(batches=runs, beside=alone, gradients=gradients)
         costs[name] |= dict(seconds=seconds, chip_hours=hours)
         counts = [f"{phase} {count:,}" for phase, count in runs.items() if count]
+        price = f"{duration(seconds)}, {hours:,.{1 if hours < 100 else 0}f} chip hours"
         lines.append(
-            f"{name:<13} {duration(seconds)}, {hours:,.{1 if hours < 100 else 0}f} chip hours: batches of "
-            f"{size * problem.num_groups:,} for {', '.join(counts)}"
-            f"{f'; gradients {gradients:,}' * bool(gradients)}; beside them "
-            f"{alone:,} samples, one candidate at a time"
+            f"{name:<13} {price}: batches of {size * problem.num_groups:,} for {', '.join(counts)}"
+            f"{f'; gradients {gradients:,}' * bool(gradients)}; beside them {alone:,} samples, one "
+            "candidate at a time"
         )
     lines = ["whole search, at most, by search.method", *lines]
     return "\n".join(lines), {"what": "whole search", "methods": costs}
