@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from jaxrope.search.preparing import outline as outline
     from jaxrope.search.preparing import prepare as prepare
     from jaxrope.search.problem import Problem as Problem
+    from jaxrope.search.problem import build_rope as build_rope
     from jaxrope.search.run import Result as Result
     from jaxrope.search.run import finished as finished
     from jaxrope.search.run import search as search
@@ -40,7 +41,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "cost": ["dry_run", "measured", "planned"],
         "objective": ["Objective", "Task", "lay_out_weighted", "perplexity", "register"],
         "preparing": ["outline", "prepare"],
-        "problem": ["Problem"],
+        "problem": ["Problem", "build_rope"],
         "run": ["Result", "finished", "search"],
     },
 )

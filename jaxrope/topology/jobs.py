@@ -11,8 +11,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from jaxrope import decoder, schema, setup
-from jaxrope.search import Objective, Problem, cost, descent, evaluator
-from jaxrope.search.problem import build_rope
+from jaxrope.search import Objective, Problem, build_rope, cost, descent, evaluator
 from jaxrope.topology import roofline
 from jaxrope.topology.memory import Footprint
 from jaxrope.train import program as program_lib
