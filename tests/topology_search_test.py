@@ -117,6 +117,8 @@ def test_as_many_candidates_as_memory_allows(tmp_path):
     # of 64 and 32 candidates, 39 times: 64 at a time would leave half of the slots empty
     assert searches.best_size(problem, batches)[0] == 32
     assert searches.allowed(batches, 1000) == 18
+    more = searches.Batch(4, 600, 1.0)  # 200 each from 2 on
+    assert searches.allowed([more, *batches[:2]], 1000) == 6
 
 
 def test_the_tpu_compiler_tells_what_a_search_by_gradient_costs(libtpu, tmp_path, capsys):
@@ -180,7 +182,7 @@ def test_sizes_and_costs_are_told(tmp_path, small_chips, capsys):
     topology.compile_search(made, "", tmp_path)
     text = capsys.readouterr().out
     # where a batch gains nothing the least is that of the fewest empty slots
-    assert "hold 7 on each device; the largest round has 8" in text
+    assert "hold about 7 on each device; the largest round has 8" in text
     assert "search.batch_size=8 costs least" in text
     assert "evolution     0s" in text and "\ngradient      0s" in text
     *_, candidates, whole = rows_of(tmp_path)

@@ -152,8 +152,8 @@ def largest(problem: Problem) -> int:
 
 
 def allowed(batches: Sequence[Batch], usable: int) -> int:
-    """Returns how many candidates fit on each device by the line through two sizes."""
-    low, high = sorted(batches, key=lambda batch: batch.per_device)[:2]
+    """Returns how many candidates fit on each device, by the line through the largest two sizes."""
+    low, high = sorted(batches, key=lambda batch: batch.per_device)[-2:]
     each = (high.peak - low.peak) / (high.per_device - low.per_device)
     return low.per_device + int((usable - low.peak) / max(each, 1.0))
 
@@ -196,7 +196,7 @@ def _candidates(
     at_once, most = best * problem.num_groups, largest(problem)
     lines = [
         f"candidates    {'; '.join(rows)}",
-        f"              {gib(usable)} hold {fit:,} on each device; the largest round has "
+        f"              {gib(usable)} hold about {fit:,} on each device; the largest round has "
         f"{most:,} for each",
         f"              search.batch_size={at_once:,} costs least: {duration(seconds)} of batches",
     ]
