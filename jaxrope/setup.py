@@ -76,10 +76,12 @@ def forward_settings(
     requested = section["attention"], section["attention_kernel"]
     platform = sharding.platform(mesh)
     lack = None
-    if platform == "gpu":
+    if platform == "gpu" and requested[0] != "blockwise":
         lack = attention.lacks(
             section["compute_dtype"],
             model.head_dim,
+            (model.num_heads, model.num_kv_heads),
+            window=model.sliding_window,
             capped=model.attention_cap is not None,
             capability=sharding.capability(mesh),
         )

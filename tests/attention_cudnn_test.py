@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from jaxrope import attention
-from jaxrope.attention import cudnn, cudnn_calls, masks
+from jaxrope.attention import cudnn, cudnn_calls, masks, trial
 from tests.attention_spread_test import (
     CASES,
     causal,
@@ -340,3 +340,36 @@ def test_what_it_lacks_is_said():
     assert "float32 (set forward.compute_dtype to bfloat16)" in lacks("float32")
     assert "capped" in lacks(capped=True)
     assert "a head dim of 512" in lacks(head_dim=512) and "of 12" in lacks(head_dim=12)
+
+
+def tried(window=None):
+    trial._trial.cache_clear()
+    how = dict(window=window, capped=False, capability=9.0)
+    return trial.lacks("bfloat16", 16, (4, 2), **how)
+
+
+def test_a_program_relies_on_it_after_a_trial(stand_in, monkeypatch):
+    """Which finds results that are wrong, NaN, and a GPU that refuses."""
+    assert tried() is tried(window=100) is None
+    forward = stand_in_forward
+
+    def wrong(*given):
+        out, lse = forward(*given)
+        return out * 1.2, lse
+
+    monkeypatch.setattr(cudnn_calls, "forward", wrong)
+    assert "by a trial: its results are" in tried()
+    monkeypatch.setattr(
+        cudnn_calls, "forward", lambda *a: (forward(*a)[0] * jnp.nan, forward(*a)[1])
+    )
+    assert "by a trial: its results are nan% from those of blocks" in tried()
+
+    def refuses(*given):
+        window = given[-1].window
+        if window:
+            raise RuntimeError(f"no window of {window}\nand more")
+        return forward(*given)
+
+    monkeypatch.setattr(cudnn_calls, "forward", refuses)
+    assert tried() is None
+    assert tried(100) == "a window of 100 in packed rows on this GPU, by a trial: no window of 100"

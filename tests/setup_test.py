@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from jaxrope import data, decoder, rope, schema, setup
+from jaxrope.attention import trial
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 
@@ -187,7 +188,13 @@ def test_auto_says_what_it_picked():
 def test_a_gpu_has_cudnn_where_it_can_and_else_says_why(monkeypatch):
     monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
     monkeypatch.setattr(sharding, "capability", lambda mesh: 9.0)
-    settings, remarks = settings_of(dict(data=2, context=4), compute_dtype="bfloat16")
+    how = dict(data=2, context=4)
+    monkeypatch.setattr(trial, "_trial", lambda *_: "packed rows on this GPU, by a trial: no")
+    settings, remarks = settings_of(how, compute_dtype="bfloat16")
+    assert settings.attention_kernel == "blockwise"
+    assert remarks[-1] == "cuDNN's attention cannot do packed rows on this GPU, by a trial: no"
+    monkeypatch.setattr(trial, "_trial", lambda *_: None)
+    settings, remarks = settings_of(how, compute_dtype="bfloat16")
     assert (settings.attention, settings.attention_kernel) == ("ring", "cudnn")
     assert len(remarks) == 2
     settings, remarks = settings_of(dict(data=2, context=4))

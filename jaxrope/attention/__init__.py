@@ -21,9 +21,9 @@ from jaxrope.attention.cached import (
 )
 from jaxrope.attention.cached import attend as attend_cached
 from jaxrope.attention.choice import LACK, check, length_unit, resolve
-from jaxrope.attention.cudnn import lacks
 from jaxrope.attention.local import KERNELS, LSE, OUT
 from jaxrope.attention.masks import Mask, allowed, any_allowed, pad
+from jaxrope.attention.trial import lacks
 from jaxrope.attention.whole import attend_whole
 from jaxrope.attention.zigzag import AXIS, inverse, order
 from jaxrope.errors import choose
