@@ -268,7 +268,7 @@ def search(args):
 
     from jaxrope import decoder, rope
     from jaxrope.mesh import sharding
-    from jaxrope.search import evaluator
+    from jaxrope.search import evaluator, objective
     from jaxrope.topology import roofline
 
     model, length = _shape("llama3_1b", args)
@@ -278,10 +278,19 @@ def search(args):
     params = params(jax.random.key(0))
     rng = np.random.default_rng(0)
     row = rng.integers(0, model.vocab_size, (1, length + 1), np.int32)
-    sample = {name: x[0] for name, x in decoder.lay_out(settings, row).items()}
+    judge = objective.Objective(
+        loss_fn=objective.mean_nll(model, settings),
+        samples=row,
+        lay_out=functools.partial(decoder.lay_out, settings),
+        fitness_fn=np.exp,
+        unit="perplexity",
+        sample_tokens=length,
+        scored_tokens=length,
+    )
+    (sample,), plain = judge.laid(), rope.build([1.0] * (model.rotary_dim // 2), theta=model.theta)
     for count in CANDIDATES:
-        lowered = evaluator.lower(model, settings, mesh, length=length, per_device=count)
-        compiled = lowered.compile()
+        how = dict(dtype="bfloat16", kind=0, per_device=count)
+        compiled = evaluator.lower(judge, model, mesh, plain, **how).compile()
         ends = np.linspace(2.0, 8.0, count)
         factors_PR = np.linspace(1.0, ends, model.rotary_dim // 2, axis=-1)
         ropes = rope.stack([rope.build(f, theta=model.theta) for f in factors_PR])

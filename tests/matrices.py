@@ -31,7 +31,6 @@ SLOW = {
         "test_the_branch_cube_longrope_leaves_windows_out_that_reach_beyond_the_text",
     ),
     "python_docs_test.py": ("test_the_page_runs",),
-    "recipe_test.py": ("test_a_stage_that_was_killed_goes_on_to_the_same",),
     "report_workdirs_test.py": ("test_workdirs_are_compared_on_common_axes",),
     "search_beside_test.py": ("test_another_objective_has_them_of_text_too",),
     "search_gradient_test.py": (
@@ -120,8 +119,9 @@ CI_ROWS = {
     "experts_test.py": {
         "test_gradients_of_a_step": ("qwen3_moe, some MLPs are dense-16", "mixtral-0"),
     },
-    # Benchmarks of minutes; their command lines are tested, and one of them runs in CI.
+    # Benchmarks of minutes; their command lines are tested, and two of them run in CI.
     "benchmarks_test.py": {
+        "test_attention_runs_and_all_backends_agree": (),
         "test_a_small_model_is_trained_and_exported_and_goes_on": (),
         "test_transformers_classes_are_trained_on_those_rows_and_go_on": (),
     },
@@ -227,7 +227,6 @@ CI_ROWS = {
         ),
         "test_a_step_of_an_odd_decoder": (
             "ring-{'context': 2, 'fsdp': 2, 'tensor': 2}-{'mlp_chunk': 7}",
-            "usp-{'context': 4, 'tensor': 2}-{'ulysses': 2}",
         ),
         "test_a_step_of_a_hybrid": (
             "ring-{'fsdp': 2, 'context': 2, 'tensor': 2}-{'mlp_chunk': 7}",
