@@ -1,6 +1,6 @@
 # Every target makes its own environment; the second time that is instant.
 #   make demo                                        extend the small model that ships with the project
-#   make test                                        the tests, some 6,000; eight minutes on two cores
+#   make test                                        the tests, some 6,000; ten minutes on two cores
 #   make test PYTHON=python3.12 VENV=.venv-3.12      the same on another Python
 #   make test PARITY=0 AOT=0                         without torch and transformers, without libtpu
 #   make full                                        slow tests too, all rows of all matrices, compiled in full

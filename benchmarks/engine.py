@@ -1,5 +1,6 @@
 """A program to be timed, in a process and an environment of its own: reads a JSON object a line and
-answers with one. {"make": case} prepares a case, {"run": true} runs it once.
+answers with one. Those of `serve`: {"make": case} prepares a case, {"run": true} runs it once,
+{"versions": true} asks for those of its libraries.
 """
 
 import json
@@ -7,8 +8,9 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -16,17 +18,15 @@ ROOT = Path(__file__).resolve().parent.parent
 class Engine:
     """The side that asks; use it as a context manager."""
 
-    def __init__(self, python: str, module: str):
-        """Starts `python -m module`, from this checkout."""
-        self._process = subprocess.Popen(
-            [python, "-m", module],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=os.environ | {"PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            text=True,
-        )
-        self.versions = self.ask({"versions": True})
+    def __init__(self, command: Sequence[str | Path], environment: Mapping[str, str]):
+        """Starts it."""
+        pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self._process = subprocess.Popen(command, env=environment, cwd=ROOT, **pipes)
+
+    @classmethod
+    def of_module(cls, python: str, module: str) -> Self:
+        """Starts `python -m module` of this checkout."""
+        return cls([python, "-m", module], os.environ | {"PYTHONPATH": str(ROOT)})
 
     def __enter__(self):
         return self
@@ -43,6 +43,10 @@ class Engine:
         if not line:
             raise RuntimeError(f"exit code {self._process.wait()} at {request}")
         return json.loads(line)
+
+    def versions(self) -> dict[str, str]:
+        """Returns those of its libraries."""
+        return self.ask({"versions": True})
 
     def run(self) -> float:
         """Runs the case once; returns its loss."""

@@ -112,17 +112,20 @@ def _line(record) -> str:
 
 
 def _kernel(head_dim: int) -> tuple[str, str]:
-    """Returns what `auto` is here in bfloat16."""
+    """Returns what `auto` is here in bfloat16, without the trial of a program: it would hide what
+    is measured here.
+    """
     import jax
 
     from jaxrope import attention
+    from jaxrope.attention import cudnn
     from jaxrope.mesh import sharding
 
     mesh = sharding.make_mesh(ONE, jax.devices()[:1])
     platform, lack = sharding.platform(mesh), None
     if platform == "gpu":
         how = dict(capped=False, capability=sharding.capability(mesh))
-        lack = attention.lacks("bfloat16", head_dim, **how)
+        lack = cudnn.lacks("bfloat16", head_dim, **how)
     return attention.resolve("auto", "auto", mesh, platform=platform, lack=lack)
 
 

@@ -2,7 +2,6 @@
 environment of its own and runs in a process of its own, run by run at our command.
 """
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,49 +9,30 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from benchmarks import engine
+
 # The newest jax that it was seen to import under here; of Python 3.10 to 3.12.
 PINS = ("ringattention==0.1.2", "jax==0.4.31", "jaxlib==0.4.31", "flax==0.9.0", "numpy<2", "einops")
 PYTHONS = ("python3.12", "python3.11", "python3.10")
 WORKER = Path(__file__).with_name("ring_worker.py")
 
 
-class Package:
+class Package(engine.Engine):
     """A running worker; use it as a context."""
 
     def __init__(self, folder: Path, num_devices: int):
         flags = f"--xla_force_host_platform_device_count={num_devices}"
         environment = os.environ | {"XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
         environment.pop("PYTHONPATH", None)
-        self._process = subprocess.Popen(
-            [folder / "bin" / "python", WORKER],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        )
-
-    def __enter__(self):
-        return self
-
-    def __exit__(self, *error):
-        self._process.stdin.close()
-        self._process.wait()
+        super().__init__([folder / "bin" / "python", WORKER], environment)
 
     def start(self, case: dict) -> dict:
         """Returns {"bytes": {name: bytes on a device}, "sums": [of |out|, of |dq|]} of a case."""
-        return self._ask({"case": case})
+        return self.ask({"case": case})
 
     def runner(self, name: str) -> Callable[[], None]:
         """Returns what runs the case once; `name` is "forward" or "both"."""
-        return lambda: self._ask({"run": name})
-
-    def _ask(self, request: dict) -> dict:
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"ringattention ended at {request}, exit {self._process.wait()}")
-        return json.loads(line)
+        return lambda: self.ask({"run": name})
 
 
 def install(folder: str) -> tuple[Path | None, str]:

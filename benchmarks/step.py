@@ -54,9 +54,11 @@ def main(argv=None) -> int:
     about = side_by_side.machine()
     print(", ".join(f"{key} {value}" for key, value in about.items()))
     with contextlib.ExitStack() as stack:
-        engines = {"ours": stack.enter_context(engine.Engine(sys.executable, _of("ours")))}
+        engines = {
+            "ours": stack.enter_context(engine.Engine.of_module(sys.executable, _of("ours")))
+        }
         for name in args.attention.split(","):
-            engines[name] = stack.enter_context(engine.Engine(args.torch, _of("torch")))
+            engines[name] = stack.enter_context(engine.Engine.of_module(args.torch, _of("torch")))
         model = args.model
         if model == RANDOM:
             model = stack.enter_context(tempfile.TemporaryDirectory())
@@ -103,7 +105,7 @@ def _run(case: dict, engines: dict, rounds: int) -> dict:
         best=min(peers, key=lambda name: peers[name]["median"]),
         losses=losses,
         agree=bool(apart < TOLERANCE[case["dtype"]]),
-        versions={k: v for each in engines.values() for k, v in each.versions.items()},
+        versions=dict(pair for each in engines.values() for pair in each.versions().items()),
     )
 
 

@@ -22,6 +22,7 @@ from benchmarks import (
 )
 from configs import base
 from jaxrope import data
+from jaxrope.mesh import sharding
 from jaxrope.search import cost, prepare
 from jaxrope.shell import heap
 
@@ -101,6 +102,12 @@ def test_a_part_that_fails_is_said_in_a_line_and_the_next_goes_on(monkeypatch, c
     assert said[0] == "conformance: failed (exit code 1): ValueError: no such mask"
     assert said[1] == "attention: not finished within 1 s"
     assert len(said) == 2
+
+
+def test_on_a_gpu_its_own_kernel_is_measured(monkeypatch):
+    monkeypatch.setattr(sharding, "platform", lambda mesh: "gpu")
+    monkeypatch.setattr(sharding, "capability", lambda mesh: 9.0)
+    assert gpu._kernel(128) == ("flash", "cudnn") and gpu._kernel(512)[1] == "blockwise"
 
 
 CASE = dict(length=64, block=4)

@@ -13,7 +13,7 @@ from jaxrope import decoder, topology
 from jaxrope.errors import InputError
 from jaxrope.mesh import sharding
 from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, slices
-from tests import proof, tiny_run
+from tests import proof_rows, tiny_run
 
 NOTHING = schedule.Schedule((), ())
 WORK = roofline.Work(1, 1.0, 1.0, 1.0, 1.0, 1.0)
@@ -210,7 +210,7 @@ def test_ring_memory_is_flat_as_length_and_devices_grow_together():
         mesh = sharding.make_mesh(
             dict(data=1, fsdp=1, context=devices, tensor=1), jax.devices()[:devices]
         )
-        lowered = proof.lower_attention(
+        lowered = proof_rows.lower_attention(
             shape, mesh, seq_len=1024 * devices, backend="ring", kernel="blockwise", gradient=True
         )
         found = lowered.compile().memory_analysis()
@@ -222,9 +222,9 @@ def test_ring_memory_is_flat_as_length_and_devices_grow_together():
 @pytest.mark.parametrize("where", ["v5p:2x2x1", "v5e:2x2"])
 def test_the_tpu_compiler_hides_every_hop(libtpu, where):
     """The small part of proof.py."""
-    peak, found = proof.ring(where, 4, gradient=True, tokens=1024)
+    peak, found = proof_rows.ring(where, 4, gradient=True, tokens=1024)
     assert 40 * 2**20 < peak < 553 / 4 * 2**20
-    hops = proof.hops(found)
+    hops = proof_rows.hops(found)
     assert (hops["exposed"], hops["home"], hops["unknown_loops"]) == (0, 2, ())
     assert hops["hidden"] == hops["hops"] - 2 > 0
     # 3 hops forward with 2 arrays of 8 heads in bfloat16, twice; dk and dv follow in float32
