@@ -229,9 +229,12 @@ def write_page(lines: Mapping[str, Sequence[str]]) -> None:
     """Puts tables between their marks in docs/performance.md."""
     text = PAGE.read_text(encoding="utf-8")
     for name, table in lines.items():
-        before, mark, rest = text.partition(BEGIN.format(name))
-        after = rest.partition(END)[2]
-        text = "\n".join((f"{before}{mark}", *table, f"{END}{after}"))
+        begin = f"\n{BEGIN.format(name)}\n"
+        before, mark, rest = text.partition(begin)
+        _, end, after = rest.partition(f"\n{END}\n")
+        if not (mark and end):
+            raise ValueError(f"{PAGE} has no place for the table '{name}': {begin.strip()}, {END}")
+        text = "".join((before, mark, "\n".join(table), end, after))
     PAGE.write_text(text, encoding="utf-8")
 
 

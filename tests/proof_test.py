@@ -146,7 +146,7 @@ def test_the_program_compiles_what_is_missing_and_writes_all_rows(folder, monkey
     assert run("--write") == 0 and compiled == [] and page.read_text(encoding="utf-8") == text
 
 
-def test_the_tables(figures):
+def test_the_tables(figures, monkeypatch, tmp_path):
     found = proof.tables(figures)
     assert found["memory"][2:] == [
         "| 32k | v5p:2x2x2 | 8 |  | 400.0 MiB |",
@@ -164,8 +164,13 @@ def test_the_tables(figures):
     assert steps[2].startswith("| 256k.py, mesh.data=2, train.accumulation=2, 32 rows | 2xv5p:4")
     assert [proof._size(n) for n in (0, 2**20, 7.9 * 2**20)] == ["0", "1 MiB", "7.9 MiB"]
     page = proof.PAGE.read_text(encoding="utf-8")
-    assert all(page.count(proof.BEGIN.format(name)) == 1 for name in found)
-    assert page.count(proof.END) == len(found)
+    for name, (head, *_) in found.items():  # each table between its marks
+        assert page.count(f"\n{proof.BEGIN.format(name)}\n{head}\n") == 1
+    assert page.count(f"\n{proof.END}\n") == len(found)
+    monkeypatch.setattr(proof, "PAGE", tmp_path / "page.md")
+    proof.PAGE.write_text(page.replace("proof`: hops", ""), encoding="utf-8")
+    with pytest.raises(ValueError, match="no place for the table 'hops'"):
+        proof.write_page(found)
 
 
 @pytest.mark.parametrize(
