@@ -7,8 +7,9 @@ MODEL is a Hugging Face folder, or smollm2_135m: random weights of that shape. P
 environment with torch and transformers, for example of `make test` on 3.11, and this program runs
 in ours. --cases: training (a step of all weights), lora (of adapters on q, k, v and o alone) and
 evaluation (candidates of a search on one text). torch runs with its eager and its sdpa attention
-(--attention=sdpa: eager has all weights of attention in memory), and the faster one counts. "times"
-is how many times as long it took, the median of the rounds, with the range. --quick: one small case
+(--attention=sdpa: eager has all weights of attention in memory), and the faster one counts. The
+second of two steps in a row is timed. "times" is how many times as long it took, the median of the
+rounds, with the range. --quick: one small case
 of each. Exit code 1: the two disagree.
 """
 
@@ -97,7 +98,7 @@ def _run(case: dict, engines: dict, rounds: int) -> dict:
     first = side_by_side.seconds(fns, 1)
     fastest = min(runs[0] for name, runs in first.items() if name != "ours")
     fns = {n: fn for n, fn in fns.items() if n == "ours" or first[n][0] <= 2 * fastest}
-    found = side_by_side.seconds(fns, rounds)
+    found = side_by_side.seconds(fns, rounds, warm=True)
     peers = {n: side_by_side.ratio(found["ours"], found[n]) for n in found if n != "ours"}
     return case | dict(
         seconds=found,

@@ -233,10 +233,12 @@ def test_candidates_under_vmap(backend):
         assert np.allclose(out, one, atol=1e-6)
 
 
-def test_any_allowed_never_misses():
-    """False only where the rule allows no pair at all; checked on random blocks."""
+def test_any_allowed_never_misses_and_all_allowed_is_never_wrong():
+    """False only where the rule allows no pair at all, True only where it allows every one; checked
+    on random blocks.
+    """
     rng = np.random.default_rng(0)
-    skipped = 0
+    skipped = whole = 0
     for _ in range(100):
         q, kv = rng.integers(0, 6, (2, BATCH, 3)) + rng.integers(0, 12, (2, 1, 1))
         segments = rng.integers(0, 3, (2, BATCH, 3)) if rng.random() < 0.5 else (None, None)
@@ -247,7 +249,10 @@ def test_any_allowed_never_misses():
         assert np.array_equal(masks.allowed(mask), seen_by(mask))
         assert possible or not seen_by(mask).any()
         skipped += not possible
-    assert skipped > 10
+        certain = bool(masks.all_allowed(mask))
+        assert not certain or seen_by(mask).all()
+        whole += certain
+    assert skipped > 10 and whole > 10
 
 
 def test_messages():

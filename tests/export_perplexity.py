@@ -26,7 +26,7 @@ def our_nll(model, tokens, rope_len):
     def run(params, rope):
         hidden = decoder.hidden(model.config, params, inputs, rope)
         head = decoder.head_DV(model.config, params)
-        return losses.token_nll(hidden, head, targets, chunk=512).mean()
+        return losses.nll_and_hits(hidden, head, targets, chunk=512)[0].mean()
 
     return float(run(model.params, rope))
 

@@ -27,8 +27,11 @@ def by_numpy(x, head, targets):
 def test_values(chunk):
     x, head, targets = example()
     expected, logits = by_numpy(x, head, targets)
-    nll = losses.token_nll(x, head, targets, chunk=chunk)
+    nll, _ = losses.nll_and_hits(x, head, targets, chunk=chunk)
     assert nll.dtype == jnp.float32 and np.abs(nll - expected).max() < 1e-5
+    weights = np.random.default_rng(1).normal(size=targets.shape).astype(np.float32)
+    total = losses.nll_sum(x, head, losses.Targets(targets, weights), chunk=chunk)
+    assert total.dtype == jnp.float32 and np.abs(total - np.sum(weights * expected)) < 1e-4
     nll, hits = losses.nll_and_hits(x, head, logits.argmax(-1), chunk=chunk)
     assert hits.all() and np.all(nll < np.log(11))
     assert not losses.nll_and_hits(x, head, logits.argmin(-1), chunk=chunk)[1].any()
@@ -65,20 +68,27 @@ def test_what_is_cut_is_what_a_cpu_writes_at_one_time():
     assert cache.cut(1024, **cut, mesh=tpu) == 1024
     x, head = jnp.ones((1, 4096, 8)), jnp.ones((8, 16_384))
     targets = jnp.zeros((1, 4096), jnp.int32)
-    for fn in (losses.token_nll, losses.nll_and_hits):
+
+    def total(x, head, targets, chunk):
+        return losses.nll_sum(x, head, losses.Targets(targets, targets + 1.0), chunk=chunk)
+
+    for fn in (total, jax.value_and_grad(total), losses.nll_and_hits):
         lowered = jax.jit(lambda *given, fn=fn: fn(*given, chunk=4096)).lower(x, head, targets)
         assert lowered.compile().memory_analysis().temp_size_in_bytes < 40 * 2**20
 
 
-def test_gradients():
+@pytest.mark.parametrize("chunk", [4, 2])
+def test_gradients(chunk):
+    """With more positions in a chunk than dims, and with fewer: products in the other order."""
     x, head, targets = example()
     weights = np.random.default_rng(1).normal(size=targets.shape)
+    goals = losses.Targets(targets, weights)
     by_x, by_head = jax.grad(
-        lambda x, h: jnp.sum(weights * losses.token_nll(x, h, targets, chunk=4)), argnums=(0, 1)
+        lambda x, h: 3 * losses.nll_sum(x, h, goals, chunk=chunk), argnums=(0, 1)
     )(x, head)
     logits = by_numpy(x, head, targets)[1]
     soft = np.exp(logits) / np.exp(logits).sum(-1, keepdims=True)
-    dlogits = weights[..., None] * (soft - np.eye(11)[targets])
+    dlogits = 3 * weights[..., None] * (soft - np.eye(11)[targets])
     assert np.allclose(by_x, dlogits @ head.T, atol=1e-5)
     assert np.allclose(by_head, np.einsum("btd,btv->dv", x, dlogits), atol=1e-5)
 
@@ -90,7 +100,7 @@ def test_logits_of_the_whole_sequence_never_exist():
     targets = jax.ShapeDtypeStruct((1, 32_768), jnp.int32)
 
     def loss(x, head, targets):
-        return jnp.mean(losses.token_nll(x, head, targets, chunk=256))
+        return losses.nll_sum(x, head, losses.Targets(targets, targets + 1.0), chunk=256)
 
     compiled = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(x, head, targets).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 200 * 2**20

@@ -110,3 +110,19 @@ def any_allowed(mask: Mask) -> jax.Array:
         )
         possible &= jnp.any(overlap)
     return possible
+
+
+def all_allowed(mask: Mask) -> jax.Array:
+    """Returns a scalar: True if each query of these may see each key of these. Cheap, from the
+    extremes alone.
+    """
+    q, kv = mask.q_positions_BT, mask.kv_positions_BS
+    certain = jnp.array(True)
+    if mask.causal:
+        certain &= jnp.all(jnp.min(q, axis=1) >= jnp.max(kv, axis=1))
+    if mask.window is not None:
+        certain &= jnp.all(jnp.max(q, axis=1) - jnp.min(kv, axis=1) < mask.window)
+    if mask.q_segment_ids_BT is not None:
+        ids = jnp.concatenate([mask.q_segment_ids_BT, mask.kv_segment_ids_BS], axis=1)
+        certain &= jnp.all(jnp.min(ids, axis=1) == jnp.max(ids, axis=1))
+    return certain

@@ -1,9 +1,10 @@
 """Low-rank adapters (LoRA, arXiv 2106.09685): parameters beside those that they adapt.
 
-The weight q_LDNH with the adapters q_a_LDU and q_b_LUNH is used as q + scale * (a b). The product
-is made of one layer's weights at a time, inside what the remat policy recomputes, before they are
+The weight q_LDNH with the adapters q_a_LDU and q_b_LUNH is used as q + scale * (a b). The sum is
+made of one layer's weights at a time, inside what the remat policy recomputes, before they are
 gathered: a and b are cut over the devices as the two sides of the weight are, so that it needs no
-communication. What `merged` writes out is therefore what was trained, up to rounding.
+communication. What `merged` writes out is therefore what was trained, up to rounding. Gradients of
+a and b come from the tokens (layers.adapted), never from one of the whole weight.
 
 Letters: those of forward.py, and U the rank.
 """
@@ -31,18 +32,21 @@ def is_adapter(name: str) -> bool:
 
 
 def in_layer(weights: dict) -> dict:
-    """Returns the weights of one layer, its adapters added to them and then dropped.
+    """Returns the weights of one layer with its adapters added to them, and the adapters, a scaled,
+    through which alone they have gradients.
 
     Without adapters they are returned as they are.
     """
     if SCALE not in weights:
         return weights
-
-    def with_adapters(name, weight):
-        a, b = (weights.get(adapter) for adapter in names(name))
-        return weight if a is None else _add(weight, a, b, weights[SCALE])
-
-    return {name: with_adapters(name, w) for name, w in weights.items() if not is_adapter(name)}
+    scale, result = weights[SCALE], dict(weights)
+    for name in weights:
+        a_name, b_name = names(name)
+        if a_name in weights:
+            added = _add(weights[name], weights[a_name], weights[b_name], scale)
+            result[name] = jax.lax.stop_gradient(added)
+            result[a_name] = weights[a_name] * scale
+    return result
 
 
 def head_DV(params: dict) -> jax.Array:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
-from jaxrope.decoder import chunked, experts, norms
+from jaxrope.decoder import adapters, chunked, experts, norms
 from jaxrope.decoder.settings import MLP_PRODUCT
 from jaxrope.mesh import collectives
 
@@ -41,9 +41,9 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     names = [name for name in weights if name in _ATTENTION]
     weights = whole(weights, names, x_BTD.dtype, settings.mesh)
     y_BTD = norms.normed(config, weights, "attn_norm_LD", x_BTD)
-    q_BTNH = dot("BTD,DNH->BTNH", y_BTD, weights["q_LDNH"])
-    k_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["k_LDKH"])
-    v_BTKH = dot("BTD,DKH->BTKH", y_BTD, weights["v_LDKH"])
+    q_BTNH = adapted("BTD,DNH->BTNH", y_BTD, weights, "q_LDNH")
+    k_BTKH = adapted("BTD,DKH->BTKH", y_BTD, weights, "k_LDKH")
+    v_BTKH = adapted("BTD,DKH->BTKH", y_BTD, weights, "v_LDKH")
     if config.qkv_bias:
         q_BTNH, k_BTKH, v_BTKH = (
             _add_bias(x, weights[name])
@@ -63,7 +63,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     out_BTNH = attend_fn(q_BTNH, k_BTKH, v_BTKH)
     if config.output_gate:
         out_BTNH = out_BTNH * jax.nn.sigmoid(gate_BTNH)
-    out_BTD = dot("BTNH,NHD->BTD", out_BTNH, weights["o_LNHD"])
+    out_BTD = adapted("BTNH,NHD->BTD", out_BTNH, weights, "o_LNHD")
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     if config.out_bias:
         out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
@@ -107,13 +107,14 @@ _GATES = {"silu": jax.nn.silu, "gelu_tanh": functools.partial(jax.nn.gelu, appro
 def _gated(config, x_BTD, _, weights):
     """SwiGLU or GeGLU (arXiv 2002.05202) of the normed x, without the last bias; no router."""
     y_BTD = norms.normed(config, weights, "mlp_norm_LD", x_BTD)
-    gate_BTF = dot("BTD,DF->BTF", y_BTD, weights["gate_LDF"])
-    up_BTF = dot("BTD,DF->BTF", y_BTD, weights["up_LDF"])
+    gate_BTF = adapted("BTD,DF->BTF", y_BTD, weights, "gate_LDF")
+    up_BTF = adapted("BTD,DF->BTF", y_BTD, weights, "up_LDF")
     if "gate_bias_LF" in weights:
         gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
         up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
     gate_BTF, up_BTF = (checkpoint_name(x, MLP_PRODUCT) for x in (gate_BTF, up_BTF))
-    return dot("BTF,FD->BTD", _GATES[config.gate](gate_BTF) * up_BTF, weights["down_LFD"]), None
+    mixed_BTF = _GATES[config.gate](gate_BTF) * up_BTF
+    return adapted("BTF,FD->BTD", mixed_BTF, weights, "down_LFD"), None
 
 
 def _routed(config, x_BTD, _, weights):
@@ -142,12 +143,14 @@ _ATTENTION = (
     + ("q_bias_LNH", "k_bias_LKH", "v_bias_LKH", "o_bias_LD")
     + ("q_norm_LH", "k_norm_LH", "q_norm_LNH", "k_norm_LKH")
     + ("attn_norm_bias_LD", "attn_out_norm_bias_LD")
+    + tuple(a for name in ("q_LDNH", "k_LDKH", "v_LDKH", "o_LNHD") for a in adapters.names(name))
 )
 # in the compute dtype; the biases of decays are not
 _DELTA = ("delta_q_LDKH", "delta_k_LDKH", "delta_v_LDNH", "delta_z_LDNH", "delta_o_LNHD")
 _DELTA += ("delta_beta_LDN", "delta_decay_LDN", "delta_norm_LH")
 _MLP = ("mlp_norm_LD", "gate_LDF", "up_LDF", "down_LFD", "gate_bias_LF", "up_bias_LF")
 _MLP += ("mlp_norm_bias_LD",)
+_MLP += tuple(a for name in ("gate_LDF", "up_LDF", "down_LFD") for a in adapters.names(name))
 _MLP += ("router_LDE", "expert_gate_LEDF", "expert_up_LEDF", "expert_down_LEFD")
 _MLP += ("shared_share_LD", "shared_gate_LDF", "shared_up_LDF", "shared_down_LFD")
 _AFTER_MLP = ("down_bias_LD", "mlp_out_norm_LD", "mlp_out_norm_bias_LD")
@@ -180,6 +183,41 @@ def whole(weights, names, dtype, mesh):
 def dot(letters, x, weight):
     """Returns the product by einsum's letters, in the dtype of x."""
     return _product(letters, x, weight.astype(x.dtype))
+
+
+def adapted(letters, x, weights, name):
+    """Returns `dot` with a weight of adapters.in_layer."""
+    a, b = (weights.get(adapter) for adapter in adapters.names(name))
+    if a is None:
+        return dot(letters, x, weights[name])
+    return _adapted(letters, x, *(w.astype(x.dtype) for w in (weights[name], a, b)))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _adapted(letters, x, weight, a, b):
+    """Returns the product with the weight, which holds the product of a and b."""
+    del a, b
+    return _product(letters, x, weight)
+
+
+def _adapted_fwd(letters, x, *weights):
+    return _adapted(letters, x, *weights), (x, *weights)
+
+
+def _adapted_bwd(letters, residuals, dy):
+    """Of the weight there is none: two products as wide as the rank instead of a whole one."""
+    x, weight, a, b = residuals
+    xs, ws, ys = letters.replace("->", ",").split(",")
+    inner = "".join(letter for letter in xs if letter in ws)
+    outer, tokens = ws.replace(inner, ""), xs.replace(inner, "") + "U"
+    dx = _product(f"{ys},{ws}->{xs}", dy, weight)
+    dlow = _product(f"{ys},U{outer}->{tokens}", dy, b)
+    low = _product(f"{xs},{inner}U->{tokens}", x, a)
+    da = _product(f"{xs},{tokens}->{inner}U", x, dlow)
+    return dx, None, da, _product(f"{tokens},{ys}->U{outer}", low, dy)
+
+
+_adapted.defvjp(_adapted_fwd, _adapted_bwd)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

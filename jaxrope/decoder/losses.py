@@ -1,8 +1,10 @@
-"""Cross entropy without the [T, V] logits: cut along the sequence, in float32 or wider, recomputed
-in the backward pass. The words may lie over axis `tensor` of a mesh.
+"""Cross entropy without the [T, V] logits: cut along the sequence, in float32 or wider, gradients
+computed with the values. The words may lie over axis `tensor` of a mesh.
 
 Letters: B batch, T length, D model dim, V vocabulary, C chunk.
 """
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,21 +16,28 @@ from jaxrope.mesh import cache, collectives
 _CACHED, _POSITIONS = 8 << 20, 128
 
 
-def token_nll(
+class Targets(NamedTuple):
+    """The words to come, and what each counts in a sum."""
+
+    words_BT: jax.Array
+    weights_BT: jax.Array
+
+
+def nll_sum(
     x_BTD: jax.Array,
     head_DV: jax.Array,
-    targets_BT: jax.Array,
+    targets: Targets,
     *,
     chunk: int,
     mesh=None,
     vocab_size: int = 0,
     cap: float | None = None,
 ) -> jax.Array:
-    """Returns nll_BT, float32 or wider: -log softmax(x head)[target], nats. At most `chunk`
-    positions of each row have logits at one time.
+    """Returns the sum of weight * -log softmax(x head)[target], nats, float32 or wider, over the
+    tokens of this device. At most `chunk` positions of each row have logits at one time.
 
     Args:
-      x_BTD, targets_BT: of this device.
+      x_BTD, targets: of this device.
       head_DV: of this device; gathered over the devices that share the model dim.
       chunk: positions.
       mesh: where this runs, inside a shard_map; None: one device.
@@ -36,13 +45,13 @@ def token_nll(
       cap: of the logits; None: none.
     """
 
-    def fn(x_BCD, targets_BC, weights):
+    def fn(x_BCD, part, weights):
         logits_BCV = _logits(x_BCD, weights["head_DV"], cap)
-        return _nll(logits_BCV, targets_BC, mesh, vocab_size)
+        return jnp.sum(part.weights_BT * _nll(logits_BCV, part.words_BT, mesh, vocab_size))
 
     chunk = _cached(chunk, x_BTD, head_DV, mesh)
     weights = {"head_DV": head_DV}
-    return chunked.over_chunks(fn, x_BTD, targets_BT, weights, chunk=chunk, mesh=mesh)
+    return chunked.sum_over_chunks(fn, x_BTD, targets, weights, chunk=chunk, mesh=mesh)
 
 
 def nll_and_hits(
@@ -56,7 +65,7 @@ def nll_and_hits(
     cap: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns (nll_BT float32 nats, hits_BT bool: the target is the first word of the largest
-    logit); see token_nll.
+    logit); see nll_sum.
     """
     whole_DV = collectives.gather({"head_DV": head_DV}, x_BTD.dtype, mesh)["head_DV"]
 
@@ -103,11 +112,17 @@ def _product_fwd(x_BCD, head_DV):
 
 
 def _product_bwd(residuals, dlogits_BCV):
-    """In the dtype of x, as all other products: a CPU would do those of mixed dtypes in float32."""
+    """In the dtype of x, as all other products: a CPU would do those of mixed dtypes in float32.
+
+    That of x is computed in the order that transposes the smaller operand, see layers.dot.
+    """
     x_BCD, head_DV = residuals
     dlogits_BCV = dlogits_BCV.astype(x_BCD.dtype)
-    dx_BCD = _einsum("BCV,DV->BCD", dlogits_BCV, head_DV)
-    return dx_BCD, _einsum("BCD,BCV->DV", x_BCD, dlogits_BCV)
+    dhead_DV = _einsum("BCD,BCV->DV", x_BCD, dlogits_BCV)
+    if dlogits_BCV.size < head_DV.size:
+        dx_DBC = _einsum("DV,BCV->DBC", head_DV, dlogits_BCV)
+        return jnp.moveaxis(dx_DBC, 0, -1), dhead_DV
+    return _einsum("BCV,DV->BCD", dlogits_BCV, head_DV), dhead_DV
 
 
 _product.defvjp(_product_fwd, _product_bwd)

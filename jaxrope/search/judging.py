@@ -250,16 +250,16 @@ def nll_of(config: decoder.DecoderConfig, settings: decoder.ForwardSettings) -> 
     """
 
     def cost_fn(params, x_BTD, row):
-        nll_BT = losses.token_nll(
+        total = losses.nll_sum(
             x_BTD,
             decoder.head_DV(config, params),
-            row["targets_BT"],
+            losses.Targets(row["targets_BT"], row["weights_BT"]),
             chunk=CHUNK,
             mesh=settings.mesh,
             vocab_size=config.vocab_size,
             cap=config.logit_cap,
         )
-        sums = jnp.sum(nll_BT * row["weights_BT"]), jnp.sum(row["weights_BT"])
+        sums = total, jnp.sum(row["weights_BT"])
         total, count = collectives.sum_over(sums, settings.mesh, "context")
         return total / count
 

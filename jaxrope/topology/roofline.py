@@ -128,7 +128,7 @@ def _backward_work(
     """Work forward and backward; `trains`: gradients of weights too, and an update."""
     projections, mlp, attention = _RECOMPUTED[settings.remat]
     weights = _weights(model)
-    again = weights["head"] + projections * weights["projections"]
+    again = projections * weights["projections"]
     again += (mlp or bool(settings.mlp_chunk)) * (weights["gate_up"] + weights["router"])
     units = _FORWARD_UNITS * (1 + attention) + _BACKWARD_UNITS
     tokens, num_devices = rows * seq_len, math.prod(sizes.values())

@@ -135,16 +135,15 @@ def _sums(config, settings, chunk_tokens, packed) -> Callable:
             x_BTD, imbalance = decoder.hidden_and_imbalance(*given, counted_BT, **how)
         else:
             x_BTD, imbalance = decoder.hidden(*given, **how), None
-        nll_BT = losses.token_nll(
+        total = losses.nll_sum(
             x_BTD,
             decoder.head_DV(config, params),
-            part["targets_BT"],
+            losses.Targets(part["targets_BT"], part["loss_weights_BT"]),
             chunk=chunk_tokens,
             mesh=settings.mesh,
             vocab_size=config.vocab_size,
             cap=config.logit_cap,
         )
-        total = jnp.sum(nll_BT * part["loss_weights_BT"])
         if imbalance is not None:  # a mean: it counts for each token of the loss
             total = total + config.router_loss * imbalance * jnp.sum(part["loss_weights_BT"])
         return total / copies
