@@ -212,3 +212,8 @@ def test_256k_on_64_v5p_is_within_what_is_published():
     found = roofline.predict(work, NOTHING, CHIPS["v5p"], 64)
     assert 5.0 < found.step < 9.34  # a lower bound: nothing on the wire
     assert 0.24 < found.mfu < 0.45
+    kept = roofline.train_work(
+        decoder.SHAPES["llama3_8b"], settings(remat="none"), sizes, rows=1, seq_len=2**18
+    )
+    at_best = roofline.predict(kept, NOTHING, CHIPS["v5p"], 64)
+    assert at_best.mfu == pytest.approx(found.ceiling, rel=1e-3) and found.mfu < 0.9 * found.ceiling

@@ -150,8 +150,9 @@ class Report:
             return
         yield (
             f"prediction    {prediction.step:.3g} s a {self.what}, {100 * prediction.mfu:.1f}% "
-            f"MFU, {prediction.tokens_per_day / 1e9:.3g}e9 tokens a day; "
-            f"{self.runs:,} of them take {duration(self.runs * prediction.step)}"
+            f"MFU ({100 * prediction.ceiling:.1f}% with nothing recomputed or exposed), "
+            f"{prediction.tokens_per_day / 1e9:.3g}e9 tokens a day; {self.runs:,} of them take "
+            f"{duration(self.runs * prediction.step)}"
         )
         recurrence = (
             f"recurrence {prediction.recurrence:.3g} s (float32, at {RECURRENCE_EFFICIENCY:.0%}); "

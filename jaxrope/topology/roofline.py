@@ -58,6 +58,8 @@ class Work:
       dense_flops, attention_flops, recurrence_flops: with recomputation.
       dense_bytes, attention_bytes, recurrence_bytes: memory traffic of each device meanwhile.
       update_bytes: the same for the optimizer.
+      least_flops: what a device at its peak would do in the time that the arithmetic takes at the
+        assumed efficiencies, nothing recomputed.
     """
 
     tokens: int
@@ -69,6 +71,7 @@ class Work:
     recurrence_flops: float = 0.0
     recurrence_bytes: float = 0.0
     update_bytes: float = 0.0
+    least_flops: float = 0.0
 
     @property
     def flops(self) -> float:
@@ -118,8 +121,12 @@ def gradient_work(
     """
     groups = sizes["data"] * sizes["fsdp"]
     work = _backward_work(model, settings, sizes, rows=groups, seq_len=seq_len, trains=False)
-    tokens = work.tokens // groups
-    return dataclasses.replace(work, tokens=tokens, model_flops=work.model_flops / groups)
+    return dataclasses.replace(
+        work,
+        tokens=work.tokens // groups,
+        model_flops=work.model_flops / groups,
+        least_flops=work.least_flops / groups,
+    )
 
 
 def _backward_work(
@@ -137,19 +144,29 @@ def _backward_work(
     passes = 2 + trains + (projections or mlp)
     times = 4 + (settings.remat != "none")  # a chunk is computed again when its gradient is
     recurrence = model.num_delta_layers * decoder.delta_operations(model)
+    recurrence_flops = float(tokens * _recurrence_flops(model, sizes))
+    dense_flops = operations * _all_weights(model) * tokens
+    units_at_least = (_FORWARD_UNITS + _BACKWARD_UNITS) * unit
     # 4 arrays in, 3 out, float32
     update_bytes = 28.0 * decoder.num_params(model) / num_devices if trains else 0.0
     return Work(
         tokens=tokens,
-        model_flops=(operations * _all_weights(model) + 3 * recurrence) * tokens + 6 * unit,
-        dense_flops=(operations * _all_weights(model) + 2.0 * again) * tokens,
+        model_flops=dense_flops + 3 * recurrence * tokens + 6 * unit,
+        dense_flops=dense_flops + 2.0 * again * tokens,
         attention_flops=units * unit,
         dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=passes, trains=trains),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1 + attention, 1)),
-        recurrence_flops=float(times * tokens * _recurrence_flops(model, sizes)),
+        recurrence_flops=times * recurrence_flops,
         recurrence_bytes=times * _recurrence_bytes(model, sizes, tokens),
         update_bytes=update_bytes,
+        least_flops=_at_peak(dense_flops, units_at_least, 4 * recurrence_flops),
     )
+
+
+def _at_peak(dense_flops: float, attention_flops: float, recurrence_flops: float) -> float:
+    """Returns the operations that a device at its peak would do in the time that these take."""
+    seconds = dense_flops / DENSE_EFFICIENCY + attention_flops / ATTENTION_EFFICIENCY
+    return seconds + recurrence_flops / RECURRENCE_EFFICIENCY
 
 
 def forward_work(
@@ -164,6 +181,7 @@ def forward_work(
     tokens, unit = rows * seq_len, rows * _attention_unit(model, seq_len)
     dense, attention = 2.0 * _all_weights(model) * tokens, float(_FORWARD_UNITS * unit)
     recurrence = model.num_delta_layers * decoder.delta_operations(model)
+    recurrence_flops = float(tokens * _recurrence_flops(model, sizes))
     return Work(
         tokens=tokens,
         model_flops=dense + attention + recurrence * tokens,
@@ -171,8 +189,9 @@ def forward_work(
         attention_flops=attention,
         dense_bytes=_dense_bytes(model, sizes, tokens, parts=parts, passes=1, trains=False),
         attention_bytes=_attention_bytes(model, sizes, tokens, (1, 0)),
-        recurrence_flops=float(tokens * _recurrence_flops(model, sizes)),
+        recurrence_flops=recurrence_flops,
         recurrence_bytes=_recurrence_bytes(model, sizes, tokens),
+        least_flops=_at_peak(dense, attention, recurrence_flops),
     )
 
 
@@ -264,6 +283,7 @@ class Prediction:
       exposed: on the wire without computation.
       update: of the optimizer.
       mfu: of model_flops, in 0..1.
+      ceiling: the MFU with nothing recomputed and nothing exposed on the wire.
       tokens_per_day: at this speed, without a pause.
     """
 
@@ -275,6 +295,7 @@ class Prediction:
     exposed: float
     update: float
     mfu: float
+    ceiling: float
     tokens_per_day: float
 
     @property
@@ -317,6 +338,7 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
         exposed=wire((*others, "collective-permute"), False),
         update=work.update_bytes / chip.memory_bandwidth,
         mfu=0.0,
+        ceiling=work.model_flops / work.least_flops if work.least_flops else 0.0,
         tokens_per_day=0.0,
     )
     return dataclasses.replace(

@@ -102,7 +102,7 @@ def read(text: str) -> Schedule:
     for name, count in times.items():
         computation = module.computations[name]
         for place, instruction in enumerate(computation.instructions):
-            kind = _kind(instruction)
+            kind = _kind(computation, instruction)
             if kind in KINDS and count and not _is_continuation(computation, instruction):
                 over = _overlapped(computation, place, computing)
                 collective = _collective(module, computation, instruction, kind)
@@ -114,10 +114,13 @@ def read(text: str) -> Schedule:
     return Schedule(tuple(collectives), unknown)
 
 
-def _kind(instruction: Instruction) -> str:
+def _kind(computation: Computation, instruction: Instruction) -> str:
     if instruction.opcode == "send" and _RENDEZVOUS.search(instruction.attributes):
         return BETWEEN
-    return instruction.opcode.removesuffix("-start")
+    kind = instruction.opcode.removesuffix("-start")
+    # a TPU writes a reduce-scatter so: the sum, and the slice of it that a device keeps
+    summed = kind == "all-reduce" and computation.name.startswith("all-reduce-scatter")
+    return "reduce-scatter" if summed else kind
 
 
 def _collective(
