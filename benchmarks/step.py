@@ -9,8 +9,7 @@ in ours. --cases: training (a step of all weights), lora (of adapters on q, k, v
 evaluation (candidates of a search on one text). torch runs with its eager and its sdpa attention
 (--attention=sdpa: eager has all weights of attention in memory), and the faster one counts. The
 second of two steps in a row is timed. "times" is how many times as long it took, the median of the
-rounds, with the range. --quick: one small case
-of each. Exit code 1: the two disagree.
+rounds, with the range. --quick: one small case of each. Exit code 1: the two disagree.
 """
 
 import argparse

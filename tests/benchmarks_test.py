@@ -18,6 +18,7 @@ from benchmarks import (
     search,
     side_by_side,
     small_models,
+    start,
     waste,
 )
 from configs import base
@@ -102,6 +103,22 @@ def test_a_part_that_fails_is_said_in_a_line_and_the_next_goes_on(monkeypatch, c
     assert said[0] == "conformance: failed (exit code 1): ValueError: no such mask"
     assert said[1] == "attention: not finished within 1 s"
     assert len(said) == 2
+
+
+def test_processes_are_timed_with_what_they_start(monkeypatch, tmp_path, capsys):
+    """And the second of ours finds the folder of the first, each round a new one."""
+    log = tmp_path / "log"
+    work = "import os, subprocess, sys; place = os.environ['JAX_COMPILATION_CACHE_DIR']; "
+    work += f"open({str(log)!r}, 'a').write('again ' if os.path.exists(place) else 'first '); "
+    work += "os.makedirs(place, exist_ok=True); subprocess.run([sys.executable, '-c', 'pass'])"
+    monkeypatch.setattr(start, "_ours", lambda model: ["-c", work])
+    monkeypatch.setattr(start, "THEIRS", "pass")
+    assert start.main([f"--jsonl={tmp_path / 'start.jsonl'}", "--rounds=2"]) == 0
+    assert log.read_text() == 2 * "first again "
+    runs = lines(tmp_path / "start.jsonl")[0]["runs"]
+    assert {name: len(found) for name, found in runs.items()} == dict(first=2, again=2, theirs=2)
+    assert all(run["processor"] > 0 for found in runs.values() for run in found)
+    assert capsys.readouterr().out.count(" times; ") == 3
 
 
 def test_on_a_gpu_its_own_kernel_is_measured(monkeypatch):

@@ -3,7 +3,7 @@ recomputes the weights from the log-sum-exp.
 
 Online softmax (Milakov and Gimelshein, arXiv 1805.02867; FlashAttention-2, arXiv 2307.08691). A
 block of keys that no query of the block may see is passed over, and one that all may see needs no
-mask, which on a CPU takes half as long as a product.
+mask: on a CPU that of keys by queries costs more than a product.
 
 Letters: B batch, T query length, S key length, N heads, K kv heads, G = N // K, H head dim, n
 blocks, C block of queries, X block of keys, M = G C.

@@ -315,7 +315,7 @@ def logits(
     config: DecoderConfig, params: dict, tokens_BT: jax.Array, r: rope.Rope, **kwargs
 ) -> jax.Array:
     """Returns logits_BTV, float32 or wider, of the whole sequence, on one device; see `hidden`. For
-    long sequences take `losses.token_nll`.
+    long sequences take `losses.nll_sum`.
     """
     x_BTD = hidden(config, params, tokens_BT, r, **kwargs)
     logits_BTV = layers.dot("BTD,DV->BTV", x_BTD, head_DV(config, params))
