@@ -189,7 +189,7 @@ def test_the_tables(figures, monkeypatch, tmp_path):
         ("both", dict(peak=410 * 2**20), "410 MiB, not within 1% of shorter rows"),
         ("both", dict(peak=560 * 2**20), "560 MiB, not 553 MiB or less"),
         ("forward", dict(peak=250 * 2**20), "250 MiB, not 245 MiB or less"),
-        ("step", dict(mfu=0.445), "97.8% of the highest MFU, not 98.0%"),
+        ("step", dict(mfu=0.443), "97.4% of the highest MFU, not 97.5%"),
         ("both", dict(exposed=1), "2 return dK and dV, 1 exposed, not none"),
         ("both", dict(home=3), "the other 3 return dK and dV, 0 exposed, not none"),
         ("forward", dict(hidden=0), "0 of 126 hidden, 0 exposed, not none"),
@@ -198,7 +198,7 @@ def test_the_tables(figures, monkeypatch, tmp_path):
 def test_a_figure_beyond_its_limit_is_told(figures, kind, change, message):
     assert list(proof.beyond(figures)) == []
     rows = {
-        "step": proof.Step("256k.py", "v5p:4x4x4", reaches=0.98),
+        "step": proof.Step("256k.py", "v5p:4x4x4", reaches=0.975),
         "both": proof.Attention("v5p:4x4x4", 64, 2**18, True),
     }
     rows["forward"] = dataclasses.replace(rows["both"], gradient=False)
