@@ -11,7 +11,7 @@ The factors are those that the paper searched on the fine-tuned 256k model. Figu
 measured (--compile_only --topology=v5p:4x8x8, libtpu 0.0.52):
 
   slice               mesh                  HBM of a chip      a step   MFU   the run
-  v5p-512, 256 chips  fsdp 4 x context 64   26.9 of 95.7 GiB   280 s    43%   7 h 47 min
+  v5p-512, 256 chips  fsdp 4 x context 64   27.3 of 95.7 GiB   280 s    43%   7 h 47 min
 """
 
 from jaxrope.configs import recipes
