@@ -227,7 +227,7 @@ def _backward(rows: _Rows, k, v, mask, scale):
 
 def _visit(block_mask, pairs, visit, skip, carry):
     """Returns visit(carry, some keys are hidden from some queries), or skip(carry) if all are."""
-    if pairs < 8:  # most or all of them are at the edge of what is seen
+    if pairs < 16:  # many are at the edge of what is seen, and each branch is compiled
         return jax.lax.cond(any_allowed(block_mask), lambda c: visit(c, True), skip, carry)
     which = any_allowed(block_mask).astype(int) + all_allowed(block_mask)
     branches = skip, lambda c: visit(c, True), lambda c: visit(c, False)
