@@ -39,7 +39,6 @@ SLOW = {
     ),
     "search_property_test.py": (
         "test_a_search_of_a_random_model_is_never_worse_than_its_baselines",
-        "test_one_flipped_sign_in_the_judging_of_random_models_would_be_seen",
     ),
     "search_race_test.py": ("test_a_raced_search_is_resumed_to_the_bit",),
     "search_ramp_test.py": ("test_a_killed_climb_goes_on_with_the_same_bytes",),
@@ -132,6 +131,9 @@ CI_ROWS = {
         "test_paper_tables_run_and_go_on": (),
     },
     "needle_test.py": {"test_the_reference_of_books_6m_at_long_lengths": ()},
+    "search_property_test.py": {
+        "test_one_flipped_sign_in_the_judging_of_random_models_would_be_seen": ()
+    },  # a test of the other one
     "offload_test.py": {
         "test_layer_inputs_and_moments_go_to_the_host": ()
     },  # two minutes of libtpu
@@ -230,7 +232,6 @@ CI_ROWS = {
         ),
         "test_a_step_of_a_hybrid": (
             "ring-{'fsdp': 2, 'context': 2, 'tensor': 2}-{'mlp_chunk': 7}",
-            "usp-{'context': 8}-{'ulysses': 4}",
         ),
     },
     "mixture_test.py": {
