@@ -92,7 +92,7 @@ def _run(command: list[str], kept: Path) -> dict[str, float]:
     Raises:
       subprocess.CalledProcessError: it failed.
     """
-    places = {"JAX_COMPILATION_CACHE_DIR": str(kept), "PYTHONPATH": str(engine.ROOT)}
+    places = {"XDG_CACHE_HOME": str(kept), "PYTHONPATH": str(engine.ROOT)}
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     with contextlib.chdir(engine.ROOT):
         subprocess.run(command, env=os.environ | places, check=True, stdout=subprocess.DEVNULL)

@@ -108,7 +108,7 @@ def test_a_part_that_fails_is_said_in_a_line_and_the_next_goes_on(monkeypatch, c
 def test_processes_are_timed_with_what_they_start(monkeypatch, tmp_path, capsys):
     """And the second of ours finds the folder of the first, each round a new one."""
     log = tmp_path / "log"
-    work = "import os, subprocess, sys; place = os.environ['JAX_COMPILATION_CACHE_DIR']; "
+    work = "import os, subprocess, sys; place = os.environ['XDG_CACHE_HOME']; "
     work += f"open({str(log)!r}, 'a').write('again ' if os.path.exists(place) else 'first '); "
     work += "os.makedirs(place, exist_ok=True); subprocess.run([sys.executable, '-c', 'pass'])"
     monkeypatch.setattr(start, "_ours", lambda model: ["-c", work])
