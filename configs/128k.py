@@ -9,7 +9,7 @@ on a v5p-128 (64 chips). Other models, slices and folders: --config=configs/128k
 measured (--compile_only --topology=v5p:4x4x4, libtpu 0.0.52):
 
   slice              mesh                  HBM of a chip      a step   MFU   the run
-  v5p-128, 64 chips  fsdp 16 x context 4   29.1 of 95.7 GiB    46 s    45%   5 h 05 min
+  v5p-128, 64 chips  fsdp 16 x context 4   28.3 of 95.7 GiB    45 s    45%   5 h 02 min
 """
 
 from jaxrope.configs import recipes
