@@ -70,7 +70,7 @@ def run(args) -> int:
     code = recipe.run(config, workdir)
     if code:
         return code
-    results = [_result(workdir / stage(seed)) for seed in range(args.seeds)]
+    results = [result(workdir / stage(seed)) for seed in range(args.seeds)]
     with config.unlocked():
         config.recipe = (*config.recipe, *_evaluations(config, results, workdir, base_len))
     code = recipe.run(config, workdir)
@@ -166,7 +166,8 @@ def _about(args, results: list[dict]) -> dict:
     }
 
 
-def _result(folder: Path) -> dict:
+def result(folder: Path) -> dict:
+    """Returns what a search has found."""
     return json.loads((folder / "result.json").read_text(encoding="utf-8"))
 
 

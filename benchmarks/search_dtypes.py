@@ -10,7 +10,6 @@ Prints tables and writes search_dtypes.md and .json. The same command goes on wh
 --quick: to see it run.
 """
 
-import json
 import sys
 from pathlib import Path
 
@@ -22,30 +21,26 @@ from benchmarks.verdict import Pair, Table, grid, judge, sentence
 from jaxrope import recipe
 from jaxrope.shell import Command, cli, heap
 
-DTYPES = ("float32", "bfloat16")
+DTYPES, BESIDE = ("float32", "bfloat16"), ("none", "yarn")
 
 
 def planned(args) -> tuple[ConfigDict, int]:
     """Returns (the recipe of searches and their evaluation, the base's length)."""
     config, base_len = default_search.planned(args)
     searches = tuple(
-        (name(dtype, seed), "search", (("seed", seed), ("forward.compute_dtype", dtype)))
-        for dtype in DTYPES
-        for seed in range(args.seeds)
+        (name, "search", (("seed", seed), ("forward.compute_dtype", dtype)))
+        for name, (dtype, seed) in named(args.seeds).items()
     )
-    rows = [
-        (name(dtype, seed), config.model.path, f"{{{name(dtype, seed)}}}/rope.json")
-        for dtype in DTYPES
-        for seed in range(args.seeds)
-    ]
-    rows = [("none", config.model.path, "none"), ("yarn", config.model.path, "yarn"), *rows]
+    ropes = {name: name for name in BESIDE}
+    ropes |= {name: f"{{{name}}}/rope.json" for name in named(args.seeds)}
+    rows = [(name, config.model.path, how) for name, how in ropes.items()]
     config.recipe = (*searches, paper_stages.measure("text", rows, (base_len, FACTOR * base_len)))
     return config, base_len
 
 
-def name(dtype: str, seed: int) -> str:
-    """Returns how a search and its result are called."""
-    return f"{dtype}_{seed}"
+def named(seeds: int) -> dict[str, tuple[str, int]]:
+    """Returns {how a search and its result are called: (dtype, seed)}."""
+    return {f"{dtype}_{seed}": (dtype, seed) for seed in range(seeds) for dtype in DTYPES}
 
 
 def run(args) -> int:
@@ -59,11 +54,11 @@ def run(args) -> int:
     if code:
         return code
     pool = verdict.read_pool([workdir / "text"])
-    lengths, seeds = (base_len, FACTOR * base_len), range(args.seeds)
-    labels = ["none", "yarn", *(name(dtype, seed) for seed in seeds for dtype in DTYPES)]
-    verdicts = judge(pool, [Pair(name("bfloat16", seed), "yarn", lengths[-1]) for seed in seeds])
+    lengths, labels = (base_len, FACTOR * base_len), [*BESIDE, *named(args.seeds)]
+    pairs = [Pair(f"bfloat16_{seed}", "yarn", lengths[-1]) for seed in range(args.seeds)]
+    verdicts = judge(pool, pairs)
     line = sentence("searched in bfloat16 below YaRN", verdicts, whose="What a search is for")
-    gaps = ", ".join(_gap(pool, seed, lengths[-1]) for seed in seeds)
+    gaps = ", ".join(_gap(pool, seed, lengths[-1]) for seed in range(args.seeds))
     line += f"\n\nPerplexity of what bfloat16 found above that of float32's, by seed: {gaps}."
     table = Table("Perplexity", "by tokens", grid(pool, labels, lengths), line, verdicts)
     verdict.report([table], _about(args, workdir), workdir, "search_dtypes")
@@ -71,18 +66,14 @@ def run(args) -> int:
 
 
 def _gap(pool: verdict.Pool, seed: int, length: int) -> str:
-    labels = (name(dtype, seed) for dtype in reversed(DTYPES))
+    labels = f"bfloat16_{seed}", f"float32_{seed}"
     mean, low, high = verdict.perplexity_gap(pool, *labels, length)
     return f"{mean:+.2f}% [{low:+.2f}%, {high:+.2f}%]"
 
 
 def _about(args, workdir: Path) -> dict:
-    found = [
-        json.loads((workdir / name(dtype, seed) / "result.json").read_text(encoding="utf-8"))
-        for dtype in DTYPES
-        for seed in range(args.seeds)
-    ]
-    tokens = ", ".join(f"{result['forward_tokens']:,}" for result in found)
+    found = [default_search.result(workdir / name) for name in named(args.seeds)]
+    tokens = ", ".join(f"{each['forward_tokens']:,}" for each in found)
     return {
         "title": f"Searches in bfloat16 and in float32 on {Path(args.model).name}",
         "what": (

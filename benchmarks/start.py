@@ -9,7 +9,6 @@ compiled is kept in an empty folder, from which the second run reads it. --quick
 """
 
 import argparse
-import contextlib
 import os
 import resource
 import shutil
@@ -29,7 +28,7 @@ folder = sys.argv[1]
 tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
 model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype="float32")
 ids = tokenizer({PROMPT!r}, return_tensors="pt").input_ids
-how = dict(max_new_tokens={TOKENS}, min_new_tokens={TOKENS}, do_sample=False, pad_token_id=0)
+how = dict(max_new_tokens={TOKENS}, do_sample=False, pad_token_id=0)
 print(tokenizer.decode(model.generate(ids, **how)[0]))
 """
 
@@ -50,26 +49,27 @@ def main(argv=None) -> int:
         model = args.model
         if model == step.RANDOM:
             model = _random(Path(folder) / "model", args.torch)
-        programs = {
-            "first": [sys.executable, *_ours(model)],
-            "again": [sys.executable, *_ours(model)],
-            "theirs": [args.torch, "-c", THEIRS, str(model)],
-        }
+        ours, theirs = [sys.executable, *_ours(model)], [args.torch, "-c", THEIRS, str(model)]
+        programs = {"first": ours, "again": ours, "theirs": theirs}
         for turn in range(1 if args.quick else args.rounds):
             kept = Path(folder) / f"compiled_{turn}"
             for name, command in programs.items():
                 found.setdefault(name, []).append(_run(command, kept))
-    theirs = statistics.median(run["processor"] for run in found["theirs"])
+    of_theirs, _ = _medians(found["theirs"])
     for name, runs in found.items():
+        processor, wall = _medians(runs)
         spent = sorted(run["processor"] for run in runs)
-        wall = statistics.median(run["wall"] for run in runs)
         print(
-            f"{name:6}  {statistics.median(spent):.1f} s of a processor ({spent[0]:.1f} to "
-            f"{spent[-1]:.1f}), {statistics.median(spent) / theirs:.2f} times; {wall:.1f} s in all"
+            f"{name:6}  {processor:.1f} s of a processor ({spent[0]:.1f} to {spent[-1]:.1f}), "
+            f"{processor / of_theirs:.2f} times; {wall:.1f} s in all"
         )
     record = dict(model=os.path.basename(args.model.rstrip("/")), machine=about, runs=found)
     side_by_side.write(args.jsonl, [record])
     return 0
+
+
+def _medians(runs: list[dict]) -> tuple[float, float]:
+    return tuple(statistics.median(run[key] for run in runs) for key in ("processor", "wall"))
 
 
 def _ours(model) -> list[str]:
@@ -92,10 +92,10 @@ def _run(command: list[str], kept: Path) -> dict[str, float]:
     Raises:
       subprocess.CalledProcessError: it failed.
     """
-    places = {"XDG_CACHE_HOME": str(kept), "PYTHONPATH": str(engine.ROOT)}
+    places = os.environ | {"XDG_CACHE_HOME": str(kept), "PYTHONPATH": str(engine.ROOT)}
+    how = dict(env=places, cwd=engine.ROOT, stdout=subprocess.DEVNULL, check=True)
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
-    with contextlib.chdir(engine.ROOT):
-        subprocess.run(command, env=os.environ | places, check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(command, **how)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     spent = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     return {"processor": spent, "wall": time.perf_counter() - began}

@@ -16,7 +16,7 @@ from jaxrope.topology import compile, jobs, memory, report, roofline, schedule, 
 from tests import proof_rows, tiny_run
 
 NOTHING = schedule.Schedule((), ())
-WORK = roofline.Work(1, 1.0, 1.0, 1.0, 1.0, 1.0)
+WORK = roofline.Work(1, 1.0, 1.0, 1.0, 1.0, 1.0, least_flops=1.0)
 
 
 def config(tmp_path, **mesh):

@@ -185,12 +185,14 @@ def test_prediction_by_hand():
     chip = dataclasses.replace(
         CHIPS["v5p"], peak_flops=100.0, memory_bandwidth=10.0, link_bandwidth=4.0
     )
-    work = roofline.Work(1000, 700.0, 280.0, 100.0, 30.0, 10.0, update_bytes=20.0)
+    work = roofline.Work(
+        1000, 700.0, 280.0, 100.0, 30.0, 10.0, update_bytes=20.0, least_flops=1400.0
+    )
     found = roofline.predict(work, NOTHING, chip, 2)
     # dense: 280 / (2 * 100 * 0.7) = 2 s, its bytes 3 s; attention: 100 / (200 * 0.5) = 1 s
     assert (found.dense, found.attention, found.update) == (3.0, 1.0, 2.0)
     assert found.step == 6.0
-    assert found.mfu == pytest.approx(700 / (200 * 6))
+    assert found.mfu == pytest.approx(700 / (200 * 6)) and found.ceiling == 0.5
     assert found.tokens_per_day == pytest.approx(1000 * 86_400 / 6)
     sent = [
         collective("collective-permute", 8.0, True),  # 2 s on one link

@@ -338,7 +338,7 @@ def predict(work: Work, schedule: Schedule, chip: Chip, num_devices: int) -> Pre
         exposed=wire((*others, "collective-permute"), False),
         update=work.update_bytes / chip.memory_bandwidth,
         mfu=0.0,
-        ceiling=work.model_flops / work.least_flops if work.least_flops else 0.0,
+        ceiling=work.model_flops / work.least_flops,
         tokens_per_day=0.0,
     )
     return dataclasses.replace(
