@@ -42,10 +42,10 @@ def make_batch(parts=1):
 
 
 def tiny(tiny_config, **changes):
-    """Returns (config, float64 parameters): 8 heads of 4 kv heads, biases, and deviations of 0.3,
-    so that attention weights are far from equal.
+    """Returns (config, float64 parameters): 8 heads of 4 kv heads, biases, an MLP of whole rows of
+    a TPU's tiles, and deviations of 0.3, so that attention weights are far from equal.
     """
-    fields = dict(num_heads=8, num_kv_heads=4, head_dim=4, rotary_dim=4, qkv_bias=True)
+    fields = dict(num_heads=8, num_kv_heads=4, head_dim=4, rotary_dim=4, qkv_bias=True, mlp_dim=512)
     config = dataclasses.replace(tiny_config, **fields | dict(out_bias=True, mlp_bias=True))
     config = dataclasses.replace(config, **changes)
     leaves, tree = jax.tree.flatten(decoder.abstract_params(config, "float64"))
@@ -147,6 +147,7 @@ ODD = dict(  # everything in which families differ from a Llama
     sliding_window=5,
     sliding_theta=300.0,
     norm_type="layer",
+    mlp_dim=60,
     norms="both",
     norm_offset=1.0,
     qk_norm="all",

@@ -109,9 +109,9 @@ def _attention_bwd(ring: Ring, sizes: Sizes, residuals, dout):
     if ring.size > 2:
         state, _ = jax.lax.scan(hop, state, jnp.arange(1, ring.size - 1))
     state, _ = hop(state, ring.size - 1, last=True)
-    dkv = ring.rotate(jax.tree.map(jnp.add, state.dkv, state.pending))  # home
-    grads = hops.finish_grads(state.dq, dkv)
-    return *(grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True)), None
+    grads = hops.finish_grads(state.dq, jax.tree.map(jnp.add, state.dkv, state.pending))
+    dq, dk, dv = (grad.astype(x.dtype) for grad, x in zip(grads, (q, k, v), strict=True))
+    return dq, *ring.rotate((dk, dv)), None  # home
 
 
 attention.defvjp(_attention_fwd, _attention_bwd)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 
 from jaxrope.decoder import adapters, chunked, experts, norms
-from jaxrope.decoder.settings import MLP_PRODUCT
+from jaxrope.decoder.settings import PRODUCT
 from jaxrope.mesh import collectives
 
 
@@ -67,6 +67,7 @@ def _attention(config, settings, weights, x_BTD, attend_fn):
     out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
     if config.out_bias:
         out_BTD = _add_bias(out_BTD, weights["o_bias_LD"])
+    out_BTD = checkpoint_name(out_BTD, PRODUCT)
     return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
@@ -76,7 +77,7 @@ def _delta(config, settings, weights, x_BTD, recur_fn):
     weights = weights | whole(weights, names, x_BTD.dtype, settings.mesh)
     out_BTNH = recur_fn(weights, norms.normed(config, weights, "attn_norm_LD", x_BTD))
     out_BTD = dot("BTNH,NHD->BTD", out_BTNH, weights["delta_o_LNHD"])
-    out_BTD = collectives.sum_over_tensor(out_BTD, settings.mesh)
+    out_BTD = checkpoint_name(collectives.sum_over_tensor(out_BTD, settings.mesh), PRODUCT)
     return norms.normed(config, weights, "attn_out_norm_LD", out_BTD)
 
 
@@ -112,7 +113,7 @@ def _gated(config, x_BTD, _, weights):
     if "gate_bias_LF" in weights:
         gate_BTF = _add_bias(gate_BTF, weights["gate_bias_LF"])
         up_BTF = _add_bias(up_BTF, weights["up_bias_LF"])
-    gate_BTF, up_BTF = (checkpoint_name(x, MLP_PRODUCT) for x in (gate_BTF, up_BTF))
+    gate_BTF, up_BTF = (checkpoint_name(x, PRODUCT) for x in (gate_BTF, up_BTF))
     mixed_BTF = _GATES[config.gate](gate_BTF) * up_BTF
     return adapted("BTF,FD->BTD", mixed_BTF, weights, "down_LFD"), None
 

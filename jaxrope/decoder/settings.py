@@ -21,7 +21,7 @@ DTYPES = {
     "float64": jnp.float64,
 }
 LAYER_INPUT = "layer_input"  # name of what remat "offload" keeps in the host's memory
-MLP_PRODUCT = "mlp_product"  # name of what remat "save_mlp" keeps of the MLP
+PRODUCT = "product"  # name of the products with weights that remat "save_mlp" keeps
 _checkpoint = functools.partial(jax.checkpoint, prevent_cse=False)  # a scan has no twin to merge
 _policies = jax.checkpoint_policies
 
@@ -35,7 +35,7 @@ REMAT: dict[str, Callable[[Callable], Callable]] = {
     ),
     "save_mlp": functools.partial(
         _checkpoint,
-        policy=_policies.save_only_these_names("attention_out", "attention_lse", MLP_PRODUCT),
+        policy=_policies.save_only_these_names("attention_out", "attention_lse", PRODUCT),
     ),
     "offload": functools.partial(
         _checkpoint,
@@ -59,8 +59,8 @@ class ForwardSettings:
       compute_dtype: of activations and matrix products.
       remat: what a layer keeps for its backward pass, which computes the rest again. "none": keeps
         all; "full": its input; "minimal": that and the products with weights; "save_attention":
-        its input and what attention gave; "save_mlp": that and the first two products of a dense
-        MLP; "offload": its input, in the host's memory.
+        its input and what attention gave; "save_mlp": that, projected too, and the first two
+        products of a dense MLP; "offload": its input, in the host's memory.
       attention_kernel: what computes one device's part in the backends that share a sequence.
       ulysses: devices of axis `context` that exchange heads, in backend "usp".
       mlp_chunk: tokens of a device whose MLP activations exist at one time; 0: all.

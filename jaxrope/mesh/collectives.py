@@ -21,6 +21,7 @@ from jax.sharding import Mesh
 from jaxrope.mesh import sharding
 
 TENSOR = ("tensor",)
+_LANES = 128  # numbers in a row of a tile of a TPU
 
 
 def axes_of(mesh: Mesh | None, axes: tuple[str, ...]) -> tuple[str, ...]:
@@ -140,6 +141,10 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 def _scatter(gradient, dim, axes):
     part = gradient.astype(jnp.promote_types(gradient.dtype, jnp.float32))
+    if dim == 0 and part.ndim == 2 and part.shape[1] % _LANES == 0:
+        # rows of a matrix come in XLA's tiles of 8: it would pad a device's part, and have what is
+        # too much go to the neighbour in a hop that nothing hides (libtpu 0.0.52)
+        part = part.reshape(part.shape[0], -1, _LANES)
     for axis in axes:
         part = lax.psum_scatter(part, axis, scatter_dimension=dim, tiled=True)
-    return part
+    return part.reshape(*part.shape[: gradient.ndim - 1], -1)

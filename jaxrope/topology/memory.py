@@ -63,7 +63,7 @@ class Footprint:
             "none": 2 * products,
             "minimal": products,
             "save_attention": 2 * width,
-            "save_mlp": 2 * (width + 2 * mlp_dim),
+            "save_mlp": 2 * (width + model.embed_dim + 2 * mlp_dim),
         }.get(self.remat, 0)
         chunk = min(self.mlp_chunk or tokens, tokens)
         rows = self.rows // (self.sizes["data"] * self.sizes["fsdp"])

@@ -36,15 +36,16 @@ PERMUTE_LINKS = 1
 RING_LINKS = 2
 
 _FORWARD_UNITS, _BACKWARD_UNITS = 2, 5
-# What the backward pass computes again, by remat policy: (the projections of attention, the MLP's
-# first two products, attention). The MLP's last product is never needed again.
+# What the backward pass computes again, by remat policy: (the projections to queries, keys and
+# values, that of what attention gave, the MLP's first two products, attention). The MLP's last
+# product is never needed again.
 _RECOMPUTED = {
-    "none": (False, False, False),
-    "full": (True, True, True),
-    "minimal": (False, False, True),
-    "save_attention": (True, True, False),
-    "save_mlp": (True, False, False),
-    "offload": (True, True, True),
+    "none": (False, False, False, False),
+    "full": (True, True, True, True),
+    "minimal": (False, False, False, True),
+    "save_attention": (True, True, True, False),
+    "save_mlp": (True, False, False, False),
+    "offload": (True, True, True, True),
 }
 
 
@@ -133,15 +134,15 @@ def _backward_work(
     model, settings, sizes, *, rows: int, seq_len: int, parts: int = 1, trains: bool = True
 ) -> Work:
     """Work forward and backward; `trains`: gradients of weights too, and an update."""
-    projections, mlp, attention = _RECOMPUTED[settings.remat]
+    projected, out, mlp, attention = _RECOMPUTED[settings.remat]
     weights = _weights(model)
-    again = projections * weights["projections"]
+    again = projected * weights["in"] + out * weights["out"]
     again += (mlp or bool(settings.mlp_chunk)) * (weights["gate_up"] + weights["router"])
     units = _FORWARD_UNITS * (1 + attention) + _BACKWARD_UNITS
     tokens, num_devices = rows * seq_len, math.prod(sizes.values())
     unit = rows * _attention_unit(model, seq_len)
     operations = 4.0 + 2.0 * trains  # of a token with a weight
-    passes = 2 + trains + (projections or mlp)
+    passes = 2 + trains + (projected or mlp)
     times = 4 + (settings.remat != "none")  # a chunk is computed again when its gradient is
     recurrence = model.num_delta_layers * decoder.delta_operations(model)
     recurrence_flops = float(tokens * _recurrence_flops(model, sizes))
@@ -198,12 +199,13 @@ def forward_work(
 def _weights(model: decoder.DecoderConfig) -> dict[str, int]:
     """Returns the weights of the matrix products that a token meets, of all layers."""
     dim, head = model.embed_dim, model.head_dim
-    attention = head * ((2 + model.output_gate) * model.num_heads + 2 * model.num_kv_heads)
-    delta = decoder.delta_width(model) + model.delta_value_heads * model.delta_value_dim
-    projections = model.num_attention_layers * attention + model.num_delta_layers * delta
+    attention = head * ((1 + model.output_gate) * model.num_heads + 2 * model.num_kv_heads)
+    num_attention, num_delta = model.num_attention_layers, model.num_delta_layers
+    delta_out = model.delta_value_heads * model.delta_value_dim
     width = sum(met for met, _ in decoder.mlp_dims(model))
     return {
-        "projections": dim * projections,
+        "in": dim * (num_attention * attention + num_delta * decoder.delta_width(model)),
+        "out": dim * (num_attention * head * model.num_heads + num_delta * delta_out),
         "gate_up": 2 * dim * width,
         "down": dim * width,
         "router": model.num_expert_layers * dim * model.num_experts,
