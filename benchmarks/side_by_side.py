@@ -14,22 +14,22 @@ _PAUSE_SECONDS = 0.5  # OpenMP's threads spin for 0.2 s after their work, on the
 
 
 def seconds(
-    fns: Mapping[str, Callable[[], object]], rounds: int, *, warm: bool = False
+    fns: Mapping[str, Callable[[], object]], rounds: int, *, warm: int = 0
 ) -> dict[str, list[float]]:
     """Returns {name: seconds of each round}. The order turns by one from round to round.
 
     Args:
       fns: each runs one case to its end; they have run once before.
       rounds: how often.
-      warm: the second of two runs in a row is timed, a step among others. A program that gives its
-        memory back to the system faults it in again, which takes longer after another's turn.
+      warm: runs in a row before the one that is timed, a step among others. A program that gives
+        its memory back to the system faults it in again, which takes longer after another's turn.
     """
     names, found = list(fns), {name: [] for name in fns}
     for turn in range(rounds):
         for i in range(len(names)):
             name = names[(i + turn) % len(names)]
             time.sleep(_PAUSE_SECONDS)
-            if warm:
+            for _ in range(warm):
                 fns[name]()
             begin = time.perf_counter()
             fns[name]()

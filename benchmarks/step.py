@@ -8,8 +8,9 @@ environment with torch and transformers, for example of `make test` on 3.11, and
 in ours. --cases: training (a step of all weights), lora (of adapters on q, k, v and o alone) and
 evaluation (candidates of a search on one text). torch runs with its eager and its sdpa attention
 (--attention=sdpa: eager has all weights of attention in memory), and the faster one counts. After
-a few steps of each the second of two in a row is timed. "times" is how many times as long it took, the median of the
-rounds, with the range. --quick: one small case of each. Exit code 1: the two disagree.
+a few steps of each the last of three in a row is timed. "times" is how many times as long it took,
+the median of the rounds, with the range. --quick: one small case of each. Exit code 1: the two
+disagree.
 """
 
 import argparse
@@ -30,7 +31,8 @@ SIZES = dict(  # rows (candidates of an evaluation) x tokens
     lora=("1x2048",),
 )
 RANK = 16
-WARM_UP = 5  # runs that are not timed: a process takes memory that it then keeps (shell.heap)
+WARM_UP = 3  # runs that are not timed: a process takes memory that it then keeps (shell.heap)
+WARM = 2  # runs in a row before each that is timed
 SHIPPED = "jaxrope/models/stdlib-3m"
 RANDOM = "smollm2_135m"
 TOLERANCE = dict(float32=1e-3, bfloat16=2e-2)  # of the loss, relative
@@ -98,8 +100,9 @@ def _run(case: dict, engines: dict, rounds: int) -> dict:
     first = side_by_side.seconds(fns, 1)
     fastest = min(runs[0] for name, runs in first.items() if name != "ours")
     fns = {n: fn for n, fn in fns.items() if n == "ours" or first[n][0] <= 2 * fastest}
-    side_by_side.seconds(fns, WARM_UP)
-    found = side_by_side.seconds(fns, rounds, warm=True)
+    for fn in WARM_UP * tuple(fns.values()):
+        fn()
+    found = side_by_side.seconds(fns, rounds, warm=WARM)
     peers = {n: side_by_side.ratio(found["ours"], found[n]) for n in found if n != "ours"}
     return case | dict(
         seconds=found,
