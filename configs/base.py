@@ -53,7 +53,7 @@ def forward() -> ConfigDict:
     section.attention_block = 512  # tokens in a block of keys or queries
     section.ulysses = 1  # devices of mesh.context that exchange heads in usp; the others form its ring
     section.compute_dtype = "float32"  # float32 | bfloat16: activations and matrix products
-    section.remat = "full"  # what a layer keeps for its backward pass: none (everything) | full (its input) | minimal (also products with weights) | save_attention (also the output of attention) | save_mlp (that and the first products of a dense MLP) | offload (its input, in host memory)
+    section.remat = "full"  # what a layer keeps for its backward pass: none (everything) | full (its input) | minimal (also products with weights) | save_attention (also the output of attention) | save_mlp (that, projected too, and the first products of a dense MLP) | offload (its input, in host memory)
     section.mlp_chunk = 0  # tokens per device whose MLP activations are in memory at once; 0 = all
     return section
 
