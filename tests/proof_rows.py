@@ -116,12 +116,12 @@ ROWS: tuple[Row, ...] = (
     Step("256k.py", "2xv5p:4x4x4", (SAVED, "mesh.data=2", "train.accumulation=2")),
     Step("256k.py:v5e_256", "v5e:16x16"),
     Step("2m.py", "v5p:4x8x8", reaches=0.98),
-    Step("256k.py:qwen3_8b", "v5p:4x4x4", exposed=0.002),
+    Step("256k.py:qwen3_8b", "v5p:4x4x4", exposed=3e-4),
     # most layers slide, and nothing hides that their keys go to the neighbours
     Step("256k.py:olmo3_7b", "v5p:4x4x4", exposed=0.2),
-    Step("256k.py:smollm3_3b", "v5p:4x4x4", exposed=0.003),
+    Step("256k.py:smollm3_3b", "v5p:4x4x4"),
     Step("256k.py:gemma3_4b", "v5p:4x4x4", exposed=0.2),
-    Step("256k.py:qwen3_30b_a3b", "v5p:4x4x4", exposed=0.03),
+    Step("256k.py:qwen3_30b_a3b", "v5p:4x4x4", exposed=3e-4),
     Step("256k.py:qwen3_30b_a3b,v5e_256", "v5e:16x16"),
     Step("256k.py:qwen3_next_80b_a3b", "v5p:4x4x4"),
 )

@@ -19,7 +19,7 @@ STEP |= {
     "mfu": 0.4461,
     "ceiling": 0.455,
     "sent": 2**41,
-    "exposed": 2**29,
+    "exposed": 2**27,
 }
 LOOPS = {"unknown_loops": []}
 
@@ -166,7 +166,7 @@ def test_the_tables(figures, monkeypatch, tmp_path):
     steps = found["steps"][2:]
     assert len(steps) == 12 and steps[0] == (
         "| 256k.py, 32 rows | v5p:4x4x4 | save_mlp | 8 x 8 | 71.0 GiB | 96.00 GiB | 157 s | "
-        "44.6% of 45.5% | 512 MiB of 2 TiB |"
+        "44.6% of 45.5% | 128 MiB of 2 TiB |"
     )
     assert steps[2].startswith("| 256k.py, mesh.data=2, train.accumulation=2, 32 rows | 2xv5p:4")
     assert [proof._size(n) for n in (0, 2**20, 7.9 * 2**20)] == ["0", "1 MiB", "7.9 MiB"]
@@ -184,12 +184,12 @@ def test_the_tables(figures, monkeypatch, tmp_path):
     "kind, change, message",
     [
         ("step", dict(peak=97 * 2**30), "97 GiB of 96 GiB usable"),
-        ("step", dict(exposed=2**33), "0.39% of its hops are exposed, not 0.10%"),
+        ("step", dict(exposed=2**33), "0.39% of its hops are exposed, not 0.01%"),
         ("step", dict(unknown_loops=["while.3"]), r"loops of unknown length \['while.3'\]"),
         ("both", dict(peak=410 * 2**20), "410 MiB, not within 1% of shorter rows"),
         ("both", dict(peak=560 * 2**20), "560 MiB, not 553 MiB or less"),
         ("forward", dict(peak=250 * 2**20), "250 MiB, not 245 MiB or less"),
-        ("step", dict(mfu=0.443), "97.4% of the highest MFU, not 97.5%"),
+        ("step", dict(mfu=0.443), "97.4% of the highest MFU, not 98.0%"),
         ("both", dict(exposed=1), "2 return dK and dV, 1 exposed, not none"),
         ("both", dict(home=3), "the other 3 return dK and dV, 0 exposed, not none"),
         ("forward", dict(hidden=0), "0 of 126 hidden, 0 exposed, not none"),
@@ -198,7 +198,7 @@ def test_the_tables(figures, monkeypatch, tmp_path):
 def test_a_figure_beyond_its_limit_is_told(figures, kind, change, message):
     assert list(proof.beyond(figures)) == []
     rows = {
-        "step": proof.Step("256k.py", "v5p:4x4x4", reaches=0.975),
+        "step": proof.Step("256k.py", "v5p:4x4x4", reaches=0.98),
         "both": proof.Attention("v5p:4x4x4", 64, 2**18, True),
     }
     rows["forward"] = dataclasses.replace(rows["both"], gradient=False)

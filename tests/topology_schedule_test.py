@@ -150,6 +150,13 @@ def test_only_what_the_loop_has_made_may_go_home_unhidden():
         assert not found.coming_home()
 
 
+def test_a_hop_home_without_a_name_has_that_of_what_it_sends():
+    """So it is in programs for several slices."""
+    sent = "get-tuple-element(%while.1), index=2"
+    named = broken(sent, f"{sent}, {HOME}").replace(f"7,4}}}}, {HOME}", "7,4}}")
+    assert schedule.read(named).coming_home() and not schedule.read(named).exposed()
+
+
 def test_a_fusion_or_a_loop_with_a_product_hides_a_hop_and_a_sum_does_not():
     kernel = 'custom-call(%k, %dk), custom_call_target="tpu_custom_call"'
     assert not schedule.read(broken(kernel, "fusion(%k, %dk), calls=%product")).exposed()

@@ -107,6 +107,7 @@ def read(text: str) -> Schedule:
                 over = _overlapped(computation, place, computing)
                 collective = _collective(module, computation, instruction, kind)
                 home = kind == "collective-permute" and not over
+                home = home and "transpose(" in collective.op_name  # of a backward pass
                 home = home and _brings_home(module, computation, instruction, computing)
                 collectives.append(
                     dataclasses.replace(collective, times=count, overlapped=over, brings_home=home)
@@ -246,9 +247,7 @@ def _overlapped_between(computation: Computation, place: int, computing: set[str
 def _brings_home(
     module: Module, computation: Computation, permute: Instruction, computing: set[str]
 ) -> bool:
-    """Whether a permute of a backward pass sends the result of the loop over the hops of a ring."""
-    if "transpose(" not in permute.op_name:
-        return False
+    """Whether a permute sends the result of the loop over the hops of a ring."""
     queue, visited = collections.deque(permute.operands), set()
     while queue:
         name = queue.popleft()
