@@ -88,7 +88,7 @@ def test_gradients_are_those_of_the_merged_weights(wide):
     # SGD with rate 1: old - new = gradient
     dw = jax.tree.map(np.subtract, plain, whole_after)
     found = jax.tree.map(lambda old, new: np.asarray(old) - new, params, after)
-    of_layers = {"q": 32, "k": 32, "v": 32, "o": 32, "gate": 32, "up": 32, "down": 64}
+    of_layers = dict.fromkeys(("q", "k", "v", "o", "gate", "up"), 32) | {"down": config.mlp_dim}
     names = {name.rsplit("_", 1)[0]: name for name in plain["layers"]}
     cases = [(2, ins, names[stem], "layers") for stem, ins in of_layers.items()]
     for num_layers, ins, name, place in [*cases, (1, 32, "head_DV", None)]:
