@@ -52,6 +52,8 @@ def main(argv=None) -> int:
     parser.add_argument("--jsonl", default="", help="append the results to this file")
     parser.add_argument("--quick", action="store_true")
     args = parser.parse_args(argv)
+    if args.model != RANDOM and not (Path(args.model) / "config.json").is_file():
+        parser.error(f"--model: {args.model} has no config.json: give a Hugging Face folder")
     if args.threads:  # of the processes that it starts, too
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: args.threads])
     about = side_by_side.machine()
